@@ -1,0 +1,215 @@
+"""The variational bound on -log p(x0), term by term (Eqs. 3 and 5; reference name: `calc_bpd_loop`).
+
+    -log p(x0) <= L_T + sum_{t>1} L_{t-1} + L_0,     L_T = KL(q(x_T | x0) || N(0, I))
+
+The KL form averages over x_{t-1} in closed form: it is the naive estimate -log p(x_T) - sum log p(x_s|x_t)/q(x_t|x_s)
+with that variance taken out (appendix A).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ancestral.denoiser import Predictor
+from ancestral.gaussian import Normal, standard_normal_like
+from ancestral.grids import log_snr
+from ancestral.objective import Likelihood, bound_term
+from ancestral.reverse import Transition
+from ancestral.rng import Streams
+from ancestral.walk import from_posterior, walk
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The terms of the bound in nats, one row an image. float64, on the CPU.
+
+    Column k of row b is the step from `t[b, k]` to its neighbour in the grid; a step that ends at 0 is L_0. Terms that
+    were not drawn are absent, and `weight` is what those present count for in the sum.
+    """
+
+    prior: Tensor  # (B,) L_T
+    t: Tensor  # (B, K) int64
+    last: Tensor  # (B, K) bool: the step ends at 0
+    terms: Tensor  # (B, K)
+    mse: Tensor  # (B, K) mean squared error of the predicted x0, on [-1, 1]
+    weight: Tensor  # (B, K)
+    dimensions: int
+
+    @property
+    def nats(self) -> Tensor:
+        """The bound an image, shape (B,)."""
+        return self.prior + (self.terms * self.weight).sum(1)
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """The bound in bits per dimension, shape (B,)."""
+        return self._bits(self.nats)
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """{'L_T', 'L_1:T-1', 'L_0'} in bits per dimension, each (B,); they sum to `bits_per_dim`."""
+        weighted = self.terms * self.weight
+        return {
+            "L_T": self._bits(self.prior),
+            "L_1:T-1": self._bits((weighted * ~self.last).sum(1)),
+            "L_0": self._bits((weighted * self.last).sum(1)),
+        }
+
+    def per_t(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(the times that occur, ascending; the mean of `values` (B, K) over the images at each)."""
+        times, where = self.t.unique(return_inverse=True)
+        sums = torch.zeros(len(times), dtype=torch.float64).index_add_(0, where.flatten(), values.flatten())
+        return times, sums / where.flatten().bincount()
+
+    def _bits(self, nats: Tensor) -> Tensor:
+        return nats / self.dimensions / math.log(2)
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """The mean of (B,) and its standard error; the error of a single value is nan."""
+    return float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
+
+
+def concatenate(bounds: Sequence[Bound]) -> Bound:
+    """The bounds of several batches as one."""
+    names = ("prior", "t", "last", "terms", "mse", "weight")
+    joined = {name: torch.cat([getattr(bound, name) for bound in bounds]) for name in names}
+    return Bound(**joined, dimensions=bounds[0].dimensions)
+
+
+def all_places(steps: int, images: int) -> tuple[Tensor, Tensor]:
+    """Every step of a grid for every image, each counting once: (places, weights), both (B, steps)."""
+    places = torch.arange(steps).expand(images, steps)
+    return places, torch.ones(places.shape, dtype=torch.float64)
+
+
+def random_places(steps: int, images: int, count: int, noise: Streams) -> tuple[Tensor, Tensor]:
+    """`count` steps for each image, so that the weighted sum of their terms is unbiased: (places, weights), (B, count).
+
+    L_0, by far the largest term, is always among them; the others are one from each of count - 1 equal strata,
+    drawn for each image on its own, so that the spread over images is all the error there is.
+
+    Raises:
+        ValueError: unless 2 <= count <= steps.
+    """
+    if not 2 <= count <= steps:
+        raise ValueError(f"the number of terms must be between 2 and {steps}, got {count}")
+    edges = torch.linspace(0, steps - 1, count).round()
+    width = edges.diff()
+    u = torch.stack([noise.uniform() for _ in width], 1)
+    places = (edges[:-1] + (u * width).floor()).long()
+    last = torch.full((images, 1), steps - 1)
+    weights = torch.cat([width, torch.ones(1)]).double().expand(images, count)
+    return torch.cat([places, last], 1), weights
+
+
+@torch.no_grad()
+def bound(
+    denoiser: Predictor,
+    x0: Tensor,
+    grid: Sequence[int],
+    transition: Transition,
+    noise: Streams,
+    likelihood: Likelihood = Normal.log_prob_byte,
+    terms: int | None = None,
+) -> Bound:
+    """The bound of images x0 (B, ...) on a grid, each term at an x_t of its own drawn from q(x_t | x0).
+
+    Args:
+        denoiser: predicts x0; its clipping is part of the model that is measured.
+        x0: images on [-1, 1].
+        grid: strictly falling times ending at 0; a sub-grid is the model that samples with those steps.
+        transition: the reverse process.
+        noise: one stream an image.
+        likelihood: log p(x0 | x_1): of bytes, or `Normal.log_prob` for a density.
+        terms: how many terms an image are measured (`random_places`); all when left out.
+    """
+    schedule, steps, images = denoiser.schedule, len(grid) - 1, len(x0)
+    places, weight = all_places(steps, images) if terms is None else random_places(steps, images, terms, noise)
+    times = torch.tensor(grid)
+    measured, errors = [], []
+    for place in places.T:
+        t, s = times[place], times[place + 1]
+        x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
+        prediction = denoiser(x_t, t)
+        p = transition(schedule, x_t, prediction, t, s)
+        measured.append(bound_term(schedule, p, x_t, x0, t, s, likelihood))
+        errors.append((prediction.x0 - x0).square().flatten(1).mean(1))
+    prior = schedule.marginal(x0, grid[0]).kl(standard_normal_like(x0)).flatten(1).sum(1)
+    return _collect(grid, places, weight, prior, measured, errors, x0[0].numel())
+
+
+@torch.no_grad()
+def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = 40) -> Tensor:
+    """E|x0 - x0_hat|^2 per dimension at every t, for `Calibrated`: float64 (T + 1,).
+
+    Measured at `points` times spread evenly in log SNR on images x0 (B, ...) and interpolated in log-log between them.
+    Use training images: the table is a parameter of the model.
+    """
+    schedule = denoiser.schedule
+    times = log_snr(schedule, min(points, schedule.T))[:-1][::-1]
+    errors = []
+    for t in times:
+        x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
+        errors.append(float((denoiser(x_t, t).x0 - x0).double().square().mean()))
+    known = schedule.log_snr(torch.tensor(times)).numpy()
+    wanted = schedule.log_snr(torch.arange(1, schedule.T + 1)).numpy()
+    table = np.interp(-wanted, -known, np.log(np.maximum(errors, 1e-12)))
+    return torch.cat([torch.zeros(1, dtype=torch.float64), torch.from_numpy(table).exp()])
+
+
+@torch.no_grad()
+def naive_bound(
+    denoiser: Predictor,
+    x0: Tensor,
+    grid: Sequence[int],
+    transition: Transition,
+    noise: Streams,
+    likelihood: Likelihood = Normal.log_prob_byte,
+) -> Bound:
+    """Eq. 3 by plain Monte Carlo along one chain of q: -log p(x_T), then log q(x_t | x_s) - log p(x_s | x_t) a step.
+
+    The expectation of the whole is that of `bound`; of a single term it is not (Eq. 5 regroups them), and its variance is
+    far larger, which is what the KL form is for: training sees one term at a time.
+    """
+    schedule, terms, errors = denoiser.schedule, [], []
+
+    def total(log_prob: Tensor) -> Tensor:
+        return log_prob.flatten(1).sum(1)
+
+    x_t = schedule.marginal(x0, grid[0]).sample(noise.normal(x0.shape[1:]).to(x0))
+    prior = -total(standard_normal_like(x_t).log_prob(x_t))
+    for step in walk(denoiser, x_t, grid, transition, from_posterior(schedule, x0, noise)):
+        x_s, log_p = (x0, likelihood(step.p, x0)) if step.s == 0 else (step.x_s, step.p.log_prob(step.x_s))
+        forward = schedule.transition(x_s, step.s, step.t).log_prob(step.x_t)
+        terms.append(total(forward) - total(log_p))
+        errors.append((step.prediction.x0 - x0).square().flatten(1).mean(1))
+    places, weight = all_places(len(grid) - 1, len(x0))
+    return _collect(grid, places, weight, prior, terms, errors, x0[0].numel())
+
+
+def _collect(
+    grid: Sequence[int],
+    places: Tensor,
+    weight: Tensor,
+    prior: Tensor,
+    terms: Sequence[Tensor],
+    errors: Sequence[Tensor],
+    dimensions: int,
+) -> Bound:
+    times = torch.tensor(grid)
+    return Bound(
+        prior=prior.double().cpu(),
+        t=times[places],
+        last=times[places + 1] == 0,
+        terms=torch.stack(list(terms), 1).double().cpu(),
+        mse=torch.stack(list(errors), 1).double().cpu(),
+        weight=weight,
+        dimensions=dimensions,
+    )

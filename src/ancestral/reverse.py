@@ -1,0 +1,106 @@
+"""The reverse process: which Gaussian p(x_s | x_t) a prediction of x0 makes, for any s < t.
+
+A transition is `transition(schedule, x_t, prediction, t, s) -> Normal`. An ancestral one is the posterior
+q(x_s | x_t, x0) at the predicted x0 with a variance of its own, bounded by the two of section 3.2:
+
+    small  c noise_s^2   exact when the data are one point        (beta~ at s = t-1)
+    large  c noise_t^2   exact when the data are N(0, I)          (beta at s = t-1)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ancestral.denoiser import Prediction
+from ancestral.gaussian import Normal
+from ancestral.schedule import NoiseSchedule, Time, over
+
+Variance = Callable[[NoiseSchedule, Prediction, Time, Time], Tensor]
+
+
+class Transition(Protocol):
+    """p(x_s | x_t) from a prediction."""
+
+    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
+        """The Gaussian from which x_s is drawn. x_t: (B, ...); s < t."""
+        ...
+
+
+def _small(schedule: NoiseSchedule, t: Time, s: Time) -> Tensor:
+    """c noise_s^2, which is 0 at s = 0: there the decoder takes the value of the step before, 2t -> t.
+
+    At t = 1 this is beta~_2, the choice of the paper's code.
+    """
+    t, s = torch.as_tensor(t), torch.as_tensor(s)
+    before = (2 * t).clamp(max=schedule.T)
+    stand_in = torch.where(before > t, schedule.gain(before, t), 1.0) * schedule.noise_var(t)
+    return torch.where(s == 0, stand_in, schedule.gain(t, s) * schedule.noise_var(s))
+
+
+def _large(schedule: NoiseSchedule, t: Time, s: Time) -> Tensor:
+    return schedule.gain(t, s) * schedule.noise_var(t)
+
+
+def small(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
+    """The posterior's own variance (reference name: `fixedsmall`)."""
+    return over(_small(schedule, t, s), prediction.x0)
+
+
+def large(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
+    """beta_t, for any s (reference name: `fixedlarge`)."""
+    return over(_large(schedule, t, s), prediction.x0)
+
+
+def learned(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
+    """Between the two in log, where the network says (reference name: `learned_range`)."""
+    if prediction.range_mix is None:
+        raise ValueError("variance 'learned' needs a network with 2C output channels; this one predicts only x0")
+    x0 = prediction.x0
+    log_small, log_large = over(_small(schedule, t, s).log(), x0), over(_large(schedule, t, s).log(), x0)
+    return (log_small + prediction.range_mix * (log_large - log_small)).exp()
+
+
+def optimal(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
+    """c noise_s^2 + (signal_s c)^2 Var[x0 | x_t]: the best isotropic variance (Bao et al. 2022, Eq. 9)."""
+    if prediction.x0_var is None:
+        raise ValueError("variance 'optimal' needs Var[x0 | x_t]: an exact denoiser, or a Calibrated one")
+    gain = schedule.gain(t, s)
+    uncertainty = over((schedule.signal(s) * gain) ** 2, prediction.x0) * prediction.x0_var
+    return over(gain * schedule.noise_var(s), prediction.x0) + uncertainty
+
+
+VARIANCES: dict[str, Variance] = {"small": small, "large": large, "learned": learned, "optimal": optimal}
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """The paper's reverse step, Eq. 11 and Algorithm 2 (reference name: `p_sample`)."""
+
+    variance: Variance = small
+
+    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
+        """N(posterior mean at the predicted x0, variance)."""
+        mean = schedule.posterior(x_t, prediction.x0, t, s).mean
+        return Normal(mean, self.variance(schedule, prediction, t, s).expand_as(mean))
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """x_s = signal_s x0 + sqrt(noise_s^2 - var) eps, var = eta^2 c noise_s^2 (Song et al. 2021, Eq. 12).
+
+    eta = 0 is deterministic; eta = 1 is ancestral sampling with the small variance.
+    """
+
+    eta: float = 0.0
+
+    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
+        """N(the point on the line through x0 and eps, eta^2 times the posterior variance)."""
+        variance = self.eta**2 * schedule.gain(t, s) * schedule.noise_var(s)
+        direction = (schedule.noise_var(s) - variance).clamp(min=0).sqrt()
+        mean = over(schedule.signal(s), x_t) * prediction.x0 + over(direction, x_t) * prediction.eps
+        return Normal(mean, over(variance, x_t).expand_as(mean))

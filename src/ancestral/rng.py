@@ -1,0 +1,41 @@
+"""Randomness as a function: every draw is keyed by (seed, purpose, number), never by what was drawn before.
+
+`number` is a global count (of the image presented in training, of the image sampled), so that image n meets
+the same numbers whatever the batch size, the number of processes, or the restarts between. The streams are
+counter-based (Philox, Salmon et al. 2011): two keys never share a stream, and opening one costs microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def stream(seed: int, purpose: str, number: int) -> np.random.Generator:
+    """The random stream of one purpose and one number."""
+    digest = blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
+    return np.random.Generator(np.random.Philox(key=[int.from_bytes(digest, "little"), number]))
+
+
+class Streams:
+    """One stream for each image of a batch; every draw takes the next values of each."""
+
+    def __init__(self, seed: int, purpose: str, numbers: Iterable[int]) -> None:
+        self._streams = [stream(seed, purpose, number) for number in numbers]
+
+    def normal(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal float64 values, shape (B, *shape)."""
+        return torch.from_numpy(np.stack([one.standard_normal(tuple(shape)) for one in self._streams]))
+
+    def uniform(self) -> Tensor:
+        """One float64 value in [0, 1) an image, shape (B,)."""
+        return torch.tensor([one.random() for one in self._streams], dtype=torch.float64)
+
+
+def permutation(size: int, seed: int, purpose: str, number: int) -> np.ndarray:
+    """A random order of 0..size-1."""
+    return stream(seed, purpose, number).permutation(size)

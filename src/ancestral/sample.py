@@ -1,0 +1,99 @@
+"""Images from a model: thin uses of the loop. Image i is a function of (seed, i), not of the batch it is drawn in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ancestral.denoiser import Predictor
+from ancestral.reverse import Transition
+from ancestral.rng import Streams
+from ancestral.walk import Step, from_model, walk
+
+
+def latents(shape: Sequence[int], seed: int, numbers: Sequence[int]) -> Tensor:
+    """x_T ~ N(0, I) of the numbered images, float64 (B, *shape)."""
+    return Streams(seed, "latent", numbers).normal(shape)
+
+
+def trajectory(
+    denoiser: Predictor,
+    start: Tensor,
+    grid: Sequence[int],
+    transition: Transition,
+    seed: int = 0,
+    numbers: Sequence[int] | None = None,
+) -> Iterator[Step]:
+    """The reverse process from `start`, a step at a time; consume it to watch, stop, or keep what you want.
+
+    Args:
+        denoiser: predicts x0.
+        start: the states at grid[0], (B, ...): `latents`, or any x_t for a grid that starts lower.
+        grid: which times to visit (see `ancestral.grids`).
+        transition: Ancestral or DDIM.
+        seed: of the noise along the way.
+        numbers: the images' global numbers; 0..B-1 when left out.
+    """
+    noise = Streams(seed, "reverse", range(len(start)) if numbers is None else numbers)
+    return walk(denoiser, start, grid, transition, from_model(noise))
+
+
+def sample(
+    denoiser: Predictor,
+    shape: Sequence[int],
+    count: int,
+    grid: Sequence[int],
+    transition: Transition,
+    seed: int = 0,
+    batch_size: int = 64,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """`count` images on [-1, 1], shape (count, *shape) (reference names: `p_sample_loop`, `ddim_sample`).
+
+    The state is float64 where the device has it, float32 on MPS.
+    """
+    dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+    batches = []
+    for first in range(0, count, batch_size):
+        numbers = range(first, min(first + batch_size, count))
+        start = latents(shape, seed, numbers).to(device, dtype)
+        batches.append(finish(trajectory(denoiser, start, grid, transition, seed, numbers)).cpu())
+    return torch.cat(batches)
+
+
+def finish(steps: Iterable[Step]) -> Tensor:
+    """The last state of a walk."""
+    state = None
+    for step in steps:
+        state = step.x_s
+    if state is None:
+        raise ValueError("the walk had no steps")
+    return state
+
+
+class Film(NamedTuple):
+    """Frames kept from a walk: `x_t[k]` and the x0 predicted from it, both at `t[k]`; then the final images."""
+
+    t: list[int]
+    x_t: list[Tensor]
+    x0: list[Tensor]
+    final: Tensor
+
+
+def film(steps: Iterable[Step], keep: Collection[int] | None = None) -> Film:
+    """Progressive generation (the paper's Figures 6 and 10): the states at the times in `keep`, or at all.
+
+    Nothing else is held, so a film of ten frames from a thousand steps costs ten frames.
+    """
+    frames = Film([], [], [], torch.empty(0))
+    final = frames.final
+    for step in steps:
+        final = step.x_s
+        if keep is None or step.t in keep:
+            frames.t.append(step.t)
+            frames.x_t.append(step.x_t.cpu())
+            frames.x0.append(step.prediction.x0.cpu())
+    return frames._replace(final=final.cpu())

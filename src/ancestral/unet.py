@@ -1,0 +1,195 @@
+"""The paper's U-Net (appendix B): pre-activation residual blocks, time added to each, attention where told.
+
+Down: convolutions of stride 2; up: nearest neighbour and a convolution. Every level keeps a skip from each block and
+from its down-sampling, so the way up has one block more. The last convolution of a block, of an attention and of the
+network start at zero, so that each begins as the identity and the network as 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
+
+
+def time_embedding(time: Tensor, width: int) -> Tensor:
+    """Sinusoids of frequencies 1 .. 1e-4, sines first, shape (B, width). time: (B,) (Vaswani et al. 2017)."""
+    half = width // 2
+    frequencies = torch.exp(torch.arange(half, device=time.device) * (-math.log(10000) / max(half - 1, 1)))
+    angles = time[:, None].float() * frequencies
+    return functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width % 2))
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+
+
+def _initialised(layer: _Layer, scale: float = 1.0) -> _Layer:
+    """The reference's start: uniform of variance `scale / fan_avg`, biases 0."""
+    weight = layer.get_parameter("weight")
+    if scale:
+        nn.init.xavier_uniform_(weight, gain=scale**0.5)
+    else:
+        nn.init.zeros_(weight)
+    nn.init.zeros_(layer.get_parameter("bias"))
+    return layer
+
+
+def _conv(in_channels: int, out_channels: int, size: int = 3, stride: int = 1, scale: float = 1.0) -> nn.Conv2d:
+    return _initialised(nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2), scale)
+
+
+class ResidualBlock(nn.Module):
+    """norm, SiLU, conv; plus the time; norm, SiLU, dropout, conv; plus the input. (B, C, H, W) to (B, C', H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_width: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = _norm(in_channels), _conv(in_channels, out_channels)
+        self.time = _initialised(nn.Linear(time_width, out_channels))
+        self.norm2, self.conv2 = _norm(out_channels), _conv(out_channels, out_channels, scale=0)
+        self.dropout = nn.Dropout(dropout)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else _conv(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x: (B, C, H, W); time: (B, time_width), already activated."""
+        h = self.conv1(functional.silu(self.norm1(x))) + self.time(time)[:, :, None, None]
+        h = self.conv2(self.dropout(functional.silu(self.norm2(h))))
+        return self.shortcut(x) + h
+
+
+class Attention(nn.Module):
+    """One head of self-attention over all places of the image. (B, C, H, W) to the same."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.qkv = _conv(channels, 3 * channels, 1)
+        self.out = _conv(channels, channels, 1, scale=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W)."""
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
+        mixed = functional.scaled_dot_product_attention(q, k, v)
+        return x + self.out(mixed.transpose(1, 2).reshape(x.shape))
+
+
+class Stage(nn.Module):
+    """A residual block and, where asked, attention after it."""
+
+    def __init__(self, in_channels: int, out_channels: int, time_width: int, dropout: float, attention: bool) -> None:
+        super().__init__()
+        self.block = ResidualBlock(in_channels, out_channels, time_width, dropout)
+        self.attention = Attention(out_channels) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x: (B, C, H, W); time: (B, time_width)."""
+        return self.attention(self.block(x, time))
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour to twice the size, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = _conv(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, C, 2H, 2W)."""
+        return self.conv(functional.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class UNet(nn.Module):
+    """The network of the paper.
+
+    Args:
+        in_channels: of the image.
+        out_channels: the same, or twice as many for a learned variance.
+        width: channels of the first level.
+        multipliers: channels of each level as multiples of `width`; each level halves the side.
+        blocks: residual blocks a level.
+        attention: levels (0 is the finest) with attention after each block; the middle always has it.
+        dropout: inside each block.
+        classes: number of labels for a class embedding added to the time's; 0 for none.
+        patch: side of the square pixel blocks folded into channels before the first convolution; 1 in the paper.
+
+    Raises:
+        ValueError: in `forward`, when the sides do not divide by patch * 2^(levels - 1).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 128,
+        multipliers: Sequence[int] = (1, 2, 2, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (1,),
+        dropout: float = 0.0,
+        classes: int = 0,
+        patch: int = 1,
+    ) -> None:
+        super().__init__()
+        self.width, self.patch, self.divisor = width, patch, patch * 2 ** (len(multipliers) - 1)
+        time_width = 4 * width
+        self.time = nn.Sequential(
+            _initialised(nn.Linear(width, time_width)),
+            nn.SiLU(),
+            _initialised(nn.Linear(time_width, time_width)),
+        )
+        self.label = nn.Embedding(classes, time_width) if classes else None
+        self.stem = _conv(in_channels * patch**2, width)
+        widths = [width * multiplier for multiplier in multipliers]
+
+        def stage(in_width: int, out_width: int, attend: bool) -> Stage:
+            return Stage(in_width, out_width, time_width, dropout, attend)
+
+        self.down = nn.ModuleList()
+        skips, current = [width], width
+        for level, level_width in enumerate(widths):
+            for _ in range(blocks):
+                self.down.append(stage(current, level_width, level in attention))
+                current = level_width
+                skips.append(current)
+            if level < len(widths) - 1:
+                self.down.append(_conv(current, current, stride=2))
+                skips.append(current)
+
+        self.middle = nn.ModuleList([stage(current, current, True), stage(current, current, False)])
+
+        self.up = nn.ModuleList()
+        for level, level_width in reversed(list(enumerate(widths))):
+            for _ in range(blocks + 1):
+                self.up.append(stage(current + skips.pop(), level_width, level in attention))
+                current = level_width
+            if level > 0:
+                self.up.append(Upsample(current))
+        self.head = nn.Sequential(_norm(current), nn.SiLU(), _conv(current, out_channels * patch**2, scale=0))
+
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
+        """x: (B, C, H, W); time: (B,) on the scale 0..1000; labels: int64 (B,). Returns (B, out_channels, H, W)."""
+        if x.shape[2] % self.divisor or x.shape[3] % self.divisor:
+            raise ValueError(f"image sides must divide by {self.divisor} for this U-Net, got {tuple(x.shape[2:])}")
+        embedding = self.time(time_embedding(time, self.width).to(x.dtype))
+        if self.label is not None:
+            if labels is None:
+                raise ValueError("this network was trained with class labels; pass labels=")
+            embedding = embedding + self.label(labels)
+        embedding = functional.silu(embedding)
+
+        h = self.stem(functional.pixel_unshuffle(x, self.patch))
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, embedding) if isinstance(layer, Stage) else layer(h)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, embedding)
+        for layer in self.up:
+            h = layer(torch.cat([h, skips.pop()], 1), embedding) if isinstance(layer, Stage) else layer(h)
+        return functional.pixel_shuffle(self.head(h), self.patch)
