@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral.denoiser import Predictor
+from ancestral.denoiser import X0_EDGES, Predictor, x0_bucket
 from ancestral.gaussian import Normal, standard_normal_like
 from ancestral.grids import log_snr
 from ancestral.objective import Likelihood, bound_term
@@ -147,21 +147,28 @@ def bound(
 
 @torch.no_grad()
 def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = 40) -> Tensor:
-    """E|x0 - x0_hat|^2 per dimension at every t, for `Calibrated`: float64 (T + 1,).
+    """The table that `Calibrated` needs: E|x0 - x0_hat|^2 at each t and bucket of x0_hat, float64 (T + 1, buckets).
 
-    Measured at `points` times spread evenly in log SNR on images x0 (B, ...) and interpolated in log-log between them.
-    Use training images: the table is a parameter of the model.
+    Measured at `points` times spread evenly in log SNR on images x0 (B, ...), interpolated in log-log between them. Use
+    training images: the table is a parameter of the model.
     """
-    schedule = denoiser.schedule
-    times = log_snr(schedule, min(points, schedule.T))[:-1][::-1]
+    schedule, buckets = denoiser.schedule, len(X0_EDGES) + 1
+    times = log_snr(schedule, min(points, schedule.T))[-2::-1]
     errors = []
     for t in times:
         x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
-        errors.append(float((denoiser(x_t, t).x0 - x0).double().square().mean()))
-    known = schedule.log_snr(torch.tensor(times)).numpy()
+        x0_hat = denoiser(x_t, t).x0
+        squared = (x0_hat - x0).double().square().flatten().cpu()
+        bucket = x0_bucket(x0_hat).flatten().cpu()
+        sums = torch.zeros(buckets, dtype=torch.float64).index_add_(0, bucket, squared)
+        # A bucket with few pixels leans on the mean of all, by the weight of 50 pixels.
+        errors.append((sums + 50 * squared.mean()) / (bucket.bincount(minlength=buckets) + 50))
+    known = schedule.log_snr(torch.tensor(times)).flip(0).numpy()
     wanted = schedule.log_snr(torch.arange(1, schedule.T + 1)).numpy()
-    table = np.interp(-wanted, -known, np.log(np.maximum(errors, 1e-12)))
-    return torch.cat([torch.zeros(1, dtype=torch.float64), torch.from_numpy(table).exp()])
+    logs = torch.stack(errors).clamp(min=1e-12).log().flip(0).numpy()
+    columns = [np.interp(wanted, known, logs[:, bucket]) for bucket in range(buckets)]
+    table = torch.from_numpy(np.stack(columns, 1)).exp()
+    return torch.cat([torch.zeros(1, buckets, dtype=torch.float64), table])
 
 
 @torch.no_grad()

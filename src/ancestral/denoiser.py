@@ -111,13 +111,18 @@ class Given:
         return self.denoiser(x_t, t, **self.cond)
 
 
+# Pixels predicted exactly black or white are far surer than the rest: a bucket for each, and finer ones beside them.
+_BELOW_1 = (1e-6, 0.003, 0.01, 0.03, 0.1, 0.3)
+X0_EDGES = torch.tensor([*(-1 + d for d in _BELOW_1), *(1 - d for d in reversed(_BELOW_1))])
+
+
 class Calibrated:
-    """A predictor that also knows its own squared error, as a table over t.
+    """A predictor that also knows its own squared error, as a table over t and over the value it predicts.
 
     Args:
-        predictor: whose mean squared error was measured.
-        x0_var: float64 (T + 1,), E|x0 - x0_hat|^2 per dimension at each t; it becomes Var[x0 | x_t], from
-            which the optimal reverse variance follows (Bao et al. 2022, Analytic-DPM).
+        predictor: whose squared error was measured.
+        x0_var: float64 (T + 1, buckets), E|x0 - x0_hat|^2 at each t for x0_hat in each bucket of `X0_EDGES`; it becomes
+            Var[x0 | x_t], from which the optimal reverse variance follows (Bao et al. 2022, Analytic-DPM).
     """
 
     def __init__(self, predictor: Predictor, x0_var: Tensor) -> None:
@@ -126,4 +131,11 @@ class Calibrated:
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict, with the measured variance attached."""
         prediction = self.predictor(x_t, t)
-        return prediction._replace(x0_var=over(self.x0_var[t], x_t).expand_as(x_t))
+        bucket = x0_bucket(prediction.x0).flatten(1)
+        rows = self.x0_var[t].to(x_t).expand(len(x_t), -1)
+        return prediction._replace(x0_var=rows.gather(1, bucket).reshape(x_t.shape))
+
+
+def x0_bucket(x0: Tensor) -> Tensor:
+    """Which bucket of `X0_EDGES` each predicted value lies in, int64."""
+    return torch.bucketize(x0.detach().contiguous(), X0_EDGES.to(x0))

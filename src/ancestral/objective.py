@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ Likelihood = Callable[[Normal, Tensor], Tensor]  # log p(x0 | x_1) per element: 
 
 class Objective(Protocol):
     """A loss per image."""
+
+    teaches_variance: ClassVar[bool]  # whether its gradient reaches a learned variance
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, **cond: Tensor) -> Tensor:
         """Loss per image and dimension, shape (B,). x0, eps: (B, C, H, W); t, s: int64 (B,) on the CPU."""
@@ -84,6 +86,7 @@ def p2(schedule: NoiseSchedule, target: Target, t: Tensor, k: float = 1.0, gamma
 class Weighted:
     """weight(t) ||output - target||^2, the mean over dimensions; `unweighted` is L_simple (Algorithm 1)."""
 
+    teaches_variance: ClassVar[bool] = False
     weight: Weight = unweighted
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, **cond: Tensor) -> Tensor:
@@ -105,6 +108,7 @@ class VariationalBound:
     Its value in nats per dimension leaves out L_T, which has no parameters.
     """
 
+    teaches_variance: ClassVar[bool] = True
     transition: Transition
     terms: int
 
@@ -126,6 +130,7 @@ class VariationalBound:
 class Hybrid:
     """L_simple + scale L, the bound teaching only the variance (Nichol and Dhariwal 2021, section 3.1)."""
 
+    teaches_variance: ClassVar[bool] = True
     simple: Weighted
     bound: VariationalBound
     scale: float = 1e-3

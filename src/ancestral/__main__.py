@@ -1,0 +1,5 @@
+"""`python -m ancestral`."""
+
+from ancestral.cli import main
+
+main()

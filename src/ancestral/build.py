@@ -1,0 +1,158 @@
+"""From names in a configuration to the objects they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from ancestral import checkpoint, ema
+from ancestral.config import Config, Facts, suggest
+from ancestral.denoiser import CLIPS, Calibrated, Denoiser, Given, Predictor
+from ancestral.errors import UserError
+from ancestral.grids import GRIDS, full
+from ancestral.objective import OBJECTIVES, Objective
+from ancestral.reverse import DDIM, VARIANCES, Ancestral, Transition
+from ancestral.schedule import SCHEDULES, NoiseSchedule
+from ancestral.target import TARGETS
+from ancestral.times import TIME_SAMPLERS
+from ancestral.unet import UNet
+
+_T = TypeVar("_T")
+
+
+def choose(table: Mapping[str, _T], name: str, field: str) -> _T:
+    """The entry of a table.
+
+    Raises:
+        UserError: naming the field, the wrong name and the nearest right one.
+    """
+    if name not in table:
+        raise UserError(f"{field}: unknown name '{name}'; {suggest(name, table)}")
+    return table[name]
+
+
+def schedule(config: Config) -> NoiseSchedule:
+    """The forward process."""
+    make = choose(SCHEDULES, config.diffusion.schedule, "diffusion.schedule")
+    try:
+        return make(config.diffusion.T)
+    except ValueError as error:
+        raise UserError(f"diffusion.T: {error}") from None
+
+
+def denoiser(config: Config, facts: Facts) -> Denoiser:
+    """A new network in its setting.
+
+    Raises:
+        UserError: for unknown names, sides that do not divide, labels that are not there, or a target that the schedule
+            does not allow.
+    """
+    options = config.model
+    channels, height, width = facts.shape
+    learned = config.diffusion.variance == "learned"
+    if options.labels and not facts.class_names:
+        raise UserError(f"model.labels: '{config.source}' has no labels; use --set model.labels=false")
+    wrong = [level for level in options.attention if not 0 <= level < len(options.multipliers)]
+    if wrong:
+        raise UserError(f"model.attention: there is no level {wrong[0]}; levels are 0 to {len(options.multipliers) - 1}")
+    network = UNet(
+        channels,
+        channels * (2 if learned else 1),
+        options.width,
+        options.multipliers,
+        options.blocks,
+        options.attention,
+        options.dropout,
+        len(facts.class_names) if options.labels else 0,
+        options.patch,
+    )
+    if height % network.divisor or width % network.divisor:
+        raise UserError(
+            f"images of {height}x{width} do not divide by {network.divisor} = model.patch * 2^(levels-1); "
+            "use fewer model.multipliers, or --set data.size to a multiple"
+        )
+    target = choose(TARGETS, config.diffusion.target, "diffusion.target")
+    clip = choose(CLIPS, config.diffusion.clip, "diffusion.clip")
+    try:
+        return Denoiser(network, schedule(config), target, clip)
+    except ValueError as error:
+        raise UserError(f"diffusion.target: {error}") from None
+
+
+def transition(variance: str, eta: float | None = None) -> Transition:
+    """DDIM where an eta is given, otherwise ancestral with the named variance."""
+    return Ancestral(choose(VARIANCES, variance, "--variance")) if eta is None else DDIM(eta)
+
+
+def training_grid(config: Config) -> list[int]:
+    """The times that are trained at."""
+    steps = config.diffusion.train_steps
+    return full(schedule(config)) if steps is None else grid(schedule(config), "trailing", steps)
+
+
+def grid(noise_schedule: NoiseSchedule, name: str, steps: int | None) -> list[int]:
+    """The named grid with so many steps, or every time."""
+    if steps is None:
+        return full(noise_schedule)
+    try:
+        return choose(GRIDS, name, "--grid")(noise_schedule, steps)
+    except ValueError as error:
+        raise UserError(f"--steps: {error}") from None
+
+
+def objective(config: Config, terms: int) -> Objective:
+    """The training loss. The bound needs a variance that does not itself need a trained model."""
+    make = choose(OBJECTIVES, config.diffusion.objective, "diffusion.objective")
+    choose(TIME_SAMPLERS, config.diffusion.times, "diffusion.times")
+    variance = "small" if config.diffusion.variance == "optimal" else config.diffusion.variance
+    made = make(Ancestral(choose(VARIANCES, variance, "diffusion.variance")), terms)
+    if variance == "learned" and not made.teaches_variance:
+        raise UserError("diffusion.variance: 'learned' is not taught by this objective; use diffusion.objective=hybrid")
+    return made
+
+
+def device(name: str) -> torch.device:
+    """The device of that name; 'auto' takes the fastest present.
+
+    Raises:
+        UserError: when it is unknown or not here.
+    """
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, here in available.items() if here))
+    kind = name.partition(":")[0]
+    if not available.get(kind, False):
+        here = ", ".join(kind for kind, is_here in available.items() if is_here)
+        raise UserError(f"--device: '{name}' is not available here; choose from: auto, {here}")
+    return torch.device(name)
+
+
+def trained(
+    saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_width: float | None = None
+) -> Denoiser:
+    """The model of a checkpoint, in evaluation mode; with its weights averaged over another width if asked.
+
+    Raises:
+        UserError: when the weights do not fit the configuration.
+    """
+    model = denoiser(saved.config, saved.facts)
+    weights = saved.weights
+    if average_width is not None:
+        try:
+            weights = ema.rebuild(checkpoint.load_snapshots(run), average_width)
+        except ValueError as error:
+            raise UserError(f"--average-width: {error}") from None
+    try:
+        model.network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{saved.folder}: the weights do not fit the configuration ({str(error).splitlines()[-1].strip()})") from None
+    return model.to(on).eval().requires_grad_(requires_grad=False)
+
+
+def predictor(model: Denoiser, calibration: torch.Tensor | None, labels: torch.Tensor | None = None) -> Predictor:
+    """The model with its labels filled in and, where it was measured, its own error known."""
+    given = model if labels is None else Given(model, labels=labels)
+    return given if calibration is None else Calibrated(given, calibration)

@@ -1,0 +1,163 @@
+"""What is on disk: a run folder, its checkpoints, and the model in the newest whole one.
+
+    RUN/config.json              everything needed to build the run again
+    RUN/checkpoints/000012800/   config.json model.safetensors state.safetensors state.json [calibration.safetensors]
+    RUN/averages/000012800/      both weight averages at that time, for rebuilding other widths
+    RUN/metrics.jsonl            one record a line
+
+Folders are named by the images seen. No pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ancestral import ema, sealed
+from ancestral.config import Config, Facts, from_json
+from ancestral.errors import UserError
+
+Tensors = dict[str, Tensor]
+KEEP = 2
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint, verified."""
+
+    folder: Path
+    images: int
+    config: Config
+    facts: Facts
+    weights: Tensors  # the averaged ones, which sampling uses
+    tensors: Tensors  # what training needs to go on
+    state: dict[str, Any]
+    calibration: Tensor | None  # E|x0 - x0_hat|^2 at each t
+
+
+def save(
+    run: Path,
+    images: int,
+    document: dict[str, Any],
+    weights: Tensors,
+    tensors: Tensors,
+    state: dict[str, Any],
+    calibration: Tensor | None = None,
+) -> Path:
+    """Write a checkpoint and drop all but the last two. Returns its folder.
+
+    Raises:
+        UserError: when the disk refuses; older checkpoints stay.
+    """
+    folder = run / "checkpoints" / f"{images:09d}"
+    files = {
+        "config.json": _json(document),
+        "model.safetensors": _pack(weights),
+        "state.safetensors": _pack(tensors),
+        "state.json": _json(state),
+    }
+    if calibration is not None:
+        files["calibration.safetensors"] = _pack({"x0_var": calibration})
+    sealed.write(folder, files)
+    for old in _folders(run / "checkpoints")[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read one checkpoint.
+
+    Raises:
+        Damaged: naming the file, when a digest or a format is wrong.
+        UserError: when its configuration is of another version.
+    """
+    files = sealed.read(folder)
+    try:
+        config, facts = from_json(json.loads(files["config.json"]), str(folder / "config.json"))
+        calibration = files.get("calibration.safetensors")
+        return Checkpoint(
+            folder=folder,
+            images=int(folder.name),
+            config=config,
+            facts=facts,
+            weights=safetensors.torch.load(files["model.safetensors"]),
+            tensors=safetensors.torch.load(files["state.safetensors"]),
+            state=json.loads(files["state.json"]),
+            calibration=safetensors.torch.load(calibration)["x0_var"] if calibration else None,
+        )
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise sealed.Damaged(f"{folder}: damaged or not a checkpoint ({error})") from None
+
+
+def latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of a run, or None, and one line for each damaged one that was passed over.
+
+    Raises:
+        UserError: when there are checkpoints and every one is damaged.
+    """
+    problems: list[str] = []
+    for folder in reversed(_folders(run / "checkpoints")):
+        try:
+            return load(folder), problems
+        except sealed.Damaged as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(f"{run}: no whole checkpoint is left: {'; '.join(problems)}; train again with --fresh")
+    return None, problems
+
+
+def open_run(run: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest whole checkpoint of a run that must have one.
+
+    Raises:
+        UserError: when the folder is absent or holds no checkpoint.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run; train one with: ancestral train DATA --out {run}")
+    checkpoint, problems = latest(run)
+    if checkpoint is None:
+        raise UserError(f"{run}: holds no checkpoint; train it with: ancestral train DATA --out {run}")
+    return checkpoint, problems
+
+
+def save_snapshot(run: Path, images: int, averages: list[ema.PowerAverage]) -> None:
+    """Keep both averages as they are now."""
+    files = {f"{average.width:g}.safetensors": _pack(average.weights) for average in averages}
+    sealed.write(run / "averages" / f"{images:09d}", files)
+
+
+def load_snapshots(run: Path) -> list[ema.Snapshot]:
+    """Every average that was kept.
+
+    Raises:
+        UserError: when there is none, or one is damaged.
+    """
+    snapshots = [
+        ema.Snapshot(int(folder.name), float(name.removesuffix(".safetensors")), safetensors.torch.load(content))
+        for folder in _folders(run / "averages")
+        for name, content in sealed.read(folder).items()
+    ]
+    if not snapshots:
+        raise UserError(f"{run / 'averages'}: no kept averages, so no other width can be rebuilt; leave out --average-width")
+    return snapshots
+
+
+def _folders(parent: Path) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return sorted(folder for folder in parent.iterdir() if folder.name.isdigit())
+
+
+def _pack(tensors: Tensors) -> bytes:
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1) + "\n").encode()

@@ -1,0 +1,138 @@
+"""The command `ancestral`. Nothing heavy is imported before a command's options are known to be right."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ancestral import __version__
+
+
+class _Group(click.Group):
+    """Commands, with every mistake of the user's as one line and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from ancestral.errors import UserError
+
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(2)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from difflib import get_close_matches
+
+        near = get_close_matches(args[0], self.list_commands(ctx), 1)
+        if args[0] not in self.commands:
+            hint = f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(self.list_commands(ctx))}"
+            ctx.fail(f"unknown command '{args[0]}'; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+class _Duration(click.ParamType):
+    name = "TIME"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        try:
+            seconds = float(value[:-1]) * {"s": 1, "m": 60, "h": 3600}[value[-1:]]
+        except (KeyError, ValueError):
+            seconds = 0.0
+        if not 0 < seconds < 1e8:
+            self.fail(f"'{value}' is not a time; write 90s, 10m or 2h", param, ctx)
+        return seconds
+
+
+_seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of every draw.")
+_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
+_run = click.argument("run", type=click.Path(path_type=Path))
+_positive = click.IntRange(min=1)
+_average = click.option("--average-width", type=float, help="Rebuild the weights' average with this relative width.")
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="ancestral")
+def main() -> None:
+    """Train, sample and measure denoising diffusion probabilistic models."""
+
+
+@main.command()
+@click.argument("data")
+@click.option("--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder; the same command resumes.")
+@click.option("--preset", default="small", show_default=True, help="small, tiny, cifar10 or paper-256.")
+@click.option("--budget", type=_Duration(), help="Wall time to plan for: 90s, 10m, 2h.")
+@click.option("--images", type=_positive, help="Length of the run in images seen, instead of a time.")
+@click.option("--steps", type=_positive, help="Length of the run in updates, instead of a time.")
+@click.option("--batch-size", type=_positive, help="Images an update.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.")
+@click.option("--size", type=_positive, help="Side of the images after a centre crop.")
+@_seed
+@_device
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any other setting; --dry-run lists them.")
+@click.option("--dry-run", is_flag=True, help="Show the settings, the cost and what the budget buys; train nothing.")
+@click.option("--fresh", is_flag=True, help="Begin anew; an existing run is moved aside, not deleted.")
+def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed: int, **options: Any) -> None:
+    """Train on DATA: a folder of images, a .npz file, or the built-in sets mnist and digits."""
+    from ancestral import config
+
+    short = {
+        "train.batch_size": options["batch_size"],
+        "train.learning_rate": options["learning_rate"],
+        "data.size": options["size"],
+    }
+    overrides = config.parse_assignments(assignments) | {k: v for k, v in short.items() if v is not None}
+    resolved = config.resolve(data, preset, {"train.seed": seed, **overrides})
+    from ancestral import commands
+
+    length = commands.Length(options["budget"], options["images"], options["steps"])
+    commands.train(resolved, run, length, options["device"], dry_run=options["dry_run"], fresh=options["fresh"])
+
+
+@main.command()
+@_run
+@click.option("--num-images", type=_positive, default=64, show_default=True, help="How many images.")
+@click.option("--steps", type=_positive, help="Network calls an image; every time step when left out.")
+@click.option("--grid", default="trailing", show_default=True, help="trailing, uniform, quadratic, log-snr, karras, leading.")
+@click.option("--eta", type=click.FloatRange(min=0, max=1), help="DDIM with this eta; 0 when --steps is given.")
+@click.option("--variance", help="Ancestral steps with small, large, learned or optimal variance.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the images; RUN/samples when left out.")
+@click.option("--label", help="Class to draw, by name, for a model with labels.")
+@click.option("--film", is_flag=True, help="Also write the film of the first images: x_t and the predicted x0.")
+@click.option("--batch-size", type=_positive, default=64, show_default=True, help="Images at a time; changes no image.")
+@_average
+@_seed
+@_device
+def sample(run: Path, **options: Any) -> None:
+    """Draw images from the trained model in RUN."""
+    if options["eta"] is not None and options["variance"] is not None:
+        raise click.UsageError("--eta (DDIM) and --variance (ancestral) exclude each other; leave one out")
+    from ancestral import commands
+
+    commands.sample(run, **options)
+
+
+@main.command()
+@_run
+@click.argument("data_source", metavar="[DATA]", required=False)
+@click.option("--num-images", type=_positive, default=256, show_default=True, help="How many held-out images, at most.")
+@click.option("--terms", type=_positive, default=50, show_default=True, help="Terms of the bound an image; 0 < terms <= T.")
+@click.option("--exact", is_flag=True, help="Every term for every image, instead of an unbiased part.")
+@click.option("--variance", help="Reverse variance to measure with; the run's own when left out.")
+@click.option("--batch-size", type=_positive, default=64, show_default=True, help="Images at a time; changes no number.")
+@_average
+@_seed
+@_device
+def evaluate(run: Path, **options: Any) -> None:
+    """Measure the variational bound of the model in RUN on the held-out part of DATA, in bits per dimension."""
+    from ancestral import commands
+
+    commands.evaluate(run, **options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""What a run is: frozen dataclasses, presets as rows, and overrides that refuse what they do not know.
+
+Nothing here imports torch, so that a wrong key costs no waiting. Names of schedules, targets and so on are looked up in
+their own modules' tables when the run is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from ancestral.data import DataOptions
+from ancestral.errors import UserError
+
+SCHEMA = 1
+
+Count = Annotated[int, Meta(ge=1)]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Positive = Annotated[float, Meta(gt=0)]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The U-Net (see `ancestral.unet.UNet`)."""
+
+    width: Count = 128
+    multipliers: tuple[Count, ...] = (1, 2, 2, 2)
+    blocks: Count = 2
+    attention: tuple[int, ...] = (1,)
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
+    patch: Count = 1
+    labels: bool = False
+
+
+@dataclass(frozen=True)
+class DiffusionOptions:
+    """The forward process, what is predicted, and the reverse process."""
+
+    T: Count = 1000
+    schedule: str = "linear"
+    target: str = "eps"
+    objective: str = "simple"
+    times: str = "uniform"
+    train_steps: Count | None = None  # train only at this many evenly spaced times
+    variance: str = "large"
+    clip: str = "static"
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """The optimiser. Everything that lasts is a share of the run."""
+
+    batch_size: Count = 128
+    learning_rate: Positive = 2e-4
+    warmup: Fraction = 0.05  # share of the run with a rising learning rate
+    decay: Fraction = 0.0  # share of the run, its end, with one falling to zero
+    beta2: Annotated[float, Meta(gt=0, lt=1)] = 0.999
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
+    clip_norm: Positive = 1.0
+    flip: bool = False
+    seed: int = 0
+    average_widths: tuple[Positive, Positive] = (0.05, 0.1)  # the two averages that are kept
+    average: Literal[0, 1] = 1  # which of them is the model
+    snapshots: Count = 8  # how often both are kept for rebuilding other widths
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    source: str
+    model: ModelOptions = field(default_factory=ModelOptions)
+    diffusion: DiffusionOptions = field(default_factory=DiffusionOptions)
+    data: DataOptions = field(default_factory=DataOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    schema: int = SCHEMA
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the data said: the images' shape (C, H, W) and the names of their classes."""
+
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...] = ()
+
+
+_Preset = Mapping[str, Any]
+
+# Rows of settings. The first two are the paper's (appendix B); the others were chosen by trial (docs/log.md).
+PRESETS: dict[str, _Preset] = {
+    "cifar10": {"train.flip": True},
+    "paper-256": {
+        "model.multipliers": (1, 1, 2, 2, 4, 4),
+        "model.attention": (4,),
+        "model.dropout": 0.0,
+        "diffusion.variance": "small",
+        "train.batch_size": 64,
+        "train.learning_rate": 2e-5,
+        "train.flip": True,
+    },
+    "small": {
+        "model.width": 64,
+        "model.multipliers": (1, 2),
+        "model.blocks": 1,
+        "model.attention": (1,),
+        "model.dropout": 0.0,
+        "model.patch": 2,
+        "diffusion.schedule": "cosine",
+        "diffusion.target": "v",
+        "diffusion.times": "stratified",
+        "diffusion.variance": "optimal",
+        "train.batch_size": 64,
+        "train.learning_rate": 1e-3,
+        "train.decay": 0.7,
+        "train.beta2": 0.99,
+    },
+    "tiny": {
+        "model.width": 32,
+        "model.multipliers": (1, 2),
+        "model.blocks": 1,
+        "model.attention": (1,),
+        "model.dropout": 0.0,
+        "diffusion.schedule": "cosine",
+        "diffusion.target": "v",
+        "diffusion.times": "stratified",
+        "diffusion.variance": "optimal",
+        "train.batch_size": 32,
+        "train.learning_rate": 2e-3,
+        "train.decay": 0.7,
+        "train.beta2": 0.99,
+    },
+}
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' when something near is known, otherwise the list."""
+    options = list(known)
+    near = difflib.get_close_matches(name, options, 1, 0.5)
+    return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(options)}"
+
+
+def keys() -> dict[str, Any]:
+    """Every key that `--set` knows, with its type."""
+    groups = {name: kind for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
+    return {
+        f"{group}.{name}": kind
+        for group, options in groups.items()
+        for name, kind in get_type_hints(options, include_extras=True).items()
+    }
+
+
+def resolve(source: str, preset: str, overrides: Mapping[str, Any]) -> Config:
+    """The configuration of a preset with overrides, `{'train.learning_rate': '1e-4'}`; strings are parsed by type.
+
+    Raises:
+        UserError: naming an unknown preset or key with the nearest known one, or a value that does not fit.
+    """
+    if preset not in PRESETS:
+        raise UserError(f"--preset: unknown preset '{preset}'; {suggest(preset, PRESETS)}")
+    known = keys()
+    tree: dict[str, Any] = {"source": source}
+    for key, value in {**PRESETS[preset], **overrides}.items():
+        if key not in known:
+            raise UserError(f"--set {key}: unknown key; {suggest(key, known)}")
+        group, name = key.split(".")
+        single = get_origin(known[key]) is tuple and not isinstance(value, (list, tuple))
+        tree.setdefault(group, {})[name] = [value] if single else value
+    return _convert(tree, Config, "--set ")
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`key=value` texts as a mapping; values are read as JSON where they are JSON, '1,2,2' as a list.
+
+    Raises:
+        UserError: for a text without '='.
+    """
+    parsed = {}
+    for text in assignments:
+        key, separator, value = text.partition("=")
+        if not separator:
+            raise UserError(f"--set {text}: expected key=value, for example --set train.learning_rate=1e-4")
+        parsed[key.strip()] = _value(value.strip())
+    return parsed
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return [_value(part) for part in text.split(",")] if "," in text else text
+
+
+def to_json(config: Config, facts: Facts) -> dict[str, Any]:
+    """Everything that is needed to build the run again."""
+    return {"config": asdict(config), "facts": asdict(facts)}
+
+
+def from_json(document: Any, where: str) -> tuple[Config, Facts]:
+    """The inverse of `to_json`.
+
+    Raises:
+        UserError: naming the file and the field that is missing, unknown or wrong.
+    """
+    if not isinstance(document, dict) or set(document) != {"config", "facts"}:
+        raise UserError(f"{where}: not a run's configuration (expected the keys config and facts)")
+    config = document["config"]
+    if isinstance(config, dict) and config.get("schema") != SCHEMA:
+        version = config.get("schema")
+        raise UserError(f"{where}: config.schema is {version!r}, this version reads {SCHEMA}; update ancestral")
+    _refuse_unknown(config, Config, f"{where}: config")
+    return _convert(config, Config, f"{where}: "), _convert(document["facts"], Facts, f"{where}: ")
+
+
+def _refuse_unknown(document: Any, kind: type, where: str) -> None:
+    if not isinstance(document, dict):
+        raise UserError(f"{where} must be an object")
+    hints = get_type_hints(kind)
+    for key, value in document.items():
+        if key not in hints:
+            raise UserError(f"{where}.{key}: unknown field; {suggest(key, hints)}")
+        if is_dataclass(hints[key]):
+            _refuse_unknown(value, hints[key], f"{where}.{key}")  # pyright: ignore[reportArgumentType]
+
+
+_T = TypeVar("_T")
+
+
+def _convert(document: Any, kind: type[_T], where: str) -> _T:
+    try:
+        return msgspec.convert(document, kind, strict=False)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at ")
+        raise UserError(f"{where}{path.strip('`').removeprefix('$.')}: {problem}") from None

@@ -1,0 +1,89 @@
+"""Pictures from arrays and records. Nothing imports this but the commands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+INK, ACCENT, SECOND = "#334155", "#0f766e", "#b45309"
+
+
+def contact_sheet(images: np.ndarray, columns: int | None = None, side: int = 64, gap: int = 2) -> Image.Image:
+    """Images (N, H, W, C) in rows, each enlarged by a whole factor to about `side` pixels, on grey."""
+    count, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    factor = max(1, side // max(height, width))
+    images = images.repeat(factor, 1).repeat(factor, 2)
+    tall, wide = images.shape[1] + gap, images.shape[2] + gap
+    sheet = np.full((math.ceil(count / columns) * tall + gap, columns * wide + gap, channels), 128, np.uint8)
+    for index, image in enumerate(images):
+        top, left = index // columns * tall + gap, index % columns * wide + gap
+        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet[..., : 4 if channels == 4 else 3])
+
+
+def save_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int = 120) -> None:
+    """A looping GIF that rests on its last frame."""
+    durations = [milliseconds] * (len(frames) - 1) + [2000]
+    frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Figure, "Axes"]:  # noqa: F821, UP037
+    figure = Figure(figsize=(7, 4), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(title, loc="left", color=INK, fontsize=11)
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, linewidth=0.5)
+    return figure, axes
+
+
+def loss_plot(path: Path, images: Sequence[int], loss: Sequence[float]) -> None:
+    """Training loss against images seen: each record, and a running mean over 2 % of them."""
+    figure, axes = _axes("Training loss", "images seen", "loss per dimension")
+    values = np.asarray(loss)
+    window = max(1, len(values) // 50)
+    smooth = np.convolve(values, np.ones(window) / window, "valid")
+    axes.plot(images, values, color=ACCENT, alpha=0.25, linewidth=0.6, label="each record")
+    axes.plot(images[window - 1 :], smooth, color=ACCENT, linewidth=1.6, label=f"mean of {window}")
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def bound_plot(path: Path, t: np.ndarray, bits: np.ndarray, total: float) -> None:
+    """Bits per dimension of each L_{t-1}, and how they add up from t = T down to 1 (the rate of section 4.3)."""
+    figure, axes = _axes(f"Where the bits are: {total:.3f} bits/dim in all", "t", "bits/dim of one term")
+    axes.plot(t[1:], bits[1:], color=ACCENT, linewidth=1.4, label="$L_{t-1}$ (left axis)")
+    axes.plot(t[:1], bits[:1], "o", color=ACCENT, label="$L_0$")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    right = axes.twinx()
+    right.spines[["top"]].set_visible(False)
+    right.set_ylabel("sum from T down to t, bits/dim", color=SECOND)
+    # Terms between the measured times are taken from their neighbours.
+    every = np.arange(1, int(t[-1]) + 1)
+    filled = np.exp(np.interp(np.log(every), np.log(t), np.log(np.maximum(bits, 1e-12))))
+    right.plot(every, filled[::-1].cumsum()[::-1], color=SECOND, linewidth=1.4, linestyle="--", label="sum (right axis)")
+    right.set_ylim(bottom=0)
+    lines = [*axes.get_lines(), *right.get_lines()]
+    axes.legend(lines, [str(line.get_label()) for line in lines], frameon=False, loc="upper right")
+    figure.savefig(path)
+
+
+def save_png(path: Path, image: np.ndarray) -> None:
+    """One image (H, W, C) at its own size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(path)
+
+
+def save_sheet(path: Path, images: np.ndarray, columns: int | None = None) -> None:
+    """A contact sheet as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(images, columns).save(path)

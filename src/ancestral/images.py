@@ -1,0 +1,88 @@
+"""One image file to bytes, whatever its format, mode or orientation; never squashed, never trusted."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageColor, ImageOps
+
+from ancestral.errors import UserError
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+_GREY_MODES = {"1", "L", "LA", "I;16", "I;16B", "I;16L", "I"}
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+class BadImage(UserError):
+    """A file that cannot be used, and why."""
+
+
+def _open(path: Path, max_pixels: int) -> Image.Image:
+    """The file's header, its size checked before a single pixel is decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is the lower one
+            image = Image.open(path, formats=_FORMATS)
+    except OSError as error:
+        reason = error.strerror or "not an image of a known format, or damaged"
+        raise BadImage(f"{path}: cannot be read ({reason})") from None
+    except (Image.DecompressionBombError, ValueError, SyntaxError) as error:
+        raise BadImage(f"{path}: refused ({error})") from None
+    if image.width * image.height > max_pixels:
+        size = f"{image.width}x{image.height}"
+        image.close()
+        raise BadImage(f"{path}: {size} is over the limit of {max_pixels} pixels; raise data.max_pixels if it is meant")
+    return image
+
+
+def is_grey(path: Path, max_pixels: int) -> bool:
+    """Whether the file's mode has no colour.
+
+    Raises:
+        BadImage: as `decode`.
+    """
+    with _open(path, max_pixels) as image:
+        return image.mode in _GREY_MODES
+
+
+def decode(path: Path, channels: int, size: int | None, background: str, max_pixels: int) -> np.ndarray:
+    """The first frame as uint8 (H, W, C), upright, composited on `background` unless C is 4.
+
+    With a `size`, the middle square scaled to it; otherwise the image's own size.
+
+    Raises:
+        BadImage: naming the file, when it is damaged, truncated, too large or of a mode without a meaning as bytes.
+    """
+    with _open(path, max_pixels) as image:
+        try:
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise BadImage(f"{path}: damaged or truncated ({error})") from None
+        if upright.mode == "F":
+            raise BadImage(f"{path}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
+        square = _fit(_convert(upright, channels, background), size)
+    return np.asarray(square).reshape(square.height, square.width, channels)
+
+
+def _convert(image: Image.Image, channels: int, background: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16 bits at 255.
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if channels != 4:
+            canvas = Image.new("RGBA", image.size, ImageColor.getrgb(background))
+            image = Image.alpha_composite(canvas, image).convert("RGB")
+    return image.convert(_MODES[channels])
+
+
+def _fit(image: Image.Image, size: int | None) -> Image.Image:
+    """The centre square at `size`; reducing averages over areas before it interpolates."""
+    if size is None:
+        return image
+    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS) if image.size != (size, size) else image

@@ -1,0 +1,241 @@
+"""A training run on disk: begins or goes on, plans its length, saves, previews, reports, and stops when told to."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ancestral import build, checkpoint, figures
+from ancestral.bound import bound, calibrate, mean_and_error
+from ancestral.config import Config, Facts, to_json
+from ancestral.data import ImageSet, Splits
+from ancestral.errors import UserError
+from ancestral.grids import full, trailing
+from ancestral.rng import Streams
+from ancestral.sample import sample
+from ancestral.train import Record, Training, to_bytes, to_unit
+from ancestral.train import train as records
+
+PREVIEW_SHARE = 0.05  # of the run's time
+SAVE_EVERY = 300.0  # seconds
+STOPPED = 75  # exit code of a run that was told to stop and saved: run the same command again
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a person wants to know while it trains."""
+
+    images: int
+    total: int
+    loss: float  # mean since the last report
+    images_per_second: float
+    seconds_left: float
+    held_out_bits: float | None  # bits/dim on held-out images at the last preview
+
+
+class Run:
+    """A run folder with its training."""
+
+    def __init__(self, folder: Path, config: Config, facts: Facts, device: torch.device) -> None:
+        self.folder, self.config, self.facts = folder, config, facts
+        self.document = to_json(config, facts)
+        self.training = Training(config, facts, device)
+        self.total = 0
+        self.seconds = 0.0  # spent training, over all restarts
+        self.preview_seconds = 0.0
+        self.held_out_bits: float | None = None
+        self.complete = False
+
+    def resume(self) -> list[str]:
+        """Take up the newest whole checkpoint, if there is one; says which damaged ones were passed over.
+
+        Raises:
+            UserError: when the folder's run has other settings, naming them.
+        """
+        saved, problems = checkpoint.latest(self.folder)
+        if saved is None:
+            return problems
+        before, now = (_flat(document) for document in (to_json(saved.config, saved.facts), self.document))
+        changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in now if before.get(key) != now.get(key)]
+        if changed:
+            raise UserError(
+                f"{self.folder}: holds a run with other settings ({'; '.join(changed)}); "
+                "use those, another --out, or --fresh"
+            )
+        self.training.load(saved.tensors, saved.images)
+        self.total, self.seconds = saved.state["total"], saved.state["seconds"]
+        self.held_out_bits = saved.state["held_out_bits"]
+        self.complete = saved.state["complete"]
+        self._truncate_metrics(saved.images)
+        return problems
+
+    def train(self, data: Splits, stop: Callable[[], bool]) -> Iterator[Progress]:
+        """Train to the end of the plan, yielding progress about every percent; stop between two steps when told to."""
+        every = max(1, self.total // self.config.train.snapshots)
+        reported, losses, last_save = self.training.images, [], time.monotonic()
+        clock = time.monotonic()
+        for record in records(self.training, data.train, self.total):
+            losses.append(record.loss)
+            now = time.monotonic()
+            self.seconds, clock = self.seconds + now - clock, now
+            crossed = record.images // every > (record.images - self.config.train.batch_size) // every
+            if crossed and record.images < self.total:
+                checkpoint.save_snapshot(self.folder, record.images, self.training.averages)
+                self._preview(data.test, record.images)
+            if record.images - reported >= self.total / 100 or record.images >= self.total or stop():
+                yield self._report(record, losses, record.images - reported)
+                reported, losses = record.images, []
+            if (crossed or now - last_save > SAVE_EVERY or stop()) and record.images < self.total:
+                self.save()
+                last_save = time.monotonic()
+            if stop():
+                return
+        self._finish(data)
+
+    def save(self, calibration: torch.Tensor | None = None) -> None:
+        """Write a checkpoint."""
+        state = {
+            "total": self.total,
+            "seconds": self.seconds,
+            "held_out_bits": self.held_out_bits,
+            "complete": self.complete,
+        }
+        training = self.training
+        checkpoint.save(
+            self.folder, training.images, self.document, training.model_weights, training.tensors(), state, calibration
+        )
+
+    def _report(self, record: Record, losses: list[float], images: int) -> Progress:
+        loss = sum(losses) / len(losses)
+        speed = record.images / max(self.seconds, 1e-9)
+        entry = {
+            "images": record.images,
+            "loss": loss,
+            "grad_norm": record.grad_norm,
+            "learning_rate": record.learning_rate,
+            "seconds": round(self.seconds, 3),
+        }
+        with open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(entry) + "\n")
+        left = (self.total - record.images) / speed
+        return Progress(record.images, self.total, loss, speed, left, self.held_out_bits)
+
+    def _preview(self, test: ImageSet, images: int) -> None:
+        """A few images and the bound on a few held-out ones, if that has cost little of the time so far."""
+        if self.preview_seconds > PREVIEW_SHARE * self.seconds:
+            return
+        started = time.monotonic()
+        with self._averaged() as model:
+            grid = trailing(model.schedule, min(20, model.schedule.T))
+            labels = self._labels(range(16))
+            drawn = sample(
+                build.predictor(model, None, labels),
+                self.facts.shape,
+                16,
+                grid,
+                build.transition("small", 0.0),
+                device=self.training.device,
+            )
+            self.held_out_bits = self._held_out(model, test)
+        previews = self.folder / "previews"
+        previews.mkdir(exist_ok=True)
+        figures.contact_sheet(to_bytes(drawn)).save(previews / f"{images:09d}.png")
+        self.preview_seconds += time.monotonic() - started
+
+    def _held_out(self, model: Any, test: ImageSet, count: int = 32) -> float:
+        count = min(count, len(test))
+        x0 = to_unit(test.images[:count]).to(self.training.device)
+        labels = None if test.labels is None or not self.config.model.labels else torch.from_numpy(test.labels[:count])
+        variance = "large" if self.config.diffusion.variance == "optimal" else self.config.diffusion.variance
+        result = bound(
+            build.predictor(model, None, None if labels is None else labels.to(self.training.device)),
+            x0,
+            full(model.schedule),
+            build.transition(variance),
+            Streams(0, "preview", range(count)),
+            terms=min(10, model.schedule.T),
+        )
+        return mean_and_error(result.bits_per_dim)[0]
+
+    def _labels(self, numbers: range) -> torch.Tensor | None:
+        if not self.config.model.labels:
+            return None
+        return torch.tensor([n % len(self.facts.class_names) for n in numbers], device=self.training.device)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[Any]:
+        """The network with its averaged weights for a moment."""
+        training = self.training
+        raw = {name: value.clone() for name, value in training.network.state_dict().items()}
+        training.network.load_state_dict(training.model_weights)
+        try:
+            with torch.no_grad():
+                yield training.denoiser.eval()
+        finally:
+            training.network.load_state_dict(raw)
+
+    def _finish(self, data: Splits) -> None:
+        """Measure the model's own error on training images, and write the last checkpoint."""
+        checkpoint.save_snapshot(self.folder, self.training.images, self.training.averages)
+        with self._averaged() as model:
+            count = min(64, len(data.train))
+            x0 = to_unit(data.train.images[:count]).to(self.training.device)
+            labelled = self.config.model.labels and data.train.labels is not None
+            labels = torch.from_numpy(data.train.labels[:count]).to(x0.device) if labelled else None
+            table = calibrate(build.predictor(model, None, labels), x0, Streams(0, "calibrate", range(count)))
+        self.complete = True
+        self.save(table)
+
+    def _truncate_metrics(self, images: int) -> None:
+        """Drop what was logged after the checkpoint, which will be logged again."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            kept = [entry for entry in read_metrics(path) if entry["images"] <= images]
+            path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics file; a line torn by a crash is left out."""
+    entries = []
+    for line in path.read_text().splitlines():
+        try:
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return entries
+
+
+@contextmanager
+def until_told() -> Iterator[Callable[[], bool]]:
+    """A question that answers yes once SIGINT or SIGTERM has come; a second one stops at once."""
+    told: list[int] = []
+
+    def hear(number: int, frame: object) -> None:
+        told.append(number)
+        if len(told) > 1:
+            raise KeyboardInterrupt
+
+    previous = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(told)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,212 @@
+"""Training as a generator of records (Algorithm 1). The caller's loop saves, prints and stops.
+
+Time is counted in images seen. Image number n is the n-th image presented to the network; which image that is, whether
+it is flipped, its t and its noise are functions of (seed, n) alone. The position in the data is therefore one
+integer, and a run that goes on from a checkpoint is the run that was never stopped, to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ancestral import build
+from ancestral.config import Config, Facts
+from ancestral.data import ImageSet
+from ancestral.ema import PowerAverage
+from ancestral.errors import UserError
+from ancestral.rng import Streams, permutation
+from ancestral.times import TIME_SAMPLERS, UNIFORMS
+
+
+def facts(images: ImageSet) -> Facts:
+    """What a network must know about its data."""
+    height, width, channels = images.shape
+    return Facts((channels, height, width), images.class_names)
+
+
+def to_unit(images: np.ndarray) -> Tensor:
+    """Bytes (B, H, W, C) to float32 (B, C, H, W) on [-1, 1]: byte / 127.5 - 1."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """[-1, 1] (B, C, H, W) to the nearest bytes (B, H, W, C)."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+@lru_cache(maxsize=2)
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    return permutation(size, seed, "order", epoch)
+
+
+def presented(images: ImageSet, seed: int, numbers: Sequence[int], flip: bool) -> tuple[Tensor, Tensor | None, list[int]]:
+    """The images of these numbers: (float32 (B, C, H, W), labels (B,) or None, rows of `images`)."""
+    rows = [int(_order(len(images), seed, number // len(images))[number % len(images)]) for number in numbers]
+    x0 = to_unit(images.images[rows])
+    if flip:
+        turned = Streams(seed, "flip", numbers).uniform() < 0.5
+        x0 = torch.where(turned[:, None, None, None], x0.flip(3), x0)
+    labels = None if images.labels is None else torch.from_numpy(images.labels[rows])
+    return x0, labels, rows
+
+
+@contextmanager
+def _torch_draws(seed: int, device: torch.device) -> Iterator[None]:
+    """Key what torch draws by itself, initial weights and dropout, and leave its global generator as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step of training."""
+
+    images: int  # seen so far, this step included
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    seconds: float  # of this step
+
+
+class Training:
+    """Network, optimiser, averages and position: all that changes while training, and nothing else."""
+
+    def __init__(self, config: Config, facts: Facts, device: torch.device) -> None:
+        options = config.train
+        self.config, self.device, self.images = config, device, 0
+        with _torch_draws(options.seed, device):
+            self.denoiser = build.denoiser(config, facts).to(device)
+        self.network = self.denoiser.network
+        grid = build.training_grid(config)
+        self.objective = build.objective(config, len(grid) - 1)
+        uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
+        self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), options.learning_rate, (0.9, options.beta2), weight_decay=options.weight_decay
+        )
+        self.averages = [
+            PowerAverage(width, {name: value.detach().clone() for name, value in self.network.state_dict().items()})
+            for width in options.average_widths
+        ]
+
+    @property
+    def model_weights(self) -> dict[str, Tensor]:
+        """The averaged weights that are the model."""
+        return self.averages[self.config.train.average].weights
+
+    def step(self, data: ImageSet, total: int) -> Record:
+        """One update; `total` is the length of the run in images, which the learning rate follows.
+
+        Raises:
+            UserError: when the loss or the gradient is not finite; the weights are then as before the step.
+        """
+        started, options = time.perf_counter(), self.config.train
+        numbers = range(self.images, self.images + options.batch_size)
+        x0, labels, rows = presented(data, options.seed, numbers, options.flip)
+        place, importance = self.sampler.draw(self.uniforms(options.seed, numbers))
+        eps = Streams(options.seed, "noise", numbers).normal(x0.shape[1:]).float()
+        cond = {"labels": labels.to(self.device)} if self.config.model.labels and labels is not None else {}
+
+        rate = learning_rate(self.images / total, options.learning_rate, options.warmup, options.decay)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        lower = torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
+        with _torch_draws((options.seed << 40) + self.images, self.device), lower:
+            losses = self.objective(
+                self.denoiser,
+                x0.to(self.device),
+                self.sampler.t[place],
+                self.sampler.s[place],
+                eps.to(self.device),
+                **cond,
+            )
+        loss = (losses * importance.to(losses)).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm)
+        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            names = ", ".join(data.names[row] for row in rows[:8])
+            raise UserError(
+                f"the loss or its gradient is not finite at image {self.images} (batch: {names}, ...); the run stops "
+                "before the weights are touched: lower train.learning_rate, or use train.precision=float32"
+            )
+        self.optimizer.step()
+        self.sampler.update(place, losses.detach().cpu())
+        self.images += options.batch_size
+        current = self.network.state_dict()
+        for average in self.averages:
+            average.update(current, self.images, options.batch_size)
+        return Record(self.images, loss.item(), norm.item(), rate, time.perf_counter() - started)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that training needs to go on, named."""
+        named = {f"network/{name}": value for name, value in self.network.state_dict().items()}
+        for average in self.averages:
+            named |= {f"average-{average.width:g}/{name}": value for name, value in average.weights.items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            named |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+        named |= {f"sampler/{name}": value for name, value in self.sampler.state().items()}
+        return {name: value.detach() for name, value in named.items()}
+
+    def load(self, tensors: Mapping[str, Tensor], images: int) -> None:
+        """Take up a state that `tensors` gave.
+
+        Raises:
+            UserError: when it is of another network.
+        """
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+        try:
+            self.network.load_state_dict(part("network/"))
+            for average in self.averages:
+                saved = part(f"average-{average.width:g}/")
+                for name, value in average.weights.items():
+                    value.copy_(saved[name])
+            optimizer = self.optimizer.state_dict()
+            optimizer["state"] = {}
+            for name, value in part("optimizer/").items():
+                index, _, moment = name.partition("/")
+                optimizer["state"].setdefault(int(index), {})[moment] = value
+            self.optimizer.load_state_dict(optimizer)
+            self.sampler.load_state(part("sampler/"))
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise UserError(f"the checkpoint's state does not fit this configuration ({error})") from None
+        self.images = images
+
+
+def learning_rate(progress: float, peak: float, warmup: float, decay: float) -> float:
+    """Rising linearly for the first `warmup` of the run, falling linearly to zero over the last `decay` of it."""
+    rising = min(1.0, (progress + 1e-12) / warmup) if warmup else 1.0
+    falling = min(1.0, (1 - progress) / decay) if decay else 1.0
+    # Never zero, so that the first step of a long warm-up is not lost.
+    return peak * max(min(rising, falling), 1e-3)
+
+
+def train(training: Training, data: ImageSet, total: int) -> Iterator[Record]:
+    """Step until `total` images have been seen, yielding a record each; stop by no longer asking."""
+    while training.images < total:
+        yield training.step(data, total)
+
+
+def measure_speed(config: Config, facts: Facts, device: torch.device, data: ImageSet, seconds: float = 4.0) -> float:
+    """Images per second, from steps of a throw-away training of the same kind."""
+    probe = Training(config, facts, device)
+    total = 10**9
+    probe.step(data, total)  # allocations and kernel choices are not speed
+    durations = []
+    while sum(durations) < seconds and len(durations) < 50:
+        durations.append(probe.step(data, total).seconds)
+    return config.train.batch_size / float(np.median(durations))

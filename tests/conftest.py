@@ -1,0 +1,36 @@
+"""Shared pieces: one tiny trained run for all tests of the commands."""
+
+import os
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import settings
+
+settings.register_profile("exact", derandomize=True, deadline=None, max_examples=40)
+settings.load_profile("exact")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def run_command(*arguments):
+    """Run `ancestral` in this process."""
+    from ancestral.cli import main
+
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=True)
+
+
+@pytest.fixture
+def command():
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory) -> Path:
+    """A run of 30 updates on the 8x8 digits."""
+    run = tmp_path_factory.mktemp("runs") / "digits"
+    result = run_command("train", "digits", "--preset", "tiny", "--steps", 30, "--out", run, *TINY)
+    assert result.exit_code == 0, result.output
+    return run
+
+
+TINY = ("--device", "cpu", "--set", "model.width=8", "--set", "train.batch_size=16", "--set", "train.snapshots=3")

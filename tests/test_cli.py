@@ -1,0 +1,237 @@
+"""The command from outside: the main job, and bad input in one line with exit code 2."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import TINY, run_command
+from PIL import Image
+
+from ancestral.cli import main
+from ancestral.config import PRESETS
+from ancestral.grids import GRIDS
+
+pytest.importorskip("sklearn")
+
+
+def pixels(folder):
+    return [np.asarray(Image.open(path)) for path in sorted(folder.glob("0*.png"))]
+
+
+def test_the_main_job(trained_run, tmp_path):
+    assert (trained_run / "loss.png").stat().st_size > 5000
+    entries = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
+    assert entries[-1]["images"] == 30 * 16
+    out = tmp_path / "samples"
+    result = run_command("sample", trained_run, "--num-images", 5, "--steps", 4, "--out", out, "--film", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert [image.shape for image in pixels(out)] == [(8, 8)] * 5
+    assert {"grid.png", "film.png", "film.gif"} <= {path.name for path in out.iterdir()}
+    result = run_command("evaluate", trained_run, "--num-images", 20, "--terms", 10, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    report = json.loads((trained_run / "evaluation.json").read_text())
+    bits = {name: value["mean"] for name, value in report["bits_per_dim"].items()}
+    assert bits["bound, bits/dim"] == pytest.approx(bits["L_T"] + bits["L_1:T-1"] + bits["L_0"])
+    assert report["bits_per_dim"]["bound, bits/dim"]["standard_error"] > 0
+    assert "png files" in bits
+
+
+def test_samples_do_not_depend_on_the_batch_size(trained_run, tmp_path):
+    for name, batch, count in (("a", 5, 5), ("b", 2, 3)):
+        arguments = ("--steps", 3, "--seed", 4, "--batch-size", batch, "--out", tmp_path / name, "--device", "cpu")
+        assert run_command("sample", trained_run, "--num-images", count, *arguments).exit_code == 0
+    for one, other in zip(pixels(tmp_path / "a"), pixels(tmp_path / "b"), strict=False):
+        assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("options", [(), ("--eta", 1, "--steps", 5), ("--variance", "optimal", "--steps", 5, "--grid", "karras")])
+def test_every_kind_of_sampling(trained_run, tmp_path, options):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    result = run_command("sample", run, "--num-images", 1, *options, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert pixels(run / "samples")
+
+
+def test_the_same_command_again_says_it_is_complete(trained_run):
+    result = run_command("train", "digits", "--preset", "tiny", "--steps", 30, "--out", trained_run, *TINY)
+    assert result.exit_code == 0
+    assert "complete" in result.output
+
+
+def test_fresh_moves_the_old_run_aside(trained_run, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    result = run_command("train", "digits", "--preset", "tiny", "--steps", 2, "--out", run, "--fresh", *TINY)
+    assert result.exit_code == 0, result.output
+    assert len(list(tmp_path.glob("run-before-*/checkpoints"))) == 1
+
+
+def test_another_average_width_can_be_rebuilt(trained_run, tmp_path):
+    result = run_command("sample", trained_run, "--num-images", 1, "--steps", 2, "--average-width", 0.08, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+
+
+def test_dry_run_lists_every_setting_and_trains_nothing(tmp_path):
+    result = run_command("train", "digits", "--out", tmp_path / "run", "--preset", "tiny", "--dry-run", "--budget", "1m", *TINY)
+    assert result.exit_code == 0, result.output
+    assert "train.average_widths = [0.05, 0.1]" in result.output
+    assert "images/s" in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-m", "ancestral", "train", "digits", "--preset", "tiny", "--steps", "100000", *TINY]
+    command += ["--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        line = process.stdout.readline()
+        assert "images of 8x8x1" in line
+        process.terminate()
+        rest = process.stdout.read()
+        assert process.wait(60) == 75, rest
+    assert "the same command goes on" in rest
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_help_names_every_preset_and_grid_and_does_not_load_torch():
+    text = run_command("train", "--help").output + run_command("sample", "--help").output
+    assert all(name in text for name in [*PRESETS, *GRIDS])
+    probe = "import sys; from click.testing import CliRunner; from ancestral.cli import main; "
+    probe += "CliRunner().invoke(main, ['train', '--help']); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+def test_wrong_settings_are_refused_without_torch():
+    probe = "import sys; from click.testing import CliRunner; from ancestral.cli import main; "
+    probe += "r = CliRunner().invoke(main, ['train', 'digits', '--out', 'x', '--set', 'train.batchsize=3']); "
+    probe += "sys.exit(('torch' in sys.modules) or r.exit_code != 2)"
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+TRAIN = ("train", "digits", "--preset", "tiny", "--steps", "2", *TINY, "--out", "{tmp}/run")
+
+# (arguments, what the one line must name); {run} is a trained run, {copy} a copy of it, {tmp} an empty folder.
+BAD = [
+    (("trian",), "did you mean 'train'"),
+    (("train", "digits"), "--out"),
+    (("train",), "DATA"),
+    (("train", "absent", "--out", "{tmp}/run"), "absent"),
+    (("train", "{tmp}", "--out", "{tmp}/run"), "no images"),
+    ((*TRAIN, "--preset", "smal"), "did you mean 'small'"),
+    ((*TRAIN, "--set", "train.learning_rat=1"), "did you mean 'train.learning_rate'"),
+    ((*TRAIN, "--set", "train.learning_rate"), "key=value"),
+    ((*TRAIN, "--set", "train.learning_rate=fast"), "train.learning_rate"),
+    ((*TRAIN, "--set", "train.learning_rate=-1"), "train.learning_rate"),
+    ((*TRAIN, "--set", "train.batch_size=0"), "train.batch_size"),
+    ((*TRAIN, "--set", "train.batch_size=2.5"), "train.batch_size"),
+    ((*TRAIN, "--set", "train.precision=float8"), "train.precision"),
+    ((*TRAIN, "--set", "train.average=2"), "train.average"),
+    ((*TRAIN, "--set", "train.average_widths=0.5,0.1"), "0.28"),
+    ((*TRAIN, "--set", "model.multipliers=1,x"), "model.multipliers"),
+    ((*TRAIN, "--set", "model.multipliers=1,2,2,2,2"), "divide by 16"),
+    ((*TRAIN, "--set", "model.attention=7"), "model.attention"),
+    ((*TRAIN, "--set", "model.dropout=1.5"), "model.dropout"),
+    ((*TRAIN, "--set", "diffusion.T=0"), "diffusion.T"),
+    ((*TRAIN, "--set", "diffusion.schedule=cosin"), "did you mean 'cosine'"),
+    ((*TRAIN, "--set", "diffusion.target=epsilon"), "diffusion.target"),
+    ((*TRAIN, "--set", "diffusion.objective=mse"), "diffusion.objective"),
+    ((*TRAIN, "--set", "diffusion.times=never"), "diffusion.times"),
+    ((*TRAIN, "--set", "diffusion.variance=learned"), "diffusion.objective=hybrid"),
+    ((*TRAIN, "--set", "diffusion.clip=hard"), "diffusion.clip"),
+    ((*TRAIN, "--set", "diffusion.train_steps=5000"), "1000"),
+    ((*TRAIN, "--set", "diffusion.schedule=linear-zero-snr", "--set", "diffusion.target=eps"), "use 'v'"),
+    ((*TRAIN, "--set", "diffusion.schedule=linear-zero-snr", "--set", "diffusion.T=1"), "T >= 2"),
+    ((*TRAIN, "--set", "data.background=nocolour"), "nocolour"),
+    ((*TRAIN, "--set", "data.bad_images=maybe"), "data.bad_images"),
+    ((*TRAIN, "--set", "data.holdout=1.5"), "data.holdout"),
+    ((*TRAIN, "--size", "5"), "data.size"),
+    ((*TRAIN, "--budget", "10 minutes"), "10m"),
+    ((*TRAIN, "--budget", "10m"), "one of them"),
+    ((*TRAIN, "--steps", "0"), "--steps"),
+    ((*TRAIN, "--seed", "-1"), "--seed"),
+    ((*TRAIN, "--device", "gpu"), "auto, cpu"),
+    ((*TRAIN, "--learning-rate", "1e30"), "not finite"),
+    (("train", "{tmp}/flat.npz", "--set", "model.labels=true", "--out", "{tmp}/run"), "no labels"),
+    (("train", "digits", "--preset", "tiny", "--steps", "40", *TINY, "--seed", "9", "--out", "{run}"), "train.seed"),
+    (("sample", "{tmp}/none"), "no such run"),
+    (("sample", "{tmp}"), "holds no checkpoint"),
+    (("sample", "{run}", "--steps", "2000"), "T = 1000"),
+    (("sample", "{run}", "--steps", "5", "--grid", "trail"), "did you mean 'trailing'"),
+    (("sample", "{run}", "--variance", "tiny"), "--variance"),
+    (("sample", "{run}", "--variance", "small", "--eta", "0"), "leave one out"),
+    (("sample", "{run}", "--variance", "learned", "--steps", "2"), "2C"),
+    (("sample", "{run}", "--eta", "2"), "--eta"),
+    (("sample", "{run}", "--label", "3"), "without labels"),
+    (("sample", "{run}", "--num-images", "0"), "--num-images"),
+    (("sample", "{run}", "--average-width", "0.9"), "--average-width"),
+    (("evaluate", "{run}", "mnist"), "(1, 28, 28)"),
+    (("evaluate", "{run}", "absent"), "absent"),
+    (("evaluate", "{run}", "--terms", "1"), "--terms"),
+    (("evaluate", "{run}", "--terms", "1001"), "--terms"),
+    (("evaluate", "{copy:config.json}"), "config.json"),
+    (("sample", "{copy:model.safetensors}"), "model.safetensors"),
+    (("sample", "{copy:manifest.json}"), "manifest.json"),
+]
+
+
+def prepared(argument, trained_run, tmp_path):
+    """The argument with its folders, each made as it says."""
+    if argument.startswith("{copy:"):
+        copy = shutil.copytree(trained_run, tmp_path / "copy")
+        for checkpoint in (copy / "checkpoints").iterdir():
+            (checkpoint / argument[6:-1]).write_bytes(b"damaged")
+        return str(copy)
+    return argument.replace("{tmp}", str(tmp_path)).replace("{run}", str(trained_run))
+
+
+@pytest.mark.parametrize(("arguments", "named"), BAD, ids=[" ".join(arguments)[-60:] for arguments, _ in BAD])
+def test_bad_input_is_one_line_and_exit_code_2(arguments, named, trained_run, tmp_path):
+    np.savez(tmp_path / "flat.npz", images=np.zeros((8, 28, 28), np.uint8))
+    if "no images" in named:
+        (tmp_path / "flat.npz").unlink()
+    before = {path: path.stat().st_mtime_ns for path in trained_run.rglob("*") if path.is_file()}
+    result = run_command(*(prepared(argument, trained_run, tmp_path) for argument in arguments))
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    lines = [line for line in result.output.splitlines() if line.lower().startswith("error")]
+    assert len(lines) == 1, result.output
+    assert named in lines[0]
+    after = {path: path.stat().st_mtime_ns for path in trained_run.rglob("*") if path.is_file()}
+    assert {path: time for path, time in after.items() if "samples" not in str(path)}.items() <= before.items()
+
+
+def test_there_are_enough_cases():
+    assert len(BAD) >= 40
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = run_command("train", "digits", "--preset", "tiny", "--steps", 2, *TINY, "--out", tmp_path / "file" / "run")
+    assert result.exit_code == 2
+    assert "cannot be written" in result.output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists() or os.name != "posix", reason="needs Linux")
+def test_a_full_disk(tmp_path):
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    script = (
+        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); from ancestral.cli import main; main()"
+    )
+    command = [sys.executable, "-c", script, "train", "digits", "--preset", "tiny", "--steps", "2", *TINY]
+    result = subprocess.run([*command, "--out", str(tmp_path / "run")], capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert "File too large" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not list((tmp_path / "run").rglob(".writing-*"))
+    assert resource.getrlimit(resource.RLIMIT_FSIZE) == (soft, hard)
+
+
+def test_commands_are_the_ones_the_readme_names():
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    assert all(f"ancestral {name}" in readme for name in main.commands)

@@ -1,0 +1,247 @@
+"""Training: the same run whatever its interruptions, the plan, the averages, what is on disk."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ancestral import checkpoint, config, data, runner, sealed, train
+from ancestral.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+def settings(**changes):
+    assignments = {
+        "model.width": 8,
+        "train.batch_size": 8,
+        "model.dropout": 0.1,
+        "train.flip": True,
+        "train.snapshots": 4,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    return config.resolve("digits", "tiny", assignments)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("sklearn")
+    return data.load("digits", data.DataOptions(limit=100))
+
+
+def trained(configuration, digits, images, total, into=None):
+    run = into or train.Training(configuration, train.facts(digits.train), CPU)
+    for _ in train.train(run, digits.train, total):
+        if run.images >= images:
+            break
+    return run
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("times", ["uniform", "stratified", "loss-importance"])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times):
+    configuration = settings(diffusion__times=times, diffusion__T=4)
+    straight = trained(configuration, digits, 160, 160)
+    first = trained(configuration, digits, 72, 160)
+    second = train.Training(configuration, train.facts(digits.train), CPU)
+    torch.manual_seed(1234)  # a restart finds torch's own generator anywhere
+    second.load({name: value.clone() for name, value in first.tensors().items()}, first.images)
+    trained(configuration, digits, 160, 160, second)
+    assert equal(straight.tensors(), second.tensors())
+
+
+def test_training_leaves_the_global_generator_alone(digits):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    trained(settings(), digits, 16, 16)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_is_presented_does_not_depend_on_the_batch_size(digits):
+    whole, labels, rows = train.presented(digits.train, 3, range(250), flip=True)
+    parts = [train.presented(digits.train, 3, range(n, min(n + 7, 250)), flip=True) for n in range(0, 250, 7)]
+    assert torch.equal(whole, torch.cat([part[0] for part in parts]))
+    assert rows == [row for part in parts for row in part[2]]
+    assert torch.equal(labels, torch.cat([part[1] for part in parts]))
+    assert sorted(rows[:100]) == sorted(rows[100:200]) == list(range(100))
+    assert rows[:100] != rows[100:200]
+
+
+def test_flips_turn_about_half(digits):
+    plain, *_ = train.presented(digits.train, 0, range(100), flip=False)
+    flipped, *_ = train.presented(digits.train, 0, range(100), flip=True)
+    same = (plain == flipped).flatten(1).all(1)
+    assert 30 < int(same.sum()) < 70
+    assert torch.equal(flipped[~same], plain[~same].flip(3))
+
+
+def test_bytes_round_trip():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    unit = train.to_unit(levels)
+    assert (float(unit.min()), float(unit.max())) == (-1, 1)
+    assert np.array_equal(train.to_bytes(unit), levels)
+
+
+def test_learning_rate_is_a_function_of_the_share_of_the_run():
+    rates = [train.learning_rate(share, 2.0, 0.1, 0.5) for share in (0, 0.05, 0.1, 0.5, 0.75, 1)]
+    assert rates == pytest.approx([0.002, 1, 2, 2, 1, 0.002])
+    assert train.learning_rate(0.9, 2.0, 0, 0) == 2
+
+
+def test_loss_falls(digits):
+    run = train.Training(settings(), train.facts(digits.train), CPU)
+    losses = [record.loss for record in train.train(run, digits.train, 1600)]
+    assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(digits):
+    run = trained(settings(), digits, 16, 100)
+    before = {name: value.clone() for name, value in run.tensors().items()}
+    with torch.no_grad():
+        bias = run.network.head[2].bias
+        held = bias.clone()
+        bias.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"not finite at image 16 .*digits\["):
+        run.step(digits.train, 100)
+    with torch.no_grad():
+        bias.copy_(held)
+    assert equal(before, run.tensors())
+
+
+def test_labels_and_learned_variance_train(digits):
+    configuration = settings(model__labels=True, diffusion__objective="hybrid", diffusion__variance="learned")
+    run = trained(configuration, digits, 16, 16)
+    assert run.network.label.weight.shape[0] == 10
+
+
+def make_run(folder, digits, total, **changes):
+    configuration = settings(**changes)
+    run = runner.Run(folder, configuration, train.facts(digits.train), CPU)
+    folder.mkdir(exist_ok=True)
+    problems = run.resume()
+    run.total = run.total or total
+    return run, problems
+
+
+def test_a_stopped_run_on_disk_goes_on_to_the_same_end(tmp_path, digits):
+    whole, _ = make_run(tmp_path / "whole", digits, 160)
+    list(whole.train(digits, lambda: False))
+    part, _ = make_run(tmp_path / "part", digits, 160)
+    list(part.train(digits, lambda: part.training.images >= 56))
+    assert not part.complete
+    again, problems = make_run(tmp_path / "part", digits, 160)
+    assert again.training.images == 56
+    assert not problems
+    list(again.train(digits, lambda: False))
+    a, b = (checkpoint.latest(tmp_path / name)[0] for name in ("whole", "part"))
+    assert equal(a.weights, b.weights)
+    assert equal(a.tensors, b.tensors)
+    assert torch.equal(a.calibration, b.calibration)
+    logs = [[entry["images"] for entry in runner.read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "part")]
+    assert logs[0] == logs[1] == sorted(set(logs[0]))
+
+
+def test_other_settings_are_refused_by_name(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 16)
+    list(run.train(digits, lambda: False))
+    with pytest.raises(UserError, match=r"train\.seed was 0, is 5"):
+        make_run(tmp_path / "run", digits, 16, train__seed=5)
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 64)
+    list(run.train(digits, lambda: False))
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    for name in sorted(path.name for path in newest.iterdir()):
+        path = newest / name
+        good = path.read_bytes()
+        for bad in (good[: len(good) // 2], bytes([good[0] ^ 1]) + good[1:], good[:-1] + bytes([good[-1] ^ 64]), b""):
+            path.write_bytes(bad)
+            found, problems = checkpoint.latest(tmp_path / "run")
+            if name == sealed.MANIFEST and problems == []:
+                assert json.loads(bad) == json.loads(good)  # white space at the end is no damage
+                continue
+            assert found.images < int(newest.name)
+            assert name in problems[0]
+        path.unlink()
+        assert name in checkpoint.latest(tmp_path / "run")[1][0]
+        path.write_bytes(good)
+    assert checkpoint.latest(tmp_path / "run")[0].images == int(newest.name)
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        (folder / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        checkpoint.latest(tmp_path / "run")
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    sealed.write(tmp_path / "a", {"one": b"1"})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sealed.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        sealed.write(tmp_path / "a", {"one": b"2"})
+    monkeypatch.undo()
+    assert sealed.read(tmp_path / "a") == {"one": b"1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_manifest_may_not_point_outside(tmp_path):
+    sealed.write(tmp_path / "a", {"one": b"1"})
+    manifest = tmp_path / "a" / sealed.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"one"', '"../one"'))
+    with pytest.raises(sealed.Damaged, match="outside"):
+        sealed.read(tmp_path / "a")
+
+
+def test_only_the_last_two_checkpoints_are_kept_and_every_average(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 80)
+    list(run.train(digits, lambda: False))
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
+    snapshots = checkpoint.load_snapshots(tmp_path / "run")
+    assert len(snapshots) == 2 * 4
+    assert {snapshot.width for snapshot in snapshots} == {0.05, 0.1}
+
+
+def test_configuration_round_trip_and_its_errors():
+    configuration = settings()
+    facts = config.Facts((1, 8, 8), ("a", "b"))
+    document = json.loads(json.dumps(config.to_json(configuration, facts)))
+    assert config.from_json(document, "x") == (configuration, facts)
+    document["config"]["model"]["wdith"] = 3
+    with pytest.raises(UserError, match=r"model\.wdith.*width"):
+        config.from_json(document, "config.json")
+    with pytest.raises(UserError, match="schema"):
+        config.from_json({"config": {**document["config"], "schema": 99}, "facts": document["facts"]}, "config.json")
+
+
+@pytest.mark.parametrize("preset", config.PRESETS)
+def test_presets_resolve(preset):
+    assert config.resolve("x", preset, {}).source == "x"
+
+
+def test_paper_presets_have_the_papers_size():
+    for preset, shape, size in (("cifar10", (3, 32, 32), 35_746_307), ("paper-256", (3, 256, 256), 113_673_219)):
+        with torch.device("meta"):
+            from ancestral import build
+
+            model = build.denoiser(config.resolve("x", preset, {}), config.Facts(shape))
+        assert sum(parameter.numel() for parameter in model.parameters()) == size
+
+
+def test_bfloat16_is_float32_to_rounding(digits):
+    exact = trained(settings(train__flip=False), digits, 32, 32)
+    lower = trained(replace_precision(settings(train__flip=False)), digits, 32, 32)
+    for name, value in exact.network.state_dict().items():
+        assert torch.allclose(value, lower.network.state_dict()[name], atol=0.02), name
+
+
+def replace_precision(configuration):
+    return replace(configuration, train=replace(configuration.train, precision="bfloat16"))
