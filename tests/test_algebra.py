@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ancestral import grids, schedule
 from ancestral.gaussian import Normal
 from ancestral.schedule import NoiseSchedule, from_betas
-from ancestral.target import EPS, MEAN, SCORE, TARGETS, V, X0
+from ancestral.target import EPS, MEAN, SCORE, TARGETS, X0, V
 
 F64 = torch.float64
 betas = st.lists(st.floats(1e-5, 0.9), min_size=1, max_size=12).map(lambda b: torch.tensor(b, dtype=F64))
@@ -98,7 +98,9 @@ def test_every_target_gives_x0_back(target, beta, data):
     assert torch.allclose(target.x0(output, x_t, noise_schedule, t), x0, atol=1e-6)
     # error_scale: a change of the output is a change of x0 times it.
     moved = target.x0(output + 1e-3, x_t, noise_schedule, t) - x0
-    assert torch.allclose(moved.abs() * target.error_scale(noise_schedule, t)[:, None], torch.tensor(1e-3).double(), rtol=1e-4)
+    assert torch.allclose(
+        moved.abs() * target.error_scale(noise_schedule, t)[:, None], torch.tensor(1e-3).double(), rtol=1e-4
+    )
 
 
 def test_targets_by_their_definitions():

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import TINY, run_command
 from PIL import Image
 
 from ancestral.cli import main
 from ancestral.config import PRESETS
 from ancestral.grids import GRIDS
+from conftest import TINY, run_command
 
 pytest.importorskip("sklearn")
 
@@ -28,7 +28,9 @@ def test_the_main_job(trained_run, tmp_path):
     entries = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
     assert entries[-1]["images"] == 30 * 16
     out = tmp_path / "samples"
-    result = run_command("sample", trained_run, "--num-images", 5, "--steps", 4, "--out", out, "--film", "--device", "cpu")
+    result = run_command(
+        "sample", trained_run, "--num-images", 5, "--steps", 4, "--out", out, "--film", "--device", "cpu"
+    )
     assert result.exit_code == 0, result.output
     assert [image.shape for image in pixels(out)] == [(8, 8)] * 5
     assert {"grid.png", "film.png", "film.gif"} <= {path.name for path in out.iterdir()}
@@ -49,7 +51,9 @@ def test_samples_do_not_depend_on_the_batch_size(trained_run, tmp_path):
         assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize("options", [(), ("--eta", 1, "--steps", 5), ("--variance", "optimal", "--steps", 5, "--grid", "karras")])
+@pytest.mark.parametrize(
+    "options", [(), ("--eta", 1, "--steps", 5), ("--variance", "optimal", "--steps", 5, "--grid", "karras")]
+)
 def test_every_kind_of_sampling(trained_run, tmp_path, options):
     run = shutil.copytree(trained_run, tmp_path / "run")
     result = run_command("sample", run, "--num-images", 1, *options, "--device", "cpu")
@@ -71,12 +75,16 @@ def test_fresh_moves_the_old_run_aside(trained_run, tmp_path):
 
 
 def test_another_average_width_can_be_rebuilt(trained_run, tmp_path):
-    result = run_command("sample", trained_run, "--num-images", 1, "--steps", 2, "--average-width", 0.08, "--out", tmp_path)
+    result = run_command(
+        "sample", trained_run, "--num-images", 1, "--steps", 2, "--average-width", 0.08, "--out", tmp_path
+    )
     assert result.exit_code == 0, result.output
 
 
 def test_dry_run_lists_every_setting_and_trains_nothing(tmp_path):
-    result = run_command("train", "digits", "--out", tmp_path / "run", "--preset", "tiny", "--dry-run", "--budget", "1m", *TINY)
+    result = run_command(
+        "train", "digits", "--out", tmp_path / "run", "--preset", "tiny", "--dry-run", "--budget", "1m", *TINY
+    )
     assert result.exit_code == 0, result.output
     assert "train.average_widths = [0.05, 0.1]" in result.output
     assert "images/s" in result.output

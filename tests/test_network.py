@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ancestral.unet import Attention, UNet, time_embedding
+from ancestral.unet import Attention, ResidualBlock, UNet, time_embedding
 
 TINY = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,)}
 
@@ -87,3 +87,12 @@ def test_time_embedding_is_the_papers():
     assert torch.allclose(embedding[0], torch.tensor([0.0, 0, 0, 1, 1, 1]))
     assert torch.allclose(embedding[1], torch.cat(expected), atol=1e-6)
     assert functional.pad(embedding, (0, 1)).shape == time_embedding(torch.zeros(2), 7).shape
+
+
+@pytest.mark.parametrize("channels", [4, 8, 32, 48, 64, 96, 128])
+def test_normalisation_does_not_undo_the_time(channels):
+    """A constant added to each channel must outlive the norm that follows it."""
+    block = ResidualBlock(channels, channels, 4, 0.0)
+    shift = torch.arange(channels, dtype=torch.float32).reshape(1, -1, 1, 1)
+    x = torch.randn(1, channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert not torch.allclose(block.norm2(x + shift), block.norm2(x), atol=0.1)

@@ -21,7 +21,7 @@ from ancestral.objective import (
 )
 from ancestral.reverse import Ancestral, learned, small
 from ancestral.rng import Streams
-from ancestral.target import EPS, SCORE, TARGETS, V, X0
+from ancestral.target import EPS, SCORE, TARGETS, X0, V
 from ancestral.times import UNIFORMS, LossImportance, TimeSampler
 
 F64 = torch.float64

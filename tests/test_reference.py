@@ -1,7 +1,7 @@
 """Published values of another implementation: diffusers' own scheduler tests, met by our loop; and diffusers itself.
 
-Set-up of those tests: a ramp as state, a network that returns x t / (t + 1) for their 0-based t, the sum and the mean of
-the absolute values at the end, noise from torch's generator seeded 0.
+Set-up of those tests: a ramp as state, a network that returns x t / (t + 1) for their 0-based t, the sum and the mean
+of the absolute values at the end, noise from torch's generator seeded 0.
 """
 
 import pytest
@@ -169,7 +169,9 @@ def test_whole_runs_of_diffusers(kind, steps, options):
         eps = next(noises).double()
         return move.p.sample(eps) if move.s else move.p.mean
 
-    transition = {"fixed_small": Ancestral(small), "fixed_large": Ancestral(large)}.get(options.get("variance_type"), DDIM())
+    transition = {"fixed_small": Ancestral(small), "fixed_large": Ancestral(large)}.get(
+        options.get("variance_type"), DDIM()
+    )
     ours = finish(walk(denoiser, start.double(), grids.trailing(LINEAR, steps), transition, draw))
     assert float((ours - x).abs().max()) < 1e-4
 
@@ -188,6 +190,6 @@ def theirs_noise(scheduler, t, output, x, eps):
         return torch.zeros_like(x)
     if scheduler.previous_timestep(t) < 0 and t == int(scheduler.timesteps[-1]) and t != 0:
         own = torch.randn(output.shape, generator=_Fixed.generator(), dtype=output.dtype)
-        return -scheduler._get_variance(t, predicted_variance=None) ** 0.5 * own
+        return -(scheduler._get_variance(t, predicted_variance=None) ** 0.5) * own
     own = torch.randn(output.shape, generator=_Fixed.generator(), dtype=output.dtype)
     return scheduler._get_variance(t, predicted_variance=None) ** 0.5 * (eps.double() - own)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ancestral import checkpoint, config, data, runner, sealed, train
+from ancestral import build, checkpoint, config, data, runner, sealed, train
 from ancestral.errors import UserError
 
 CPU = torch.device("cpu")
@@ -96,7 +96,7 @@ def test_learning_rate_is_a_function_of_the_share_of_the_run():
 
 def test_loss_falls(digits):
     run = train.Training(settings(), train.facts(digits.train), CPU)
-    losses = [record.loss for record in train.train(run, digits.train, 1600)]
+    losses = [record.loss for record in train.train(run, digits.train, 800)]
     assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
 
 
@@ -143,7 +143,10 @@ def test_a_stopped_run_on_disk_goes_on_to_the_same_end(tmp_path, digits):
     assert equal(a.weights, b.weights)
     assert equal(a.tensors, b.tensors)
     assert torch.equal(a.calibration, b.calibration)
-    logs = [[entry["images"] for entry in runner.read_metrics(tmp_path / name / "metrics.jsonl")] for name in ("whole", "part")]
+    logs = [
+        [entry["images"] for entry in runner.read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "part")
+    ]
     assert logs[0] == logs[1] == sorted(set(logs[0]))
 
 
@@ -230,9 +233,7 @@ def test_presets_resolve(preset):
 def test_paper_presets_have_the_papers_size():
     for preset, shape, size in (("cifar10", (3, 32, 32), 35_746_307), ("paper-256", (3, 256, 256), 113_673_219)):
         with torch.device("meta"):
-            from ancestral import build
-
-            model = build.denoiser(config.resolve("x", preset, {}), config.Facts(shape))
+            model = build.network(config.resolve("x", preset, {}), config.Facts(shape))
         assert sum(parameter.numel() for parameter in model.parameters()) == size
 
 

@@ -182,8 +182,8 @@ def naive_bound(
 ) -> Bound:
     """Eq. 3 by plain Monte Carlo along one chain of q: -log p(x_T), then log q(x_t | x_s) - log p(x_s | x_t) a step.
 
-    The expectation of the whole is that of `bound`; of a single term it is not (Eq. 5 regroups them), and its variance is
-    far larger, which is what the KL form is for: training sees one term at a time.
+    The expectation of the whole is that of `bound`; of a single term it is not (Eq. 5 regroups them), and its variance
+    is far larger, which is what the KL form is for: training sees one term at a time.
     """
     schedule, terms, errors = denoiser.schedule, [], []
 

@@ -14,7 +14,7 @@ from ancestral.denoiser import CLIPS, Calibrated, Denoiser, Given, Predictor
 from ancestral.errors import UserError
 from ancestral.grids import GRIDS, full
 from ancestral.objective import OBJECTIVES, Objective
-from ancestral.reverse import DDIM, VARIANCES, Ancestral, Transition
+from ancestral.reverse import DDIM, VARIANCES, Ancestral, Transition, learned, optimal, small
 from ancestral.schedule import SCHEDULES, NoiseSchedule
 from ancestral.target import TARGETS
 from ancestral.times import TIME_SAMPLERS
@@ -43,24 +43,24 @@ def schedule(config: Config) -> NoiseSchedule:
         raise UserError(f"diffusion.T: {error}") from None
 
 
-def denoiser(config: Config, facts: Facts) -> Denoiser:
-    """A new network in its setting.
+def network(config: Config, facts: Facts) -> UNet:
+    """A new network for images of this shape.
 
     Raises:
-        UserError: for unknown names, sides that do not divide, labels that are not there, or a target that the schedule
-            does not allow.
+        UserError: for sides that do not divide, levels or labels that are not there.
     """
     options = config.model
     channels, height, width = facts.shape
-    learned = config.diffusion.variance == "learned"
     if options.labels and not facts.class_names:
         raise UserError(f"model.labels: '{config.source}' has no labels; use --set model.labels=false")
     wrong = [level for level in options.attention if not 0 <= level < len(options.multipliers)]
     if wrong:
-        raise UserError(f"model.attention: there is no level {wrong[0]}; levels are 0 to {len(options.multipliers) - 1}")
-    network = UNet(
+        raise UserError(
+            f"model.attention: there is no level {wrong[0]}; levels are 0 to {len(options.multipliers) - 1}"
+        )
+    made = UNet(
         channels,
-        channels * (2 if learned else 1),
+        channels * (2 if choose(VARIANCES, config.diffusion.variance, "diffusion.variance") is learned else 1),
         options.width,
         options.multipliers,
         options.blocks,
@@ -69,22 +69,43 @@ def denoiser(config: Config, facts: Facts) -> Denoiser:
         len(facts.class_names) if options.labels else 0,
         options.patch,
     )
-    if height % network.divisor or width % network.divisor:
+    if height % made.divisor or width % made.divisor:
         raise UserError(
-            f"images of {height}x{width} do not divide by {network.divisor} = model.patch * 2^(levels-1); "
+            f"images of {height}x{width} do not divide by {made.divisor} = model.patch * 2^(levels-1); "
             "use fewer model.multipliers, or --set data.size to a multiple"
         )
+    return made
+
+
+def denoiser(config: Config, facts: Facts) -> Denoiser:
+    """A new network in its setting.
+
+    Raises:
+        UserError: for unknown names, or a target that the schedule does not allow; and as `network`.
+    """
     target = choose(TARGETS, config.diffusion.target, "diffusion.target")
     clip = choose(CLIPS, config.diffusion.clip, "diffusion.clip")
     try:
-        return Denoiser(network, schedule(config), target, clip)
+        return Denoiser(network(config, facts), schedule(config), target, clip)
     except ValueError as error:
         raise UserError(f"diffusion.target: {error}") from None
 
 
-def transition(variance: str, eta: float | None = None) -> Transition:
-    """DDIM where an eta is given, otherwise ancestral with the named variance."""
-    return Ancestral(choose(VARIANCES, variance, "--variance")) if eta is None else DDIM(eta)
+def transition(saved: checkpoint.Checkpoint, variance: str | None, eta: float | None = None) -> Transition:
+    """DDIM where an eta is given, otherwise ancestral with the named variance, or the run's own.
+
+    Raises:
+        UserError: for an unknown variance, or one that this run has not learned or measured.
+    """
+    if eta is not None:
+        return DDIM(eta)
+    own = saved.config.diffusion.variance
+    chosen = choose(VARIANCES, variance or own, "--variance")
+    if chosen is learned and choose(VARIANCES, own, "diffusion.variance") is not learned:
+        raise UserError("--variance: 'learned' needs a network with 2C output channels (diffusion.variance=learned)")
+    if chosen is optimal and saved.calibration is None:
+        raise UserError("--variance: 'optimal' is measured when training ends; this run has not, so use small or large")
+    return Ancestral(chosen)
 
 
 def training_grid(config: Config) -> list[int]:
@@ -107,9 +128,9 @@ def objective(config: Config, terms: int) -> Objective:
     """The training loss. The bound needs a variance that does not itself need a trained model."""
     make = choose(OBJECTIVES, config.diffusion.objective, "diffusion.objective")
     choose(TIME_SAMPLERS, config.diffusion.times, "diffusion.times")
-    variance = "small" if config.diffusion.variance == "optimal" else config.diffusion.variance
-    made = make(Ancestral(choose(VARIANCES, variance, "diffusion.variance")), terms)
-    if variance == "learned" and not made.teaches_variance:
+    variance = choose(VARIANCES, config.diffusion.variance, "diffusion.variance")
+    made = make(Ancestral(small if variance is optimal else variance), terms)
+    if variance is learned and not made.teaches_variance:
         raise UserError("diffusion.variance: 'learned' is not taught by this objective; use diffusion.objective=hybrid")
     return made
 
@@ -130,9 +151,7 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def trained(
-    saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_width: float | None = None
-) -> Denoiser:
+def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_width: float | None = None) -> Denoiser:
     """The model of a checkpoint, in evaluation mode; with its weights averaged over another width if asked.
 
     Raises:
@@ -148,7 +167,9 @@ def trained(
     try:
         model.network.load_state_dict(weights)
     except RuntimeError as error:
-        raise UserError(f"{saved.folder}: the weights do not fit the configuration ({str(error).splitlines()[-1].strip()})") from None
+        raise UserError(
+            f"{saved.folder}: the weights do not fit the configuration ({str(error).splitlines()[-1].strip()})"
+        ) from None
     return model.to(on).eval().requires_grad_(requires_grad=False)
 
 

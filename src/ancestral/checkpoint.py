@@ -145,7 +145,9 @@ def load_snapshots(run: Path) -> list[ema.Snapshot]:
         for name, content in sealed.read(folder).items()
     ]
     if not snapshots:
-        raise UserError(f"{run / 'averages'}: no kept averages, so no other width can be rebuilt; leave out --average-width")
+        raise UserError(
+            f"{run / 'averages'}: no kept averages, so no other width can be rebuilt; leave out --average-width"
+        )
     return snapshots
 
 

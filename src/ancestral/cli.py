@@ -48,7 +48,9 @@ class _Duration(click.ParamType):
         return seconds
 
 
-_seed = click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of every draw.")
+_seed = click.option(
+    "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of every draw."
+)
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 _run = click.argument("run", type=click.Path(path_type=Path))
 _positive = click.IntRange(min=1)
@@ -63,7 +65,9 @@ def main() -> None:
 
 @main.command()
 @click.argument("data")
-@click.option("--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder; the same command resumes.")
+@click.option(
+    "--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder; the same command resumes."
+)
 @click.option("--preset", default="small", show_default=True, help="small, tiny, cifar10 or paper-256.")
 @click.option("--budget", type=_Duration(), help="Wall time to plan for: 90s, 10m, 2h.")
 @click.option("--images", type=_positive, help="Length of the run in images seen, instead of a time.")
@@ -73,7 +77,9 @@ def main() -> None:
 @click.option("--size", type=_positive, help="Side of the images after a centre crop.")
 @_seed
 @_device
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any other setting; --dry-run lists them.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any other setting; --dry-run lists them."
+)
 @click.option("--dry-run", is_flag=True, help="Show the settings, the cost and what the budget buys; train nothing.")
 @click.option("--fresh", is_flag=True, help="Begin anew; an existing run is moved aside, not deleted.")
 def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed: int, **options: Any) -> None:
@@ -97,7 +103,9 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
 @_run
 @click.option("--num-images", type=_positive, default=64, show_default=True, help="How many images.")
 @click.option("--steps", type=_positive, help="Network calls an image; every time step when left out.")
-@click.option("--grid", default="trailing", show_default=True, help="trailing, uniform, quadratic, log-snr, karras, leading.")
+@click.option(
+    "--grid", default="trailing", show_default=True, help="trailing, uniform, quadratic, log-snr, karras, leading."
+)
 @click.option("--eta", type=click.FloatRange(min=0, max=1), help="DDIM with this eta; 0 when --steps is given.")
 @click.option("--variance", help="Ancestral steps with small, large, learned or optimal variance.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the images; RUN/samples when left out.")
@@ -120,10 +128,14 @@ def sample(run: Path, **options: Any) -> None:
 @_run
 @click.argument("data_source", metavar="[DATA]", required=False)
 @click.option("--num-images", type=_positive, default=256, show_default=True, help="How many held-out images, at most.")
-@click.option("--terms", type=_positive, default=50, show_default=True, help="Terms of the bound an image; 0 < terms <= T.")
+@click.option(
+    "--terms", type=_positive, default=50, show_default=True, help="Terms of the bound an image; 0 < terms <= T."
+)
 @click.option("--exact", is_flag=True, help="Every term for every image, instead of an unbiased part.")
 @click.option("--variance", help="Reverse variance to measure with; the run's own when left out.")
-@click.option("--batch-size", type=_positive, default=64, show_default=True, help="Images at a time; changes no number.")
+@click.option(
+    "--batch-size", type=_positive, default=64, show_default=True, help="Images at a time; changes no number."
+)
 @_average
 @_seed
 @_device

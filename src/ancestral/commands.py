@@ -6,7 +6,7 @@ import csv
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,7 @@ class Length:
         return max(1, round(images / batch_size)) * batch_size
 
 
-def train(
-    settings: config.Config, folder: Path, length: Length, device: str, *, dry_run: bool, fresh: bool
-) -> None:
+def train(settings: config.Config, folder: Path, length: Length, device: str, *, dry_run: bool, fresh: bool) -> None:
     """Train, or go on training, and say how it goes."""
     images = data.load(settings.source, settings.data)
     for line in images.skipped:
@@ -116,7 +114,7 @@ def _parameters(run: runner.Run) -> int:
 
 def _describe(settings: config.Config, run: runner.Run, images: data.Splits, length: Length, speed: float) -> None:
     total = length.plan(settings.train.batch_size, speed)
-    for key in config.keys():
+    for key in config.known_keys():
         group, name = key.split(".")
         _screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
     _screen.print(
@@ -146,7 +144,7 @@ def sample(
     saved, model = _open(folder, device, average_width)
     if eta is None and variance is None and steps is not None:
         eta = 0.0  # the ODE wins below a hundred steps, the full chain above
-    move = build.transition(variance or saved.config.diffusion.variance, eta)
+    move = build.transition(saved, variance, eta)
     times = build.grid(model.schedule, grid, steps)
     out = out or folder / "samples"
     labels = _labels(saved, label, num_images)
@@ -228,25 +226,23 @@ def evaluate(
     if facts(images.test).shape != saved.facts.shape:
         raise UserError(f"{data_source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
     test = images.test.take(_spread(len(images.test), num_images))
-    variance = variance or saved.config.diffusion.variance
-    move, times = build.transition(variance), full(model.schedule)
+    if saved.calibration is None:
+        saved = replace(saved, calibration=_calibrated(saved, model, images.train))
+    move, times = build.transition(saved, variance), full(model.schedule)
     if not exact and not 2 <= terms <= len(times) - 1:
         raise UserError(f"--terms: must be between 2 and T = {len(times) - 1}, got {terms}")
-    table = saved.calibration
-    if table is None and variance == "optimal":
-        table = _calibrated(saved, model, images.train)
     measured: list[Bound] = []
     with Progress(console=_screen, disable=not _screen.is_terminal) as bar:
         task = bar.add_task("bound", total=len(test))
         for first in range(0, len(test), batch_size):
             part = range(first, min(first + batch_size, len(test)))
             x0 = to_unit(test.images[first : part.stop]).to(_device(model), _state_type(model))
-            predictor = build.predictor(model, table, _test_labels(saved, test, part, model))
+            predictor = build.predictor(model, saved.calibration, _test_labels(saved, test, part, model))
             noise = Streams(seed, "evaluate", part)
             measured.append(bound(predictor, x0, times, move, noise, terms=None if exact else terms))
             bar.advance(task, len(part))
     result = concatenate(measured)
-    _write_evaluation(folder, result, variance, test.images, exact)
+    _write_evaluation(folder, result, variance or saved.config.diffusion.variance, test.images, exact)
 
 
 def _spread(size: int, count: int) -> np.ndarray:
@@ -296,8 +292,10 @@ def _write_evaluation(folder: Path, result: Bound, variance: str, images: np.nda
         "variance": variance,
         "terms": result.terms.shape[1],
         "nats_per_image": float(result.nats.mean()),
-        "bits_per_dim": {name.strip(): {"mean": value, "standard_error": None if np.isnan(spread) else spread}
-                         for name, (value, spread) in rows.items()},
+        "bits_per_dim": {
+            name.strip(): {"mean": value, "standard_error": None if np.isnan(spread) else spread}
+            for name, (value, spread) in rows.items()
+        },
     }
     _write_text(folder / "evaluation.json", json.dumps(document, indent=1) + "\n")
     _screen.print(f"written: {folder / 'evaluation.json'}, {folder / 'bound.csv'}, {folder / 'bound.png'}")

@@ -23,6 +23,7 @@ SCHEMA = 1
 Count = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
+Width = Annotated[float, Meta(gt=0, lt=0.28)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class TrainOptions:
     clip_norm: Positive = 1.0
     flip: bool = False
     seed: int = 0
-    average_widths: tuple[Positive, Positive] = (0.05, 0.1)  # the two averages that are kept
+    average_widths: tuple[Width, Width] = (0.05, 0.1)  # the two averages that are kept
     average: Literal[0, 1] = 1  # which of them is the model
     snapshots: Count = 8  # how often both are kept for rebuilding other widths
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -106,7 +107,7 @@ PRESETS: dict[str, _Preset] = {
         "train.flip": True,
     },
     "small": {
-        "model.width": 64,
+        "model.width": 32,
         "model.multipliers": (1, 2),
         "model.blocks": 1,
         "model.attention": (1,),
@@ -117,9 +118,10 @@ PRESETS: dict[str, _Preset] = {
         "diffusion.times": "stratified",
         "diffusion.variance": "optimal",
         "train.batch_size": 64,
-        "train.learning_rate": 1e-3,
+        "train.learning_rate": 2e-3,
         "train.decay": 0.7,
         "train.beta2": 0.99,
+        "train.average": 0,
     },
     "tiny": {
         "model.width": 32,
@@ -146,7 +148,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(options)}"
 
 
-def keys() -> dict[str, Any]:
+def known_keys() -> dict[str, Any]:
     """Every key that `--set` knows, with its type."""
     groups = {name: kind for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
     return {
@@ -164,7 +166,7 @@ def resolve(source: str, preset: str, overrides: Mapping[str, Any]) -> Config:
     """
     if preset not in PRESETS:
         raise UserError(f"--preset: unknown preset '{preset}'; {suggest(preset, PRESETS)}")
-    known = keys()
+    known = known_keys()
     tree: dict[str, Any] = {"source": source}
     for key, value in {**PRESETS[preset], **overrides}.items():
         if key not in known:

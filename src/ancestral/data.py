@@ -96,7 +96,7 @@ def load(source: str, options: DataOptions) -> Splits:
 
 def _refuse_conversion(images: ImageSet, options: DataOptions, source: str) -> None:
     height, width, channels = images.shape
-    if options.size not in (None, height) or height != width and options.size is not None:
+    if options.size not in (None, height) or (height != width and options.size is not None):
         raise UserError(f"data.size: {source} holds arrays of {height}x{width}; leave data.size out")
     if options.channels not in (None, channels):
         raise UserError(f"data.channels: {source} holds arrays of {channels} channels; leave data.channels out")
@@ -145,7 +145,9 @@ def _held_out(names: Sequence[str], share: float, source: str) -> np.ndarray:
         UserError: when there are fewer than two.
     """
     if len(names) < 2:
-        raise UserError(f"{source}: at least 2 images are needed, one to train on and one to test on; found {len(names)}")
+        raise UserError(
+            f"{source}: at least 2 images are needed, one to train on and one to test on; found {len(names)}"
+        )
     place = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64 for name in names]
     test = np.array(place) < share
     if not test.any():
@@ -283,7 +285,8 @@ def _common_channels(
             return True
 
     everywhere = (folder / file for folder, listing in zip(folders, listings, strict=True) for file in listing)
-    return 1 if all([grey(path) for path in everywhere]) else 3  # every one is opened, so that every bad one is named
+    modes = [grey(path) for path in everywhere]  # of all files, so that every bad one is named
+    return 1 if all(modes) else 3
 
 
 def _skip_or_raise(error: BadImage, options: DataOptions, skipped: list[str]) -> None:

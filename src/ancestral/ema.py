@@ -61,7 +61,7 @@ def _inner(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 
 def coefficients(profiles: Sequence[tuple[int, float]], images: int, width: float) -> np.ndarray:
-    """How much of each snapshot, given as (images, width), makes the profile (images, width) asked for. float64 (n,)."""
+    """How much of each snapshot, (images, width), makes the profile (images, width) asked for. float64 (n,)."""
     known = [(float(time), exponent(known_width)) for time, known_width in profiles]
     wanted = (float(images), exponent(width))
     gram = np.array([[_inner(a, b) for b in known] for a in known])

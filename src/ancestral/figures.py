@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -33,7 +34,7 @@ def save_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int 
     frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Figure, "Axes"]:  # noqa: F821, UP037
+def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4), dpi=130, layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, loc="left", color=INK, fontsize=11)
@@ -70,7 +71,9 @@ def bound_plot(path: Path, t: np.ndarray, bits: np.ndarray, total: float) -> Non
     # Terms between the measured times are taken from their neighbours.
     every = np.arange(1, int(t[-1]) + 1)
     filled = np.exp(np.interp(np.log(every), np.log(t), np.log(np.maximum(bits, 1e-12))))
-    right.plot(every, filled[::-1].cumsum()[::-1], color=SECOND, linewidth=1.4, linestyle="--", label="sum (right axis)")
+    right.plot(
+        every, filled[::-1].cumsum()[::-1], color=SECOND, linewidth=1.4, linestyle="--", label="sum (right axis)"
+    )
     right.set_ylim(bottom=0)
     lines = [*axes.get_lines(), *right.get_lines()]
     axes.legend(lines, [str(line.get_label()) for line in lines], frameon=False, loc="upper right")

@@ -7,6 +7,7 @@ so neighbouring byte values are 2/255 apart.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 HALF_BIN = 1 / 255  # half the distance between two neighbouring byte values on [-1, 1]
 _LOG_2PI = math.log(2 * math.pi)
+_log_ndtr: Callable[[Tensor], Tensor] = torch.special.log_ndtr  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 class Normal(NamedTuple):
@@ -59,8 +61,8 @@ class Normal(NamedTuple):
         mirrored = centred > 0
         high = torch.where(mirrored, -lower, upper)
         low = torch.where(mirrored, -upper, lower)
-        log_high = torch.special.log_ndtr(high)
-        log_low = torch.special.log_ndtr(low)
+        log_high = _log_ndtr(high)
+        log_low = _log_ndtr(low)
         # Where the lower edge is -inf the subtracted mass is exactly zero; masked twice so that its gradient is too.
         closed = torch.isfinite(low)
         gap = torch.where(closed, log_low - log_high, -1.0)

@@ -19,6 +19,7 @@ from ancestral.config import Config, Facts, to_json
 from ancestral.data import ImageSet, Splits
 from ancestral.errors import UserError
 from ancestral.grids import full, trailing
+from ancestral.reverse import DDIM, Ancestral, large
 from ancestral.rng import Streams
 from ancestral.sample import sample
 from ancestral.train import Record, Training, to_bytes, to_unit
@@ -141,7 +142,7 @@ class Run:
                 self.facts.shape,
                 16,
                 grid,
-                build.transition("small", 0.0),
+                DDIM(),
                 device=self.training.device,
             )
             self.held_out_bits = self._held_out(model, test)
@@ -153,17 +154,20 @@ class Run:
     def _held_out(self, model: Any, test: ImageSet, count: int = 32) -> float:
         count = min(count, len(test))
         x0 = to_unit(test.images[:count]).to(self.training.device)
-        labels = None if test.labels is None or not self.config.model.labels else torch.from_numpy(test.labels[:count])
-        variance = "large" if self.config.diffusion.variance == "optimal" else self.config.diffusion.variance
         result = bound(
-            build.predictor(model, None, None if labels is None else labels.to(self.training.device)),
+            build.predictor(model, None, self._true_labels(test, count)),
             x0,
             full(model.schedule),
-            build.transition(variance),
+            Ancestral(large),
             Streams(0, "preview", range(count)),
             terms=min(10, model.schedule.T),
         )
         return mean_and_error(result.bits_per_dim)[0]
+
+    def _true_labels(self, images: ImageSet, count: int) -> torch.Tensor | None:
+        if not self.config.model.labels or images.labels is None:
+            return None
+        return torch.from_numpy(images.labels[:count]).to(self.training.device)
 
     def _labels(self, numbers: range) -> torch.Tensor | None:
         if not self.config.model.labels:
@@ -188,8 +192,7 @@ class Run:
         with self._averaged() as model:
             count = min(64, len(data.train))
             x0 = to_unit(data.train.images[:count]).to(self.training.device)
-            labelled = self.config.model.labels and data.train.labels is not None
-            labels = torch.from_numpy(data.train.labels[:count]).to(x0.device) if labelled else None
+            labels = self._true_labels(data.train, count)
             table = calibrate(build.predictor(model, None, labels), x0, Streams(0, "calibrate", range(count)))
         self.complete = True
         self.save(table)

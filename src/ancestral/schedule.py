@@ -135,7 +135,7 @@ def from_betas(beta: Tensor) -> NoiseSchedule:
     return NoiseSchedule(torch.cat([torch.zeros(1, dtype=torch.float64), cumulative]))
 
 
-def _at_other_T(beta: Tensor, T: int) -> NoiseSchedule:
+def _at_other_length(beta: Tensor, T: int) -> NoiseSchedule:
     """A 1000-step beta table taken as a process in continuous time u = t/1000, read at u = t/T.
 
     The usual rescaling (beta times 1000/T) leaves (0, 1) for T <= 20; reading log alpha_bar never does.
@@ -158,13 +158,13 @@ def _at_other_T(beta: Tensor, T: int) -> NoiseSchedule:
 
 def linear(T: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
     """The paper's schedule: beta linear from 1e-4 to 0.02 at T = 1000 (`linear_beta_schedule`), any other T by time."""
-    return _at_other_T(torch.linspace(beta_start, beta_end, 1000, dtype=torch.float64), T)
+    return _at_other_length(torch.linspace(beta_start, beta_end, 1000, dtype=torch.float64), T)
 
 
 def scaled_linear(T: int = 1000, beta_start: float = 8.5e-4, beta_end: float = 0.012) -> NoiseSchedule:
     """sqrt(beta) linear, the latent-diffusion schedule; defined at T = 1000 and read at any other T by time."""
     root = torch.linspace(beta_start**0.5, beta_end**0.5, 1000, dtype=torch.float64)
-    return _at_other_T(root**2, T)
+    return _at_other_length(root**2, T)
 
 
 def cosine(T: int = 1000, offset: float = 0.008, max_beta: float = 0.999) -> NoiseSchedule:

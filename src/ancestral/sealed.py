@@ -48,7 +48,9 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
         _flush(folder.parent)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(f"{folder}: cannot be written ({error.strerror}); free space or choose another --out") from error
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); free space or choose another --out"
+        ) from error
 
 
 def read(folder: Path) -> dict[str, bytes]:

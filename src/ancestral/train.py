@@ -48,7 +48,9 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(size, seed, "order", epoch)
 
 
-def presented(images: ImageSet, seed: int, numbers: Sequence[int], flip: bool) -> tuple[Tensor, Tensor | None, list[int]]:
+def presented(
+    images: ImageSet, seed: int, numbers: Sequence[int], flip: bool
+) -> tuple[Tensor, Tensor | None, list[int]]:
     """The images of these numbers: (float32 (B, C, H, W), labels (B,) or None, rows of `images`)."""
     rows = [int(_order(len(images), seed, number // len(images))[number % len(images)]) for number in numbers]
     x0 = to_unit(images.images[rows])

@@ -27,7 +27,8 @@ def time_embedding(time: Tensor, width: int) -> Tensor:
 
 
 def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
+    # At least four channels a group, as the paper's 128 in 32: a group of one would take the added time off again.
+    return nn.GroupNorm(math.gcd(min(32, max(channels // 4, 1)), channels), channels, eps=1e-6)
 
 
 def _initialised(layer: _Layer, scale: float = 1.0) -> _Layer:

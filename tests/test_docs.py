@@ -1,0 +1,99 @@
+"""What the documents say is so: their code runs, their tables name what exists, the standalone script is right."""
+
+import importlib
+import importlib.util
+import math
+import re
+from functools import reduce
+from pathlib import Path
+
+import pytest
+import torch
+
+from ancestral import schedule
+from ancestral.gaussian import standard_normal_like
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md", "docs/extending.md"])
+def test_code_on_the_page_runs(page, monkeypatch):
+    from ancestral import data, grids, objective, reverse, target
+
+    tables = (schedule.SCHEDULES, target.TARGETS, reverse.VARIANCES, grids.GRIDS, objective.OBJECTIVES, data.BUILT_IN)
+    before = [dict(table) for table in tables]
+    torch.manual_seed(0)
+    namespace = {}
+    try:
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
+            exec(block, namespace)
+    finally:
+        for table, entries in zip(tables, before, strict=True):
+            table.clear()
+            table.update(entries)
+
+
+def rows():
+    for line in (ROOT / "docs/paper.md").read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| ") and "Function" not in cells:
+            yield cells[0], cells[-2].strip("`"), cells[-1].strip("`")
+
+
+def test_the_papers_table_names_what_exists():
+    seen = list(rows())
+    assert len(seen) > 30
+    for what, function, test in seen:
+        if function == "not yet":
+            assert not test
+            continue
+        module, *path = function.split(".")
+        reduce(getattr, path, importlib.import_module(f"ancestral.{module}"))
+        file, name = test.split("::")
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), what
+
+
+def test_every_equation_is_in_the_table():
+    text = " ".join(what for what, *_ in rows())
+    numbers = {int(n) for group in re.findall(r"Eqs?\. ([\d, ]+)", text) for n in re.findall(r"\d+", group)}
+    assert numbers == set(range(1, 17))
+    assert {int(n) for group in re.findall(r"Algorithms? ([\d, ]+)", text) for n in re.findall(r"\d+", group)} == {
+        1,
+        2,
+        3,
+        4,
+    }
+
+
+@pytest.fixture(scope="module")
+def standalone():
+    pytest.importorskip("sklearn")
+    spec = importlib.util.spec_from_file_location("standalone", ROOT / "examples/standalone.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_standalone_script_imports_nothing_of_ours_and_agrees(standalone):
+    assert "ancestral" not in (ROOT / "examples/standalone.py").read_text()
+    ours = schedule.cosine(standalone.T)
+    ab = standalone.alpha_bars()
+    assert torch.allclose(ab, ours.log_alpha_bar.exp(), atol=1e-12)
+    x0, x_t = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0)).double()
+    t = torch.tensor([2, 7, 50, 150, 200])
+    mean, variance, beta = standalone.posterior(ab, x_t, x0, t)
+    q = ours.posterior(x_t, x0, t, t - 1)
+    assert torch.allclose(mean.double(), q.mean, atol=1e-5)
+    assert torch.allclose(variance.double(), q.var, rtol=1e-5)
+    assert torch.allclose(beta[:, 0].double(), ours.beta[t - 1], rtol=1e-5)
+
+
+def test_the_standalone_script_learns(standalone, capsys):
+    losses, (prior, rate, decoder), images = standalone.main(steps=300)
+    assert sum(losses[-30:]) < 0.4 * sum(losses[:10]) * 3
+    x0 = torch.tensor(standalone.load_digits().data[-200:] / 8 - 1)
+    ours = schedule.cosine(standalone.T).marginal(x0, standalone.T).kl(standard_normal_like(x0)).sum(1).mean()
+    assert prior == pytest.approx(float(ours) / 64 / math.log(2), rel=1e-6)
+    assert 0 < rate + decoder < math.log2(17) * 1.5
+    assert images.shape == (8, 8, 8)
+    assert "bits/dim" in capsys.readouterr().out

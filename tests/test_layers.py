@@ -1,0 +1,92 @@
+"""The layer rule, and habits that can be read off the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "ancestral"
+MODULES = {path.stem: path for path in SOURCE.glob("*.py") if not path.stem.startswith("__")}
+LAYERS = [
+    {"errors", "gaussian", "rng"},
+    {"schedule"},
+    {"target"},
+    {"denoiser", "unet"},
+    {"analytic", "reverse", "grids"},
+    {"walk"},
+    {"objective", "times"},
+    {"bound", "sample"},
+    {"images", "ema", "sealed", "baselines"},
+    {"data"},
+    {"config"},
+    {"checkpoint"},
+    {"build"},
+    {"train"},
+    {"figures"},
+    {"runner"},
+    {"commands"},
+    {"cli"},
+]
+MATHEMATICS = set().union(*LAYERS[:8]) - {"errors"}
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            yield from (f"{module}.{name.name}" for name in node.names)
+
+
+def ours(path):
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "ancestral" and parts[1] in MODULES:
+            yield parts[1]
+
+
+def test_every_module_has_its_layer():
+    assert set(LEVEL) == set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_down(name):
+    for other in set(ours(MODULES[name])):
+        assert LEVEL[other] < LEVEL[name], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", sorted(MATHEMATICS))
+def test_mathematics_does_no_input_or_output(name):
+    allowed = {
+        "__future__",
+        "ancestral",
+        "collections",
+        "contextlib",
+        "dataclasses",
+        "functools",
+        "hashlib",
+        "itertools",
+    }
+    allowed |= {"math", "numpy", "torch", "typing"}
+    assert {module.partition(".")[0] for module in imports(MODULES[name])} <= allowed
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_pickle_no_global_randomness_no_giants(name):
+    text = MODULES[name].read_text()
+    for word in ("pickle", " torch.save", " torch.load(", "np.random.seed", "np.random.rand", "eval(", "exec("):
+        assert word not in text.replace(".eval()", "").replace("allow_pickle=False", "").replace("pickled", "").replace(
+            "No pickle", ""
+        ), word
+    seeds = text.count("manual_seed")
+    assert seeds == (1 if name == "train" else 0)  # inside fork_rng, see train._torch_draws
+    assert len(text.splitlines()) <= 340, "what is its second job?"
+
+
+def test_importing_costs_nothing_before_torch():
+    probe = "import sys, ancestral, ancestral.cli; sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'PIL')))"
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
