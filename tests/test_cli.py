@@ -164,6 +164,7 @@ BAD = [
     ((*TRAIN, "--learning-rate", "1e30"), "not finite"),
     (("train", "{tmp}/flat.npz", "--set", "model.labels=true", "--out", "{tmp}/run"), "no labels"),
     (("train", "digits", "--preset", "tiny", "--steps", "40", *TINY, "--seed", "9", "--out", "{run}"), "train.seed"),
+    (("train", "digits", "--preset", "tiny", "--steps", "40", *TINY, "--out", "{run}"), "another length (--steps 30"),
     (("sample", "{tmp}/none"), "no such run"),
     (("sample", "{tmp}"), "holds no checkpoint"),
     (("sample", "{run}", "--steps", "2000"), "T = 1000"),

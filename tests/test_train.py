@@ -246,3 +246,13 @@ def test_bfloat16_is_float32_to_rounding(digits):
 
 def replace_precision(configuration):
     return replace(configuration, train=replace(configuration.train, precision="bfloat16"))
+
+
+def test_a_run_trained_at_some_times_is_sampled_at_those():
+    configuration = settings(diffusion__T=100, diffusion__train_steps=10)
+    trained_at = build.training_grid(configuration)
+    assert trained_at == [*range(100, 0, -10), 0]
+    assert build.sampling_grid(configuration, "karras", None) == trained_at
+    assert build.sampling_grid(configuration, "karras", 5) == [100, 80, 60, 40, 20, 0]
+    with pytest.raises(UserError, match=r"--steps: .* 10 times"):
+        build.sampling_grid(configuration, "karras", 11)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ from ancestral import checkpoint, ema
 from ancestral.config import Config, Facts, suggest
 from ancestral.denoiser import CLIPS, Calibrated, Denoiser, Given, Predictor
 from ancestral.errors import UserError
-from ancestral.grids import GRIDS, full
+from ancestral.grids import GRIDS, full, trailing
 from ancestral.objective import OBJECTIVES, Objective
 from ancestral.reverse import DDIM, VARIANCES, Ancestral, Transition, learned, optimal, small
 from ancestral.schedule import SCHEDULES, NoiseSchedule
@@ -111,17 +111,36 @@ def transition(saved: checkpoint.Checkpoint, variance: str | None, eta: float | 
 def training_grid(config: Config) -> list[int]:
     """The times that are trained at."""
     steps = config.diffusion.train_steps
-    return full(schedule(config)) if steps is None else grid(schedule(config), "trailing", steps)
+    noise_schedule = schedule(config)
+    return full(noise_schedule) if steps is None else _grid(trailing, noise_schedule, steps, "diffusion.train_steps")
 
 
-def grid(noise_schedule: NoiseSchedule, name: str, steps: int | None) -> list[int]:
-    """The named grid with so many steps, or every time."""
+def sampling_grid(config: Config, name: str, steps: int | None) -> list[int]:
+    """The named grid with so many steps, or every time that was trained at.
+
+    A model that was trained at some times only is sampled at evenly chosen ones of these, whatever the grid.
+
+    Raises:
+        UserError: for an unknown grid, or more steps than there are.
+    """
+    times = training_grid(config)
     if steps is None:
-        return full(noise_schedule)
+        return times
+    make = choose(GRIDS, name, "--grid")
+    if config.diffusion.train_steps is None:
+        return _grid(make, schedule(config), steps, "--steps")
+    if steps >= len(times):
+        raise UserError(f"--steps: the model was trained at {len(times) - 1} times, so that is the most, got {steps}")
+    return [*(times[round(place * (len(times) - 1) / steps)] for place in range(steps)), 0]
+
+
+def _grid(
+    make: Callable[[NoiseSchedule, int], list[int]], noise_schedule: NoiseSchedule, steps: int, field: str
+) -> list[int]:
     try:
-        return choose(GRIDS, name, "--grid")(noise_schedule, steps)
+        return make(noise_schedule, steps)
     except ValueError as error:
-        raise UserError(f"--steps: {error}") from None
+        raise UserError(f"{field}: {error}") from None
 
 
 def objective(config: Config, terms: int) -> Objective:

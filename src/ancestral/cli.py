@@ -128,9 +128,7 @@ def sample(run: Path, **options: Any) -> None:
 @_run
 @click.argument("data_source", metavar="[DATA]", required=False)
 @click.option("--num-images", type=_positive, default=256, show_default=True, help="How many held-out images, at most.")
-@click.option(
-    "--terms", type=_positive, default=50, show_default=True, help="Terms of the bound an image; 0 < terms <= T."
-)
+@click.option("--terms", type=_positive, help="Terms of the bound measured an image, 2 to T; 50 when left out.")
 @click.option("--exact", is_flag=True, help="Every term for every image, instead of an unbiased part.")
 @click.option("--variance", help="Reverse variance to measure with; the run's own when left out.")
 @click.option(
@@ -141,9 +139,9 @@ def sample(run: Path, **options: Any) -> None:
 @_device
 def evaluate(run: Path, **options: Any) -> None:
     """Measure the variational bound of the model in RUN on the held-out part of DATA, in bits per dimension."""
-    from ancestral import commands
+    from ancestral import evaluation
 
-    commands.evaluate(run, **options)
+    evaluation.evaluate(run, **options)
 
 
 if __name__ == "__main__":

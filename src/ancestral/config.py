@@ -15,8 +15,8 @@ from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 import msgspec
 from msgspec import Meta
 
-from ancestral.data import DataOptions
 from ancestral.errors import UserError
+from ancestral.imageset import DataOptions
 
 SCHEMA = 1
 

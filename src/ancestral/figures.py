@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
 from PIL import Image
 
 INK, ACCENT, SECOND = "#334155", "#0f766e", "#b45309"
@@ -46,15 +47,13 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def loss_plot(path: Path, images: Sequence[int], loss: Sequence[float]) -> None:
-    """Training loss against images seen: each record, and a running mean over 2 % of them."""
+    """Training loss against images seen, a mean for each hundredth of the run."""
     figure, axes = _axes("Training loss", "images seen", "loss per dimension")
-    values = np.asarray(loss)
-    window = max(1, len(values) // 50)
-    smooth = np.convolve(values, np.ones(window) / window, "valid")
-    axes.plot(images, values, color=ACCENT, alpha=0.25, linewidth=0.6, label="each record")
-    axes.plot(images[window - 1 :], smooth, color=ACCENT, linewidth=1.6, label=f"mean of {window}")
+    axes.plot(images, loss, color=ACCENT, linewidth=1.6)
     axes.set_yscale("log")
-    axes.legend(frameon=False)
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     figure.savefig(path)
 
 

@@ -16,9 +16,8 @@ import torch
 from ancestral import build, checkpoint, figures
 from ancestral.bound import bound, calibrate, mean_and_error
 from ancestral.config import Config, Facts, to_json
-from ancestral.data import ImageSet, Splits
 from ancestral.errors import UserError
-from ancestral.grids import full, trailing
+from ancestral.imageset import ImageSet, Splits
 from ancestral.reverse import DDIM, Ancestral, large
 from ancestral.rng import Streams
 from ancestral.sample import sample
@@ -45,8 +44,9 @@ class Progress:
 class Run:
     """A run folder with its training."""
 
-    def __init__(self, folder: Path, config: Config, facts: Facts, device: torch.device) -> None:
+    def __init__(self, folder: Path, config: Config, facts: Facts, device: torch.device, length: str = "") -> None:
         self.folder, self.config, self.facts = folder, config, facts
+        self.length = length  # as it was asked for; the total is planned from it once
         self.document = to_json(config, facts)
         self.training = Training(config, facts, device)
         self.total = 0
@@ -64,6 +64,11 @@ class Run:
         saved, problems = checkpoint.latest(self.folder)
         if saved is None:
             return problems
+        if saved.state["length"] != self.length:
+            raise UserError(
+                f"{self.folder}: the run was planned for another length ({saved.state['length']}, "
+                f"{saved.state['total']:,} images); use that, another --out, or --fresh"
+            )
         before, now = (_flat(document) for document in (to_json(saved.config, saved.facts), self.document))
         changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in now if before.get(key) != now.get(key)]
         if changed:
@@ -91,13 +96,14 @@ class Run:
             if crossed and record.images < self.total:
                 checkpoint.save_snapshot(self.folder, record.images, self.training.averages)
                 self._preview(data.test, record.images)
-            if record.images - reported >= self.total / 100 or record.images >= self.total or stop():
-                yield self._report(record, losses, record.images - reported)
+            stopping = stop()
+            if record.images - reported >= self.total / 100 or record.images >= self.total or stopping:
+                yield self._report(record, losses)
                 reported, losses = record.images, []
-            if (crossed or now - last_save > SAVE_EVERY or stop()) and record.images < self.total:
+            if (crossed or now - last_save > SAVE_EVERY or stopping) and record.images < self.total:
                 self.save()
                 last_save = time.monotonic()
-            if stop():
+            if stopping:
                 return
         self._finish(data)
 
@@ -105,6 +111,7 @@ class Run:
         """Write a checkpoint."""
         state = {
             "total": self.total,
+            "length": self.length,
             "seconds": self.seconds,
             "held_out_bits": self.held_out_bits,
             "complete": self.complete,
@@ -114,7 +121,7 @@ class Run:
             self.folder, training.images, self.document, training.model_weights, training.tensors(), state, calibration
         )
 
-    def _report(self, record: Record, losses: list[float], images: int) -> Progress:
+    def _report(self, record: Record, losses: list[float]) -> Progress:
         loss = sum(losses) / len(losses)
         speed = record.images / max(self.seconds, 1e-9)
         entry = {
@@ -135,7 +142,7 @@ class Run:
             return
         started = time.monotonic()
         with self._averaged() as model:
-            grid = trailing(model.schedule, min(20, model.schedule.T))
+            grid = build.sampling_grid(self.config, "trailing", 20 if self.config.diffusion.T > 20 else None)
             labels = self._labels(range(16))
             drawn = sample(
                 build.predictor(model, None, labels),
@@ -152,15 +159,15 @@ class Run:
         self.preview_seconds += time.monotonic() - started
 
     def _held_out(self, model: Any, test: ImageSet, count: int = 32) -> float:
-        count = min(count, len(test))
+        count, grid = min(count, len(test)), build.training_grid(self.config)
         x0 = to_unit(test.images[:count]).to(self.training.device)
         result = bound(
             build.predictor(model, None, self._true_labels(test, count)),
             x0,
-            full(model.schedule),
+            grid,
             Ancestral(large),
             Streams(0, "preview", range(count)),
-            terms=min(10, model.schedule.T),
+            terms=min(10, len(grid) - 1),
         )
         return mean_and_error(result.bits_per_dim)[0]
 
@@ -202,7 +209,9 @@ class Run:
         path = self.folder / "metrics.jsonl"
         if path.exists():
             kept = [entry for entry in read_metrics(path) if entry["images"] <= images]
-            path.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
+            temporary.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from ancestral import build
 from ancestral.config import Config, Facts
-from ancestral.data import ImageSet
 from ancestral.ema import PowerAverage
 from ancestral.errors import UserError
+from ancestral.imageset import ImageSet
 from ancestral.rng import Streams, permutation
 from ancestral.times import TIME_SAMPLERS, UNIFORMS
 

@@ -1,0 +1,41 @@
+"""What every command needs: the screen, a run opened with its warnings, files written with one-line errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from ancestral import build, checkpoint
+from ancestral.denoiser import Denoiser
+from ancestral.errors import UserError
+
+screen = Console(highlight=False, soft_wrap=True)
+
+
+def open_model(folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:
+    """The newest whole checkpoint of a run and its model."""
+    saved, problems = checkpoint.open_run(folder)
+    for problem in problems:
+        screen.print(f"warning: {problem}; the checkpoint before it is used")
+    return saved, build.trained(saved, folder, build.device(device), average_width)
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a network's weights are."""
+    return next(model.parameters()).device
+
+
+def state_type(model: torch.nn.Module) -> torch.dtype:
+    """The type of the states of a walk: float64 where the device has it."""
+    return torch.float32 if device_of(model).type == "mps" else torch.float64
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, or say in one line why not."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error

@@ -1,0 +1,115 @@
+"""`ancestral evaluate`: the bound on held-out images, as a table, a plot and files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from rich.table import Table
+
+from ancestral import baselines, build, checkpoint, data, figures
+from ancestral.bound import Bound, bound, calibrate, concatenate, mean_and_error
+from ancestral.console import device_of, open_model, screen, state_type, write_text
+from ancestral.denoiser import Denoiser
+from ancestral.errors import UserError
+from ancestral.imageset import ImageSet
+from ancestral.rng import Streams
+from ancestral.train import facts, to_unit
+
+
+def evaluate(
+    folder: Path,
+    *,
+    data_source: str | None,
+    num_images: int,
+    terms: int | None,
+    exact: bool,
+    variance: str | None,
+    batch_size: int,
+    average_width: float | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Measure the bound on held-out images; write a table, a plot and JSON."""
+    saved, model = open_model(folder, device, average_width)
+    images = data.load(data_source or saved.config.source, saved.config.data)
+    if facts(images.test).shape != saved.facts.shape:
+        raise UserError(f"{data_source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
+    test = images.test.take(_spread(len(images.test), num_images))
+    if saved.calibration is None:
+        saved = replace(saved, calibration=_calibrated(saved, model, images.train))
+    move, times = build.transition(saved, variance), build.training_grid(saved.config)
+    terms = terms if terms is not None else min(50, len(times) - 1)
+    if not exact and not 2 <= terms <= len(times) - 1:
+        raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
+    measured: list[Bound] = []
+    with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("bound", total=len(test))
+        for first in range(0, len(test), batch_size):
+            part = range(first, min(first + batch_size, len(test)))
+            x0 = to_unit(test.images[first : part.stop]).to(device_of(model), state_type(model))
+            predictor = build.predictor(model, saved.calibration, _test_labels(saved, test, part, model))
+            noise = Streams(seed, "evaluate", part)
+            measured.append(bound(predictor, x0, times, move, noise, terms=None if exact else terms))
+            bar.advance(task, len(part))
+    result = concatenate(measured)
+    _write_evaluation(folder, result, variance or saved.config.diffusion.variance, test.images, exact)
+
+
+def _spread(size: int, count: int) -> np.ndarray:
+    """`count` rows spread evenly over `size`, so that every class is among them."""
+    return np.linspace(0, size - 1, min(size, count)).round().astype(int)
+
+
+def _test_labels(saved: checkpoint.Checkpoint, test: ImageSet, part: range, model: Denoiser) -> torch.Tensor | None:
+    if not saved.config.model.labels:
+        return None
+    if test.labels is None:
+        raise UserError("the model was trained with labels, but these images have none")
+    return torch.from_numpy(test.labels[part.start : part.stop]).to(device_of(model))
+
+
+def _calibrated(saved: checkpoint.Checkpoint, model: Denoiser, train_images: ImageSet) -> torch.Tensor:
+    part = range(min(64, len(train_images)))
+    x0 = to_unit(train_images.images[: part.stop]).to(device_of(model))
+    labels = _test_labels(saved, train_images, part, model)
+    return calibrate(build.predictor(model, None, labels), x0, Streams(0, "calibrate", part))
+
+
+def _write_evaluation(folder: Path, result: Bound, variance: str, images: np.ndarray, exact: bool) -> None:
+    mean, error = mean_and_error(result.bits_per_dim)
+    rows = {"bound, bits/dim": (mean, error)}
+    rows |= {f"  {name}": mean_and_error(values) for name, values in result.parts.items()}
+    rows |= {name: (value, float("nan")) for name, value in baselines.lossless_bits_per_dim(images).items()}
+    kind = "every term" if exact else f"{result.terms.shape[1]} terms an image, unbiased"
+    table = Table(title=f"{len(images)} held-out images, {variance} variance, {kind}", title_justify="left")
+    for heading in ("", "bits/dim", "standard error"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, (value, spread) in rows.items():
+        table.add_row(name, f"{value:.4f}", "" if np.isnan(spread) else f"{spread:.4f}")
+    screen.print(table)
+    times, nats = result.per_t(result.terms)
+    _, mse = result.per_t(result.mse)
+    bits = (nats / result.dimensions / np.log(2)).numpy()
+    figures.bound_plot(folder / "bound.png", times.numpy(), bits, mean)
+    with open(folder / "bound.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["t", "bits_per_dim", "mse"])
+        writer.writerows(zip(times.tolist(), bits.tolist(), mse.tolist(), strict=True))
+    document = {
+        "images": len(images),
+        "variance": variance,
+        "terms": result.terms.shape[1],
+        "nats_per_image": float(result.nats.mean()),
+        "bits_per_dim": {
+            name.strip(): {"mean": value, "standard_error": None if np.isnan(spread) else spread}
+            for name, (value, spread) in rows.items()
+        },
+    }
+    write_text(folder / "evaluation.json", json.dumps(document, indent=1) + "\n")
+    screen.print(f"written: {folder / 'evaluation.json'}, {folder / 'bound.csv'}, {folder / 'bound.png'}")
