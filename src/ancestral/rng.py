@@ -15,10 +15,15 @@ import torch
 from torch import Tensor
 
 
+def key(*parts: int | str) -> int:
+    """64 bits that stand for these parts."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
 def stream(seed: int, purpose: str, number: int) -> np.random.Generator:
     """The random stream of one purpose and one number."""
-    digest = blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest()
-    return np.random.Generator(np.random.Philox(key=[int.from_bytes(digest, "little"), number]))
+    return np.random.Generator(np.random.Philox(key=[key(seed, purpose), number]))
 
 
 class Streams:

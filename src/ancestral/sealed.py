@@ -17,7 +17,6 @@ from pathlib import Path
 from ancestral.errors import UserError
 
 MANIFEST = "manifest.json"
-_TEMPORARY = ".writing-"
 
 
 class Damaged(UserError):
@@ -30,11 +29,12 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
     Raises:
         UserError: when the disk refuses (full, read-only); nothing that was there before is touched.
     """
-    temporary = folder.parent / f"{_TEMPORARY}{folder.name}"
+    temporary, replaced = (folder.parent / f".{state}-{folder.name}" for state in ("writing", "replaced"))
     manifest = {name: {"sha256": sha256(content).hexdigest(), "bytes": len(content)} for name, content in files.items()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in (*folder.parent.glob(".writing-*"), *folder.parent.glob(".replaced-*")):
+            shutil.rmtree(leftover)  # of a run that was killed
         temporary.mkdir()
         for name, content in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
             with open(temporary / name, "wb") as file:
@@ -43,9 +43,10 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
                 os.fsync(file.fileno())
         _flush(temporary)
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(replaced)
         temporary.rename(folder)
         _flush(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(

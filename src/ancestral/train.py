@@ -23,7 +23,7 @@ from ancestral.config import Config, Facts
 from ancestral.ema import PowerAverage
 from ancestral.errors import UserError
 from ancestral.imageset import ImageSet
-from ancestral.rng import Streams, permutation
+from ancestral.rng import Streams, key, permutation
 from ancestral.times import TIME_SAMPLERS, UNIFORMS
 
 
@@ -86,7 +86,7 @@ class Training:
     def __init__(self, config: Config, facts: Facts, device: torch.device) -> None:
         options = config.train
         self.config, self.device, self.images = config, device, 0
-        with _torch_draws(options.seed, device):
+        with _torch_draws(key(options.seed, "weights"), device):
             self.denoiser = build.denoiser(config, facts).to(device)
         self.network = self.denoiser.network
         grid = build.training_grid(config)
@@ -124,7 +124,7 @@ class Training:
             group["lr"] = rate
         self.network.train()
         lower = torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
-        with _torch_draws((options.seed << 40) + self.images, self.device), lower:
+        with _torch_draws(key(options.seed, "dropout", self.images), self.device), lower:
             losses = self.objective(
                 self.denoiser,
                 x0.to(self.device),

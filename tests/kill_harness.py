@@ -1,0 +1,119 @@
+"""Kill a training run at random instants, again and again, and compare its end with that of a run left alone.
+
+Run: python tests/kill_harness.py [KILLS] [SEED] [FOLDER]. Prints one JSON line. Children are forked from a parent that
+has imported everything and computed nothing, so that a kill costs milliseconds.
+"""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ancestral import checkpoint, config, data, runner, train
+
+UPDATES = 60
+SETTINGS = {
+    "model.width": 8,
+    "model.dropout": 0.1,
+    "train.batch_size": 8,
+    "train.flip": True,
+    "train.snapshots": 60,  # a save after every update
+    "diffusion.times": "loss-importance",
+    "diffusion.T": 10,
+}
+
+
+def child(folder, images):
+    """Train to the end, or until killed; one thread, so that the sums are in one order."""
+    torch.set_num_threads(1)
+    configuration = config.resolve("digits", "tiny", SETTINGS)
+    run = runner.Run(folder, configuration, train.facts(images.train), torch.device("cpu"), "test")
+    run.resume()
+    run.total = UPDATES * configuration.train.batch_size
+    list(run.train(images, lambda: False))
+
+
+def fork(folder, images):
+    process = os.fork()
+    if process == 0:
+        try:
+            child(folder, images)
+        except BaseException as error:
+            print(f"child: {error!r}", file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    return process
+
+
+def position(folder):
+    """Images seen at the newest checkpoint, without reading it."""
+    found = [int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()]
+    return max(found, default=0)
+
+
+def digest(folder):
+    """Of every tensor of the last checkpoint, by name."""
+    saved, problems = checkpoint.latest(folder)
+    if problems:
+        raise AssertionError(problems)
+    total = hashlib.sha256()
+    for name, tensor in sorted({**saved.tensors, **{f"model/{k}": v for k, v in saved.weights.items()}}.items()):
+        total.update(name.encode() + tensor.numpy().tobytes())
+    return total.hexdigest()
+
+
+def main(kills=20, seed=0, where=None):
+    """Returns what happened, for a test to judge."""
+    root = Path(where or tempfile.mkdtemp())
+    images = data.load("digits", data.DataOptions(limit=64))
+    draw = random.Random(seed)
+    for name in ("straight", "killed"):
+        (root / name).mkdir(parents=True)
+    started = time.monotonic()
+    os.waitpid(fork(root / "straight", images), 0)
+    whole = time.monotonic() - started
+    done, inside_save, backwards, restarts = 0, 0, 0, 0
+    best = 0
+    while done < kills:
+        process = fork(root / "killed", images)
+        time.sleep(draw.uniform(0, whole / 3))
+        os.kill(process, signal.SIGKILL)
+        _, status = os.waitpid(process, 0)
+        restarts += 1
+        if os.WIFEXITED(status):
+            if os.WEXITSTATUS(status):
+                raise AssertionError("the run failed by itself")
+            # It got to its end first: begin another one, which must get there too.
+            if digest(root / "killed") != digest(root / "straight"):
+                raise AssertionError("the weights differ")
+            (root / "killed").rename(root / f"finished-{restarts}")
+            (root / "killed").mkdir()
+            best = 0
+            continue
+        done += 1
+        inside_save += bool(list((root / "killed").rglob(".writing-*")))
+        backwards += position(root / "killed") < best
+        best = position(root / "killed")
+    _, status = os.waitpid(fork(root / "killed", images), 0)
+    entries = [entry["images"] for entry in runner.read_metrics(root / "killed" / "metrics.jsonl")]
+    return {
+        "kills": done,
+        "inside a save": inside_save,
+        "went backwards": backwards,
+        "runs finished": len(list(root.glob("finished-*"))) + 1,
+        "weights equal": status == 0 and digest(root / "killed") == digest(root / "straight"),
+        "stray files": len([path for path in (root / "killed").rglob("*") if path.name.startswith(".")]),
+        "log in order": entries == sorted(set(entries)),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(*map(int, sys.argv[1:3]), *sys.argv[3:])))

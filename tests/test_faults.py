@@ -1,0 +1,144 @@
+"""Kills at random instants, and every state that a power cut can leave."""
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ancestral import sealed
+
+ROOT = Path(__file__).parent
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_twenty_kills_lose_nothing():
+    """The long form: python tests/kill_harness.py 200."""
+    pytest.importorskip("sklearn")
+    command = [sys.executable, ROOT / "kill_harness.py", "20", "1"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["kills"] == 20
+    assert told["weights equal"]
+    assert told["log in order"]
+    assert (told["went backwards"], told["stray files"]) == (0, 0)
+
+
+class Recorder:
+    """What `sealed.write` asks of the file system, in order."""
+
+    def __init__(self, monkeypatch, root):
+        self.operations, self.root = [], root
+        fsync, mkdir, rename = os.fsync, Path.mkdir, Path.rename
+
+        def record_fsync(descriptor):
+            path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+            if path.is_dir():
+                self.operations.append(("flush folder", path))
+            else:
+                self.operations.append(("write", path, path.read_bytes()))
+                self.operations.append(("flush file", path))
+            fsync(descriptor)
+
+        def record_mkdir(path, *args, **options):
+            if not path.exists():
+                self.operations.append(("mkdir", path))
+            mkdir(path, *args, **options)
+
+        def record_rename(path, target):
+            self.operations.append(("rename", path, target))
+            return rename(path, target)
+
+        monkeypatch.setattr(sealed.os, "fsync", record_fsync)
+        monkeypatch.setattr(Path, "mkdir", record_mkdir)
+        monkeypatch.setattr(Path, "rename", record_rename)
+
+
+def durable(operations):
+    """Indices of operations that a later flush has made certain: data by its file's, names by their folder's."""
+    certain = set()
+    for now, operation in enumerate(operations):
+        for before, earlier in enumerate(operations[:now]):
+            if operation[0] == "flush file" and earlier[0] == "write" and earlier[1] == operation[1]:
+                certain.add(before)
+            if operation[0] == "flush folder" and earlier[0] in ("write", "mkdir", "rename"):
+                place = earlier[2] if earlier[0] == "rename" else earlier[1]
+                # The name of a file is its folder's business; its content was flushed by itself just before.
+                if place.parent == operation[1]:
+                    certain.add(before)
+    return certain
+
+
+def crash_states(operations):
+    """Which operations happened, for every moment and every small choice of what the cache had not yet written."""
+    for moment in range(len(operations) + 1):
+        done = operations[:moment]
+        certain = durable(done)
+        open_ones = [i for i, operation in enumerate(done) if i not in certain and not operation[0].startswith("flush")]
+        for count in range(min(3, len(open_ones)) + 1):
+            for lost in itertools.combinations(open_ones, count):
+                yield moment, [i for i in range(moment) if i not in lost]
+            for kept in itertools.combinations(open_ones, count):
+                yield moment, sorted(certain | set(kept))
+
+
+def build(before, after, operations, happened, moved):
+    """The file system in which just these operations happened. A lost rename leaves what follows under the old name."""
+    shutil.rmtree(after, ignore_errors=True)
+    shutil.copytree(before, after)
+    for index in happened:
+        kind, *where = operations[index]
+        paths = [after / path.relative_to(moved) for path in where if isinstance(path, Path)]
+        if kind == "mkdir":
+            paths[0].mkdir(parents=True, exist_ok=True)
+        elif kind == "write" and paths[0].parent.is_dir():
+            paths[0].write_bytes(where[1])
+        elif kind == "rename" and paths[0].exists() and not paths[1].exists():
+            os.rename(paths[0], paths[1])
+
+
+def newest(root):
+    for folder in sorted((path for path in root.iterdir() if path.name.isdigit()), reverse=True):
+        try:
+            return folder.name, sealed.read(folder)
+        except sealed.Damaged:
+            continue
+    return None
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs /proc")
+@pytest.mark.parametrize("name", ["000000002", "000000001"], ids=["a new folder", "the same folder again"])
+def test_every_state_after_a_power_cut_is_the_old_or_the_new(tmp_path, name):
+    live, before = tmp_path / "live", tmp_path / "before"
+    old, new = {"a": b"old a", "b": b"old b"}, {"a": b"new a", "b": b"new b", "c": b"new c"}
+    live.mkdir()
+    sealed.write(live / "000000000", {"a": b"first"})
+    sealed.write(live / "000000001", old)
+    shutil.copytree(live, before)
+    with pytest.MonkeyPatch.context() as patch:
+        recorder = Recorder(patch, live)
+        sealed.write(live / name, new)
+    operations = recorder.operations
+    assert newest(live) == (name, new)
+    states = 0
+    for moment, happened in crash_states(operations):
+        build(before, tmp_path / "after", operations, happened, live)
+        found = newest(tmp_path / "after")
+        allowed = [("000000001", old), (name, new), ("000000000", {"a": b"first"})]
+        assert found in (allowed[1:2] if moment == len(operations) else allowed), (moment, happened)
+        states += 1
+    assert states > 50
+
+
+def test_leftovers_of_a_killed_save_are_cleared(tmp_path):
+    (tmp_path / ".writing-7").mkdir()
+    (tmp_path / ".writing-7" / "a").write_bytes(b"half")
+    sealed.write(tmp_path / "8", {"a": b"whole"})
+    assert [path.name for path in tmp_path.iterdir()] == ["8"]
