@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from ancestral import checkpoint, config, data, runner, train
+from ancestral import checkpoint, config, data, runner
 
 UPDATES = 60
 SETTINGS = {
@@ -34,10 +34,10 @@ def child(folder, images):
     """Train to the end, or until killed; one thread, so that the sums are in one order."""
     torch.set_num_threads(1)
     configuration = config.resolve("digits", "tiny", SETTINGS)
-    run = runner.Run(folder, configuration, train.facts(images.train), torch.device("cpu"), "test")
+    run = runner.Run(folder, configuration, images, torch.device("cpu"), "test")
     run.resume()
     run.total = UPDATES * configuration.train.batch_size
-    list(run.train(images, lambda: False))
+    list(run.train(lambda: False))
 
 
 def fork(folder, images):

@@ -67,6 +67,11 @@ def test_the_same_command_again_says_it_is_complete(trained_run):
     assert "complete" in result.output
 
 
+def test_the_largest_seed_works(tmp_path):
+    arguments = ("--seed", 2**32 - 1, "--steps", 1, "--out", tmp_path / "run")
+    assert run_command("train", "digits", "--preset", "tiny", *arguments, *TINY).exit_code == 0
+
+
 def test_fresh_moves_the_old_run_aside(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / "run")
     result = run_command("train", "digits", "--preset", "tiny", "--steps", 2, "--out", run, "--fresh", *TINY)
@@ -178,6 +183,7 @@ BAD = [
     (("sample", "{run}", "--average-width", "0.9"), "--average-width"),
     (("evaluate", "{run}", "mnist"), "(1, 28, 28)"),
     (("evaluate", "{run}", "absent"), "absent"),
+    ((*TRAIN, "--set", "train.seed=-3"), "train.seed"),
     (("evaluate", "{run}", "--terms", "1"), "--terms"),
     (("evaluate", "{run}", "--terms", "1001"), "--terms"),
     (("evaluate", "{copy:config.json}"), "config.json"),
@@ -239,6 +245,13 @@ def test_a_full_disk(tmp_path):
     assert "Traceback" not in result.stderr
     assert not list((tmp_path / "run").rglob(".writing-*"))
     assert resource.getrlimit(resource.RLIMIT_FSIZE) == (soft, hard)
+
+
+def test_images_that_cannot_be_written(trained_run, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    result = run_command("sample", trained_run, "--num-images", 1, "--steps", 1, "--out", tmp_path / "file" / "x")
+    assert result.exit_code == 2
+    assert "cannot be read or written" in result.output
 
 
 def test_commands_are_the_ones_the_readme_names():

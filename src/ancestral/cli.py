@@ -20,8 +20,11 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except UserError as error:
-            click.echo(f"error: {' '.join(str(error).split())}", err=True)
-            ctx.exit(2)
+            problem = str(error)
+        except OSError as error:
+            problem = f"{error.filename}: cannot be read or written ({error.strerror})"
+        click.echo(f"error: {' '.join(problem.split())}", err=True)
+        return ctx.exit(2)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from difflib import get_close_matches

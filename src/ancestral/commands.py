@@ -18,7 +18,7 @@ from ancestral.console import device_of, open_model, screen, state_type, write_t
 from ancestral.errors import UserError
 from ancestral.sample import Film, latents, trajectory
 from ancestral.sample import film as keep_frames
-from ancestral.train import facts, measure_speed, to_bytes
+from ancestral.train import measure_speed, to_bytes
 
 FRAMES = 12  # of a film
 FILMED = 8  # images in a film
@@ -54,10 +54,10 @@ def train(settings: config.Config, folder: Path, length: Length, device: str, *,
     images = data.load(settings.source, settings.data)
     for line in images.skipped:
         screen.print(f"left out: {line}")
-    known, on = facts(images.train), build.device(device)
-    run = runner.Run(folder, settings, known, on, str(length))
+    on = build.device(device)
+    run = runner.Run(folder, settings, images, on, str(length))
     if dry_run:
-        _describe(settings, run, images, length, measure_speed(settings, known, on, images.train))
+        _describe(settings, run, length, measure_speed(settings, run.facts, on, images.train))
         return
     if fresh and folder.exists():
         aside = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -70,7 +70,7 @@ def train(settings: config.Config, folder: Path, length: Length, device: str, *,
         return
     if not run.total:
         # Only a length in time needs to know how fast this machine is.
-        speed = measure_speed(settings, known, on, images.train) if length.images is length.steps is None else 1.0
+        speed = measure_speed(settings, run.facts, on, images.train) if length.images is length.steps is None else 1.0
         run.total = length.plan(settings.train.batch_size, speed)
         write_text(folder / "config.json", json.dumps(run.document, indent=1) + "\n")
     height, width, channels = images.train.shape
@@ -79,7 +79,7 @@ def train(settings: config.Config, folder: Path, length: Length, device: str, *,
         f"{_parameters(run):,} parameters on {on}; {run.training.images:,} of {run.total:,} images seen"
     )
     with runner.until_told() as told:
-        _watch(run, images, told)
+        _watch(run, told)
         if not run.complete:
             screen.print(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
             sys.exit(runner.STOPPED)
@@ -88,13 +88,14 @@ def train(settings: config.Config, folder: Path, length: Length, device: str, *,
     screen.print(f"trained in {run.seconds / 60:.1f} min; now: ancestral sample {folder}")
 
 
-def _watch(run: runner.Run, images: data.Splits, told: Any) -> None:
+def _watch(run: runner.Run, told: Any) -> None:
     """Run the training with a bar on a terminal, and with a line each half minute elsewhere."""
-    bar = Progress(TextColumn("{task.percentage:3.0f}%"), BarColumn(), TextColumn("{task.description}"), console=screen)
+    columns = TextColumn("{task.percentage:3.0f}%"), BarColumn(), TextColumn("{task.description}")
+    bar = Progress(*columns, console=screen, disable=not screen.is_terminal)
     last_line = -1e9
     with bar:
-        task = bar.add_task("starting", total=run.total, completed=run.training.images, visible=screen.is_terminal)
-        for progress in run.train(images, told):
+        task = bar.add_task("starting", total=run.total, completed=run.training.images)
+        for progress in run.train(told):
             bits = "" if progress.held_out_bits is None else f", held out {progress.held_out_bits:.2f} bits/dim"
             left = f"{int(progress.seconds_left) // 60}:{int(progress.seconds_left) % 60:02d} left"
             text = f"loss {progress.loss:.4f}{bits}, {progress.images_per_second:.0f} images/s, {left}"
@@ -108,15 +109,15 @@ def _parameters(run: runner.Run) -> int:
     return sum(parameter.numel() for parameter in run.training.network.parameters())
 
 
-def _describe(settings: config.Config, run: runner.Run, images: data.Splits, length: Length, speed: float) -> None:
+def _describe(settings: config.Config, run: runner.Run, length: Length, speed: float) -> None:
     total = length.plan(settings.train.batch_size, speed)
     for key in config.known_keys():
         group, name = key.split(".")
         screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
     screen.print(
         f"\n{_parameters(run):,} parameters; {speed:.0f} images/s here; {total:,} images = "
-        f"{total // settings.train.batch_size:,} updates = {total / len(images.train):.1f} epochs of "
-        f"{len(images.train):,} images, in about {total / speed / 60:.1f} min of training steps"
+        f"{total // settings.train.batch_size:,} updates = {total / len(run.data.train):.1f} epochs of "
+        f"{len(run.data.train):,} images, in about {total / speed / 60:.1f} min of training steps"
     )
 
 

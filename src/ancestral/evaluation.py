@@ -12,7 +12,7 @@ import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from ancestral import baselines, build, checkpoint, data, figures
+from ancestral import baselines, build, checkpoint, data, figures, runner
 from ancestral.bound import Bound, bound, calibrate, concatenate, mean_and_error
 from ancestral.console import device_of, open_model, screen, state_type, write_text
 from ancestral.denoiser import Denoiser
@@ -40,7 +40,9 @@ def evaluate(
     images = data.load(data_source or saved.config.source, saved.config.data)
     if facts(images.test).shape != saved.facts.shape:
         raise UserError(f"{data_source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
-    test = images.test.take(_spread(len(images.test), num_images))
+    if saved.config.model.labels and images.test.class_names != saved.facts.class_names:
+        raise UserError(f"{data_source}: its classes are not those that the model was trained with")
+    test = images.test.spread(num_images)
     if saved.calibration is None:
         saved = replace(saved, calibration=_calibrated(saved, model, images.train))
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
@@ -53,7 +55,7 @@ def evaluate(
         for first in range(0, len(test), batch_size):
             part = range(first, min(first + batch_size, len(test)))
             x0 = to_unit(test.images[first : part.stop]).to(device_of(model), state_type(model))
-            predictor = build.predictor(model, saved.calibration, _test_labels(saved, test, part, model))
+            predictor = build.predictor(model, saved.calibration, _true_labels(saved, test, part, model))
             noise = Streams(seed, "evaluate", part)
             measured.append(bound(predictor, x0, times, move, noise, terms=None if exact else terms))
             bar.advance(task, len(part))
@@ -61,23 +63,17 @@ def evaluate(
     _write_evaluation(folder, result, variance or saved.config.diffusion.variance, test.images, exact)
 
 
-def _spread(size: int, count: int) -> np.ndarray:
-    """`count` rows spread evenly over `size`, so that every class is among them."""
-    return np.linspace(0, size - 1, min(size, count)).round().astype(int)
-
-
-def _test_labels(saved: checkpoint.Checkpoint, test: ImageSet, part: range, model: Denoiser) -> torch.Tensor | None:
-    if not saved.config.model.labels:
+def _true_labels(saved: checkpoint.Checkpoint, test: ImageSet, part: range, model: Denoiser) -> torch.Tensor | None:
+    if not saved.config.model.labels or test.labels is None:
         return None
-    if test.labels is None:
-        raise UserError("the model was trained with labels, but these images have none")
     return torch.from_numpy(test.labels[part.start : part.stop]).to(device_of(model))
 
 
 def _calibrated(saved: checkpoint.Checkpoint, model: Denoiser, train_images: ImageSet) -> torch.Tensor:
-    part = range(min(64, len(train_images)))
-    x0 = to_unit(train_images.images[: part.stop]).to(device_of(model))
-    labels = _test_labels(saved, train_images, part, model)
+    images = train_images.spread(runner.CALIBRATED)
+    part = range(len(images))
+    x0 = to_unit(images.images).to(device_of(model))
+    labels = _true_labels(saved, images, part, model)
     return calibrate(build.predictor(model, None, labels), x0, Streams(0, "calibrate", part))
 
 

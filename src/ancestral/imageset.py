@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
+from hashlib import blake2b, sha256
 from typing import Annotated, Literal
 
 import numpy as np
@@ -43,6 +43,15 @@ class ImageSet:
         """(H, W, C)."""
         _, height, width, channels = self.images.shape
         return height, width, channels
+
+    def spread(self, count: int) -> ImageSet:
+        """At most `count` images, evenly spread, so that sets sorted by class show every class."""
+        return self.take(np.linspace(0, len(self) - 1, min(len(self), count)).round().astype(int))
+
+    def digest(self) -> str:
+        """SHA-256 of the pixels and labels: whether these are the same images in the same order."""
+        labels = b"" if self.labels is None else self.labels.tobytes()
+        return sha256(np.ascontiguousarray(self.images).tobytes() + labels).hexdigest()
 
     def take(self, rows: Sequence[int] | np.ndarray) -> ImageSet:
         """The images of these rows."""

@@ -15,17 +15,18 @@ import torch
 
 from ancestral import build, checkpoint, figures
 from ancestral.bound import bound, calibrate, mean_and_error
-from ancestral.config import Config, Facts, to_json
+from ancestral.config import Config, to_json
 from ancestral.errors import UserError
 from ancestral.imageset import ImageSet, Splits
 from ancestral.reverse import DDIM, Ancestral, large
 from ancestral.rng import Streams
 from ancestral.sample import sample
-from ancestral.train import Record, Training, to_bytes, to_unit
+from ancestral.train import Record, Training, facts, to_bytes, to_unit
 from ancestral.train import train as records
 
 PREVIEW_SHARE = 0.05  # of the run's time
 SAVE_EVERY = 300.0  # seconds
+CALIBRATED = 128  # training images on which the model's own error is measured
 STOPPED = 75  # exit code of a run that was told to stop and saved: run the same command again
 
 
@@ -44,11 +45,13 @@ class Progress:
 class Run:
     """A run folder with its training."""
 
-    def __init__(self, folder: Path, config: Config, facts: Facts, device: torch.device, length: str = "") -> None:
-        self.folder, self.config, self.facts = folder, config, facts
+    def __init__(self, folder: Path, config: Config, data: Splits, device: torch.device, length: str = "") -> None:
+        self.folder, self.config, self.data = folder, config, data
+        self.facts = facts(data.train)
+        self.digest = data.train.digest()
         self.length = length  # as it was asked for; the total is planned from it once
-        self.document = to_json(config, facts)
-        self.training = Training(config, facts, device)
+        self.document = to_json(config, self.facts)
+        self.training = Training(config, self.facts, device)
         self.total = 0
         self.seconds = 0.0  # spent training, over all restarts
         self.preview_seconds = 0.0
@@ -76,6 +79,10 @@ class Run:
                 f"{self.folder}: holds a run with other settings ({'; '.join(changed)}); "
                 "use those, another --out, or --fresh"
             )
+        if saved.state["data"] != self.digest:
+            raise UserError(
+                f"{self.config.source}: the images are not those that {self.folder} was begun with; use --fresh"
+            )
         self.training.load(saved.tensors, saved.images)
         self.total, self.seconds = saved.state["total"], saved.state["seconds"]
         self.held_out_bits = saved.state["held_out_bits"]
@@ -83,19 +90,19 @@ class Run:
         self._truncate_metrics(saved.images)
         return problems
 
-    def train(self, data: Splits, stop: Callable[[], bool]) -> Iterator[Progress]:
+    def train(self, stop: Callable[[], bool]) -> Iterator[Progress]:
         """Train to the end of the plan, yielding progress about every percent; stop between two steps when told to."""
         every = max(1, self.total // self.config.train.snapshots)
         reported, losses, last_save = self.training.images, [], time.monotonic()
         clock = time.monotonic()
-        for record in records(self.training, data.train, self.total):
+        for record in records(self.training, self.data.train, self.total):
             losses.append(record.loss)
             now = time.monotonic()
             self.seconds, clock = self.seconds + now - clock, now
             crossed = record.images // every > (record.images - self.config.train.batch_size) // every
             if crossed and record.images < self.total:
                 checkpoint.save_snapshot(self.folder, record.images, self.training.averages)
-                self._preview(data.test, record.images)
+                self._preview(record.images)
             stopping = stop()
             if record.images - reported >= self.total / 100 or record.images >= self.total or stopping:
                 yield self._report(record, losses)
@@ -105,13 +112,14 @@ class Run:
                 last_save = time.monotonic()
             if stopping:
                 return
-        self._finish(data)
+        self._finish()
 
     def save(self, calibration: torch.Tensor | None = None) -> None:
         """Write a checkpoint."""
         state = {
             "total": self.total,
             "length": self.length,
+            "data": self.digest,
             "seconds": self.seconds,
             "held_out_bits": self.held_out_bits,
             "complete": self.complete,
@@ -136,7 +144,7 @@ class Run:
         left = (self.total - record.images) / speed
         return Progress(record.images, self.total, loss, speed, left, self.held_out_bits)
 
-    def _preview(self, test: ImageSet, images: int) -> None:
+    def _preview(self, images: int) -> None:
         """A few images and the bound on a few held-out ones, if that has cost little of the time so far."""
         if self.preview_seconds > PREVIEW_SHARE * self.seconds:
             return
@@ -152,29 +160,29 @@ class Run:
                 DDIM(),
                 device=self.training.device,
             )
-            self.held_out_bits = self._held_out(model, test)
+            self.held_out_bits = self._held_out(model)
         previews = self.folder / "previews"
         previews.mkdir(exist_ok=True)
         figures.contact_sheet(to_bytes(drawn)).save(previews / f"{images:09d}.png")
         self.preview_seconds += time.monotonic() - started
 
-    def _held_out(self, model: Any, test: ImageSet, count: int = 32) -> float:
-        count, grid = min(count, len(test)), build.training_grid(self.config)
-        x0 = to_unit(test.images[:count]).to(self.training.device)
+    def _held_out(self, model: Any) -> float:
+        test, grid = self.data.test.spread(32), build.training_grid(self.config)
+        x0 = to_unit(test.images).to(self.training.device)
         result = bound(
-            build.predictor(model, None, self._true_labels(test, count)),
+            build.predictor(model, None, self._true_labels(test)),
             x0,
             grid,
             Ancestral(large),
-            Streams(0, "preview", range(count)),
+            Streams(0, "preview", range(len(test))),
             terms=min(10, len(grid) - 1),
         )
         return mean_and_error(result.bits_per_dim)[0]
 
-    def _true_labels(self, images: ImageSet, count: int) -> torch.Tensor | None:
+    def _true_labels(self, images: ImageSet) -> torch.Tensor | None:
         if not self.config.model.labels or images.labels is None:
             return None
-        return torch.from_numpy(images.labels[:count]).to(self.training.device)
+        return torch.from_numpy(images.labels).to(self.training.device)
 
     def _labels(self, numbers: range) -> torch.Tensor | None:
         if not self.config.model.labels:
@@ -193,14 +201,13 @@ class Run:
         finally:
             training.network.load_state_dict(raw)
 
-    def _finish(self, data: Splits) -> None:
+    def _finish(self) -> None:
         """Measure the model's own error on training images, and write the last checkpoint."""
         checkpoint.save_snapshot(self.folder, self.training.images, self.training.averages)
         with self._averaged() as model:
-            count = min(64, len(data.train))
-            x0 = to_unit(data.train.images[:count]).to(self.training.device)
-            labels = self._true_labels(data.train, count)
-            table = calibrate(build.predictor(model, None, labels), x0, Streams(0, "calibrate", range(count)))
+            images = self.data.train.spread(CALIBRATED)
+            x0, labels = to_unit(images.images).to(self.training.device), self._true_labels(images)
+            table = calibrate(build.predictor(model, None, labels), x0, Streams(0, "calibrate", range(len(images))))
         self.complete = True
         self.save(table)
 
