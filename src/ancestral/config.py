@@ -58,6 +58,7 @@ class TrainOptions:
     """The optimiser. Everything that lasts is a share of the run."""
 
     batch_size: Count = 128
+    micro_batch: Count | None = None  # images that meet the network at a time; None: the whole batch
     learning_rate: Positive = 2e-4
     warmup: Fraction = 0.05  # share of the run with a rising learning rate
     decay: Fraction = 0.0  # share of the run, its end, with one falling to zero

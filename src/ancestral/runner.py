@@ -80,9 +80,7 @@ class Run:
                 "use those, another --out, or --fresh"
             )
         if saved.state["data"] != self.digest:
-            raise UserError(
-                f"{self.config.source}: the images are not those that {self.folder} was begun with; use --fresh"
-            )
+            raise UserError(f"{self.config.source}: not the images that {self.folder} was begun with; use --fresh")
         self.training.load(saved.tensors, saved.images)
         self.total, self.seconds = saved.state["total"], saved.state["seconds"]
         self.held_out_bits = saved.state["held_out_bits"]

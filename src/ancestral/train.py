@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -80,12 +81,24 @@ class Record:
     seconds: float  # of this step
 
 
+class _Batch(NamedTuple):
+    """Images of one update with everything that is drawn for them, on the CPU."""
+
+    x0: Tensor
+    labels: Tensor | None
+    eps: Tensor
+    place: Tensor  # on the time grid
+    importance: Tensor
+    rows: list[int]
+
+
 class Training:
     """Network, optimiser, averages and position: all that changes while training, and nothing else."""
 
     def __init__(self, config: Config, facts: Facts, device: torch.device) -> None:
         options = config.train
         self.config, self.device, self.images = config, device, 0
+        self.part = options.micro_batch or options.batch_size  # images that meet the network at a time
         with _torch_draws(key(options.seed, "weights"), device):
             self.denoiser = build.denoiser(config, facts).to(device)
         self.network = self.denoiser.network
@@ -114,42 +127,65 @@ class Training:
         """
         started, options = time.perf_counter(), self.config.train
         numbers = range(self.images, self.images + options.batch_size)
-        x0, labels, rows = presented(data, options.seed, numbers, options.flip)
-        place, importance = self.sampler.draw(self.uniforms(options.seed, numbers))
-        eps = Streams(options.seed, "noise", numbers).normal(x0.shape[1:]).float()
-        cond = {"labels": labels.to(self.device)} if self.config.model.labels and labels is not None else {}
-
+        batch = self._batch(data, numbers)
         rate = learning_rate(self.images / total, options.learning_rate, options.warmup, options.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.network.train()
-        lower = torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
-        with _torch_draws(key(options.seed, "dropout", self.images), self.device), lower:
-            losses = self.objective(
-                self.denoiser,
-                x0.to(self.device),
-                self.sampler.t[place],
-                self.sampler.s[place],
-                eps.to(self.device),
-                **cond,
-            )
-        loss = (losses * importance.to(losses)).mean()
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm)
-        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
-            names = ", ".join(data.names[row] for row in rows[:8])
+        losses = self._accumulate(batch)
+        loss = float((losses * batch.importance).mean())
+        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            names = ", ".join(data.names[row] for row in batch.rows[:8])
             raise UserError(
                 f"the loss or its gradient is not finite at image {self.images} (batch: {names}, ...); the run stops "
                 "before the weights are touched: lower train.learning_rate, or use train.precision=float32"
             )
         self.optimizer.step()
-        self.sampler.update(place, losses.detach().cpu())
+        self.sampler.update(batch.place, losses)
         self.images += options.batch_size
         current = self.network.state_dict()
         for average in self.averages:
             average.update(current, self.images, options.batch_size)
-        return Record(self.images, loss.item(), norm.item(), rate, time.perf_counter() - started)
+        return Record(self.images, loss, norm, rate, time.perf_counter() - started)
+
+    def _batch(self, data: ImageSet, numbers: range) -> _Batch:
+        seed = self.config.train.seed
+        x0, labels, rows = presented(data, seed, numbers, self.config.train.flip)
+        place, importance = self.sampler.draw(self.uniforms(seed, numbers))
+        eps = Streams(seed, "noise", numbers).normal(x0.shape[1:]).float()
+        return _Batch(x0, labels if self.config.model.labels else None, eps, place, importance, rows)
+
+    def _accumulate(self, batch: _Batch) -> Tensor:
+        """Gradients of the batch's mean loss, a part at a time; halves the part and begins again when memory runs out.
+
+        Returns the losses, float64 (B,) on the CPU.
+        """
+        self.network.train()
+        while True:
+            self.optimizer.zero_grad()
+            starts = range(0, len(batch.x0), self.part)
+            try:
+                return torch.cat([self._backward(batch, slice(start, start + self.part)) for start in starts])
+            except torch.OutOfMemoryError:
+                if self.part == 1:
+                    raise UserError("a single image does not fit into memory; use a smaller model.width") from None
+                self.part = (self.part + 1) // 2
+
+    def _backward(self, batch: _Batch, part: slice) -> Tensor:
+        options, place = self.config.train, batch.place[part]
+        first = self.images + part.start
+        lower = torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
+        with _torch_draws(key(options.seed, "dropout", first), self.device), lower:
+            losses = self.objective(
+                self.denoiser,
+                batch.x0[part].to(self.device),
+                self.sampler.t[place],
+                self.sampler.s[place],
+                batch.eps[part].to(self.device),
+                **({} if batch.labels is None else {"labels": batch.labels[part].to(self.device)}),
+            )
+        ((losses * batch.importance[part].to(losses)).sum() / len(batch.x0)).backward()
+        return losses.detach().double().cpu()
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that training needs to go on, named."""
