@@ -18,7 +18,7 @@ LAYERS = [
     {"walk"},
     {"objective", "times"},
     {"bound", "sample"},
-    {"images", "imageset", "ema", "sealed", "baselines"},
+    {"images", "imageset", "ema", "sealed", "baselines", "parallel"},
     {"folders"},
     {"data"},
     {"config"},

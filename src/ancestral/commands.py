@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ancestral import build, checkpoint, config, data, figures, runner
+from ancestral import build, checkpoint, config, data, figures, parallel, runner
 from ancestral.console import device_of, open_model, screen, state_type, write_text
 from ancestral.errors import UserError
 from ancestral.sample import Film, latents, trajectory
@@ -51,18 +51,21 @@ class Length:
 
 def train(settings: config.Config, folder: Path, length: Length, device: str, *, dry_run: bool, fresh: bool) -> None:
     """Train, or go on training, and say how it goes."""
+    on = build.device(device)
+    together = parallel.join(on)
+    screen.quiet = not together.first
     images = data.load(settings.source, settings.data)
     for line in images.skipped:
         screen.print(f"left out: {line}")
-    on = build.device(device)
-    run = runner.Run(folder, settings, images, on, str(length))
+    run = runner.Run(folder, settings, images, on, str(length), together)
     if dry_run:
-        _describe(settings, run, length, measure_speed(settings, run.facts, on, images.train))
+        _describe(settings, run, length, measure_speed(run.training, images.train))
         return
-    if fresh and folder.exists():
+    if fresh and together.first and folder.exists():
         aside = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
         folder.rename(aside)
         screen.print(f"the run that was there is now {aside}")
+    together.wait()
     for problem in run.resume():
         screen.print(f"warning: {problem}; the checkpoint before it is used")
     if run.complete:
@@ -70,9 +73,10 @@ def train(settings: config.Config, folder: Path, length: Length, device: str, *,
         return
     if not run.total:
         # Only a length in time needs to know how fast this machine is.
-        speed = measure_speed(settings, run.facts, on, images.train) if length.images is length.steps is None else 1.0
+        speed = measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
         run.total = length.plan(settings.train.batch_size, speed)
-        write_text(folder / "config.json", json.dumps(run.document, indent=1) + "\n")
+        if together.first:
+            write_text(folder / "config.json", json.dumps(run.document, indent=1) + "\n")
     height, width, channels = images.train.shape
     screen.print(
         f"{len(images.train):,} images of {height}x{width}x{channels} to train on, {len(images.test):,} held out; "
@@ -83,6 +87,9 @@ def train(settings: config.Config, folder: Path, length: Length, device: str, *,
         if not run.complete:
             screen.print(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
             sys.exit(runner.STOPPED)
+    parallel.leave()
+    if not together.first:
+        return
     entries = runner.read_metrics(folder / "metrics.jsonl")
     figures.loss_plot(folder / "loss.png", [entry["images"] for entry in entries], [entry["loss"] for entry in entries])
     screen.print(f"trained in {run.seconds / 60:.1f} min; now: ancestral sample {folder}")

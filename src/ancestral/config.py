@@ -59,6 +59,7 @@ class TrainOptions:
 
     batch_size: Count = 128
     micro_batch: Count | None = None  # images that meet the network at a time; None: the whole batch
+    exact_shards: Count | None = None  # add gradients in a fixed tree: the same bits on 1, 2, 4, ... processes
     learning_rate: Positive = 2e-4
     warmup: Fraction = 0.05  # share of the run with a rising learning rate
     decay: Fraction = 0.0  # share of the run, its end, with one falling to zero

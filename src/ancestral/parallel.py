@@ -1,14 +1,14 @@
 """Several processes, one training, on torch's own engine: `torchrun --nproc-per-node=N -m ancestral train ...`.
 
-Every process draws what belongs to its share of the batch's image numbers, so that the images, their order, t and noise are
-those of a single process. Gradients are summed over the processes: by all-reduce, equal to a single process to rounding;
-or, in exact mode, shard by shard in one fixed binary tree, equal to the bit on 1, 2, 4, ... processes.
+Every process draws what belongs to its share of the batch's image numbers, so that the images, their order, t and noise
+are those of a single process. Gradients are summed over the processes: by all-reduce, equal to a single process to
+rounding; or, in exact mode, shard by shard in one fixed binary tree, equal to the bit on 1, 2, 4, ... processes.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -111,6 +111,3 @@ def check(processes: Processes, batch_size: int, shards: int | None) -> None:
             f"train.exact_shards: {shards} must be a power of two that divides train.batch_size = {batch_size} "
             f"and is a multiple of the {processes.size} processes"
         )
-
-
-Sum = Callable[[Tensor], Tensor]

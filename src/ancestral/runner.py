@@ -18,6 +18,7 @@ from ancestral.bound import bound, calibrate, mean_and_error
 from ancestral.config import Config, to_json
 from ancestral.errors import UserError
 from ancestral.imageset import ImageSet, Splits
+from ancestral.parallel import Processes
 from ancestral.reverse import DDIM, Ancestral, large
 from ancestral.rng import Streams
 from ancestral.sample import sample
@@ -45,13 +46,21 @@ class Progress:
 class Run:
     """A run folder with its training."""
 
-    def __init__(self, folder: Path, config: Config, data: Splits, device: torch.device, length: str = "") -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Config,
+        data: Splits,
+        device: torch.device,
+        length: str = "",
+        processes: Processes | None = None,
+    ) -> None:
         self.folder, self.config, self.data = folder, config, data
         self.facts = facts(data.train)
         self.digest = data.train.digest()
         self.length = length  # as it was asked for; the total is planned from it once
         self.document = to_json(config, self.facts)
-        self.training = Training(config, self.facts, device)
+        self.training = Training(config, self.facts, device, processes)
         self.total = 0
         self.seconds = 0.0  # spent training, over all restarts
         self.preview_seconds = 0.0
@@ -85,7 +94,9 @@ class Run:
         self.total, self.seconds = saved.state["total"], saved.state["seconds"]
         self.held_out_bits = saved.state["held_out_bits"]
         self.complete = saved.state["complete"]
-        self._truncate_metrics(saved.images)
+        self.training.processes.wait()  # until each has read what the first will write over
+        if self.training.processes.first:
+            self._truncate_metrics(saved.images)
         return problems
 
     def train(self, stop: Callable[[], bool]) -> Iterator[Progress]:
@@ -93,19 +104,20 @@ class Run:
         every = max(1, self.total // self.config.train.snapshots)
         reported, losses, last_save = self.training.images, [], time.monotonic()
         clock = time.monotonic()
+        first = self.training.processes.first  # the one that writes
         for record in records(self.training, self.data.train, self.total):
             losses.append(record.loss)
             now = time.monotonic()
             self.seconds, clock = self.seconds + now - clock, now
             crossed = record.images // every > (record.images - self.config.train.batch_size) // every
-            if crossed and record.images < self.total:
+            if first and crossed and record.images < self.total:
                 checkpoint.save_snapshot(self.folder, record.images, self.training.averages)
                 self._preview(record.images)
-            stopping = stop()
+            stopping = self.training.processes.any(stop())
             if record.images - reported >= self.total / 100 or record.images >= self.total or stopping:
                 yield self._report(record, losses)
                 reported, losses = record.images, []
-            if (crossed or now - last_save > SAVE_EVERY or stopping) and record.images < self.total:
+            if first and (crossed or now - last_save > SAVE_EVERY or stopping) and record.images < self.total:
                 self.save()
                 last_save = time.monotonic()
             if stopping:
@@ -137,8 +149,9 @@ class Run:
             "learning_rate": record.learning_rate,
             "seconds": round(self.seconds, 3),
         }
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(entry) + "\n")
+        if self.training.processes.first:
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(entry) + "\n")
         left = (self.total - record.images) / speed
         return Progress(record.images, self.total, loss, speed, left, self.held_out_bits)
 
@@ -201,12 +214,14 @@ class Run:
 
     def _finish(self) -> None:
         """Measure the model's own error on training images, and write the last checkpoint."""
+        self.complete = True
+        if not self.training.processes.first:
+            return
         checkpoint.save_snapshot(self.folder, self.training.images, self.training.averages)
         with self._averaged() as model:
             images = self.data.train.spread(CALIBRATED)
             x0, labels = to_unit(images.images).to(self.training.device), self._true_labels(images)
             table = calibrate(build.predictor(model, None, labels), x0, Streams(0, "calibrate", range(len(images))))
-        self.complete = True
         self.save(table)
 
     def _truncate_metrics(self, images: int) -> None:

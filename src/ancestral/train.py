@@ -24,6 +24,7 @@ from ancestral.config import Config, Facts
 from ancestral.ema import PowerAverage
 from ancestral.errors import UserError
 from ancestral.imageset import ImageSet
+from ancestral.parallel import Processes, check, tree_sum
 from ancestral.rng import Streams, key, permutation
 from ancestral.times import TIME_SAMPLERS, UNIFORMS
 
@@ -82,23 +83,26 @@ class Record:
 
 
 class _Batch(NamedTuple):
-    """Images of one update with everything that is drawn for them, on the CPU."""
+    """The times of one update's images, and this process's share of the images, on the CPU."""
 
     x0: Tensor
     labels: Tensor | None
     eps: Tensor
-    place: Tensor  # on the time grid
-    importance: Tensor
+    place: Tensor  # on the time grid, of the whole batch
+    importance: Tensor  # of the whole batch
     rows: list[int]
 
 
 class Training:
     """Network, optimiser, averages and position: all that changes while training, and nothing else."""
 
-    def __init__(self, config: Config, facts: Facts, device: torch.device) -> None:
+    def __init__(self, config: Config, facts: Facts, device: torch.device, processes: Processes | None = None) -> None:
         options = config.train
+        self.processes = processes or Processes()
+        check(self.processes, options.batch_size, options.exact_shards)
         self.config, self.device, self.images = config, device, 0
-        self.part = options.micro_batch or options.batch_size  # images that meet the network at a time
+        share = options.batch_size // (options.exact_shards or self.processes.size)
+        self.part = min(options.micro_batch or share, share)  # images that meet the network at a time
         with _torch_draws(key(options.seed, "weights"), device):
             self.denoiser = build.denoiser(config, facts).to(device)
         self.network = self.denoiser.network
@@ -131,7 +135,8 @@ class Training:
         rate = learning_rate(self.images / total, options.learning_rate, options.warmup, options.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses = self._accumulate(batch)
+        losses = self.processes.gather(self._accumulate(batch))
+        self._sum_gradients()
         loss = float((losses * batch.importance).mean())
         norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -150,32 +155,67 @@ class Training:
 
     def _batch(self, data: ImageSet, numbers: range) -> _Batch:
         seed = self.config.train.seed
-        x0, labels, rows = presented(data, seed, numbers, self.config.train.flip)
         place, importance = self.sampler.draw(self.uniforms(seed, numbers))
-        eps = Streams(seed, "noise", numbers).normal(x0.shape[1:]).float()
+        mine = self.processes.share(numbers)
+        x0, labels, rows = presented(data, seed, mine, self.config.train.flip)
+        eps = Streams(seed, "noise", mine).normal(x0.shape[1:]).float()
         return _Batch(x0, labels if self.config.model.labels else None, eps, place, importance, rows)
 
     def _accumulate(self, batch: _Batch) -> Tensor:
-        """Gradients of the batch's mean loss, a part at a time; halves the part and begins again when memory runs out.
+        """Gradients of this process's share of the mean loss, a part at a time.
 
-        Returns the losses, float64 (B,) on the CPU.
+        Where memory runs out the part is halved and the share begun again: the same images, t and noise. Returns the
+        share's losses, float64, on the CPU.
         """
         self.network.train()
         while True:
             self.optimizer.zero_grad()
-            starts = range(0, len(batch.x0), self.part)
             try:
-                return torch.cat([self._backward(batch, slice(start, start + self.part)) for start in starts])
+                return self._parts(batch)
             except torch.OutOfMemoryError:
                 if self.part == 1:
                     raise UserError("a single image does not fit into memory; use a smaller model.width") from None
                 self.part = (self.part + 1) // 2
 
+    def _parts(self, batch: _Batch) -> Tensor:
+        shards = self.config.train.exact_shards
+        size = self.config.train.batch_size // shards if shards else len(batch.x0)
+        losses, sums = [], []
+        for start in range(0, len(batch.x0), size):
+            end = start + size
+            losses += [self._backward(batch, slice(i, min(i + self.part, end))) for i in range(start, end, self.part)]
+            if shards:
+                # Each shard's gradient by itself, to be added in a tree whose shape no number of processes changes.
+                sums.append(self._gradient())
+                self.optimizer.zero_grad()
+        if shards:
+            self._set_gradient(tree_sum(sums))
+        return torch.cat(losses)
+
+    def _sum_gradients(self) -> None:
+        if self.processes.size > 1:
+            exact = self.config.train.exact_shards is not None
+            add = self.processes.sum_exact if exact else self.processes.sum_fast
+            self._set_gradient(add(self._gradient()))
+
+    def _gradient(self) -> Tensor:
+        """Every gradient in one vector."""
+        return torch.cat(
+            [parameter.grad.flatten() for parameter in self.network.parameters() if parameter.grad is not None]
+        )
+
+    def _set_gradient(self, gradient: Tensor) -> None:
+        learned = list(self.network.parameters())
+        for parameter, part in zip(learned, gradient.split([parameter.numel() for parameter in learned]), strict=True):
+            parameter.grad = part.reshape(parameter.shape).clone()
+
     def _backward(self, batch: _Batch, part: slice) -> Tensor:
-        options, place = self.config.train, batch.place[part]
-        first = self.images + part.start
+        options = self.config.train
+        before = self.processes.rank * len(batch.x0)  # this share's place in the whole batch
+        place = batch.place[before + part.start : before + part.stop]
+        importance = batch.importance[before + part.start : before + part.stop]
         lower = torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
-        with _torch_draws(key(options.seed, "dropout", first), self.device), lower:
+        with _torch_draws(key(options.seed, "dropout", self.images + before + part.start), self.device), lower:
             losses = self.objective(
                 self.denoiser,
                 batch.x0[part].to(self.device),
@@ -184,7 +224,7 @@ class Training:
                 batch.eps[part].to(self.device),
                 **({} if batch.labels is None else {"labels": batch.labels[part].to(self.device)}),
             )
-        ((losses * batch.importance[part].to(losses)).sum() / len(batch.x0)).backward()
+        ((losses * importance.to(losses)).sum() / options.batch_size).backward()
         return losses.detach().double().cpu()
 
     def tensors(self) -> dict[str, Tensor]:
@@ -239,12 +279,13 @@ def train(training: Training, data: ImageSet, total: int) -> Iterator[Record]:
         yield training.step(data, total)
 
 
-def measure_speed(config: Config, facts: Facts, device: torch.device, data: ImageSet, seconds: float = 4.0) -> float:
-    """Images per second, from steps of a throw-away training of the same kind."""
-    probe = Training(config, facts, device)
+def measure_speed(training: Training, data: ImageSet, seconds: float = 4.0) -> float:
+    """Images per second of all processes together, from steps of a throw-away training of the same kind."""
+    config, processes = training.config, training.processes
+    probe = Training(config, facts(data), training.device, processes)
     total = 10**9
     probe.step(data, total)  # allocations and kernel choices are not speed
     durations = []
-    while sum(durations) < seconds and len(durations) < 50:
+    while len(durations) < 50 and processes.any(sum(durations) < seconds):
         durations.append(probe.step(data, total).seconds)
-    return config.train.batch_size / float(np.median(durations))
+    return config.train.batch_size / processes.from_first(float(np.median(durations)))
