@@ -13,8 +13,8 @@ import torch
 
 from ancestral import build, checkpoint, data
 from ancestral.bound import bound, naive_bound
+from ancestral.feed import to_unit
 from ancestral.rng import Streams
-from ancestral.train import to_unit
 
 
 def main(run: str, images: int = 32, steps: int = 100) -> None:

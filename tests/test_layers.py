@@ -24,6 +24,7 @@ LAYERS = [
     {"config"},
     {"checkpoint"},
     {"build"},
+    {"feed"},
     {"train"},
     {"figures"},
     {"runner"},

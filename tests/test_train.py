@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ancestral import build, checkpoint, config, data, runner, sealed, train
+from ancestral import build, checkpoint, config, data, feed, runner, sealed, train
 from ancestral.errors import UserError
 
 CPU = torch.device("cpu")
@@ -32,7 +32,7 @@ def digits():
 
 
 def trained(configuration, digits, images, total, into=None):
-    run = into or train.Training(configuration, train.facts(digits.train), CPU)
+    run = into or train.Training(configuration, feed.facts(digits.train), CPU)
     for _ in train.train(run, digits.train, total):
         if run.images >= images:
             break
@@ -48,7 +48,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times):
     configuration = settings(diffusion__times=times, diffusion__T=4)
     straight = trained(configuration, digits, 160, 160)
     first = trained(configuration, digits, 72, 160)
-    second = train.Training(configuration, train.facts(digits.train), CPU)
+    second = train.Training(configuration, feed.facts(digits.train), CPU)
     torch.manual_seed(1234)  # a restart finds torch's own generator anywhere
     second.load({name: value.clone() for name, value in first.tensors().items()}, first.images)
     trained(configuration, digits, 160, 160, second)
@@ -64,8 +64,8 @@ def test_training_leaves_the_global_generator_alone(digits):
 
 
 def test_what_is_presented_does_not_depend_on_the_batch_size(digits):
-    whole, labels, rows = train.presented(digits.train, 3, range(250), flip=True)
-    parts = [train.presented(digits.train, 3, range(n, min(n + 7, 250)), flip=True) for n in range(0, 250, 7)]
+    whole, labels, rows = feed.presented(digits.train, 3, range(250), flip=True)
+    parts = [feed.presented(digits.train, 3, range(n, min(n + 7, 250)), flip=True) for n in range(0, 250, 7)]
     assert torch.equal(whole, torch.cat([part[0] for part in parts]))
     assert rows == [row for part in parts for row in part[2]]
     assert torch.equal(labels, torch.cat([part[1] for part in parts]))
@@ -74,8 +74,8 @@ def test_what_is_presented_does_not_depend_on_the_batch_size(digits):
 
 
 def test_flips_turn_about_half(digits):
-    plain, *_ = train.presented(digits.train, 0, range(100), flip=False)
-    flipped, *_ = train.presented(digits.train, 0, range(100), flip=True)
+    plain, *_ = feed.presented(digits.train, 0, range(100), flip=False)
+    flipped, *_ = feed.presented(digits.train, 0, range(100), flip=True)
     same = (plain == flipped).flatten(1).all(1)
     assert 30 < int(same.sum()) < 70
     assert torch.equal(flipped[~same], plain[~same].flip(3))
@@ -83,9 +83,9 @@ def test_flips_turn_about_half(digits):
 
 def test_bytes_round_trip():
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    unit = train.to_unit(levels)
+    unit = feed.to_unit(levels)
     assert (float(unit.min()), float(unit.max())) == (-1, 1)
-    assert np.array_equal(train.to_bytes(unit), levels)
+    assert np.array_equal(feed.to_bytes(unit), levels)
 
 
 def test_learning_rate_is_a_function_of_the_share_of_the_run():
@@ -95,7 +95,7 @@ def test_learning_rate_is_a_function_of_the_share_of_the_run():
 
 
 def test_loss_falls(digits):
-    run = train.Training(settings(), train.facts(digits.train), CPU)
+    run = train.Training(settings(), feed.facts(digits.train), CPU)
     losses = [record.loss for record in train.train(run, digits.train, 800)]
     assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
 
@@ -112,6 +112,33 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(digits):
     with torch.no_grad():
         bias.copy_(held)
     assert equal(before, run.tensors())
+
+
+def test_an_update_that_is_not_finite_can_be_left_out(digits):
+    run = trained(settings(train__not_finite="skip"), digits, 16, 400)
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    objective = run.objective
+    run.objective = lambda *args, **cond: objective(*args, **cond) * float("nan")
+    run.step(digits.train, 400)
+    assert run.images == 24
+    assert equal(before, dict(run.network.state_dict()))
+    for _ in range(8):
+        run.step(digits.train, 400)
+    with pytest.raises(UserError, match=r"10 time\(s\) in a row"):
+        run.step(digits.train, 400)
+    run.objective = objective
+    run.step(digits.train, 400)
+    assert run.skipped == 0
+    assert not equal(before, dict(run.network.state_dict()))
+
+
+def test_the_log_says_where_the_model_still_learns(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 80)
+    list(run.train(lambda: False))
+    entry = runner.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert len(entry["loss_by_tenth_of_t"]) == 10
+    record = train.Record(1, 0, 0, 0, 0, torch.tensor([0, 999, 998, 1]), torch.tensor([1.0, 2.0, 4.0, 3.0]))
+    assert run._by_tenth([record]) == [3.0, *[None] * 8, 2.0]  # place 0 is t = T: the noisiest tenth comes last
 
 
 def test_labels_and_learned_variance_train(digits):
@@ -282,7 +309,7 @@ def test_parts_of_a_batch_add_up_to_it(digits):
 
 def test_memory_that_runs_out_changes_nothing_but_the_part(digits, monkeypatch):
     whole = trained(settings(model__dropout=0.0), digits, 64, 64)
-    tight = train.Training(settings(model__dropout=0.0), train.facts(digits.train), CPU)
+    tight = train.Training(settings(model__dropout=0.0), feed.facts(digits.train), CPU)
     forward = tight.network.forward
 
     def only_two_fit(x, *args, **options):

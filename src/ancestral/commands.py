@@ -16,9 +16,10 @@ from rich.progress import BarColumn, Progress, TextColumn
 from ancestral import build, checkpoint, config, data, figures, parallel, runner
 from ancestral.console import device_of, open_model, screen, state_type, write_text
 from ancestral.errors import UserError
+from ancestral.feed import to_bytes
 from ancestral.sample import Film, latents, trajectory
 from ancestral.sample import film as keep_frames
-from ancestral.train import measure_speed, to_bytes
+from ancestral.train import measure_speed
 
 FRAMES = 12  # of a film
 FILMED = 8  # images in a film

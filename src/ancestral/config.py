@@ -72,6 +72,7 @@ class TrainOptions:
     average: Literal[0, 1] = 1  # which of them is the model
     snapshots: Count = 8  # how often both are kept for rebuilding other widths
     precision: Literal["float32", "bfloat16"] = "float32"
+    not_finite: Literal["stop", "skip"] = "stop"  # what to do with an update whose loss or gradient is not finite
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from ancestral.bound import Bound, bound, calibrate, concatenate, mean_and_error
 from ancestral.console import device_of, open_model, screen, state_type, write_text
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
+from ancestral.feed import facts, to_unit
 from ancestral.imageset import ImageSet
 from ancestral.rng import Streams
-from ancestral.train import facts, to_unit
 
 
 def evaluate(

@@ -17,12 +17,13 @@ from ancestral import build, checkpoint, figures
 from ancestral.bound import bound, calibrate, mean_and_error
 from ancestral.config import Config, to_json
 from ancestral.errors import UserError
+from ancestral.feed import facts, to_bytes, to_unit
 from ancestral.imageset import ImageSet, Splits
 from ancestral.parallel import Processes
 from ancestral.reverse import DDIM, Ancestral, large
 from ancestral.rng import Streams
 from ancestral.sample import sample
-from ancestral.train import Record, Training, facts, to_bytes, to_unit
+from ancestral.train import Record, Training
 from ancestral.train import train as records
 
 PREVIEW_SHARE = 0.05  # of the run's time
@@ -102,11 +103,11 @@ class Run:
     def train(self, stop: Callable[[], bool]) -> Iterator[Progress]:
         """Train to the end of the plan, yielding progress about every percent; stop between two steps when told to."""
         every = max(1, self.total // self.config.train.snapshots)
-        reported, losses, last_save = self.training.images, [], time.monotonic()
+        reported, since, last_save = self.training.images, [], time.monotonic()
         clock = time.monotonic()
         first = self.training.processes.first  # the one that writes
         for record in records(self.training, self.data.train, self.total):
-            losses.append(record.loss)
+            since.append(record)
             now = time.monotonic()
             self.seconds, clock = self.seconds + now - clock, now
             crossed = record.images // every > (record.images - self.config.train.batch_size) // every
@@ -115,8 +116,8 @@ class Run:
                 self._preview(record.images)
             stopping = self.training.processes.any(stop())
             if record.images - reported >= self.total / 100 or record.images >= self.total or stopping:
-                yield self._report(record, losses)
-                reported, losses = record.images, []
+                yield self._report(since)
+                reported, since = record.images, []
             if first and (crossed or now - last_save > SAVE_EVERY or stopping) and record.images < self.total:
                 self.save()
                 last_save = time.monotonic()
@@ -139,12 +140,13 @@ class Run:
             self.folder, training.images, self.document, training.model_weights, training.tensors(), state, calibration
         )
 
-    def _report(self, record: Record, losses: list[float]) -> Progress:
-        loss = sum(losses) / len(losses)
+    def _report(self, since: list[Record]) -> Progress:
+        record, loss = since[-1], sum(one.loss for one in since) / len(since)
         speed = record.images / max(self.seconds, 1e-9)
         entry = {
             "images": record.images,
             "loss": loss,
+            "loss_by_tenth_of_t": self._by_tenth(since),
             "grad_norm": record.grad_norm,
             "learning_rate": record.learning_rate,
             "seconds": round(self.seconds, 3),
@@ -154,6 +156,13 @@ class Run:
                 file.write(json.dumps(entry) + "\n")
         left = (self.total - record.images) / speed
         return Progress(record.images, self.total, loss, speed, left, self.held_out_bits)
+
+    def _by_tenth(self, since: list[Record]) -> list[float | None]:
+        """Mean loss in each tenth of the time grid, least noise first; None where no image was."""
+        places, losses = (torch.cat([getattr(one, name) for one in since]) for name in ("place", "losses"))
+        steps = len(self.training.sampler)
+        tenth = (steps - 1 - places) * 10 // steps
+        return [float(losses[tenth == k].mean()) if (tenth == k).any() else None for k in range(10)]
 
     def _preview(self, images: int) -> None:
         """A few images and the bound on a few held-out ones, if that has cost little of the time so far."""

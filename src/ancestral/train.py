@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,44 +22,13 @@ from ancestral import build
 from ancestral.config import Config, Facts
 from ancestral.ema import PowerAverage
 from ancestral.errors import UserError
+from ancestral.feed import facts, presented
 from ancestral.imageset import ImageSet
 from ancestral.parallel import Processes, check, tree_sum
-from ancestral.rng import Streams, key, permutation
+from ancestral.rng import Streams, key
 from ancestral.times import TIME_SAMPLERS, UNIFORMS
 
-
-def facts(images: ImageSet) -> Facts:
-    """What a network must know about its data."""
-    height, width, channels = images.shape
-    return Facts((channels, height, width), images.class_names)
-
-
-def to_unit(images: np.ndarray) -> Tensor:
-    """Bytes (B, H, W, C) to float32 (B, C, H, W) on [-1, 1]: byte / 127.5 - 1."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
-
-
-def to_bytes(images: Tensor) -> np.ndarray:
-    """[-1, 1] (B, C, H, W) to the nearest bytes (B, H, W, C)."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-@lru_cache(maxsize=2)
-def _order(size: int, seed: int, epoch: int) -> np.ndarray:
-    return permutation(size, seed, "order", epoch)
-
-
-def presented(
-    images: ImageSet, seed: int, numbers: Sequence[int], flip: bool
-) -> tuple[Tensor, Tensor | None, list[int]]:
-    """The images of these numbers: (float32 (B, C, H, W), labels (B,) or None, rows of `images`)."""
-    rows = [int(_order(len(images), seed, number // len(images))[number % len(images)]) for number in numbers]
-    x0 = to_unit(images.images[rows])
-    if flip:
-        turned = Streams(seed, "flip", numbers).uniform() < 0.5
-        x0 = torch.where(turned[:, None, None, None], x0.flip(3), x0)
-    labels = None if images.labels is None else torch.from_numpy(images.labels[rows])
-    return x0, labels, rows
+SKIPS_IN_A_ROW = 10  # updates that are not finite before a run that may skip them stops all the same
 
 
 @contextmanager
@@ -80,6 +48,8 @@ class Record:
     grad_norm: float
     learning_rate: float
     seconds: float  # of this step
+    place: Tensor  # (B,) where on the time grid each image was
+    losses: Tensor  # (B,) float64
 
 
 class _Batch(NamedTuple):
@@ -101,6 +71,7 @@ class Training:
         self.processes = processes or Processes()
         check(self.processes, options.batch_size, options.exact_shards)
         self.config, self.device, self.images = config, device, 0
+        self.skipped = 0  # updates left out in a row
         share = options.batch_size // (options.exact_shards or self.processes.size)
         self.part = min(options.micro_batch or share, share)  # images that meet the network at a time
         with _torch_draws(key(options.seed, "weights"), device):
@@ -139,19 +110,27 @@ class Training:
         self._sum_gradients()
         loss = float((losses * batch.importance).mean())
         norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            names = ", ".join(data.names[row] for row in batch.rows[:8])
-            raise UserError(
-                f"the loss or its gradient is not finite at image {self.images} (batch: {names}, ...); the run stops "
-                "before the weights are touched: lower train.learning_rate, or use train.precision=float32"
-            )
-        self.optimizer.step()
-        self.sampler.update(batch.place, losses)
+        if math.isfinite(loss) and math.isfinite(norm):
+            self.optimizer.step()
+            self.sampler.update(batch.place, losses)
+            self.skipped = 0
+        else:
+            self._not_finite(", ".join(data.names[row] for row in batch.rows[:8]))
         self.images += options.batch_size
         current = self.network.state_dict()
         for average in self.averages:
             average.update(current, self.images, options.batch_size)
-        return Record(self.images, loss, norm, rate, time.perf_counter() - started)
+        return Record(self.images, loss, norm, rate, time.perf_counter() - started, batch.place, losses)
+
+    def _not_finite(self, names: str) -> None:
+        """Leave the update out, or stop, as the settings say; the weights are untouched so far."""
+        self.skipped += 1
+        if self.config.train.not_finite == "stop" or self.skipped == SKIPS_IN_A_ROW:
+            raise UserError(
+                f"the loss or its gradient is not finite at image {self.images} (batch: {names}, ...), "
+                f"{self.skipped} time(s) in a row; the run stops before the weights are touched: "
+                "lower train.learning_rate, or use train.precision=float32"
+            )
 
     def _batch(self, data: ImageSet, numbers: range) -> _Batch:
         seed = self.config.train.seed
