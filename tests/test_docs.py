@@ -53,6 +53,14 @@ def test_the_papers_table_names_what_exists():
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(), what
 
 
+def test_every_promise_has_its_test():
+    text = (ROOT / "docs/reliability.md").read_text()
+    promises = re.findall(r"`(test_\w+\.py)::(\w+)`", text)
+    assert len(promises) > 12
+    for file, name in promises:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), name
+
+
 def test_every_equation_is_in_the_table():
     text = " ".join(what for what, *_ in rows())
     numbers = {int(n) for group in re.findall(r"Eqs?\. ([\d, ]+)", text) for n in re.findall(r"\d+", group)}
