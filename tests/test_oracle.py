@@ -5,6 +5,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ancestral import grids, schedule
 from ancestral.analytic import Mixture, dataset, gaussian, score
@@ -72,6 +74,19 @@ def test_bound_equals_true_nll_with_the_exact_reverse_variance(grid, name):
     replay = oracle.schedule.marginal(x0, grid[0]).sample(Streams(0, "test", range(64)).normal(x0.shape[1:]))
     prior_gap = oracle.log_prob(replay, grid[0]) - Normal(torch.zeros(2), torch.ones(2)).log_prob(replay).sum(1)
     assert torch.allclose(chain - prior_gap, -oracle.log_prob(x0), atol=1e-9, rtol=0)
+
+
+@given(st.data())
+def test_bound_equals_true_nll_at_any_length_and_on_any_grid(data):
+    T = data.draw(st.integers(1, 1200))
+    oracle = gaussian(schedule.linear(T), torch.tensor([0.3, -0.4], dtype=F64), data.draw(st.floats(0.01, 2)))
+    inner = data.draw(st.sets(st.integers(1, T), min_size=1, max_size=8))
+    grid = grids.explicit(oracle.schedule, [*sorted(inner, reverse=True), 0])
+    x0 = oracle.sample(torch.Generator().manual_seed(0), 8)
+    chain = naive_bound(oracle, x0, grid, Ancestral(optimal), Streams(0, "x", range(8)), Normal.log_prob).nats
+    end = oracle.schedule.marginal(x0, grid[0]).sample(Streams(0, "x", range(8)).normal([2]))
+    gap = oracle.log_prob(end, grid[0]) - Normal(torch.zeros(2), torch.ones(2)).log_prob(end).sum(1)
+    assert torch.allclose(chain - gap, -oracle.log_prob(x0), atol=1e-9, rtol=0)
 
 
 def expected_bound(oracle, grid, transition, mean, variance):

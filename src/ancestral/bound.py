@@ -158,7 +158,7 @@ def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = 40)
     for t in times:
         x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
         x0_hat = denoiser(x_t, t).x0
-        squared = (x0_hat - x0).double().square().flatten().cpu()
+        squared = (x0_hat - x0).cpu().double().square().flatten()
         bucket = x0_bucket(x0_hat).flatten().cpu()
         sums = torch.zeros(buckets, dtype=torch.float64).index_add_(0, bucket, squared)
         # A bucket with few pixels leans on the mean of all, by the weight of 50 pixels.
@@ -212,11 +212,11 @@ def _collect(
 ) -> Bound:
     times = torch.tensor(grid)
     return Bound(
-        prior=prior.double().cpu(),
+        prior=prior.cpu().double(),
         t=times[places],
         last=times[places + 1] == 0,
-        terms=torch.stack(list(terms), 1).double().cpu(),
-        mse=torch.stack(list(errors), 1).double().cpu(),
+        terms=torch.stack(list(terms), 1).cpu().double(),
+        mse=torch.stack(list(errors), 1).cpu().double(),
         weight=weight,
         dimensions=dimensions,
     )

@@ -47,12 +47,13 @@ class Normal(NamedTuple):
         """Log probability of the byte at `x`, in nats per element (Eq. 13).
 
         The density is integrated over the byte's bin with exact normal CDFs; the bins of 0 and of 255
-        reach to infinity, so that the 256 probabilities sum to one. Evaluated in float64, in whichever
+        reach to infinity, so that the 256 probabilities sum to one. Evaluated in float64 (float32 on MPS), in whichever
         tail is the thinner, so that a byte 30 standard deviations away still has its true probability.
         Reference name: `discretized_gaussian_log_likelihood` (there with a tanh approximation).
         """
-        std = self.var.double().sqrt()
-        centred = x.double() - self.mean.double()
+        wide = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+        std = self.var.to(wide).sqrt()
+        centred = x.to(wide) - self.mean.to(wide)
         upper = (centred + HALF_BIN) / std
         lower = (centred - HALF_BIN) / std
         upper = torch.where(x > 1 - HALF_BIN, math.inf, upper)

@@ -204,7 +204,7 @@ class Training:
                 **({} if batch.labels is None else {"labels": batch.labels[part].to(self.device)}),
             )
         ((losses * importance.to(losses)).sum() / options.batch_size).backward()
-        return losses.detach().double().cpu()
+        return losses.detach().cpu().double()
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that training needs to go on, named."""
