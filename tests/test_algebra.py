@@ -1,5 +1,6 @@
 """The algebra against closed forms, brute force and published tables."""
 
+import itertools
 import math
 
 import pytest
@@ -262,3 +263,287 @@ def test_wrong_grids_are_refused(times):
 def test_steps_outside_the_schedule_are_refused(steps):
     with pytest.raises(ValueError, match="between 1 and T = 10"):
         grids.trailing(schedule.linear(10), steps)
+
+
+@given(betas.filter(lambda b: len(b) > 2), st.data())
+def test_transitions_over_any_stretch_compose(beta, data):
+    """Chapman-Kolmogorov: r -> s -> t is r -> t, and 0 -> t is the marginal."""
+    noise_schedule, x = from_betas(beta), values(0.7, -1.3)
+    r, s, t = sorted(data.draw(st.sets(st.integers(0, len(beta)), min_size=3, max_size=3)))
+    first = noise_schedule.transition(x, r, s)
+    second = noise_schedule.transition(first.mean, s, t)
+    slope = noise_schedule.transition(values(1.0), s, t).mean
+    whole = noise_schedule.transition(x, r, t)
+    assert torch.allclose(whole.mean, second.mean, rtol=1e-9)
+    assert torch.allclose(whole.var, slope**2 * first.var + second.var, rtol=1e-9)
+    q, from_data = noise_schedule.marginal(x, t), noise_schedule.transition(x, 0, t)
+    assert torch.allclose(q.mean, from_data.mean, rtol=1e-12)
+    assert torch.allclose(q.var, from_data.var, rtol=1e-12)
+
+
+@given(betas.filter(lambda b: len(b) > 1), st.data(), st.floats(-2, 2), st.floats(-2, 2), st.floats(-2, 2))
+def test_both_ways_to_write_the_joint_density_agree(beta, data, x0, x_s, x_t):
+    """q(x_s | x0) q(x_t | x_s) = q(x_t | x0) q(x_s | x_t, x0) at every point."""
+    noise_schedule = from_betas(beta)
+    t = data.draw(st.integers(2, len(beta)))
+    s = data.draw(st.integers(1, t - 1))
+    x0, x_s, x_t = values(x0), values(x_s), values(x_t)
+    forwards = noise_schedule.marginal(x0, s).log_prob(x_s) + noise_schedule.transition(x_s, s, t).log_prob(x_t)
+    backwards = noise_schedule.marginal(x0, t).log_prob(x_t) + noise_schedule.posterior(x_t, x0, t, s).log_prob(x_s)
+    assert torch.allclose(forwards, backwards, rtol=1e-7, atol=1e-7)
+
+
+def test_posterior_by_integration():
+    """The moments of prior times likelihood on a fine grid of x_s, no formula for products of Gaussians."""
+    noise_schedule, x0, x_t = schedule.cosine(20), values(0.4), values(-0.7)
+    x_s = torch.linspace(-8, 8, 40_001, dtype=F64)
+    for t, s in ((20, 1), (20, 19), (15, 6), (2, 1)):
+        log_density = noise_schedule.marginal(x0, s).log_prob(x_s) + noise_schedule.transition(x_s, s, t).log_prob(x_t)
+        share = log_density.softmax(0)
+        mean = (share * x_s).sum()
+        q = noise_schedule.posterior(x_t, x0, t, s)
+        assert float(q.mean) == pytest.approx(float(mean), abs=1e-9)
+        assert float(q.var) == pytest.approx(float((share * (x_s - mean) ** 2).sum()), rel=1e-6)
+
+
+def test_posterior_coefficients_identities():
+    """A clean chain stays on its line, and the posterior's spread plus what x_t carries is the marginal's."""
+    for noise_schedule in (schedule.linear(50), schedule.cosine(50), schedule.linear(50).zero_terminal_snr()):
+        t, s = torch.tensor([(t, s) for t in range(1, 51) for s in range(t)]).T
+        of_x_t, of_x0 = noise_schedule.posterior_coefficients(t, s)
+        signal, noise_var = noise_schedule.signal(t), noise_schedule.noise_var(t)
+        assert torch.allclose(of_x_t * signal + of_x0, noise_schedule.signal(s), rtol=1e-12)
+        spread = of_x_t**2 * noise_var + noise_schedule.gain(t, s) * noise_schedule.noise_var(s)
+        assert torch.allclose(spread, noise_schedule.noise_var(s), rtol=1e-12, atol=1e-18)
+        gain = noise_schedule.gain(t, s)
+        assert bool(((gain > 0) & (gain <= 1)).all())
+        assert bool((gain[s == 0] == 1).all())
+        # What is left of the SNR multiplies along the way.
+        left = 1 - noise_schedule.gain(torch.tensor([50, 49, 20]), torch.tensor([1, 20, 1]))
+        assert torch.allclose(1 - noise_schedule.gain(49, 1), left[1] * left[2], rtol=1e-9)
+        assert torch.allclose(left[0], (1 - noise_schedule.gain(50, 20)) * left[2], rtol=1e-9)
+
+
+def test_tiny_steps_keep_their_digits():
+    """1 - alpha_bar, beta and the gain at betas that 1 - beta would swallow, against 50 digits."""
+    mpmath = pytest.importorskip("mpmath")
+    beta = [1e-14, 3e-13, 1e-17, 0.5]
+    noise_schedule = from_betas(torch.tensor(beta, dtype=F64))
+    with mpmath.workdps(50):
+        ab = [mpmath.mpf(1)]
+        for b in beta:
+            ab.append(ab[-1] * (1 - mpmath.mpf(b)))
+        snr = [mpmath.inf, *(a / (1 - a) for a in ab[1:])]
+        for t in range(1, 5):
+            assert float(noise_schedule.noise_var(t)) == pytest.approx(float(1 - ab[t]), rel=1e-12)
+            assert float(noise_schedule.log_snr(t)) == pytest.approx(float(mpmath.log(snr[t])), rel=1e-12)
+        assert float(noise_schedule.gain(2, 1)) == pytest.approx(float(1 - snr[2] / snr[1]), rel=1e-12)
+        assert float(noise_schedule.gain(4, 2)) == pytest.approx(float(1 - snr[4] / snr[2]), rel=1e-12)
+
+
+@given(st.sampled_from(sorted(TARGETS)), st.sampled_from(sorted(TARGETS)), st.integers(1, 50))
+def test_any_target_can_be_read_as_any_other(one, other, t):
+    noise_schedule = schedule.cosine(50)
+    x0, eps = torch.randn(2, 1, 4, dtype=F64, generator=torch.Generator().manual_seed(t))
+    x_t = noise_schedule.marginal(x0, t).sample(eps)
+    guess = x0 + 0.3 * eps  # any estimate, with the eps that agrees with it
+    its_eps = (x_t - noise_schedule.signal(t) * guess) / noise_schedule.noise(t)
+    output = TARGETS[one].of(guess, its_eps, noise_schedule, t)
+    back = TARGETS[one].x0(output, x_t, noise_schedule, t)
+    eps_back = (x_t - noise_schedule.signal(t) * back) / noise_schedule.noise(t)
+    expected = TARGETS[other].of(guess, its_eps, noise_schedule, t)
+    assert torch.allclose(TARGETS[other].of(back, eps_back, noise_schedule, t), expected, atol=1e-8, rtol=1e-8)
+    # An error in x0 is stretched by error_scale in the output.
+    error = (output - TARGETS[one].of(x0, eps, noise_schedule, t)).norm()
+    scale = TARGETS[one].error_scale(noise_schedule, t)
+    assert torch.allclose(error, scale * (guess - x0).norm(), rtol=1e-8)
+
+
+def test_v_by_the_papers_formulas():
+    """x0 = signal x_t - noise v and eps = noise x_t + signal v (Salimans and Ho 2022, appendix D)."""
+    noise_schedule, v = schedule.linear(), values(0.4, -1.1)[None]
+    x_t = values(0.9, 0.2)[None]
+    for t in (1, 300, 1000):
+        signal, noise = noise_schedule.signal(t), noise_schedule.noise(t)
+        x0 = V.x0(v, x_t, noise_schedule, t)
+        assert torch.allclose(x0, signal * x_t - noise * v, rtol=1e-12)
+        assert torch.allclose((x_t - signal * x0) / noise, noise * x_t + signal * v, rtol=1e-9)
+
+
+def test_more_published_tables():
+    """Cosine at 0-based 1; diffusers' sigmoid of beta over [-6, 6] at 500; the end of a zero-terminal-SNR table."""
+    assert float(schedule.cosine().alpha_bar(2)) == pytest.approx(0.9999126, abs=5e-8)
+    beta = torch.linspace(-6, 6, 1000, dtype=F64).sigmoid() * (0.02 - 1e-4) + 1e-4
+    assert float(from_betas(beta).alpha_bar(501)) == pytest.approx(0.298888, abs=1e-6)
+    assert float(schedule.cosine().beta[-1]) == pytest.approx(0.999, rel=1e-12)
+    assert float(schedule.linear().zero_terminal_snr().alpha_bar(1000)) == 0
+
+
+def test_schedules_by_their_definitions():
+    u = torch.arange(1, 101, dtype=F64) / 100
+    cosine = (torch.cos((u + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2
+    assert torch.allclose(schedule.cosine(100).alpha_bar(torch.arange(1, 100)), cosine[:-1], rtol=1e-9)
+    high, low = 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(3))
+    sigmoid = (high - (6 * u - 3).sigmoid()) / (high - low)
+    assert torch.allclose(schedule.sigmoid(100).alpha_bar(torch.arange(1, 101)), sigmoid, atol=2e-9)
+    levels = schedule.linear_log_snr(100).log_snr(torch.arange(1, 101))
+    assert torch.allclose(levels, 13.3 - 18.3 * u, rtol=1e-9)
+    # Zero terminal SNR: sqrt(alpha_bar) moved and scaled, the first kept and the last 0.
+    plain, shifted = schedule.linear(100), schedule.linear(100).zero_terminal_snr()
+    t = torch.arange(1, 101)
+    first, last = plain.signal(1), plain.signal(100)
+    assert torch.allclose(shifted.signal(t), (plain.signal(t) - last) * first / (first - last), atol=1e-14)
+
+
+@pytest.mark.parametrize("beta", [[], [0.0], [-0.1, 0.2], [1.0, 0.5], [0.5, 1.5], [math.nan]])
+def test_wrong_betas_are_refused(beta):
+    with pytest.raises(ValueError, match="log_alpha_bar"):
+        from_betas(torch.tensor(beta, dtype=F64))
+
+
+@pytest.mark.parametrize("name", schedule.SCHEDULES)
+def test_no_schedule_has_no_steps(name):
+    message = "at least 2 entries" if "cosine" in name else "T must be at least 1, got 0"
+    with pytest.raises(ValueError, match=message):
+        schedule.SCHEDULES[name](0)
+
+
+def test_a_matrix_is_no_schedule():
+    with pytest.raises(ValueError, match="vector"):
+        NoiseSchedule(torch.tensor([[0.0, -1.0], [0.0, -2.0]], dtype=F64))
+
+
+@given(st.floats(-2, 2), st.floats(0.05, 3), st.floats(-2, 2), st.floats(0.05, 3))
+def test_kl_by_integration(mean, std, other_mean, other_std):
+    """The trapezium rule on a Gaussian integrand is exact to rounding."""
+    p, q = Normal(values(mean), values(std**2)), Normal(values(other_mean), values(other_std**2))
+    x = torch.linspace(mean - 12 * std, mean + 12 * std, 4001, dtype=F64)
+
+    def log_density(at, of_std):
+        return -0.5 * (at / of_std) ** 2 - math.log(of_std * math.sqrt(2 * math.pi))
+
+    log_p, log_q = log_density(x - mean, std), log_density(x - other_mean, other_std)
+    assert float(p.kl(q)) == pytest.approx(float(torch.trapezoid(log_p.exp() * (log_p - log_q), x)), rel=1e-8, abs=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@given(st.floats(0.01, 10), st.floats(-6, -1), st.sampled_from([-1, 1]))
+def test_kl_of_nearly_equal_variances_to_sixty_digits(dtype, var, log10_d, sign):
+    """Wrong by no more than the rounding of the difference of the variances, and never negative."""
+    mpmath = pytest.importorskip("mpmath")
+    p, q = (torch.tensor([v], dtype=dtype) for v in (var * (1 + sign * 10**log10_d), var))
+    kl = float(Normal(torch.zeros(1, dtype=dtype), p).kl(Normal(torch.zeros(1, dtype=dtype), q)))
+    with mpmath.workdps(60):
+        d = mpmath.mpf(p.item()) / mpmath.mpf(q.item()) - 1
+        expected = float((d - mpmath.log1p(d)) / 2)
+    assert kl >= 0
+    assert kl == pytest.approx(expected, rel=0, abs=4 * torch.finfo(dtype).eps * abs(float(d)))
+
+
+def test_kl_at_the_edges():
+    p = Normal(values(0.3), values(0.7))
+    assert float(p.kl(p)) == 0
+    assert float(Normal(values(0.3), values(0.0)).kl(p)) == math.inf
+    assert float(Normal(values(0.3), values(1e-12)).kl(p)) == pytest.approx(0.5 * (math.log(0.7e12) - 1), rel=1e-9)
+
+
+def exact_byte(mpmath, byte, mean, std):
+    """(log P, d log P / d mean) of a byte in 60 digits; the bins of 0 and of 255 are open."""
+    x, half = byte / 127.5 - 1, mpmath.mpf(1) / 255  # x as float64 has it
+    lower = (mpmath.mpf(x) - half - mpmath.mpf(mean)) / mpmath.mpf(std) if byte else -mpmath.inf
+    upper = (mpmath.mpf(x) + half - mpmath.mpf(mean)) / mpmath.mpf(std) if byte < 255 else mpmath.inf
+    flipped = lower > 0
+    low, high = (-upper, -lower) if flipped else (lower, upper)
+    root = mpmath.sqrt(2)
+    probability = (mpmath.erfc(-high / root) - mpmath.erfc(-low / root)) / 2
+    slope = (mpmath.npdf(lower) - mpmath.npdf(upper)) / mpmath.mpf(std) / probability
+    return float(mpmath.log(probability)), float(slope)
+
+
+@given(st.integers(0, 255), st.floats(-1.5, 1.5), st.floats(-3, 1))
+def test_byte_probability_and_its_slope_to_sixty_digits(byte, mean, log10_std):
+    mpmath = pytest.importorskip("mpmath")
+    variance = (10**log10_std) ** 2
+    at = torch.tensor([mean], dtype=F64, requires_grad=True)
+    log_prob = Normal(at, values(variance)).log_prob_byte(values(byte / 127.5 - 1))
+    log_prob.backward()
+    with mpmath.workdps(60):
+        expected, slope = exact_byte(mpmath, byte, mean, mpmath.sqrt(variance))
+    assert log_prob.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert at.grad.item() == pytest.approx(slope, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("sigmas", [30, 100, 1000])
+@pytest.mark.parametrize("side", [-1, 1])
+@pytest.mark.parametrize("byte", [0, 128, 255])
+def test_byte_far_away_is_finite_and_right(sigmas, side, byte):
+    mpmath = pytest.importorskip("mpmath")
+    std = 0.01
+    mean = byte / 127.5 - 1 + side * sigmas * std
+    with mpmath.workdps(60):
+        expected, _ = exact_byte(mpmath, byte, mean, std)
+    at = torch.tensor([mean], dtype=F64, requires_grad=True)
+    log_var = torch.tensor([2 * math.log(std)], dtype=F64, requires_grad=True)
+    log_prob = Normal(at, log_var.exp()).log_prob_byte(values(byte / 127.5 - 1))
+    log_prob.backward()
+    assert log_prob.item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert bool(at.grad.isfinite().all())
+    assert bool(log_var.grad.isfinite().all())
+
+
+def test_end_bins_are_open():
+    """All that lies beyond black is black: a mean far outside gives its end byte probability one."""
+    for mean, byte in ((-7.0, 0), (7.0, 255)):
+        grid = torch.arange(256, dtype=F64) / 127.5 - 1
+        p = Normal(torch.full((256,), mean, dtype=F64), torch.full((256,), 0.25, dtype=F64)).log_prob_byte(grid).exp()
+        assert float(p[byte]) == pytest.approx(1, abs=1e-12)
+        assert float(p.sum()) == pytest.approx(1, abs=1e-12)
+
+
+@given(st.sampled_from(sorted(grids.GRIDS)), st.sampled_from(sorted(schedule.SCHEDULES)), st.data())
+def test_every_grid_falls_strictly_on_every_schedule(name, kind, data):
+    T = data.draw(st.one_of(st.integers(1 if "zero" not in kind else 2, 12), st.sampled_from([100, 1000])))
+    steps = data.draw(st.one_of(st.just(1), st.just(T), st.integers(1, T)))
+    grid = grids.GRIDS[name](schedule.SCHEDULES[kind](T), steps)
+    assert len(set(grid[:-1])) == steps
+    assert all(t > s for t, s in itertools.pairwise(grid))
+    assert grid[-1] == 0
+    assert grid[0] <= T
+    assert all(type(t) is int for t in grid)
+    if steps == T:
+        assert grid == grids.full(schedule.SCHEDULES[kind](T)) == list(range(T, -1, -1))
+
+
+@given(st.integers(1, 40), st.integers(1, 25))
+def test_trailing_strides_are_equal_where_they_can_be(steps, stride):
+    T = steps * stride
+    assert grids.trailing(schedule.linear(T), steps) == [T - k * stride for k in range(steps)] + [0]
+    assert grids.leading(schedule.linear(T), steps) == [1 + k * stride for k in reversed(range(steps))] + [0]
+
+
+@given(st.integers(1, 1000), st.data())
+def test_leading_is_whole_strides(T, data):
+    """diffusers: the multiples of T // steps, whatever is left over at the noisy end."""
+    steps = data.draw(st.integers(1, T))
+    assert [t - 1 for t in grids.leading(schedule.linear(T), steps)[:-1]] == [k * (T // steps) for k in range(steps)][
+        ::-1
+    ]
+
+
+@pytest.mark.parametrize("kind", ["linear", "linear-zero-snr"])
+def test_noise_level_grids_by_brute_force(kind):
+    """Each time is the nearest to its level; with zero terminal SNR the levels span what is finite, the start is T."""
+    noise_schedule, steps = schedule.SCHEDULES[kind](1000), 8
+    level = [float(noise_schedule.log_snr(t)) for t in range(1, 1001)]
+    high, low = level[0], level[-1] if math.isfinite(level[-1]) else level[-2]
+    even = [low + (high - low) * k / (steps - 1) for k in range(steps)]
+    first, last = (math.exp(-x / 2 / 7) for x in (low, high))
+    sigma = [(first + (last - first) * k / (steps - 1)) ** 7 for k in range(steps)]
+    for name, wanted in (("log-snr", even), ("karras", [-2 * math.log(x) for x in sigma])):
+        nearest = [1 + min(range(1000), key=lambda i, x=x: abs(level[i] - x)) for x in wanted]
+        assert len(set(nearest)) == steps
+        assert grids.GRIDS[name](noise_schedule, steps) == [1000, *nearest[1:], 0], name
+
+
+def test_quadratic_grid_is_squares():
+    assert grids.quadratic(schedule.linear(100**2), 12) == [k * k for k in range(100, 0, -9)] + [0]

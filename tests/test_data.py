@@ -1,8 +1,11 @@
 """Reading images: every format and mode, labels, splits, and what is refused."""
 
+import contextlib
 import csv
 import json
+import os
 import struct
+import zipfile
 import zlib
 
 import numpy as np
@@ -88,6 +91,59 @@ def test_centre_crop_never_squashes(tmp_path):
     png(tmp_path / "b.png", pixels.T)
     assert (read(tmp_path / "b.png", 1, 10) == 255).all()
     assert read(tmp_path / "a.png", 1, 5).shape == (5, 5, 1)
+
+
+@pytest.mark.parametrize("width", [20, 21])
+def test_a_crop_alone_keeps_every_byte(tmp_path, width):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, width), np.uint8)
+    png(tmp_path / "a.png", pixels)
+    assert (read(tmp_path / "a.png", 1, 10)[..., 0] == pixels[:, 5:15]).all()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_an_animation_gives_its_first_frame(tmp_path, suffix):
+    red, blue = (Image.new("RGB", (4, 4), name) for name in ("red", "blue"))
+    red.save(
+        tmp_path / f"a.{suffix}",
+        save_all=True,
+        append_images=[blue],
+        **({"lossless": True} if suffix == "webp" else {}),
+    )
+    assert (read(tmp_path / f"a.{suffix}") == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_every_wide_grey_mode_is_scaled(tmp_path, mode):
+    kind = {"I;16": "<u2", "I;16B": ">u2", "I": "<i4"}[mode]
+    Image.frombytes(mode, (4, 1), np.array([0, 257, 32896, 65535], kind).tobytes()).save(tmp_path / "a.tif")
+    assert read(tmp_path / "a.tif", 1).flatten().tolist() == [0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_grey_values_beyond_sixteen_bits_are_refused(tmp_path, value):
+    Image.fromarray(np.array([[0, value]], np.int32)).save(tmp_path / "a.tif")
+    with pytest.raises(BadImage, match=r"beyond 0\.\.65535"):
+        read(tmp_path / "a.tif", 1)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(BadImage, match="regular file"):
+        read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "gif", "bmp", "webp"])
+def test_damaged_bytes_only_raise_bad_image(tmp_path, suffix):
+    path, rng = tmp_path / f"a.{suffix}", np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(path)
+    whole = path.read_bytes()
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), 3):
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged[: rng.integers(1, len(whole) + 1)])
+        with contextlib.suppress(BadImage):
+            assert read(path, 3, 4).shape == (4, 4, 3)
 
 
 def test_reducing_averages(tmp_path):
@@ -297,6 +353,59 @@ def test_npz_does_not_change_size(tmp_path):
     for options in (DataOptions(size=8), DataOptions(channels=3)):
         with pytest.raises(UserError, match="leave data"):
             load(str(tmp_path / "a.npz"), options)
+
+
+@pytest.mark.parametrize(
+    ("labels", "class_names", "problem"),
+    [
+        (0, "cat", "class_names must be a list of texts"),
+        (0, [b"cat"], "class_names must be a list of texts"),
+        (30_000_000, None, "no class number"),
+        (-1, ["a"], r"0\.\.0"),
+    ],
+)
+def test_npz_class_errors(tmp_path, labels, class_names, problem):
+    named = {} if class_names is None else {"class_names": class_names}
+    np.savez(tmp_path / "a.npz", images=np.zeros((4, 3, 3), np.uint8), labels=np.full(4, labels), **named)
+    with pytest.raises(UserError, match=problem):
+        load(str(tmp_path / "a.npz"), DataOptions())
+
+
+def test_npz_parts_share_their_classes(tmp_path):
+    pixels = np.zeros((5, 3, 3), np.uint8)
+    parts = {"train_images": pixels, "train_labels": np.arange(5), "test_images": pixels[:2], "test_labels": [0, 1]}
+    np.savez(tmp_path / "a.npz", **parts)
+    splits = load(str(tmp_path / "a.npz"), DataOptions())
+    assert splits.train.class_names == splits.test.class_names == ("0", "1", "2", "3", "4")
+
+
+def write_array(path):
+    with open(path, "wb") as file:
+        np.save(file, np.zeros((4, 3, 3), np.uint8))
+
+
+def write_other_zip(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images", b"no array")
+
+
+@pytest.mark.parametrize("write", [write_array, write_other_zip, break_empty, break_text])
+def test_what_is_no_npz_is_one_line(tmp_path, write):
+    write(tmp_path / "a.npz")
+    with pytest.raises(UserError, match=r"a\.npz") as caught:
+        load(str(tmp_path / "a.npz"), DataOptions())
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_source_gets_the_nearest_name():
+    with pytest.raises(UserError, match=r"did you mean mnist\? built in are: mnist, digits"):
+        load("minst", DataOptions())
+
+
+def test_a_transparent_background_is_refused(tmp_path):
+    grey_folder(tmp_path)
+    with pytest.raises(UserError, match="#ffffff00"):
+        load(str(tmp_path), DataOptions(background="#ffffff00"))
 
 
 def test_every_error_names_its_source(tmp_path):

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from ancestral import grids, schedule
-from ancestral.denoiser import Denoiser, clip_static, unclipped
-from ancestral.reverse import DDIM, Ancestral, large, small
+from ancestral.denoiser import Denoiser, clip_dynamic, clip_static, unclipped
+from ancestral.reverse import DDIM, Ancestral, large, learned, small
 from ancestral.sample import finish
-from ancestral.target import EPS, V
+from ancestral.target import EPS, X0, V
 from ancestral.walk import walk
 
 LINEAR = schedule.linear(1000)
@@ -193,3 +193,129 @@ def theirs_noise(scheduler, t, output, x, eps):
         return -(scheduler._get_variance(t, predicted_variance=None) ** 0.5) * own
     own = torch.randn(output.shape, generator=_Fixed.generator(), dtype=output.dtype)
     return scheduler._get_variance(t, predicted_variance=None) ** 0.5 * (eps.double() - own)
+
+
+def test_published_value_with_their_other_last_step():
+    """set_alpha_to_one off: the last alpha_bar is that of their t = 0, so the last step stays at our t = 1."""
+    times = [*grids.leading(LINEAR, 10)[:-1], 1]
+    result = run(DDIM(), times, noise_schedule=schedule.linear(1000, beta_start=0.01)).abs()
+    assert float(result.sum()) == pytest.approx(149.0784, abs=1e-2)
+
+
+def test_published_variances_are_those_of_the_transitions():
+    """The same table, read off the Gaussians that the loop draws from."""
+    x = ramp()
+    for t, s, expected in ((420, 400, 0.14771), (980, 960, 0.32460), (487, 486, 0.00979), (999, 998, 0.02)):
+        prediction = Denoiser(Dummy(), LINEAR, EPS)(x, t + 1)
+        for transition in (DDIM(1.0), Ancestral(small)):
+            variance = transition(LINEAR, x, prediction, t + 1, s + 1).var
+            assert torch.allclose(variance, torch.tensor(expected).double(), atol=1e-5)
+        assert not DDIM(0.0)(LINEAR, x, prediction, t + 1, s + 1).var.any()
+        half = DDIM(0.5)(LINEAR, x, prediction, t + 1, s + 1).var  # eta scales the standard deviation
+        assert torch.allclose(half, torch.tensor(expected / 4).double(), atol=1e-5)
+        # fixed_large is 1 - alpha_bar / alpha_bar' for any stride.
+        stride = 1 - LINEAR.alpha_bar(t + 1) / LINEAR.alpha_bar(s + 1)
+        assert torch.allclose(Ancestral(large)(LINEAR, x, prediction, t + 1, s + 1).var, stride.expand_as(x))
+
+
+class TwoHeads(nn.Module):
+    """Small, with a second half of channels for the variance; smooth and within -1..1."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = Small()
+
+    def forward(self, x, time):
+        return torch.cat([self.mean(x, time), torch.sin(3 * x + time.reshape(-1, 1, 1, 1).to(x) / 90)], 1)
+
+
+ZERO_SNR = schedule.linear(1000).zero_terminal_snr()
+SCALED = schedule.scaled_linear(1000)
+WHOLE_RUNS = {
+    "DDPM small": ("DDPM", {"variance_type": "fixed_small"}, LINEAR, EPS, clip_static, Ancestral(small), 1000),
+    "DDPM large": ("DDPM", {"variance_type": "fixed_large"}, LINEAR, EPS, clip_static, Ancestral(large), 100),
+    "DDPM learned": ("DDPM", {"variance_type": "learned_range"}, LINEAR, EPS, clip_static, Ancestral(learned), 50),
+    "DDPM x0": (
+        "DDPM", {"prediction_type": "sample"}, LINEAR, X0, clip_static, Ancestral(small), 100,
+    ),
+    "DDPM dynamic clip": (
+        "DDPM", {"thresholding": True, "sample_max_value": 1e6}, LINEAR, EPS, clip_dynamic, Ancestral(small), 100,
+    ),
+    "DDPM scaled linear": (
+        "DDPM", {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012, "clip_sample": False,
+                 "prediction_type": "v_prediction"}, SCALED, V, unclipped, Ancestral(small), 100,
+    ),
+    "DDPM cosine": (
+        "DDPM", {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
+        schedule.cosine(1000), V, clip_static, Ancestral(small), 100,
+    ),
+    "DDIM eta 0": ("DDIM", {"clip_sample": False}, LINEAR, EPS, unclipped, DDIM(0.0), 50),
+    "DDIM eta 1/2": ("DDIM", {"clip_sample": False}, LINEAR, EPS, unclipped, DDIM(0.5), 20),
+    "DDIM clipped": ("DDIM", {}, LINEAR, EPS, clip_static, DDIM(0.5), 20),
+    "DDIM zero SNR": (
+        "DDIM", {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"},
+        ZERO_SNR, V, clip_static, DDIM(0.5), 20,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE_RUNS)
+def test_every_option_of_diffusers_on_the_same_noise(name, monkeypatch):
+    """Their loop with its own noise replaced by ours, image by image; eps derived anew after clipping, as in GLIDE."""
+    diffusers = pytest.importorskip("diffusers")
+    kind, options, noise_schedule, target, clip, transition, steps = WHOLE_RUNS[name]
+    options = {"timestep_spacing": "leading", **options}
+    network = TwoHeads() if "learned" in name else Small()
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(2, 3, 8, 8, generator=generator).double()
+    noise = [torch.randn(2, 3, 8, 8, generator=generator).double() for _ in range(steps)]
+
+    theirs = getattr(diffusers, f"{kind}Scheduler")(**options)
+    theirs.set_timesteps(steps)
+    module = f"diffusers.schedulers.scheduling_{kind.lower()}"
+    x, visited = start, []
+    with torch.no_grad():
+        for t, eps in zip(theirs.timesteps.tolist(), noise, strict=True):
+            monkeypatch.setattr(f"{module}.randn_tensor", lambda *_, eps=eps, **__: eps)
+            more = {"eta": transition.eta, "use_clipped_model_output": True} if kind == "DDIM" else {}
+            x = theirs.step(network(x, torch.full((2,), float(t))), t, x, **more).prev_sample
+            visited.append(t)
+
+    grid = grids.GRIDS[options["timestep_spacing"]](noise_schedule, steps)
+    assert [t - 1 for t in grid[:-1]] == visited
+    noises = iter(noise)
+
+    def draw(move):
+        eps = next(noises)
+        return move.p.sample(eps) if move.s else move.p.mean
+
+    denoiser = Denoiser(ZeroBased(network), noise_schedule, target, clip)
+    ours = finish(walk(denoiser, start, grid, transition, draw))
+    assert float(x.std()) > 0.05
+    assert float((ours - x).abs().max()) < 1e-4 * max(1, float(x.abs().max()))
+
+
+def test_noising_and_velocity_of_diffusers():
+    """add_noise and get_velocity at one time an image."""
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.DDPMScheduler()
+    x0, eps = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+    t = torch.tensor([1, 2, 300, 700, 1000])
+    assert torch.allclose(LINEAR.marginal(x0, t).sample(eps), theirs.add_noise(x0, eps, t - 1), atol=1e-5)
+    assert torch.allclose(V.of(x0, eps, LINEAR, t), theirs.get_velocity(x0, eps, t - 1), atol=1e-5)
+
+
+def test_the_network_hears_the_papers_time():
+    """t * 1000 / T whatever T is, one an image, as float32."""
+    heard = []
+
+    class Listens(nn.Module):
+        def forward(self, x, time):
+            heard.append(time)
+            return x
+
+    x = torch.zeros(2, 1, 2, 2)
+    Denoiser(Listens(), schedule.linear(50), X0)(x, 25)
+    Denoiser(Listens(), schedule.linear(50), X0)(x, torch.tensor([1, 50]))
+    assert [time.tolist() for time in heard] == [[500.0, 500.0], [20.0, 1000.0]]
+    assert all(time.dtype == torch.float32 for time in heard)

@@ -1,16 +1,21 @@
 """Sampling: keyed images, films, starts, and the chain of q seen backwards."""
 
+import itertools
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 from ancestral import grids, rng, schedule
 from ancestral.analytic import gaussian
-from ancestral.denoiser import clip_dynamic, clip_static
-from ancestral.reverse import DDIM, Ancestral, large, small
+from ancestral.denoiser import Denoiser, clip_dynamic, clip_static
+from ancestral.reverse import DDIM, Ancestral, large, optimal, small
 from ancestral.rng import Streams
 from ancestral.sample import film, finish, latents, sample, trajectory
-from ancestral.walk import from_posterior, walk
+from ancestral.target import V
+from ancestral.unet import UNet
+from ancestral.walk import Move, from_model, from_model_to_the_end, from_posterior, walk
 
 F64 = torch.float64
 ORACLE = gaussian(schedule.cosine(30), torch.tensor([0.3, -0.2, 0.0], dtype=F64), 0.5)
@@ -107,3 +112,197 @@ def test_clips():
     assert clip_dynamic(x0, quantile=1.0)[0].tolist() == pytest.approx([0.5 / 3, -1, 2 / 3, 0.1 / 3])
     calm = torch.tensor([[0.5, -0.3]])
     assert torch.equal(clip_dynamic(calm), calm)
+
+
+TRANSITIONS = {"small": Ancestral(small), "large": Ancestral(large), "DDIM": DDIM(1)}
+
+
+@pytest.mark.parametrize("name", TRANSITIONS)
+def test_no_batch_size_changes_any_image(name):
+    wanted = sample(ORACLE, [3], 9, GRID, TRANSITIONS[name], seed=2, batch_size=9)
+    for size in (1, 2, 4, 8, 100):
+        again = sample(ORACLE, [3], 9, GRID, TRANSITIONS[name], seed=2, batch_size=size)
+        assert torch.allclose(again, wanted, atol=1e-12, rtol=0)
+    # Fewer images are the first of many, and any choice of numbers are those of the whole.
+    assert torch.allclose(sample(ORACLE, [3], 4, GRID, TRANSITIONS[name], seed=2), wanted[:4], atol=1e-12, rtol=0)
+    chosen = [8, 1, 5]
+    picked = finish(trajectory(ORACLE, latents([3], 2, chosen), GRID, TRANSITIONS[name], 2, chosen))
+    assert torch.allclose(picked, wanted[chosen], atol=1e-12, rtol=0)
+    assert len({tuple(row) for row in wanted.tolist()}) == 9
+
+
+def test_a_network_in_float32_does_not_mix_images_either():
+    torch.manual_seed(0)
+    network = UNet(1, 1, width=8, multipliers=(1, 2), blocks=1).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    denoiser, grid = Denoiser(network, ORACLE.schedule, V), grids.trailing(ORACLE.schedule, 5)
+    together = sample(denoiser, [1, 8, 8], 5, grid, Ancestral(large), seed=0)
+    alone = sample(denoiser, [1, 8, 8], 5, grid, Ancestral(large), seed=0, batch_size=1)
+    assert together.shape == (5, 1, 8, 8)
+    assert torch.allclose(together, alone, atol=1e-4, rtol=0)
+
+
+def test_latents_are_the_start_and_the_global_generators_are_left_alone():
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    legacy = np.random.get_state()[1].copy()
+    start = latents([3], 4, range(5))
+    steps = list(trajectory(ORACLE, start, GRID, Ancestral(large), 4))
+    assert torch.equal(steps[0].x_t, start)
+    assert torch.equal(steps[-1].x_s, sample(ORACLE, [3], 5, GRID, Ancestral(large), seed=4))
+    assert all(torch.equal(a.x_s, b.x_t) for a, b in itertools.pairwise(steps))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.array_equal(np.random.get_state()[1], legacy)
+
+
+@pytest.mark.parametrize("grid", [[17, 16, 9, 3, 0], [4, 2, 1, 0], [9, 0]], ids=str)
+def test_a_walk_may_start_from_any_x_t(grid):
+    """From x_t with the distribution of q(x_t), with the exact variance to the end: the data's moments, at any t."""
+    count = 4000
+    mean, variance = ORACLE.means[0], 0.5
+    x0 = ORACLE.sample(torch.Generator().manual_seed(0), count)
+    start = ORACLE.schedule.marginal(x0, grid[0]).sample(Streams(0, "noise", range(count)).normal([3]))
+    draw = from_model_to_the_end(Streams(0, "reverse", range(count)))
+    made = finish(walk(ORACLE, start, grid, Ancestral(optimal), draw))
+    assert torch.allclose(made.mean(0), mean, atol=5 * (variance / count) ** 0.5)
+    assert torch.allclose(made.var(0), torch.full((3,), variance, dtype=F64), rtol=5 * (2 / count) ** 0.5)
+    # It remembers x0 as much as x_t does: Cov[x0, x0'] = signal^2 v^2 / (signal^2 v + noise^2).
+    signal2, noise2 = ORACLE.schedule.alpha_bar(grid[0]), ORACLE.schedule.noise_var(grid[0])
+    covariance = ((made - mean) * (x0 - mean)).mean()
+    expected = signal2 * variance**2 / (signal2 * variance + noise2)
+    assert float(covariance) == pytest.approx(float(expected), abs=5 * variance * (2 / (3 * count)) ** 0.5)
+
+
+def test_a_walk_is_lazy():
+    """Nothing is computed before it is asked for, and each step calls the predictor once at the times of the grid."""
+    calls = []
+
+    def counting(x_t, t):
+        calls.append(t)
+        return ORACLE(x_t, t)
+
+    counting.schedule = ORACLE.schedule
+    steps = trajectory(counting, latents([3], 0, [0]), GRID, Ancestral(large))
+    assert calls == []
+    next(steps)
+    assert calls == GRID[:1]
+    next(steps)
+    assert calls == GRID[:2]
+    steps.close()
+    for name in grids.GRIDS:
+        calls.clear()
+        finish(trajectory(counting, latents([3], 0, [0]), grids.GRIDS[name](ORACLE.schedule, 7), DDIM()))
+        assert len(calls) == len(set(calls)) == 7
+
+
+def test_a_film_holds_nothing_else():
+    """The states of a walk are let go one by one: no more than the last few are alive while a film is made."""
+    alive, most = [], 0
+
+    def watched():
+        nonlocal most
+        for step in trajectory(ORACLE, latents([3], 0, range(2)), grids.full(ORACLE.schedule), DDIM()):
+            alive.append(weakref.ref(step.x_s))
+            most = max(most, sum(ref() is not None for ref in alive))
+            yield step
+            del step
+
+    frames = film(watched(), keep=())
+    assert frames.t == frames.x_t == frames.x0 == []
+    assert frames.final.shape == (2, 3)
+    assert len(alive) == 30
+    assert most <= 4
+
+
+def test_film_frames_agree_with_their_times():
+    oracle_frames = film(trajectory(ORACLE, latents([3], 0, range(2)), GRID, Ancestral(large)))
+    assert oracle_frames.t == GRID[:-1]
+    for t, x_t, x0 in zip(oracle_frames.t, oracle_frames.x_t, oracle_frames.x0, strict=True):
+        assert torch.equal(ORACLE(x_t, t).x0, x0)
+    nowhere = film(trajectory(ORACLE, latents([3], 0, range(2)), GRID, Ancestral(large)), keep={-1})
+    assert torch.equal(nowhere.final, oracle_frames.final)
+
+
+def test_the_chain_of_q_has_the_joint_moments_of_the_forward_process():
+    """Cov[x_t, x_s | x0] = signal_t / signal_s noise_s^2, between neighbours and from one end to the other."""
+    count = 20_000
+    x0 = torch.tensor([[0.8]], dtype=F64).expand(count, 1)
+    noise, made, grid = Streams(3, "q", range(count)), ORACLE.schedule, [28, 19, 8, 2]
+    start = made.marginal(x0, 28).sample(noise.normal([1]))
+    oracle = gaussian(made, torch.zeros(1, dtype=F64), 1.0)
+    states = {28: start}
+    fresh = Streams(3, "q", range(count))
+    fresh.normal([1])  # the start's
+    for step in walk(oracle, start, grid, Ancestral(large), from_posterior(made, x0, noise)):
+        states[step.s] = step.x_s
+        # A step is Eq. 7 and its own noise, exactly: beta~ and mu~ for a stride, in the paper's symbols.
+        ab, before = made.alpha_bar(step.t), made.alpha_bar(step.s)
+        stride = 1 - ab / before
+        mu = before.sqrt() * stride / (1 - ab) * x0 + (1 - stride).sqrt() * (1 - before) / (1 - ab) * step.x_t
+        assert torch.allclose(step.x_s, mu + (stride * (1 - before) / (1 - ab)).sqrt() * fresh.normal([1]))
+    for t, s in itertools.combinations(grid, 2):
+        scale_t, scale_s = made.noise(t), made.noise(s)
+        z_t, z_s = (states[t] - made.signal(t) * 0.8) / scale_t, (states[s] - made.signal(s) * 0.8) / scale_s
+        expected = made.signal(t) / made.signal(s) * scale_s / scale_t
+        assert float((z_t * z_s).mean()) == pytest.approx(float(expected), abs=5 * (2 / count) ** 0.5)
+
+
+def test_numbers_across_streams_are_standard_normal():
+    """One number from each of many keys: mean, variance, and the Kolmogorov distance to the normal's CDF."""
+    count = 20_000
+    z = Streams(0, "latent", range(count)).normal([]).sort().values
+    assert abs(float(z.mean())) < 4 / count**0.5
+    assert float(z.var()) == pytest.approx(1, abs=4 * (2 / count) ** 0.5)
+    rank = torch.arange(count, dtype=F64)
+    cdf = torch.special.ndtr(z)
+    assert float(torch.maximum(cdf - rank / count, (rank + 1) / count - cdf).max()) < 1.95 / count**0.5
+
+
+def test_streams_of_other_keys_are_uncorrelated():
+    """Number n against n + 1, a purpose against another, a seed against another: over many keys, not within one."""
+    count = 20_000
+    z = Streams(0, "latent", range(count)).normal([])
+    others = {
+        "next number": Streams(0, "latent", range(1, count + 1)).normal([]),
+        "purpose": Streams(0, "reverse", range(count)).normal([]),
+        "seed": Streams(1, "latent", range(count)).normal([]),
+        "swapped": Streams(0, "0", range(count)).normal([]),
+    }
+    for name, other in others.items():
+        assert abs(float((z * other).mean())) < 4 / count**0.5, name
+        assert abs(float((z.square() * other.square()).mean()) - 1) < 4 * 8**0.5 / count**0.5, name
+
+
+def test_a_stream_goes_on_where_it_was():
+    whole = Streams(0, "x", [3, 4]).normal([5])
+    parts = Streams(0, "x", [3, 4])
+    assert torch.equal(torch.cat([parts.normal([2]), parts.normal([3])], 1), whole)
+    assert torch.equal(Streams(0, "x", [4, 3]).normal([5]), whole.flip(0))
+    u = Streams(0, "u", range(1000)).uniform()
+    assert bool(((u >= 0) & (u < 1)).all())
+
+
+def test_permutations_are_their_keys_and_fair():
+    assert np.array_equal(rng.permutation(50, 0, "order", 1), rng.permutation(50, 0, "order", 1))
+    for other in (rng.permutation(50, 0, "order", 2), rng.permutation(50, 1, "order", 1)):
+        assert not np.array_equal(rng.permutation(50, 0, "order", 1), other)
+    first = np.bincount([rng.permutation(4, 0, "order", n)[0] for n in range(4000)])
+    assert abs(first - 1000).max() < 5 * (4000 * 0.25 * 0.75) ** 0.5
+
+
+def test_the_last_draw():
+    """Algorithm 2 adds no noise at the last step; the bound's chain does, and a variance of 0 draws nothing."""
+    x, numbers = torch.ones(4, 3, dtype=F64), range(4)
+    quiet, noisy = from_model(Streams(0, "a", numbers)), from_model_to_the_end(Streams(0, "a", numbers))
+    for t, s in ((5, 3), (3, 0)):
+        p = Ancestral(large)(ORACLE.schedule, x, ORACLE(x, t), t, s)
+        move = Move(t, s, x, ORACLE(x, t), p)
+        expected = p.mean + p.var.sqrt() * Streams(0, "a", numbers).normal([6])[:, (0 if s else 3) : (3 if s else 6)]
+        assert torch.allclose(noisy(move), expected)
+        assert torch.allclose(quiet(move), expected if s else p.mean)
+    streams = Streams(0, "b", numbers)
+    p = DDIM(0.0)(ORACLE.schedule, x, ORACLE(x, 5), 5, 3)
+    assert torch.equal(from_model(streams)(Move(5, 3, x, ORACLE(x, 5), p)), p.mean)
+    assert torch.equal(streams.normal([1]), Streams(0, "b", numbers).normal([1]))

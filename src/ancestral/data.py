@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,10 +23,7 @@ def load(source: str, options: DataOptions) -> Splits:
     Raises:
         UserError: naming what is missing, unreadable or inconsistent.
     """
-    try:
-        ImageColor.getrgb(options.background)
-    except ValueError:
-        raise UserError(f"data.background: '{options.background}' is no colour; use a name or #rrggbb") from None
+    _check_background(options.background)
     path = Path(source)
     if source in BUILT_IN:
         splits = BUILT_IN[source]()
@@ -36,12 +34,24 @@ def load(source: str, options: DataOptions) -> Splits:
     elif path.exists():
         raise UserError(f"{source}: not a folder of images nor a .npz file")
     else:
-        raise UserError(f"{source}: no such file or folder, and no built-in set; built in are: {', '.join(BUILT_IN)}")
+        near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(source, BUILT_IN, n=1))
+        raise UserError(
+            f"{source}: no such file or folder, and no built-in set; {near}built in are: {', '.join(BUILT_IN)}"
+        )
     if path.suffix.lower() == ".npz" or source in BUILT_IN:
         _refuse_conversion(splits.train, options, source)
     if options.limit is not None:
         splits = replace(splits, train=splits.train.take(range(min(options.limit, len(splits.train)))))
     return splits
+
+
+def _check_background(name: str) -> None:
+    try:
+        opaque = len(ImageColor.getrgb(name)) == 3
+    except ValueError:
+        opaque = False
+    if not opaque:
+        raise UserError(f"data.background: '{name}' is no opaque colour; use a name or #rrggbb")
 
 
 def _refuse_conversion(images: ImageSet, options: DataOptions, source: str) -> None:
@@ -85,28 +95,47 @@ def _digits() -> Splits:
     return _per_class_split(pixels[..., None], bunch.target, "digits", 0.2)
 
 
+_ARRAYS = ("images", "labels", "train_images", "train_labels", "test_images", "test_labels", "class_names")
+_MOST_CLASSES = 100_000
 BUILT_IN: dict[str, Callable[[], Splits]] = {"mnist": _mnist, "digits": _digits}
 
 
 def _npz(path: Path, options: DataOptions) -> Splits:
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not a .npz archive, or damaged; write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files if "images" in name or "labels" in name}
-            named = archive["class_names"].tolist() if "class_names" in archive.files else None
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+            arrays = {name: np.asarray(archive[name]) for name in _ARRAYS if name in archive.files}
+            held = sorted(archive.files)
+    except Exception as error:  # a damaged archive raises zlib.error, NotImplementedError, ...
         raise UserError(f"{path}: cannot be read as .npz without pickled objects ({error})") from None
+    named = _class_names(path, arrays)
     if "train_images" in arrays and "test_images" in arrays:
         train, test = (_npz_part(path, arrays, f"{part}_", named) for part in ("train", "test"))
         if train.shape != test.shape:
             raise UserError(f"{path}: train_images are {train.shape}, test_images {test.shape}; they must agree")
         return Splits(train, test)
     if "images" not in arrays:
-        raise UserError(f"{path}: needs the arrays train_images and test_images, or images; has {sorted(arrays)}")
+        raise UserError(f"{path}: needs the arrays train_images and test_images, or images; has {held}")
     whole = _npz_part(path, arrays, "", named)
     return split_off(whole, options.holdout, str(path))
 
 
-def _npz_part(path: Path, arrays: dict[str, np.ndarray], prefix: str, named: list[str] | None) -> ImageSet:
+def _class_names(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """The names given, otherwise the numbers up to the highest label of all parts, so that the parts agree."""
+    named = arrays.get("class_names")
+    if named is not None:
+        if named.ndim != 1 or named.dtype.kind != "U":
+            raise UserError(f"{path}: class_names must be a list of texts, not {named.dtype} {named.shape}")
+        return tuple(named.tolist())
+    labels = [arrays[name] for name in arrays if name.endswith("labels")]
+    highest = max((int(one.max()) for one in labels if one.size and one.dtype.kind in "iu"), default=-1)
+    if highest >= _MOST_CLASSES:
+        raise UserError(f"{path}: the label {highest} is no class number; count classes from 0, or give class_names")
+    return tuple(str(label) for label in range(highest + 1))
+
+
+def _npz_part(path: Path, arrays: dict[str, np.ndarray], prefix: str, class_names: tuple[str, ...]) -> ImageSet:
     images, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
     if images.dtype != np.uint8:
         raise UserError(f"{path}: {prefix}images must be uint8 (0..255), not {images.dtype}")
@@ -119,7 +148,6 @@ def _npz_part(path: Path, arrays: dict[str, np.ndarray], prefix: str, named: lis
         return ImageSet(images, None, (), names)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise UserError(f"{path}: {prefix}labels must be {len(images)} integers, not {labels.dtype} {labels.shape}")
-    class_names = tuple(map(str, named)) if named else tuple(str(label) for label in range(int(labels.max()) + 1))
     if labels.min() < 0 or labels.max() >= len(class_names):
         raise UserError(f"{path}: {prefix}labels must lie in 0..{len(class_names) - 1}, the classes named")
     return ImageSet(images, labels.astype(np.int64), class_names, names)

@@ -23,13 +23,17 @@ class BadImage(UserError):
 def _open(path: Path, max_pixels: int) -> Image.Image:
     """The file's header, its size checked before a single pixel is decoded."""
     try:
+        if path.exists() and not path.is_file():
+            raise BadImage(f"{path}: not a regular file")  # a pipe would be waited for without end
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is the lower one
+            warnings.simplefilter("ignore")  # on metadata, which is not used, and bombs: see the limit below
             image = Image.open(path, formats=_FORMATS)
+    except BadImage:
+        raise
     except OSError as error:
         reason = error.strerror or "not an image of a known format, or damaged"
         raise BadImage(f"{path}: cannot be read ({reason})") from None
-    except (Image.DecompressionBombError, ValueError, SyntaxError) as error:
+    except Exception as error:  # a parser raises whatever it trips over: struct.error, KeyError, ...
         raise BadImage(f"{path}: refused ({error})") from None
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height}"
@@ -56,14 +60,17 @@ def decode(path: Path, channels: int, size: int | None, background: str, max_pix
     Raises:
         BadImage: naming the file, when it is damaged, truncated, too large or of a mode without a meaning as bytes.
     """
-    with _open(path, max_pixels) as image:
+    with _open(path, max_pixels) as image, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in `_open`
         try:
             image.load()
             upright = ImageOps.exif_transpose(image)
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        except Exception as error:  # as in `_open`
             raise BadImage(f"{path}: damaged or truncated ({error})") from None
         if upright.mode == "F":
             raise BadImage(f"{path}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
+        if upright.mode == "I" and np.any(np.asarray(upright) != np.asarray(upright).clip(0, 65535)):
+            raise BadImage(f"{path}: grey values beyond 0..65535 have no agreed range; save it with 8 or 16 bits")
         square = _fit(_convert(upright, channels, background), size)
     return np.asarray(square).reshape(square.height, square.width, channels)
 
@@ -71,7 +78,7 @@ def decode(path: Path, channels: int, size: int | None, background: str, max_pix
 def _convert(image: Image.Image, channels: int, background: str) -> Image.Image:
     if image.mode.startswith("I"):
         # Pillow's own conversion clips 16 bits at 255.
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        wide = np.asarray(image).astype(np.int64)
         image = Image.fromarray(((wide + 128) // 257).astype(np.uint8))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -82,7 +89,10 @@ def _convert(image: Image.Image, channels: int, background: str) -> Image.Image:
 
 
 def _fit(image: Image.Image, size: int | None) -> Image.Image:
-    """The centre square at `size`; reducing averages over areas before it interpolates."""
+    """The centre square at `size`, cut at whole pixels: a cut through pixels would blur all of them."""
     if size is None:
         return image
-    return ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS) if image.size != (size, size) else image
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return square if side == size else square.resize((size, size), Image.Resampling.LANCZOS)
