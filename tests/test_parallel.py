@@ -1,8 +1,12 @@
 """Several processes on one machine through torchrun and gloo: the same images, the same weights, one writer."""
 
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,14 +20,25 @@ pytest.importorskip("sklearn")
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+def command(*arguments, code=0):
+    """`ancestral ...` in processes of its own."""
+    line = [sys.executable, "-m", "ancestral", *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=ONE_THREAD)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
 def train(processes, run, *options, steps=6):
     """`ancestral train` on so many processes, in processes of its own also when it is one."""
-    arguments = ["train", "digits", "--preset", "tiny", "--steps", str(steps), *TINY, "--out", str(run), *options]
-    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "-m", "ancestral"]
-    command = [sys.executable, *(launcher if processes > 1 else ["-m", "ancestral"]), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=ONE_THREAD)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, checkpoint.latest(run)[0]
+    sizes = ("--processes", processes, "--steps", steps)
+    told = command("train", "digits", "--preset", "tiny", *TINY, *sizes, "--out", run, *options)
+    return told, checkpoint.latest(run)[0]
+
+
+def drop_last_checkpoint(run):
+    newest = sorted((run / "checkpoints").iterdir())
+    assert len(newest) == 2
+    shutil.rmtree(newest[-1])
 
 
 def test_two_processes_train_as_one_does(tmp_path):
@@ -46,14 +61,84 @@ def test_exact_mode_gives_the_same_bits_on_one_and_two_and_across_a_change(tmp_p
         assert torch.equal(value, two.tensors[name]), name
     for name, value in one.weights.items():
         assert torch.equal(value, two.weights[name]), name
-    # Drop the last checkpoint of the run on two and let one process finish it.
-    newest = sorted((tmp_path / "two" / "checkpoints").iterdir())
-    assert len(newest) == 2
-    for path in newest[-1].iterdir():
-        path.unlink()
-    newest[-1].rmdir()
-    _, continued = train(1, tmp_path / "two", *exact)
-    assert all(torch.equal(value, continued.tensors[name]) for name, value in one.tensors.items())
+    for processes in (1, 4):  # the last part of the run on two is done again by one, and by four
+        drop_last_checkpoint(tmp_path / "two")
+        _, continued = train(processes, tmp_path / "two", *exact)
+        assert all(torch.equal(value, continued.tensors[name]) for name, value in one.tensors.items()), processes
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_the_engines_of_torch_train_as_one_process_does_and_resume_on_it(tmp_path, engine):
+    options = ("--set", f"train.parallel={engine}", "--set", "train.micro_batch=4")
+    _, two = train(2, tmp_path / "two", *options)
+    _, one = train(1, tmp_path / "one", *options)
+    drop_last_checkpoint(tmp_path / "two")
+    _, continued = train(1, tmp_path / "two", *options)
+    for name, value in one.tensors.items():
+        assert value.shape == two.tensors[name].shape
+        assert torch.allclose(value, two.tensors[name], atol=1e-5), name
+        assert torch.allclose(value, continued.tensors[name], atol=1e-5), name
+
+
+def pictures(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(trained_run, tmp_path):
+    job = ("--num-images", 20, "--steps", 3, "--batch-size", 4, "--device", "cpu", "--film")
+    command("sample", trained_run, *job, "--out", tmp_path / "one")
+    command("sample", trained_run, *job, "--out", tmp_path / "two", "--processes", 2)
+    assert len(pictures(tmp_path / "one")) == 22  # and the sheets
+    assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("0*.png")}
+    (tmp_path / "two" / "000009.png").write_bytes(b"half a picture")
+    shutil.rmtree(tmp_path / "two" / ".job" / "00000016-00000019")
+    command("sample", trained_run, *job, "--out", tmp_path / "two")
+    assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
+    again = {int(path.stem) for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert again == {*range(8, 12), *range(16, 20)}
+
+    command("sample", trained_run, *job, "--out", tmp_path / "two", "--seed", 1)
+    assert not set(pictures(tmp_path / "one").values()) & set(pictures(tmp_path / "two").values())
+
+    measure = ("--num-images", 30, "--terms", 5, "--batch-size", 4, "--device", "cpu")
+    told = [command("evaluate", trained_run, *measure, "--processes", processes) for processes in (1, 2)]
+    assert told[0] == told[1]
+
+
+def test_a_process_that_dies_is_begun_again_by_the_launcher(tmp_path):
+    line = ["train", "digits", "--preset", "tiny", "--steps", "60", *TINY, "--out", str(tmp_path / "run")]
+    line += ["--processes", "2", "--restarts", "1"]
+    started = subprocess.Popen([sys.executable, "-m", "ancestral", *line], env=ONE_THREAD, stdout=subprocess.PIPE)
+    with started:
+        until(lambda: (tmp_path / "run" / "checkpoints").exists())
+        os.kill(children(started.pid)[0], signal.SIGKILL)
+        assert started.wait(120) == 0
+    saved, _ = checkpoint.latest(tmp_path / "run")
+    assert saved.state["complete"]
+
+
+def test_a_launcher_that_is_told_to_stop_says_75_and_has_saved(tmp_path):
+    line = ["train", "digits", "--preset", "tiny", "--steps", "100000", *TINY, "--out", str(tmp_path / "run")]
+    command_line = [sys.executable, "-m", "ancestral", *line, "--processes", "2"]
+    with subprocess.Popen(command_line, env=ONE_THREAD, stdout=subprocess.PIPE, text=True) as started:
+        assert "images of 8x8x1" in started.stdout.readline()
+        time.sleep(1)
+        started.terminate()
+        assert started.wait(60) == 75
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def until(happened, seconds=60):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def children(process):
+    return [int(name) for name in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
 def test_a_tree_has_one_order():

@@ -1,13 +1,15 @@
 """Training: the same run whatever its interruptions, the plan, the averages, what is on disk."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
-from ancestral import build, checkpoint, config, data, feed, runner, sealed, train
+from ancestral import build, checkpoint, config, data, estimate, feed, guard, monitor, runner, sealed, train
 from ancestral.errors import UserError
 
 CPU = torch.device("cpu")
@@ -132,13 +134,88 @@ def test_an_update_that_is_not_finite_can_be_left_out(digits):
     assert not equal(before, dict(run.network.state_dict()))
 
 
+def test_a_spike_is_left_out_and_a_run_of_them_stops(digits):
+    run = trained(settings(model__dropout=0.0), digits, 64 * 8, 10_000)
+    objective, weights = run.objective, {name: value.clone() for name, value in run.network.state_dict().items()}
+    run.objective = lambda *args, **cond: 100 * objective(*args, **cond)
+    assert not run.step(digits.train, 10_000).made
+    assert equal(weights, dict(run.network.state_dict()))
+    run.objective = lambda *args, **cond: 3 * objective(*args, **cond)  # above the others, but no spike
+    assert run.step(digits.train, 10_000).made
+    run.objective = lambda *args, **cond: 1000 * objective(*args, **cond)
+    with pytest.raises(train.NotFinite, match="far above those before.*diverged"):
+        for _ in range(10):
+            run.step(digits.train, 10_000)
+
+
+def test_a_loss_that_rises_for_good_is_noticed():
+    watched = guard.Guard(10.0)
+    for loss in [*np.linspace(2, 1, 128), *np.linspace(1, 5, 256)]:
+        watched.take(loss)
+    again = guard.Guard(10.0)
+    again.load_state(watched.state())
+    assert watched.risen == again.risen == pytest.approx(np.median(np.linspace(1, 5, 256)[-64:]) / 1.25, rel=0.02)
+    assert again.is_spike(51)
+    assert not again.is_spike(49)
+    assert not guard.Guard(None).is_spike(1e9)
+
+
+def test_what_stopped_a_run_can_be_looked_into(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 800)
+    step = run.training.step
+
+    def broken(images, total):
+        if run.training.images == 40:
+            run.training.objective = lambda denoiser, x0, *rest, **cond: x0.flatten(1).sum(1) * float("nan")
+        return step(images, total)
+
+    run.training.step = broken
+    with pytest.raises(UserError, match=r"not finite at image 40 .*stopped/000000040"):
+        list(run.train(lambda: False))
+    files = sealed.read(tmp_path / "run" / "stopped" / "000000040")
+    batch, tensors = json.loads(files["batch.json"]), safetensors.torch.load(files["state.safetensors"])
+    x0, _, rows = feed.presented(digits.train, run.config.train.seed, range(40, 48), run.config.train.flip)
+    assert batch["names"] == [digits.train.names[row] for row in rows]
+    assert torch.equal(tensors["x0"], x0)
+    assert all(1 <= t <= 1000 for t in batch["t"])
+    again = train.Training(run.config, run.facts, CPU)
+    again.load(tensors, 40)
+    assert equal(dict(again.network.state_dict()), dict(run.training.network.state_dict()))
+
+
+def test_training_outlives_a_disk_that_refuses_for_a_while(tmp_path, digits, monkeypatch):
+    told = []
+    run, _ = make_run(tmp_path / "run", digits, 160)
+    run.warn = told.append
+    write, calls = sealed.write, []
+
+    def refuses_twice(folder, files):
+        calls.append(folder)
+        if len(calls) <= 2:
+            raise sealed.Unwritable(f"{folder}: cannot be written (No space left on device)")
+        write(folder, files)
+
+    monkeypatch.setattr(sealed, "write", refuses_twice)
+    list(run.train(lambda: False))
+    assert len(told) == 2
+    assert all("No space left" in line and "training goes on" in line for line in told)
+    straight, _ = make_run(tmp_path / "straight", digits, 160)
+    list(straight.train(lambda: False))
+    assert equal(checkpoint.latest(tmp_path / "run")[0].tensors, checkpoint.latest(tmp_path / "straight")[0].tensors)
+    monkeypatch.setattr(sealed, "write", lambda folder, files: refuses_twice(calls.clear() or folder, files))
+    endless, _ = make_run(tmp_path / "endless", digits, 160)
+    endless.warn = told.append
+    with pytest.raises(sealed.Unwritable):
+        list(endless.train(lambda: False))
+
+
 def test_the_log_says_where_the_model_still_learns(tmp_path, digits):
     run, _ = make_run(tmp_path / "run", digits, 80)
     list(run.train(lambda: False))
     entry = runner.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     assert len(entry["loss_by_tenth_of_t"]) == 10
-    record = train.Record(1, 0, 0, 0, 0, torch.tensor([0, 999, 998, 1]), torch.tensor([1.0, 2.0, 4.0, 3.0]))
-    assert run._by_tenth([record]) == [3.0, *[None] * 8, 2.0]  # place 0 is t = T: the noisiest tenth comes last
+    tenths = monitor.by_tenth_of_t(torch.tensor([0, 999, 998, 1]), torch.tensor([1.0, 2.0, 4.0, 3.0]), 1000)
+    assert tenths == [3.0, *[None] * 8, 2.0]  # place 0 is t = T: the noisiest tenth comes last
 
 
 def test_labels_and_learned_variance_train(digits):
@@ -264,15 +341,46 @@ def test_paper_presets_have_the_papers_size():
         assert sum(parameter.numel() for parameter in model.parameters()) == size
 
 
-def test_bfloat16_is_float32_to_rounding(digits):
-    exact = trained(settings(train__flip=False), digits, 32, 32)
-    lower = trained(replace_precision(settings(train__flip=False)), digits, 32, 32)
-    for name, value in exact.network.state_dict().items():
-        assert torch.allclose(value, lower.network.state_dict()[name], atol=0.02), name
+@pytest.mark.parametrize(
+    ("option", "tolerance"),
+    [
+        ({"train__precision": "bfloat16"}, 0.02),
+        ({"train__precision": "float16"}, 0.005),
+        ({"train__channels_last": True}, 1e-5),
+        ({"train__recompute": True}, 0.0),
+        pytest.param({"train__compile": True}, 1e-5, marks=pytest.mark.skipif(not shutil.which("g++"), reason="g++")),
+    ],
+    ids=str,
+)
+def test_another_way_to_compute_changes_nothing_but_rounding(digits, option, tolerance):
+    eager = trained(settings(train__flip=False), digits, 32, 32)
+    other = trained(settings(train__flip=False, **option), digits, 32, 32)
+    for name, value in eager.network.state_dict().items():
+        assert torch.allclose(value, other.network.state_dict()[name], rtol=0, atol=tolerance), name
 
 
-def replace_precision(configuration):
-    return replace(configuration, train=replace(configuration.train, precision="bfloat16"))
+def test_recomputing_keeps_less(digits):
+    kept = [
+        estimate.measure(trained(settings(train__recompute=choice), digits, 8, 8), digits.train).activation_bytes
+        for choice in (False, True)
+    ]
+    assert kept[1] < kept[0] / 2
+
+
+def test_half_precision_lowers_its_scale_and_goes_on(digits):
+    run = train.Training(settings(train__precision="float16"), feed.facts(digits.train), CPU)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    assert not run.step(digits.train, 1000).made
+    assert equal(before, dict(run.network.state_dict()))
+    with pytest.raises(UserError, match=r"10 time\(s\) in a row"):
+        for _ in range(9):
+            run.step(digits.train, 1000)
+    run.scaler.update(1024.0)
+    assert run.step(digits.train, 1000).made
+    again = train.Training(settings(train__precision="float16"), feed.facts(digits.train), CPU)
+    again.load(run.tensors(), run.images)
+    assert again.scaler.get_scale() == run.scaler.get_scale() == 1024.0
 
 
 def test_a_run_trained_at_some_times_is_sampled_at_those():

@@ -9,7 +9,7 @@ with that variance taken out (appendix A).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,15 @@ class Bound:
         times, where = self.t.unique(return_inverse=True)
         sums = torch.zeros(len(times), dtype=torch.float64).index_add_(0, where.flatten(), values.flatten())
         return times, sums / where.flatten().bincount()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All fields as tensors, to be kept."""
+        return {name: torch.as_tensor(value).contiguous() for name, value in vars(self).items()}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Bound:
+        """The inverse of `tensors`."""
+        return cls(**{**tensors, "dimensions": int(tensors["dimensions"])})  # pyright: ignore[reportArgumentType]
 
     def _bits(self, nats: Tensor) -> Tensor:
         return nats / self.dimensions / math.log(2)

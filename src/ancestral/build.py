@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import nn
 
 from ancestral import checkpoint, ema
-from ancestral.config import Config, Facts, suggest
+from ancestral.config import Config, Facts, TrainOptions, suggest
 from ancestral.denoiser import CLIPS, Calibrated, Denoiser, Given, Predictor
 from ancestral.errors import UserError
 from ancestral.grids import GRIDS, full, trailing
@@ -68,6 +69,7 @@ def network(config: Config, facts: Facts) -> UNet:
         options.dropout,
         len(facts.class_names) if options.labels else 0,
         options.patch,
+        config.train.recompute,
     )
     if height % made.divisor or width % made.divisor:
         raise UserError(
@@ -89,6 +91,15 @@ def denoiser(config: Config, facts: Facts) -> Denoiser:
         return Denoiser(network(config, facts), schedule(config), target, clip)
     except ValueError as error:
         raise UserError(f"diffusion.target: {error}") from None
+
+
+def accelerated(network: nn.Module, options: TrainOptions) -> nn.Module:
+    """The same network, computed another way: only rounding differs."""
+    if options.channels_last:
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if options.compile:
+        network.compile()
+    return network
 
 
 def transition(saved: checkpoint.Checkpoint, variance: str | None, eta: float | None = None) -> Transition:

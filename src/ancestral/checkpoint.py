@@ -3,6 +3,7 @@
     RUN/config.json              everything needed to build the run again
     RUN/checkpoints/000012800/   config.json model.safetensors state.safetensors state.json [calibration.safetensors]
     RUN/averages/000012800/      both weight averages at that time, for rebuilding other widths
+    RUN/stopped/000012800/       an update that stopped the run: its images by name, t, losses, and the state before it
     RUN/metrics.jsonl            one record a line
 
 Folders are named by the images seen. No pickle is written or read.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ def save(
     """Write a checkpoint and drop all but the last two. Returns its folder.
 
     Raises:
-        UserError: when the disk refuses; older checkpoints stay.
+        Unwritable: when the disk refuses; older checkpoints stay.
     """
     folder = run / "checkpoints" / f"{images:09d}"
     files = {
@@ -65,6 +67,7 @@ def save(
     }
     if calibration is not None:
         files["calibration.safetensors"] = _pack({"x0_var": calibration})
+    sealed.clear(folder.parent)
     sealed.write(folder, files)
     for old in _folders(run / "checkpoints")[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
@@ -94,6 +97,11 @@ def load(folder: Path) -> Checkpoint:
         )
     except (KeyError, ValueError, SafetensorError) as error:
         raise sealed.Damaged(f"{folder}: damaged or not a checkpoint ({error})") from None
+
+
+def digest(saved: Checkpoint) -> str:
+    """Which model this is: SHA-256 of its manifest, which names the digest of every file."""
+    return sha256((saved.folder / sealed.MANIFEST).read_bytes()).hexdigest()
 
 
 def latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -131,6 +139,13 @@ def save_snapshot(run: Path, images: int, averages: list[ema.PowerAverage]) -> N
     """Keep both averages as they are now."""
     files = {f"{average.width:g}.safetensors": _pack(average.weights) for average in averages}
     sealed.write(run / "averages" / f"{images:09d}", files)
+
+
+def save_for_inspection(run: Path, images: int, batch: dict[str, Any], tensors: Tensors) -> Path:
+    """Write what an update that stopped the run was made of. Returns the folder."""
+    folder = run / "stopped" / f"{images:09d}"
+    sealed.write(folder, {"batch.json": _json(batch), "state.safetensors": _pack(tensors)})
+    return folder
 
 
 def load_snapshots(run: Path) -> list[ema.Snapshot]:

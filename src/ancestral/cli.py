@@ -57,7 +57,18 @@ _seed = click.option(
 _device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 _run = click.argument("run", type=click.Path(path_type=Path))
 _positive = click.IntRange(min=1)
+_processes = click.option(
+    "--processes", type=_positive, default=1, show_default=True, help="Processes of this machine that share the work."
+)
 _average = click.option("--average-width", type=float, help="Rebuild the weights' average with this relative width.")
+
+
+def _share(processes: int, restarts: int = 0) -> None:
+    """Hand this command to several processes, unless this is one of them."""
+    from ancestral.launch import is_child, launch
+
+    if processes > 1 and not is_child():
+        sys.exit(launch(processes, restarts, sys.argv[1:]))
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -80,6 +91,9 @@ def main() -> None:
 @click.option("--size", type=_positive, help="Side of the images after a centre crop.")
 @_seed
 @_device
+@_processes
+@click.option("--restarts", type=click.IntRange(min=0), default=0, help="With --processes: begin again so many times.")
+@click.option("--track", multiple=True, metavar="NAME", help="Also tell tensorboard or wandb; may be repeated.")
 @click.option(
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any other setting; --dry-run lists them."
 )
@@ -96,10 +110,12 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
     }
     overrides = config.parse_assignments(assignments) | {k: v for k, v in short.items() if v is not None}
     resolved = config.resolve(data, preset, {"train.seed": seed, **overrides})
+    _share(options["processes"], options["restarts"])
     from ancestral import commands
 
     length = commands.Length(options["budget"], options["images"], options["steps"])
-    commands.train(resolved, run, length, options["device"], dry_run=options["dry_run"], fresh=options["fresh"])
+    chosen = {name: options[name] for name in ("dry_run", "fresh", "track")}
+    commands.train(resolved, run, length, options["device"], **chosen)
 
 
 @main.command()
@@ -118,10 +134,12 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
 @_average
 @_seed
 @_device
-def sample(run: Path, **options: Any) -> None:
+@_processes
+def sample(run: Path, processes: int, **options: Any) -> None:
     """Draw images from the trained model in RUN."""
     if options["eta"] is not None and options["variance"] is not None:
         raise click.UsageError("--eta (DDIM) and --variance (ancestral) exclude each other; leave one out")
+    _share(processes)
     from ancestral import commands
 
     commands.sample(run, **options)
@@ -140,8 +158,10 @@ def sample(run: Path, **options: Any) -> None:
 @_average
 @_seed
 @_device
-def evaluate(run: Path, **options: Any) -> None:
+@_processes
+def evaluate(run: Path, processes: int, **options: Any) -> None:
     """Measure the variational bound of the model in RUN on the held-out part of DATA, in bits per dimension."""
+    _share(processes)
     from ancestral import evaluation
 
     evaluation.evaluate(run, **options)

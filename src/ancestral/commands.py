@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,15 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ancestral import build, checkpoint, config, data, figures, parallel, runner
+from ancestral import build, checkpoint, config, data, estimate, figures, parallel, runner, sealed
 from ancestral.console import device_of, open_model, screen, state_type, write_text
 from ancestral.errors import UserError
 from ancestral.feed import to_bytes
+from ancestral.jobs import PATIENCE, Job, pieces
 from ancestral.sample import Film, latents, trajectory
 from ancestral.sample import film as keep_frames
-from ancestral.train import measure_speed
+from ancestral.signals import STOPPED, until_told
+from ancestral.trackers import open_trackers
 
 FRAMES = 12  # of a film
 FILMED = 8  # images in a film
@@ -50,7 +54,16 @@ class Length:
         return max(1, round(images / batch_size)) * batch_size
 
 
-def train(settings: config.Config, folder: Path, length: Length, device: str, *, dry_run: bool, fresh: bool) -> None:
+def train(
+    settings: config.Config,
+    folder: Path,
+    length: Length,
+    device: str,
+    *,
+    dry_run: bool,
+    fresh: bool,
+    track: Sequence[str] = (),
+) -> None:
     """Train, or go on training, and say how it goes."""
     on = build.device(device)
     together = parallel.join(on)
@@ -58,9 +71,9 @@ def train(settings: config.Config, folder: Path, length: Length, device: str, *,
     images = data.load(settings.source, settings.data)
     for line in images.skipped:
         screen.print(f"left out: {line}")
-    run = runner.Run(folder, settings, images, on, str(length), together)
+    run = runner.Run(folder, settings, images, on, str(length), together, _warn)
     if dry_run:
-        _describe(settings, run, length, measure_speed(run.training, images.train))
+        _describe(settings, run, length)
         return
     if fresh and together.first and folder.exists():
         aside = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -68,13 +81,13 @@ def train(settings: config.Config, folder: Path, length: Length, device: str, *,
         screen.print(f"the run that was there is now {aside}")
     together.wait()
     for problem in run.resume():
-        screen.print(f"warning: {problem}; the checkpoint before it is used")
+        _warn(f"{problem}; the checkpoint before it is used")
     if run.complete:
         screen.print(f"{folder} is complete ({run.total:,} images seen); --fresh trains it anew")
         return
     if not run.total:
         # Only a length in time needs to know how fast this machine is.
-        speed = measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
+        speed = estimate.measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
         run.total = length.plan(settings.train.batch_size, speed)
         if together.first:
             write_text(folder / "config.json", json.dumps(run.document, indent=1) + "\n")
@@ -83,11 +96,15 @@ def train(settings: config.Config, folder: Path, length: Length, device: str, *,
         f"{len(images.train):,} images of {height}x{width}x{channels} to train on, {len(images.test):,} held out; "
         f"{_parameters(run):,} parameters on {on}; {run.training.images:,} of {run.total:,} images seen"
     )
-    with runner.until_told() as told:
+    if together.first:
+        run.tracker = open_trackers(track, folder, runner.flat(run.document), _warn)
+    with until_told() as told:
         _watch(run, told)
+        if run.tracker is not None:
+            run.tracker.close()
         if not run.complete:
             screen.print(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
-            sys.exit(runner.STOPPED)
+            sys.exit(STOPPED)
     parallel.leave()
     if not together.first:
         return
@@ -117,14 +134,25 @@ def _parameters(run: runner.Run) -> int:
     return sum(parameter.numel() for parameter in run.training.network.parameters())
 
 
-def _describe(settings: config.Config, run: runner.Run, length: Length, speed: float) -> None:
+def _warn(line: str) -> None:
+    screen.print(f"warning: {line}")
+
+
+def _describe(settings: config.Config, run: runner.Run, length: Length) -> None:
+    cost = estimate.measure(run.training, run.data.train)
+    speed, batch = cost.images_per_second, settings.train.batch_size
     total = length.plan(settings.train.batch_size, speed)
     for key in config.known_keys():
         group, name = key.split(".")
         screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
     screen.print(
-        f"\n{_parameters(run):,} parameters; {speed:.0f} images/s here; {total:,} images = "
-        f"{total // settings.train.batch_size:,} updates = {total / len(run.data.train):.1f} epochs of "
+        f"\n{cost.parameters:,} parameters; an update of {batch} images: {cost.flops / 1e9:,.1f} GFLOP in "
+        f"{batch / speed:.3f} s ({speed:.0f} images/s here, {cost.flops / batch * speed / 1e9:,.1f} GFLOP/s)\n"
+        f"memory: {cost.state_bytes / 1e6:,.0f} MB of weights, gradients, moments and averages, "
+        f"{cost.activation_bytes / 1e6:,.0f} MB of activations, "
+        f"{run.data.train.images.nbytes / 1e6:,.0f} MB of images\n"
+        f"disk: {cost.checkpoint_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept\n"
+        f"{length}: {total:,} images = {total // batch:,} updates = {total / len(run.data.train):.1f} epochs of "
         f"{len(run.data.train):,} images, in about {total / speed / 60:.1f} min of training steps"
     )
 
@@ -153,26 +181,55 @@ def sample(
     times = build.sampling_grid(saved.config, grid, steps)
     out = out or folder / "samples"
     labels = _labels(saved, label, num_images)
-    batches, started = [], time.monotonic()
+    together = parallel.join(device_of(model), PATIENCE)
+    screen.quiet = not together.first
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "model": checkpoint.digest(saved),
+        "average_width": average_width,
+        "times": times,
+        "transition": repr(move),
+        "label": label,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    job, started = Job(out / ".job", settings, together), time.monotonic()
+    work = pieces(num_images, batch_size)
     with Progress(console=screen, disable=not screen.is_terminal) as bar:
-        task = bar.add_task(f"{len(times) - 1} steps", total=num_images * (len(times) - 1))
-        for first in range(0, num_images, batch_size):
-            numbers = range(first, min(first + batch_size, num_images))
-            chosen = None if labels is None else labels[first : numbers.stop].to(device_of(model))
+        task = bar.add_task(f"{len(times) - 1} steps", total=-(-num_images // together.size) * (len(times) - 1))
+
+        def draw(numbers: range) -> dict[str, bytes]:
+            chosen = None if labels is None else labels[numbers.start : numbers.stop].to(device_of(model))
             predictor = build.predictor(model, saved.calibration, chosen)
             start = latents(saved.facts.shape, seed, numbers).to(device_of(model), state_type(model))
             walk = _counted(trajectory(predictor, start, times, move, seed, numbers), bar, task, len(numbers))
-            keep = _film_times(times) if film and first == 0 else ()
+            keep = _film_times(times) if film and numbers.start == 0 else ()
             frames = keep_frames(walk, keep)
             if keep:
                 _write_film(frames, out)
-            batches.append(to_bytes(frames.final))
-    images = np.concatenate(batches)
-    for number, image in enumerate(images):
-        figures.save_png(out / f"{number:06d}.png", image)
-    figures.save_sheet(out / "grid.png", images[:256])
+            digests = {}
+            for number, image in zip(numbers, to_bytes(frames.final), strict=True):
+                content = figures.png(image)
+                sealed.write_file(out / _png(number), content)
+                digests[_png(number)] = sha256(content).hexdigest()
+            return {"digests.json": json.dumps(digests).encode()}
+
+        def whole(kept: dict[str, bytes]) -> bool:
+            digests = json.loads(kept["digests.json"])
+            filmed = not film or _png(0) not in digests or (out / "film.gif").exists()
+            return filmed and all(sealed.is_file(out / name, digest) for name, digest in digests.items())
+
+        job.run(work, draw, whole)
+    if together.first:
+        first = np.stack([figures.read_png(out / _png(number)) for number in range(min(num_images, 256))])
+        figures.save_sheet(out / "grid.png", first)
     speed = num_images / (time.monotonic() - started)
     screen.print(f"{num_images} images, {len(times) - 1} network calls each, {speed:.1f} images/s: {out / 'grid.png'}")
+    parallel.leave()
+
+
+def _png(number: int) -> str:
+    return f"{number:06d}.png"
 
 
 def _counted(walk: Any, bar: Progress, task: Any, images: int) -> Any:

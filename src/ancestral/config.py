@@ -71,8 +71,13 @@ class TrainOptions:
     average_widths: tuple[Width, Width] = (0.05, 0.1)  # the two averages that are kept
     average: Literal[0, 1] = 1  # which of them is the model
     snapshots: Count = 8  # how often both are kept for rebuilding other widths
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    parallel: Literal["all-reduce", "ddp", "fsdp"] = "all-reduce"  # how processes share (see `ancestral.engine`)
+    channels_last: bool = False  # the layout of images in memory that some machines prefer
+    compile: bool = False  # let torch compile the network: slow to begin, then faster
+    recompute: bool = False  # activations anew in the backward pass instead of kept: less memory, a third more work
     not_finite: Literal["stop", "skip"] = "stop"  # what to do with an update whose loss or gradient is not finite
+    spike: Positive | None = 10.0  # leave out an update whose loss is so many times the largest of the 64 before
 
 
 @dataclass(frozen=True)

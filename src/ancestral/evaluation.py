@@ -8,17 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import safetensors.torch
 import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from ancestral import baselines, build, checkpoint, data, figures, runner
-from ancestral.bound import Bound, bound, calibrate, concatenate, mean_and_error
+from ancestral import baselines, build, checkpoint, data, figures, monitor, parallel
+from ancestral.bound import Bound, bound, concatenate, mean_and_error
 from ancestral.console import device_of, open_model, screen, state_type, write_text
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
 from ancestral.feed import facts, to_unit
 from ancestral.imageset import ImageSet
+from ancestral.jobs import PATIENCE, Job, pieces
 from ancestral.rng import Streams
 
 
@@ -44,37 +46,47 @@ def evaluate(
         raise UserError(f"{data_source}: its classes are not those that the model was trained with")
     test = images.test.spread(num_images)
     if saved.calibration is None:
-        saved = replace(saved, calibration=_calibrated(saved, model, images.train))
+        saved = replace(saved, calibration=monitor.calibration(saved.config, model, images.train, device_of(model)))
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
     terms = terms if terms is not None else min(50, len(times) - 1)
     if not exact and not 2 <= terms <= len(times) - 1:
         raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
-    measured: list[Bound] = []
+    together = parallel.join(device_of(model), PATIENCE)
+    screen.quiet = not together.first
+    settings = {
+        "model": checkpoint.digest(saved),
+        "average_width": average_width,
+        "images": test.digest(),
+        "terms": None if exact else terms,
+        "transition": repr(move),
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    job, work = Job(folder / ".evaluate", settings, together), pieces(len(test), batch_size)
     with Progress(console=screen, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("bound", total=len(test))
-        for first in range(0, len(test), batch_size):
-            part = range(first, min(first + batch_size, len(test)))
-            x0 = to_unit(test.images[first : part.stop]).to(device_of(model), state_type(model))
+        task = bar.add_task("bound", total=-(-len(test) // together.size))
+
+        def measure(part: range) -> dict[str, bytes]:
+            x0 = to_unit(test.images[part.start : part.stop]).to(device_of(model), state_type(model))
             predictor = build.predictor(model, saved.calibration, _true_labels(saved, test, part, model))
             noise = Streams(seed, "evaluate", part)
-            measured.append(bound(predictor, x0, times, move, noise, terms=None if exact else terms))
+            measured = bound(predictor, x0, times, move, noise, terms=None if exact else terms)
             bar.advance(task, len(part))
-    result = concatenate(measured)
-    _write_evaluation(folder, result, variance or saved.config.diffusion.variance, test.images, exact)
+            return {"bound.safetensors": safetensors.torch.save(measured.tensors())}
+
+        job.run(work, measure, lambda kept: "bound.safetensors" in kept)
+    if together.first:
+        parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
+        result = concatenate([Bound.of_tensors(one) for one in parts])
+        _write_evaluation(folder, result, variance or saved.config.diffusion.variance, test.images, exact)
+        job.forget()
+    parallel.leave()
 
 
 def _true_labels(saved: checkpoint.Checkpoint, test: ImageSet, part: range, model: Denoiser) -> torch.Tensor | None:
     if not saved.config.model.labels or test.labels is None:
         return None
     return torch.from_numpy(test.labels[part.start : part.stop]).to(device_of(model))
-
-
-def _calibrated(saved: checkpoint.Checkpoint, model: Denoiser, train_images: ImageSet) -> torch.Tensor:
-    images = train_images.spread(runner.CALIBRATED)
-    part = range(len(images))
-    x0 = to_unit(images.images).to(device_of(model))
-    labels = _true_labels(saved, images, part, model)
-    return calibrate(build.predictor(model, None, labels), x0, Streams(0, "calibrate", part))
 
 
 def _write_evaluation(folder: Path, result: Bound, variance: str, images: np.ndarray, exact: bool) -> None:

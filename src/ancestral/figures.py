@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,10 +80,17 @@ def bound_plot(path: Path, t: np.ndarray, bits: np.ndarray, total: float) -> Non
     figure.savefig(path)
 
 
-def save_png(path: Path, image: np.ndarray) -> None:
-    """One image (H, W, C) at its own size."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(path)
+def png(image: np.ndarray) -> bytes:
+    """One image (H, W, C) at its own size, as the bytes of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(file, "png")
+    return file.getvalue()
+
+
+def read_png(path: Path) -> np.ndarray:
+    """An image written by `png`, (H, W, C)."""
+    pixels = np.asarray(Image.open(path))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def save_sheet(path: Path, images: np.ndarray, columns: int | None = None) -> None:

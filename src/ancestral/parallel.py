@@ -37,32 +37,23 @@ class Processes:
 
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process; all get the same answer."""
-        return any(bool(one) for one in self._gather(torch.tensor([flag])))
+        return any(bool(one) for one in self.all_of(torch.tensor([flag])))
 
     def from_first(self, value: float) -> float:
         """The first process's value."""
-        return float(self._gather(torch.tensor([value], dtype=torch.float64))[0])
+        return float(self.all_of(torch.tensor([value], dtype=torch.float64))[0])
 
     def gather(self, values: Tensor) -> Tensor:
         """The values (B / size,) of all processes in the order of the batch, on the CPU."""
-        return torch.cat(self._gather(values))
-
-    def sum_fast(self, gradient: Tensor) -> Tensor:
-        """The sum over processes, in whatever order the engine adds."""
-        if self.size > 1:
-            distributed.all_reduce(gradient)
-        return gradient
-
-    def sum_exact(self, gradient: Tensor) -> Tensor:
-        """The sum over processes as the upper part of one binary tree."""
-        return tree_sum(self._gather(gradient)) if self.size > 1 else gradient
+        return torch.cat(self.all_of(values))
 
     def wait(self) -> None:
         """Until all are here."""
         if self.size > 1:
             distributed.barrier()
 
-    def _gather(self, value: Tensor) -> list[Tensor]:
+    def all_of(self, value: Tensor) -> list[Tensor]:
+        """The value of every process, in the order of their ranks."""
         if self.size == 1:
             return [value]
         # gloo gathers on the CPU, NCCL on the device; small values are moved to where the engine is.
@@ -80,15 +71,15 @@ def tree_sum(parts: Sequence[Tensor]) -> Tensor:
     return level[0]
 
 
-def join(device: torch.device) -> Processes:
-    """Join the other processes that torchrun started, if it did."""
+def join(device: torch.device, patience: timedelta = timedelta(minutes=30)) -> Processes:
+    """Join the other processes that torchrun started, if it did; none waits for another longer than `patience`."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return Processes()
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # "cuda" then means this process's own
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
     return Processes(distributed.get_rank(), size)
 
 

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from ancestral import build, checkpoint, figures
-from ancestral.bound import bound, calibrate, mean_and_error
+from ancestral import checkpoint, figures, monitor
 from ancestral.config import Config, to_json
+from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
-from ancestral.feed import facts, to_bytes, to_unit
-from ancestral.imageset import ImageSet, Splits
+from ancestral.feed import facts
+from ancestral.imageset import Splits
 from ancestral.parallel import Processes
-from ancestral.reverse import DDIM, Ancestral, large
-from ancestral.rng import Streams
-from ancestral.sample import sample
-from ancestral.train import Record, Training
+from ancestral.sealed import Unwritable
+from ancestral.trackers import Tracker
+from ancestral.train import NotFinite, Record, Training
 from ancestral.train import train as records
 
 PREVIEW_SHARE = 0.05  # of the run's time
 SAVE_EVERY = 300.0  # seconds
-CALIBRATED = 128  # training images on which the model's own error is measured
-STOPPED = 75  # exit code of a run that was told to stop and saved: run the same command again
+FAILED_SAVES = 3  # in a row, before the run stops
+DIVERGED = 3.0  # times its lowest, when the loss is said to diverge
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,13 @@ class Progress:
 
 
 class Run:
-    """A run folder with its training."""
+    """A run folder with its training.
+
+    Args:
+        length: as it was asked for; the total is planned from it once.
+        warn: told, in one line each, what went wrong without stopping the run.
+        tracker: told what metrics.jsonl is told.
+    """
 
     def __init__(
         self,
@@ -55,17 +59,21 @@ class Run:
         device: torch.device,
         length: str = "",
         processes: Processes | None = None,
+        warn: Callable[[str], None] = print,
+        tracker: Tracker | None = None,
     ) -> None:
         self.folder, self.config, self.data = folder, config, data
         self.facts = facts(data.train)
         self.digest = data.train.digest()
-        self.length = length  # as it was asked for; the total is planned from it once
+        self.length, self.warn, self.tracker = length, warn, tracker
         self.document = to_json(config, self.facts)
         self.training = Training(config, self.facts, device, processes)
         self.total = 0
         self.seconds = 0.0  # spent training, over all restarts
         self.preview_seconds = 0.0
+        self.preview: monitor.Preview | None = None  # the last one, until it is reported
         self.held_out_bits: float | None = None
+        self.failed_saves = 0  # in a row
         self.complete = False
 
     def resume(self) -> list[str]:
@@ -82,7 +90,7 @@ class Run:
                 f"{self.folder}: the run was planned for another length ({saved.state['length']}, "
                 f"{saved.state['total']:,} images); use that, another --out, or --fresh"
             )
-        before, now = (_flat(document) for document in (to_json(saved.config, saved.facts), self.document))
+        before, now = (flat(document) for document in (to_json(saved.config, saved.facts), self.document))
         changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in now if before.get(key) != now.get(key)]
         if changed:
             raise UserError(
@@ -101,32 +109,50 @@ class Run:
         return problems
 
     def train(self, stop: Callable[[], bool]) -> Iterator[Progress]:
-        """Train to the end of the plan, yielding progress about every percent; stop between two steps when told to."""
+        """Train to the end of the plan, yielding progress about every percent; stop between two steps when told to.
+
+        Raises:
+            NotFinite: when the run cannot go on; what it stopped at is kept under RUN/stopped.
+        """
         every = max(1, self.total // self.config.train.snapshots)
         reported, since, last_save = self.training.images, [], time.monotonic()
-        clock = time.monotonic()
-        first = self.training.processes.first  # the one that writes
-        for record in records(self.training, self.data.train, self.total):
+        clock, together = time.monotonic(), self.training.processes
+        for record in self._records():
             since.append(record)
             now = time.monotonic()
             self.seconds, clock = self.seconds + now - clock, now
             crossed = record.images // every > (record.images - self.config.train.batch_size) // every
-            if first and crossed and record.images < self.total:
-                checkpoint.save_snapshot(self.folder, record.images, self.training.averages)
-                self._preview(record.images)
-            stopping = self.training.processes.any(stop())
+            if crossed and record.images < self.total:
+                self._look()
+            stopping = together.any(stop())
             if record.images - reported >= self.total / 100 or record.images >= self.total or stopping:
                 yield self._report(since)
                 reported, since = record.images, []
-            if first and (crossed or now - last_save > SAVE_EVERY or stopping) and record.images < self.total:
-                self.save()
+            due = crossed or stopping or together.any(together.first and now - last_save > SAVE_EVERY)
+            if due and record.images < self.total:
+                self._save_if_possible(must=stopping)
                 last_save = time.monotonic()
             if stopping:
                 return
         self._finish()
 
+    def _records(self) -> Iterator[Record]:
+        """The training's records; an update that stops it is kept for inspection."""
+        try:
+            yield from records(self.training, self.data.train, self.total)
+        except NotFinite as stopped:
+            state = self.training.tensors()
+            if self.training.processes.first:
+                kept = checkpoint.save_for_inspection(
+                    self.folder, self.training.images, stopped.batch, {**state, **stopped.inputs}
+                )
+                raise UserError(f"{stopped}; the batch and the state before it are in {kept}") from None
+            raise
+
     def save(self, calibration: torch.Tensor | None = None) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint; all processes must take part, the first one writes."""
+        training = self.training
+        weights, tensors = training.model_weights(), training.tensors()
         state = {
             "total": self.total,
             "length": self.length,
@@ -135,102 +161,89 @@ class Run:
             "held_out_bits": self.held_out_bits,
             "complete": self.complete,
         }
-        training = self.training
-        checkpoint.save(
-            self.folder, training.images, self.document, training.model_weights, training.tensors(), state, calibration
-        )
+        if training.processes.first:
+            checkpoint.save(self.folder, training.images, self.document, weights, tensors, state, calibration)
+
+    def _save_if_possible(self, must: bool) -> None:
+        """Save; a disk that refuses is tried again at the next save, and ends the run only after several."""
+        try:
+            self.save()
+            self.failed_saves = 0
+        except Unwritable as error:
+            self.failed_saves += 1
+            if must or self.failed_saves == FAILED_SAVES:
+                raise
+            self.warn(f"{error}; training goes on, older checkpoints are untouched")
 
     def _report(self, since: list[Record]) -> Progress:
         record, loss = since[-1], sum(one.loss for one in since) / len(since)
         speed = record.images / max(self.seconds, 1e-9)
-        entry = {
+        places, losses = (torch.cat([getattr(one, name) for one in since]) for name in ("place", "losses"))
+        entry: dict[str, Any] = {
             "images": record.images,
             "loss": loss,
-            "loss_by_tenth_of_t": self._by_tenth(since),
+            "loss_by_tenth_of_t": monitor.by_tenth_of_t(places, losses, len(self.training.sampler)),
             "grad_norm": record.grad_norm,
+            "largest_grad_norm": max(one.grad_norm for one in since),
+            "updates_left_out": sum(not one.made for one in since),
+            "loss_over_lowest": self.training.guard.risen,
             "learning_rate": record.learning_rate,
             "seconds": round(self.seconds, 3),
         }
+        if self.preview is not None:
+            entry["held_out_bits_per_dim"] = self.preview.bits_per_dim
+            entry["held_out_bits_by_tenth_of_t"] = self.preview.bits_by_tenth
         if self.training.processes.first:
-            with open(self.folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(entry) + "\n")
+            self._log(entry)
         left = (self.total - record.images) / speed
         return Progress(record.images, self.total, loss, speed, left, self.held_out_bits)
 
-    def _by_tenth(self, since: list[Record]) -> list[float | None]:
-        """Mean loss in each tenth of the time grid, least noise first; None where no image was."""
-        places, losses = (torch.cat([getattr(one, name) for one in since]) for name in ("place", "losses"))
-        steps = len(self.training.sampler)
-        tenth = (steps - 1 - places) * 10 // steps
-        return [float(losses[tenth == k].mean()) if (tenth == k).any() else None for k in range(10)]
-
-    def _preview(self, images: int) -> None:
-        """A few images and the bound on a few held-out ones, if that has cost little of the time so far."""
-        if self.preview_seconds > PREVIEW_SHARE * self.seconds:
-            return
-        started = time.monotonic()
-        with self._averaged() as model:
-            grid = build.sampling_grid(self.config, "trailing", 20 if self.config.diffusion.T > 20 else None)
-            labels = self._labels(range(16))
-            drawn = sample(
-                build.predictor(model, None, labels),
-                self.facts.shape,
-                16,
-                grid,
-                DDIM(),
-                device=self.training.device,
+    def _log(self, entry: dict[str, Any]) -> None:
+        if entry["loss_over_lowest"] > DIVERGED:
+            self.warn(
+                f"the loss has risen to {entry['loss_over_lowest']:.1f} times its lowest: the run diverges; "
+                "stop it and lower train.learning_rate"
             )
-            self.held_out_bits = self._held_out(model)
-        previews = self.folder / "previews"
-        previews.mkdir(exist_ok=True)
-        figures.contact_sheet(to_bytes(drawn)).save(previews / f"{images:09d}.png")
+        try:
+            with open(self.folder / "metrics.jsonl", "a") as file:
+                file.write(json.dumps(entry) + "\n")
+        except OSError as error:
+            self.warn(f"{self.folder / 'metrics.jsonl'}: cannot be written ({error.strerror}); training goes on")
+        if self.tracker is not None:
+            self.tracker.log(entry["images"], numbers(entry))
+            if self.preview is not None:
+                sheet = np.asarray(figures.contact_sheet(self.preview.images).convert("RGB"))
+                self.tracker.picture(entry["images"], "preview", sheet)
+        self.preview = None
+
+    def _look(self) -> None:
+        """Keep the averages; a few images and the bound on some held-out ones, if that has cost little so far."""
+        averages = self.training.whole_averages()
+        if not self.training.processes.first:
+            return
+        images, started = self.training.images, time.monotonic()
+        try:
+            checkpoint.save_snapshot(self.folder, images, averages)
+            if self.preview_seconds <= PREVIEW_SHARE * self.seconds:
+                shown = self._shown(averages[self.config.train.average].weights)
+                self.preview = monitor.preview(self.config, self.facts, shown, self.data.test, self.training.device)
+                self.held_out_bits = self.preview.bits_per_dim
+                figures.save_sheet(self.folder / "previews" / f"{images:09d}.png", self.preview.images)
+        except (Unwritable, OSError) as error:
+            self.warn(f"{error}; training goes on")
         self.preview_seconds += time.monotonic() - started
 
-    def _held_out(self, model: Any) -> float:
-        test, grid = self.data.test.spread(32), build.training_grid(self.config)
-        x0 = to_unit(test.images).to(self.training.device)
-        result = bound(
-            build.predictor(model, None, self._true_labels(test)),
-            x0,
-            grid,
-            Ancestral(large),
-            Streams(0, "preview", range(len(test))),
-            terms=min(10, len(grid) - 1),
-        )
-        return mean_and_error(result.bits_per_dim)[0]
-
-    def _true_labels(self, images: ImageSet) -> torch.Tensor | None:
-        if not self.config.model.labels or images.labels is None:
-            return None
-        return torch.from_numpy(images.labels).to(self.training.device)
-
-    def _labels(self, numbers: range) -> torch.Tensor | None:
-        if not self.config.model.labels:
-            return None
-        return torch.tensor([n % len(self.facts.class_names) for n in numbers], device=self.training.device)
-
-    @contextmanager
-    def _averaged(self) -> Iterator[Any]:
-        """The network with its averaged weights for a moment."""
-        training = self.training
-        raw = {name: value.clone() for name, value in training.network.state_dict().items()}
-        training.network.load_state_dict(training.model_weights)
-        try:
-            with torch.no_grad():
-                yield training.denoiser.eval()
-        finally:
-            training.network.load_state_dict(raw)
+    def _shown(self, weights: dict[str, torch.Tensor]) -> Denoiser:
+        return monitor.model(self.config, self.facts, weights, self.training.device)
 
     def _finish(self) -> None:
         """Measure the model's own error on training images, and write the last checkpoint."""
         self.complete = True
-        if not self.training.processes.first:
-            return
-        checkpoint.save_snapshot(self.folder, self.training.images, self.training.averages)
-        with self._averaged() as model:
-            images = self.data.train.spread(CALIBRATED)
-            x0, labels = to_unit(images.images).to(self.training.device), self._true_labels(images)
-            table = calibrate(build.predictor(model, None, labels), x0, Streams(0, "calibrate", range(len(images))))
+        averages, table = self.training.whole_averages(), None
+        if self.training.processes.first:
+            checkpoint.save_snapshot(self.folder, self.training.images, averages)
+            shown = self._shown(averages[self.config.train.average].weights)
+            table = monitor.calibration(self.config, shown, self.data.train, self.training.device)
         self.save(table)
 
     def _truncate_metrics(self, images: int) -> None:
@@ -254,29 +267,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-@contextmanager
-def until_told() -> Iterator[Callable[[], bool]]:
-    """A question that answers yes once SIGINT or SIGTERM has come; a second one stops at once."""
-    told: list[int] = []
-
-    def hear(number: int, frame: object) -> None:
-        told.append(number)
-        if len(told) > 1:
-            raise KeyboardInterrupt
-
-    previous = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(told)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def numbers(entry: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record, those in lists under a name of their own: for trackers."""
+    flat: dict[str, float] = {}
+    for name, value in entry.items():
+        values = {f"{name}/{k}": one for k, one in enumerate(value)} if isinstance(value, list) else {name: value}
+        flat |= {key: float(one) for key, one in values.items() if one is not None}
+    return flat
 
 
-def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    named = {}
     for key, value in document.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            named |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
+            named[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return named

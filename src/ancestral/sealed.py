@@ -23,24 +23,32 @@ class Damaged(UserError):
     """A sealed folder that is not what was written."""
 
 
+class Unwritable(UserError):
+    """The disk refused."""
+
+
+def clear(parent: Path) -> None:
+    """Remove what writers that were killed have left; only while nobody else writes there."""
+    for leftover in (*parent.glob(".writing-*"), *parent.glob(".replaced-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def write(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder with these files, all or nothing; an existing one of that name is replaced only at the end.
 
     Raises:
-        UserError: when the disk refuses (full, read-only); nothing that was there before is touched.
+        Unwritable: when the disk refuses (full, read-only); nothing that was there before is touched.
     """
     temporary, replaced = (folder.parent / f".{state}-{folder.name}" for state in ("writing", "replaced"))
     manifest = {name: {"sha256": sha256(content).hexdigest(), "bytes": len(content)} for name, content in files.items()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in (*folder.parent.glob(".writing-*"), *folder.parent.glob(".replaced-*")):
-            shutil.rmtree(leftover)  # of a run that was killed
+        for leftover in (temporary, replaced):  # of a writer that was killed
+            if leftover.exists():
+                shutil.rmtree(leftover)
         temporary.mkdir()
         for name, content in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
-            with open(temporary / name, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
+            _write(temporary / name, content)
         _flush(temporary)
         if folder.exists():
             folder.rename(replaced)
@@ -49,7 +57,7 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise UserError(
+        raise Unwritable(
             f"{folder}: cannot be written ({error.strerror}); free space or choose another --out"
         ) from error
 
@@ -75,6 +83,36 @@ def read(folder: Path) -> dict[str, bytes]:
     except (ValueError, TypeError, KeyError, AttributeError):
         raise Damaged(f"{folder / MANIFEST}: damaged (not a manifest)") from None
     return files
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write one file whole or not at all.
+
+    Raises:
+        Unwritable: when the disk refuses.
+    """
+    temporary = path.with_name(f".writing-{path.name}")
+    try:
+        _write(temporary, content)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise Unwritable(f"{path}: cannot be written ({error.strerror}); free space or choose another --out") from error
+
+
+def is_file(path: Path, digest: str) -> bool:
+    """Whether the file is there with this SHA-256."""
+    try:
+        return sha256(path.read_bytes()).hexdigest() == digest
+    except OSError:
+        return False
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _flush(folder: Path) -> None:

@@ -12,19 +12,20 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ancestral import build
 from ancestral.config import Config, Facts
 from ancestral.ema import PowerAverage
+from ancestral.engine import engine, like, whole
 from ancestral.errors import UserError
-from ancestral.feed import facts, presented
+from ancestral.feed import presented
+from ancestral.guard import Guard
 from ancestral.imageset import ImageSet
-from ancestral.parallel import Processes, check, tree_sum
+from ancestral.parallel import Processes, check
 from ancestral.rng import Streams, key
 from ancestral.times import TIME_SAMPLERS, UNIFORMS
 
@@ -50,6 +51,7 @@ class Record:
     seconds: float  # of this step
     place: Tensor  # (B,) where on the time grid each image was
     losses: Tensor  # (B,) float64
+    made: bool  # or left out, because the loss was not finite or far out of line
 
 
 class _Batch(NamedTuple):
@@ -63,6 +65,20 @@ class _Batch(NamedTuple):
     rows: list[int]
 
 
+class NotFinite(UserError):
+    """An update that stops the run, with what is needed to look into it; the weights are as before it.
+
+    Args:
+        message: what happened.
+        batch: the images, times and losses of this process's share.
+        inputs: the share's x0 and eps.
+    """
+
+    def __init__(self, message: str, batch: dict[str, Any], inputs: dict[str, Tensor]) -> None:
+        super().__init__(message)
+        self.batch, self.inputs = batch, inputs
+
+
 class Training:
     """Network, optimiser, averages and position: all that changes while training, and nothing else."""
 
@@ -70,13 +86,15 @@ class Training:
         options = config.train
         self.processes = processes or Processes()
         check(self.processes, options.batch_size, options.exact_shards)
-        self.config, self.device, self.images = config, device, 0
+        self.config, self.facts, self.device, self.images = config, facts, device, 0
         self.skipped = 0  # updates left out in a row
-        share = options.batch_size // (options.exact_shards or self.processes.size)
-        self.part = min(options.micro_batch or share, share)  # images that meet the network at a time
         with _torch_draws(key(options.seed, "weights"), device):
             self.denoiser = build.denoiser(config, facts).to(device)
-        self.network = self.denoiser.network
+        self.network = build.accelerated(self.denoiser.network, options)
+        self.engine = engine(self.network, self.processes, options)
+        self.denoiser.network = self.engine.module
+        self.shard = options.batch_size // (self.processes.size * self.engine.shards)
+        self.part = min(options.micro_batch or self.shard, self.shard)  # images that meet the network at a time
         grid = build.training_grid(config)
         self.objective = build.objective(config, len(grid) - 1)
         uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
@@ -84,21 +102,19 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), options.learning_rate, (0.9, options.beta2), weight_decay=options.weight_decay
         )
+        self.lower = torch.autocast(device.type, getattr(torch, options.precision), options.precision != "float32")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
+        self.guard = Guard(options.spike)
         self.averages = [
             PowerAverage(width, {name: value.detach().clone() for name, value in self.network.state_dict().items()})
             for width in options.average_widths
         ]
 
-    @property
-    def model_weights(self) -> dict[str, Tensor]:
-        """The averaged weights that are the model."""
-        return self.averages[self.config.train.average].weights
-
     def step(self, data: ImageSet, total: int) -> Record:
         """One update; `total` is the length of the run in images, which the learning rate follows.
 
         Raises:
-            UserError: when the loss or the gradient is not finite; the weights are then as before the step.
+            NotFinite: when the loss or the gradient is not finite, or updates had to be left out again and again.
         """
         started, options = time.perf_counter(), self.config.train
         numbers = range(self.images, self.images + options.batch_size)
@@ -107,30 +123,49 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses = self.processes.gather(self._accumulate(batch))
-        self._sum_gradients()
+        self.scaler.unscale_(self.optimizer)
         loss = float((losses * batch.importance).mean())
-        norm = float(torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm))
-        if math.isfinite(loss) and math.isfinite(norm):
-            self.optimizer.step()
+        norm = float(whole(nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm)))
+        finite = math.isfinite(loss) and math.isfinite(norm)
+        made = finite and not self.guard.is_spike(loss)
+        if made:
+            self.scaler.step(self.optimizer)
             self.sampler.update(batch.place, losses)
+            self.guard.take(loss)
             self.skipped = 0
         else:
-            self._not_finite(", ".join(data.names[row] for row in batch.rows[:8]))
+            self._leave_out(batch, data, losses, loss, norm)
+        self.scaler.update()
         self.images += options.batch_size
         current = self.network.state_dict()
         for average in self.averages:
             average.update(current, self.images, options.batch_size)
-        return Record(self.images, loss, norm, rate, time.perf_counter() - started, batch.place, losses)
+        return Record(self.images, loss, norm, rate, time.perf_counter() - started, batch.place, losses, made)
 
-    def _not_finite(self, names: str) -> None:
+    def _leave_out(self, batch: _Batch, data: ImageSet, losses: Tensor, loss: float, norm: float) -> None:
         """Leave the update out, or stop, as the settings say; the weights are untouched so far."""
         self.skipped += 1
-        if self.config.train.not_finite == "stop" or self.skipped == SKIPS_IN_A_ROW:
-            raise UserError(
-                f"the loss or its gradient is not finite at image {self.images} (batch: {names}, ...), "
-                f"{self.skipped} time(s) in a row; the run stops before the weights are touched: "
-                "lower train.learning_rate, or use train.precision=float32"
-            )
+        # Half precision overflows now and then by design; its scale is then lowered.
+        may_skip = self.config.train.not_finite == "skip" or self.scaler.is_enabled() or math.isfinite(loss + norm)
+        if may_skip and self.skipped < SKIPS_IN_A_ROW:
+            return
+        names = [data.names[row] for row in batch.rows]
+        what = "far above those before" if math.isfinite(loss + norm) else "or its gradient is not finite"
+        mine = self.processes.share(range(len(losses)))
+        raise NotFinite(
+            f"the loss ({loss:.4g}) {what} at image {self.images} (batch: {', '.join(names[:8])}, ...), "
+            f"{self.skipped} time(s) in a row: the run has diverged and stops before the weights are touched; "
+            "lower train.learning_rate, or use train.precision=float32",
+            {
+                "images": self.images,
+                "loss": loss,
+                "grad_norm": norm,
+                "names": names,
+                "t": self.sampler.t[batch.place[mine.start : mine.stop]].tolist(),
+                "losses": losses[mine.start : mine.stop].tolist(),
+            },
+            {"x0": batch.x0, "eps": batch.eps},
+        )
 
     def _batch(self, data: ImageSet, numbers: range) -> _Batch:
         seed = self.config.train.seed
@@ -141,7 +176,7 @@ class Training:
         return _Batch(x0, labels if self.config.model.labels else None, eps, place, importance, rows)
 
     def _accumulate(self, batch: _Batch) -> Tensor:
-        """Gradients of this process's share of the mean loss, a part at a time.
+        """Gradients of the mean loss, from this process's share a part at a time and from the others.
 
         Where memory runs out the part is halved and the share begun again: the same images, t and noise. Returns the
         share's losses, float64, on the CPU.
@@ -150,51 +185,33 @@ class Training:
         while True:
             self.optimizer.zero_grad()
             try:
-                return self._parts(batch)
+                losses = self._parts(batch)
             except torch.OutOfMemoryError:
                 if self.part == 1:
                     raise UserError("a single image does not fit into memory; use a smaller model.width") from None
                 self.part = (self.part + 1) // 2
+                if not self.engine.repeats:
+                    raise UserError(f"out of memory; use --set train.micro_batch={self.part}") from None
+            else:
+                self.engine.finish()
+                return losses
 
     def _parts(self, batch: _Batch) -> Tensor:
-        shards = self.config.train.exact_shards
-        size = self.config.train.batch_size // shards if shards else len(batch.x0)
-        losses, sums = [], []
-        for start in range(0, len(batch.x0), size):
-            end = start + size
-            losses += [self._backward(batch, slice(i, min(i + self.part, end))) for i in range(start, end, self.part)]
-            if shards:
-                # Each shard's gradient by itself, to be added in a tree whose shape no number of processes changes.
-                sums.append(self._gradient())
-                self.optimizer.zero_grad()
-        if shards:
-            self._set_gradient(tree_sum(sums))
+        losses = []
+        for start in range(0, len(batch.x0), self.shard):
+            end = start + self.shard
+            for i in range(start, end, self.part):
+                with self.engine.part(last=i + self.part >= len(batch.x0)):
+                    losses.append(self._backward(batch, slice(i, min(i + self.part, end))))
+            self.engine.end_shard()
         return torch.cat(losses)
-
-    def _sum_gradients(self) -> None:
-        if self.processes.size > 1:
-            exact = self.config.train.exact_shards is not None
-            add = self.processes.sum_exact if exact else self.processes.sum_fast
-            self._set_gradient(add(self._gradient()))
-
-    def _gradient(self) -> Tensor:
-        """Every gradient in one vector."""
-        return torch.cat(
-            [parameter.grad.flatten() for parameter in self.network.parameters() if parameter.grad is not None]
-        )
-
-    def _set_gradient(self, gradient: Tensor) -> None:
-        learned = list(self.network.parameters())
-        for parameter, part in zip(learned, gradient.split([parameter.numel() for parameter in learned]), strict=True):
-            parameter.grad = part.reshape(parameter.shape).clone()
 
     def _backward(self, batch: _Batch, part: slice) -> Tensor:
         options = self.config.train
         before = self.processes.rank * len(batch.x0)  # this share's place in the whole batch
         place = batch.place[before + part.start : before + part.stop]
         importance = batch.importance[before + part.start : before + part.stop]
-        lower = torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
-        with _torch_draws(key(options.seed, "dropout", self.images + before + part.start), self.device), lower:
+        with _torch_draws(key(options.seed, "dropout", self.images + before + part.start), self.device), self.lower:
             losses = self.objective(
                 self.denoiser,
                 batch.x0[part].to(self.device),
@@ -203,21 +220,35 @@ class Training:
                 batch.eps[part].to(self.device),
                 **({} if batch.labels is None else {"labels": batch.labels[part].to(self.device)}),
             )
-        ((losses * importance.to(losses)).sum() / options.batch_size).backward()
+        mean = (losses * importance.to(losses)).sum() * (self.engine.scale / options.batch_size)
+        self.scaler.scale(mean).backward()
         return losses.detach().cpu().double()
 
+    def model_weights(self) -> dict[str, Tensor]:
+        """The averaged weights that are the model, whole; all processes must ask."""
+        return {name: whole(value) for name, value in self.averages[self.config.train.average].weights.items()}
+
+    def whole_averages(self) -> list[PowerAverage]:
+        """Both averages, whole; all processes must ask."""
+        return [
+            PowerAverage(one.width, {name: whole(value) for name, value in one.weights.items()})
+            for one in self.averages
+        ]
+
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor that training needs to go on, named."""
+        """Every tensor that training needs to go on, named and whole; all processes must ask."""
         named = {f"network/{name}": value for name, value in self.network.state_dict().items()}
         for average in self.averages:
             named |= {f"average-{average.width:g}/{name}": value for name, value in average.weights.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
             named |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
         named |= {f"sampler/{name}": value for name, value in self.sampler.state().items()}
-        return {name: value.detach() for name, value in named.items()}
+        named |= {f"guard/{name}": value for name, value in self.guard.state().items()}
+        named |= {f"scaler/{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
+        return {name: whole(value.detach()) for name, value in named.items()}
 
     def load(self, tensors: Mapping[str, Tensor], images: int) -> None:
-        """Take up a state that `tensors` gave.
+        """Take up a state that `tensors` gave, on any number of processes.
 
         Raises:
             UserError: when it is of another network.
@@ -227,18 +258,22 @@ class Training:
             return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
         try:
-            self.network.load_state_dict(part("network/"))
+            own = self.network.state_dict()
+            self.network.load_state_dict({name: like(value, own[name]) for name, value in part("network/").items()})
             for average in self.averages:
                 saved = part(f"average-{average.width:g}/")
                 for name, value in average.weights.items():
-                    value.copy_(saved[name])
-            optimizer = self.optimizer.state_dict()
+                    value.copy_(like(saved[name], value))
+            optimizer, parameters = self.optimizer.state_dict(), list(self.network.parameters())
             optimizer["state"] = {}
             for name, value in part("optimizer/").items():
                 index, _, moment = name.partition("/")
-                optimizer["state"].setdefault(int(index), {})[moment] = value
+                optimizer["state"].setdefault(int(index), {})[moment] = like(value, parameters[int(index)])
             self.optimizer.load_state_dict(optimizer)
             self.sampler.load_state(part("sampler/"))
+            self.guard.load_state(part("guard/"))
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict({name: value.item() for name, value in part("scaler/").items()})
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"the checkpoint's state does not fit this configuration ({error})") from None
         self.images = images
@@ -256,15 +291,3 @@ def train(training: Training, data: ImageSet, total: int) -> Iterator[Record]:
     """Step until `total` images have been seen, yielding a record each; stop by no longer asking."""
     while training.images < total:
         yield training.step(data, total)
-
-
-def measure_speed(training: Training, data: ImageSet, seconds: float = 4.0) -> float:
-    """Images per second of all processes together, from steps of a throw-away training of the same kind."""
-    config, processes = training.config, training.processes
-    probe = Training(config, facts(data), training.device, processes)
-    total = 10**9
-    probe.step(data, total)  # allocations and kernel choices are not speed
-    durations = []
-    while len(durations) < 50 and processes.any(sum(durations) < seconds):
-        durations.append(probe.step(data, total).seconds)
-    return config.train.batch_size / processes.from_first(float(np.median(durations)))

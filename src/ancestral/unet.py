@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 
@@ -119,6 +120,7 @@ class UNet(nn.Module):
         dropout: inside each block.
         classes: number of labels for a class embedding added to the time's; 0 for none.
         patch: side of the square pixel blocks folded into channels before the first convolution; 1 in the paper.
+        recompute: keep no activations inside the stages, but compute them again in the backward pass.
 
     Raises:
         ValueError: in `forward`, when the sides do not divide by patch * 2^(levels - 1).
@@ -135,8 +137,10 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         classes: int = 0,
         patch: int = 1,
+        recompute: bool = False,
     ) -> None:
         super().__init__()
+        self.recompute = recompute
         self.width, self.patch, self.divisor = width, patch, patch * 2 ** (len(multipliers) - 1)
         time_width = 4 * width
         self.time = nn.Sequential(
@@ -187,10 +191,17 @@ class UNet(nn.Module):
         h = self.stem(functional.pixel_unshuffle(x, self.patch))
         skips = [h]
         for layer in self.down:
-            h = layer(h, embedding) if isinstance(layer, Stage) else layer(h)
+            h = self._run(layer, h, embedding)
             skips.append(h)
         for layer in self.middle:
-            h = layer(h, embedding)
+            h = self._run(layer, h, embedding)
         for layer in self.up:
-            h = layer(torch.cat([h, skips.pop()], 1), embedding) if isinstance(layer, Stage) else layer(h)
+            h = self._run(layer, torch.cat([h, skips.pop()], 1) if isinstance(layer, Stage) else h, embedding)
         return functional.pixel_shuffle(self.head(h), self.patch)
+
+    def _run(self, layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+        if not isinstance(layer, Stage):
+            return layer(h)
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(layer, h, embedding, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return layer(h, embedding)

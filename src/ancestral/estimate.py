@@ -1,0 +1,64 @@
+"""What a run will cost, from a few seconds of it: parameters, operations, memory, images per second."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
+
+from ancestral.feed import facts
+from ancestral.imageset import ImageSet
+from ancestral.train import Training
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one update, on all processes together unless said otherwise."""
+
+    parameters: int
+    flops: int  # floating-point operations of matrix products and convolutions, backward pass included
+    state_bytes: int  # weights, gradients, moments and averages, in one process that divides nothing
+    activation_bytes: int  # kept for the backward pass of one part of a batch
+    checkpoint_bytes: int  # raw weights, moments and averages, the model once more
+    images_per_second: float
+
+
+def measure_speed(training: Training, data: ImageSet, seconds: float = 4.0) -> float:
+    """Images per second of all processes together, from steps of a throw-away training of the same kind."""
+    config, processes = training.config, training.processes
+    probe = Training(config, facts(data), training.device, processes)
+    total = 10**9
+    probe.step(data, total)  # allocations and kernel choices are not speed
+    durations = []
+    while len(durations) < 50 and processes.any(sum(durations) < seconds):
+        durations.append(probe.step(data, total).seconds)
+    return config.train.batch_size / processes.from_first(float(np.median(durations)))
+
+
+def measure(training: Training, data: ImageSet) -> Cost:
+    """Run a few steps of a throw-away training and count."""
+    probe = Training(training.config, facts(data), training.device, training.processes)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+        probe.step(data, 10**9)
+    weights = {value.untyped_storage().data_ptr() for value in probe.network.parameters()}
+    parameters = sum(value.numel() for value in probe.network.parameters())
+    parts = -(-probe.shard // probe.part) * probe.engine.shards
+    return Cost(
+        parameters=parameters,
+        flops=counter.get_total_flops() * training.processes.size,
+        state_bytes=parameters * torch.float32.itemsize * (4 + len(probe.averages)),
+        activation_bytes=sum(size for place, size in kept.items() if place not in weights) // parts,
+        checkpoint_bytes=parameters * torch.float32.itemsize * (4 + len(probe.averages)),
+        images_per_second=measure_speed(training, data),
+    )

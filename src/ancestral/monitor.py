@@ -1,0 +1,79 @@
+"""What is looked at while a model trains: a few images, the bound on held-out ones and where in time its bits are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ancestral import build
+from ancestral.bound import bound, calibrate, mean_and_error
+from ancestral.config import Config, Facts
+from ancestral.denoiser import Denoiser
+from ancestral.feed import to_bytes, to_unit
+from ancestral.imageset import ImageSet
+from ancestral.reverse import DDIM, Ancestral, large
+from ancestral.rng import Streams
+from ancestral.sample import sample
+
+CALIBRATED = 128  # training images on which the model's own error is measured
+
+
+class Preview(NamedTuple):
+    """Images (N, H, W, C) uint8, the bound on held-out images, and its part in each tenth of t, least noise first."""
+
+    images: np.ndarray
+    bits_per_dim: float
+    bits_by_tenth: list[float | None]
+
+
+def model(config: Config, facts: Facts, weights: Mapping[str, Tensor], device: torch.device) -> Denoiser:
+    """A network of its own with these weights, for looking at."""
+    made = build.denoiser(config, facts)
+    made.network.load_state_dict(weights)
+    return made.to(device).eval().requires_grad_(requires_grad=False)
+
+
+def labels_of(images: ImageSet, config: Config, device: torch.device) -> Tensor | None:
+    """The images' labels, if the model wants them."""
+    if not config.model.labels or images.labels is None:
+        return None
+    return torch.from_numpy(images.labels).to(device)
+
+
+def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:
+    """16 images in 20 steps, and the bound with a few terms an image on 32 held-out ones."""
+    labels = torch.arange(16, device=device) % len(facts.class_names) if config.model.labels else None
+    grid = build.sampling_grid(config, "trailing", 20 if config.diffusion.T > 20 else None)
+    drawn = sample(build.predictor(shown, None, labels), facts.shape, 16, grid, DDIM(), device=device)
+    test, times = held_out.spread(32), build.training_grid(config)
+    measured = bound(
+        build.predictor(shown, None, labels_of(test, config, device)),
+        to_unit(test.images).to(device),
+        times,
+        Ancestral(large),
+        Streams(0, "preview", range(len(test))),
+        terms=min(10, len(times) - 1),
+    )
+    place = ((measured.t - 1) * 10 // max(times[0], 1)).flatten()
+    bits = measured.terms / measured.dimensions / np.log(2) * measured.weight
+    sums = torch.zeros(10, dtype=torch.float64).index_add_(0, place, bits.flatten()) / len(test)
+    seen = place.bincount(minlength=10)
+    by_tenth = [float(value) if count else None for value, count in zip(sums, seen, strict=True)]
+    return Preview(to_bytes(drawn), mean_and_error(measured.bits_per_dim)[0], by_tenth)
+
+
+def calibration(config: Config, shown: Denoiser, train_images: ImageSet, device: torch.device) -> Tensor:
+    """The model's own squared error, measured on training images (see `bound.calibrate`)."""
+    images = train_images.spread(CALIBRATED)
+    predictor = build.predictor(shown, None, labels_of(images, config, device))
+    return calibrate(predictor, to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images))))
+
+
+def by_tenth_of_t(places: Tensor, losses: Tensor, steps: int) -> list[float | None]:
+    """Mean loss in each tenth of the time grid, least noise first; None where no image was."""
+    tenth = (steps - 1 - places) * 10 // steps
+    return [float(losses[tenth == k].mean()) if (tenth == k).any() else None for k in range(10)]
