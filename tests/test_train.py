@@ -143,9 +143,8 @@ def test_a_spike_is_left_out_and_a_run_of_them_stops(digits):
     run.objective = lambda *args, **cond: 3 * objective(*args, **cond)  # above the others, but no spike
     assert run.step(digits.train, 10_000).made
     run.objective = lambda *args, **cond: 1000 * objective(*args, **cond)
-    with pytest.raises(train.NotFinite, match="far above those before.*diverged"):
-        for _ in range(10):
-            run.step(digits.train, 10_000)
+    with pytest.raises(train.NotFinite, match=r"far above those before.*diverged"):
+        [run.step(digits.train, 10_000) for _ in range(10)]
 
 
 def test_a_loss_that_rises_for_good_is_noticed():
@@ -166,7 +165,9 @@ def test_what_stopped_a_run_can_be_looked_into(tmp_path, digits):
 
     def broken(images, total):
         if run.training.images == 40:
-            run.training.objective = lambda denoiser, x0, *rest, **cond: x0.flatten(1).sum(1) * float("nan")
+            run.training.objective = lambda denoiser, x0, *rest, **cond: (
+                denoiser.network.head[2].bias.sum() * float("nan") * x0.flatten(1).sum(1)
+            )
         return step(images, total)
 
     run.training.step = broken
@@ -344,19 +345,36 @@ def test_paper_presets_have_the_papers_size():
 @pytest.mark.parametrize(
     ("option", "tolerance"),
     [
-        ({"train__precision": "bfloat16"}, 0.02),
-        ({"train__precision": "float16"}, 0.005),
+        ({"train__precision": "bfloat16"}, 0.03),
+        ({"train__precision": "float16"}, 0.003),
         ({"train__channels_last": True}, 1e-5),
         ({"train__recompute": True}, 0.0),
-        pytest.param({"train__compile": True}, 1e-5, marks=pytest.mark.skipif(not shutil.which("g++"), reason="g++")),
+        pytest.param(
+            {"train__compile": True},
+            1e-5,
+            marks=[
+                pytest.mark.skipif(not shutil.which("g++"), reason="no g++"),
+                pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's own
+            ],
+        ),
     ],
     ids=str,
 )
 def test_another_way_to_compute_changes_nothing_but_rounding(digits, option, tolerance):
-    eager = trained(settings(train__flip=False), digits, 32, 32)
-    other = trained(settings(train__flip=False, **option), digits, 32, 32)
-    for name, value in eager.network.state_dict().items():
-        assert torch.allclose(value, other.network.state_dict()[name], rtol=0, atol=tolerance), name
+    small = {"model__dropout": 0.0, "model__multipliers": (1,), "model__attention": ()}  # quick to compile
+    eager = trained(settings(**small), digits, 80, 10_000)
+    other = train.Training(settings(**small, **option), feed.facts(digits.train), CPU)
+    other.network.load_state_dict(eager.network.state_dict())
+    other.images = eager.images
+    # Gradients, not weights: Adam makes full steps of gradients that are nothing but rounding.
+    gradients, losses = [], []
+    for one in (eager, other):
+        losses.append(one._accumulate(one._batch(digits.train, range(80, 88))))
+        one.scaler.unscale_(one.optimizer)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in one.network.parameters()]))
+    assert (losses[0] - losses[1]).norm() <= tolerance * losses[0].norm()
+    assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[0].norm()
+    assert (option.get("train__precision") is None) == torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
 
 
 def test_recomputing_keeps_less(digits):
@@ -374,8 +392,7 @@ def test_half_precision_lowers_its_scale_and_goes_on(digits):
     assert not run.step(digits.train, 1000).made
     assert equal(before, dict(run.network.state_dict()))
     with pytest.raises(UserError, match=r"10 time\(s\) in a row"):
-        for _ in range(9):
-            run.step(digits.train, 1000)
+        [run.step(digits.train, 1000) for _ in range(9)]
     run.scaler.update(1024.0)
     assert run.step(digits.train, 1000).made
     again = train.Training(settings(train__precision="float16"), feed.facts(digits.train), CPU)

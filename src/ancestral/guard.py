@@ -41,7 +41,11 @@ class Guard:
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must keep."""
-        return {"losses": self.losses, "taken": torch.tensor(self.taken), "lowest": torch.tensor(self.lowest).double()}
+        return {
+            "losses": self.losses,
+            "taken": torch.tensor(self.taken),
+            "lowest": torch.tensor(self.lowest, dtype=torch.float64),
+        }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up a state that `state` gave."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,7 +72,7 @@ class WeightsAndBiases:
 
         name = folder / "wandb-id"  # so that a run that goes on is one run there too
         if not name.exists():
-            name.write_text(wandb.util.generate_id())
+            name.write_text(uuid.uuid4().hex[:8])
         self._wandb: Any = wandb
         self._run: Any = wandb.init(
             project="ancestral",
@@ -94,7 +95,7 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         """Finish the run."""
-        self._run.finish(quiet=True)
+        self._run.finish()
 
 
 TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
