@@ -202,7 +202,7 @@ def test_bad_files_are_refused_or_skipped_by_name(tmp_path, broken):
 
 def test_all_bad(tmp_path):
     break_empty(tmp_path / "a.png")
-    with pytest.raises(UserError, match="none of its 1 images"):
+    with pytest.raises(UserError, match=r"none of its images .* the first: .*a\.png"):
         load(str(tmp_path), DataOptions(bad_images="skip"))
 
 
@@ -260,6 +260,10 @@ def test_metadata_labels(tmp_path):
         ("metadata.csv", "file_name,label\nabsent.png,1\n", "absent.png"),
         ("metadata.csv", "file_name,label\n00.png,1\n", "no row for 01.png"),
         ("metadata.csv", "name,label\n00.png,1\n", "file_name"),
+        ("metadata.csv", "file_name,label\n00.png,1\n01.png\n", r"row 2 \(01.png\) has no label"),
+        ("metadata.csv", "file_name,label\n00.png,1\n01.png,2\n00.png,2\n", "two rows for 00.png"),
+        ("metadata.jsonl", '{"file_name": "00.png", "label": 1}\n{"file_name": "01.png"}\n', "row 2 .* has no label"),
+        ("metadata.jsonl", '{"file_name": "00.png", "label": 1}\n{"file_name": ["01.png"], "label": 2}\n', "row 2"),
         ("metadata.jsonl", "[1]\n", "JSON object"),
         ("metadata.jsonl", "{broken\n", "metadata.jsonl"),
     ],
@@ -269,6 +273,41 @@ def test_metadata_errors(tmp_path, name, text, problem):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=problem):
         load(str(tmp_path), DataOptions())
+
+
+def test_metadata_without_labels_leave_the_folders(tmp_path):
+    for label in ("cat", "dog"):
+        grey_folder(tmp_path / label, 2)
+    names = [f"{label}/{n:02d}.png" for label in ("cat", "dog") for n in range(2)]
+    (tmp_path / "metadata.jsonl").write_text(
+        "".join(json.dumps({"file_name": name, "text": "a\u2028b"}, ensure_ascii=False) + "\n" for name in names)
+    )
+    assert load(str(tmp_path), DataOptions()).train.class_names == ("cat", "dog")
+
+
+def test_a_single_train_folder_is_the_set(tmp_path):
+    for label in ("cat", "dog"):
+        grey_folder(tmp_path / "train" / label, 4)
+    splits = load(str(tmp_path), DataOptions())
+    assert splits.train.class_names == ("cat", "dog")
+    assert len(splits.train) + len(splits.test) == 8
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes only there")
+def test_names_that_are_not_unicode(tmp_path):
+    grey_folder(tmp_path, 4)
+    os.rename(tmp_path / "00.png", os.fsencode(tmp_path) + b"/\xff.png")
+    assert len(load(str(tmp_path), DataOptions()).train) >= 2
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
+def test_folders_that_cannot_be_read_are_named(tmp_path):
+    grey_folder(tmp_path / "open", 4)
+    grey_folder(tmp_path / "shut", 4)
+    (tmp_path / "shut").chmod(0)
+    with pytest.raises(UserError, match="shut: cannot be read"):
+        load(str(tmp_path), DataOptions())
+    (tmp_path / "shut").chmod(0o700)
 
 
 def test_new_files_move_no_old_one_between_the_splits(tmp_path):
@@ -348,11 +387,16 @@ def test_npz_errors(tmp_path, arrays, problem):
         load(str(tmp_path / "a.npz"), DataOptions())
 
 
-def test_npz_does_not_change_size(tmp_path):
-    np.savez(tmp_path / "a.npz", images=np.zeros((4, 3, 3), np.uint8))
-    for options in (DataOptions(size=8), DataOptions(channels=3)):
-        with pytest.raises(UserError, match="leave data"):
-            load(str(tmp_path / "a.npz"), options)
+def test_arrays_get_the_size_and_channels_asked_for(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 6, 4), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels)
+    for n, one in enumerate(pixels):
+        png(tmp_path / "folder" / f"{n}.png", one)
+    options = DataOptions(size=3, channels=3)
+    splits = [load(str(tmp_path / name), options) for name in ("a.npz", "folder")]
+    both = [{one.tobytes() for part in (each.train, each.test) for one in part.images} for each in splits]
+    assert splits[0].train.shape == (3, 3, 3)
+    assert both[0] == both[1]
 
 
 @pytest.mark.parametrize(

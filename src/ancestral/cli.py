@@ -100,7 +100,7 @@ def main() -> None:
 @click.option("--dry-run", is_flag=True, help="Show the settings, the cost and what the budget buys; train nothing.")
 @click.option("--fresh", is_flag=True, help="Begin anew; an existing run is moved aside, not deleted.")
 def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed: int, **options: Any) -> None:
-    """Train on DATA: a folder of images, a .npz file, or the built-in sets mnist and digits."""
+    """Train on DATA: a folder of images, a .npz or .npy file, tar shards, hf:NAME, or the built-in mnist or digits."""
     from ancestral import config
 
     short = {

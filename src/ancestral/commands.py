@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def _describe(settings: config.Config, run: runner.Run, length: Length) -> None:
         f"{batch / speed:.3f} s ({speed:.0f} images/s here, {cost.flops / batch * speed / 1e9:,.1f} GFLOP/s)\n"
         f"memory: {cost.state_bytes / 1e6:,.0f} MB of weights, gradients, moments and averages, "
         f"{cost.activation_bytes / 1e6:,.0f} MB of activations, "
-        f"{run.data.train.images.nbytes / 1e6:,.0f} MB of images\n"
+        f"{len(run.data.train) * prod(run.facts.shape) / 1e6:,.0f} MB of images\n"
         f"disk: {cost.checkpoint_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept\n"
         f"{length}: {total:,} images = {total // batch:,} updates = {total / len(run.data.train):.1f} epochs of "
         f"{len(run.data.train):,} images, in about {total / speed / 60:.1f} min of training steps"

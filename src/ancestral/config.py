@@ -67,6 +67,7 @@ class TrainOptions:
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     clip_norm: Positive = 1.0
     flip: bool = False
+    workers: Annotated[int, Meta(ge=0)] = 0  # threads that prepare the next batches
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
     average_widths: tuple[Width, Width] = (0.05, 0.1)  # the two averages that are kept
     average: Literal[0, 1] = 1  # which of them is the model

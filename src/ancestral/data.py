@@ -1,4 +1,4 @@
-"""Getting images in: built-in sets, .npz files, folders. Always uint8, always with a part that is never trained on."""
+"""Getting images in from wherever they are. Always uint8, always with a part that is never trained on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from PIL import ImageColor
 
 from ancestral.errors import UserError
 from ancestral.folders import load_folder
+from ancestral.hub import load_hub
+from ancestral.images import adapt
 from ancestral.imageset import DataOptions, ImageSet, Splits, split_off
+from ancestral.shards import is_pattern, load_shards
+from ancestral.store import array
 
 
 def load(source: str, options: DataOptions) -> Splits:
-    """The images of a built-in set, a .npz file or a folder.
+    """The images of a built-in set, a folder, a .npz or .npy file, tar shards, or `hf:` and a data set.
 
     Raises:
         UserError: naming what is missing, unreadable or inconsistent.
@@ -26,20 +30,25 @@ def load(source: str, options: DataOptions) -> Splits:
     _check_background(options.background)
     path = Path(source)
     if source in BUILT_IN:
-        splits = BUILT_IN[source]()
+        splits = _adapted(BUILT_IN[source](), options)
+    elif source.startswith("hf:"):
+        splits = load_hub(source.removeprefix("hf:"), options)
+    elif is_pattern(source):
+        splits = load_shards(source, options)
     elif path.is_dir():
         splits = load_folder(path, options)
     elif path.is_file() and path.suffix.lower() == ".npz":
-        splits = _npz(path, options)
+        splits = _adapted(_npz(path, options), options)
+    elif path.is_file() and path.suffix.lower() == ".npy":
+        splits = split_off(array(path), options.holdout, source)
+        _refuse_conversion(splits.train, options, source)
     elif path.exists():
-        raise UserError(f"{source}: not a folder of images nor a .npz file")
+        raise UserError(f"{source}: not a folder of images, nor a .npz, .npy or .tar file")
     else:
         near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(source, BUILT_IN, n=1))
         raise UserError(
             f"{source}: no such file or folder, and no built-in set; {near}built in are: {', '.join(BUILT_IN)}"
         )
-    if path.suffix.lower() == ".npz" or source in BUILT_IN:
-        _refuse_conversion(splits.train, options, source)
     if options.limit is not None:
         splits = replace(splits, train=splits.train.take(range(min(options.limit, len(splits.train)))))
     return splits
@@ -54,12 +63,28 @@ def _check_background(name: str) -> None:
         raise UserError(f"data.background: '{name}' is no opaque colour; use a name or #rrggbb")
 
 
+def _adapted(splits: Splits, options: DataOptions) -> Splits:
+    """Arrays, with the size and channels asked for."""
+    height, width, channels = splits.train.shape
+    if options.size in (None, height if height == width else None) and options.channels in (None, channels):
+        return splits
+    wanted = options.channels or channels
+
+    def adapted(part: ImageSet) -> ImageSet:
+        images = [adapt(one, wanted, options.size, options.background) for one in part.images[:]]
+        return replace(part, images=np.stack(images))
+
+    return Splits(adapted(splits.train), adapted(splits.test))
+
+
 def _refuse_conversion(images: ImageSet, options: DataOptions, source: str) -> None:
     height, width, channels = images.shape
     if options.size not in (None, height) or (height != width and options.size is not None):
-        raise UserError(f"data.size: {source} holds arrays of {height}x{width}; leave data.size out")
+        raise UserError(f"data.size: {source} is mapped as it is, {height}x{width}; leave data.size out")
     if options.channels not in (None, channels):
-        raise UserError(f"data.channels: {source} holds arrays of {channels} channels; leave data.channels out")
+        raise UserError(
+            f"data.channels: {source} is mapped as it is, with {channels} channels; leave data.channels out"
+        )
 
 
 def _per_class_split(images: np.ndarray, labels: np.ndarray, source: str, share: float) -> Splits:

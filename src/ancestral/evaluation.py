@@ -78,7 +78,7 @@ def evaluate(
     if together.first:
         parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
         result = concatenate([Bound.of_tensors(one) for one in parts])
-        _write_evaluation(folder, result, variance or saved.config.diffusion.variance, test.images, exact)
+        _write_evaluation(folder, result, variance or saved.config.diffusion.variance, test.images[:], exact)
         job.forget()
     parallel.leave()
 

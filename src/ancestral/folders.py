@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import json
 import os
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ancestral.errors import UserError
 from ancestral.images import SUFFIXES, BadImage, decode, is_grey
-from ancestral.imageset import DataOptions, ImageSet, Splits, split_off
+from ancestral.imageset import DataOptions, Item, Splits, split_off
+from ancestral.store import gather, listing
 
 
 def load_folder(root: Path, options: DataOptions) -> Splits:
@@ -25,14 +26,17 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
     parts = {name: root / name for name in ("train", "test", "validation", "val") if (root / name).is_dir()}
     own_test = next((parts[name] for name in ("test", "validation", "val") if name in parts), None)
     folders = [parts["train"], own_test] if "train" in parts and own_test else [root]
+    if list(parts) == ["train"] and not any(one != parts["train"] and _is_shown(one.name) for one in root.iterdir()):
+        folders = [parts["train"]]
     listings = [_label(folder, _files(folder)) for folder in folders]
     class_names = tuple(sorted({label for listing in listings for label in listing.values() if label is not None}))
     skipped: list[str] = []
     channels = options.channels or _common_channels(folders, listings, options, skipped)
-    sets = [
-        _read(folder, listing, class_names, channels, options, skipped)
-        for folder, listing in zip(folders, listings, strict=True)
-    ]
+    sets = []
+    for folder, labels in zip(folders, listings, strict=True):
+        key = [listing(folder / file for file in labels), list(labels.values()), channels, asdict(options)]
+        read = partial(_read, folder, labels, class_names, channels, options)
+        sets.append(gather(read, class_names, str(folder), options.cache, key, skipped))
     shapes = {one.shape for one in sets}
     if len(shapes) > 1:
         raise UserError(f"{root}: images differ in size between the splits; set one: --set data.size=32")
@@ -40,13 +44,21 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
     return replace(splits, skipped=tuple(dict.fromkeys(skipped)))
 
 
+def _is_shown(name: str) -> bool:
+    return not name.startswith(".")
+
+
 def _files(root: Path) -> list[str]:
     """Relative names of the images below a folder, sorted; links to folders are not followed, so that none can loop."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); make it readable or move it away")
+
     found = []
-    for folder, inner, files in os.walk(root):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in files:
-            if Path(name).suffix.lower() in SUFFIXES and not name.startswith("."):
+    for folder, inner, files in os.walk(root, onerror=refuse):
+        inner[:] = filter(_is_shown, inner)
+        for name in filter(_is_shown, files):
+            if Path(name).suffix.lower() in SUFFIXES:
                 found.append((Path(folder) / name).relative_to(root).as_posix())
     if not found:
         raise UserError(f"{root}: no images below it; looked for {', '.join(sorted(SUFFIXES))} in any case")
@@ -54,19 +66,19 @@ def _files(root: Path) -> list[str]:
 
 
 def _label(root: Path, files: list[str]) -> dict[str, str | None]:
-    """A label for each file: from metadata where there is one, otherwise its first folder, otherwise none."""
+    """A label for each file: from metadata where they have one, otherwise its first folder, otherwise none."""
+    first = [file.partition("/")[0] if "/" in file else None for file in files]
+    by_folder = dict(zip(files, first if None not in first else [None] * len(files), strict=True))
     for name, read in (("metadata.csv", _csv_rows), ("metadata.jsonl", _jsonl_rows)):
         if (root / name).is_file():
-            return _metadata_labels(root / name, files, read(root / name))
-    if all("/" in file for file in files):
-        return {file: file.partition("/")[0] for file in files}
-    return dict.fromkeys(files)
+            return _metadata_labels(root / name, files, read(root / name)) or by_folder
+    return by_folder
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file))
+            return list(csv.DictReader(file, strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
@@ -74,28 +86,37 @@ def _csv_rows(path: Path) -> list[dict[str, Any]]:
 def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if line.strip():
-                rows.append(json.loads(line))
-                if not isinstance(rows[-1], dict):
-                    raise UserError(f"{path}:{number}: each line must be a JSON object with file_name and label")
-    except (OSError, ValueError) as error:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    rows.append(json.loads(line))
+                    if not isinstance(rows[-1], dict):
+                        raise UserError(f"{path}:{number}: each line must be a JSON object with file_name and label")
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     return rows
 
 
 def _metadata_labels(path: Path, files: list[str], rows: list[dict[str, Any]]) -> dict[str, str | None]:
-    if not rows or "file_name" not in rows[0]:
-        raise UserError(f"{path}: needs a column file_name")
-    column = next((name for name in ("label", "class") if name in rows[0]), None)
-    listed = {str(row.get("file_name")): str(row[column]) if column and column in row else None for row in rows}
-    for name in listed:
-        if name not in set(files):
+    """A label for every file, or nothing where the metadata have none."""
+    column = next((name for name in ("label", "class") if any(name in row for row in rows)), None)
+    known, listed = set(files), dict[str, str | None]()
+    for number, row in enumerate(rows, 1):
+        name = row.get("file_name")
+        if not isinstance(name, str):
+            raise UserError(f"{path}: row {number} has no file_name")
+        if name not in known:
             raise UserError(f"{path}: names {name}, which is not among the images beside it")
+        if name in listed:
+            raise UserError(f"{path}: has two rows for {name}; keep one")
+        label = row.get(column) if column else None
+        if column and not (isinstance(label, (str, int)) and str(label)):
+            raise UserError(f"{path}: row {number} ({name}) has no {column}; give every row one, or none")
+        listed[name] = None if label is None else str(label)
     for file in files:
         if file not in listed:
             raise UserError(f"{path}: has no row for {file}; add one or move the file away")
-    return {file: listed[file] for file in files}
+    return listed if column else {}
 
 
 def _common_channels(
@@ -105,7 +126,7 @@ def _common_channels(
         try:
             return is_grey(path, options.max_pixels)
         except BadImage as error:
-            _skip_or_raise(error, options, skipped)
+            skip_or_raise(error, options, skipped)
             return True
 
     everywhere = (folder / file for folder, listing in zip(folders, listings, strict=True) for file in listing)
@@ -113,7 +134,8 @@ def _common_channels(
     return 1 if all(modes) else 3
 
 
-def _skip_or_raise(error: BadImage, options: DataOptions, skipped: list[str]) -> None:
+def skip_or_raise(error: BadImage, options: DataOptions, skipped: list[str]) -> None:
+    """Note a bad file, or refuse it, as the options say."""
     if options.bad_images == "refuse":
         raise UserError(f"{error}; mend or remove it, or leave such files out: --set data.bad_images=skip") from None
     skipped.append(str(error))
@@ -121,29 +143,37 @@ def _skip_or_raise(error: BadImage, options: DataOptions, skipped: list[str]) ->
 
 def _read(
     root: Path,
-    listing: dict[str, str | None],
+    labels: dict[str, str | None],
     class_names: tuple[str, ...],
     channels: int,
     options: DataOptions,
     skipped: list[str],
-) -> ImageSet:
-    images, kept = [], []
-    for file in listing:
-        try:
-            images.append(decode(root / file, channels, options.size, options.background, options.max_pixels))
-            kept.append(file)
-        except BadImage as error:
-            _skip_or_raise(error, options, skipped)
-        if images[1:] and images[-1].shape != images[0].shape:
-            (height, width, _), (other_height, other_width, _) = images[0].shape, images[-1].shape
+) -> Iterator[Item]:
+    def items() -> Iterator[Item]:
+        for file, label in labels.items():
+            try:
+                pixels = decode(root / file, channels, options.size, options.background, options.max_pixels)
+            except BadImage as error:
+                skip_or_raise(error, options, skipped)
+            else:
+                yield Item(pixels, None if label is None else class_names.index(label), file)
+
+    return of_one_size(items(), str(root))
+
+
+def of_one_size(items: Iterator[Item], source: str) -> Iterator[Item]:
+    """The items, as long as they are of the first one's size.
+
+    Raises:
+        UserError: naming the two that differ.
+    """
+    first = None
+    for item in items:
+        first = first or item
+        if item.pixels.shape != first.pixels.shape:
+            (height, width, _), (other_height, other_width, _) = first.pixels.shape, item.pixels.shape
             raise UserError(
-                f"{root / file}: {other_height}x{other_width} (height x width), but {kept[0]} is {height}x{width}; "
-                "set one size for all: --set data.size=32"
+                f"{source}/{item.name}: {other_height}x{other_width} (height x width), but {first.name} is "
+                f"{height}x{width}; set one size for all: --set data.size=32"
             )
-    if not images:
-        raise UserError(f"{root}: none of its {len(listing)} images can be read; the first: {skipped[0]}")
-    labels = [class_names.index(label) for file in kept if (label := listing[file]) is not None]
-    whole = len(labels) == len(kept)
-    return ImageSet(
-        np.stack(images), np.array(labels, dtype=np.int64) if whole else None, class_names if whole else (), tuple(kept)
-    )
+        yield item

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -20,25 +21,25 @@ class BadImage(UserError):
     """A file that cannot be used, and why."""
 
 
-def _open(path: Path, max_pixels: int) -> Image.Image:
+def _open(file: Path | bytes, name: str, max_pixels: int) -> Image.Image:
     """The file's header, its size checked before a single pixel is decoded."""
     try:
-        if path.exists() and not path.is_file():
-            raise BadImage(f"{path}: not a regular file")  # a pipe would be waited for without end
+        if isinstance(file, Path) and file.exists() and not file.is_file():
+            raise BadImage(f"{name}: not a regular file")  # a pipe would be waited for without end
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on metadata, which is not used, and bombs: see the limit below
-            image = Image.open(path, formats=_FORMATS)
+            image = Image.open(file if isinstance(file, Path) else io.BytesIO(file), formats=_FORMATS)
     except BadImage:
         raise
     except OSError as error:
         reason = error.strerror or "not an image of a known format, or damaged"
-        raise BadImage(f"{path}: cannot be read ({reason})") from None
+        raise BadImage(f"{name}: cannot be read ({reason})") from None
     except Exception as error:  # a parser raises whatever it trips over: struct.error, KeyError, ...
-        raise BadImage(f"{path}: refused ({error})") from None
+        raise BadImage(f"{name}: refused ({error})") from None
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height}"
         image.close()
-        raise BadImage(f"{path}: {size} is over the limit of {max_pixels} pixels; raise data.max_pixels if it is meant")
+        raise BadImage(f"{name}: {size} is over the limit of {max_pixels} pixels; raise data.max_pixels if it is meant")
     return image
 
 
@@ -48,11 +49,13 @@ def is_grey(path: Path, max_pixels: int) -> bool:
     Raises:
         BadImage: as `decode`.
     """
-    with _open(path, max_pixels) as image:
+    with _open(path, str(path), max_pixels) as image:
         return image.mode in _GREY_MODES
 
 
-def decode(path: Path, channels: int, size: int | None, background: str, max_pixels: int) -> np.ndarray:
+def decode(
+    file: Path | bytes, channels: int, size: int | None, background: str, max_pixels: int, name: str | None = None
+) -> np.ndarray:
     """The first frame as uint8 (H, W, C), upright, composited on `background` unless C is 4.
 
     With a `size`, the middle square scaled to it; otherwise the image's own size.
@@ -60,18 +63,26 @@ def decode(path: Path, channels: int, size: int | None, background: str, max_pix
     Raises:
         BadImage: naming the file, when it is damaged, truncated, too large or of a mode without a meaning as bytes.
     """
-    with _open(path, max_pixels) as image, warnings.catch_warnings():
+    name = name or str(file)
+    with _open(file, name, max_pixels) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `_open`
         try:
             image.load()
             upright = ImageOps.exif_transpose(image)
         except Exception as error:  # as in `_open`
-            raise BadImage(f"{path}: damaged or truncated ({error})") from None
+            raise BadImage(f"{name}: damaged or truncated ({error})") from None
         if upright.mode == "F":
-            raise BadImage(f"{path}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
+            raise BadImage(f"{name}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
         if upright.mode == "I" and np.any(np.asarray(upright) != np.asarray(upright).clip(0, 65535)):
-            raise BadImage(f"{path}: grey values beyond 0..65535 have no agreed range; save it with 8 or 16 bits")
+            raise BadImage(f"{name}: grey values beyond 0..65535 have no agreed range; save it with 8 or 16 bits")
         square = _fit(_convert(upright, channels, background), size)
+    return np.asarray(square).reshape(square.height, square.width, channels)
+
+
+def adapt(pixels: np.ndarray, channels: int, size: int | None, background: str) -> np.ndarray:
+    """An array (H, W, C) as a file of it would be decoded."""
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    square = _fit(_convert(image, channels, background), size)
     return np.asarray(square).reshape(square.height, square.width, channels)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b, sha256
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Meta
@@ -22,15 +23,41 @@ class DataOptions:
     background: str = "white"  # behind transparent pixels
     bad_images: Literal["refuse", "skip"] = "refuse"
     holdout: Annotated[float, Meta(gt=0, lt=1)] = 0.1  # for testing, where the source has no split of its own
-    max_pixels: Annotated[int, Meta(ge=1)] = 32_000_000
+    max_pixels: Annotated[int, Meta(ge=1, le=178_000_000)] = 32_000_000  # above it Pillow has a limit of its own
     limit: Annotated[int, Meta(ge=1)] | None = None  # use only the first so many training images
+    cache: str | None = None  # folder for decoded images, which are then mapped instead of held in memory
+
+
+class Rows:
+    """Rows of an array, possibly one mapped from a file, that are read when they are asked for."""
+
+    def __init__(self, source: np.ndarray, rows: np.ndarray) -> None:
+        self.source, self.rows = source, rows
+        self.shape = (len(rows), *source.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: Any) -> np.ndarray:
+        return np.asarray(self.source[self.rows[chosen]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return self[:]
+
+
+class Item(NamedTuple):
+    """One image on its way into a set."""
+
+    pixels: np.ndarray  # uint8 (H, W, C)
+    label: int | None
+    name: str
 
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images as bytes (N, H, W, C), labels int64 (N,) or None, and a name for each to speak of it."""
 
-    images: np.ndarray
+    images: np.ndarray | Rows
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     names: tuple[str, ...]
@@ -50,13 +77,22 @@ class ImageSet:
 
     def digest(self) -> str:
         """SHA-256 of the pixels and labels: whether these are the same images in the same order."""
-        labels = b"" if self.labels is None else self.labels.tobytes()
-        return sha256(np.ascontiguousarray(self.images).tobytes() + labels).hexdigest()
+        digest = sha256()
+        for start in range(0, len(self), 1024):
+            digest.update(self.images[start : start + 1024].tobytes())
+        digest.update(b"" if self.labels is None else self.labels.tobytes())
+        return digest.hexdigest()
 
     def take(self, rows: Sequence[int] | np.ndarray) -> ImageSet:
-        """The images of these rows."""
-        labels = None if self.labels is None else self.labels[rows]
-        return replace(self, images=self.images[rows], labels=labels, names=tuple(self.names[row] for row in rows))
+        """The images of these rows; those of a mapped file stay there."""
+        chosen = np.asarray(rows, dtype=np.int64)
+        labels = None if self.labels is None else self.labels[chosen]
+        images = self.images
+        if isinstance(images, Rows):
+            images = Rows(images.source, images.rows[chosen])
+        else:
+            images = Rows(images, chosen) if isinstance(images, np.memmap) else images[chosen]
+        return replace(self, images=images, labels=labels, names=tuple(self.names[row] for row in chosen))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,13 +114,23 @@ def held_out(names: Sequence[str], share: float, source: str) -> np.ndarray:
         raise UserError(
             f"{source}: at least 2 images are needed, one to train on and one to test on; found {len(names)}"
         )
-    place = [int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64 for name in names]
+    place = [int.from_bytes(blake2b(os.fsencode(name), digest_size=8).digest(), "big") / 2**64 for name in names]
     test = np.array(place) < share
     if not test.any():
         test[np.argmin(place)] = True
     if test.all():
         test[np.argmax(place)] = False
     return test
+
+
+def labelled(
+    labels: Sequence[int | None], class_names: tuple[str, ...] | None
+) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """(labels, class names), or neither where not every image has a label; without names, classes are numbers."""
+    known = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
+    if not len(known) or known.min() < 0:
+        return None, ()
+    return known, tuple(map(str, range(int(known.max()) + 1))) if class_names is None else class_names
 
 
 def split_off(whole: ImageSet, share: float, source: str) -> Splits:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from ancestral.errors import UserError
 
@@ -33,22 +34,23 @@ def clear(parent: Path) -> None:
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def write(folder: Path, files: Mapping[str, bytes]) -> None:
+def write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
     """Write a folder with these files, all or nothing; an existing one of that name is replaced only at the end.
+
+    A file may be given as parts, which are written as they come.
 
     Raises:
         Unwritable: when the disk refuses (full, read-only); nothing that was there before is touched.
     """
     temporary, replaced = (folder.parent / f".{state}-{folder.name}" for state in ("writing", "replaced"))
-    manifest = {name: {"sha256": sha256(content).hexdigest(), "bytes": len(content)} for name, content in files.items()}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for leftover in (temporary, replaced):  # of a writer that was killed
             if leftover.exists():
                 shutil.rmtree(leftover)
         temporary.mkdir()
-        for name, content in {**files, MANIFEST: json.dumps(manifest, indent=1).encode()}.items():
-            _write(temporary / name, content)
+        manifest = {name: _write(temporary / name, content) for name, content in files.items()}
+        _write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
         _flush(temporary)
         if folder.exists():
             folder.rename(replaced)
@@ -58,12 +60,15 @@ def write(folder: Path, files: Mapping[str, bytes]) -> None:
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise Unwritable(
-            f"{folder}: cannot be written ({error.strerror}); free space or choose another --out"
+            f"{folder}: cannot be written ({error.strerror}); free space or choose another folder"
         ) from error
+    except UserError:  # from the parts
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
-def read(folder: Path) -> dict[str, bytes]:
-    """The files of a sealed folder, each checked against the manifest.
+def read(folder: Path, names: Sequence[str] | None = None) -> dict[str, bytes]:
+    """The files of a sealed folder, or those named, each checked against the manifest.
 
     Raises:
         Damaged: naming the file that is missing, changed or unreadable.
@@ -74,6 +79,8 @@ def read(folder: Path) -> dict[str, bytes]:
         for name, entry in manifest.items():
             if Path(name).name != name:
                 raise Damaged(f"{folder / MANIFEST}: names a file outside its folder")
+            if names is not None and name not in names:
+                continue
             content = (folder / name).read_bytes()
             if sha256(content).hexdigest() != entry["sha256"]:
                 raise Damaged(f"{folder / name}: damaged (its digest is not the manifest's)")
@@ -108,11 +115,17 @@ def is_file(path: Path, digest: str) -> bool:
         return False
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: bytes | Iterable[bytes]) -> dict[str, Any]:
+    """Write and flush one file; returns its entry in the manifest."""
+    digest, size = sha256(), 0
     with open(path, "wb") as file:
-        file.write(content)
+        for part in [content] if isinstance(content, bytes) else content:
+            file.write(part)
+            digest.update(part)
+            size += len(part)
         file.flush()
         os.fsync(file.fileno())
+    return {"sha256": digest.hexdigest(), "bytes": size}
 
 
 def _flush(folder: Path) -> None:

@@ -22,11 +22,11 @@ from ancestral.config import Config, Facts
 from ancestral.ema import PowerAverage
 from ancestral.engine import engine, like, whole
 from ancestral.errors import UserError
-from ancestral.feed import presented
+from ancestral.feed import Feed
 from ancestral.guard import Guard
 from ancestral.imageset import ImageSet
 from ancestral.parallel import Processes, check
-from ancestral.rng import Streams, key
+from ancestral.rng import key
 from ancestral.times import TIME_SAMPLERS, UNIFORMS
 
 SKIPS_IN_A_ROW = 10  # updates that are not finite before a run that may skip them stops all the same
@@ -88,6 +88,7 @@ class Training:
         check(self.processes, options.batch_size, options.exact_shards)
         self.config, self.facts, self.device, self.images = config, facts, device, 0
         self.skipped = 0  # updates left out in a row
+        self.feed = Feed(options.workers)
         with _torch_draws(key(options.seed, "weights"), device):
             self.denoiser = build.denoiser(config, facts).to(device)
         self.network = build.accelerated(self.denoiser.network, options)
@@ -171,8 +172,7 @@ class Training:
         seed = self.config.train.seed
         place, importance = self.sampler.draw(self.uniforms(seed, numbers))
         mine = self.processes.share(numbers)
-        x0, labels, rows = presented(data, seed, mine, self.config.train.flip)
-        eps = Streams(seed, "noise", mine).normal(x0.shape[1:]).float()
+        x0, labels, rows, eps = self.feed(data, seed, mine, self.config.train.flip, stride=len(numbers))
         return _Batch(x0, labels if self.config.model.labels else None, eps, place, importance, rows)
 
     def _accumulate(self, batch: _Batch) -> Tensor:

@@ -1,0 +1,119 @@
+"""Images on their way into a set: held in memory, or decoded once into a file that is mapped from then on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ancestral import sealed
+from ancestral.errors import UserError
+from ancestral.imageset import ImageSet, Item, Rows, labelled
+
+Read = Callable[[list[str]], Iterator[Item]]  # told where to note the files that it leaves out
+
+
+def gather(
+    read: Read, class_names: tuple[str, ...] | None, source: str, cache: str | None, key: Any, skipped: list[str]
+) -> ImageSet:
+    """The images that `read` gives, in its order.
+
+    Args:
+        read: gives the images, all of one size.
+        class_names: what the labels count; None: the numbers themselves.
+        source: what they are read from, for messages.
+        cache: folder for decoded images, or None to hold them in memory.
+        key: everything that the images depend on, as JSON; another key is read anew.
+        skipped: gets a line for each file that was left out, also when the images come from the cache.
+
+    Raises:
+        UserError: when there are no images.
+    """
+    if cache is None:
+        items = list(read(skipped))
+        _need(len(items), source, skipped)
+        labels, class_names = labelled([item.label for item in items], class_names)
+        return ImageSet(
+            np.stack([item.pixels for item in items]), labels, class_names, tuple(item.name for item in items)
+        )
+    folder = Path(cache) / sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    index = _index(folder)
+    if index is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        left_out: list[str] = []
+        entries: list[tuple[int | None, str]] = []
+        shapes: list[Sequence[int]] = []
+
+        def pixels() -> Iterator[bytes]:
+            for item in read(left_out):
+                entries.append((item.label, item.name))
+                shapes.append(item.pixels.shape) if not shapes else None
+                yield np.ascontiguousarray(item.pixels).tobytes()
+            _need(len(entries), source, left_out)
+
+        def written() -> Iterator[bytes]:
+            labels, names = zip(*entries, strict=True)
+            yield json.dumps({"shape": shapes[0], "labels": labels, "names": names, "skipped": left_out}).encode()
+
+        sealed.write(folder, {"images.bin": pixels(), "index.json": written()})
+        index = _index(folder)
+        assert index is not None
+    skipped += index["skipped"]
+    shape = (len(index["names"]), *index["shape"])
+    images = np.memmap(folder / "images.bin", np.uint8, "r", shape=shape)
+    labels, class_names = labelled(index["labels"], class_names)
+    return ImageSet(Rows(images, np.arange(len(images))), labels, class_names, tuple(index["names"]))
+
+
+def _need(count: int, source: str, skipped: list[str]) -> None:
+    if not count:
+        raise UserError(f"{source}: none of its images can be read" + (f"; the first: {skipped[0]}" if skipped else ""))
+
+
+def _index(folder: Path) -> Any:
+    """The index of a folder in the cache, or None where it is absent, damaged or not whole."""
+    try:
+        index = json.loads(sealed.read(folder, ["index.json"])["index.json"])
+        wanted = int(np.prod([len(index["names"]), *index["shape"]]))
+        return index if (folder / "images.bin").stat().st_size == wanted else None
+    except (sealed.Damaged, OSError, KeyError, ValueError, TypeError):
+        return None
+
+
+def array(path: Path) -> ImageSet:
+    """A .npy file of images, uint8 (N, H, W, C) or (N, H, W), mapped; labels from NAME.labels.npy beside it.
+
+    Raises:
+        UserError: when it holds anything else.
+    """
+    images = _mapped(path)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+        raise UserError(f"{path}: must be uint8 (N, H, W) or (N, H, W, C), not {images.dtype} {images.shape}")
+    images = images[..., None] if images.ndim == 3 else images
+    names = tuple(f"{path.stem}[{row}]" for row in range(len(images)))
+    beside = path.with_suffix(".labels.npy")
+    labels = _mapped(beside) if beside.exists() else None
+    if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0):
+        raise UserError(f"{beside}: must be {len(images)} class numbers, not {labels.dtype} {labels.shape}")
+    count = 0 if labels is None else int(labels.max()) + 1
+    if count > 100_000:
+        raise UserError(f"{beside}: the label {count - 1} is no class number; count classes from 0")
+    rows = Rows(images, np.arange(len(images)))
+    return ImageSet(rows, None if labels is None else labels.astype(np.int64), tuple(map(str, range(count))), names)
+
+
+def _mapped(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a damaged header raises tokenize.TokenError, OverflowError, ...
+        raise UserError(f"{path}: cannot be read as .npy without pickled objects ({error})") from None
+
+
+def listing(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file: whether these are the files that were read before."""
+    return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
