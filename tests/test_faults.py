@@ -31,6 +31,20 @@ def test_twenty_kills_lose_nothing():
     assert (told["went backwards"], told["stray files"]) == (0, 0)
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
+def test_hostile_input_ends_in_a_result_or_one_line():
+    """The long form: python tests/fuzz_harness.py 30000."""
+    pytest.importorskip("sklearn")
+    command = [sys.executable, ROOT / "fuzz_harness.py", "1200", "1"]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr
+    told = json.loads(result.stdout)
+    assert told["cases"] == 1200
+    assert min(told["refused"].values()) >= 20  # each kind has met bad input
+
+
 class Recorder:
     """What `sealed.write` asks of the file system, in order."""
 

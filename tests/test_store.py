@@ -254,9 +254,8 @@ def test_cut_and_random_shards(tmp_path):
 # Hugging Face datasets ----------------------------------------------------------------------------------------------
 
 
-def test_parquet_and_imagefolder(tmp_path, monkeypatch):
+def test_parquet_and_imagefolder(tmp_path):
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["class0", "class1"])})
     rows = {
         "picture": [{"bytes": encoded(pixels), "path": None} for pixels in PIXELS],
@@ -278,9 +277,8 @@ def test_parquet_and_imagefolder(tmp_path, monkeypatch):
         assert len(found) == len(PIXELS)
 
 
-def test_data_set_errors(tmp_path, monkeypatch):
+def test_data_set_errors(tmp_path):
     datasets = pytest.importorskip("datasets")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(str(tmp_path / "x.parquet"))
     with pytest.raises(UserError, match="no column of images; it has text"):
         load(f"hf:{tmp_path}/x.parquet", DataOptions())

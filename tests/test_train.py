@@ -66,9 +66,10 @@ def test_training_leaves_the_global_generator_alone(digits):
 
 
 def test_what_is_presented_does_not_depend_on_the_batch_size(digits):
-    whole, labels, rows = feed.presented(digits.train, 3, range(250), flip=True)
+    whole, labels, rows, eps = feed.presented(digits.train, 3, range(250), flip=True)
     parts = [feed.presented(digits.train, 3, range(n, min(n + 7, 250)), flip=True) for n in range(0, 250, 7)]
-    assert torch.equal(whole, torch.cat([part[0] for part in parts]))
+    assert torch.equal(whole, torch.cat([part.x0 for part in parts]))
+    assert torch.equal(eps, torch.cat([part.eps for part in parts]))
     assert rows == [row for part in parts for row in part[2]]
     assert torch.equal(labels, torch.cat([part[1] for part in parts]))
     assert sorted(rows[:100]) == sorted(rows[100:200]) == list(range(100))
@@ -175,7 +176,7 @@ def test_what_stopped_a_run_can_be_looked_into(tmp_path, digits):
         list(run.train(lambda: False))
     files = sealed.read(tmp_path / "run" / "stopped" / "000000040")
     batch, tensors = json.loads(files["batch.json"]), safetensors.torch.load(files["state.safetensors"])
-    x0, _, rows = feed.presented(digits.train, run.config.train.seed, range(40, 48), run.config.train.flip)
+    x0, _, rows, _ = feed.presented(digits.train, run.config.train.seed, range(40, 48), run.config.train.flip)
     assert batch["names"] == [digits.train.names[row] for row in rows]
     assert torch.equal(tensors["x0"], x0)
     assert all(1 <= t <= 1000 for t in batch["t"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from math import prod
@@ -65,7 +65,22 @@ def train(
     fresh: bool,
     track: Sequence[str] = (),
 ) -> None:
-    """Train, or go on training, and say how it goes."""
+    """Train, or go on training, and say how it goes; told to stop at any time, it saves and exits with 75."""
+    with until_told() as told:
+        _train(settings, folder, length, device, told, dry_run=dry_run, fresh=fresh, track=track)
+
+
+def _train(
+    settings: config.Config,
+    folder: Path,
+    length: Length,
+    device: str,
+    told: Callable[[], bool],
+    *,
+    dry_run: bool,
+    fresh: bool,
+    track: Sequence[str],
+) -> None:
     on = build.device(device)
     together = parallel.join(on)
     screen.quiet = not together.first
@@ -99,13 +114,12 @@ def train(
     )
     if together.first:
         run.tracker = open_trackers(track, folder, runner.flat(run.document), _warn)
-    with until_told() as told:
-        _watch(run, told)
-        if run.tracker is not None:
-            run.tracker.close()
-        if not run.complete:
-            screen.print(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
-            sys.exit(STOPPED)
+    _watch(run, told)
+    if run.tracker is not None:
+        run.tracker.close()
+    if not run.complete:
+        screen.print(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
+        sys.exit(STOPPED)
     parallel.leave()
     if not together.first:
         return

@@ -249,3 +249,5 @@ def _convert(document: Any, kind: type[_T], where: str) -> _T:
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at ")
         raise UserError(f"{where}{path.strip('`').removeprefix('$.')}: {problem}") from None
+    except UnicodeError as error:
+        raise UserError(f"{where}not Unicode text ({error})") from None
