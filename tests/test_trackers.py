@@ -71,10 +71,10 @@ def test_a_tracker_that_hangs_or_is_flooded_holds_nobody_up(monkeypatch):
 
 def test_wrong_names(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="did you mean 'tensorboard'"):
-        trackers.open_trackers(["tensorbord"], tmp_path, {}, print)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        trackers.check(["tensorbord"])
+    monkeypatch.setattr("ancestral.trackers.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install .ancestral\[wandb\]"):
-        trackers.open_trackers(["wandb"], tmp_path, {}, print)
+        trackers.check(["wandb"])
     assert trackers.open_trackers([], tmp_path, {}, print) is None
 
 

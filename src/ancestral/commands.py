@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ancestral import build, checkpoint, config, data, estimate, figures, parallel, runner, sealed
+from ancestral import build, checkpoint, config, data, estimate, figures, parallel, runner, sealed, trackers
 from ancestral.console import device_of, open_model, screen, state_type, write_text
 from ancestral.errors import UserError
 from ancestral.feed import to_bytes
@@ -24,7 +24,6 @@ from ancestral.jobs import PATIENCE, Job, pieces
 from ancestral.sample import Film, latents, trajectory
 from ancestral.sample import film as keep_frames
 from ancestral.signals import STOPPED, until_told
-from ancestral.trackers import open_trackers
 
 FRAMES = 12  # of a film
 FILMED = 8  # images in a film
@@ -66,6 +65,7 @@ def train(
     track: Sequence[str] = (),
 ) -> None:
     """Train, or go on training, and say how it goes; told to stop at any time, it saves and exits with 75."""
+    trackers.check(track)
     with until_told() as told:
         _train(settings, folder, length, device, told, dry_run=dry_run, fresh=fresh, track=track)
 
@@ -113,7 +113,7 @@ def _train(
         f"{_parameters(run):,} parameters on {on}; {run.training.images:,} of {run.total:,} images seen"
     )
     if together.first:
-        run.tracker = open_trackers(track, folder, runner.flat(run.document), _warn)
+        run.tracker = trackers.open_trackers(track, folder, runner.flat(run.document), _warn)
     _watch(run, told)
     if run.tracker is not None:
         run.tracker.close()
@@ -238,8 +238,9 @@ def sample(
     if together.first:
         first = np.stack([figures.read_png(out / _png(number)) for number in range(min(num_images, 256))])
         figures.save_sheet(out / "grid.png", first)
-    speed = num_images / (time.monotonic() - started)
-    screen.print(f"{num_images} images, {len(times) - 1} network calls each, {speed:.1f} images/s: {out / 'grid.png'}")
+    drawn = bar.tasks[task].completed / (len(times) - 1) * together.size
+    speed = f"{drawn / (time.monotonic() - started):.1f} images/s" if drawn else "all drawn before"
+    screen.print(f"{num_images} images, {len(times) - 1} network calls each, {speed}: {out / 'grid.png'}")
     parallel.leave()
 
 

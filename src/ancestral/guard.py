@@ -36,8 +36,8 @@ class Guard:
 
     @property
     def risen(self) -> float:
-        """The median of the last losses over the lowest it has ever been; above 1 the run loses what it learned."""
-        return float(self.losses.median()) / self.lowest if self.taken >= WINDOW and self.lowest > 0 else 1.0
+        """The median of the last losses over the lowest it has been, at least 1; far above 1 the run unlearns."""
+        return max(1.0, float(self.losses.median()) / self.lowest) if self.taken >= WINDOW and self.lowest > 0 else 1.0
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must keep."""

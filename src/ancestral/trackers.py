@@ -12,6 +12,7 @@ import queue
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -157,21 +158,22 @@ class Aside:
             self._warn(f"--track {name}: stopped ({type(error).__name__}: {error}); training goes on")
 
 
-def open_trackers(
-    names: Sequence[str], folder: Path, settings: Mapping[str, Any], warn: Callable[[str], None]
-) -> Aside | None:
-    """The named trackers, or None for no names.
+def check(names: Sequence[str]) -> None:
+    """Refuse what cannot be opened, before anything else is done.
 
     Raises:
         UserError: for an unknown name, or one whose package is not installed.
     """
-    from importlib.util import find_spec
-
     for name in names:
         if name not in TRACKERS:
             raise UserError(f"--track: unknown tracker '{name}'; {suggest(name, TRACKERS)}")
         if find_spec(name) is None:
             raise UserError(f'--track {name}: not installed; pip install "ancestral[{name}]"')
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def open_trackers(
+    names: Sequence[str], folder: Path, settings: Mapping[str, Any], warn: Callable[[str], None]
+) -> Aside | None:
+    """The named trackers, or None for no names."""
     makers = {name: lambda name=name: TRACKERS[name](folder, settings) for name in names}
     return Aside(makers, warn) if names else None
