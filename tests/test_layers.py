@@ -15,7 +15,7 @@ LAYERS = [
     {"target"},
     {"denoiser", "unet"},
     {"analytic", "reverse", "grids"},
-    {"walk"},
+    {"walk", "solvers"},
     {"objective", "times"},
     {"bound", "sample"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals"},

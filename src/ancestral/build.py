@@ -15,8 +15,9 @@ from ancestral.denoiser import CLIPS, Calibrated, Denoiser, Given, Predictor
 from ancestral.errors import UserError
 from ancestral.grids import GRIDS, full, trailing
 from ancestral.objective import OBJECTIVES, Objective
-from ancestral.reverse import DDIM, VARIANCES, Ancestral, Transition, learned, optimal, small
+from ancestral.reverse import DDIM, VARIANCES, Ancestral, Planned, Transition, learned, optimal, small
 from ancestral.schedule import SCHEDULES, NoiseSchedule
+from ancestral.solvers import SOLVERS
 from ancestral.target import TARGETS
 from ancestral.times import TIME_SAMPLERS
 from ancestral.unet import UNet
@@ -102,14 +103,25 @@ def accelerated(network: nn.Module, options: TrainOptions) -> nn.Module:
     return network
 
 
-def transition(saved: checkpoint.Checkpoint, variance: str | None, eta: float | None = None) -> Transition:
-    """DDIM where an eta is given, otherwise ancestral with the named variance, or the run's own.
+def method(
+    saved: checkpoint.Checkpoint, solver: str | None, variance: str | None, eta: float | None
+) -> Transition | Planned:
+    """The named solver; DDIM where an eta is given; otherwise ancestral with the named variance, or the run's own.
+
+    Raises:
+        UserError: as `transition`, and for an unknown solver.
+    """
+    if solver is not None:
+        return choose(SOLVERS, solver, "--solver")
+    return transition(saved, variance) if eta is None else DDIM(eta)
+
+
+def transition(saved: checkpoint.Checkpoint, variance: str | None) -> Transition:
+    """The ancestral step with the named variance, or the run's own.
 
     Raises:
         UserError: for an unknown variance, or one that this run has not learned or measured.
     """
-    if eta is not None:
-        return DDIM(eta)
     own = saved.config.diffusion.variance
     chosen = choose(VARIANCES, variance or own, "--variance")
     if chosen is learned and choose(VARIANCES, own, "diffusion.variance") is not learned:

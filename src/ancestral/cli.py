@@ -125,6 +125,9 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
 @click.option(
     "--grid", default="trailing", show_default=True, help="trailing, uniform, quadratic, log-snr, karras, leading."
 )
+@click.option(
+    "--solver", help="A solver for few steps: dpm++3m, unipc3, ipndm4, deis3, heun, ... (see docs/solvers.md)."
+)
 @click.option("--eta", type=click.FloatRange(min=0, max=1), help="DDIM with this eta; 0 when --steps is given.")
 @click.option("--variance", help="Ancestral steps with small, large, learned or optimal variance.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the images; RUN/samples when left out.")
@@ -137,8 +140,9 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
 @_processes
 def sample(run: Path, processes: int, **options: Any) -> None:
     """Draw images from the trained model in RUN."""
-    if options["eta"] is not None and options["variance"] is not None:
-        raise click.UsageError("--eta (DDIM) and --variance (ancestral) exclude each other; leave one out")
+    given = [f"--{name}" for name in ("solver", "eta", "variance") if options[name] is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} exclude each other: each is a way to step; leave one out")
     _share(processes)
     from ancestral import commands
 

@@ -21,6 +21,7 @@ from ancestral.console import device_of, open_model, screen, state_type, write_t
 from ancestral.errors import UserError
 from ancestral.feed import to_bytes
 from ancestral.jobs import PATIENCE, Job, pieces
+from ancestral.reverse import begin
 from ancestral.sample import Film, latents, trajectory
 from ancestral.sample import film as keep_frames
 from ancestral.signals import STOPPED, until_told
@@ -67,7 +68,10 @@ def train(
     """Train, or go on training, and say how it goes; told to stop at any time, it saves and exits with 75."""
     trackers.check(track)
     with until_told() as told:
-        _train(settings, folder, length, device, told, dry_run=dry_run, fresh=fresh, track=track)
+        try:
+            _train(settings, folder, length, device, told, dry_run=dry_run, fresh=fresh, track=track)
+        finally:
+            parallel.leave()
 
 
 def _train(
@@ -120,7 +124,6 @@ def _train(
     if not run.complete:
         screen.print(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
         sys.exit(STOPPED)
-    parallel.leave()
     if not together.first:
         return
     entries = runner.read_metrics(folder / "metrics.jsonl")
@@ -178,6 +181,7 @@ def sample(
     num_images: int,
     steps: int | None,
     grid: str,
+    solver: str | None,
     eta: float | None,
     variance: str | None,
     out: Path | None,
@@ -190,9 +194,9 @@ def sample(
 ) -> None:
     """Draw images into a folder: numbered PNGs, a contact sheet and, if asked, the film of the first ones."""
     saved, model = open_model(folder, device, average_width)
-    if eta is None and variance is None and steps is not None:
+    if eta is variance is solver is None and steps is not None:
         eta = 0.0  # the ODE wins below a hundred steps, the full chain above
-    move = build.transition(saved, variance, eta)
+    move = build.method(saved, solver, variance, eta)
     times = build.sampling_grid(saved.config, grid, steps)
     out = out or folder / "samples"
     labels = _labels(saved, label, num_images)
@@ -209,9 +213,9 @@ def sample(
         "batch_size": batch_size,
     }
     job, started = Job(out / ".job", settings, together), time.monotonic()
-    work = pieces(num_images, batch_size)
+    work, calls = pieces(num_images, batch_size), len(begin(move, model.schedule, times)[1]) - 1
     with Progress(console=screen, disable=not screen.is_terminal) as bar:
-        task = bar.add_task(f"{len(times) - 1} steps", total=-(-num_images // together.size) * (len(times) - 1))
+        task = bar.add_task(f"{calls} steps", total=-(-num_images // together.size) * calls)
 
         def draw(numbers: range) -> dict[str, bytes]:
             chosen = None if labels is None else labels[numbers.start : numbers.stop].to(device_of(model))
@@ -238,9 +242,9 @@ def sample(
     if together.first:
         first = np.stack([figures.read_png(out / _png(number)) for number in range(min(num_images, 256))])
         figures.save_sheet(out / "grid.png", first)
-    drawn = bar.tasks[task].completed / (len(times) - 1) * together.size
+    drawn = bar.tasks[task].completed / calls * together.size
     speed = f"{drawn / (time.monotonic() - started):.1f} images/s" if drawn else "all drawn before"
-    screen.print(f"{num_images} images, {len(times) - 1} network calls each, {speed}: {out / 'grid.png'}")
+    screen.print(f"{num_images} images, {calls} network calls each, {speed}: {out / 'grid.png'}")
     parallel.leave()
 
 

@@ -8,6 +8,7 @@ rounding; or, in exact mode, shard by shard in one fixed binary tree, equal to t
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -86,6 +87,9 @@ def join(device: torch.device, patience: timedelta = timedelta(minutes=30)) -> P
 def leave() -> None:
     """Part from the others in order."""
     if distributed.is_available() and distributed.is_initialized():
+        # The engine's threads must drop their last tensors first: freeing the group holds the interpreter's lock while
+        # it waits for them, and they wait for the lock (seen as a process that never ends, torch 2.13 with gloo).
+        time.sleep(0.2)
         distributed.destroy_process_group()
 
 

@@ -9,7 +9,7 @@ q(x_s | x_t, x0) at the predicted x0 with a variance of its own, bounded by the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,6 +29,21 @@ class Transition(Protocol):
     def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
         """The Gaussian from which x_s is drawn. x_t: (B, ...); s < t."""
         ...
+
+
+class Planned(Protocol):
+    """A method that must know the whole grid, or remember: it makes a transition of its own for each walk."""
+
+    def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+        """(the transition of one walk, the times that it visits)."""
+        ...
+
+
+def begin(
+    method: Transition | Planned, schedule: NoiseSchedule, grid: Sequence[int]
+) -> tuple[Transition, Sequence[int]]:
+    """What one walk over the grid is with this method; a transition without a memory serves every walk as it is."""
+    return (method, grid) if callable(method) else method.begin(schedule, grid)
 
 
 def _small(schedule: NoiseSchedule, t: Time, s: Time) -> Tensor:

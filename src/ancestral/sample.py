@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ancestral.denoiser import Predictor
-from ancestral.reverse import Transition
+from ancestral.reverse import Planned, Transition
 from ancestral.rng import Streams
 from ancestral.walk import Step, from_model, walk
 
@@ -23,7 +23,7 @@ def trajectory(
     denoiser: Predictor,
     start: Tensor,
     grid: Sequence[int],
-    transition: Transition,
+    transition: Transition | Planned,
     seed: int = 0,
     numbers: Sequence[int] | None = None,
 ) -> Iterator[Step]:
@@ -33,7 +33,7 @@ def trajectory(
         denoiser: predicts x0.
         start: the states at grid[0], (B, ...): `latents`, or any x_t for a grid that starts lower.
         grid: which times to visit (see `ancestral.grids`).
-        transition: Ancestral or DDIM.
+        transition: Ancestral, DDIM, or one of `solvers.SOLVERS`.
         seed: of the noise along the way.
         numbers: the images' global numbers; 0..B-1 when left out.
     """
@@ -46,7 +46,7 @@ def sample(
     shape: Sequence[int],
     count: int,
     grid: Sequence[int],
-    transition: Transition,
+    transition: Transition | Planned,
     seed: int = 0,
     batch_size: int = 64,
     device: torch.device | str = "cpu",

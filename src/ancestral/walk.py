@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ancestral.denoiser import Prediction, Predictor
 from ancestral.gaussian import Normal
-from ancestral.reverse import Transition
+from ancestral.reverse import Planned, Transition, begin
 from ancestral.rng import Streams
 from ancestral.schedule import NoiseSchedule
 
@@ -41,19 +41,22 @@ Draw = Callable[[Move], Tensor]
 
 
 @torch.no_grad()
-def walk(denoiser: Predictor, x: Tensor, times: Sequence[int], transition: Transition, draw: Draw) -> Iterator[Step]:
+def walk(
+    denoiser: Predictor, x: Tensor, times: Sequence[int], transition: Transition | Planned, draw: Draw
+) -> Iterator[Step]:
     """Walk down the grid from x at times[0] to times[-1], yielding each step (reference name: `p_sample_loop`).
 
     Args:
         denoiser: predicts x0.
         x: (B, ...), the state at times[0].
-        times: strictly falling.
-        transition: makes p(x_s | x_t) from a prediction.
+        times: strictly falling; a method with two stages visits some of them twice.
+        transition: makes p(x_s | x_t) from a prediction, or a method that makes one for this walk.
         draw: chooses x_s; the single point in which the uses of the loop differ.
     """
-    for t, s in pairwise(times):
+    step, visits = begin(transition, denoiser.schedule, times)
+    for t, s in pairwise(visits):
         prediction = denoiser(x, t)
-        move = Move(t, s, x, prediction, transition(denoiser.schedule, x, prediction, t, s))
+        move = Move(t, s, x, prediction, step(denoiser.schedule, x, prediction, t, s))
         x = draw(move)
         yield Step(*move, x)
 
