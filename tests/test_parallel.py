@@ -23,7 +23,7 @@ ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 def command(*arguments, code=0):
     """`ancestral ...` in processes of its own."""
     line = [sys.executable, "-m", "ancestral", *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, env=ONE_THREAD)
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=ONE_THREAD, timeout=240)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout
 
