@@ -15,7 +15,8 @@ LAYERS = [
     {"target"},
     {"denoiser", "unet"},
     {"analytic", "reverse", "grids"},
-    {"walk", "solvers"},
+    {"walk", "multistep"},
+    {"solvers"},
     {"objective", "times"},
     {"bound", "sample"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals"},
@@ -25,17 +26,17 @@ LAYERS = [
     {"shards", "hub"},
     {"data"},
     {"config"},
-    {"checkpoint", "engine", "trackers"},
+    {"checkpoint", "engine", "trackers", "diffusers_config"},
     {"build"},
     {"feed"},
     {"train", "monitor"},
-    {"figures", "estimate"},
+    {"figures", "estimate", "interop"},
     {"runner"},
     {"console"},
     {"commands", "evaluation"},
     {"cli"},
 ]
-MATHEMATICS = set().union(*LAYERS[:8]) - {"errors"}
+MATHEMATICS = set().union(*LAYERS[:9]) - {"errors"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

@@ -306,3 +306,10 @@ def test_the_last_draw():
     p = DDIM(0.0)(ORACLE.schedule, x, ORACLE(x, 5), 5, 3)
     assert torch.equal(from_model(streams)(Move(5, 3, x, ORACLE(x, 5), p)), p.mean)
     assert torch.equal(streams.normal([1]), Streams(0, "b", numbers).normal([1]))
+
+
+@pytest.mark.parametrize("name", grids.GRIDS)
+@pytest.mark.parametrize("steps", [0, -1, 11])
+def test_a_grid_of_no_or_too_many_steps_is_one_line(name, steps):
+    with pytest.raises(ValueError, match=f"steps must be between 1 and T = 10, got {steps}"):
+        grids.GRIDS[name](schedule.linear(10), steps)

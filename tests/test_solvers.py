@@ -9,10 +9,11 @@ import torch
 from ancestral import grids, schedule
 from ancestral.analytic import Mixture, gaussian
 from ancestral.gaussian import Normal
+from ancestral.multistep import Deis, Dpm, DpmSde
 from ancestral.reverse import DDIM, Ancestral, begin, small
 from ancestral.rng import Streams
 from ancestral.sample import finish, latents, trajectory
-from ancestral.solvers import _DEIS, _DPM, _SDE, SOLVERS, Heun, Multistep, UniPC
+from ancestral.solvers import SOLVERS, Heun, Multistep, UniPC
 from ancestral.target import EPS
 from ancestral.walk import from_model_to_the_end, walk
 from test_reference import run
@@ -48,7 +49,7 @@ def in_the_middle(oracle, method, steps, x):
 
 def slope(oracle, method, counts):
     x = latents([2], 0, range(8))
-    truth = ends(oracle, Multistep(_DPM, 3), even(2048, MIDDLE), x)
+    truth = ends(oracle, Multistep(Dpm, 3), even(2048, MIDDLE), x)
     errors = [float((in_the_middle(oracle, method, steps, x) - truth).norm()) for steps in counts]
     return math.log2(errors[-2] / errors[-1]), errors
 
@@ -57,13 +58,13 @@ def slope(oracle, method, counts):
     ("method", "order"),
     [
         (DDIM(), 1),
-        (Multistep(_DPM, 2), 2),
-        (Multistep(_DPM, 3), 3),
+        (Multistep(Dpm, 2), 2),
+        (Multistep(Dpm, 3), 3),
         (UniPC(1), 2),  # the corrector adds one
         (UniPC(2), 3),
         (UniPC(2, bh1=True), 3),
-        (Multistep(_DEIS, 2), 2),
-        (Multistep(_DEIS, 3), 3),
+        (Multistep(Deis, 2), 2),
+        (Multistep(Deis, 3), 3),
         (Heun(), 2),
     ],
     ids=str,
@@ -88,7 +89,7 @@ def test_the_exact_flow_of_a_gaussian():
         assert (ends(oracle, SOLVERS[name], even(256), x) - truth).abs().max() < tolerance, name
 
 
-@pytest.mark.parametrize("method", [Multistep(_SDE, 2), Heun(0.3)], ids=str)
+@pytest.mark.parametrize("method", [Multistep(DpmSde, 2), Heun(0.3)], ids=str)
 def test_stochastic_solvers_draw_the_data(method):
     noise_schedule = schedule.linear_log_snr(2000, 8, -8)
     mean = torch.tensor([0.3, -0.4], dtype=F64)
@@ -117,7 +118,7 @@ def linspace(steps):
     return [1 + round(999 * (1 - k / steps)) for k in range(steps)]
 
 
-class _AsPublished(_DPM):
+class _AsPublished(Dpm):
     """Order 3 as others have it: half of the second difference, which leaves it at order 2 (see below)."""
 
     def step(self, x_t, s, order):
@@ -140,10 +141,10 @@ class AsPublished(Multistep):
 
 PROPER_LOOPS = {
     # name: method, whether it ends at clean data (their "zero") or at t = 1 ("sigma_min"), sums for 5, 10, 20 steps
-    "DPM++ 1M zero": (Multistep(_DPM, 1), 0, (143.2805, 169.9295, 182.7591)),
-    "DPM++ 1M sigma_min": (Multistep(_DPM, 1), 1, (146.0454, 172.2642, 184.8760)),
-    "DPM++ 2M zero": (Multistep(_DPM, 2), 0, (149.5666, 185.0114, 194.6492)),
-    "DPM++ 2M sigma_min": (Multistep(_DPM, 2), 1, (152.4528, 187.5533, 216.7192)),
+    "DPM++ 1M zero": (Multistep(Dpm, 1), 0, (143.2805, 169.9295, 182.7591)),
+    "DPM++ 1M sigma_min": (Multistep(Dpm, 1), 1, (146.0454, 172.2642, 184.8760)),
+    "DPM++ 2M zero": (Multistep(Dpm, 2), 0, (149.5666, 185.0114, 194.6492)),
+    "DPM++ 2M sigma_min": (Multistep(Dpm, 2), 1, (152.4528, 187.5533, 216.7192)),
     "DPM++ 3M zero": (AsPublished(3), 0, (151.2338, 187.5937, 192.5175)),
     "DPM++ 3M sigma_min": (AsPublished(3), 1, (154.1522, 190.1711, 164.1770)),
     "UniPC-2 bh1 sigma_min": (UniPC(2, bh1=True), 1, (159.1998, 193.5756, 198.3925)),
@@ -152,8 +153,8 @@ PROPER_LOOPS = {
     "UniPC-3 bh1 sigma_min": (UniPC(3, bh1=True), 1, (159.6017, 193.6001, 197.3231)),
     "UniPC-3 bh2 sigma_min": (UniPC(3), 1, (155.9846, 189.9730, 196.0297)),
     "UniPC-3 bh2 zero": (UniPC(3), 0, (152.9171, 187.5004, 193.8660)),
-    "DEIS 2": (Multistep(_DEIS, 2), 1, (151.2337, 183.6766, 200.3595)),
-    "DEIS 3": (Multistep(_DEIS, 3), 1, (151.5995, 185.5794, 196.2544)),
+    "DEIS 2": (Multistep(Deis, 2), 1, (151.2337, 183.6766, 200.3595)),
+    "DEIS 3": (Multistep(Deis, 3), 1, (151.5995, 185.5794, 196.2544)),
 }
 
 

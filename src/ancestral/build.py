@@ -11,7 +11,7 @@ from torch import nn
 
 from ancestral import checkpoint, ema
 from ancestral.config import Config, Facts, TrainOptions, suggest
-from ancestral.denoiser import CLIPS, Calibrated, Denoiser, Given, Predictor
+from ancestral.denoiser import CLIPS, CLOCKS, Calibrated, Denoiser, Given, Predictor
 from ancestral.errors import UserError
 from ancestral.grids import GRIDS, full, trailing
 from ancestral.objective import OBJECTIVES, Objective
@@ -20,7 +20,7 @@ from ancestral.schedule import SCHEDULES, NoiseSchedule
 from ancestral.solvers import SOLVERS
 from ancestral.target import TARGETS
 from ancestral.times import TIME_SAMPLERS
-from ancestral.unet import UNet
+from ancestral.unet import Form, UNet
 
 _T = TypeVar("_T")
 
@@ -71,6 +71,14 @@ def network(config: Config, facts: Facts) -> UNet:
         len(facts.class_names) if options.labels else 0,
         options.patch,
         config.train.recompute,
+        Form(
+            options.groups,
+            options.norm_eps,
+            options.head_width,
+            options.pad_end,
+            options.cosine_first,
+            options.frequency_shift,
+        ),
     )
     if height % made.divisor or width % made.divisor:
         raise UserError(
@@ -88,8 +96,9 @@ def denoiser(config: Config, facts: Facts) -> Denoiser:
     """
     target = choose(TARGETS, config.diffusion.target, "diffusion.target")
     clip = choose(CLIPS, config.diffusion.clip, "diffusion.clip")
+    clock = choose(CLOCKS, config.diffusion.clock, "diffusion.clock")
     try:
-        return Denoiser(network(config, facts), schedule(config), target, clip)
+        return Denoiser(network(config, facts), schedule(config), target, clip, clock)
     except ValueError as error:
         raise UserError(f"diffusion.target: {error}") from None
 

@@ -171,5 +171,26 @@ def evaluate(run: Path, processes: int, **options: Any) -> None:
     evaluation.evaluate(run, **options)
 
 
+@main.command("import")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder to make.")
+def import_folder(folder: Path, run: Path) -> None:
+    """Make a run of a diffusers FOLDER (UNet2DModel and its scheduler), to sample and evaluate."""
+    from ancestral import interop
+
+    click.echo(f"imported: {interop.import_folder(folder, run)}; now: ancestral sample {run} --steps 50")
+
+
+@main.command()
+@_run
+@click.option("--out", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+def export(run: Path, folder: Path) -> None:
+    """Write the model in RUN as a folder that diffusers' DDPMPipeline opens."""
+    from ancestral import interop
+
+    interop.export_run(run, folder)
+    click.echo(f"exported: {folder}")
+
+
 if __name__ == "__main__":
     sys.exit(main())

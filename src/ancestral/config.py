@@ -37,6 +37,13 @@ class ModelOptions:
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     patch: Count = 1
     labels: bool = False
+    # The rest describes networks made elsewhere (see `ancestral.unet.Form`).
+    groups: Count | None = None
+    norm_eps: Positive = 1e-6
+    head_width: Count | None = None
+    pad_end: bool = False
+    cosine_first: bool = False
+    frequency_shift: Literal[0, 1] = 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,7 @@ class DiffusionOptions:
     train_steps: Count | None = None  # train only at this many evenly spaced times
     variance: str = "large"
     clip: str = "static"
+    clock: str = "paper"  # what the network is told of t (see `ancestral.denoiser.CLOCKS`)
 
 
 @dataclass(frozen=True)
@@ -105,11 +113,12 @@ _Preset = Mapping[str, Any]
 
 # Rows of settings. The first two are the paper's (appendix B); the others were chosen by trial (docs/log.md).
 PRESETS: dict[str, _Preset] = {
-    "cifar10": {"train.flip": True},
+    "cifar10": {"model.pad_end": True, "train.flip": True},
     "paper-256": {
         "model.multipliers": (1, 1, 2, 2, 4, 4),
         "model.attention": (4,),
         "model.dropout": 0.0,
+        "model.pad_end": True,
         "diffusion.variance": "small",
         "train.batch_size": 64,
         "train.learning_rate": 2e-5,

@@ -13,7 +13,11 @@ from ancestral.target import Target
 
 Clip = Callable[[Tensor], Tensor]
 
-NETWORK_T = 1000  # networks are told the time on the paper's scale whatever T is: t * 1000 / T
+Clock = Callable[[Tensor, int], Tensor]  # what a network is told of t, given T
+CLOCKS: dict[str, Clock] = {
+    "paper": lambda t, T: t * (1000 / T),  # the paper's scale, whatever T is
+    "zero-based": lambda t, T: t - 1.0,  # of networks that were trained with t = 0 .. T-1
+}
 
 
 class Prediction(NamedTuple):
@@ -67,23 +71,31 @@ class Denoiser(nn.Module):
     Args:
         network: maps (x_t, time, **cond) to C channels in the units of `target`, or to 2C channels, the last
             C of which place the reverse variance between its bounds (Nichol and Dhariwal 2021, Eq. 15).
-            `time` is a float vector (B,), t * 1000 / T.
+            `time` is a float vector (B,), what the clock makes of t.
         schedule: the forward process it was trained for.
         target: what its output means.
         clip: what is done to each predicted x0, seen in every prediction; training never clips.
+        clock: what the network is told of t; t * 1000 / T in the paper's.
 
     Raises:
         ValueError: when the target does not determine x0 somewhere on the schedule.
     """
 
-    def __init__(self, network: nn.Module, schedule: NoiseSchedule, target: Target, clip: Clip = unclipped) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        target: Target,
+        clip: Clip = unclipped,
+        clock: Clock = CLOCKS["paper"],
+    ) -> None:
         super().__init__()
         target.check(schedule)
-        self.network, self.schedule, self.target, self.clip = network, schedule, target, clip
+        self.network, self.schedule, self.target, self.clip, self.clock = network, schedule, target, clip, clock
 
     def output(self, x_t: Tensor, t: Time, **cond: Tensor) -> Tensor:
         """The network's raw output, in x_t's type. x_t: (B, C, H, W)."""
-        time = torch.as_tensor(t).expand(len(x_t)) * (NETWORK_T / self.schedule.T)
+        time = self.clock(torch.as_tensor(t).expand(len(x_t)), self.schedule.T)
         like = next(self.network.parameters(), x_t)
         raw = self.network(x_t.to(like.dtype), time.to(x_t.device, torch.float32), **cond)
         return raw.to(x_t.dtype)

@@ -21,32 +21,38 @@ def full(schedule: NoiseSchedule) -> list[int]:
 
 def uniform(schedule: NoiseSchedule, steps: int) -> list[int]:
     """Evenly from T to 1 (diffusers: `linspace`)."""
-    return _distinct(torch.linspace(schedule.T, 1, steps, dtype=torch.float64), schedule)
+    _check(schedule, steps)
+    return _distinct(torch.linspace(schedule.T, 1, steps, dtype=torch.float64))
 
 
 def trailing(schedule: NoiseSchedule, steps: int) -> list[int]:
     """T, T - T/steps, ...: every stride of equal length, the last one to 0 included (diffusers: `trailing`)."""
-    return _distinct(schedule.T * torch.arange(steps, 0, -1, dtype=torch.float64) / steps, schedule)
+    _check(schedule, steps)
+    return _distinct(schedule.T * torch.arange(steps, 0, -1, dtype=torch.float64) / steps)
 
 
 def leading(schedule: NoiseSchedule, steps: int) -> list[int]:
     """1, 1 + stride, ...: never starts from pure noise; only for comparison with diffusers' default."""
-    return _distinct(1 + schedule.T // steps * torch.arange(steps - 1, -1, -1, dtype=torch.float64), schedule)
+    _check(schedule, steps)
+    return _distinct(1 + schedule.T // steps * torch.arange(steps - 1, -1, -1, dtype=torch.float64))
 
 
 def quadratic(schedule: NoiseSchedule, steps: int) -> list[int]:
     """sqrt(t) evenly from sqrt(T) to 1: more steps at low noise."""
-    return _distinct(torch.linspace(schedule.T**0.5, 1, steps, dtype=torch.float64) ** 2, schedule)
+    _check(schedule, steps)
+    return _distinct(torch.linspace(schedule.T**0.5, 1, steps, dtype=torch.float64) ** 2)
 
 
 def log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
     """The integers nearest to an even division of log SNR (Lu et al. 2022)."""
+    _check(schedule, steps)
     levels = _finite_log_snr(schedule)
     return _nearest(torch.linspace(float(levels[-1]), float(levels[0]), steps, dtype=torch.float64), schedule)
 
 
 def karras(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> list[int]:
     """The integers nearest to an even division of sigma^(1/rho), sigma = noise/signal (Karras et al. 2022, Eq. 5)."""
+    _check(schedule, steps)
     low, high = ((-_finite_log_snr(schedule)[[0, -1]] / 2).exp() ** (1 / rho)).tolist()
     sigma = torch.linspace(high, low, steps, dtype=torch.float64) ** rho
     return _nearest(-2 * sigma.log(), schedule)
@@ -85,14 +91,17 @@ def _nearest(levels: Tensor, schedule: NoiseSchedule) -> list[int]:
     known = schedule.log_snr(torch.arange(1, schedule.T + 1))
     times = 1 + (known[None] - levels[:, None]).abs().argmin(1)
     times[0] = schedule.T
-    return _distinct(times.double(), schedule)
+    return _distinct(times.double())
 
 
-def _distinct(times: Tensor, schedule: NoiseSchedule) -> list[int]:
-    """Round and move apart what rounding made equal, so that `steps` means steps."""
-    steps = len(times)
+def _check(schedule: NoiseSchedule, steps: int) -> None:
     if not 1 <= steps <= schedule.T:
         raise ValueError(f"steps must be between 1 and T = {schedule.T}, got {steps}")
+
+
+def _distinct(times: Tensor) -> list[int]:
+    """Round and move apart what rounding made equal, so that `steps` means steps."""
+    steps = len(times)
     grid = [round(t) for t in times.tolist()]
     for i in range(1, steps):
         grid[i] = min(grid[i], grid[i - 1] - 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -19,17 +20,43 @@ from torch.utils.checkpoint import checkpoint
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 
 
-def time_embedding(time: Tensor, width: int) -> Tensor:
+@dataclass(frozen=True)
+class Form:
+    """What networks of this family differ in; the defaults are the paper's, but for the padding.
+
+    Args:
+        groups: of every group norm; None: 32, but at least four channels each.
+        norm_eps: added to the variances of the norms.
+        head_width: channels of an attention head; None: one head.
+        pad_end: pad only at the end before a convolution of stride 2, as the paper's code does.
+        cosine_first: the time's cosines before its sines.
+        frequency_shift: the lowest frequency is 10^-4 (1) or one step above it (0).
+    """
+
+    groups: int | None = None
+    norm_eps: float = 1e-6
+    head_width: int | None = None
+    pad_end: bool = False
+    cosine_first: bool = False
+    frequency_shift: int = 1
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        """The group norm of a layer."""
+        # At least four channels a group, as the paper's 128 in 32: a group of one would take the added time off again.
+        groups = self.groups or math.gcd(min(32, max(channels // 4, 1)), channels)
+        return nn.GroupNorm(groups, channels, eps=self.norm_eps)
+
+
+PLAIN = Form()
+
+
+def time_embedding(time: Tensor, width: int, form: Form = PLAIN) -> Tensor:
     """Sinusoids of frequencies 1 .. 1e-4, sines first, shape (B, width). time: (B,) (Vaswani et al. 2017)."""
     half = width // 2
-    frequencies = torch.exp(torch.arange(half, device=time.device) * (-math.log(10000) / max(half - 1, 1)))
-    angles = time[:, None].float() * frequencies
-    return functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width % 2))
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    # At least four channels a group, as the paper's 128 in 32: a group of one would take the added time off again.
-    return nn.GroupNorm(math.gcd(min(32, max(channels // 4, 1)), channels), channels, eps=1e-6)
+    steps = max(half - form.frequency_shift, 1)
+    angles = time[:, None].float() * torch.exp(torch.arange(half, device=time.device) * (-math.log(10000) / steps))
+    waves = [angles.cos(), angles.sin()] if form.cosine_first else [angles.sin(), angles.cos()]
+    return functional.pad(torch.cat(waves, 1), (0, width % 2))
 
 
 def _initialised(layer: _Layer, scale: float = 1.0) -> _Layer:
@@ -43,18 +70,20 @@ def _initialised(layer: _Layer, scale: float = 1.0) -> _Layer:
     return layer
 
 
-def _conv(in_channels: int, out_channels: int, size: int = 3, stride: int = 1, scale: float = 1.0) -> nn.Conv2d:
-    return _initialised(nn.Conv2d(in_channels, out_channels, size, stride, padding=size // 2), scale)
+def _conv(in_channels: int, out_channels: int, size: int = 3, scale: float = 1.0) -> nn.Conv2d:
+    return _initialised(nn.Conv2d(in_channels, out_channels, size, padding=size // 2), scale)
 
 
 class ResidualBlock(nn.Module):
     """norm, SiLU, conv; plus the time; norm, SiLU, dropout, conv; plus the input. (B, C, H, W) to (B, C', H, W)."""
 
-    def __init__(self, in_channels: int, out_channels: int, time_width: int, dropout: float) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, time_width: int, dropout: float, form: Form = PLAIN
+    ) -> None:
         super().__init__()
-        self.norm1, self.conv1 = _norm(in_channels), _conv(in_channels, out_channels)
+        self.norm1, self.conv1 = form.norm(in_channels), _conv(in_channels, out_channels)
         self.time = _initialised(nn.Linear(time_width, out_channels))
-        self.norm2, self.conv2 = _norm(out_channels), _conv(out_channels, out_channels, scale=0)
+        self.norm2, self.conv2 = form.norm(out_channels), _conv(out_channels, out_channels, scale=0)
         self.dropout = nn.Dropout(dropout)
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else _conv(in_channels, out_channels, 1)
@@ -67,32 +96,43 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """One head of self-attention over all places of the image. (B, C, H, W) to the same."""
+    """Self-attention over all places of the image. (B, C, H, W) to the same."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, form: Form = PLAIN) -> None:
         super().__init__()
-        self.norm = _norm(channels)
+        self.norm, self.heads = form.norm(channels), channels // (form.head_width or channels)
         self.qkv = _conv(channels, 3 * channels, 1)
         self.out = _conv(channels, channels, 1, scale=0)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W)."""
-        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).chunk(3, dim=2)
+        q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).transpose(3, 4).unbind(1)
         mixed = functional.scaled_dot_product_attention(q, k, v)
-        return x + self.out(mixed.transpose(1, 2).reshape(x.shape))
+        return x + self.out(mixed.transpose(2, 3).reshape(x.shape))
 
 
 class Stage(nn.Module):
     """A residual block and, where asked, attention after it."""
 
-    def __init__(self, in_channels: int, out_channels: int, time_width: int, dropout: float, attention: bool) -> None:
+    def __init__(self, block: ResidualBlock, attention: Attention | None) -> None:
         super().__init__()
-        self.block = ResidualBlock(in_channels, out_channels, time_width, dropout)
-        self.attention = Attention(out_channels) if attention else nn.Identity()
+        self.block, self.attention = block, attention or nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x: (B, C, H, W); time: (B, time_width)."""
         return self.attention(self.block(x, time))
+
+
+class Downsample(nn.Conv2d):
+    """A convolution of stride 2. (B, C, 2H, 2W) to (B, C, H, W)."""
+
+    def __init__(self, channels: int, pad_end: bool) -> None:
+        super().__init__(channels, channels, 3, 2, padding=0 if pad_end else 1)
+        _initialised(self)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """input: (B, C, 2H, 2W)."""
+        return super().forward(input if self.padding[0] else functional.pad(input, (0, 1, 0, 1)))
 
 
 class Upsample(nn.Module):
@@ -121,6 +161,7 @@ class UNet(nn.Module):
         classes: number of labels for a class embedding added to the time's; 0 for none.
         patch: side of the square pixel blocks folded into channels before the first convolution; 1 in the paper.
         recompute: keep no activations inside the stages, but compute them again in the backward pass.
+        form: the details in which networks of this family differ.
 
     Raises:
         ValueError: in `forward`, when the sides do not divide by patch * 2^(levels - 1).
@@ -138,9 +179,10 @@ class UNet(nn.Module):
         classes: int = 0,
         patch: int = 1,
         recompute: bool = False,
+        form: Form = PLAIN,
     ) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.recompute, self.form = recompute, form
         self.width, self.patch, self.divisor = width, patch, patch * 2 ** (len(multipliers) - 1)
         time_width = 4 * width
         self.time = nn.Sequential(
@@ -153,7 +195,8 @@ class UNet(nn.Module):
         widths = [width * multiplier for multiplier in multipliers]
 
         def stage(in_width: int, out_width: int, attend: bool) -> Stage:
-            return Stage(in_width, out_width, time_width, dropout, attend)
+            block = ResidualBlock(in_width, out_width, time_width, dropout, form)
+            return Stage(block, Attention(out_width, form) if attend else None)
 
         self.down = nn.ModuleList()
         skips, current = [width], width
@@ -163,7 +206,7 @@ class UNet(nn.Module):
                 current = level_width
                 skips.append(current)
             if level < len(widths) - 1:
-                self.down.append(_conv(current, current, stride=2))
+                self.down.append(Downsample(current, form.pad_end))
                 skips.append(current)
 
         self.middle = nn.ModuleList([stage(current, current, True), stage(current, current, False)])
@@ -175,13 +218,13 @@ class UNet(nn.Module):
                 current = level_width
             if level > 0:
                 self.up.append(Upsample(current))
-        self.head = nn.Sequential(_norm(current), nn.SiLU(), _conv(current, out_channels * patch**2, scale=0))
+        self.head = nn.Sequential(form.norm(current), nn.SiLU(), _conv(current, out_channels * patch**2, scale=0))
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
         """x: (B, C, H, W); time: (B,) on the scale 0..1000; labels: int64 (B,). Returns (B, out_channels, H, W)."""
         if x.shape[2] % self.divisor or x.shape[3] % self.divisor:
             raise ValueError(f"image sides must divide by {self.divisor} for this U-Net, got {tuple(x.shape[2:])}")
-        embedding = self.time(time_embedding(time, self.width).to(x.dtype))
+        embedding = self.time(time_embedding(time, self.width, self.form).to(x.dtype))
         if self.label is not None:
             if labels is None:
                 raise ValueError("this network was trained with class labels; pass labels=")

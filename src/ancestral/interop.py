@@ -1,0 +1,170 @@
+"""diffusers folders, both ways: a UNet2DModel with its scheduler's configuration, and a run of ours.
+
+Tensors are copied to the bit; attention's q, k and v are one tensor here and three there. Needs no diffusers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ancestral import build, checkpoint, sealed
+from ancestral.config import Config, Facts, to_json
+from ancestral.diffusers_config import VERSION, Fields, diffusion, network, scheduler_document, unet_document
+from ancestral.errors import UserError
+
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def read(folder: Path) -> tuple[Config, Facts, dict[str, Tensor]]:
+    """The configuration, the facts and the weights of a diffusers folder, as a run of ours has them.
+
+    Raises:
+        UserError: naming the file and field that has no meaning here.
+    """
+    parts = [folder / "unet", folder / "scheduler"]
+    network_folder, scheduler_folder = (part if part.is_dir() else folder for part in parts)
+    model, shape, classes = network(Fields(network_folder / "config.json"))
+    process = diffusion(Fields(scheduler_folder / "scheduler_config.json"))
+    config = Config(source=f"diffusers:{folder.name}", model=model, diffusion=process)
+    facts = Facts(shape, tuple(str(number) for number in range(classes)))
+    path = network_folder / _WEIGHTS
+    try:
+        theirs = safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; save the model with safe_serialization=True") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    return config, facts, _to_ours(theirs, config, facts, path)
+
+
+def names(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """(our module, theirs) for every layer with weights; three of theirs for a joined q, k and v."""
+    model = config.model
+    levels = len(model.multipliers)
+
+    def stage(ours: str, theirs: str, number: int, attends: bool) -> Iterator[tuple[str, tuple[str, ...]]]:
+        block = {"norm1": "norm1", "conv1": "conv1", "time": "time_emb_proj", "norm2": "norm2", "conv2": "conv2"}
+        for mine, other in {**block, "shortcut": "conv_shortcut"}.items():
+            yield f"{ours}.block.{mine}", (f"{theirs}.resnets.{number}.{other}",)
+        if attends:
+            place = f"{theirs}.attentions.{number}"
+            yield f"{ours}.attention.norm", (f"{place}.group_norm",)
+            yield f"{ours}.attention.qkv", (f"{place}.to_q", f"{place}.to_k", f"{place}.to_v")
+            yield f"{ours}.attention.out", (f"{place}.to_out.0",)
+
+    yield from (("time.0", ("time_embedding.linear_1",)), ("time.2", ("time_embedding.linear_2",)))
+    yield from (("label", ("class_embedding",)), ("stem", ("conv_in",)))
+    place = 0
+    for level in range(levels):
+        for number in range(model.blocks):
+            yield from stage(f"down.{place}", f"down_blocks.{level}", number, level in model.attention)
+            place += 1
+        if level < levels - 1:
+            yield f"down.{place}", (f"down_blocks.{level}.downsamplers.0.conv",)
+            place += 1
+    yield from stage("middle.0", "mid_block", 0, attends=True)
+    yield from stage("middle.1", "mid_block", 1, attends=False)
+    place = 0
+    for turn, level in enumerate(reversed(range(levels))):
+        for number in range(model.blocks + 1):
+            yield from stage(f"up.{place}", f"up_blocks.{turn}", number, level in model.attention)
+            place += 1
+        if level > 0:
+            yield f"up.{place}.conv", (f"up_blocks.{turn}.upsamplers.0.conv",)
+            place += 1
+    yield from (("head.0", ("conv_norm_out",)), ("head.2", ("conv_out",)))
+
+
+_OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # names of attention before 2023
+
+
+def _to_ours(theirs: dict[str, Tensor], config: Config, facts: Facts, path: Path) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        wanted = build.network(config, facts).state_dict()
+    for name in list(theirs):
+        for new, old in _OLD.items():
+            if f".{old}." in name:
+                theirs[name.replace(f".{old}.", f".{new}.")] = theirs.pop(name)
+    ours = {}
+    for mine, others in names(config):
+        for kind in ("weight", "bias"):
+            if (key := f"{mine}.{kind}") not in wanted:
+                continue  # a shortcut or a label that this network does not have
+            absent = [f"{other}.{kind}" for other in others if f"{other}.{kind}" not in theirs]
+            if absent:
+                raise UserError(f"{path}: has no tensor {absent[0]}; is it the network of its config.json?")
+            value = torch.cat([theirs.pop(f"{other}.{kind}") for other in others])
+            if value.numel() != wanted[key].numel():
+                raise UserError(f"{path}: {others[0]}.{kind} has shape {tuple(value.shape)}, not that of config.json")
+            ours[key] = value.float().reshape(wanted[key].shape)
+    if theirs:
+        raise UserError(f"{path}: unknown tensor {next(iter(theirs))}; is it the network of its config.json?")
+    return ours
+
+
+def import_folder(folder: Path, run: Path) -> Path:
+    """Make a run of a diffusers folder. Returns the checkpoint's folder.
+
+    Raises:
+        UserError: as `read`; or when the run is there already.
+    """
+    if (run / "checkpoints").exists():
+        raise UserError(f"{run}: holds a run already; choose another --out")
+    config, facts, weights = read(folder)
+    document = to_json(config, facts)
+    state = {"total": 0, "length": "imported", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": True}
+    return checkpoint.save(run, 0, document, weights, {}, state)
+
+
+def export_run(run: Path, folder: Path) -> None:
+    """Write the newest checkpoint of a run as a folder that `diffusers.DDPMPipeline.from_pretrained` opens.
+
+    Raises:
+        UserError: naming the setting that has no field there.
+    """
+    saved, _ = checkpoint.open_run(run)
+    config, model, process = saved.config, saved.config.model, saved.config.diffusion
+    if model.patch != 1:
+        raise UserError(f"{run}: model.patch is {model.patch}; diffusers' network has no such field")
+    if model.groups is None and any(model.width * m // 4 < 32 or model.width * m % 32 for m in model.multipliers):
+        raise UserError(f"{run}: its norms have groups by width; diffusers needs one number: train with model.groups")
+    if process.T != 1000:
+        raise UserError(f"{run}: diffusion.T is {process.T}; diffusers' schedules are those of T = 1000")
+    if process.clock != "zero-based":
+        # The embedding is a function of t alone, so that no weight can make up for the step between them.
+        raise UserError(
+            f"{run}: the network hears t = 1..1000, those of diffusers hear 0..999; "
+            "train with --set diffusion.clock=zero-based to export"
+        )
+    unet = unet_document(config, saved.facts)
+    scheduler = scheduler_document(run, process)
+    index = {
+        "_class_name": "DDPMPipeline",
+        "_diffusers_version": VERSION,
+        "scheduler": ["diffusers", "DDPMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    theirs = {}
+    for mine, others in names(config):
+        for kind in ("weight", "bias"):
+            if f"{mine}.{kind}" in saved.weights:
+                value = saved.weights[f"{mine}.{kind}"]
+                flat = value.flatten(1) if "attention" in mine and value.ndim == 4 else value
+                for other, part in zip(others, flat.chunk(len(others)), strict=True):
+                    theirs[f"{other}.{kind}"] = part.contiguous()
+    for name, document in (("model_index.json", index), ("scheduler/scheduler_config.json", scheduler)):
+        _write(folder / name, json.dumps(document, indent=2).encode())
+    _write(folder / "unet" / "config.json", json.dumps(unet, indent=2).encode())
+    _write(folder / "unet" / _WEIGHTS, safetensors.torch.save(theirs, metadata={"format": "pt"}))
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sealed.write_file(path, content)
