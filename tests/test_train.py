@@ -263,6 +263,17 @@ def test_other_settings_are_refused_by_name(tmp_path, digits):
         make_run(tmp_path / "run", digits, 16, train__seed=5)
 
 
+def test_how_it_is_computed_may_change(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 40)
+    list(run.train(lambda: False))
+    known = config.known_keys()
+    assert all(key.removeprefix("config.") in known for key in runner.HOW)
+    other = settings(train__micro_batch=4, train__workers=1, train__parallel="ddp", train__recompute=True)
+    again = runner.Run(tmp_path / "run", other, digits, CPU, run.length)
+    again.resume()
+    assert again.training.images == 40
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, digits):
     run, _ = make_run(tmp_path / "run", digits, 64)
     list(run.train(lambda: False))

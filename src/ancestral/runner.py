@@ -26,6 +26,9 @@ from ancestral.train import train as records
 
 PREVIEW_SHARE = 0.05  # of the run's time
 SAVE_EVERY = 300.0  # seconds
+# Settings of how, not of what: they may change when a run goes on.
+HOW = {f"config.{name}" for name in ("data.cache", "train.micro_batch", "train.workers", "train.parallel")}
+HOW |= {f"config.train.{name}" for name in ("compile", "channels_last", "recompute")}
 FAILED_SAVES = 3  # in a row, before the run stops
 DIVERGED = 3.0  # times its lowest, when the loss is said to diverge
 
@@ -91,7 +94,8 @@ class Run:
                 f"{saved.state['total']:,} images); use that, another --out, or --fresh"
             )
         before, now = (flat(document) for document in (to_json(saved.config, saved.facts), self.document))
-        changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in now if before.get(key) != now.get(key)]
+        differing = [key for key in now if before.get(key) != now.get(key) and key not in HOW]
+        changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing]
         if changed:
             raise UserError(
                 f"{self.folder}: holds a run with other settings ({'; '.join(changed)}); "
