@@ -135,6 +135,23 @@ def test_an_update_that_is_not_finite_can_be_left_out(digits):
     assert not equal(before, dict(run.network.state_dict()))
 
 
+def test_the_log_is_json_whatever_the_numbers_are(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 80, train__not_finite="skip")
+    objective = run.training.objective
+    run.training.objective = lambda *args, **cond: objective(*args, **cond) * float("inf" if len(told) < 4 else "1")
+    told = []
+    for progress in run.train(lambda: False):
+        told.append(progress)
+    entries = [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert entries[0]["loss"] is None
+    assert entries[0]["updates_left_out"] > 0
+    assert entries[-1]["loss"] > 0
+    assert entries[-1]["updates_left_out"] == 0
+
+
 def test_a_spike_is_left_out_and_a_run_of_them_stops(digits):
     run = trained(settings(model__dropout=0.0), digits, 64 * 8, 10_000)
     objective, weights = run.objective, {name: value.clone() for name, value in run.network.state_dict().items()}
@@ -216,6 +233,7 @@ def test_the_log_says_where_the_model_still_learns(tmp_path, digits):
     list(run.train(lambda: False))
     entry = runner.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     assert len(entry["loss_by_tenth_of_t"]) == 10
+    assert any("held_out_bits_by_tenth_of_t" in one for one in runner.read_metrics(tmp_path / "run" / "metrics.jsonl"))
     tenths = monitor.by_tenth_of_t(torch.tensor([0, 999, 998, 1]), torch.tensor([1.0, 2.0, 4.0, 3.0]), 1000)
     assert tenths == [3.0, *[None] * 8, 2.0]  # place 0 is t = T: the noisiest tenth comes last
 
@@ -444,19 +462,22 @@ def test_parts_of_a_batch_add_up_to_it(digits):
         assert torch.allclose(value, parts.network.state_dict()[name], atol=1e-5), name
 
 
-def test_memory_that_runs_out_changes_nothing_but_the_part(digits, monkeypatch):
-    whole = trained(settings(model__dropout=0.0), digits, 64, 64)
-    tight = train.Training(settings(model__dropout=0.0), feed.facts(digits.train), CPU)
-    forward = tight.network.forward
+@pytest.mark.parametrize("shards", [None, 2])
+def test_memory_that_runs_out_changes_nothing_but_the_part(digits, monkeypatch, shards):
+    options = settings(model__dropout=0.0, train__exact_shards=shards)
+    whole = trained(options, digits, 64, 64)
+    tight = train.Training(options, feed.facts(digits.train), CPU)
+    forward, calls = tight.network.forward, []
 
     def only_two_fit(x, *args, **options):
-        if len(x) > 2:
+        calls.append(len(x))
+        if len(x) > 2 or len(calls) == 6:  # the sixth fails in the middle of a share
             raise torch.OutOfMemoryError("no memory")
         return forward(x, *args, **options)
 
     monkeypatch.setattr(tight.network, "forward", only_two_fit)
-    trained(settings(model__dropout=0.0), digits, 64, 64, tight)
-    assert tight.part == 2
+    trained(options, digits, 64, 64, tight)
+    assert tight.part == 1
     for name, value in whole.network.state_dict().items():
         assert torch.allclose(value, tight.network.state_dict()[name], atol=1e-5), name
     monkeypatch.setattr(tight.network, "forward", lambda *args, **options: only_two_fit(torch.zeros(3)))

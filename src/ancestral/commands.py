@@ -126,7 +126,7 @@ def _train(
         sys.exit(STOPPED)
     if not together.first:
         return
-    entries = runner.read_metrics(folder / "metrics.jsonl")
+    entries = [entry for entry in runner.read_metrics(folder / "metrics.jsonl") if entry["loss"] is not None]
     figures.loss_plot(folder / "loss.png", [entry["images"] for entry in entries], [entry["loss"] for entry in entries])
     screen.print(f"trained in {run.seconds / 60:.1f} min; now: ancestral sample {folder}")
 

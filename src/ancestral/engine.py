@@ -36,6 +36,10 @@ class Engine:
         """What the forward pass calls."""
         return self.network
 
+    def begin(self) -> None:
+        """Before the first part, also when the share is begun again."""
+        self.network.zero_grad()
+
     def part(self, last: bool) -> AbstractContextManager[object]:
         """Around the forward and backward pass of one part of the share."""
         return nullcontext()
@@ -67,6 +71,11 @@ class Exact(Engine):
         super().__init__(network, processes)
         self.shards = shards // processes.size
         self._sums: list[Tensor] = []
+
+    def begin(self) -> None:
+        """Forget the shards of a share that is begun again."""
+        super().begin()
+        self._sums.clear()
 
     def end_shard(self) -> None:
         """Put this shard's gradient aside."""

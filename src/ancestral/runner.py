@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -180,16 +181,18 @@ class Run:
             self.warn(f"{error}; training goes on, older checkpoints are untouched")
 
     def _report(self, since: list[Record]) -> Progress:
-        record, loss = since[-1], sum(one.loss for one in since) / len(since)
+        record, made = since[-1], [one for one in since if one.made]
+        loss = sum(one.loss for one in made) / len(made) if made else None
         speed = record.images / max(self.seconds, 1e-9)
-        places, losses = (torch.cat([getattr(one, name) for one in since]) for name in ("place", "losses"))
+        places, losses = (torch.cat([getattr(one, name) for one in made or since]) for name in ("place", "losses"))
+        by_tenth = monitor.by_tenth_of_t(places, losses, len(self.training.sampler)) if made else [None] * 10
         entry: dict[str, Any] = {
             "images": record.images,
             "loss": loss,
-            "loss_by_tenth_of_t": monitor.by_tenth_of_t(places, losses, len(self.training.sampler)),
-            "grad_norm": record.grad_norm,
-            "largest_grad_norm": max(one.grad_norm for one in since),
-            "updates_left_out": sum(not one.made for one in since),
+            "loss_by_tenth_of_t": by_tenth,
+            "grad_norm": made[-1].grad_norm if made else None,
+            "largest_grad_norm": max((one.grad_norm for one in made), default=None),
+            "updates_left_out": len(since) - len(made),
             "loss_over_lowest": self.training.guard.risen,
             "learning_rate": record.learning_rate,
             "seconds": round(self.seconds, 3),
@@ -200,7 +203,7 @@ class Run:
         if self.training.processes.first:
             self._log(entry)
         left = (self.total - record.images) / speed
-        return Progress(record.images, self.total, loss, speed, left, self.held_out_bits)
+        return Progress(record.images, self.total, math.nan if loss is None else loss, speed, left, self.held_out_bits)
 
     def _log(self, entry: dict[str, Any]) -> None:
         if entry["loss_over_lowest"] > DIVERGED:

@@ -183,7 +183,7 @@ class Training:
         """
         self.network.train()
         while True:
-            self.optimizer.zero_grad()
+            self.engine.begin()
             try:
                 losses = self._parts(batch)
             except torch.OutOfMemoryError:
