@@ -207,12 +207,19 @@ def sample(
         "model": checkpoint.digest(saved),
         "average_width": average_width,
         "times": times,
-        "transition": repr(move),
+        "solver": solver,
+        "eta": eta,
+        "variance": variance or saved.config.diffusion.variance,
         "label": label,
         "seed": seed,
         "batch_size": batch_size,
     }
-    job, started = Job(out / ".job", settings, together), time.monotonic()
+
+    def discard(kept: dict[str, bytes]) -> None:
+        for name in json.loads(kept["digests.json"]):
+            (out / Path(name).name).unlink(missing_ok=True)
+
+    job, started = Job(out / ".job", settings, together, discard), time.monotonic()
     work, calls = pieces(num_images, batch_size), len(begin(move, model.schedule, times)[1]) - 1
     with Progress(console=screen, disable=not screen.is_terminal) as bar:
         task = bar.add_task(f"{calls} steps", total=-(-num_images // together.size) * calls)

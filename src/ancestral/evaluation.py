@@ -58,7 +58,7 @@ def evaluate(
         "average_width": average_width,
         "images": test.digest(),
         "terms": None if exact else terms,
-        "transition": repr(move),
+        "variance": variance or saved.config.diffusion.variance,
         "seed": seed,
         "batch_size": batch_size,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,21 @@ class Job:
         folder: for the pieces.
         settings: everything that the pieces depend on, as JSON.
         processes: those that share the job.
+        discard: told what was kept of each piece of another job, before it is begun anew.
     """
 
-    def __init__(self, folder: Path, settings: dict[str, Any], processes: Processes) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict[str, Any],
+        processes: Processes,
+        discard: Callable[[Files], object] = lambda kept: None,
+    ) -> None:
         self.folder, self.processes = folder, processes
         if processes.first and self._settings() != settings:
+            for piece in folder.glob("*-*"):
+                with suppress(sealed.Damaged):
+                    discard(sealed.read(piece))
             shutil.rmtree(folder, ignore_errors=True)
             sealed.write(folder / "settings", {"settings.json": json.dumps(settings).encode()})
         processes.wait()
