@@ -18,7 +18,7 @@ LAYERS = [
     {"walk", "multistep"},
     {"solvers"},
     {"objective", "times"},
-    {"bound", "sample"},
+    {"bound", "sample", "tuning"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals"},
     {"jobs", "launch"},
     {"store"},
@@ -33,7 +33,7 @@ LAYERS = [
     {"figures", "estimate", "interop"},
     {"runner"},
     {"console"},
-    {"commands", "evaluation"},
+    {"commands", "evaluation", "sampling"},
     {"cli"},
 ]
 MATHEMATICS = set().union(*LAYERS[:9]) - {"errors"}

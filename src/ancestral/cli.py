@@ -123,7 +123,10 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
 @click.option("--num-images", type=_positive, default=64, show_default=True, help="How many images.")
 @click.option("--steps", type=_positive, help="Network calls an image; every time step when left out.")
 @click.option(
-    "--grid", default="trailing", show_default=True, help="trailing, uniform, quadratic, log-snr, karras, leading."
+    "--grid",
+    default="trailing",
+    show_default=True,
+    help="trailing, uniform, quadratic, log-snr, karras, leading, tuned.",
 )
 @click.option(
     "--solver", help="A solver for few steps: dpm++3m, unipc3, ipndm4, deis3, heun, ... (see docs/solvers.md)."
@@ -144,9 +147,9 @@ def sample(run: Path, processes: int, **options: Any) -> None:
     if len(given) > 1:
         raise click.UsageError(f"{' and '.join(given)} exclude each other: each is a way to step; leave one out")
     _share(processes)
-    from ancestral import commands
+    from ancestral import sampling
 
-    commands.sample(run, **options)
+    sampling.sample(run, **options)
 
 
 @main.command()
@@ -169,6 +172,20 @@ def evaluate(run: Path, processes: int, **options: Any) -> None:
     from ancestral import evaluation
 
     evaluation.evaluate(run, **options)
+
+
+@main.command("tune-steps")
+@_run
+@click.option("--steps", type=_positive, required=True, help="How few steps to find the best times for.")
+@click.option("--num-images", type=_positive, default=32, show_default=True, help="Images of the fine walk.")
+@_average
+@_seed
+@_device
+def tune_steps(run: Path, **options: Any) -> None:
+    """Find the best times for so few steps of the model in RUN; then: sample --steps N --grid tuned."""
+    from ancestral import sampling
+
+    sampling.tune_steps(run, **options)
 
 
 @main.command("import")
