@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from ancestral.cli import main
 from ancestral.config import PRESETS
 from ancestral.grids import GRIDS
+from ancestral.signals import until_told
 from conftest import TINY, run_command
 
 pytest.importorskip("sklearn")
@@ -107,6 +109,15 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
         assert process.wait(60) == 75, rest
     assert "the same command goes on" in rest
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def test_only_a_second_ctrl_c_stops_at_once():
+    with until_told() as told:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        assert told()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_help_names_every_preset_and_grid_and_does_not_load_torch():

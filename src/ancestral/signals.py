@@ -12,12 +12,15 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") i
 
 @contextmanager
 def until_told() -> Iterator[Callable[[], bool]]:
-    """A question that answers yes once SIGINT, SIGTERM or SIGUSR1 has come; a second one stops at once."""
+    """A question that answers yes once SIGINT, SIGTERM or SIGUSR1 has come; only a second SIGINT stops at once.
+
+    Not a second SIGTERM: a scheduler tells every process, and a launcher passes it on besides.
+    """
     told: list[int] = []
 
     def hear(number: int, frame: object) -> None:
         told.append(number)
-        if len(told) > 1:
+        if number == signal.SIGINT and told.count(number) > 1:
             raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, hear) for number in _SIGNALS}
