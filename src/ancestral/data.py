@@ -16,7 +16,7 @@ from ancestral.errors import UserError
 from ancestral.folders import load_folder
 from ancestral.hub import load_hub
 from ancestral.images import adapt
-from ancestral.imageset import DataOptions, ImageSet, Splits, split_off
+from ancestral.imageset import MOST_CLASSES, DataOptions, ImageSet, Splits, split_off
 from ancestral.shards import is_pattern, load_shards
 from ancestral.store import array
 
@@ -121,7 +121,6 @@ def _digits() -> Splits:
 
 
 _ARRAYS = ("images", "labels", "train_images", "train_labels", "test_images", "test_labels", "class_names")
-_MOST_CLASSES = 100_000
 BUILT_IN: dict[str, Callable[[], Splits]] = {"mnist": _mnist, "digits": _digits}
 
 
@@ -155,7 +154,7 @@ def _class_names(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
         return tuple(named.tolist())
     labels = [arrays[name] for name in arrays if name.endswith("labels")]
     highest = max((int(one.max()) for one in labels if one.size and one.dtype.kind in "iu"), default=-1)
-    if highest >= _MOST_CLASSES:
+    if highest >= MOST_CLASSES:
         raise UserError(f"{path}: the label {highest} is no class number; count classes from 0, or give class_names")
     return tuple(str(label) for label in range(highest + 1))
 

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ancestral.errors import UserError
 from ancestral.images import SUFFIXES, BadImage, decode, is_grey
 from ancestral.imageset import DataOptions, Item, Splits, split_off
@@ -126,7 +128,7 @@ def _common_channels(
         try:
             return is_grey(path, options.max_pixels)
         except BadImage as error:
-            skip_or_raise(error, options, skipped)
+            _skip_or_raise(error, options, skipped)
             return True
 
     everywhere = (folder / file for folder, listing in zip(folders, listings, strict=True) for file in listing)
@@ -134,8 +136,7 @@ def _common_channels(
     return 1 if all(modes) else 3
 
 
-def skip_or_raise(error: BadImage, options: DataOptions, skipped: list[str]) -> None:
-    """Note a bad file, or refuse it, as the options say."""
+def _skip_or_raise(error: BadImage, options: DataOptions, skipped: list[str]) -> None:
     if options.bad_images == "refuse":
         raise UserError(f"{error}; mend or remove it, or leave such files out: --set data.bad_images=skip") from None
     skipped.append(str(error))
@@ -151,14 +152,36 @@ def _read(
 ) -> Iterator[Item]:
     def items() -> Iterator[Item]:
         for file, label in labels.items():
-            try:
-                pixels = decode(root / file, channels, options.size, options.background, options.max_pixels)
-            except BadImage as error:
-                skip_or_raise(error, options, skipped)
-            else:
+            pixels = decoded(root / file, channels, options, skipped)
+            if pixels is not None:
                 yield Item(pixels, None if label is None else class_names.index(label), file)
 
     return of_one_size(items(), str(root))
+
+
+def decoded(
+    file: Path | bytes, channels: int, options: DataOptions, skipped: list[str], name: str | None = None
+) -> np.ndarray | None:
+    """One image as the options say, or None where it is bad and such are left out.
+
+    Raises:
+        UserError: naming a bad image, where such are refused.
+    """
+    try:
+        return decode(file, channels, options.size, options.background, options.max_pixels, name)
+    except BadImage as error:
+        _skip_or_raise(error, options, skipped)
+        return None
+
+
+def channels_of(file: bytes, options: DataOptions, name: str) -> int:
+    """1 where every pixel is grey, otherwise 3, for sources whose files are not all looked at beforehand.
+
+    Raises:
+        BadImage: as `decode`.
+    """
+    pixels = decode(file, 3, options.size, options.background, options.max_pixels, name)
+    return 1 if (pixels == pixels[..., :1]).all() else 3
 
 
 def of_one_size(items: Iterator[Item], source: str) -> Iterator[Item]:

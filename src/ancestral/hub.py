@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ancestral.errors import UserError
-from ancestral.folders import of_one_size, skip_or_raise
-from ancestral.images import BadImage, decode
+from ancestral.folders import channels_of, decoded, of_one_size
 from ancestral.imageset import DataOptions, Item, Splits, split_off
 from ancestral.store import gather, listing
 
@@ -50,7 +49,7 @@ def load_hub(name: str, options: DataOptions) -> Splits:
     for part in parts:
         image, label, class_names = _columns(name, splits[part].features)
         rows = splits[part].cast_column(image, datasets.Image(decode=False))
-        channels = options.channels or _channels(next(iter(rows))[image], options, f"hf:{name}")
+        channels = options.channels or channels_of(_bytes(next(iter(rows))[image]), options, f"hf:{name}")
         read = partial(_read, rows, image, label, f"hf:{name}/{part}", channels, options)
         key = [name, part, listing(files), channels, asdict(options)]
         sets.append(gather(read, class_names, f"hf:{name}/{part}", options.cache, key, skipped))
@@ -72,23 +71,14 @@ def _bytes(value: Any) -> bytes:
     return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
 
 
-def _channels(first: Any, options: DataOptions, name: str) -> int:
-    pixels = decode(_bytes(first), 3, options.size, options.background, options.max_pixels, name)
-    return 1 if (pixels == pixels[..., :1]).all() else 3
-
-
 def _read(
     rows: Any, image: str, label: str | None, name: str, channels: int, options: DataOptions, skipped: list[str]
 ) -> Iterator[Item]:
     def items() -> Iterator[Item]:
         for number, row in enumerate(rows):
             called = f"{name}[{number}]"
-            try:
-                content = _bytes(row[image])
-                pixels = decode(content, channels, options.size, options.background, options.max_pixels, called)
-            except BadImage as error:
-                skip_or_raise(error, options, skipped)
-            else:
+            pixels = decoded(_bytes(row[image]), channels, options, skipped, called)
+            if pixels is not None:
                 yield Item(pixels, None if label is None or row[label] < 0 else row[label], called)
 
     return of_one_size(items(), name)

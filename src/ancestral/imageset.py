@@ -28,6 +28,9 @@ class DataOptions:
     cache: str | None = None  # folder for decoded images, which are then mapped instead of held in memory
 
 
+MOST_CLASSES = 100_000  # a label at or above is no class number but a mistake
+
+
 class Rows:
     """Rows of an array, possibly one mapped from a file, that are read when they are asked for."""
 

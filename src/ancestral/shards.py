@@ -10,15 +10,16 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ancestral.errors import UserError
-from ancestral.folders import of_one_size, skip_or_raise
-from ancestral.images import SUFFIXES, BadImage, decode
-from ancestral.imageset import DataOptions, Item, Splits, split_off
+from ancestral.folders import channels_of, decoded, of_one_size
+from ancestral.images import SUFFIXES, BadImage
+from ancestral.imageset import MOST_CLASSES, DataOptions, Item, Splits, split_off
 from ancestral.store import gather, listing
 
 _TEXT = {".cls", ".json", ".txt"}
@@ -129,7 +130,7 @@ def _label(name: str, parts: dict[str, bytes]) -> int | None:
             return None
     except (ValueError, TypeError, RecursionError):
         raise UserError(f"{name}: its label is not a number") from None
-    if label is not None and (type(label) is not int or not 0 <= label < 100_000):
+    if label is not None and (type(label) is not int or not 0 <= label < MOST_CLASSES):
         raise UserError(f"{name}: its label is {label!r}, not a class number from 0")
     return label
 
@@ -144,23 +145,16 @@ def _image(name: str, parts: dict[str, bytes]) -> bytes:
 def _channels(shards: list[Path], options: DataOptions) -> int:
     """Of the first image: looking at all would read every shard twice."""
     for name, parts in _samples(shards):
-        try:
-            pixels = decode(_image(name, parts), 3, options.size, options.background, options.max_pixels, name)
-        except BadImage:
-            continue
-        return 1 if (pixels == pixels[..., :1]).all() else 3
+        with suppress(BadImage):
+            return channels_of(_image(name, parts), options, name)
     raise UserError(f"{shards[0]}: no image can be read")
 
 
 def _read(shards: list[Path], channels: int, options: DataOptions, skipped: list[str]) -> Iterator[Item]:
     def items() -> Iterator[Item]:
         for name, parts in _samples(shards):
-            content = _image(name, parts)
-            try:
-                pixels = decode(content, channels, options.size, options.background, options.max_pixels, name)
-            except BadImage as error:
-                skip_or_raise(error, options, skipped)
-            else:
+            pixels = decoded(_image(name, parts), channels, options, skipped, name)
+            if pixels is not None:
                 yield Item(pixels, _label(name, parts), name)
 
     return of_one_size(items(), str(shards[0].parent))

@@ -13,7 +13,7 @@ import numpy as np
 
 from ancestral import sealed
 from ancestral.errors import UserError
-from ancestral.imageset import ImageSet, Item, Rows, labelled
+from ancestral.imageset import MOST_CLASSES, ImageSet, Item, Rows, labelled
 
 Read = Callable[[list[str]], Iterator[Item]]  # told where to note the files that it leaves out
 
@@ -47,18 +47,18 @@ def gather(
         shutil.rmtree(folder, ignore_errors=True)
         left_out: list[str] = []
         entries: list[tuple[int | None, str]] = []
-        shapes: list[Sequence[int]] = []
+        shapes: set[Sequence[int]] = set()
 
         def pixels() -> Iterator[bytes]:
             for item in read(left_out):
                 entries.append((item.label, item.name))
-                shapes.append(item.pixels.shape) if not shapes else None
-                yield np.ascontiguousarray(item.pixels).tobytes()
+                shapes.add(item.pixels.shape)
+                yield item.pixels.tobytes()
             _need(len(entries), source, left_out)
 
         def written() -> Iterator[bytes]:
             labels, names = zip(*entries, strict=True)
-            yield json.dumps({"shape": shapes[0], "labels": labels, "names": names, "skipped": left_out}).encode()
+            yield json.dumps({"shape": shapes.pop(), "labels": labels, "names": names, "skipped": left_out}).encode()
 
         sealed.write(folder, {"images.bin": pixels(), "index.json": written()})
         index = _index(folder)
@@ -101,7 +101,7 @@ def array(path: Path) -> ImageSet:
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0):
         raise UserError(f"{beside}: must be {len(images)} class numbers, not {labels.dtype} {labels.shape}")
     count = 0 if labels is None else int(labels.max()) + 1
-    if count > 100_000:
+    if count > MOST_CLASSES:
         raise UserError(f"{beside}: the label {count - 1} is no class number; count classes from 0")
     rows = Rows(images, np.arange(len(images)))
     return ImageSet(rows, None if labels is None else labels.astype(np.int64), tuple(map(str, range(count))), names)
