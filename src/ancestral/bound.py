@@ -49,16 +49,16 @@ class Bound:
     @property
     def bits_per_dim(self) -> Tensor:
         """The bound in bits per dimension, shape (B,)."""
-        return self._bits(self.nats)
+        return self.bits(self.nats)
 
     @property
     def parts(self) -> dict[str, Tensor]:
         """{'L_T', 'L_1:T-1', 'L_0'} in bits per dimension, each (B,); they sum to `bits_per_dim`."""
         weighted = self.terms * self.weight
         return {
-            "L_T": self._bits(self.prior),
-            "L_1:T-1": self._bits((weighted * ~self.last).sum(1)),
-            "L_0": self._bits((weighted * self.last).sum(1)),
+            "L_T": self.bits(self.prior),
+            "L_1:T-1": self.bits((weighted * ~self.last).sum(1)),
+            "L_0": self.bits((weighted * self.last).sum(1)),
         }
 
     def per_t(self, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +76,8 @@ class Bound:
         """The inverse of `tensors`."""
         return cls(**{**tensors, "dimensions": int(tensors["dimensions"])})  # pyright: ignore[reportArgumentType]
 
-    def _bits(self, nats: Tensor) -> Tensor:
+    def bits(self, nats: Tensor) -> Tensor:
+        """Nats an image as bits per dimension."""
         return nats / self.dimensions / math.log(2)
 
 

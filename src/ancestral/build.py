@@ -202,13 +202,23 @@ def device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def ready(config: Config, facts: Facts, weights: Mapping[str, torch.Tensor]) -> Denoiser:
+    """A model with these weights, in evaluation mode.
+
+    Raises:
+        RuntimeError: when they are of another network.
+    """
+    model = denoiser(config, facts)
+    model.network.load_state_dict(weights)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
 def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_width: float | None = None) -> Denoiser:
     """The model of a checkpoint, in evaluation mode; with its weights averaged over another width if asked.
 
     Raises:
         UserError: when the weights do not fit the configuration.
     """
-    model = denoiser(saved.config, saved.facts)
     weights = saved.weights
     if average_width is not None:
         try:
@@ -216,12 +226,12 @@ def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_w
         except ValueError as error:
             raise UserError(f"--average-width: {error}") from None
     try:
-        model.network.load_state_dict(weights)
+        model = ready(saved.config, saved.facts, weights)
     except RuntimeError as error:
         raise UserError(
             f"{saved.folder}: the weights do not fit the configuration ({str(error).splitlines()[-1].strip()})"
         ) from None
-    return model.to(on).eval().requires_grad_(requires_grad=False)
+    return model.to(on)
 
 
 def predictor(model: Denoiser, calibration: torch.Tensor | None, labels: torch.Tensor | None = None) -> Predictor:

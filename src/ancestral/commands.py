@@ -11,11 +11,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ancestral import build, checkpoint, config, data, estimate, figures, parallel, runner, trackers
-from ancestral.console import screen, write_text
+from ancestral import build, checkpoint, config, data, estimate, figures, runner, trackers
+from ancestral.console import screen, together, write_text
 from ancestral.errors import UserError
+from ancestral.parallel import Processes
 from ancestral.signals import STOPPED, until_told
 
 PLANNED_SHARE = 0.92  # of a time budget goes to training steps; the rest to previews, saving and measuring
@@ -58,38 +60,35 @@ def train(
     """Train, or go on training, and say how it goes; told to stop at any time, it saves and exits with 75."""
     trackers.check(track)
     with until_told() as told:
-        try:
-            _train(settings, folder, length, device, told, dry_run=dry_run, fresh=fresh, track=track)
-        finally:
-            parallel.leave()
+        on = build.device(device)
+        with together(on) as processes:
+            _train(settings, folder, length, on, processes, told, dry_run=dry_run, fresh=fresh, track=track)
 
 
 def _train(
     settings: config.Config,
     folder: Path,
     length: Length,
-    device: str,
+    on: torch.device,
+    processes: Processes,
     told: Callable[[], bool],
     *,
     dry_run: bool,
     fresh: bool,
     track: Sequence[str],
 ) -> None:
-    on = build.device(device)
-    together = parallel.join(on)
-    screen.quiet = not together.first
     images = data.load(settings.source, settings.data)
     for line in images.skipped:
         screen.print(f"left out: {line}")
-    run = runner.Run(folder, settings, images, on, str(length), together, _warn)
+    run = runner.Run(folder, settings, images, on, str(length), processes, _warn)
     if dry_run:
         _describe(settings, run, length)
         return
-    if fresh and together.first and folder.exists():
+    if fresh and processes.first and folder.exists():
         aside = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
         folder.rename(aside)
         screen.print(f"the run that was there is now {aside}")
-    together.wait()
+    processes.wait()
     for problem in run.resume():
         _warn(f"{problem}; the checkpoint before it is used")
     if run.complete:
@@ -99,14 +98,14 @@ def _train(
         # Only a length in time needs to know how fast this machine is.
         speed = estimate.measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
         run.total = length.plan(settings.train.batch_size, speed)
-        if together.first:
+        if processes.first:
             write_text(folder / "config.json", json.dumps(run.document, indent=1) + "\n")
     height, width, channels = images.train.shape
     screen.print(
         f"{len(images.train):,} images of {height}x{width}x{channels} to train on, {len(images.test):,} held out; "
         f"{_parameters(run):,} parameters on {on}; {run.training.images:,} of {run.total:,} images seen"
     )
-    if together.first:
+    if processes.first:
         run.tracker = trackers.open_trackers(track, folder, runner.flat(run.document), _warn)
     _watch(run, told)
     if run.tracker is not None:
@@ -114,7 +113,7 @@ def _train(
     if not run.complete:
         screen.print(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
         sys.exit(STOPPED)
-    if not together.first:
+    if not processes.first:
         return
     entries = [entry for entry in runner.read_metrics(folder / "metrics.jsonl") if entry["loss"] is not None]
     figures.loss_plot(folder / "loss.png", [entry["images"] for entry in entries], [entry["loss"] for entry in entries])
@@ -159,7 +158,7 @@ def _describe(settings: config.Config, run: runner.Run, length: Length) -> None:
         f"memory: {cost.state_bytes / 1e6:,.0f} MB of weights, gradients, moments and averages, "
         f"{cost.activation_bytes / 1e6:,.0f} MB of activations, "
         f"{len(run.data.train) * prod(run.facts.shape) / 1e6:,.0f} MB of images\n"
-        f"disk: {cost.checkpoint_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept\n"
+        f"disk: {cost.state_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept\n"
         f"{length}: {total:,} images = {total // batch:,} updates = {total / len(run.data.train):.1f} epochs of "
         f"{len(run.data.train):,} images, in about {total / speed / 60:.1f} min of training steps"
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from ancestral import build, checkpoint
+from ancestral import build, checkpoint, parallel
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
 
@@ -20,6 +23,17 @@ def open_model(folder: Path, device: str, average_width: float | None) -> tuple[
     for problem in problems:
         screen.print(f"warning: {problem}; the checkpoint before it is used")
     return saved, build.trained(saved, folder, build.device(device), average_width)
+
+
+@contextmanager
+def together(device: torch.device, patience: timedelta = parallel.PATIENCE) -> Iterator[parallel.Processes]:
+    """The processes that share a command, of which only the first speaks; they part in order however it ends."""
+    try:
+        processes = parallel.join(device, patience)
+        screen.quiet = not processes.first
+        yield processes
+    finally:
+        parallel.leave()
 
 
 def device_of(model: torch.nn.Module) -> torch.device:

@@ -14,6 +14,9 @@ from ancestral.feed import facts
 from ancestral.imageset import ImageSet
 from ancestral.train import Training
 
+SECONDS = 4.0  # of measuring the speed
+ENDLESS = 10**9  # images: the length of a run whose learning rate does not matter
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -21,27 +24,33 @@ class Cost:
 
     parameters: int
     flops: int  # floating-point operations of matrix products and convolutions, backward pass included
-    state_bytes: int  # weights, gradients, moments and averages, in one process that divides nothing
+    state_bytes: int  # weights, gradients, moments, averages; a checkpoint is as large: the model, but no gradients
     activation_bytes: int  # kept for the backward pass of one part of a batch
-    checkpoint_bytes: int  # raw weights, moments and averages, the model once more
     images_per_second: float
 
 
-def measure_speed(training: Training, data: ImageSet, seconds: float = 4.0) -> float:
+def measure_speed(training: Training, data: ImageSet, seconds: float = SECONDS) -> float:
     """Images per second of all processes together, from steps of a throw-away training of the same kind."""
-    config, processes = training.config, training.processes
-    probe = Training(config, facts(data), training.device, processes)
-    total = 10**9
-    probe.step(data, total)  # allocations and kernel choices are not speed
+    probe = _probe(training, data)
+    probe.step(data, ENDLESS)  # allocations and kernel choices are not speed
+    return _speed(probe, data, seconds)
+
+
+def _probe(training: Training, data: ImageSet) -> Training:
+    return Training(training.config, facts(data), training.device, training.processes)
+
+
+def _speed(probe: Training, data: ImageSet, seconds: float) -> float:
+    """Of a training that has made its first step."""
     durations = []
-    while len(durations) < 50 and processes.any(sum(durations) < seconds):
-        durations.append(probe.step(data, total).seconds)
-    return config.train.batch_size / processes.from_first(float(np.median(durations)))
+    while len(durations) < 50 and probe.processes.any(sum(durations) < seconds):
+        durations.append(probe.step(data, ENDLESS).seconds)
+    return probe.config.train.batch_size / probe.processes.from_first(float(np.median(durations)))
 
 
 def measure(training: Training, data: ImageSet) -> Cost:
     """Run a few steps of a throw-away training and count."""
-    probe = Training(training.config, facts(data), training.device, training.processes)
+    probe = _probe(training, data)
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -50,7 +59,7 @@ def measure(training: Training, data: ImageSet) -> Cost:
         return tensor
 
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
-        probe.step(data, 10**9)
+        probe.step(data, ENDLESS)
     weights = {value.untyped_storage().data_ptr() for value in probe.network.parameters()}
     parameters = sum(value.numel() for value in probe.network.parameters())
     parts = -(-probe.shard // probe.part) * probe.engine.shards
@@ -59,6 +68,5 @@ def measure(training: Training, data: ImageSet) -> Cost:
         flops=counter.get_total_flops() * training.processes.size,
         state_bytes=parameters * torch.float32.itemsize * (4 + len(probe.averages)),
         activation_bytes=sum(size for place, size in kept.items() if place not in weights) // parts,
-        checkpoint_bytes=parameters * torch.float32.itemsize * (4 + len(probe.averages)),
-        images_per_second=measure_speed(training, data),
+        images_per_second=_speed(probe, data, SECONDS),
     )

@@ -9,17 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.torch
-import torch
 from rich.progress import Progress
 from rich.table import Table
 
-from ancestral import baselines, build, checkpoint, data, figures, monitor, parallel
+from ancestral import baselines, build, checkpoint, data, figures, monitor
 from ancestral.bound import Bound, bound, concatenate, mean_and_error
-from ancestral.console import device_of, open_model, screen, state_type, write_text
-from ancestral.denoiser import Denoiser
+from ancestral.console import device_of, open_model, screen, state_type, together, write_text
 from ancestral.errors import UserError
 from ancestral.feed import facts, to_unit
-from ancestral.imageset import ImageSet
 from ancestral.jobs import PATIENCE, Job, pieces
 from ancestral.rng import Streams
 
@@ -51,42 +48,36 @@ def evaluate(
     terms = terms if terms is not None else min(50, len(times) - 1)
     if not exact and not 2 <= terms <= len(times) - 1:
         raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
-    together = parallel.join(device_of(model), PATIENCE)
-    screen.quiet = not together.first
-    settings = {
-        "model": checkpoint.digest(saved),
-        "average_width": average_width,
-        "images": test.digest(),
-        "terms": None if exact else terms,
-        "variance": variance or saved.config.diffusion.variance,
-        "seed": seed,
-        "batch_size": batch_size,
-    }
-    job, work = Job(folder / ".evaluate", settings, together), pieces(len(test), batch_size)
-    with Progress(console=screen, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("bound", total=-(-len(test) // together.size))
+    with together(device_of(model), PATIENCE) as processes:
+        settings = {
+            "model": checkpoint.digest(saved),
+            "average_width": average_width,
+            "images": test.digest(),
+            "terms": None if exact else terms,
+            "variance": variance or saved.config.diffusion.variance,
+            "seed": seed,
+            "batch_size": batch_size,
+        }
+        job, work = Job(folder / ".evaluate", settings, processes), pieces(len(test), batch_size)
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            task = bar.add_task("bound", total=-(-len(test) // processes.size))
 
-        def measure(part: range) -> dict[str, bytes]:
-            x0 = to_unit(test.images[part.start : part.stop]).to(device_of(model), state_type(model))
-            predictor = build.predictor(model, saved.calibration, _true_labels(saved, test, part, model))
-            noise = Streams(seed, "evaluate", part)
-            measured = bound(predictor, x0, times, move, noise, terms=None if exact else terms)
-            bar.advance(task, len(part))
-            return {"bound.safetensors": safetensors.torch.save(measured.tensors())}
+            def measure(part: range) -> dict[str, bytes]:
+                shown = test.take(part)
+                labels = monitor.labels_of(shown, saved.config, device_of(model))
+                x0 = to_unit(shown.images).to(device_of(model), state_type(model))
+                predictor = build.predictor(model, saved.calibration, labels)
+                noise = Streams(seed, "evaluate", part)
+                measured = bound(predictor, x0, times, move, noise, terms=None if exact else terms)
+                bar.advance(task, len(part))
+                return {"bound.safetensors": safetensors.torch.save(measured.tensors())}
 
-        job.run(work, measure, lambda kept: "bound.safetensors" in kept)
-    if together.first:
-        parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
-        result = concatenate([Bound.of_tensors(one) for one in parts])
-        _write_evaluation(folder, result, variance or saved.config.diffusion.variance, test.images[:], exact)
-        job.forget()
-    parallel.leave()
-
-
-def _true_labels(saved: checkpoint.Checkpoint, test: ImageSet, part: range, model: Denoiser) -> torch.Tensor | None:
-    if not saved.config.model.labels or test.labels is None:
-        return None
-    return torch.from_numpy(test.labels[part.start : part.stop]).to(device_of(model))
+            job.run(work, measure, lambda kept: "bound.safetensors" in kept)
+        if processes.first:
+            parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
+            result = concatenate([Bound.of_tensors(one) for one in parts])
+            _write_evaluation(folder, result, variance or saved.config.diffusion.variance, test.images[:], exact)
+            job.forget()
 
 
 def _write_evaluation(folder: Path, result: Bound, variance: str, images: np.ndarray, exact: bool) -> None:
@@ -103,7 +94,7 @@ def _write_evaluation(folder: Path, result: Bound, variance: str, images: np.nda
     screen.print(table)
     times, nats = result.per_t(result.terms)
     _, mse = result.per_t(result.mse)
-    bits = (nats / result.dimensions / np.log(2)).numpy()
+    bits = result.bits(nats).numpy()
     figures.bound_plot(folder / "bound.png", times.numpy(), bits, mean)
     with open(folder / "bound.csv", "w", newline="") as file:
         writer = csv.writer(file)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -30,13 +29,6 @@ class Preview(NamedTuple):
     bits_by_tenth: list[float | None]
 
 
-def model(config: Config, facts: Facts, weights: Mapping[str, Tensor], device: torch.device) -> Denoiser:
-    """A network of its own with these weights, for looking at."""
-    made = build.denoiser(config, facts)
-    made.network.load_state_dict(weights)
-    return made.to(device).eval().requires_grad_(requires_grad=False)
-
-
 def labels_of(images: ImageSet, config: Config, device: torch.device) -> Tensor | None:
     """The images' labels, if the model wants them."""
     if not config.model.labels or images.labels is None:
@@ -59,7 +51,7 @@ def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, d
         terms=min(10, len(times) - 1),
     )
     place = ((measured.t - 1) * 10 // max(times[0], 1)).flatten()
-    bits = measured.terms / measured.dimensions / np.log(2) * measured.weight
+    bits = measured.bits(measured.terms * measured.weight)
     sums = torch.zeros(10, dtype=torch.float64).index_add_(0, place, bits.flatten()) / len(test)
     seen = place.bincount(minlength=10)
     by_tenth = [float(value) if count else None for value, count in zip(sums, seen, strict=True)]

@@ -18,6 +18,8 @@ from torch import Tensor, distributed
 
 from ancestral.errors import UserError
 
+PATIENCE = timedelta(minutes=30)  # of processes that wait for each other
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -72,7 +74,7 @@ def tree_sum(parts: Sequence[Tensor]) -> Tensor:
     return level[0]
 
 
-def join(device: torch.device, patience: timedelta = timedelta(minutes=30)) -> Processes:
+def join(device: torch.device, patience: timedelta = PATIENCE) -> Processes:
     """Join the other processes that torchrun started, if it did; none waits for another longer than `patience`."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ancestral import checkpoint, figures, monitor
+from ancestral import build, checkpoint, figures, monitor
 from ancestral.config import Config, to_json
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
@@ -157,7 +157,7 @@ class Run:
     def save(self, calibration: torch.Tensor | None = None) -> None:
         """Write a checkpoint; all processes must take part, the first one writes."""
         training = self.training
-        weights, tensors = training.model_weights(), training.tensors()
+        tensors = training.tensors()
         state = {
             "total": self.total,
             "length": self.length,
@@ -167,6 +167,7 @@ class Run:
             "complete": self.complete,
         }
         if training.processes.first:
+            weights = training.model_weights(tensors)
             checkpoint.save(self.folder, training.images, self.document, weights, tensors, state, calibration)
 
     def _save_if_possible(self, must: bool) -> None:
@@ -241,7 +242,7 @@ class Run:
         self.preview_seconds += time.monotonic() - started
 
     def _shown(self, weights: dict[str, torch.Tensor]) -> Denoiser:
-        return monitor.model(self.config, self.facts, weights, self.training.device)
+        return build.ready(self.config, self.facts, weights).to(self.training.device)
 
     def _finish(self) -> None:
         """Measure the model's own error on training images, and write the last checkpoint."""

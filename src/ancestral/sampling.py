@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from ancestral import build, checkpoint, config, figures, parallel, sealed, tuning
-from ancestral.console import device_of, open_model, screen, state_type, write_text
+from ancestral import build, checkpoint, config, figures, sealed, tuning
+from ancestral.console import device_of, open_model, screen, state_type, together, write_text
 from ancestral.errors import UserError
 from ancestral.feed import to_bytes
 from ancestral.grids import explicit
@@ -54,59 +54,57 @@ def sample(
     times = _tuned(folder, model.schedule, steps) if grid == "tuned" else build.sampling_grid(saved.config, grid, steps)
     out = out or folder / "samples"
     labels = _labels(saved, label, num_images)
-    together = parallel.join(device_of(model), PATIENCE)
-    screen.quiet = not together.first
-    out.mkdir(parents=True, exist_ok=True)
-    settings = {
-        "model": checkpoint.digest(saved),
-        "average_width": average_width,
-        "times": times,
-        "solver": solver,
-        "eta": eta,
-        "variance": variance or saved.config.diffusion.variance,
-        "label": label,
-        "seed": seed,
-        "batch_size": batch_size,
-    }
+    with together(device_of(model), PATIENCE) as processes:
+        out.mkdir(parents=True, exist_ok=True)
+        settings = {
+            "model": checkpoint.digest(saved),
+            "average_width": average_width,
+            "times": times,
+            "solver": solver,
+            "eta": eta,
+            "variance": variance or saved.config.diffusion.variance,
+            "label": label,
+            "seed": seed,
+            "batch_size": batch_size,
+        }
 
-    def discard(kept: dict[str, bytes]) -> None:
-        for name in json.loads(kept["digests.json"]):
-            (out / Path(name).name).unlink(missing_ok=True)
+        def discard(kept: dict[str, bytes]) -> None:
+            for name in json.loads(kept["digests.json"]):
+                (out / Path(name).name).unlink(missing_ok=True)
 
-    job, started = Job(out / ".job", settings, together, discard), time.monotonic()
-    work, calls = pieces(num_images, batch_size), len(begin(move, model.schedule, times)[1]) - 1
-    with Progress(console=screen, disable=not screen.is_terminal) as bar:
-        task = bar.add_task(f"{calls} steps", total=-(-num_images // together.size) * calls)
+        job, started = Job(out / ".job", settings, processes, discard), time.monotonic()
+        work, calls = pieces(num_images, batch_size), len(begin(move, model.schedule, times)[1]) - 1
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            task = bar.add_task(f"{calls} steps", total=-(-num_images // processes.size) * calls)
 
-        def draw(numbers: range) -> dict[str, bytes]:
-            chosen = None if labels is None else labels[numbers.start : numbers.stop].to(device_of(model))
-            predictor = build.predictor(model, saved.calibration, chosen)
-            start = latents(saved.facts.shape, seed, numbers).to(device_of(model), state_type(model))
-            walk = _counted(trajectory(predictor, start, times, move, seed, numbers), bar, task, len(numbers))
-            keep = _film_times(times) if film and numbers.start == 0 else ()
-            frames = keep_frames(walk, keep)
-            if keep:
-                _write_film(frames, out)
-            digests = {}
-            for number, image in zip(numbers, to_bytes(frames.final), strict=True):
-                content = figures.png(image)
-                sealed.write_file(out / _png(number), content)
-                digests[_png(number)] = sha256(content).hexdigest()
-            return {"digests.json": json.dumps(digests).encode()}
+            def draw(numbers: range) -> dict[str, bytes]:
+                chosen = None if labels is None else labels[numbers.start : numbers.stop].to(device_of(model))
+                predictor = build.predictor(model, saved.calibration, chosen)
+                start = latents(saved.facts.shape, seed, numbers).to(device_of(model), state_type(model))
+                walk = _counted(trajectory(predictor, start, times, move, seed, numbers), bar, task, len(numbers))
+                keep = _film_times(times) if film and numbers.start == 0 else ()
+                frames = keep_frames(walk, keep)
+                if keep:
+                    _write_film(frames, out)
+                digests = {}
+                for number, image in zip(numbers, to_bytes(frames.final), strict=True):
+                    content = figures.png(image)
+                    sealed.write_file(out / _png(number), content)
+                    digests[_png(number)] = sha256(content).hexdigest()
+                return {"digests.json": json.dumps(digests).encode()}
 
-        def whole(kept: dict[str, bytes]) -> bool:
-            digests = json.loads(kept["digests.json"])
-            filmed = not film or _png(0) not in digests or (out / "film.gif").exists()
-            return filmed and all(sealed.is_file(out / name, digest) for name, digest in digests.items())
+            def whole(kept: dict[str, bytes]) -> bool:
+                digests = json.loads(kept["digests.json"])
+                filmed = not film or _png(0) not in digests or (out / "film.gif").exists()
+                return filmed and all(sealed.is_file(out / name, digest) for name, digest in digests.items())
 
-        job.run(work, draw, whole)
-    if together.first:
-        first = np.stack([figures.read_png(out / _png(number)) for number in range(min(num_images, 256))])
-        figures.save_sheet(out / "grid.png", first)
-    drawn = bar.tasks[task].completed / calls * together.size
-    speed = f"{drawn / (time.monotonic() - started):.1f} images/s" if drawn else "all drawn before"
-    screen.print(f"{num_images} images, {calls} network calls each, {speed}: {out / 'grid.png'}")
-    parallel.leave()
+            job.run(work, draw, whole)
+        if processes.first:
+            first = np.stack([figures.read_png(out / _png(number)) for number in range(min(num_images, 256))])
+            figures.save_sheet(out / "grid.png", first)
+        drawn = bar.tasks[task].completed / calls * processes.size
+        speed = f"{drawn / (time.monotonic() - started):.1f} images/s" if drawn else "all drawn before"
+        screen.print(f"{num_images} images, {calls} network calls each, {speed}: {out / 'grid.png'}")
 
 
 def tune_steps(

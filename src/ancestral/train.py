@@ -224,9 +224,9 @@ class Training:
         self.scaler.scale(mean).backward()
         return losses.detach().cpu().double()
 
-    def model_weights(self) -> dict[str, Tensor]:
-        """The averaged weights that are the model, whole; all processes must ask."""
-        return {name: whole(value) for name, value in self.averages[self.config.train.average].weights.items()}
+    def model_weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The averaged weights that are the model, out of what `tensors` gave."""
+        return _under(f"average-{self.averages[self.config.train.average].width:g}/", tensors)
 
     def whole_averages(self) -> list[PowerAverage]:
         """Both averages, whole; all processes must ask."""
@@ -253,30 +253,32 @@ class Training:
         Raises:
             UserError: when it is of another network.
         """
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-
         try:
             own = self.network.state_dict()
-            self.network.load_state_dict({name: like(value, own[name]) for name, value in part("network/").items()})
+            self.network.load_state_dict(
+                {name: like(value, own[name]) for name, value in _under("network/", tensors).items()}
+            )
             for average in self.averages:
-                saved = part(f"average-{average.width:g}/")
+                saved = _under(f"average-{average.width:g}/", tensors)
                 for name, value in average.weights.items():
                     value.copy_(like(saved[name], value))
             optimizer, parameters = self.optimizer.state_dict(), list(self.network.parameters())
             optimizer["state"] = {}
-            for name, value in part("optimizer/").items():
+            for name, value in _under("optimizer/", tensors).items():
                 index, _, moment = name.partition("/")
                 optimizer["state"].setdefault(int(index), {})[moment] = like(value, parameters[int(index)])
             self.optimizer.load_state_dict(optimizer)
-            self.sampler.load_state(part("sampler/"))
-            self.guard.load_state(part("guard/"))
+            self.sampler.load_state(_under("sampler/", tensors))
+            self.guard.load_state(_under("guard/", tensors))
             if self.scaler.is_enabled():
-                self.scaler.load_state_dict({name: value.item() for name, value in part("scaler/").items()})
+                self.scaler.load_state_dict({name: value.item() for name, value in _under("scaler/", tensors).items()})
         except (KeyError, RuntimeError, ValueError) as error:
             raise UserError(f"the checkpoint's state does not fit this configuration ({error})") from None
         self.images = images
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def learning_rate(progress: float, peak: float, warmup: float, decay: float) -> float:
