@@ -31,7 +31,6 @@ class Seen(NamedTuple):
     """A time that was visited, and what was predicted there."""
 
     t: int
-    x_t: Tensor
     prediction: Prediction
 
 
@@ -52,7 +51,7 @@ class Solver:
 
     def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """The next state, with no variance."""
-        self.remember(Seen(t, x_t, prediction))
+        self.remember(Seen(t, prediction))
         order = min(self.order, len(self.seen), self.left if self.settles else self.order)
         self.left -= 1
         return self.step(x_t, s, order if math.isfinite(self.lam(s)) else 1)
@@ -84,6 +83,11 @@ class Solver:
         return over(ratio, x_t) * x_t + over(self.schedule.signal(s) * (1 - decay), x_t) * x0
 
 
+def certain(mean: Tensor) -> Normal:
+    """The one state that a step without noise can end in."""
+    return Normal(mean, torch.zeros_like(mean))
+
+
 def _x0(prediction: Prediction) -> Tensor:
     return prediction.x0
 
@@ -109,23 +113,24 @@ def lagrange(
     ]
 
 
+def _continued(lam: Sequence[float], x0: Sequence[Tensor], h: float) -> Tensor:
+    """The x0 which, held over a step of h, is worth the polynomial through the values so far, the newest first."""
+    if len(x0) == 1:
+        return x0[0]
+    if len(x0) == 2:  # the midpoint's weight, as published
+        return x0[0] + h / (2 * (lam[0] - lam[1])) * (x0[0] - x0[1])
+    # Divided by the integral of a constant, since `hold` multiplies by it.
+    weights = lagrange(lam, lam[0], lam[0] + h, lambda v: np.exp(v - lam[0] - h))
+    return _combined([w / -math.expm1(-h) for w in weights], x0)
+
+
 class Dpm(Solver):
     """x0 as the polynomial in lambda through its last values; order 2 with the midpoint's weight."""
 
     def step(self, x_t: Tensor, s: int, order: int) -> Normal:
         """DPM-Solver++ (Lu et al. 2022b), multistep."""
         lam, x0 = self.past(order, _x0)
-        h = self.lam(s) - lam[0]
-        if order == 1:
-            wanted = x0[0]
-        elif order == 2:
-            wanted = x0[0] + h / (2 * (lam[0] - lam[1])) * (x0[0] - x0[1])
-        else:
-            # Divided by the integral of a constant, since `hold` multiplies by it.
-            weights = lagrange(lam, lam[0], lam[0] + h, lambda v: np.exp(v - lam[0] - h))
-            wanted = _combined([w / -math.expm1(-h) for w in weights], x0)
-        mean = self.hold(x_t, wanted, s)
-        return Normal(mean, torch.zeros_like(mean))
+        return certain(self.hold(x_t, _continued(lam, x0, self.lam(s) - lam[0]), s))
 
 
 class DpmSde(Solver):
@@ -135,10 +140,9 @@ class DpmSde(Solver):
         """SDE-DPM-Solver++ (Lu et al. 2022b)."""
         lam, x0 = self.past(order, _x0)
         h = self.lam(s) - lam[0]
-        wanted = x0[0] if order == 1 else x0[0] + h / (2 * (lam[0] - lam[1])) * (x0[0] - x0[1])
         ratio = self.schedule.noise(s) / self.schedule.noise(self.seen[-1].t) * math.exp(-h)
         share = -math.expm1(-2 * h)
-        mean = over(ratio, x_t) * x_t + over(self.schedule.signal(s) * share, x_t) * wanted
+        mean = over(ratio, x_t) * x_t + over(self.schedule.signal(s) * share, x_t) * _continued(lam, x0, h)
         return Normal(mean, over(self.schedule.noise_var(s) * share, x_t).expand_as(mean))
 
 
@@ -164,23 +168,25 @@ class PredictorCorrector(Solver):
         self.used = order
         lam, x0 = self.past(order, _x0)
         h = self.lam(s) - lam[0]
-        mean = self.hold(x_t, x0[0], s)
-        if order > 1:
-            r = [(one - lam[0]) / h for one in lam[1:]]
-            w = [0.5] if order == 2 else self._weights(r, h)
-            slope = _combined([one / ratio for one, ratio in zip(w, r, strict=True)], [x - x0[0] for x in x0[1:]])
-            mean = mean - over(self.schedule.signal(s) * self._b(h), x_t) * slope
-        return Normal(mean, torch.zeros_like(mean))
+        if order == 1:
+            return certain(self.hold(x_t, x0[0], s))
+        r = [(one - lam[0]) / h for one in lam[1:]]
+        return certain(self._moved(x_t, x0[0], x0[1:], r, h, s))
 
     def _corrected(self, arrived: Tensor, s: int) -> Tensor:
         assert self.base is not None
         lam, x0 = self.past(self.used, _x0)
         h = self.lam(s) - lam[0]
         r = [(one - lam[0]) / h for one in lam[1:]]
-        w = [0.5] if self.used == 1 else self._weights([*r, 1.0], h)
-        differences = [*(x - x0[0] for x in x0[1:]), arrived - x0[0]]
-        slope = _combined([one / ratio for one, ratio in zip(w, [*r, 1.0], strict=True)], differences)
-        return self.hold(self.base, x0[0], s) - over(self.schedule.signal(s) * self._b(h), self.base) * slope
+        return self._moved(self.base, x0[0], [*x0[1:], arrived], [*r, 1.0], h, s)
+
+    def _moved(
+        self, base: Tensor, x0: Tensor, others: Sequence[Tensor], r: Sequence[float], h: float, s: int
+    ) -> Tensor:
+        """The step that holds x0, and what x0's differences to the others, r h away in lambda, add to it."""
+        w = [0.5] if len(r) == 1 else self._weights(r, h)
+        slope = _combined([one / ratio for one, ratio in zip(w, r, strict=True)], [one - x0 for one in others])
+        return self.hold(base, x0, s) - over(self.schedule.signal(s) * self._b(h), base) * slope
 
     def _b(self, h: float) -> float:
         return -h if self.bh1 else math.expm1(-h)
@@ -206,7 +212,7 @@ class _EpsSolver(Solver):
             weights = self.weights(lam, self.lam(s))
             moved = _combined(weights[1:], [one - eps[0] for one in eps[1:]])
             mean = mean + over(self.schedule.signal(s), x_t) * moved
-        return Normal(mean, torch.zeros_like(mean))
+        return certain(mean)
 
     def weights(self, lam: Sequence[float], end: float) -> list[float]:
         """Of each eps, the newest first."""
@@ -228,7 +234,7 @@ class Ipndm(_EpsSolver):
 
     def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """All orders to the end: the last step to sigma = 0 is one like the others."""
-        self.remember(Seen(t, x_t, prediction))
+        self.remember(Seen(t, prediction))
         return self.step(x_t, s, min(self.order, len(self.seen)))
 
     def weights(self, lam: Sequence[float], end: float) -> list[float]:

@@ -34,7 +34,7 @@ class HeunSteps(Solver):
     def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """Euler from the start of an interval; at its end the correction, and the noise of the next one's churn."""
         if not self.second:
-            self.seen.append(Seen(t, x_t, prediction))
+            self.seen.append(Seen(t, prediction))
             self.second = s != 0
             return DDIM()(schedule, x_t, prediction, t, s)
         self.second = False
@@ -43,7 +43,7 @@ class HeunSteps(Solver):
         if math.isfinite(sigma):
             half = (math.exp(-self.lam(t)) - sigma) / 2
             mean = x_t + over(schedule.signal(t) * half, x_t) * (prediction.eps - first.prediction.eps)
-        raised = schedule.transition(mean, t, s) if s > t else Normal(mean, torch.zeros_like(mean))
+        raised = schedule.transition(mean, t, s)  # certain where s = t
         return Normal(raised.mean, raised.var.expand_as(mean))
 
 
@@ -84,9 +84,8 @@ class Heun:
     def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
         """The solver of one walk, and the times that it visits."""
         known = schedule.log_snr(torch.arange(1, schedule.T + 1)) / 2
-        raised = [int((known - (known[t - 1] - math.log1p(self.churn))).abs().argmin()) + 1 for t in grid[:-1]]
-        starts = [max(t, up) for t, up in zip(grid, raised, strict=False)] if self.churn else list(grid[:-1])
-        stepper = HeunSteps(schedule, grid, [grid[0], *starts[1:]])
+        raised = [int((known - (known[t - 1] - math.log1p(self.churn))).abs().argmin()) + 1 for t in grid[1:-1]]
+        stepper = HeunSteps(schedule, grid, [grid[0], *map(max, grid[1:-1], raised)])
         return stepper, stepper.visits  # pyright: ignore[reportReturnType]
 
 
