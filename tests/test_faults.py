@@ -15,16 +15,21 @@ from ancestral import sealed
 ROOT = Path(__file__).parent
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_twenty_kills_lose_nothing():
-    """The long form: python tests/kill_harness.py 200."""
-    pytest.importorskip("sklearn")
-    command = [sys.executable, ROOT / "kill_harness.py", "20", "1"]
+def harness(name, count, seed):
+    """What a harness of this folder says, in a process and with a thread of its own."""
+    command = [sys.executable, ROOT / name, str(count), str(seed)]
     result = subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout)
+    return json.loads(result.stdout)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_twenty_kills_lose_nothing():
+    """The long form: python tests/kill_harness.py 200."""
+    pytest.importorskip("sklearn")
+    told = harness("kill_harness.py", 20, 1)
     assert told["kills"] == 20
     assert told["weights equal"]
     assert told["log in order"]
@@ -35,12 +40,7 @@ def test_twenty_kills_lose_nothing():
 def test_hostile_input_ends_in_a_result_or_one_line():
     """The long form: python tests/fuzz_harness.py 30000."""
     pytest.importorskip("sklearn")
-    command = [sys.executable, ROOT / "fuzz_harness.py", "1200", "1"]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert result.returncode == 0, result.stderr
-    told = json.loads(result.stdout)
+    told = harness("fuzz_harness.py", 1200, 1)
     assert told["cases"] == 1200
     assert min(told["refused"].values()) >= 20  # each kind has met bad input
 

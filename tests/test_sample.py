@@ -57,14 +57,20 @@ def test_ddim_with_eta_1_is_ancestral_with_the_small_variance():
     assert torch.allclose(a.var, b.var)
 
 
-def test_the_consumer_decides_how_far_to_walk():
+def counted(predictor):
+    """The predictor, and a list that grows by the time of each call."""
     calls = []
 
     def counting(x_t, t):
         calls.append(t)
-        return ORACLE(x_t, t)
+        return predictor(x_t, t)
 
-    counting.schedule = ORACLE.schedule
+    counting.schedule = predictor.schedule
+    return counting, calls
+
+
+def test_the_consumer_decides_how_far_to_walk():
+    counting, calls = counted(ORACLE)
     for step in trajectory(counting, latents([3], 0, [0]), GRID, DDIM()):
         if step.t <= 15:
             break
@@ -177,13 +183,7 @@ def test_a_walk_may_start_from_any_x_t(grid):
 
 def test_a_walk_is_lazy():
     """Nothing is computed before it is asked for, and each step calls the predictor once at the times of the grid."""
-    calls = []
-
-    def counting(x_t, t):
-        calls.append(t)
-        return ORACLE(x_t, t)
-
-    counting.schedule = ORACLE.schedule
+    counting, calls = counted(ORACLE)
     steps = trajectory(counting, latents([3], 0, [0]), GRID, Ancestral(large))
     assert calls == []
     next(steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -71,14 +72,7 @@ def network(config: Config, facts: Facts) -> UNet:
         len(facts.class_names) if options.labels else 0,
         options.patch,
         config.train.recompute,
-        Form(
-            options.groups,
-            options.norm_eps,
-            options.head_width,
-            options.pad_end,
-            options.cosine_first,
-            options.frequency_shift,
-        ),
+        Form(**{field.name: getattr(options, field.name) for field in fields(Form)}),
     )
     if height % made.divisor or width % made.divisor:
         raise UserError(

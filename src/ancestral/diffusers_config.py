@@ -14,6 +14,7 @@ from ancestral.config import Config, DiffusionOptions, Facts, ModelOptions
 from ancestral.errors import UserError
 
 VERSION = "0.30.0"  # of diffusers, whose fields these are
+GROUPS = 32  # of the norms, where a folder leaves them out
 _NO_LIMIT = 1e6  # of the quantile that dynamic thresholding divides by
 _SCHEDULES = {  # name there: (name here, the other values that it stands for)
     "linear": ("linear", {"beta_start": 1e-4, "beta_end": 0.02}),
@@ -116,7 +117,7 @@ def network(fields: Fields) -> tuple[ModelOptions, tuple[int, int, int], int]:
         attention=attention,
         dropout=fields.take("dropout", 0.0),
         labels=bool(classes),
-        groups=fields.take("norm_num_groups", 32),
+        groups=fields.take("norm_num_groups", GROUPS),
         norm_eps=fields.take("norm_eps", 1e-5),
         head_width=fields.take("attention_head_dim", 8),
         pad_end=padding == 0,
@@ -181,7 +182,7 @@ def unet_document(config: Config, facts: Facts) -> dict[str, Any]:
         "down_block_types": down,
         "up_block_types": [kind.replace("Down", "Up") for kind in reversed(down)],
         "dropout": model.dropout,
-        "norm_num_groups": model.groups or 32,
+        "norm_num_groups": model.groups or GROUPS,
         "norm_eps": model.norm_eps,
         "attention_head_dim": model.head_width,
         "downsample_padding": 0 if model.pad_end else 1,

@@ -88,14 +88,24 @@ class Exact(Engine):
         self._set_gradient(tree_sum(self.processes.all_of(mine)))
 
 
-class Ddp(Engine):
-    """torch's wrapper, which adds while the last part is still going backward."""
+class Averaging(Engine):
+    """Engines of torch's own: they average while the last part is still going backward."""
 
     repeats = False
 
     def __init__(self, network: nn.Module, processes: Processes) -> None:
         super().__init__(network, processes)
         self.scale = processes.size
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+class Ddp(Averaging):
+    """torch's wrapper."""
+
+    def __init__(self, network: nn.Module, processes: Processes) -> None:
+        super().__init__(network, processes)
         self._wrapped = DistributedDataParallel(network)
 
     @property
@@ -107,18 +117,12 @@ class Ddp(Engine):
         """Only the last part is followed by the adding."""
         return nullcontext() if last else self._wrapped.no_sync()
 
-    def finish(self) -> None:
-        """Nothing is left to do."""
 
-
-class Fsdp(Engine):
+class Fsdp(Averaging):
     """Every layer's weights divided among the processes, gathered when it is their turn."""
-
-    repeats = False
 
     def __init__(self, network: nn.Module, processes: Processes) -> None:
         super().__init__(network, processes)
-        self.scale = processes.size
         for layers in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
             for layer in layers:
                 fully_shard(layer)
@@ -129,9 +133,6 @@ class Fsdp(Engine):
         assert isinstance(self._root, FSDPModule)
         self._root.set_requires_gradient_sync(last)
         return nullcontext()
-
-    def finish(self) -> None:
-        """Nothing is left to do."""
 
 
 ENGINES: dict[str, type[Engine]] = {"all-reduce": Engine, "ddp": Ddp, "fsdp": Fsdp}

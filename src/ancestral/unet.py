@@ -40,11 +40,14 @@ class Form:
     cosine_first: bool = False
     frequency_shift: int = 1
 
+    def groups_of(self, channels: int) -> int:
+        """How many groups the norm of so many channels has."""
+        # At least four channels a group, as the paper's 128 in 32: a group of one would take the added time off again.
+        return self.groups or math.gcd(min(32, max(channels // 4, 1)), channels)
+
     def norm(self, channels: int) -> nn.GroupNorm:
         """The group norm of a layer."""
-        # At least four channels a group, as the paper's 128 in 32: a group of one would take the added time off again.
-        groups = self.groups or math.gcd(min(32, max(channels // 4, 1)), channels)
-        return nn.GroupNorm(groups, channels, eps=self.norm_eps)
+        return nn.GroupNorm(self.groups_of(channels), channels, eps=self.norm_eps)
 
 
 PLAIN = Form()
