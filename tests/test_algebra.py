@@ -104,6 +104,17 @@ def test_every_target_gives_x0_back(target, beta, data):
     )
 
 
+def test_the_edm_target_is_of_variance_one_and_owes_the_input_nothing():
+    # What Karras et al. 2022 derive F from (appendix B.6), for data of standard deviation 1/2; v is the case of 1.
+    noise_schedule = schedule.cosine(100)
+    t = torch.arange(1, 101)
+    a, b = TARGETS["edm"].coefficients(noise_schedule, t)
+    signal, noise = noise_schedule.signal(t), noise_schedule.noise(t)
+    assert torch.allclose(a**2 / 4 + b**2, torch.ones(100, dtype=F64))
+    assert torch.allclose(a * signal / 4 + b * noise, torch.zeros(100, dtype=F64), atol=1e-12)
+    assert bool((a > 0).all())
+
+
 def test_targets_by_their_definitions():
     noise_schedule, t = schedule.cosine(50), 20
     x0, eps = values(0.3, -0.6)[None], values(1.2, 0.1)[None]

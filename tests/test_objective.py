@@ -26,7 +26,7 @@ from ancestral.objective import (
 from ancestral.reverse import Ancestral, learned, small
 from ancestral.rng import Streams
 from ancestral.target import EPS, SCORE, TARGETS, X0, V
-from ancestral.times import UNIFORMS, LossImportance, TimeSampler
+from ancestral.times import UNIFORMS, LogNormal, LossImportance, TimeSampler
 
 F64 = torch.float64
 SCHEDULE = schedule.linear(20)
@@ -176,6 +176,21 @@ def test_places_cover_the_grid_evenly():
     assert place.bincount().tolist() == [1000, 1000, 1000]
     assert (sampler.t[place[-1]], sampler.s[place[-1]]) == (2, 0)
     assert bool((weight == 1).all())
+
+
+def test_log_normal_draws_the_noise_levels_of_its_name():
+    # Karras et al. 2022, Table 1: ln sigma ~ N(-1.2, 1.2^2), as far as the grid is fine.
+    noise_schedule = schedule.cosine(1000)
+    sampler = LogNormal(grids.full(noise_schedule), noise_schedule)
+    place, weight = sampler.draw(torch.arange(0.5, 20_000, dtype=F64) / 20_000)
+    log_sigma = -noise_schedule.log_snr(sampler.t[place]) / 2
+    for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
+        expected = torch.distributions.Normal(-1.2, 1.2).icdf(torch.tensor(quantile))
+        assert float(log_sigma.quantile(quantile)) == pytest.approx(float(expected), abs=0.02)
+    assert bool((weight == 1).all())
+    # A coarse grid keeps every draw, those beyond its ends too.
+    coarse = LogNormal([1000, 999, 998, 0], noise_schedule)
+    assert coarse.draw(torch.tensor([1e-6, 0.5, 1 - 1e-12], dtype=F64))[0].tolist() == [2, 2, 2]
 
 
 def test_loss_importance_follows_the_losses_and_stays_unbiased():

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ancestral import checkpoint, ema
-from ancestral.config import Config, Facts, TrainOptions, suggest
+from ancestral.config import Config, Facts, ModelOptions, TrainOptions, suggest
 from ancestral.denoiser import CLIPS, CLOCKS, Calibrated, Denoiser, Given, Predictor
 from ancestral.errors import UserError
 from ancestral.grids import GRIDS, full, trailing
@@ -46,6 +46,11 @@ def schedule(config: Config) -> NoiseSchedule:
         raise UserError(f"diffusion.T: {error}") from None
 
 
+def form(options: ModelOptions) -> Form:
+    """The network's details."""
+    return Form(**{field.name: getattr(options, field.name) for field in fields(Form)})
+
+
 def network(config: Config, facts: Facts) -> UNet:
     """A new network for images of this shape.
 
@@ -72,7 +77,7 @@ def network(config: Config, facts: Facts) -> UNet:
         len(facts.class_names) if options.labels else 0,
         options.patch,
         config.train.recompute,
-        Form(**{field.name: getattr(options, field.name) for field in fields(Form)}),
+        form(options),
     )
     if height % made.divisor or width % made.divisor:
         raise UserError(
@@ -104,6 +109,15 @@ def accelerated(network: nn.Module, options: TrainOptions) -> nn.Module:
     if options.compile:
         network.compile()
     return network
+
+
+def precision(name: str, on: torch.device) -> torch.dtype:
+    """The type that a network computes in; 'auto' is bfloat16 where the device multiplies it faster than float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    cpu = torch.cpu.get_capabilities()
+    fast = {"cuda": on.type == "cuda" and torch.cuda.is_bf16_supported(), "mps": False}
+    return torch.bfloat16 if fast.get(on.type, cpu.get("avx512_bf16") or cpu.get("amx_bf16")) else torch.float32
 
 
 def method(

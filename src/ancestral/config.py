@@ -37,6 +37,8 @@ class ModelOptions:
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     patch: Count = 1
     labels: bool = False
+    fourier: tuple[Annotated[int, Meta(ge=0, le=10)], ...] = ()
+    group_width: Annotated[int, Meta(ge=2)] = 4
     # The rest describes networks made elsewhere (see `ancestral.unet.Form`).
     groups: Count | None = None
     norm_eps: Positive = 1e-6
@@ -80,7 +82,7 @@ class TrainOptions:
     average_widths: tuple[Width, Width] = (0.05, 0.1)  # the two averages that are kept
     average: Literal[0, 1] = 1  # which of them is the model
     snapshots: Count = 8  # how often both are kept for rebuilding other widths
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # auto: bfloat16 where it is fast
     parallel: Literal["all-reduce", "ddp", "fsdp"] = "all-reduce"  # how processes share (see `ancestral.engine`)
     channels_last: bool = False  # the layout of images in memory that some machines prefer
     compile: bool = False  # let torch compile the network: slow to begin, then faster

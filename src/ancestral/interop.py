@@ -18,7 +18,6 @@ from ancestral import build, checkpoint, sealed
 from ancestral.config import Config, Facts, to_json
 from ancestral.diffusers_config import GROUPS, VERSION, Fields, diffusion, network, scheduler_document, unet_document
 from ancestral.errors import UserError
-from ancestral.unet import PLAIN
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -134,7 +133,9 @@ def export_run(run: Path, folder: Path) -> None:
     config, model, process = saved.config, saved.config.model, saved.config.diffusion
     if model.patch != 1:
         raise UserError(f"{run}: model.patch is {model.patch}; diffusers' network has no such field")
-    if model.groups is None and any(PLAIN.groups_of(model.width * m) != GROUPS for m in model.multipliers):
+    if model.fourier:
+        raise UserError(f"{run}: model.fourier is {list(model.fourier)}; diffusers' network has no such field")
+    if model.groups is None and any(build.form(model).groups_of(model.width * m) != GROUPS for m in model.multipliers):
         raise UserError(f"{run}: its norms have groups by width; diffusers needs one number: train with model.groups")
     if process.T != 1000:
         raise UserError(f"{run}: diffusion.T is {process.T}; diffusers' schedules are those of T = 1000")

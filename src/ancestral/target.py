@@ -60,6 +60,16 @@ def _posterior_mean(schedule: NoiseSchedule, t: Time) -> tuple[Tensor, Tensor]:
     return of_x_t * schedule.signal(t) + of_x0, of_x_t * schedule.noise(t)
 
 
+DATA_STD = 0.5  # of images on [-1, 1], about
+
+
+def _preconditioned(schedule: NoiseSchedule, t: Time) -> tuple[Tensor, Tensor]:
+    """F of Karras et al. 2022 (Eq. 7): what is left to predict of x0, scaled to variance 1; v where DATA_STD is 1."""
+    signal, noise = schedule.signal(t) * DATA_STD, schedule.noise(t)
+    size = (signal**2 + noise**2).sqrt()
+    return noise / (DATA_STD * size), -signal / size
+
+
 def _constant(a: float, b: float) -> Coefficients:
     def coefficients(schedule: NoiseSchedule, t: Time) -> tuple[Tensor, Tensor]:
         one = schedule.signal(t) * 0 + 1
@@ -73,6 +83,7 @@ X0 = Target("x0", _constant(1, 0))
 V = Target("v", lambda schedule, t: (-schedule.noise(t), schedule.signal(t)))
 SCORE = Target("score", lambda schedule, t: (0 * schedule.noise(t), -1 / schedule.noise(t)))
 FLOW = Target("flow", _constant(-1, 1))
+EDM = Target("edm", _preconditioned)
 MEAN = Target("mean", _posterior_mean)
 
-TARGETS: dict[str, Target] = {target.name: target for target in (EPS, X0, V, SCORE, FLOW, MEAN)}
+TARGETS: dict[str, Target] = {target.name: target for target in (EPS, X0, V, SCORE, FLOW, EDM, MEAN)}

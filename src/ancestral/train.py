@@ -99,12 +99,13 @@ class Training:
         grid = build.training_grid(config)
         self.objective = build.objective(config, len(grid) - 1)
         uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
-        self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid)
+        self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid, self.denoiser.schedule)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), options.learning_rate, (0.9, options.beta2), weight_decay=options.weight_decay
         )
-        self.lower = torch.autocast(device.type, getattr(torch, options.precision), options.precision != "float32")
-        self.scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "float16")
+        precision = build.precision(options.precision, device)
+        self.lower = torch.autocast(device.type, precision, precision != torch.float32)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.guard = Guard(options.spike)
         self.averages = [
             PowerAverage(width, {name: value.detach().clone() for name, value in self.network.state_dict().items()})

@@ -25,25 +25,35 @@ class Form:
     """What networks of this family differ in; the defaults are the paper's, but for the padding.
 
     Args:
-        groups: of every group norm; None: 32, but at least four channels each.
+        groups: of every group norm; None: 32, but at least `group_width` channels each.
+        group_width: 4 as in the paper's 128 in 32. With 16 and channels-last memory a norm reads whole vectors.
         norm_eps: added to the variances of the norms.
         head_width: channels of an attention head; None: one head.
         pad_end: pad only at the end before a convolution of stride 2, as the paper's code does.
         cosine_first: the time's cosines before its sines.
         frequency_shift: the lowest frequency is 10^-4 (1) or one step above it (0).
+        fourier: n of sin and cos(2^n pi x), further channels of the input in which the last bits of a byte can be seen
+            (Kingma et al. 2021, appendix C; 6 and 7 are theirs).
     """
 
     groups: int | None = None
+    group_width: int = 4
     norm_eps: float = 1e-6
     head_width: int | None = None
     pad_end: bool = False
     cosine_first: bool = False
     frequency_shift: int = 1
+    fourier: Sequence[int] = ()
+
+    def features(self, x: Tensor) -> Tensor:
+        """The image and its Fourier features, (B, C, H, W) to (B, C (1 + 2 len(fourier)), H, W)."""
+        waves = [wave(x * (2.0**n * math.pi)) for n in self.fourier for wave in (torch.sin, torch.cos)]
+        return torch.cat([x, *waves], 1) if waves else x
 
     def groups_of(self, channels: int) -> int:
         """How many groups the norm of so many channels has."""
-        # At least four channels a group, as the paper's 128 in 32: a group of one would take the added time off again.
-        return self.groups or math.gcd(min(32, max(channels // 4, 1)), channels)
+        # Never one channel a group: its norm would take the added time off again.
+        return self.groups or math.gcd(min(32, max(channels // self.group_width, 1)), channels)
 
     def norm(self, channels: int) -> nn.GroupNorm:
         """The group norm of a layer."""
@@ -194,7 +204,7 @@ class UNet(nn.Module):
             _initialised(nn.Linear(time_width, time_width)),
         )
         self.label = nn.Embedding(classes, time_width) if classes else None
-        self.stem = _conv(in_channels * patch**2, width)
+        self.stem = _conv(in_channels * (1 + 2 * len(form.fourier)) * patch**2, width)
         widths = [width * multiplier for multiplier in multipliers]
 
         def stage(in_width: int, out_width: int, attend: bool) -> Stage:
@@ -234,7 +244,7 @@ class UNet(nn.Module):
             embedding = embedding + self.label(labels)
         embedding = functional.silu(embedding)
 
-        h = self.stem(functional.pixel_unshuffle(x, self.patch))
+        h = self.stem(functional.pixel_unshuffle(self.form.features(x), self.patch))
         skips = [h]
         for layer in self.down:
             h = self._run(layer, h, embedding)

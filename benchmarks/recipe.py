@@ -1,0 +1,106 @@
+"""What gives the most in a fixed time of training: one line of JSON a trial, on images that no test uses.
+
+    benchmarks/recipe.py DATA.npz SECONDS OUT.jsonl [NAME [KEY=VALUE ...]]
+
+A trial is a preset with settings; its time is that of training steps. Of the training images a part is kept apart, and
+samples and the bound are measured on it. The test images are not looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ancestral import build, config, data, estimate, features, figures, grids, monitor
+from ancestral.bound import bound, mean_and_error
+from ancestral.feed import facts, to_bytes, to_unit
+from ancestral.imageset import ImageSet, Splits
+from ancestral.rng import Streams
+from ancestral.sample import sample
+from ancestral.solvers import SOLVERS
+from ancestral.train import Training, train
+
+DRAWN, REFERENCE, BOUND, TERMS = 1000, 1000, 128, 30
+CPU = torch.device("cpu")
+
+
+def apart(images: ImageSet) -> Splits:
+    """Every tenth training image, at least 1,000, for trials."""
+    every = min(10, len(images) // 1000)
+    rows = range(len(images))
+    return Splits(images.take([r for r in rows if r % every]), images.take([r for r in rows if r % every == 0]))
+
+
+def trial(source: str, seconds: float, preset: str, settings: dict[str, object], sheet: Path) -> dict[str, object]:
+    """Train for so long and measure."""
+    chosen = config.resolve(source, preset, {"train.precision": "auto", **settings})
+    splits = apart(data.load(source, chosen.data).train)
+    training = Training(chosen, facts(splits.train), CPU)
+    cost = estimate.measure(training, splits.train)
+    total = max(1, round(cost.images_per_second * seconds / chosen.train.batch_size)) * chosen.train.batch_size
+    began = time.perf_counter()
+    spent = sum(record.seconds for record in train(training, splits.train, total))
+    weights = training.model_weights(training.tensors())
+    model = build.ready(chosen, training.facts, weights)
+    table = monitor.calibration(chosen, model, splits.train, CPU)
+    labels = torch.arange(DRAWN) % len(training.facts.class_names) if chosen.model.labels else None
+    times = grids.trailing(model.schedule, 20)
+    began = time.perf_counter()
+    drawn = []
+    for start in range(0, DRAWN, 50):
+        part = None if labels is None else labels[start : start + 50]
+        predictor = build.predictor(model, None, part)
+        drawn.append(sample(predictor, training.facts.shape, 50, times, SOLVERS["unipc3"], seed=start))
+    images = to_bytes(torch.cat(drawn))
+    drawing = time.perf_counter() - began
+    figures.save_sheet(sheet, images[:64])
+    quality = features.measure(
+        images, splits.test.spread(REFERENCE), features.network("lite0"), features.default_cache()
+    )
+    held = splits.test.spread(BOUND)
+    measured = bound(
+        build.predictor(model, table, monitor.labels_of(held, chosen, CPU)),
+        to_unit(held.images),
+        build.training_grid(chosen),
+        build.Ancestral(build.optimal),
+        Streams(0, "recipe", range(len(held))),
+        terms=TERMS,
+    )
+    bits, error = mean_and_error(measured.bits_per_dim)
+    return {
+        "preset": preset,
+        "settings": settings,
+        "seconds": round(spent, 1),
+        "images": total,
+        "parameters": cost.parameters,
+        "gflop_an_image": cost.flops / chosen.train.batch_size / 1e9,
+        "gflops": cost.flops / chosen.train.batch_size * total / spent / 1e9,
+        **{name: [round(one.value, 4), round(one.error, 4)] for name, one in quality.items()},
+        "bits_per_dim": round(bits, 4),
+        "bits_error": round(error, 4),
+        "draw_seconds": round(drawing, 1),
+    }
+
+
+def main() -> None:
+    """Run a trial unless its name is in the file already."""
+    source, seconds, out, name, preset, *assignments = sys.argv[1:]
+    path = Path(out)
+    done = [json.loads(line)["name"] for line in path.read_text().splitlines()] if path.exists() else []
+    if name in done:
+        return
+    sheet = path.with_suffix("") / f"{name}.png"
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    result = trial(source, float(seconds), preset, config.parse_assignments(assignments), sheet)
+    with open(path, "a") as file:
+        file.write(json.dumps({"name": name, **result}) + "\n")
+    print(json.dumps({"name": name, **result}))
+
+
+if __name__ == "__main__":
+    main()
