@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from ancestral import unet
 from ancestral.unet import Attention, Form, ResidualBlock, UNet, time_embedding
 
 TINY = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,)}
@@ -71,7 +72,9 @@ def test_every_parameter_learns():
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
 
 
-def test_attention_by_hand():
+@pytest.mark.parametrize("plain", [0, 1024])  # places up to which it is two matrix products
+def test_attention_by_hand(monkeypatch, plain):
+    monkeypatch.setattr(unet, "PLAIN_PLACES", plain)
     block = awake(Attention(8)).eval()
     x = torch.randn(2, 8, 3, 5, generator=torch.Generator().manual_seed(2))
     q, k, v = block.qkv(block.norm(x)).flatten(2).chunk(3, 1)
