@@ -197,6 +197,8 @@ def measure(samples: np.ndarray, reference: ImageSet, by: Network, cache: Path |
         UserError: when there are fewer than 20 images, or not bytes.
     """
     drawn = unlabelled(samples)
+    if drawn.shape != reference.shape:
+        raise UserError(f"samples: images of {drawn.shape}, those of the reference are {reference.shape}")
     count = min(len(drawn), len(reference))
     try:
         sides = [features_of(one.spread(count), by, cache) for one in (drawn, reference)]
