@@ -466,6 +466,18 @@ def test_training_images_are_copies_and_other_software_s_arrays_are_read(digits,
     report = json.loads((tmp_path / "metrics-pixels.json").read_text())
     assert report["searched"] == 500
     assert report["metrics"]["copies-pixels"]["train"]["value"] < 0.2
+    drawn, test, train = (
+        torch.from_numpy(images.reshape(60, -1)) / 255
+        for images in (
+            digits.test.images[:60],
+            digits.test.spread(60).images,
+            digits.train.spread(500).spread(60).images,
+        )
+    )
+    sides = report["metrics"]["kid-pixels"]
+    assert sides["train"]["value"] == pytest.approx(value(kernel(train), drawn)["kid"], rel=1e-9)
+    assert sides["test"]["value"] == pytest.approx(value(kernel(test), drawn)["kid"], rel=1e-9)
+    assert sides["floor"]["value"] == pytest.approx(value(kernel(train), test)["kid"], rel=1e-9)
 
 
 def test_a_split_is_joined_where_it_lies(tmp_path):

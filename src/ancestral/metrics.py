@@ -163,9 +163,9 @@ def copies(distances: Tensor, held_out: Tensor, quantile: float = 0.01) -> Estim
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean, and an R with no more rows than need be for which R^T R is the covariance."""
-    x = features.double()
-    mean = x.mean(0)
-    return mean, torch.linalg.qr((x - mean) / (len(x) - 1) ** 0.5, mode="r").R
+    mean = features.double().mean(0)
+    x = (features.double() - mean) / (len(features) - 1) ** 0.5
+    return mean, x if x.shape[0] <= x.shape[1] else torch.linalg.qr(x, mode="r").R
 
 
 def _cubic(x: Tensor, y: Tensor) -> Tensor:
