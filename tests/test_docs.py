@@ -16,13 +16,15 @@ from ancestral.gaussian import standard_normal_like
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md", "docs/extending.md"])
-def test_code_on_the_page_runs(page, monkeypatch):
-    from ancestral import data, grids, objective, reverse, target
+@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md", "docs/extending.md", "docs/metrics.md"])
+def test_code_on_the_page_runs(page, monkeypatch, tmp_path):
+    from ancestral import data, features, grids, objective, reverse, target
 
-    tables = (schedule.SCHEDULES, target.TARGETS, reverse.VARIANCES, grids.GRIDS, objective.OBJECTIVES, data.BUILT_IN)
+    tables = (schedule.SCHEDULES, target.TARGETS, reverse.VARIANCES, grids.GRIDS, objective.OBJECTIVES)
+    tables += (data.BUILT_IN, features.NETWORKS)
     before = [dict(table) for table in tables]
     torch.manual_seed(0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     namespace = {}
     try:
         for block in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):

@@ -18,10 +18,10 @@ LAYERS = [
     {"walk", "multistep"},
     {"solvers"},
     {"objective", "times"},
-    {"bound", "sample", "tuning"},
-    {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals"},
+    {"bound", "sample", "tuning", "metrics"},
+    {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0"},
     {"jobs", "launch"},
-    {"store"},
+    {"store", "features"},
     {"folders"},
     {"shards", "hub"},
     {"data"},
@@ -33,7 +33,8 @@ LAYERS = [
     {"figures", "estimate", "interop"},
     {"runner"},
     {"console"},
-    {"commands", "evaluation", "sampling"},
+    {"drawing"},
+    {"commands", "evaluation", "sampling", "measuring"},
     {"cli"},
 ]
 MATHEMATICS = set().union(*LAYERS[:9]) - {"errors"}
@@ -85,6 +86,10 @@ def test_mathematics_does_no_input_or_output(name):
 @pytest.mark.parametrize("name", MODULES)
 def test_no_pickle_no_global_randomness_no_giants(name):
     text = MODULES[name].read_text()
+    if name == "lite0":  # the one file of others' that is a pickle: its digest is known, and it is read as tensors only
+        read = 'torch.load(path, map_location="cpu", weights_only=True)'
+        assert text.count("torch.load(") == text.count(read) == 1
+        text = text.replace(read, "")
     for word in ("pickle", " torch.save", " torch.load(", "np.random.seed", "np.random.rand", "eval(", "exec("):
         assert word not in text.replace(".eval()", "").replace("allow_pickle=False", "").replace("pickled", "").replace(
             "No pickle", ""

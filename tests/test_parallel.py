@@ -109,6 +109,12 @@ def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(trained
     told = [command("evaluate", trained_run, *measure, "--processes", processes) for processes in (1, 2)]
     assert told[0] == told[1]
 
+    compare = ("--network", "pixels", "--num-images", 30, "--steps", 3, "--batch-size", 4, "--device", "cpu")
+    places = {name: ("--out", tmp_path / name, "--cache", tmp_path / f"{name}-cache") for name in ("one", "two")}
+    assert run_command("metrics", trained_run, *compare, *places["one"]).exit_code == 0
+    command("metrics", trained_run, *compare, *places["two"], "--processes", 2)
+    assert len({(tmp_path / name / "metrics-pixels.json").read_bytes() for name in ("one", "two")}) == 1
+
 
 def test_a_process_that_dies_is_begun_again_by_the_launcher(tmp_path):
     line = ["train", "digits", "--preset", "tiny", "--steps", "60", *TINY, "--out", str(tmp_path / "run")]

@@ -63,6 +63,49 @@ _processes = click.option(
 _average = click.option("--average-width", type=float, help="Rebuild the weights' average with this relative width.")
 
 
+_HOW = (
+    click.option("--steps", type=_positive, help="Network calls an image; every time step when left out."),
+    click.option(
+        "--grid",
+        default="trailing",
+        show_default=True,
+        help="trailing, uniform, quadratic, log-snr, karras, leading, tuned.",
+    ),
+    click.option(
+        "--solver", help="A solver for few steps: dpm++3m, unipc3, ipndm4, deis3, heun, ... (see docs/solvers.md)."
+    ),
+    click.option("--eta", type=click.FloatRange(min=0, max=1), help="DDIM with this eta; 0 when --steps is given."),
+    click.option("--variance", help="Ancestral steps with small, large, learned or optimal variance."),
+    click.option(
+        "--batch-size", type=_positive, default=64, show_default=True, help="Images at a time; changes no image."
+    ),
+    _average,
+    _seed,
+)
+
+
+def _drawing(command: Any) -> Any:
+    """The options of how images are drawn, in this order in the help."""
+    for option in reversed(_HOW):
+        command = option(command)
+    return command
+
+
+def _one_way_to_step(options: dict[str, Any]) -> None:
+    given = [f"--{name}" for name in ("solver", "eta", "variance") if options[name] is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} exclude each other: each is a way to step; leave one out")
+
+
+def _how(options: dict[str, Any]) -> Any:
+    """These options as one, taken out of the others."""
+    from dataclasses import fields
+
+    from ancestral.drawing import How
+
+    return How(**{field.name: options.pop(field.name) for field in fields(How)})
+
+
 def _share(processes: int, restarts: int = 0) -> None:
     """Hand this command to several processes, unless this is one of them."""
     from ancestral.launch import is_child, launch
@@ -121,35 +164,45 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
 @main.command()
 @_run
 @click.option("--num-images", type=_positive, default=64, show_default=True, help="How many images.")
-@click.option("--steps", type=_positive, help="Network calls an image; every time step when left out.")
-@click.option(
-    "--grid",
-    default="trailing",
-    show_default=True,
-    help="trailing, uniform, quadratic, log-snr, karras, leading, tuned.",
-)
-@click.option(
-    "--solver", help="A solver for few steps: dpm++3m, unipc3, ipndm4, deis3, heun, ... (see docs/solvers.md)."
-)
-@click.option("--eta", type=click.FloatRange(min=0, max=1), help="DDIM with this eta; 0 when --steps is given.")
-@click.option("--variance", help="Ancestral steps with small, large, learned or optimal variance.")
+@_drawing
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the images; RUN/samples when left out.")
 @click.option("--label", help="Class to draw, by name, for a model with labels.")
 @click.option("--film", is_flag=True, help="Also write the film of the first images: x_t and the predicted x0.")
-@click.option("--batch-size", type=_positive, default=64, show_default=True, help="Images at a time; changes no image.")
-@_average
-@_seed
 @_device
 @_processes
 def sample(run: Path, processes: int, **options: Any) -> None:
     """Draw images from the trained model in RUN."""
-    given = [f"--{name}" for name in ("solver", "eta", "variance") if options[name] is not None]
-    if len(given) > 1:
-        raise click.UsageError(f"{' and '.join(given)} exclude each other: each is a way to step; leave one out")
+    _one_way_to_step(options)
     _share(processes)
     from ancestral import sampling
 
-    sampling.sample(run, **options)
+    sampling.sample(run, _how(options), **options)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("data_source", metavar="[DATA]", required=False)
+@click.option("--num-images", type=_positive, default=2000, show_default=True, help="How many on each side, at most.")
+@click.option(
+    "--network", default="lite0", show_default=True, help="lite0, pixels, or FILE.pt: the FID Inception as TorchScript."
+)
+@click.option("--train-images", type=_positive, help="Search so many training images for copies; all when left out.")
+@_drawing
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; SOURCE, if it is a run.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Folder for features and drawn samples; ~/.cache.")
+@_device
+@_processes
+def metrics(source: Path, processes: int, **options: Any) -> None:
+    """Compare samples with the real images of DATA: Fréchet and kernel distance, precision, recall, copies.
+
+    SOURCE is a run, from which samples are drawn and whose own data are DATA when left out; or images, as a folder,
+    .npz or .npy file, that are compared as they are.
+    """
+    _one_way_to_step(options)
+    _share(processes)
+    from ancestral import measuring
+
+    measuring.metrics(source, _how(options), **options)
 
 
 @main.command()

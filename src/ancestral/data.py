@@ -121,6 +121,7 @@ def _digits() -> Splits:
 
 
 _ARRAYS = ("images", "labels", "train_images", "train_labels", "test_images", "test_labels", "class_names")
+_UNNAMED = {"arr_0": "images", "arr_1": "labels"}  # as numpy.savez(file, images, labels) calls them
 BUILT_IN: dict[str, Callable[[], Splits]] = {"mnist": _mnist, "digits": _digits}
 
 
@@ -129,8 +130,9 @@ def _npz(path: Path, options: DataOptions) -> Splits:
         raise UserError(f"{path}: not a .npz archive, or damaged; write it with numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name]) for name in _ARRAYS if name in archive.files}
             held = sorted(archive.files)
+            names: dict[str, str] = _UNNAMED if "arr_0" in held else {name: name for name in _ARRAYS}
+            arrays = {names[name]: np.asarray(archive[name]) for name in names if name in held}
     except Exception as error:  # a damaged archive raises zlib.error, NotImplementedError, ...
         raise UserError(f"{path}: cannot be read as .npz without pickled objects ({error})") from None
     named = _class_names(path, arrays)

@@ -56,11 +56,11 @@ def _files(root: Path) -> list[str]:
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); make it readable or move it away")
 
-    found = []
+    found, drawn = [], (root / ".job").is_dir()  # by `ancestral sample`, which puts sheets beside the numbered images
     for folder, inner, files in os.walk(root, onerror=refuse):
         inner[:] = filter(_is_shown, inner)
         for name in filter(_is_shown, files):
-            if Path(name).suffix.lower() in SUFFIXES:
+            if Path(name).suffix.lower() in SUFFIXES and (Path(name).stem.isdigit() or not drawn):
                 found.append((Path(folder) / name).relative_to(root).as_posix())
     if not found:
         raise UserError(f"{root}: no images below it; looked for {', '.join(sorted(SUFFIXES))} in any case")

@@ -76,7 +76,7 @@ class ImageSet:
 
     def spread(self, count: int) -> ImageSet:
         """At most `count` images, evenly spread, so that sets sorted by class show every class."""
-        return self.take(np.linspace(0, len(self) - 1, min(len(self), count)).round().astype(int))
+        return self.take(spread(len(self), count))
 
     def digest(self) -> str:
         """SHA-256 of the pixels and labels: whether these are the same images in the same order."""
@@ -96,6 +96,11 @@ class ImageSet:
         else:
             images = Rows(images, chosen) if isinstance(images, np.memmap) else images[chosen]
         return replace(self, images=images, labels=labels, names=tuple(self.names[row] for row in chosen))
+
+
+def spread(total: int, count: int) -> np.ndarray:
+    """At most `count` of the rows 0..total-1, evenly spread."""
+    return np.linspace(0, total - 1, min(total, count)).round().astype(int)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,6 +139,17 @@ def labelled(
     if not len(known) or known.min() < 0:
         return None, ()
     return known, tuple(map(str, range(int(known.max()) + 1))) if class_names is None else class_names
+
+
+def joined(splits: Splits) -> ImageSet:
+    """Both parts of a set as one."""
+    train, test = splits.train, splits.test
+    labels = None if train.labels is None or test.labels is None else np.concatenate([train.labels, test.labels])
+    if isinstance(train.images, Rows) and isinstance(test.images, Rows) and train.images.source is test.images.source:
+        images = Rows(train.images.source, np.concatenate([train.images.rows, test.images.rows]))
+    else:
+        images = np.concatenate([train.images[:], test.images[:]])
+    return ImageSet(images, labels, train.class_names, train.names + test.names)
 
 
 def split_off(whole: ImageSet, share: float, source: str) -> Splits:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from ancestral.parallel import Processes
 
 Files = dict[str, bytes]
 PATIENCE = timedelta(days=1)  # of processes that wait for each other's pieces
+
+
+def place(folder: Path, settings: dict[str, Any]) -> Path:
+    """Where among many a job with these settings is kept."""
+    return folder / sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Job:

@@ -6,7 +6,6 @@ import json
 import time
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,76 +13,40 @@ from rich.progress import Progress
 
 from ancestral import build, checkpoint, config, figures, sealed, tuning
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
+from ancestral.drawing import TUNED, Drawing, How
 from ancestral.errors import UserError
 from ancestral.feed import to_bytes
-from ancestral.grids import explicit
 from ancestral.jobs import PATIENCE, Job, pieces
-from ancestral.reverse import begin
-from ancestral.sample import Film, latents, trajectory
+from ancestral.sample import Film, latents
 from ancestral.sample import film as keep_frames
-from ancestral.schedule import NoiseSchedule
 
 FRAMES = 12  # of a film
 FILMED = 8  # images in a film
 FINE = 60  # network calls of the walk that few steps are tuned to
-TUNED = "tuned.json"
 
 
 def sample(
-    folder: Path,
-    *,
-    num_images: int,
-    steps: int | None,
-    grid: str,
-    solver: str | None,
-    eta: float | None,
-    variance: str | None,
-    out: Path | None,
-    label: str | None,
-    film: bool,
-    batch_size: int,
-    average_width: float | None,
-    seed: int,
-    device: str,
+    folder: Path, how: How, *, num_images: int, out: Path | None, label: str | None, film: bool, device: str
 ) -> None:
     """Draw images into a folder: numbered PNGs, a contact sheet and, if asked, the film of the first ones."""
-    saved, model = open_model(folder, device, average_width)
-    if eta is variance is solver is None and steps is not None:
-        eta = 0.0  # the ODE wins below a hundred steps, the full chain above
-    move = build.method(saved, solver, variance, eta)
-    times = _tuned(folder, model.schedule, steps) if grid == "tuned" else build.sampling_grid(saved.config, grid, steps)
+    drawing = Drawing(folder, how, device)
     out = out or folder / "samples"
-    labels = _labels(saved, label, num_images)
-    with together(device_of(model), PATIENCE) as processes:
+    labels = _labels(drawing.saved, label, num_images)
+    with together(device_of(drawing.model), PATIENCE) as processes:
         out.mkdir(parents=True, exist_ok=True)
-        settings = {
-            "model": checkpoint.digest(saved),
-            "average_width": average_width,
-            "times": times,
-            "solver": solver,
-            "eta": eta,
-            "variance": variance or saved.config.diffusion.variance,
-            "label": label,
-            "seed": seed,
-            "batch_size": batch_size,
-        }
 
         def discard(kept: dict[str, bytes]) -> None:
             for name in json.loads(kept["digests.json"]):
                 (out / Path(name).name).unlink(missing_ok=True)
 
-        job, started = Job(out / ".job", settings, processes, discard), time.monotonic()
-        work, calls = pieces(num_images, batch_size), len(begin(move, model.schedule, times)[1]) - 1
+        job = Job(out / ".job", {**drawing.settings, "label": label}, processes, discard)
+        work, started = pieces(num_images, how.batch_size), time.monotonic()
         with Progress(console=screen, disable=not screen.is_terminal) as bar:
-            task = bar.add_task(f"{calls} steps", total=-(-num_images // processes.size) * calls)
+            task = bar.add_task(f"{drawing.calls} steps", total=-(-num_images // processes.size) * drawing.calls)
 
             def draw(numbers: range) -> dict[str, bytes]:
-                chosen = None if labels is None else labels[numbers.start : numbers.stop].to(device_of(model))
-                predictor = build.predictor(model, saved.calibration, chosen)
-                start = latents(saved.facts.shape, seed, numbers).to(device_of(model), state_type(model))
-                walk = _counted(trajectory(predictor, start, times, move, seed, numbers), bar, task, len(numbers))
-                keep = _film_times(times) if film and numbers.start == 0 else ()
-                frames = keep_frames(walk, keep)
+                keep = _film_times(drawing.times) if film and numbers.start == 0 else ()
+                frames = keep_frames(drawing.walk(numbers, labels, bar, task), keep)
                 if keep:
                     _write_film(frames, out)
                 digests = {}
@@ -102,9 +65,9 @@ def sample(
         if processes.first:
             first = np.stack([figures.read_png(out / _png(number)) for number in range(min(num_images, 256))])
             figures.save_sheet(out / "grid.png", first)
-        drawn = bar.tasks[task].completed / calls * processes.size
+        drawn = bar.tasks[task].completed / drawing.calls * processes.size
         speed = f"{drawn / (time.monotonic() - started):.1f} images/s" if drawn else "all drawn before"
-        screen.print(f"{num_images} images, {calls} network calls each, {speed}: {out / 'grid.png'}")
+        screen.print(f"{num_images} images, {drawing.calls} network calls each, {speed}: {out / 'grid.png'}")
 
 
 def tune_steps(
@@ -126,24 +89,8 @@ def tune_steps(
     screen.print(f"{', '.join(map(str, times))}; now: ancestral sample {folder} --steps {steps} --grid tuned")
 
 
-def _tuned(folder: Path, schedule: NoiseSchedule, steps: int | None) -> list[int]:
-    path = folder / TUNED
-    try:
-        return explicit(schedule, json.loads(path.read_text())[str(steps)])
-    except (FileNotFoundError, KeyError):
-        raise UserError(f"--grid tuned: first find the times: ancestral tune-steps {folder} --steps {steps}") from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); run tune-steps again") from None
-
-
 def _png(number: int) -> str:
     return f"{number:06d}.png"
-
-
-def _counted(walk: Any, bar: Progress, task: Any, images: int) -> Any:
-    for step in walk:
-        bar.advance(task, images)
-        yield step
 
 
 def _labels(saved: checkpoint.Checkpoint, label: str | None, count: int) -> torch.Tensor | None:

@@ -1,0 +1,94 @@
+"""Images drawn from a run: everything that they depend on, in one place for every command that draws."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress, TaskID
+
+from ancestral import build, checkpoint
+from ancestral.console import device_of, open_model, state_type
+from ancestral.errors import UserError
+from ancestral.grids import explicit
+from ancestral.reverse import begin
+from ancestral.sample import latents, trajectory
+from ancestral.schedule import NoiseSchedule
+from ancestral.walk import Step
+
+TUNED = "tuned.json"
+
+
+@dataclass(frozen=True)
+class How:
+    """The options of drawing, as the command takes them."""
+
+    steps: int | None
+    grid: str
+    solver: str | None
+    eta: float | None
+    variance: str | None
+    average_width: float | None
+    seed: int
+    batch_size: int
+
+
+class Drawing:
+    """A run's model, told how to draw.
+
+    Args:
+        folder: the run.
+        how: the options.
+        device: by name.
+
+    Raises:
+        UserError: when the run cannot be opened, or an option has no meaning for it.
+    """
+
+    def __init__(self, folder: Path, how: How, device: str) -> None:
+        self.saved, self.model = open_model(folder, device, how.average_width)
+        eta = how.eta
+        if eta is how.variance is how.solver is None and how.steps is not None:
+            eta = 0.0  # the ODE wins below a hundred steps, the full chain above
+        self.move = build.method(self.saved, how.solver, how.variance, eta)
+        tuned = how.grid == "tuned"
+        self.times = (
+            _tuned(folder, self.model.schedule, how.steps)
+            if tuned
+            else build.sampling_grid(self.saved.config, how.grid, how.steps)
+        )
+        self.seed = how.seed
+        self.calls = len(begin(self.move, self.model.schedule, self.times)[1]) - 1  # of the network, an image
+        chosen = {name: value for name, value in asdict(how).items() if name not in ("steps", "grid")}
+        variance = how.variance or self.saved.config.diffusion.variance
+        self.settings: dict[str, Any] = {
+            **chosen,
+            "model": checkpoint.digest(self.saved),
+            "times": self.times,
+            "eta": eta,
+            "variance": variance,
+        }
+
+    def walk(self, numbers: range, labels: torch.Tensor | None, bar: Progress, task: TaskID) -> Iterator[Step]:
+        """The walk of these numbers of all images, whose labels are given; the bar sees every step."""
+        device = device_of(self.model)
+        chosen = None if labels is None else labels[numbers.start : numbers.stop].to(device)
+        predictor = build.predictor(self.model, self.saved.calibration, chosen)
+        start = latents(self.saved.facts.shape, self.seed, numbers).to(device, state_type(self.model))
+        for step in trajectory(predictor, start, self.times, self.move, self.seed, numbers):
+            bar.advance(task, len(numbers))
+            yield step
+
+
+def _tuned(folder: Path, schedule: NoiseSchedule, steps: int | None) -> list[int]:
+    path = folder / TUNED
+    try:
+        return explicit(schedule, json.loads(path.read_text())[str(steps)])
+    except (FileNotFoundError, KeyError):
+        raise UserError(f"--grid tuned: first find the times: ancestral tune-steps {folder} --steps {steps}") from None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: damaged ({error}); run tune-steps again") from None

@@ -1,0 +1,197 @@
+"""`ancestral metrics`: drawn images against real ones, as a table, a sheet of the nearest training images and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from ancestral import build, data, features, figures
+from ancestral.console import screen, together, write_text
+from ancestral.drawing import Drawing, How
+from ancestral.errors import UserError
+from ancestral.features import Network, compared, default_cache, features_of, unlabelled
+from ancestral.feed import facts, to_bytes
+from ancestral.images import adapt
+from ancestral.imageset import DataOptions, ImageSet, Splits, joined, spread
+from ancestral.jobs import PATIENCE, Job, pieces, place
+from ancestral.metrics import GROUPS, Estimate, against, copies, nearest
+from ancestral.parallel import Processes
+from ancestral.rng import permutation
+from ancestral.sample import finish
+
+COLUMNS, SHOWN = 12, 24  # samples beside their nearest training images
+
+Found = dict[str, dict[str, Estimate]]  # by metric, then by what is compared
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is measured, and how to get so many of its images."""
+
+    splits: Splits
+    available: int | None  # None: as many as are wanted
+    take: Callable[[int, Path, Processes, Progress], ImageSet]
+    settings: dict[str, Any]  # of the drawing, for the record
+
+
+def metrics(
+    source: Path,
+    how: How,
+    *,
+    data_source: str | None,
+    num_images: int,
+    network: str,
+    train_images: int | None,
+    out: Path | None,
+    cache: Path | None,
+    device: str,
+) -> None:
+    """Compare samples with the train and with the test images, and these with each other, at one number of images."""
+    by, cache = features.network(network, build.device(device)), cache or default_cache()
+    is_run = (source / "checkpoints").is_dir()
+    made = _of_run(source, how, data_source, device) if is_run else _of_images(source, how, data_source)
+    train, test = made.splits.train, made.splits.test
+    count = min(num_images, len(train), len(test), made.available or num_images)
+    if count < 2 * GROUPS:
+        raise UserError(
+            f"--num-images: at least {2 * GROUPS} are needed on each side; there are {len(train)} training and "
+            f"{len(test)} test images, and {made.available or num_images} samples"
+        )
+    searched = train if train_images is None else train.spread(max(train_images, count))
+    out = source if out is None and is_run else out
+    with together(build.device(device), PATIENCE) as processes:
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            samples = made.take(count, cache, processes, bar)
+            sides = [samples, test.spread(count), searched]
+            task = bar.add_task(by.name, total=-(-sum(map(len, sides)) // processes.size))
+            drawn, held_out, known = (
+                features_of(one, by, cache, processes, lambda seen: bar.advance(task, seen)) for one in sides
+            )
+        if processes.first:
+            reference = known[spread(len(known), count)]
+            found, pairs = _measured(drawn, held_out, known, reference, by)
+            document = {
+                "source": str(source),
+                "images": count,
+                "searched": len(known),
+                "network": by.key,
+                "drawing": made.settings,
+                "metrics": {
+                    name: {side: {"value": one.value, "standard_error": one.error} for side, one in sides.items()}
+                    for name, sides in found.items()
+                },
+            }
+            _write(found, document, _sheet(samples, searched, pairs), by, out)
+
+
+def _of_run(folder: Path, how: How, data_source: str | None, device: str) -> _Source:
+    drawing = Drawing(folder, how, device)
+    saved = drawing.saved
+    splits = data.load(data_source or saved.config.source, saved.config.data)
+    if facts(splits.test).shape != saved.facts.shape:
+        raise UserError(f"{data_source}: images of {facts(splits.test).shape}, the model's are {saved.facts.shape}")
+    pool = splits.train.labels if saved.config.model.labels else None
+    if saved.config.model.labels and (pool is None or splits.train.class_names != saved.facts.class_names):
+        raise UserError(f"{data_source}: its classes are not those that the model was trained with")
+    settings = {**drawing.settings, "labels": None if pool is None else sha256(pool.tobytes()).hexdigest()}
+
+    def take(count: int, cache: Path, processes: Processes, bar: Progress) -> ImageSet:
+        labels = None if pool is None else labels_like(pool, count, how.seed)
+        job, work = Job(place(cache / "samples", settings), settings, processes), pieces(count, how.batch_size)
+        task = bar.add_task(f"{drawing.calls} steps", total=-(-count // processes.size) * drawing.calls)
+
+        def draw(numbers: range) -> dict[str, bytes]:
+            images = torch.from_numpy(to_bytes(finish(drawing.walk(numbers, labels, bar, task))))
+            return {"images.safetensors": safetensors.torch.save({"images": images})}
+
+        job.run(work, draw, lambda kept: "images.safetensors" in kept)
+        parts = [safetensors.torch.load(kept["images.safetensors"])["images"] for kept in job.results(work)]
+        return unlabelled(torch.cat(parts).numpy())
+
+    return _Source(splits, None, take, settings)
+
+
+def labels_like(pool: np.ndarray, count: int, seed: int) -> Tensor:
+    """Classes for images 0..count-1 in the proportions of these labels; that of image i is a function of (seed, i)."""
+    order = permutation(len(pool), seed, "labels", 0)
+    return torch.from_numpy(pool[order[np.arange(count) % len(pool)]])
+
+
+def _of_images(path: Path, how: How, data_source: str | None) -> _Source:
+    drawn = {"steps": how.steps, "solver": how.solver, "eta": how.eta, "variance": how.variance}
+    given = [f"--{name}" for name, value in drawn.items() if value is not None]
+    if given:
+        raise UserError(f"{given[0]}: {path} is no run but images, of which nothing is drawn; leave it out")
+    if data_source is None:
+        raise UserError(f"{path}: is no run but images; name what to compare them with: ancestral metrics {path} DATA")
+    samples = joined(data.load(str(path), DataOptions()))
+    height, width, channels = samples.shape
+    splits = data.load(data_source, DataOptions(size=height if height == width else None))
+    if splits.train.shape[:2] != (height, width):
+        raise UserError(f"{data_source}: images of {splits.train.shape[:2]}, those of {path} are {(height, width)}")
+    wanted = splits.train.shape[2]
+
+    def take(count: int, cache: Path, processes: Processes, bar: Progress) -> ImageSet:
+        chosen = samples.spread(count)
+        if wanted == channels:
+            return chosen
+        return replace(chosen, images=np.stack([adapt(one, wanted, None, "white") for one in chosen.images[:]]))
+
+    return _Source(splits, len(samples), take, {})
+
+
+def _measured(
+    drawn: Tensor, held_out: Tensor, known: Tensor, reference: Tensor, by: Network
+) -> tuple[Found, tuple[Tensor, Tensor]]:
+    """Each metric of the samples against train and test, its floor, and each sample's nearest training image."""
+    to_train = against(reference)
+    columns = {
+        "train": compared(drawn, to_train, by),
+        "test": compared(drawn, against(held_out), by),
+        "floor": compared(held_out, to_train, by),
+    }
+    found = {name: {side: column[name] for side, column in columns.items()} for name in columns["train"]}
+    pairs, limits = nearest(drawn, known), nearest(held_out, known)[0]
+    found[f"copies-{by.name}"] = {"train": copies(pairs[0], limits), "floor": copies(limits, limits)}
+    return found, pairs
+
+
+def _sheet(samples: ImageSet, known: ImageSet, pairs: tuple[Tensor, Tensor]) -> np.ndarray:
+    """The samples nearest to a training image, nearest first: rows of samples, each above a row of these images."""
+    shown = min(SHOWN, len(samples) // COLUMNS * COLUMNS)
+    order = pairs[0].argsort(stable=True)[:shown].numpy()
+    rows = zip(order.reshape(-1, COLUMNS), pairs[1].numpy()[order].reshape(-1, COLUMNS), strict=True)
+    return np.concatenate([part for own, beside in rows for part in (samples.images[own], known.images[beside])])
+
+
+def _write(found: Found, document: dict[str, Any], sheet: np.ndarray, by: Network, out: Path | None) -> None:
+    table = Table(title=f"{document['images']} images on each side, network {by.name}", title_justify="left")
+    table.add_column("")
+    for heading in ("samples : train", "samples : test", "floor, test : train"):
+        table.add_column(heading, justify="right")
+    for name, sides in found.items():
+        table.add_row(name, *(_shown(sides[side]) if side in sides else "" for side in ("train", "test", "floor")))
+    screen.print(table)
+    if out is None:
+        return
+    write_text(out / f"metrics-{by.name}.json", json.dumps(document, indent=1) + "\n")
+    figures.save_sheet(out / f"nearest-{by.name}.png", sheet, COLUMNS)
+    screen.print(f"written: {out / f'metrics-{by.name}.json'}, {out / f'nearest-{by.name}.png'}")
+
+
+def _shown(estimate: Estimate) -> str:
+    """The value to two digits of its error."""
+    digits = 1 - math.floor(math.log10(estimate.error)) if estimate.error > 0 else 3
+    return f"{estimate.value:.{max(0, digits)}f} ± {estimate.error:.{max(0, digits)}f}"
