@@ -129,9 +129,10 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
     help="trailing, uniform, quadratic, log-snr, karras, leading, tuned.",
 )
 @click.option(
-    "--solver", help="A solver for few steps: dpm++3m, unipc3, ipndm4, deis3, heun, ... (see docs/solvers.md)."
+    "--solver",
+    help="A solver for few steps: dpm++3m, ipndm4, heun, ... (see docs/solvers.md); unipc3 when only --steps is given.",
 )
-@click.option("--eta", type=click.FloatRange(min=0, max=1), help="DDIM with this eta; 0 when --steps is given.")
+@click.option("--eta", type=click.FloatRange(min=0, max=1), help="DDIM with this eta; 0 is deterministic.")
 @click.option("--variance", help="Ancestral steps with small, large, learned or optimal variance.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the images; RUN/samples when left out.")
 @click.option("--label", help="Class to draw, by name, for a model with labels.")

@@ -22,6 +22,7 @@ from ancestral.reverse import begin
 from ancestral.sample import Film, latents, trajectory
 from ancestral.sample import film as keep_frames
 from ancestral.schedule import NoiseSchedule
+from ancestral.solvers import FEW_STEPS
 
 FRAMES = 12  # of a film
 FILMED = 8  # images in a film
@@ -49,7 +50,7 @@ def sample(
     """Draw images into a folder: numbered PNGs, a contact sheet and, if asked, the film of the first ones."""
     saved, model = open_model(folder, device, average_width)
     if eta is variance is solver is None and steps is not None:
-        eta = 0.0  # the ODE wins below a hundred steps, the full chain above
+        solver = FEW_STEPS  # the ODE wins below a hundred steps, the full chain above
     move = build.method(saved, solver, variance, eta)
     times = _tuned(folder, model.schedule, steps) if grid == "tuned" else build.sampling_grid(saved.config, grid, steps)
     out = out or folder / "samples"

@@ -146,3 +146,4 @@ SOLVERS: dict[str, Transition | Planned] = {
     "heun": Heun(),
     "heun-churn": Heun(0.2),
 }
+FEW_STEPS = "unipc3"  # what few steps are taken with when nothing else is named (docs/benchmarks.md)
