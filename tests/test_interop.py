@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from ancestral import build, checkpoint, diffusers_config, grids, interop
+from ancestral import build, checkpoint, diffusers_config, grids, hub, interop
 from ancestral.config import PRESETS, Config, DiffusionOptions, Facts, ModelOptions, to_json
 from ancestral.errors import UserError
 from ancestral.reverse import DDIM
@@ -92,7 +92,7 @@ def test_the_same_outputs_and_back_the_same_tensors(tmp_path, fields):
 )
 def test_whole_runs_give_the_same_images(tmp_path, options):
     network = theirs(tmp_path, TRAINING_SCRIPT, **options)
-    interop.import_folder(tmp_path / "theirs", tmp_path / "run")
+    hub.import_model(str(tmp_path / "theirs"), tmp_path / "run")
     saved, _ = checkpoint.open_run(tmp_path / "run")
     model = build.trained(saved, tmp_path / "run", torch.device("cpu"))
     scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing", **options)
@@ -130,7 +130,7 @@ def test_whole_runs_of_few_steps_give_the_same_images(tmp_path, name, monkeypatc
     """The same weights, noise and ten times; their own noise along the way taken from the same list."""
     kind, options, method, end = SOLVER_RUNS[name]
     network = theirs(tmp_path, TRAINING_SCRIPT, clip_sample=False)
-    interop.import_folder(tmp_path / "theirs", tmp_path / "run")
+    hub.import_model(str(tmp_path / "theirs"), tmp_path / "run")
     saved, _ = checkpoint.open_run(tmp_path / "run")
     model = build.trained(saved, tmp_path / "run", torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)
