@@ -22,7 +22,7 @@ from ancestral.imageset import ImageSet, Splits
 from ancestral.rng import Streams
 from ancestral.sample import sample
 from ancestral.solvers import SOLVERS
-from ancestral.train import Training, train
+from ancestral.train import Training
 
 DRAWN, REFERENCE, BOUND, TERMS = 1000, 1000, 128, 30
 CPU = torch.device("cpu")
@@ -41,9 +41,11 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
     splits = apart(data.load(source, chosen.data).train)
     training = Training(chosen, facts(splits.train), CPU)
     cost = estimate.measure(training, splits.train)
-    total = max(1, round(cost.images_per_second * seconds / chosen.train.batch_size)) * chosen.train.batch_size
-    began = time.perf_counter()
-    spent = sum(record.seconds for record in train(training, splits.train, total))
+    spent = 0.0
+    while spent < seconds:
+        # The learning rate follows the time: where the run would end at the speed so far.
+        end = training.images * seconds / spent if spent else 1e9
+        spent += training.step(splits.train, max(round(end), training.images + 1)).seconds
     weights = training.model_weights(training.tensors())
     model = build.ready(chosen, training.facts, weights)
     table = monitor.calibration(chosen, model, splits.train, CPU)
@@ -75,10 +77,10 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
         "preset": preset,
         "settings": settings,
         "seconds": round(spent, 1),
-        "images": total,
+        "images": training.images,
         "parameters": cost.parameters,
         "gflop_an_image": cost.flops / chosen.train.batch_size / 1e9,
-        "gflops": cost.flops / chosen.train.batch_size * total / spent / 1e9,
+        "gflops": cost.flops / chosen.train.batch_size * training.images / spent / 1e9,
         **{name: [round(one.value, 4), round(one.error, 4)] for name, one in quality.items()},
         "bits_per_dim": round(bits, 4),
         "bits_error": round(error, 4),

@@ -63,6 +63,22 @@ def test_every_kind_of_sampling(trained_run, tmp_path, options):
     assert pixels(run / "samples")
 
 
+def test_few_steps_are_unipcs_and_eta_0_is_ddim(trained_run, tmp_path):
+    drawn = {}
+    for name, options in {
+        "": (),
+        "unipc3": ("--solver", "unipc3"),
+        "eta": ("--eta", 0),
+        "euler": ("--solver", "euler"),
+    }.items():
+        arguments = ("--num-images", 2, "--steps", 5, *options, "--out", tmp_path / f"x{name}", "--device", "cpu")
+        assert run_command("sample", trained_run, *arguments).exit_code == 0
+        drawn[name] = np.stack(pixels(tmp_path / f"x{name}"))
+    assert np.array_equal(drawn[""], drawn["unipc3"])
+    assert np.array_equal(drawn["eta"], drawn["euler"])
+    assert not np.array_equal(drawn[""], drawn["eta"])
+
+
 def test_the_same_command_again_says_it_is_complete(trained_run):
     result = run_command("train", "digits", "--preset", "tiny", "--steps", 30, "--out", trained_run, *TINY)
     assert result.exit_code == 0

@@ -7,11 +7,12 @@ import pytest
 import safetensors.torch
 import torch
 
-from ancestral import build, checkpoint, diffusers_config, grids, interop
-from ancestral.config import Config, DiffusionOptions, Facts, ModelOptions, to_json
+from ancestral import build, checkpoint, diffusers_config, grids, hub, interop
+from ancestral.config import PRESETS, Config, DiffusionOptions, Facts, ModelOptions, to_json
 from ancestral.errors import UserError
 from ancestral.reverse import DDIM
 from ancestral.sample import finish
+from ancestral.solvers import SOLVERS, Heun, UniPC
 from ancestral.walk import walk
 from conftest import run_command
 
@@ -91,7 +92,7 @@ def test_the_same_outputs_and_back_the_same_tensors(tmp_path, fields):
 )
 def test_whole_runs_give_the_same_images(tmp_path, options):
     network = theirs(tmp_path, TRAINING_SCRIPT, **options)
-    interop.import_folder(tmp_path / "theirs", tmp_path / "run")
+    hub.import_model(str(tmp_path / "theirs"), tmp_path / "run")
     saved, _ = checkpoint.open_run(tmp_path / "run")
     model = build.trained(saved, tmp_path / "run", torch.device("cpu"))
     scheduler = diffusers.DDIMScheduler(timestep_spacing="trailing", **options)
@@ -102,6 +103,58 @@ def test_whole_runs_give_the_same_images(tmp_path, options):
             x = scheduler.step(network(x, t).sample, t, x, use_clipped_model_output=True).prev_sample
     grid = grids.trailing(model.schedule, 20)
     ours = finish(walk(model, start.double(), grid, DDIM(), lambda move: move.p.mean))
+    assert float((ours - x).abs().max()) < 1e-4 * max(1.0, float(x.abs().max()))
+
+
+TRAILING = {"timestep_spacing": "trailing"}
+SOLVER_RUNS = {
+    "Euler": ("EulerDiscrete", TRAILING, DDIM(), 0),
+    "Euler ancestral": ("EulerAncestralDiscrete", TRAILING, DDIM(1.0), 0),
+    "Heun": ("HeunDiscrete", {**TRAILING, "beta_start": 1e-4, "beta_end": 0.02}, Heun(), 0),
+    "DPM++ 2M": ("DPMSolverMultistep", TRAILING, SOLVERS["dpm++2m"], 0),
+    "DPM++ 2M SDE": (
+        "DPMSolverMultistep",
+        {**TRAILING, "algorithm_type": "sde-dpmsolver++"},
+        SOLVERS["dpm++2m-sde"],
+        0,
+    ),
+    "DPM++ 2S": ("DPMSolverSinglestep", {"lower_order_final": True}, SOLVERS["dpm++2s"], 0),
+    "UniPC-2": ("UniPCMultistep", TRAILING, UniPC(2), 0),
+    "UniPC-3": ("UniPCMultistep", {**TRAILING, "solver_order": 3}, SOLVERS["unipc3"], 0),
+    "DEIS-3": ("DEISMultistep", {**TRAILING, "solver_order": 3}, SOLVERS["deis3"], 1),  # theirs ends at t = 1
+}
+
+
+@pytest.mark.parametrize("name", SOLVER_RUNS)
+def test_whole_runs_of_few_steps_give_the_same_images(tmp_path, name, monkeypatch):
+    """The same weights, noise and ten times; their own noise along the way taken from the same list."""
+    kind, options, method, end = SOLVER_RUNS[name]
+    network = theirs(tmp_path, TRAINING_SCRIPT, clip_sample=False)
+    hub.import_model(str(tmp_path / "theirs"), tmp_path / "run")
+    saved, _ = checkpoint.open_run(tmp_path / "run")
+    model = build.trained(saved, tmp_path / "run", torch.device("cpu"))
+    generator = torch.Generator().manual_seed(1)
+    start, *noise = (torch.randn(2, 3, 16, 16, generator=generator) for _ in range(11))
+
+    scheduler = getattr(diffusers, f"{kind}Scheduler")(**options)
+    ahead = iter(noise)
+    monkeypatch.setattr(f"{type(scheduler).__module__}.randn_tensor", lambda *_, **__: next(ahead), raising=False)
+    scheduler.set_timesteps(10)
+    x = start * scheduler.init_noise_sigma
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(network(scheduler.scale_model_input(x, t), t).sample, t, x).prev_sample
+
+    first = start.double() * scheduler.init_noise_sigma
+    if scheduler.init_noise_sigma != 1:  # a state x / signal
+        first = first * model.schedule.signal(1000)
+    grid = [*dict.fromkeys(int(t) + 1 for t in scheduler.timesteps), end]
+    behind = iter(noise)
+    ours = finish(
+        walk(model, first, grid, method, lambda m: m.p.sample(next(behind).double()) if m.p.var.any() else m.p.mean)
+    )
+    assert len(grid) == 11
+    assert float(x.std()) > 0.05
     assert float((ours - x).abs().max()) < 1e-4 * max(1.0, float(x.abs().max()))
 
 
@@ -137,15 +190,16 @@ def test_old_names_and_flat_folders(tmp_path):
     assert all(torch.equal(value, old[name]) for name, value in new.items())
 
 
+SIDE_256 = (256, (1, 1, 2, 2, 4, 4), (4,), 113_673_219)
 PUBLISHED = {
-    "google/ddpm-cifar10-32": (32, (1, 2, 2, 2), (1,), 35_746_307),
-    "google/ddpm-celebahq-256": (256, (1, 1, 2, 2, 4, 4), (4,), 113_673_219),
+    "google/ddpm-cifar10-32": ((32, (1, 2, 2, 2), (1,), 35_746_307), "fixed_large"),
+    **{f"google/ddpm-{name}-256": (SIDE_256, "fixed_small") for name in ("cat", "celebahq", "church", "bedroom")},
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_configurations_are_the_papers(tmp_path, name):
-    side, multipliers, attention, parameters = PUBLISHED[name]
+    (side, multipliers, attention, parameters), variance = PUBLISHED[name]
     levels = range(len(multipliers))
     fields = {
         **DDPM_CIFAR10,
@@ -156,9 +210,25 @@ def test_published_configurations_are_the_papers(tmp_path, name):
     }
     (tmp_path / "config.json").write_text(json.dumps(fields))
     model, shape, _ = diffusers_config.network(diffusers_config.Fields(tmp_path / "config.json"))
+    scheduler = {
+        "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4,
+        "beta_end": 0.02, "clip_sample": True, "variance_type": variance, "trained_betas": None,
+    }  # fmt: skip
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(scheduler))
+    process = diffusers_config.diffusion(diffusers_config.Fields(tmp_path / "scheduler_config.json"))
+    paper = PRESETS["cifar10" if side == 32 else "paper-256"]
+    assert (process.variance, process.schedule, process.target, process.clip) == (
+        paper.get("diffusion.variance", "large"), "linear", "eps", "static",
+    )  # fmt: skip
     with torch.device("meta"):
-        network = build.network(Config("x", model), Facts(shape))
+        network = build.network(config := Config("x", model), Facts(shape))
+        named = {name: value.shape for name, value in diffusers.UNet2DModel(**fields).named_parameters()}
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+    wanted = dict(network.named_parameters())
+    paired = {other: mine for mine, others in interop.names(config) for other in others}
+    assert named.keys() <= {f"{other}.{kind}" for other in paired for kind in ("weight", "bias")}
+    assert sum(shape.numel() for shape in named.values()) == parameters
+    assert all(f"{paired[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}" in wanted for name in named)
 
 
 @pytest.mark.parametrize(

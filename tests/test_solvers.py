@@ -9,11 +9,11 @@ import torch
 from ancestral import grids, schedule
 from ancestral.analytic import Mixture, gaussian
 from ancestral.gaussian import Normal
-from ancestral.multistep import Deis, Dpm, DpmSde
-from ancestral.reverse import DDIM, Ancestral, begin, small
+from ancestral.multistep import Deis, Dpm, DpmSde, DpmSingle, Lms
+from ancestral.reverse import DDIM, VARIANCES, Ancestral, begin, learned, small
 from ancestral.rng import Streams
 from ancestral.sample import finish, latents, trajectory
-from ancestral.solvers import SOLVERS, Heun, Multistep, UniPC
+from ancestral.solvers import SOLVERS, Euler, Heun, Multistep, UniPC
 from ancestral.target import EPS
 from ancestral.walk import from_model_to_the_end, walk
 from test_reference import run
@@ -63,6 +63,8 @@ def slope(oracle, method, counts):
         (UniPC(1), 2),  # the corrector adds one
         (UniPC(2), 3),
         (UniPC(2, bh1=True), 3),
+        (Multistep(DpmSingle, 2), 2),
+        (Multistep(Lms, 3), 3),
         (Multistep(Deis, 2), 2),
         (Multistep(Deis, 3), 3),
         (Heun(), 2),
@@ -99,6 +101,36 @@ def test_stochastic_solvers_draw_the_data(method):
     drawn = finish(walk(oracle, x, grids.log_snr(noise_schedule, 100), method, noise))
     assert (drawn.mean(0) - mean).abs().max() < 5 * 0.5 / count**0.5
     assert (drawn.var(0) / 0.25 - 1).abs().max() < 5 * (2 / count) ** 0.5
+
+
+@pytest.mark.parametrize("second", [False, True], ids=["Euler", "Heun"])
+def test_churn_is_that_of_edm(second):
+    """Algorithm 2 of Karras et al. 2022 in sigma, on the same noise; its sigma^ are those that the walk visits."""
+    oracle, churn = mixture(FINE), 0.3
+    sigma = (-FINE.log_snr(torch.arange(FINE.T + 1)) / 2).exp()
+    x, grid = latents([2], 0, range(4)), [*even(6)[:-1], 0]
+    noise = [latents([2], 1 + place, range(4)) for place in range(len(grid))]
+    raised = [grid[0], *(int((sigma[1:] - sigma[t] * (1 + churn)).abs().argmin()) + 1 for t in grid[1:-1])]
+    ahead = iter(noise[1:])
+
+    def draw(move):
+        return move.p.sample(next(ahead)) if move.p.var.any() else move.p.mean
+
+    ours = finish(walk(oracle, x, grid, (Heun if second else Euler)(churn), draw))
+
+    def slope(z, t):
+        return oracle(z * FINE.signal(t), t).eps
+
+    z = x / FINE.signal(FINE.T)
+    for t, start, end, eps in zip(grid, raised, grid[1:], noise, strict=False):
+        z = z + (sigma[start] ** 2 - sigma[t] ** 2).sqrt() * eps
+        d = slope(z, start)
+        moved = z + (sigma[end] - sigma[start]) * d
+        if second and end:
+            moved = z + (sigma[end] - sigma[start]) * (d + slope(moved, end)) / 2
+        z = moved
+    assert all(high > low for high, low in zip(raised[1:], grid[1:-1], strict=True))
+    assert torch.allclose(ours, z, atol=1e-10)
 
 
 def test_churn_is_noise_and_without_it_the_walk_is_heuns():
@@ -190,6 +222,33 @@ def test_finite_for_every_schedule_and_number_of_steps(name, solver):
             assert final.isfinite().all(), grid
 
 
+@pytest.mark.parametrize("place", grids.GRIDS)
+@pytest.mark.parametrize("name", schedule.SCHEDULES)
+def test_a_walk_starts_at_the_top_takes_each_level_from_the_list_and_ends_at_no_noise(name, place):
+    """Elsewhere: a first time below T, a next level computed as t - T // steps, the last sigma twice."""
+    noise_schedule = schedule.SCHEDULES[name](24)
+    oracle, x = mixture(noise_schedule), latents([2], 0, range(3))
+    for steps in range(1, 25):
+        walked = list(trajectory(oracle, x, grids.GRIDS[place](noise_schedule, steps), DDIM()))
+        assert len(walked) == steps
+        assert walked[0].t == (1 + 24 // steps * (steps - 1) if place == "leading" else 24)
+        assert walked[-1].s == 0
+        assert all(step.s == following.t < step.t for step, following in itertools.pairwise(walked))
+        assert torch.allclose(walked[-1].x_s, walked[-1].prediction.x0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "linear-zero-snr", "cosine-zero-snr"])
+def test_finite_where_others_are_not(name):
+    """Their own lists of 1 to 20 of 1000 times, of which they lose some: every solver and every reverse variance."""
+    noise_schedule = schedule.SCHEDULES[name](1000)
+    oracle, x = mixture(noise_schedule), latents([2], 0, range(2))
+    ancestral = [Ancestral(variance) for variance in VARIANCES.values() if variance is not learned]
+    for steps in (1, 2, 4, 5, 8, 10, 11, 20):
+        for method in (*SOLVERS.values(), UniPC(3, bh1=True), *ancestral):
+            final = finish(trajectory(oracle, x, grids.trailing(noise_schedule, steps), method))
+            assert final.isfinite().all(), (steps, method)
+
+
 def test_one_step_is_the_prediction_itself():
     oracle, x = mixture(FINE), latents([2], 0, range(3))
     expected = oracle(x, FINE.T).x0
@@ -197,20 +256,32 @@ def test_one_step_is_the_prediction_itself():
         assert torch.allclose(finish(trajectory(oracle, x, [FINE.T, 0], method)), expected, atol=1e-12), name
 
 
+def ratio(noise_schedule, t):
+    return (noise_schedule.noise(t) / noise_schedule.signal(t)).item()
+
+
 def test_euler_names_are_what_they_say():
     """Euler in sigma is DDIM, and its ancestral form is the small variance (EDM's algebra against the paper's)."""
     noise_schedule = schedule.linear(50)
     oracle, x = mixture(noise_schedule), latents([2], 0, range(3))
     grid = grids.trailing(noise_schedule, 7)
-    for a, b in itertools.pairwise((SOLVERS["euler-ancestral"], Ancestral(small))):
-        first, second = (list(trajectory(oracle, x, grid, method))[:-1] for method in (a, b))
-        for one, two in zip(first, second, strict=True):
-            assert torch.allclose(one.x_s, two.x_s, atol=1e-12)
-    sigma = (noise_schedule.noise(50) / noise_schedule.signal(50)).item()
+    first, second = (
+        list(trajectory(oracle, x, grid, method)) for method in (SOLVERS["euler-ancestral"], Ancestral(small))
+    )
+    for one, two in zip(first, second, strict=True):
+        assert torch.allclose(one.x_s, two.x_s, atol=1e-12)
+    for t, s in itertools.pairwise(grid):  # sigma_up and sigma_down, where states are x / signal
+        prediction, sigma, following = oracle(x, t), ratio(noise_schedule, t), ratio(noise_schedule, s)
+        up = following * (1 - following**2 / sigma**2) ** 0.5
+        z = x / noise_schedule.signal(t) + prediction.eps * ((following**2 - up**2) ** 0.5 - sigma)
+        found = SOLVERS["euler-ancestral"](noise_schedule, x, prediction, t, s)
+        assert torch.allclose(found.mean, z * noise_schedule.signal(s), atol=1e-12)
+        assert torch.allclose(found.var.sqrt(), up * noise_schedule.signal(s), atol=1e-12)
+    sigma = ratio(noise_schedule, 50)
     z = x / noise_schedule.signal(50)
     for t, s in itertools.pairwise(grid):
         prediction = oracle(z * noise_schedule.signal(t), t)
-        following = (noise_schedule.noise(s) / noise_schedule.signal(s)).item()
+        following = ratio(noise_schedule, s)
         z, sigma = z + (z - prediction.x0) / sigma * (following - sigma), following
     assert torch.allclose(finish(trajectory(oracle, x, grid, SOLVERS["euler"])), z, atol=1e-12)
 

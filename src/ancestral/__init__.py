@@ -1,7 +1,31 @@
 """Denoising diffusion probabilistic models, exact like the paper.
 
 The public names live in their modules: `from ancestral.schedule import linear`, `from ancestral.walk import walk`. This
-file imports nothing, so that `ancestral --help` answers before torch would have loaded.
+file imports nothing of them, so that `ancestral --help` answers before torch would have loaded.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ancestral.denoiser import Denoiser
+
 __version__ = "0.1.0"
+
+
+def from_pretrained(source: str | Path, device: str = "cpu") -> Denoiser:
+    """A model in evaluation mode: of a run, a published or a diffusers folder, or of USER/NAME[@REVISION] on the hub.
+
+    Args:
+        source: the folder, or the name; a folder of that name comes first.
+        device: auto, cpu, cuda, cuda:1 or mps.
+
+    Raises:
+        UserError: when there is none, or it is damaged or of a kind unknown here.
+    """
+    from ancestral import hub
+
+    return hub.from_pretrained(source, device)

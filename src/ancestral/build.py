@@ -120,6 +120,27 @@ def precision(name: str, on: torch.device) -> torch.dtype:
     return torch.bfloat16 if fast.get(on.type, cpu.get("avx512_bf16") or cpu.get("amx_bf16")) else torch.float32
 
 
+class Lowered(nn.Module):
+    """A network computed in a lower precision where torch's autocast finds that safe; its output is float32."""
+
+    def __init__(self, network: nn.Module, precision: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.precision = network, precision
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, **cond: torch.Tensor) -> torch.Tensor:
+        """As the network."""
+        with torch.autocast(x.device.type, self.precision):
+            return self.network(x, time, **cond).float()
+
+
+def lowered(model: Denoiser, name: str) -> Denoiser:
+    """The model with its network in the named precision."""
+    chosen = precision(name, next(model.parameters()).device)
+    if chosen != torch.float32:
+        model.network = Lowered(model.network, chosen)
+    return model
+
+
 def method(
     saved: checkpoint.Checkpoint, solver: str | None, variance: str | None, eta: float | None
 ) -> Transition | Planned:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ancestral import ema, sealed
-from ancestral.config import Config, Facts, from_json
+from ancestral.config import Config, Facts, from_json, to_json
 from ancestral.errors import UserError
 
 Tensors = dict[str, Tensor]
@@ -59,14 +60,8 @@ def save(
         Unwritable: when the disk refuses; older checkpoints stay.
     """
     folder = run / "checkpoints" / f"{images:09d}"
-    files = {
-        "config.json": _json(document),
-        "model.safetensors": _pack(weights),
-        "state.safetensors": _pack(tensors),
-        "state.json": _json(state),
-    }
-    if calibration is not None:
-        files["calibration.safetensors"] = _pack({"x0_var": calibration})
+    files = _files(document, weights, calibration)
+    files |= {"state.safetensors": _pack(tensors), "state.json": _json(state)}
     sealed.clear(folder.parent)
     sealed.write(folder, files)
     for old in _folders(run / "checkpoints")[:-KEEP]:
@@ -82,21 +77,51 @@ def load(folder: Path) -> Checkpoint:
         UserError: when its configuration is of another version.
     """
     files = sealed.read(folder)
+    config, facts, weights, calibration = model_of(files, folder)
     try:
-        config, facts = from_json(json.loads(files["config.json"]), str(folder / "config.json"))
-        calibration = files.get("calibration.safetensors")
         return Checkpoint(
             folder=folder,
             images=int(folder.name),
             config=config,
             facts=facts,
-            weights=safetensors.torch.load(files["model.safetensors"]),
+            weights=weights,
             tensors=safetensors.torch.load(files["state.safetensors"]),
             state=json.loads(files["state.json"]),
-            calibration=safetensors.torch.load(calibration)["x0_var"] if calibration else None,
+            calibration=calibration,
         )
     except (KeyError, ValueError, SafetensorError) as error:
         raise sealed.Damaged(f"{folder}: damaged or not a checkpoint ({error})") from None
+
+
+def model_files(saved: Checkpoint) -> dict[str, bytes]:
+    """The files that hold the model and nothing of its training."""
+    return _files(to_json(saved.config, saved.facts), saved.weights, saved.calibration)
+
+
+def _files(document: dict[str, Any], weights: Tensors, calibration: Tensor | None) -> dict[str, bytes]:
+    files = {"config.json": _json(document), "model.safetensors": _pack(weights)}
+    return files if calibration is None else {**files, "calibration.safetensors": _pack({"x0_var": calibration})}
+
+
+def model_of(files: Mapping[str, bytes], folder: Path) -> tuple[Config, Facts, Tensors, Tensor | None]:
+    """(configuration, facts, weights, calibration) from the files of a folder.
+
+    Raises:
+        Damaged, UserError: as `load`.
+    """
+    try:
+        config, facts = from_json(json.loads(files["config.json"]), str(folder / "config.json"))
+        weights, calibration = safetensors.torch.load(files["model.safetensors"]), files.get("calibration.safetensors")
+        return config, facts, weights, safetensors.torch.load(calibration)["x0_var"] if calibration else None
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise sealed.Damaged(f"{folder}: damaged or not a checkpoint ({error})") from None
+
+
+def adopt(run: Path, saved: Checkpoint) -> Path:
+    """Make a run of a model from elsewhere, to sample and evaluate. Returns the checkpoint's folder."""
+    state = {"length": "imported", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": True}
+    document = to_json(saved.config, saved.facts)
+    return save(run, saved.images, document, saved.weights, {}, {"total": saved.images, **state}, saved.calibration)
 
 
 def digest(saved: Checkpoint) -> str:

@@ -72,12 +72,20 @@ _HOW = (
         help="trailing, uniform, quadratic, log-snr, karras, leading, tuned.",
     ),
     click.option(
-        "--solver", help="A solver for few steps: dpm++3m, unipc3, ipndm4, deis3, heun, ... (see docs/solvers.md)."
+        "--solver",
+        help="A solver for few steps: dpm++3m, ipndm4, heun, ... (docs/solvers.md); unipc3 when only --steps is given.",
     ),
-    click.option("--eta", type=click.FloatRange(min=0, max=1), help="DDIM with this eta; 0 when --steps is given."),
+    click.option("--eta", type=click.FloatRange(min=0, max=1), help="DDIM with this eta; 0 is deterministic."),
     click.option("--variance", help="Ancestral steps with small, large, learned or optimal variance."),
     click.option(
         "--batch-size", type=_positive, default=64, show_default=True, help="Images at a time; changes no image."
+    ),
+    click.option(
+        "--precision",
+        type=click.Choice(["float32", "bfloat16", "auto"]),
+        default="float32",
+        show_default=True,
+        help="What the network computes in; auto is bfloat16 where that is faster.",
     ),
     _average,
     _seed,
@@ -242,13 +250,17 @@ def tune_steps(run: Path, **options: Any) -> None:
 
 
 @main.command("import")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("source")
 @click.option("--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder to make.")
-def import_folder(folder: Path, run: Path) -> None:
-    """Make a run of a diffusers FOLDER (UNet2DModel and its scheduler), to sample and evaluate."""
-    from ancestral import interop
+def import_model(source: str, run: Path) -> None:
+    """Make a run of the model in SOURCE, to sample and evaluate: hf:USER/NAME on the Hugging Face hub or a folder.
 
-    click.echo(f"imported: {interop.import_folder(folder, run)}; now: ancestral sample {run} --steps 50")
+    There lies what `push` has published, or a UNet2DModel of diffusers with its scheduler. hf:USER/NAME@REVISION takes
+    an older state. HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are obeyed.
+    """
+    from ancestral import hub
+
+    click.echo(f"imported: {hub.import_model(source, run)}; now: ancestral sample {run} --steps 50")
 
 
 @main.command()
@@ -260,6 +272,23 @@ def export(run: Path, folder: Path) -> None:
 
     interop.export_run(run, folder)
     click.echo(f"exported: {folder}")
+
+
+@main.command()
+@_run
+@click.argument("name", metavar="USER/NAME")
+@click.option("--public", is_flag=True, help="For everybody to see; private when left out.")
+@click.option(
+    "--license", "license_name", default="unknown", show_default=True, help="Of the weights: mit, cc0-1.0, ..."
+)
+def push(run: Path, name: str, public: bool, license_name: str) -> None:
+    """Publish the model in RUN on the Hugging Face hub, with a card of what was measured on it.
+
+    The averaged weights go there, nothing of the training. Needs a token: hf auth login, or HF_TOKEN.
+    """
+    from ancestral import hub
+
+    click.echo(f"published: {hub.push(run, name, public=public, license_name=license_name)}")
 
 
 if __name__ == "__main__":

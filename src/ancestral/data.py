@@ -14,7 +14,7 @@ from PIL import ImageColor
 
 from ancestral.errors import UserError
 from ancestral.folders import load_folder
-from ancestral.hub import load_hub
+from ancestral.hub_data import load_hub
 from ancestral.images import adapt
 from ancestral.imageset import MOST_CLASSES, DataOptions, ImageSet, Splits, split_off
 from ancestral.shards import is_pattern, load_shards

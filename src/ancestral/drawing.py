@@ -18,6 +18,7 @@ from ancestral.grids import explicit
 from ancestral.reverse import begin
 from ancestral.sample import latents, trajectory
 from ancestral.schedule import NoiseSchedule
+from ancestral.solvers import FEW_STEPS
 from ancestral.walk import Step
 
 TUNED = "tuned.json"
@@ -33,6 +34,7 @@ class How:
     eta: float | None
     variance: str | None
     average_width: float | None
+    precision: str
     seed: int
     batch_size: int
 
@@ -51,10 +53,11 @@ class Drawing:
 
     def __init__(self, folder: Path, how: How, device: str) -> None:
         self.saved, self.model = open_model(folder, device, how.average_width)
-        eta = how.eta
-        if eta is how.variance is how.solver is None and how.steps is not None:
-            eta = 0.0  # the ODE wins below a hundred steps, the full chain above
-        self.move = build.method(self.saved, how.solver, how.variance, eta)
+        self.model = build.lowered(self.model, how.precision)
+        solver = how.solver
+        if how.eta is how.variance is solver is None and how.steps is not None:
+            solver = FEW_STEPS  # the ODE wins below a hundred steps, the full chain above
+        self.move = build.method(self.saved, solver, how.variance, how.eta)
         tuned = how.grid == "tuned"
         self.times = (
             _tuned(folder, self.model.schedule, how.steps)
@@ -69,7 +72,7 @@ class Drawing:
             **chosen,
             "model": checkpoint.digest(self.saved),
             "times": self.times,
-            "eta": eta,
+            "solver": solver,
             "variance": variance,
         }
 

@@ -6,6 +6,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -76,17 +77,18 @@ def evaluate(
         if processes.first:
             parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
             result = concatenate([Bound.of_tensors(one) for one in parts])
-            _write_evaluation(folder, result, variance or saved.config.diffusion.variance, test.images[:], exact)
+            measured = {name: settings[name] for name in ("model", "average_width", "variance")}
+            _write_evaluation(folder, result, measured, test.images[:], exact)
             job.forget()
 
 
-def _write_evaluation(folder: Path, result: Bound, variance: str, images: np.ndarray, exact: bool) -> None:
+def _write_evaluation(folder: Path, result: Bound, measured: dict[str, Any], images: np.ndarray, exact: bool) -> None:
     mean, error = mean_and_error(result.bits_per_dim)
     rows = {"bound, bits/dim": (mean, error)}
     rows |= {f"  {name}": mean_and_error(values) for name, values in result.parts.items()}
     rows |= {name: (value, float("nan")) for name, value in baselines.lossless_bits_per_dim(images).items()}
     kind = "every term" if exact else f"{result.terms.shape[1]} terms an image, unbiased"
-    table = Table(title=f"{len(images)} held-out images, {variance} variance, {kind}", title_justify="left")
+    table = Table(title=f"{len(images)} held-out images, {measured['variance']} variance, {kind}", title_justify="left")
     for heading in ("", "bits/dim", "standard error"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, (value, spread) in rows.items():
@@ -102,7 +104,7 @@ def _write_evaluation(folder: Path, result: Bound, variance: str, images: np.nda
         writer.writerows(zip(times.tolist(), bits.tolist(), mse.tolist(), strict=True))
     document = {
         "images": len(images),
-        "variance": variance,
+        **measured,
         "terms": result.terms.shape[1],
         "nats_per_image": float(result.nats.mean()),
         "bits_per_dim": {

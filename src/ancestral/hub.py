@@ -1,84 +1,167 @@
-"""Images from Hugging Face `datasets`: a folder, parquet files or a name on the hub, streamed."""
+"""Models on the Hugging Face hub, and every other place that one can be loaded from.
+
+A published model is a folder: README.md, and under a manifest with the SHA-256 of each file
+
+    config.json  model.safetensors  state.json  [calibration.safetensors]
+
+The averaged weights and what sampling needs, nothing of the training; `push` cuts paths of this machine to their last
+part.
+"""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
-from dataclasses import asdict, replace
-from functools import partial
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from ancestral import build, checkpoint, interop, sealed
+from ancestral.card import card, measured
+from ancestral.checkpoint import Checkpoint
+from ancestral.config import Config
+from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
-from ancestral.folders import channels_of, decoded, of_one_size
-from ancestral.imageset import DataOptions, Item, Splits, split_off
-from ancestral.store import gather, listing
+
+PREFIX = "hf:"
+# No pickle, and of several precisions the first: nothing else is downloaded.
+_WANTED = ["*.json", "model.safetensors", "calibration.safetensors", "*diffusion_pytorch_model.safetensors"]
+_REASONS = {  # by the name of the library's error
+    "GatedRepoError": "access must be asked for on its page",
+    "RepositoryNotFoundError": "no such repository, or a private one that your token may not see (hf auth login)",
+    "RevisionNotFoundError": "has no such revision",
+    "OfflineModeIsEnabled": "the hub cannot be asked while HF_HUB_OFFLINE is set",
+    "LocalEntryNotFoundError": "not in the cache (HF_HOME), and the hub cannot be reached or HF_HUB_OFFLINE is set",
+    "HFValidationError": "is no name on the hub; write USER/NAME",
+}
 
 
-def load_hub(name: str, options: DataOptions) -> Splits:
-    """The images of a data set: its train split, and its test or validation split or else a share held out.
-
-    Args:
-        name: a folder (imagefolder), a .parquet file, or a name on the hub.
-        options: with `cache` the decoded images are kept on disk and mapped.
+def from_pretrained(source: str | Path, device: str = "cpu") -> Denoiser:
+    """A model in evaluation mode, from a folder or from the hub (see `load`).
 
     Raises:
-        UserError: when the package or the set is absent, or it has no column of images.
+        UserError: as `load`.
     """
+    saved = load(source)
+    return build.trained(saved, saved.folder, build.device(device))
+
+
+def load(source: str | Path) -> Checkpoint:
+    """A model with its configuration: of a run, a published or a diffusers folder, or USER/NAME[@REVISION] on the hub.
+
+    Raises:
+        UserError: when there is none, or it is damaged or of a kind unknown here.
+    """
+    name = str(source)
+    folder = fetch(name.removeprefix(PREFIX)) if name.startswith(PREFIX) or not Path(name).is_dir() else Path(name)
+    if (folder / "checkpoints").is_dir():
+        return checkpoint.open_run(folder)[0]
+    if (folder / sealed.MANIFEST).is_file():
+        return _read(folder)
+    config, facts, weights = interop.read(folder)
+    return Checkpoint(folder, 0, config, facts, weights, {}, {}, None)
+
+
+def import_model(source: str, run: Path) -> Path:
+    """Make a run of a model that `load` finds; hf: stands before a name on the hub. Returns the checkpoint's folder.
+
+    Raises:
+        UserError: as `load`; or when the run is there already.
+    """
+    if (run / "checkpoints").exists():
+        raise UserError(f"{run}: holds a run already; choose another --out")
+    if not source.startswith(PREFIX) and not Path(source).is_dir():
+        raise UserError(f"{source}: no such folder; a name on the hub is written {PREFIX}USER/NAME")
+    return checkpoint.adopt(run, load(source))
+
+
+def fetch(name: str) -> Path:
+    """The files of a model on the hub, from the cache where they are there.
+
+    Raises:
+        UserError: saying why not.
+    """
+    repository, _, revision = name.partition("@")
+    hub = _library()
+    with _in_one_line(name):
+        return Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=_WANTED))
+
+
+def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
+    """Publish the newest checkpoint of a run under a name on the hub. Returns its address.
+
+    Args:
+        run: the run.
+        name: USER/NAME, or NAME of whoever the token belongs to.
+        public: for everybody to see; a repository that is there already keeps its visibility, and must have this one.
+        license_name: for the card.
+
+    Raises:
+        UserError: without a token or a connection, or when the hub refuses.
+    """
+    saved, _ = checkpoint.open_run(run)
+    saved = replace(saved, config=_public(saved.config))
+    hub = _library()
+    if hub.constants.HF_HUB_OFFLINE:
+        raise UserError(f"{name}: {_REASONS['OfflineModeIsEnabled']}")
+    if hub.get_token() is None:
+        raise UserError(f"{name}: no token for the hub; log in with: hf auth login (or set HF_TOKEN)")
+    with TemporaryDirectory() as temporary, _in_one_line(name):
+        api = hub.HfApi()
+        place = api.create_repo(name, private=not public, exist_ok=True).repo_id
+        if api.model_info(place).private == public:
+            now, wanted = ("private", "leave out --public") if public else ("public", "add --public")
+            raise UserError(f"{place}: is {now} already; {wanted}, or change that on its settings page")
+        folder = Path(temporary) / "model"
+        write(saved, folder, card(place, saved, measured(run, saved), license_name))
+        api.upload_folder(repo_id=place, folder_path=folder, commit_message="The model and its card")
+    return f"{hub.constants.ENDPOINT}/{place}"
+
+
+def write(saved: Checkpoint, folder: Path, text: str) -> None:
+    """A published folder, with this text as its README.md."""
+    sealed.write(folder, {**checkpoint.model_files(saved), "state.json": json.dumps({"images": saved.images}).encode()})
+    sealed.write_file(folder / "README.md", text.encode())
+
+
+def _read(folder: Path) -> Checkpoint:
+    files = sealed.read(folder)
     try:
-        import datasets
+        images = json.loads(files["state.json"])["images"]
+        if type(images) is not int or images < 0:
+            raise ValueError(f"images is {images!r}")
+    except (KeyError, ValueError, TypeError) as error:
+        raise sealed.Damaged(f"{folder / 'state.json'}: damaged or not of a published model ({error})") from None
+    config, facts, weights, calibration = checkpoint.model_of(files, folder)
+    return Checkpoint(folder, images, config, facts, weights, {}, {}, calibration)
+
+
+def _public(config: Config) -> Config:
+    source = config.source
+    if not re.fullmatch(r"hf:[\w.-]+/[\w.-]+", source) or Path(source.removeprefix(PREFIX)).exists():
+        source = Path(source).resolve().name
+    return replace(config, source=source, data=replace(config.data, cache=None))
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub.constants  # the package is lazy: a part is there once it is asked for
     except ImportError:
-        raise UserError(f'hf:{name}: needs datasets; pip install "ancestral[hf]"') from None
-    path = Path(name)
-    if path.suffix == ".parquet":
-        how: dict[str, Any] = {"path": "parquet", "data_files": {"train": name}}
-    elif path.is_dir():
-        how = {"path": "imagefolder", "data_dir": name}
-    else:
-        how = {"path": name}
+        raise UserError('the hub: needs huggingface_hub; pip install "ancestral[hf]"') from None
+    return huggingface_hub
+
+
+@contextmanager
+def _in_one_line(name: str) -> Iterator[None]:
+    """Every way in which the library, or what it connects with, can fail, as one line."""
     try:
-        splits: Any = datasets.load_dataset(**how, streaming=True)
-    except Exception as error:  # a missing file, no network, a set of another kind: each library below has its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"hf:{name}: cannot be opened ({reason})") from None
-    parts = [split for split in ("train", "test", "validation") if split in splits][:2]
-    if not parts or parts[0] != "train":
-        raise UserError(f"hf:{name}: has no split named train; it has {', '.join(splits)}")
-    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
-    skipped: list[str] = []
-    sets = []
-    for part in parts:
-        image, label, class_names = _columns(name, splits[part].features)
-        rows = splits[part].cast_column(image, datasets.Image(decode=False))
-        channels = options.channels or channels_of(_bytes(next(iter(rows))[image]), options, f"hf:{name}")
-        read = partial(_read, rows, image, label, f"hf:{name}/{part}", channels, options)
-        key = [name, part, listing(files), channels, asdict(options)]
-        sets.append(gather(read, class_names, f"hf:{name}/{part}", options.cache, key, skipped))
-    result = Splits(sets[0], sets[1]) if len(sets) == 2 else split_off(sets[0], options.holdout, f"hf:{name}")
-    return replace(result, skipped=tuple(skipped))
-
-
-def _columns(name: str, features: Any) -> tuple[str, str | None, tuple[str, ...] | None]:
-    """(column of images, column of labels or None, names of the classes or None)."""
-    kinds = {column: type(kind).__name__ for column, kind in features.items()}
-    images = [column for column, kind in kinds.items() if kind == "Image"]
-    labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
-    if not images:
-        raise UserError(f"hf:{name}: has no column of images; it has {', '.join(kinds)}")
-    return images[0], labels[0] if labels else None, tuple(features[labels[0]].names) if labels else None
-
-
-def _bytes(value: Any) -> bytes:
-    return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
-
-
-def _read(
-    rows: Any, image: str, label: str | None, name: str, channels: int, options: DataOptions, skipped: list[str]
-) -> Iterator[Item]:
-    def items() -> Iterator[Item]:
-        for number, row in enumerate(rows):
-            called = f"{name}[{number}]"
-            pixels = decoded(_bytes(row[image]), channels, options, skipped, called)
-            if pixels is not None:
-                yield Item(pixels, None if label is None or row[label] < 0 else row[label], called)
-
-    return of_one_size(items(), name)
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        known = [_REASONS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REASONS]
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{name}: {known[0] if known else text[0]}") from None

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ancestral import build, checkpoint, sealed
-from ancestral.config import Config, Facts, to_json
+from ancestral.config import Config, Facts
 from ancestral.diffusers_config import GROUPS, VERSION, Fields, diffusion, network, scheduler_document, unet_document
 from ancestral.errors import UserError
 
@@ -107,20 +107,6 @@ def _to_ours(theirs: dict[str, Tensor], config: Config, facts: Facts, path: Path
     if theirs:
         raise UserError(f"{path}: unknown tensor {next(iter(theirs))}; is it the network of its config.json?")
     return ours
-
-
-def import_folder(folder: Path, run: Path) -> Path:
-    """Make a run of a diffusers folder. Returns the checkpoint's folder.
-
-    Raises:
-        UserError: as `read`; or when the run is there already.
-    """
-    if (run / "checkpoints").exists():
-        raise UserError(f"{run}: holds a run already; choose another --out")
-    config, facts, weights = read(folder)
-    document = to_json(config, facts)
-    state = {"total": 0, "length": "imported", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": True}
-    return checkpoint.save(run, 0, document, weights, {}, state)
 
 
 def export_run(run: Path, folder: Path) -> None:

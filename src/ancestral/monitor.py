@@ -14,9 +14,10 @@ from ancestral.config import Config, Facts
 from ancestral.denoiser import Denoiser
 from ancestral.feed import to_bytes, to_unit
 from ancestral.imageset import ImageSet
-from ancestral.reverse import DDIM, Ancestral, large
+from ancestral.reverse import Ancestral, large
 from ancestral.rng import Streams
 from ancestral.sample import sample
+from ancestral.solvers import FEW_STEPS, SOLVERS
 
 CALIBRATED = 128  # training images on which the model's own error is measured
 
@@ -40,7 +41,7 @@ def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, d
     """16 images in 20 steps, and the bound with a few terms an image on 32 held-out ones."""
     labels = torch.arange(16, device=device) % len(facts.class_names) if config.model.labels else None
     grid = build.sampling_grid(config, "trailing", 20 if config.diffusion.T > 20 else None)
-    drawn = sample(build.predictor(shown, None, labels), facts.shape, 16, grid, DDIM(), device=device)
+    drawn = sample(build.predictor(shown, None, labels), facts.shape, 16, grid, SOLVERS[FEW_STEPS], device=device)
     test, times = held_out.spread(32), build.training_grid(config)
     measured = bound(
         build.predictor(shown, None, labels_of(test, config, device)),

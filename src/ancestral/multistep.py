@@ -75,9 +75,12 @@ class Solver:
         recent = list(self.seen)[::-1][:order]
         return [self.lam(one.t) for one in recent], [of(one.prediction) for one in recent]
 
-    def hold(self, x_t: Tensor, x0: Tensor, s: int) -> Tensor:
-        """The exact step for an x0 that does not change: noise_s / noise_t x_t + signal_s (1 - e^-h) x0."""
-        t = self.seen[-1].t
+    def hold(self, x_t: Tensor, x0: Tensor, s: int, t: int | None = None) -> Tensor:
+        """The exact step for an x0 that does not change: noise_s / noise_t x_t + signal_s (1 - e^-h) x0.
+
+        t is the last time seen when left out.
+        """
+        t = self.seen[-1].t if t is None else t
         ratio = self.schedule.noise(s) / self.schedule.noise(t)
         decay = math.exp(self.lam(t) - self.lam(s))
         return over(ratio, x_t) * x_t + over(self.schedule.signal(s) * (1 - decay), x_t) * x0
@@ -131,6 +134,24 @@ class Dpm(Solver):
         """DPM-Solver++ (Lu et al. 2022b), multistep."""
         lam, x0 = self.past(order, _x0)
         return certain(self.hold(x_t, _continued(lam, x0, self.lam(s) - lam[0]), s))
+
+
+class DpmSingle(Solver):
+    """Order 2 in pairs: a step of order 1, then from the state before it to s with the slope between its ends."""
+
+    def __init__(self, schedule: NoiseSchedule, times: Sequence[int], order: int) -> None:
+        super().__init__(schedule, times, order)
+        self.base: Tensor | None = None  # the state that an open pair began from
+
+    def step(self, x_t: Tensor, s: int, order: int) -> Normal:
+        """DPM-Solver++ (Lu et al. 2022b), singlestep: the state between the two ends is only looked at."""
+        lam, x0 = self.past(order, _x0)
+        if self.base is None or order == 1:
+            self.base = x_t
+            return certain(self.hold(x_t, x0[0], s))
+        base, self.base = self.base, None
+        middle = x0[1] + (self.lam(s) - lam[1]) / (2 * (lam[0] - lam[1])) * (x0[0] - x0[1])
+        return certain(self.hold(base, middle, s, self.seen[-2].t))
 
 
 class DpmSde(Solver):
@@ -227,15 +248,30 @@ class Deis(_EpsSolver):
         return lagrange([-one for one in lam], -lam[0], -end, np.exp)
 
 
-class Ipndm(_EpsSolver):
-    """eps with the weights of Adams and Bashforth for equal steps (Zhang and Chen 2023)."""
-
-    table = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+class _InSigma(_EpsSolver):
+    """Finite at sigma = 0."""
 
     def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """All orders to the end: the last step to sigma = 0 is one like the others."""
         self.remember(Seen(t, prediction))
         return self.step(x_t, s, min(self.order, len(self.seen)))
+
+
+class Lms(_InSigma):
+    """eps as the polynomial in sigma through its last values: Adams-Bashforth for steps of any lengths.
+
+    Linear multistep, or DEIS with tAB in rho (Zhang and Chen 2023, Eq. 15 and Prop. 3).
+    """
+
+    def weights(self, lam: Sequence[float], end: float) -> list[float]:
+        """int d(sigma) of each basis polynomial in sigma."""
+        return lagrange([math.exp(-one) for one in lam], math.exp(-lam[0]), math.exp(-end), np.ones_like)
+
+
+class Ipndm(_InSigma):
+    """eps with the weights of Adams and Bashforth for equal steps (Zhang and Chen 2023)."""
+
+    table = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
     def weights(self, lam: Sequence[float], end: float) -> list[float]:
         """The table's, times the length of the step in sigma."""

@@ -11,9 +11,37 @@ from torch import Tensor
 
 from ancestral.denoiser import Prediction
 from ancestral.gaussian import Normal
-from ancestral.multistep import Deis, Dpm, DpmSde, Ipndm, PredictorCorrector, Seen, Solver
+from ancestral.multistep import Deis, Dpm, DpmSde, DpmSingle, Ipndm, Lms, PredictorCorrector, Seen, Solver
 from ancestral.reverse import DDIM, Planned, Transition
 from ancestral.schedule import NoiseSchedule, over
+
+
+def _raised(schedule: NoiseSchedule, grid: Sequence[int], churn: float) -> list[int]:
+    """Where each interval starts: the time whose sigma is nearest to 1 + churn times that of the grid's own.
+
+    The first one stays, as there is nothing above T.
+    """
+    known = schedule.log_snr(torch.arange(1, schedule.T + 1)) / 2
+    nearest = [int((known - (known[t - 1] - math.log1p(churn))).abs().argmin()) + 1 for t in grid[1:-1]]
+    return [grid[0], *map(max, grid[1:-1], nearest)]
+
+
+class EulerSteps:
+    """Euler to the end of an interval, then noise up to the start of the next (Karras et al. 2022, Algorithm 2).
+
+    Args:
+        ends: of the intervals, in the order of the walk.
+    """
+
+    def __init__(self, ends: Sequence[int]) -> None:
+        self.ends = iter(ends)
+
+    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
+        """From the start of one interval to that of the next, s."""
+        end = next(self.ends)
+        arrived = DDIM()(schedule, x_t, prediction, t, end).mean
+        raised = schedule.transition(arrived, end, s)  # certain where s = end
+        return Normal(raised.mean, raised.var.expand_as(arrived))
 
 
 class HeunSteps(Solver):
@@ -51,7 +79,7 @@ class HeunSteps(Solver):
 class Multistep:
     """A solver of one kind, made anew for each walk by `begin`."""
 
-    kind: type[Dpm | DpmSde | Deis | Ipndm]
+    kind: type[Dpm | DpmSingle | DpmSde | Deis | Ipndm | Lms]
     order: int
 
     def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
@@ -72,6 +100,21 @@ class UniPC:
 
 
 @dataclass(frozen=True)
+class Euler:
+    """Euler in sigma with churn: the stochastic sampler of EDM without its second evaluation.
+
+    Args:
+        churn: gamma, the share by which sigma is raised before each step; 0 is DDIM.
+    """
+
+    churn: float = 0.0
+
+    def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+        """The steps of one walk, and the times that it visits."""
+        return EulerSteps(grid[1:]), [*_raised(schedule, grid, self.churn), grid[-1]]  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
 class Heun:
     """Heun's method, 2 N - 1 network calls; with churn the stochastic sampler of EDM.
 
@@ -83,15 +126,15 @@ class Heun:
 
     def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
         """The solver of one walk, and the times that it visits."""
-        known = schedule.log_snr(torch.arange(1, schedule.T + 1)) / 2
-        raised = [int((known - (known[t - 1] - math.log1p(self.churn))).abs().argmin()) + 1 for t in grid[1:-1]]
-        stepper = HeunSteps(schedule, grid, [grid[0], *map(max, grid[1:-1], raised)])
+        stepper = HeunSteps(schedule, grid, _raised(schedule, grid, self.churn))
         return stepper, stepper.visits  # pyright: ignore[reportReturnType]
 
 
 SOLVERS: dict[str, Transition | Planned] = {
     "euler": DDIM(0.0),
     "euler-ancestral": DDIM(1.0),
+    "euler-churn": Euler(0.2),
+    "dpm++2s": Multistep(DpmSingle, 2),
     "dpm++2m": Multistep(Dpm, 2),
     "dpm++3m": Multistep(Dpm, 3),
     "dpm++2m-sde": Multistep(DpmSde, 2),
@@ -99,6 +142,8 @@ SOLVERS: dict[str, Transition | Planned] = {
     "unipc3": UniPC(3),
     "deis3": Multistep(Deis, 3),
     "ipndm4": Multistep(Ipndm, 4),
+    "lms4": Multistep(Lms, 4),
     "heun": Heun(),
     "heun-churn": Heun(0.2),
 }
+FEW_STEPS = "unipc3"  # what few steps are taken with when nothing else is named (docs/benchmarks.md)

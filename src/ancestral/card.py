@@ -1,0 +1,135 @@
+"""The card of a published model: what it is, how to use it, and the numbers that were measured on it, no others."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ancestral import checkpoint, sealed
+from ancestral.checkpoint import Checkpoint
+from ancestral.solvers import FEW_STEPS
+
+_SHOWN = ("images", "variance", "terms", "network", "searched")  # of what a measurement was made with
+_TEXT = """# {title}
+
+Images of {channels}x{height}x{width} on [-1, 1] by denoising diffusion, made with Ancestral: {parameters:,} parameters,
+T = {T}, schedule {schedule}, target {target}. Data: `{source}`{seen}.{classes}
+
+```sh
+ancestral import hf:{name} --out {title}
+ancestral sample {title} --num-images 64 --steps 10
+```
+
+```python
+import ancestral
+from ancestral.grids import trailing
+from ancestral.sample import sample
+from ancestral.solvers import SOLVERS
+
+model = ancestral.from_pretrained("{name}")
+times = trailing(model.schedule, 10)
+images = sample({model}, ({channels}, {height}, {width}), 16, times, SOLVERS["{solver}"])
+```
+
+## Measured
+
+{measured}
+"""
+_LABELLED = "Given(model, labels=torch.zeros(16, dtype=torch.long))"
+
+
+class Measured:
+    """What was measured on one checkpoint: rows of (name, value, standard error or None), and what with."""
+
+    def __init__(self, path: Path, document: dict[str, Any]) -> None:
+        self.rows = list(_numbers(document, ""))
+        self.title = path.stem
+        self.how = ", ".join(f"{name} {document[name]}" for name in _SHOWN if document.get(name) is not None)
+
+    def table(self) -> str:
+        """The rows as Markdown."""
+        lines = [f"From `{self.title}.json` ({self.how}):" if self.how else f"From `{self.title}.json`:", ""]
+        lines += ["| | value | standard error |", "|---|---|---|"]
+        lines += [f"| {name} | {value:.4g} | {'' if e is None else f'{e:.2g}'} |" for name, value, e in self.rows]
+        return "\n".join(lines)
+
+
+def measured(run: Path, saved: Checkpoint) -> list[Measured]:
+    """What `evaluate` and other measurements have left in the run, if it is of this checkpoint and its own average."""
+    found = []
+    for path in sorted([*run.glob("evaluation.json"), *run.glob("metrics-*.json")]):
+        try:
+            document = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(document, dict) and _is_of(saved, document, path) and (one := Measured(path, document)).rows:
+            found.append(one)
+    return found
+
+
+def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str) -> str:
+    """README.md: the hub's metadata and the text.
+
+    Args:
+        name: USER/NAME on the hub.
+        saved: the model, its configuration as it is published.
+        found: what was measured on it.
+        license_name: an identifier that the hub knows.
+    """
+    from huggingface_hub import ModelCardData
+
+    diffusion, (channels, height, width) = saved.config.diffusion, saved.facts.shape
+    data = ModelCardData(
+        library_name="ancestral",
+        license=license_name,
+        pipeline_tag="unconditional-image-generation",
+        tags=["ddpm", "diffusion", "denoising-diffusion"],
+        metrics=sorted({row.partition(": ")[0] for one in found for row, *_ in one.rows}) or None,
+    )
+    classes = ", ".join(saved.facts.class_names) if saved.config.model.labels else ""
+    text = _TEXT.format(
+        name=name,
+        title=name.rpartition("/")[2],
+        channels=channels,
+        height=height,
+        width=width,
+        parameters=sum(tensor.numel() for tensor in saved.weights.values()),
+        source=saved.config.source,
+        seen=f", {saved.images:,} images seen" if saved.images else "",
+        T=diffusion.T,
+        schedule=diffusion.schedule,
+        target=diffusion.target,
+        classes=f" Classes: {classes}." if classes else "",
+        solver=FEW_STEPS,
+        model=_LABELLED if classes else "model",
+        measured="\n\n".join(one.table() for one in found) or "Not measured.",
+    )
+    if classes:
+        text = text.replace(
+            "import ancestral\n", "import ancestral\nimport torch\nfrom ancestral.denoiser import Given\n"
+        )
+    return f"---\n{data.to_yaml().strip()}\n---\n\n{text}"
+
+
+def _is_of(saved: Checkpoint, document: dict[str, Any], path: Path) -> bool:
+    """Whether it names this checkpoint; where it names none, whether it is younger."""
+    drawing = document.get("drawing")
+    made = {**document, **(drawing if isinstance(drawing, dict) else {})}
+    if "model" in made:
+        return made["model"] == checkpoint.digest(saved) and made.get("average_width") is None
+    return path.stat().st_mtime >= (saved.folder / sealed.MANIFEST).stat().st_mtime
+
+
+def _numbers(node: Any, name: str) -> Iterator[tuple[str, float, float | None]]:
+    """Every {"value" or "mean": number, "standard_error": number or null} in a document, named by the way to it."""
+    if not isinstance(node, dict):
+        return
+    value, error = node.get("value", node.get("mean")), node.get("standard_error")
+    if isinstance(value, (int, float)) and math.isfinite(value) and name:
+        yield name, float(value), float(error) if isinstance(error, (int, float)) else None
+        return
+    for key, child in node.items():
+        yield from _numbers(child, key if name in ("", "metrics") else f"{name}: {key}")
