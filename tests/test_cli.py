@@ -54,7 +54,13 @@ def test_samples_do_not_depend_on_the_batch_size(trained_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [(), ("--eta", 1, "--steps", 5), ("--variance", "optimal", "--steps", 5, "--grid", "karras")]
+    "options",
+    [
+        (),
+        ("--eta", 1, "--steps", 5),
+        ("--variance", "optimal", "--steps", 5, "--grid", "karras"),
+        ("--precision", "bfloat16", "--steps", 3),
+    ],
 )
 def test_every_kind_of_sampling(trained_run, tmp_path, options):
     run = shutil.copytree(trained_run, tmp_path / "run")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ancestral import grids, rng, schedule
+from ancestral import build, grids, rng, schedule
 from ancestral.analytic import gaussian
 from ancestral.denoiser import Denoiser, clip_dynamic, clip_static
 from ancestral.reverse import DDIM, Ancestral, large, optimal, small
@@ -148,6 +148,21 @@ def test_a_network_in_float32_does_not_mix_images_either():
     alone = sample(denoiser, [1, 8, 8], 5, grid, Ancestral(large), seed=0, batch_size=1)
     assert together.shape == (5, 1, 8, 8)
     assert torch.allclose(together, alone, atol=1e-4, rtol=0)
+
+
+def test_a_lower_precision_is_near_and_its_output_is_float32():
+    torch.manual_seed(0)
+    network = UNet(1, 1, 16, (1, 2), 1)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    model = Denoiser(network, schedule.cosine(30), V).eval().requires_grad_(requires_grad=False)
+    x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 20])
+    exact = model.output(x, t)
+    assert build.lowered(model, "float32").network is network
+    output = build.lowered(model, "bfloat16").output(x, t)
+    assert output.dtype == torch.float32
+    error = (output - exact).norm() / exact.norm()
+    assert 1e-5 < error < 0.03  # eight bits of mantissa: neither none nor much
 
 
 def test_latents_are_the_start_and_the_global_generators_are_left_alone():
