@@ -33,6 +33,7 @@ class Real:
     """Images that were never trained on: what a perfect model would reach."""
 
     samplers: ClassVar = {"none": ()}
+    against = ("train",)
 
     def __init__(self, source: str, splits: Splits, work: Path, threads: int) -> None:
         self.images = splits.test.images
@@ -52,8 +53,9 @@ class Real:
 class Ours:
     """`ancestral train DATA --budget`, as a user would: a run for each time, starting and saving included."""
 
-    options: tuple[str, ...] = ()
-    samplers: ClassVar = {"1000 ancestral": (), "50 unipc3": ("--steps", "50", "--solver", "unipc3")}
+    options: tuple[str, ...]
+    samplers: ClassVar[dict[str, tuple[str, ...]]]
+    against = ("train", "test")
 
     def __init__(self, source: str, splits: Splits, work: Path, threads: int) -> None:
         self.source, self.work, self.shape = source, work, splits.train.shape
@@ -76,7 +78,8 @@ class Ours:
         """What it cost, and bits/dim by `ancestral evaluate`."""
         folder = self._folder(minutes)
         saved, _ = checkpoint.open_run(folder)
-        self._run("evaluate", str(folder))
+        if not (folder / "evaluation.json").exists():
+            self._run("evaluate", str(folder))
         bits = json.loads((folder / "evaluation.json").read_text())["bits_per_dim"]["bound, bits/dim"]
         weights = sum(value.numel() for value in network(saved.config, saved.facts).parameters())
         found = {"seen": saved.images, "seconds": saved.state["seconds"], "weights": weights}
@@ -96,12 +99,14 @@ class Plain(Ours):
         *("--preset", "cifar10", "--batch-size", "64", "--set", "model.width=64", "--set", "model.multipliers=1,2,2"),
         *("--set", "model.dropout=0", "--set", "train.flip=false", "--set", "diffusion.variance=small"),
     )
+    samplers: ClassVar = {"50 DDIM": ("--steps", "50")}
 
 
 class Small(Ours):
     """Ours with its preset for small images."""
 
     options = ("--preset", "small")
+    samplers: ClassVar = {"1000 ancestral": (), "50 unipc3": ("--steps", "50", "--solver", "unipc3")}
 
 
 class Peer:
@@ -112,6 +117,7 @@ class Peer:
 
     kind: type[Script] | type[Lucid]
     samplers: ClassVar = {"50 DDIM": (50,)}  # their 1000 steps would take days
+    against = ("train", "test")
 
     def __init__(self, source: str, splits: Splits, work: Path, threads: int) -> None:
         self.work, self.shape, self.splits = work, splits.train.shape, splits
@@ -196,7 +202,7 @@ def measure(given, splits: Splits, name: str, results: Results) -> None:
         started = time.monotonic()
         drawn = contender.draw(mark, sampler, given.images)
         seconds = time.monotonic() - started
-        against = {part: quality(drawn, getattr(splits, part)) for part in ("train", "test")}
+        against = {part: quality(drawn, getattr(splits, part)) for part in contender.against}
         return {**against, "drawing": seconds, **contender.facts(mark)}
 
     for key in keys:
@@ -213,7 +219,7 @@ def lines(found: list[dict]) -> Iterator[list[str]]:
             f"{one['seen']:,}" if "seen" in one else "",
             one["sampler"],
             *(
-                shown(one[part][name], digits)
+                shown(one.get(part, {}).get(name), digits)
                 for name, digits in (("fd-lite0", 2), ("kid-lite0", 4))
                 for part in ("train", "test")
             ),
