@@ -1,0 +1,143 @@
+"""What the benchmarks share: interleaved timing, results that last, and the place of a table in docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs" / "benchmarks.md"
+WORK = ROOT / "runs" / "benchmarks"
+
+
+def options(description: str) -> argparse.ArgumentParser:
+    """A parser with what every benchmark takes."""
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--docs", type=Path, default=DOCS, help="the page to write the table into")
+    made.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
+    return made
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, heeded where it concerns all."""
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    return given
+
+
+def commit() -> str:
+    """Of this tree, and whether its code differs from it."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
+    changes = subprocess.run(
+        ["git", "status", "--porcelain", "src", "benchmarks"], cwd=ROOT, capture_output=True
+    ).stdout
+    return (head.strip() or "unknown") + (" with changes" if changes else "")
+
+
+def origin() -> dict[str, str]:
+    """Where and when a number was measured."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    machine = f"{next(named, platform.processor())}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    date = datetime.now(UTC).date().isoformat()
+    return {"commit": commit(), "date": date, "machine": f"{machine}, torch {torch.__version__}"}
+
+
+def publish(name: str, text: str, page: Path, origins: Iterable[Mapping[str, str]] = ()) -> None:
+    """Print a text, and put it between `<!-- name -->` and `<!-- end name -->` of the page, with its origin."""
+    known = list(origins) or [origin()]
+    stamp = "; ".join(", ".join(dict.fromkeys(one[key] for one in known)) for key in ("commit", "date", "machine"))
+    block = f"<!-- {name} -->\nCommit {stamp}.\n\n{text.strip()}\n<!-- end {name} -->"
+    print(block)
+    before, start, rest = page.read_text().partition(f"<!-- {name} -->")
+    _, end, after = rest.partition(f"<!-- end {name} -->")
+    if not start or not end:
+        raise SystemExit(
+            f"{page}: has no lines <!-- {name} --> and <!-- end {name} -->, between which the table belongs"
+        )
+    page.write_text(before + block + after)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """In Markdown."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def interleaved(steps: Mapping[str, Callable[[], object]], repeats: int, warmups: int = 2) -> dict[str, np.ndarray]:
+    """Seconds of each step, (repeats,), taken in turns, so that a slow moment of the machine meets all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(warmups + repeats):
+        for name, step in steps.items():
+            started = time.perf_counter()
+            step()
+            if turn >= warmups:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: np.array(taken) for name, taken in seconds.items()}
+
+
+def spread(values: np.ndarray, digits: int = 2) -> str:
+    """Median and quartiles."""
+    low, middle, high = (f"{value:.{digits}f}" for value in np.quantile(values, (0.25, 0.5, 0.75)))
+    return f"{middle} [{low}, {high}]"
+
+
+class Results:
+    """A file of JSON lines; what is in it is not measured again."""
+
+    def __init__(self, path: Path, keys: Sequence[str]) -> None:
+        self.path, self.keys = path, keys
+        self.lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def find(self, **wanted: object) -> list[dict]:
+        """The lines that have these values."""
+        return [line for line in self.lines if all(line.get(key) == value for key, value in wanted.items())]
+
+    def once(self, measure: Callable[[], Mapping[str, object]], **key: object) -> dict:
+        """The line of this key, measured now unless it is there."""
+        assert set(key) == set(self.keys)
+        if known := self.find(**key):
+            return known[0]
+        line = {**key, **measure(), **origin()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self.path, "a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.lines.append(line)
+        print(json.dumps(line), flush=True)
+        return line
+
+
+def quality(images: np.ndarray, reference) -> dict[str, list[float]]:
+    """Value and standard error of fd-lite0 and kid-lite0: uint8 (N, H, W, C) against as many images of an ImageSet."""
+    from ancestral import features
+
+    found = features.measure(images, reference, features.network("lite0"))
+    return {name: list(found[name]) for name in ("fd-lite0", "kid-lite0")}
+
+
+def steps_of(solver: str, calls: int) -> int:
+    """The most steps that need no more network calls: Heun's take two each, but for the last."""
+    return (calls + 1) // 2 if solver.lower().startswith("heun") else calls
+
+
+def shown(value: Sequence[float] | None, digits: int) -> str:
+    """A value with its standard error."""
+    return "" if value is None else f"{value[0]:.{digits}f} ± {value[1]:.{digits}f}"
+
+
+@contextlib.contextmanager
+def silence():
+    """Without the bars and lines that the others print."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        yield

@@ -1,0 +1,256 @@
+"""Quality after the same wall time: ours, and the others by their own training code and samplers.
+
+Run: .venv-peers/bin/python benchmarks/time_to_quality.py DATA [--minutes 15 30 60]. What is measured is kept under
+runs/benchmarks and not measured again; without DATA only the table is written into docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from common import WORK, Results, options, parsed, publish, quality, shown, table
+from peers import Lucid, Script, cropped, padded, script_network, write_pngs
+from PIL import Image
+
+from ancestral import checkpoint, data
+from ancestral.build import network
+from ancestral.imageset import DataOptions, Splits
+
+KEYS = ("data", "contender", "minutes", "sampler", "images")
+
+
+class Real:
+    """Images that were never trained on: what a perfect model would reach."""
+
+    samplers: ClassVar = {"none": ()}
+    against = ("train",)
+
+    def __init__(self, source: str, splits: Splits, work: Path, threads: int) -> None:
+        self.images = splits.test.images
+
+    def train(self, minutes: list[float]) -> None:
+        """Nothing to do."""
+
+    def draw(self, minutes: float, sampler: str, count: int) -> np.ndarray:
+        """So many of them, evenly spread."""
+        return self.images[np.linspace(0, len(self.images) - 1, min(count, len(self.images))).round().astype(int)]
+
+    def facts(self, minutes: float) -> dict[str, object]:
+        """Nothing to say."""
+        return {}
+
+
+class Ours:
+    """`ancestral train DATA --budget`, as a user would: a run for each time, starting and saving included."""
+
+    options: tuple[str, ...]
+    samplers: ClassVar[dict[str, tuple[str, ...]]]
+    against = ("train", "test")
+
+    def __init__(self, source: str, splits: Splits, work: Path, threads: int) -> None:
+        self.source, self.work, self.shape = source, work, splits.train.shape
+        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+
+    def train(self, minutes: list[float]) -> None:
+        """A run that is complete stays."""
+        for budget in minutes:
+            length = ("--budget", f"{60 * budget:g}s")
+            self._run("train", self.source, "--out", str(self._folder(budget)), *length, *self.options)
+
+    def draw(self, minutes: float, sampler: str, count: int) -> np.ndarray:
+        """By `ancestral sample`."""
+        folder, out = self._folder(minutes), self._folder(minutes) / sampler.replace(" ", "-")
+        self._run("sample", str(folder), "--num-images", str(count), "--out", str(out), *self.samplers[sampler])
+        files = sorted(path for path in out.glob("*.png") if path.stem.isdigit())[:count]
+        return np.stack([np.asarray(Image.open(file)) for file in files]).reshape(count, *self.shape)
+
+    def facts(self, minutes: float) -> dict[str, object]:
+        """What it cost, and bits/dim by `ancestral evaluate`."""
+        folder = self._folder(minutes)
+        saved, _ = checkpoint.open_run(folder)
+        if not (folder / "evaluation.json").exists():
+            self._run("evaluate", str(folder))
+        bits = json.loads((folder / "evaluation.json").read_text())["bits_per_dim"]["bound, bits/dim"]
+        weights = sum(value.numel() for value in network(saved.config, saved.facts).parameters())
+        found = {"seen": saved.images, "seconds": saved.state["seconds"], "weights": weights}
+        return {**found, "bits": [bits["mean"], bits["standard_error"]]}
+
+    def _folder(self, minutes: float) -> Path:
+        return self.work / f"{minutes:g}"
+
+    def _run(self, *command: str) -> None:
+        subprocess.run([sys.executable, "-m", "ancestral", *command], env=self.environment, check=True)
+
+
+class Plain(Ours):
+    """The paper's recipe in ours, on a network for small images: eps, linear, constant learning rate."""
+
+    options = (
+        *("--preset", "cifar10", "--batch-size", "64", "--set", "model.width=64", "--set", "model.multipliers=1,2,2"),
+        *("--set", "model.dropout=0", "--set", "train.flip=false", "--set", "diffusion.variance=small"),
+    )
+    samplers: ClassVar = {"50 DDIM": ("--steps", "50")}
+
+
+class Small(Ours):
+    """Ours with its preset for small images."""
+
+    options = ("--preset", "small")
+    samplers: ClassVar = {"1000 ancestral": (), "50 unipc3": ("--steps", "50", "--solver", "unipc3")}
+
+
+class Peer:
+    """One run that is looked at on its way: their learning rates do not depend on its length.
+
+    Only their steps are timed, not starting and saving.
+    """
+
+    kind: type[Script] | type[Lucid]
+    samplers: ClassVar = {"50 DDIM": (50,)}  # their 1000 steps would take days
+    against = ("train", "test")
+
+    def __init__(self, source: str, splits: Splits, work: Path, threads: int) -> None:
+        self.work, self.shape, self.splits = work, splits.train.shape, splits
+
+    def make(self, images: np.ndarray) -> Script | Lucid:
+        """Their training."""
+        raise NotImplementedError
+
+    def train(self, minutes: list[float]) -> None:
+        """Begin anew unless all times are there."""
+        if all((self._folder(mark) / "facts.json").exists() for mark in minutes):
+            return
+        torch.manual_seed(0)
+        training, seconds = self.make(padded(self.splits.train.images[:])), 0.0
+        for mark in sorted(minutes):
+            while seconds < 60 * mark:
+                started = time.monotonic()
+                training.step()
+                seconds += time.monotonic() - started
+            training.save_model(self._folder(mark))
+            found = {"seen": training.images, "seconds": seconds, "weights": training.weights}
+            (self._folder(mark) / "facts.json").write_text(json.dumps(found))
+
+    def draw(self, minutes: float, sampler: str, count: int) -> np.ndarray:
+        """By their own sampler."""
+        torch.manual_seed(0)
+        return cropped(self.kind.draw(self._folder(minutes), count, *self.samplers[sampler]), self.shape)
+
+    def facts(self, minutes: float) -> dict[str, object]:
+        """What it cost; no bits/dim."""
+        return json.loads((self._folder(minutes) / "facts.json").read_text())
+
+    def _folder(self, minutes: float) -> Path:
+        return self.work / f"{minutes:g}"
+
+
+class Diffusers(Peer):
+    """diffusers' training script with its defaults, and its DDIMPipeline."""
+
+    kind = Script
+
+    def make(self, images: np.ndarray) -> Script:
+        """Grey images are repeated, as the script does."""
+        return Script(script_network(), images)
+
+
+class Lucidrains(Peer):
+    """lucidrains' Trainer with its defaults, and its DDIM."""
+
+    kind = Lucid
+
+    def make(self, images: np.ndarray) -> Lucid:
+        """Images become files, from which their Trainer reads."""
+        write_pngs(images, self.work / "images")
+        return Lucid(self.work, images.shape[3])
+
+
+CONTENDERS = {
+    "held-out images": Real,
+    "ancestral, small": Small,
+    "ancestral, the paper's recipe": Plain,
+    "lucidrains": Lucidrains,
+    "diffusers": Diffusers,
+}
+
+
+def measure(given, splits: Splits, name: str, results: Results) -> None:
+    """Every line of one contender that is not there yet."""
+    minutes = [0.0] if CONTENDERS[name] is Real else given.minutes
+    folder = WORK / Path(given.data).stem / re.sub("[^a-z]+", "-", name)
+    contender = CONTENDERS[name](given.data, splits, folder, given.threads)
+    keys = [
+        {"data": Path(given.data).stem, "contender": name, "minutes": mark, "sampler": sampler, "images": given.images}
+        for mark in minutes
+        for sampler in contender.samplers
+    ]
+    if all(results.find(**key) for key in keys):
+        return
+    contender.train(minutes)
+
+    def look(mark: float, sampler: str) -> dict[str, object]:
+        started = time.monotonic()
+        drawn = contender.draw(mark, sampler, given.images)
+        seconds = time.monotonic() - started
+        against = {part: quality(drawn, getattr(splits, part)) for part in contender.against}
+        return {**against, "drawing": seconds, **contender.facts(mark)}
+
+    for key in keys:
+        results.once(lambda key=key: look(key["minutes"], key["sampler"]), **key)
+
+
+def lines(found: list[dict]) -> Iterator[list[str]]:
+    """Of the table: by time, best first."""
+    for one in sorted(found, key=lambda one: (one["minutes"], one["train"]["fd-lite0"][0])):
+        yield [
+            f"{one['minutes']:g}" if one["minutes"] else "",
+            one["contender"],
+            f"{one['weights'] / 1e6:.1f}" if "weights" in one else "",
+            f"{one['seen']:,}" if "seen" in one else "",
+            one["sampler"],
+            *(
+                shown(one.get(part, {}).get(name), digits)
+                for name, digits in (("fd-lite0", 2), ("kid-lite0", 4))
+                for part in ("train", "test")
+            ),
+            shown(one.get("bits"), 3),
+            f"{one['drawing']:.0f}",
+        ]
+
+
+def main() -> None:
+    """Measure what is missing, then write the table."""
+    parser = options(__doc__ or "")
+    parser.add_argument("data", nargs="?", help="as `ancestral train` takes it: mnist, or a .npz file")
+    parser.add_argument("--minutes", type=float, nargs="+", default=[15.0, 30.0, 60.0])
+    parser.add_argument("--images", type=int, default=1000, help="to draw and to compare")
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    given = parsed(parser)
+    results = Results(WORK / "time_to_quality.jsonl", KEYS)
+    if given.data is not None:
+        if given.data not in data.BUILT_IN and not Path(given.data).exists():
+            sys.exit(f"{given.data}: not here, so it is left out")
+        splits = data.load(given.data, DataOptions())
+        for name in given.contenders:
+            measure(given, splits, name, results)
+    headings = ["minutes", "", "million weights", "images seen", "sampler", "fd-lite0, train", "test"]
+    headings += ["kid-lite0, train", "test", "bits/dim", "seconds to draw"]
+    parts = []
+    for name, images in dict.fromkeys((line["data"], line["images"]) for line in results.lines):
+        found = lines(results.find(data=name, images=images))
+        parts.append(f"{name}, {images} images drawn by each:\n\n{table(headings, found)}")
+    publish("time-to-quality", "\n\n".join(parts), given.docs, results.lines)
+
+
+if __name__ == "__main__":
+    main()
