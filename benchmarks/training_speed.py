@@ -52,6 +52,23 @@ def imported(network: nn.Module) -> tuple[config.Config, config.Facts, dict[str,
         return interop.read(Path(folder))
 
 
+class Sampled(nn.Module):
+    """A diffusers network whose output is a tensor."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """As the network."""
+        return self.network(x, time).sample
+
+
+def lowered(network: nn.Module, precision: str) -> nn.Module:
+    """As `ancestral` computes it in this precision."""
+    return build.Lowered(network, build.precision(precision, torch.device("cpu")))
+
+
 def gflop(step: Callable[[], object]) -> float:
     """Of matrix products and convolutions, backward pass included."""
     with FlopCounterMode(display=False) as counter:
@@ -130,14 +147,17 @@ def same_architecture(widths: tuple[int, ...], batch: int, how: dict[str, object
         difference = float((own(x, time) - eager(x, time).sample).abs().max())
     assert difference < 1e-4, f"not the same network: outputs differ by {difference}"
     ours = build.accelerated(own, settings.train)
+    calls: dict[str, tuple[nn.Module, Call]] = {
+        "diffusers": (eager, lambda x, t: eager(x, t).sample),
+        "diffusers, compiled": (compiled, lambda x, t: compiled(x, t).sample),
+        "diffusers, bfloat16": (eager, build.Lowered(Sampled(eager), torch.bfloat16)),
+        "ancestral, float32": (ours, ours),
+        f"ancestral, {settings.train.precision}": (ours, lowered(ours, settings.train.precision)),
+    }
     limits = machine(widths, batch)
     for phase, make in STEPS.items():
         work = gflop(make(eager, lambda x, t: eager(x, t).sample, batch))
-        contenders = {
-            "diffusers": (make(eager, lambda x, t: eager(x, t).sample, batch), work),
-            "diffusers, compiled": (make(compiled, lambda x, t: compiled(x, t).sample, batch), work),
-            "ancestral": (make(ours, ours, batch), work),
-        }
+        contenders = {name: (make(network, call, batch), work) for name, (network, call) in calls.items()}
         yield from rows(f"{widths}, {batch} images, {phase} step", contenders, limits, "diffusers", repeats)
         if phase == "training":  # from bytes to averaged weights, as `ancestral train` and their script do
             pictures = np.random.default_rng(0).integers(0, 256, (64 * batch, SIDE, SIDE, 3), np.uint8)
@@ -167,12 +187,17 @@ def equal_operations(batch: int, how: dict[str, object], repeats: int):
     wanted = forward(theirs)
     width = min(range(16, 97, 4), key=lambda width: abs(forward(ours(width)) - wanted))
     own = build.accelerated(ours(width), settings(width).train)
+    fast = lowered(own, settings(width).train.precision)
     plain = ours(width)
     limits = machine((width, 2 * width, 4 * width), batch)
     for phase, make in STEPS.items():
         contenders = {
             "lucidrains, width 32": (make(theirs, theirs, batch), gflop(make(theirs, theirs, batch))),
-            f"ancestral, width {width}": (make(own, own, batch), gflop(make(plain, plain, batch))),
+            f"ancestral, width {width}, float32": (make(own, own, batch), gflop(make(plain, plain, batch))),
+            f"ancestral, width {width}, {settings(width).train.precision}": (
+                make(own, fast, batch),
+                gflop(make(plain, plain, batch)),
+            ),
         }
         title = f"(1, 2, 4), {batch} images, {phase} step"
         yield from rows(title, contenders, limits, "lucidrains, width 32", repeats)
@@ -184,9 +209,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 16])
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument(
-        "--set", nargs="*", default=["channels_last=true", "compile=true"], help="of ours: fields of TrainOptions"
-    )
+    parser.add_argument("--set", nargs="*", default=["precision=auto"], help="of ours: fields of TrainOptions")
     given = parsed(parser)
     how = config.parse_assignments(given.set)
     torch._dynamo.config.automatic_dynamic_shapes = False
