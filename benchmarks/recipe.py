@@ -2,8 +2,8 @@
 
     benchmarks/recipe.py DATA.npz SECONDS OUT.jsonl [NAME [KEY=VALUE ...]]
 
-A trial is a preset with settings; its time is the processor's, of training steps alone. Of the training images a part is kept apart, and
-samples and the bound are measured on it. The test images are not looked at.
+A trial is a preset with settings; its time is the processor's, of training steps alone. Of the training images a part
+is kept apart, and samples and the bound are measured on it. The test images are not looked at.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ LAYERS = [
     {"solvers"},
     {"objective", "times"},
     {"bound", "sample", "tuning", "metrics"},
-    {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0"},
+    {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
     {"jobs", "launch"},
     {"store", "features"},
     {"folders"},

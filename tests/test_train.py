@@ -45,9 +45,15 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("times", ["uniform", "stratified", "loss-importance"])
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times):
-    configuration = settings(diffusion__times=times, diffusion__T=4)
+@pytest.mark.parametrize(
+    ("times", "optimizer"),
+    [("uniform", "adamw"), ("stratified", "muon"), ("log-normal", "adamw"), ("loss-importance", "adamw")],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times, optimizer):
+    width = 16 if optimizer == "muon" else 8  # Muon takes no narrower matrices
+    configuration = settings(
+        diffusion__times=times, diffusion__T=4, train__optimizer=optimizer, model__width=width, train__precision="auto"
+    )
     straight = trained(configuration, digits, 160, 160)
     first = trained(configuration, digits, 72, 160)
     second = train.Training(configuration, feed.facts(digits.train), CPU)

@@ -73,6 +73,7 @@ class TrainOptions:
     learning_rate: Positive = 2e-4
     warmup: Fraction = 0.05  # share of the run with a rising learning rate
     decay: Fraction = 0.0  # share of the run, its end, with one falling to zero
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: orthogonal updates of matrices (see `ancestral.muon`)
     beta2: Annotated[float, Meta(gt=0, lt=1)] = 0.999
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     clip_norm: Positive = 1.0

@@ -100,13 +100,7 @@ class Training:
         self.objective = build.objective(config, len(grid) - 1)
         uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
         self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid, self.denoiser.schedule)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(),
-            options.learning_rate,
-            (0.9, options.beta2),
-            weight_decay=options.weight_decay,
-            fused=True,  # one pass over each tensor: on a CPU a fifth of the time
-        )
+        self.optimizer = build.optimizer(self.network, options)
         precision = build.precision(options.precision, device)
         self.lower = torch.autocast(device.type, precision, precision != torch.float32)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
