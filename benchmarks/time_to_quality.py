@@ -102,11 +102,17 @@ class Plain(Ours):
     samplers: ClassVar = {"25 DDIM": ("--steps", "25", "--eta", "0")}
 
 
-class Small(Ours):
-    """Ours with its preset for small images."""
+class Images(Ours):
+    """Ours with its preset for sample quality."""
 
-    options = ("--preset", "small")
+    options = ("--preset", "images")
     samplers: ClassVar = {"25 unipc3": ("--steps", "25", "--solver", "unipc3")}
+
+
+class Likelihood(Images):
+    """Ours with its preset for bits/dim."""
+
+    options = ("--preset", "likelihood")
 
 
 class Peer:
@@ -177,7 +183,8 @@ class Lucidrains(Peer):
 
 CONTENDERS = {
     "held-out images": Real,
-    "ancestral, small": Small,
+    "ancestral, images": Images,
+    "ancestral, likelihood": Likelihood,
     "ancestral, the paper's recipe": Plain,
     "lucidrains": Lucidrains,
     "diffusers": Diffusers,
