@@ -166,7 +166,7 @@ BAD = [
     (("train",), "DATA"),
     (("train", "absent", "--out", "{tmp}/run"), "absent"),
     (("train", "{tmp}", "--out", "{tmp}/run"), "no images"),
-    ((*TRAIN, "--preset", "smal"), "did you mean 'small'"),
+    ((*TRAIN, "--preset", "image"), "did you mean 'images'"),
     ((*TRAIN, "--set", "train.learning_rat=1"), "did you mean 'train.learning_rate'"),
     ((*TRAIN, "--set", "train.learning_rate"), "key=value"),
     ((*TRAIN, "--set", "train.learning_rate=fast"), "train.learning_rate"),

@@ -413,6 +413,21 @@ def test_another_way_to_compute_changes_nothing_but_rounding(digits, option, tol
     assert (option.get("train__precision") is None) == torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("device", "capabilities", "expected"),
+    [
+        ("cpu", {"avx512_bf16": True}, torch.bfloat16),
+        ("cpu", {"amx_bf16": True}, torch.bfloat16),
+        ("cpu", {"avx512_bf16": False, "avx2": True}, torch.float32),  # would be emulated
+        ("mps", {"avx512_bf16": True}, torch.float32),
+    ],
+)
+def test_automatic_precision_is_what_the_device_multiplies_fast(monkeypatch, device, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert build.precision("auto", torch.device(device)) == expected
+    assert build.precision("float16", torch.device(device)) == torch.float16
+
+
 def test_recomputing_keeps_less(digits):
     kept = [
         estimate.measure(trained(settings(train__recompute=choice), digits, 8, 8), digits.train).activation_bytes

@@ -122,7 +122,9 @@ def optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.Optimize
     """
     chosen = choose(OPTIMIZERS, options.optimizer, "train.optimizer")
     if chosen is Muon and options.parallel == "fsdp":
-        raise UserError("train.optimizer: muon needs whole matrices; use train.parallel=ddp or all-reduce")
+        raise UserError(
+            "train.optimizer: muon needs whole matrices, which fsdp divides; use adamw, or train.parallel=ddp"
+        )
     # Fused: one pass over each tensor, on a CPU a fifth of the time.
     return chosen(
         network.parameters(),

@@ -133,7 +133,7 @@ def main() -> None:
 @click.option(
     "--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder; the same command resumes."
 )
-@click.option("--preset", default="small", show_default=True, help="small, tiny, cifar10 or paper-256.")
+@click.option("--preset", default="images", show_default=True, help="images, likelihood, tiny, cifar10 or paper-256.")
 @click.option("--budget", type=_Duration(), help="Wall time to plan for: 90s, 10m, 2h.")
 @click.option("--images", type=_positive, help="Length of the run in images seen, instead of a time.")
 @click.option("--steps", type=_positive, help="Length of the run in updates, instead of a time.")
