@@ -123,7 +123,7 @@ def optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.Optimize
     chosen = choose(OPTIMIZERS, options.optimizer, "train.optimizer")
     if chosen is Muon and options.parallel == "fsdp":
         raise UserError(
-            "train.optimizer: muon needs whole matrices, which fsdp divides; use adamw, or train.parallel=ddp"
+            "train.optimizer: muon needs whole matrices and fsdp divides them; use adamw, or train.parallel=ddp"
         )
     # Fused: one pass over each tensor, on a CPU a fifth of the time.
     return chosen(
@@ -139,9 +139,12 @@ def precision(name: str, on: torch.device) -> torch.dtype:
     """The type that a network computes in; 'auto' is bfloat16 where the device multiplies it faster than float32."""
     if name != "auto":
         return getattr(torch, name)
-    cpu = torch.cpu.get_capabilities()
-    fast = {"cuda": on.type == "cuda" and torch.cuda.is_bf16_supported(), "mps": False}
-    return torch.bfloat16 if fast.get(on.type, cpu.get("avx512_bf16") or cpu.get("amx_bf16")) else torch.float32
+    if on.type == "cpu":
+        can = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.11
+        fast = torch.backends.mkldnn.is_available() and (can.get("avx512_bf16") or can.get("amx_bf16"))
+    else:
+        fast = on.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if fast else torch.float32
 
 
 class Lowered(nn.Module):
