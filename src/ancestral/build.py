@@ -140,7 +140,7 @@ def precision(name: str, on: torch.device) -> torch.dtype:
     if name != "auto":
         return getattr(torch, name)
     if on.type == "cpu":
-        can = getattr(torch.cpu, "get_capabilities", dict)()  # absent before torch 2.11
+        can = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older versions of torch
         fast = torch.backends.mkldnn.is_available() and (can.get("avx512_bf16") or can.get("amx_bf16"))
     else:
         fast = on.type == "cuda" and torch.cuda.is_bf16_supported()
