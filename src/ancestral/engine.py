@@ -61,7 +61,8 @@ class Engine:
     def _set_gradient(self, gradient: Tensor) -> None:
         learned = list(self.network.parameters())
         for parameter, part in zip(learned, gradient.split([one.numel() for one in learned]), strict=True):
-            parameter.grad = part.reshape(parameter.shape).clone()
+            # Laid out as the weight: the fused optimiser goes through memory and looks at no strides.
+            parameter.grad = torch.empty_like(parameter).copy_(part.reshape(parameter.shape))
 
 
 class Exact(Engine):
@@ -151,7 +152,9 @@ def whole(value: Tensor) -> Tensor:
 
 
 def like(value: Tensor, reference: Tensor) -> Tensor:
-    """A whole tensor, divided as `reference` is."""
-    if isinstance(reference, DTensor) and value.ndim:
+    """A whole tensor, divided and laid out in memory as `reference` is, if it is of its shape."""
+    if value.shape != reference.shape:
+        return value
+    if isinstance(reference, DTensor):
         return distribute_tensor(value, reference.device_mesh, reference.placements)
-    return value
+    return torch.empty_like(reference, dtype=value.dtype, device=value.device).copy_(value)
