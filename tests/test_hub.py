@@ -145,7 +145,9 @@ def test_the_card_holds_what_was_measured_and_only_that(evaluated, service):
     (evaluated / "metrics-other.json").write_text(json.dumps(other))
     other["drawing"] = {"model": report["model"], "average_width": 0.1}
     (evaluated / "metrics-width.json").write_text(json.dumps(other))
-    other["drawing"]["average_width"] = None
+    other["drawing"] |= {"average_width": None, "times": [1000, 500, 0], "solver": "unipc3", "variance": "small"}
+    (evaluated / "metrics-elsewhere.json").write_text(json.dumps({**other, "data": "mnist"}))
+    other |= {"data": "digits", "network": {"network": "lite0", "side": 112}}
     other["metrics"]["fd"]["test"] = {"value": 3.25, "standard_error": 0.5}
     (evaluated / "metrics-lite0.json").write_text(json.dumps(other))
     (evaluated / "metrics-flat.json").write_text(json.dumps({"fd-flat": {"mean": 1.5}, "kid": {"mean": float("nan")}}))
@@ -166,6 +168,7 @@ def test_the_card_holds_what_was_measured_and_only_that(evaluated, service):
     assert "812.5" not in text
     assert "nan" not in text
     assert "variance optimal" in text
+    assert "(network lite0, steps 2, solver unipc3)" in text
 
 
 def test_a_card_of_nothing_measured_says_so_and_older_numbers_are_left_out(trained_run, service, tmp_path):
