@@ -36,7 +36,7 @@ class Form:
         cosine_first: the time's cosines before its sines.
         frequency_shift: the lowest frequency is 10^-4 (1) or one step above it (0).
         fourier: n of sin and cos(2^n pi x), further channels of the input in which the last bits of a byte can be seen
-            (Kingma et al. 2021, appendix C; 6 and 7 are theirs).
+            (Kingma et al. 2021, appendix C; theirs are 7 and 8).
     """
 
     groups: int | None = None
