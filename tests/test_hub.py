@@ -233,6 +233,11 @@ def test_a_repository_keeps_its_visibility(trained_run, service):
 
 def test_what_prevents_publishing_is_one_line(trained_run, service, tmp_path, monkeypatch):
     refused(("push", tmp_path / "none", "x"), "no such run")
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    newest = max((run / "checkpoints").iterdir())
+    shutil.copytree(newest, newest.with_name("999999999"))
+    (newest.with_name("999999999") / "model.safetensors").write_bytes(b"x")
+    refused(("push", run, "x/y"), "model.safetensors", "move that checkpoint away")
     service.error = ConnectionError("nobody answers\nat all")
     refused(("push", trained_run, "x/y"), "x/y: nobody answers")
     service.error = huggingface_hub.errors.HFValidationError("long text")

@@ -100,9 +100,11 @@ def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
         license_name: for the card.
 
     Raises:
-        UserError: without a token or a connection, or when the hub refuses.
+        UserError: without a token or a connection, when the hub refuses, or when the newest checkpoint is damaged.
     """
-    saved, _ = checkpoint.open_run(run)
+    saved, problems = checkpoint.open_run(run)
+    if problems:
+        raise UserError(f"{problems[0]}; move that checkpoint away to publish the one before it")
     found = measured(run, saved)
     saved = replace(saved, config=_public(saved.config))
     hub = _library()

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-PLAIN_PLACES = (
-    1024  # up to which attention on a CPU is two matrix products: twice as fast as torch's fused kernel there
-)
+# Up to so many places attention on a CPU is two matrix products: twice as fast as torch's fused kernel there.
+PLAIN_PLACES = 1024
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 
 
