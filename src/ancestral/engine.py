@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ancestral.config import TrainOptions
+from ancestral.errors import UserError
 from ancestral.parallel import Processes, tree_sum
 
 
@@ -140,7 +141,13 @@ ENGINES: dict[str, type[Engine]] = {"all-reduce": Engine, "ddp": Ddp, "fsdp": Fs
 
 
 def engine(network: nn.Module, processes: Processes, options: TrainOptions) -> Engine:
-    """The engine of these options; a single process has nothing to divide or to wrap."""
+    """The engine of these options; a single process has nothing to divide or to wrap.
+
+    Raises:
+        UserError: for weights that are divided among processes, but not laid out as torch divides them.
+    """
+    if options.parallel == "fsdp" and options.channels_last and processes.size > 1:
+        raise UserError("train.channels_last: fsdp divides contiguous weights only; use false, or train.parallel=ddp")
     if options.exact_shards:
         return Exact(network, processes, options.exact_shards)
     return (ENGINES[options.parallel] if processes.size > 1 else Engine)(network, processes)
