@@ -43,7 +43,7 @@ def main() -> None:
     a, b = (float(one.terms.var(0).mean().sqrt()) / unit for one in (kl, plain))
     rows.append(["one term, root mean square over t", f"{a:.6f}", f"{b:.6f}", f"{b / a:.1f}"])
     text = table(["bits/dim", "KL form", "Monte Carlo (Eq. 3)", "ratio"], rows)
-    publish("reduced-variance", f"`{run}`, {images} images, {steps} steps.\n\n{text}", given.docs)
+    publish("reduced-variance", f"`{run.name}`, {images} images, {steps} steps.\n\n{text}", given.docs)
 
 
 if __name__ == "__main__":

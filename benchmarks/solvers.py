@@ -52,7 +52,7 @@ def main() -> None:
             rows.append([f"{name}, {place}", *cells])
             print(*rows[-1], sep=" | ", flush=True)
     rows.append(["**the best**", *(f"{pair}, {error:.4f}" for error, pair in best.values())])
-    note = f"`{run}`, {images} images; 500 against 1000 steps: {float(spread.mean()):.4f}."
+    note = f"`{run.name}`, {images} images; 500 against 1000 steps: {float(spread.mean()):.4f}."
     text = table(["solver, grid", *(f"{calls} calls" for calls in CALLS)], rows)
     publish("solvers", f"{note}\n\n{text}", given.docs)
 

@@ -118,7 +118,7 @@ def main() -> None:
                 return {**quality(to_bytes(images.nan_to_num()), train), "not_finite": int((~finite).sum())}
 
             found.setdefault(name, []).append(results.once(measure, **key))
-    parts = [f"`{given.run}`, {saved.config.source}, {given.images} images, the same latents.{note}"]
+    parts = [f"`{given.run.name}`, {Path(saved.config.source).name}, {given.images} images, the same latents.{note}"]
     chain = found.pop("ancestral, every step")[0]
     for metric, digits in (("fd-lite0", 2), ("kid-lite0", 4)):
         rows = [[name, *(shown(one[metric], digits) for one in lines)] for name, lines in found.items()]

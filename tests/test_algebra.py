@@ -105,7 +105,7 @@ def test_every_target_gives_x0_back(target, beta, data):
 
 
 def test_the_edm_target_is_of_variance_one_and_owes_the_input_nothing():
-    # What Karras et al. 2022 derive F from (appendix B.6), for data of standard deviation 1/2; v is the case of 1.
+    # What Karras et al. 2022 derive F from (appendix B.6), for data of standard deviation 1/2; -v is the case of 1.
     noise_schedule = schedule.cosine(100)
     t = torch.arange(1, 101)
     a, b = TARGETS["edm"].coefficients(noise_schedule, t)

@@ -173,7 +173,12 @@ BAD = [
     ((*TRAIN, "--set", "train.learning_rate=-1"), "train.learning_rate"),
     ((*TRAIN, "--set", "train.batch_size=0"), "train.batch_size"),
     ((*TRAIN, "--set", "train.batch_size=2.5"), "train.batch_size"),
-    ((*TRAIN, "--set", "train.precision=float8"), "train.precision"),
+    (
+        (*TRAIN, "--set", "train.precision=float8"),
+        "train.precision: Invalid enum value 'float8'; choose from: auto, float32, ",
+    ),
+    ((*TRAIN, "--set", "train.optimizer=muons"), "train.optimizer: unknown name 'muons'; did you mean 'muon'?"),
+    ((*TRAIN, "--set", "data.channels=7"), "choose from: 1, 3, 4"),
     ((*TRAIN, "--set", "train.average=2"), "train.average"),
     ((*TRAIN, "--set", "train.average_widths=0.5,0.1"), "0.28"),
     ((*TRAIN, "--set", "model.multipliers=1,x"), "model.multipliers"),

@@ -145,7 +145,9 @@ def test_the_card_holds_what_was_measured_and_only_that(evaluated, service):
     (evaluated / "metrics-other.json").write_text(json.dumps(other))
     other["drawing"] = {"model": report["model"], "average_width": 0.1}
     (evaluated / "metrics-width.json").write_text(json.dumps(other))
-    other["drawing"]["average_width"] = None
+    other["drawing"] |= {"average_width": None, "times": [1000, 500, 0], "solver": "unipc3", "variance": "small"}
+    (evaluated / "metrics-elsewhere.json").write_text(json.dumps({**other, "data": "mnist"}))
+    other |= {"data": "digits", "network": {"network": "lite0", "side": 112}}
     other["metrics"]["fd"]["test"] = {"value": 3.25, "standard_error": 0.5}
     (evaluated / "metrics-lite0.json").write_text(json.dumps(other))
     (evaluated / "metrics-flat.json").write_text(json.dumps({"fd-flat": {"mean": 1.5}, "kid": {"mean": float("nan")}}))
@@ -166,6 +168,7 @@ def test_the_card_holds_what_was_measured_and_only_that(evaluated, service):
     assert "812.5" not in text
     assert "nan" not in text
     assert "variance optimal" in text
+    assert "(network lite0, steps 2, solver unipc3)" in text
 
 
 def test_a_card_of_nothing_measured_says_so_and_older_numbers_are_left_out(trained_run, service, tmp_path):
@@ -230,6 +233,11 @@ def test_a_repository_keeps_its_visibility(trained_run, service):
 
 def test_what_prevents_publishing_is_one_line(trained_run, service, tmp_path, monkeypatch):
     refused(("push", tmp_path / "none", "x"), "no such run")
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    newest = max((run / "checkpoints").iterdir())
+    shutil.copytree(newest, newest.with_name("999999999"))
+    (newest.with_name("999999999") / "model.safetensors").write_bytes(b"x")
+    refused(("push", run, "x/y"), "model.safetensors", "move that checkpoint away")
     service.error = ConnectionError("nobody answers\nat all")
     refused(("push", trained_run, "x/y"), "x/y: nobody answers")
     service.error = huggingface_hub.errors.HFValidationError("long text")

@@ -515,10 +515,13 @@ BAD = [
     (("{run}", "--network", "pixels", "--num-images", "19"), "at least 20"),
     (("{run}", "--network", "pixels", "--steps", "2000"), "T = 1000"),
     (("{run}", "--network", "pixels", "--solver", "dpm++2m", "--eta", "1"), "leave one out"),
+    (("{run}", "--network", "pixels", "--grid", "tuned"), "--steps"),
+    (("{run}", "--network", "pixels", "--device", "cpu:x"), "'cpu:x' is not available"),
     (("{tmp}", "digits", "--network", "pixels"), "no images"),
     (("{tmp}/none", "digits", "--network", "pixels"), "no such file"),
     (("{tmp}/x.npy", "--network", "pixels"), "ancestral metrics"),
     (("{tmp}/x.npy", "digits", "--network", "pixels", "--steps", "3"), "--steps"),
+    (("{tmp}/x.npy", "digits", "--network", "pixels", "--average-width", "0.1"), "--average-width"),
     (("{tmp}/x.npy", "digits", "--network", "pixels"), "(8, 9)"),
     (("{tmp}/few.npy", "digits", "--network", "pixels"), "10 samples"),
 ]

@@ -72,7 +72,7 @@ def test_every_parameter_learns():
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("plain", [0, 1024])  # places up to which it is two matrix products
+@pytest.mark.parametrize("plain", [0, 256])  # places up to which it is two matrix products
 def test_attention_by_hand(monkeypatch, plain):
     monkeypatch.setattr(unet, "PLAIN_PLACES", plain)
     block = awake(Attention(8)).eval()

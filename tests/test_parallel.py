@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ancestral import checkpoint, parallel
+from ancestral import build, checkpoint, config, parallel
+from ancestral.engine import engine
 from ancestral.errors import UserError
 from ancestral.parallel import Processes, tree_sum
 from conftest import TINY, run_command
@@ -78,6 +79,26 @@ def test_the_engines_of_torch_train_as_one_process_does_and_resume_on_it(tmp_pat
         assert value.shape == two.tensors[name].shape
         assert torch.allclose(value, two.tensors[name], atol=1e-5), name
         assert torch.allclose(value, continued.tensors[name], atol=1e-5), name
+
+
+def test_fsdp_refuses_the_layout_that_it_cannot_divide():
+    options = config.TrainOptions(parallel="fsdp", channels_last=True)
+    with pytest.raises(UserError, match="channels_last"):
+        engine(torch.nn.Conv2d(2, 2, 3), Processes(0, 2), options)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [str(build.device(name)) for name in ("auto", "cuda", "cuda:0", "cpu")] == [
+        "cuda:1",
+        "cuda:1",
+        "cuda:0",
+        "cpu",
+    ]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="'cuda:2' is not available"):
+        build.device("cuda")
 
 
 def pictures(folder):

@@ -45,22 +45,43 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize(
     ("times", "optimizer"),
     [("uniform", "adamw"), ("stratified", "muon"), ("log-normal", "adamw"), ("loss-importance", "adamw")],
 )
-def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times, optimizer):
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times, optimizer, channels_last):
     width = 16 if optimizer == "muon" else 8  # Muon takes no narrower matrices
     configuration = settings(
-        diffusion__times=times, diffusion__T=4, train__optimizer=optimizer, model__width=width, train__precision="auto"
+        diffusion__times=times,
+        diffusion__T=4,
+        model__width=width,
+        train__optimizer=optimizer,
+        train__precision="auto",
+        train__channels_last=channels_last,
     )
     straight = trained(configuration, digits, 160, 160)
     first = trained(configuration, digits, 72, 160)
     second = train.Training(configuration, feed.facts(digits.train), CPU)
     torch.manual_seed(1234)  # a restart finds torch's own generator anywhere
-    second.load({name: value.clone() for name, value in first.tensors().items()}, first.images)
+    kept = {name: value.clone(memory_format=torch.contiguous_format) for name, value in first.tensors().items()}
+    second.load(kept, first.images)  # as from a file, which knows no other layout
     trained(configuration, digits, 160, 160, second)
     assert equal(straight.tensors(), second.tensors())
+
+
+@pytest.mark.parametrize("shards", [None, 2])
+def test_each_weight_moves_against_its_own_gradient_however_memory_is_laid_out(digits, shards):
+    """Adam's first update in closed form: rate g / (|g| + 1e-8)."""
+    configuration = settings(train__channels_last=True, train__exact_shards=shards, train__warmup=0.0)
+    run = train.Training(configuration, feed.facts(digits.train), CPU)
+    before = [one.detach().clone() for one in run.network.parameters()]
+    rate = run.step(digits.train, 800).learning_rate
+    moved = 0
+    for one, old in zip(run.network.parameters(), before, strict=True):
+        assert torch.allclose(old - one, rate * one.grad / (one.grad.abs() + 1e-8), atol=1e-6)
+        moved += int(one.grad.any())
+    assert moved > 1
 
 
 def test_training_leaves_the_global_generator_alone(digits):
@@ -481,6 +502,12 @@ def test_parts_of_a_batch_add_up_to_it(digits):
     parts = trained(settings(model__dropout=0.0, train__micro_batch=3), digits, 64, 64)
     for name, value in whole.network.state_dict().items():
         assert torch.allclose(value, parts.network.state_dict()[name], atol=1e-5), name
+
+
+def test_a_run_on_few_times_is_looked_at_on_all_of_them(digits):
+    configuration, facts = settings(diffusion__train_steps=5), feed.facts(digits.train)
+    drawn = monitor.preview(configuration, facts, build.denoiser(configuration, facts).eval(), digits.test, CPU)
+    assert drawn.images.shape == (16, 8, 8, 1)
 
 
 @pytest.mark.parametrize("shards", [None, 2])

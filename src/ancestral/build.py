@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -143,7 +144,7 @@ def precision(name: str, on: torch.device) -> torch.dtype:
         can = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older versions of torch
         fast = torch.backends.mkldnn.is_available() and (can.get("avx512_bf16") or can.get("amx_bf16"))
     else:
-        fast = on.type == "cuda" and torch.cuda.is_bf16_supported()
+        fast = on.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if fast else torch.float32
 
 
@@ -243,19 +244,20 @@ def objective(config: Config, terms: int) -> Objective:
 
 
 def device(name: str) -> torch.device:
-    """The device of that name; 'auto' takes the fastest present.
+    """The device of that name; 'auto' takes the fastest present, and 'cuda' is this process's own.
 
     Raises:
         UserError: when it is unknown or not here.
     """
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, here in available.items() if here))
-    kind = name.partition(":")[0]
-    if not available.get(kind, False):
-        here = ", ".join(kind for kind, is_here in available.items() if is_here)
-        raise UserError(f"--device: '{name}' is not available here; choose from: auto, {here}")
-    return torch.device(name)
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    here = [kind for kind, count in counts.items() if count]
+    kind, _, number = (here[0] if name == "auto" else name).partition(":")
+    if kind == "cuda":
+        number = number or os.environ.get("LOCAL_RANK", "0")  # as torchrun numbers the processes of a machine
+    if kind not in here or number not in ("", *map(str, range(counts[kind]))):
+        asked = f"{kind}:{number}" if number else kind
+        raise UserError(f"--device: '{asked}' is not available here; choose from: auto, {', '.join(here)}")
+    return torch.device(kind, int(number)) if kind == "cuda" else torch.device(kind)
 
 
 def ready(config: Config, facts: Facts, weights: Mapping[str, torch.Tensor]) -> Denoiser:

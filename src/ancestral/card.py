@@ -12,7 +12,7 @@ from ancestral import checkpoint, sealed
 from ancestral.checkpoint import Checkpoint
 from ancestral.solvers import FEW_STEPS
 
-_SHOWN = ("images", "variance", "terms", "network", "searched")  # of what a measurement was made with
+_SHOWN = ("images", "terms", "network", "searched", "steps", "solver", "eta", "variance")
 _TEXT = """# {title}
 
 Images of {channels}x{height}x{width} on [-1, 1] by denoising diffusion, made with Ancestral: {parameters:,} parameters,
@@ -47,7 +47,8 @@ class Measured:
     def __init__(self, path: Path, document: dict[str, Any]) -> None:
         self.rows = list(_numbers(document, ""))
         self.title = path.stem
-        self.how = ", ".join(f"{name} {document[name]}" for name in _SHOWN if document.get(name) is not None)
+        made = _made(document)
+        self.how = ", ".join(f"{name} {made[name]}" for name in _SHOWN if made.get(name) is not None)
 
     def table(self) -> str:
         """The rows as Markdown."""
@@ -58,7 +59,12 @@ class Measured:
 
 
 def measured(run: Path, saved: Checkpoint) -> list[Measured]:
-    """What `evaluate` and other measurements have left in the run, if it is of this checkpoint and its own average."""
+    """What `evaluate` and `metrics` have left in the run, if it is of this checkpoint, its own average and its data.
+
+    Args:
+        run: the folder.
+        saved: the checkpoint, its configuration as it is in the run.
+    """
     found = []
     for path in sorted([*run.glob("evaluation.json"), *run.glob("metrics-*.json")]):
         try:
@@ -114,10 +120,24 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
     return f"---\n{data.to_yaml().strip()}\n---\n\n{text}"
 
 
-def _is_of(saved: Checkpoint, document: dict[str, Any], path: Path) -> bool:
-    """Whether it names this checkpoint; where it names none, whether it is younger."""
-    drawing = document.get("drawing")
+def _made(document: dict[str, Any]) -> dict[str, Any]:
+    """What a measurement was made with, each by its name."""
+    drawing, network = document.get("drawing"), document.get("network")
     made = {**document, **(drawing if isinstance(drawing, dict) else {})}
+    if isinstance(network, dict):
+        made["network"] = network.get("network")
+    if isinstance(made.get("times"), list):
+        made["steps"] = len(made["times"]) - 1
+    if made.get("solver") is not None or made.get("eta") is not None:
+        made["variance"] = None  # the run's own, which nothing was drawn with
+    return made
+
+
+def _is_of(saved: Checkpoint, document: dict[str, Any], path: Path) -> bool:
+    """Whether it is on the model's own data and names this checkpoint; where it names none, whether it is younger."""
+    made = _made(document)
+    if made.get("data", saved.config.source) != saved.config.source:
+        return False
     if "model" in made:
         return made["model"] == checkpoint.digest(saved) and made.get("average_width") is None
     return path.stat().st_mtime >= (saved.folder / sealed.MANIFEST).stat().st_mtime

@@ -196,8 +196,12 @@ def sample(run: Path, processes: int, **options: Any) -> None:
 )
 @click.option("--train-images", type=_positive, help="Search so many training images for copies; all when left out.")
 @_drawing
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; SOURCE, if it is a run.")
-@click.option("--cache", type=click.Path(path_type=Path), help="Folder for features and drawn samples; ~/.cache.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the results; SOURCE when left out, if it is a run."
+)
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Of features and samples; ~/.cache/ancestral when left out."
+)
 @_device
 @_processes
 def metrics(source: Path, processes: int, **options: Any) -> None:

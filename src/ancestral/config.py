@@ -10,7 +10,7 @@ import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
-from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -73,7 +73,7 @@ class TrainOptions:
     learning_rate: Positive = 2e-4
     warmup: Fraction = 0.05  # share of the run with a rising learning rate
     decay: Fraction = 0.0  # share of the run, its end, with one falling to zero
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: orthogonal updates of matrices (see `ancestral.muon`)
+    optimizer: str = "adamw"  # muon: orthogonal updates of matrices (see `ancestral.muon`)
     beta2: Annotated[float, Meta(gt=0, lt=1)] = 0.999
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     clip_norm: Positive = 1.0
@@ -272,6 +272,11 @@ def _convert(document: Any, kind: type[_T], where: str) -> _T:
         return msgspec.convert(document, kind, strict=False)
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at ")
-        raise UserError(f"{where}{path.strip('`').removeprefix('$.')}: {problem}") from None
+        key = path.strip("`").removeprefix("$.")
+        if problem.startswith("Invalid enum value"):
+            kinds = get_args(known_keys().get(key))  # the values, or a Literal of them and None
+            values = [value for kind in kinds for value in get_args(kind) or [kind] if not isinstance(value, type)]
+            problem += f"; choose from: {', '.join(map(str, values))}"
+        raise UserError(f"{where}{key}: {problem}") from None
     except UnicodeError as error:
         raise UserError(f"{where}not Unicode text ({error})") from None

@@ -53,6 +53,7 @@ class Drawing:
 
     def __init__(self, folder: Path, how: How, device: str) -> None:
         self.saved, self.model = open_model(folder, device, how.average_width)
+        precision = build.precision(how.precision, device_of(self.model))
         self.model = build.lowered(self.model, how.precision)
         solver = how.solver
         if how.eta is how.variance is solver is None and how.steps is not None:
@@ -74,6 +75,7 @@ class Drawing:
             "times": self.times,
             "solver": solver,
             "variance": variance,
+            "precision": str(precision).removeprefix("torch."),  # what auto stands for here
         }
 
     def walk(self, numbers: range, labels: torch.Tensor | None, bar: Progress, task: TaskID) -> Iterator[Step]:
@@ -88,6 +90,8 @@ class Drawing:
 
 
 def _tuned(folder: Path, schedule: NoiseSchedule, steps: int | None) -> list[int]:
+    if steps is None:
+        raise UserError("--grid tuned: say for how many --steps")
     path = folder / TUNED
     try:
         return explicit(schedule, json.loads(path.read_text())[str(steps)])

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ancestral.config import TrainOptions
+from ancestral.errors import UserError
 from ancestral.parallel import Processes, tree_sum
 
 
@@ -61,7 +62,8 @@ class Engine:
     def _set_gradient(self, gradient: Tensor) -> None:
         learned = list(self.network.parameters())
         for parameter, part in zip(learned, gradient.split([one.numel() for one in learned]), strict=True):
-            parameter.grad = part.reshape(parameter.shape).clone()
+            # Laid out as the weight: the fused optimiser goes through memory and looks at no strides.
+            parameter.grad = torch.empty_like(parameter).copy_(part.reshape(parameter.shape))
 
 
 class Exact(Engine):
@@ -139,7 +141,13 @@ ENGINES: dict[str, type[Engine]] = {"all-reduce": Engine, "ddp": Ddp, "fsdp": Fs
 
 
 def engine(network: nn.Module, processes: Processes, options: TrainOptions) -> Engine:
-    """The engine of these options; a single process has nothing to divide or to wrap."""
+    """The engine of these options; a single process has nothing to divide or to wrap.
+
+    Raises:
+        UserError: for weights that are divided among processes, but not laid out as torch divides them.
+    """
+    if options.parallel == "fsdp" and options.channels_last and processes.size > 1:
+        raise UserError("train.channels_last: fsdp divides contiguous weights only; use false, or train.parallel=ddp")
     if options.exact_shards:
         return Exact(network, processes, options.exact_shards)
     return (ENGINES[options.parallel] if processes.size > 1 else Engine)(network, processes)
@@ -151,7 +159,9 @@ def whole(value: Tensor) -> Tensor:
 
 
 def like(value: Tensor, reference: Tensor) -> Tensor:
-    """A whole tensor, divided as `reference` is."""
-    if isinstance(reference, DTensor) and value.ndim:
+    """A whole tensor, divided and laid out in memory as `reference` is, if it is of its shape."""
+    if value.shape != reference.shape:
+        return value
+    if isinstance(reference, DTensor):
         return distribute_tensor(value, reference.device_mesh, reference.placements)
-    return value
+    return torch.empty_like(reference, dtype=value.dtype, device=value.device).copy_(value)

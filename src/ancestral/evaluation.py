@@ -37,7 +37,8 @@ def evaluate(
 ) -> None:
     """Measure the bound on held-out images; write a table, a plot and JSON."""
     saved, model = open_model(folder, device, average_width)
-    images = data.load(data_source or saved.config.source, saved.config.data)
+    data_source = data_source or saved.config.source
+    images = data.load(data_source, saved.config.data)
     if facts(images.test).shape != saved.facts.shape:
         raise UserError(f"{data_source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
     if saved.config.model.labels and images.test.class_names != saved.facts.class_names:
@@ -77,7 +78,7 @@ def evaluate(
         if processes.first:
             parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
             result = concatenate([Bound.of_tensors(one) for one in parts])
-            measured = {name: settings[name] for name in ("model", "average_width", "variance")}
+            measured = {name: settings[name] for name in ("model", "average_width", "variance")} | {"data": data_source}
             _write_evaluation(folder, result, measured, test.images[:], exact)
             job.forget()
 

@@ -100,9 +100,12 @@ def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
         license_name: for the card.
 
     Raises:
-        UserError: without a token or a connection, or when the hub refuses.
+        UserError: without a token or a connection, when the hub refuses, or when the newest checkpoint is damaged.
     """
-    saved, _ = checkpoint.open_run(run)
+    saved, problems = checkpoint.open_run(run)
+    if problems:
+        raise UserError(f"{problems[0]}; move that checkpoint away to publish the one before it")
+    found = measured(run, saved)
     saved = replace(saved, config=_public(saved.config))
     hub = _library()
     if hub.constants.HF_HUB_OFFLINE:
@@ -116,7 +119,7 @@ def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
             now, wanted = ("private", "leave out --public") if public else ("public", "add --public")
             raise UserError(f"{place}: is {now} already; {wanted}, or change that on its settings page")
         folder = Path(temporary) / "model"
-        write(saved, folder, card(place, saved, measured(run, saved), license_name))
+        write(saved, folder, card(place, saved, found, license_name))
         api.upload_folder(repo_id=place, folder_path=folder, commit_message="The model and its card")
     return f"{hub.constants.ENDPOINT}/{place}"
 

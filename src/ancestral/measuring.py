@@ -41,6 +41,7 @@ class _Source:
     """What is measured, and how to get so many of its images."""
 
     splits: Splits
+    data: str  # the name of these
     available: int | None  # None: as many as are wanted
     take: Callable[[int, Path, Processes, Progress], ImageSet]
     settings: dict[str, Any]  # of the drawing, for the record
@@ -84,6 +85,7 @@ def metrics(
             found, pairs = _measured(drawn, held_out, known, reference, by)
             document = {
                 "source": str(source),
+                "data": made.data,
                 "images": count,
                 "searched": len(known),
                 "network": by.key,
@@ -99,7 +101,8 @@ def metrics(
 def _of_run(folder: Path, how: How, data_source: str | None, device: str) -> _Source:
     drawing = Drawing(folder, how, device)
     saved = drawing.saved
-    splits = data.load(data_source or saved.config.source, saved.config.data)
+    data_source = data_source or saved.config.source
+    splits = data.load(data_source, saved.config.data)
     if facts(splits.test).shape != saved.facts.shape:
         raise UserError(f"{data_source}: images of {facts(splits.test).shape}, the model's are {saved.facts.shape}")
     pool = splits.train.labels if saved.config.model.labels else None
@@ -120,7 +123,7 @@ def _of_run(folder: Path, how: How, data_source: str | None, device: str) -> _So
         parts = [safetensors.torch.load(kept["images.safetensors"])["images"] for kept in job.results(work)]
         return unlabelled(torch.cat(parts).numpy())
 
-    return _Source(splits, None, take, settings)
+    return _Source(splits, data_source, None, take, settings)
 
 
 def labels_like(pool: np.ndarray, count: int, seed: int) -> Tensor:
@@ -131,6 +134,7 @@ def labels_like(pool: np.ndarray, count: int, seed: int) -> Tensor:
 
 def _of_images(path: Path, how: How, data_source: str | None) -> _Source:
     drawn = {"steps": how.steps, "solver": how.solver, "eta": how.eta, "variance": how.variance}
+    drawn["average-width"] = how.average_width
     given = [f"--{name}" for name, value in drawn.items() if value is not None]
     if given:
         raise UserError(f"{given[0]}: {path} is no run but images, of which nothing is drawn; leave it out")
@@ -149,7 +153,7 @@ def _of_images(path: Path, how: How, data_source: str | None) -> _Source:
             return chosen
         return replace(chosen, images=np.stack([adapt(one, wanted, None, "white") for one in chosen.images[:]]))
 
-    return _Source(splits, len(samples), take, {})
+    return _Source(splits, data_source, len(samples), take, {})
 
 
 def _measured(

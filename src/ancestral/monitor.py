@@ -40,9 +40,10 @@ def labels_of(images: ImageSet, config: Config, device: torch.device) -> Tensor 
 def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:
     """16 images in 20 steps, and the bound with a few terms an image on 32 held-out ones."""
     labels = torch.arange(16, device=device) % len(facts.class_names) if config.model.labels else None
-    grid = build.sampling_grid(config, "trailing", 20 if config.diffusion.T > 20 else None)
+    times = build.training_grid(config)
+    grid = build.sampling_grid(config, "trailing", 20 if len(times) > 21 else None)
     drawn = sample(build.predictor(shown, None, labels), facts.shape, 16, grid, SOLVERS[FEW_STEPS], device=device)
-    test, times = held_out.spread(32), build.training_grid(config)
+    test = held_out.spread(32)
     measured = bound(
         build.predictor(shown, None, labels_of(test, config, device)),
         to_unit(test.images).to(device),

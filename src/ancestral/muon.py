@@ -1,8 +1,8 @@
 """Muon (Jordan et al. 2024): momentum whose matrices are made orthogonal, so that no direction is left behind.
 
-A weight of a convolution is the matrix (outputs, inputs x kernel). Vectors and scalars, and layers of which one side is
-the image or a label, are AdamW's, with the same learning rate: an orthogonal update is scaled to the size that AdamW's
-have (Liu et al. 2025, section 2.2).
+A weight of a convolution is the matrix (outputs, inputs x kernel). Vectors and scalars, and matrices with a side below
+16, such as the image's or that of few labels, are AdamW's, with the same learning rate: an orthogonal update is scaled
+to the size that AdamW's have (Liu et al. 2025, section 2.2).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 MOMENTUM = 0.95
 SIZE = 0.2  # root mean square of an update of AdamW, in learning rates
-NARROW = 16  # a side below it is an image's or a label's, not a layer's
+NARROW = 16  # a matrix with a side below it is AdamW's
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5  # coefficients of a quintic that brings singular values near 1
 
 

@@ -64,7 +64,7 @@ DATA_STD = 0.5  # of images on [-1, 1], about
 
 
 def _preconditioned(schedule: NoiseSchedule, t: Time) -> tuple[Tensor, Tensor]:
-    """F of Karras et al. 2022 (Eq. 7): what is left to predict of x0, scaled to variance 1; v where DATA_STD is 1."""
+    """F of Karras et al. 2022 (Eq. 7): what is left to predict of x0, scaled to variance 1; -v where DATA_STD is 1."""
     signal, noise = schedule.signal(t) * DATA_STD, schedule.noise(t)
     size = (signal**2 + noise**2).sqrt()
     return noise / (DATA_STD * size), -signal / size

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-PLAIN_PLACES = (
-    1024  # up to which attention on a CPU is two matrix products: twice as fast as torch's fused kernel there
-)
+# Up to so many places attention on a CPU is two matrix products: twice as fast as torch's fused kernel there.
+PLAIN_PLACES = 1024
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 
 
@@ -36,7 +35,7 @@ class Form:
         cosine_first: the time's cosines before its sines.
         frequency_shift: the lowest frequency is 10^-4 (1) or one step above it (0).
         fourier: n of sin and cos(2^n pi x), further channels of the input in which the last bits of a byte can be seen
-            (Kingma et al. 2021, appendix C; 6 and 7 are theirs).
+            (Kingma et al. 2021, appendix C; theirs are 7 and 8).
     """
 
     groups: int | None = None
