@@ -24,7 +24,7 @@ from ancestral.sample import sample
 from ancestral.solvers import SOLVERS
 from ancestral.train import Training
 
-DRAWN, REFERENCE, BOUND, TERMS = 1000, 1000, 128, 30
+DRAWN, REFERENCE, BOUND, TERMS = 1000, 1000, 128, 200
 CPU = torch.device("cpu")
 
 

@@ -127,7 +127,7 @@ _SMALL: _Preset = {
     "diffusion.variance": "optimal",
     "train.batch_size": 64,
     "train.optimizer": "muon",
-    "train.learning_rate": 4e-3,
+    "train.learning_rate": 6e-3,
     "train.decay": 0.7,
     "train.beta2": 0.99,
     "train.average": 0,
