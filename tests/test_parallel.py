@@ -132,7 +132,7 @@ def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(trained
 
     compare = ("--network", "pixels", "--num-images", 30, "--steps", 3, "--batch-size", 4, "--device", "cpu")
     places = {name: ("--out", tmp_path / name, "--cache", tmp_path / f"{name}-cache") for name in ("one", "two")}
-    assert run_command("metrics", trained_run, *compare, *places["one"]).exit_code == 0
+    command("metrics", trained_run, *compare, *places["one"])  # not in this process, whose threads are more
     command("metrics", trained_run, *compare, *places["two"], "--processes", 2)
     assert len({(tmp_path / name / "metrics-pixels.json").read_bytes() for name in ("one", "two")}) == 1
 
