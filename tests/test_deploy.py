@@ -52,7 +52,7 @@ def test_torchrun_and_ancestral_understand_the_command(name):
     assert given.max_restarts == 3
     verb, *arguments = given.training_script_args
     assert verb == "train"
-    context = cli.train.make_context("train", list(arguments))
+    context = cli.main.commands["train"].make_context("train", list(arguments))
     assert context.params["run"]
     config.resolve(context.params["data"], context.params["preset"], {})
 

@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "ancestral"
-MODULES = {path.stem: path for path in SOURCE.glob("*.py") if not path.stem.startswith("__")}
+MODULES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts): path
+    for path in sorted(SOURCE.rglob("*.py"))
+    if not path.stem.startswith("__")
+}
 LAYERS = [
     {"errors", "gaussian", "rng"},
     {"schedule"},
@@ -35,6 +39,8 @@ LAYERS = [
     {"console", "hub"},
     {"drawing"},
     {"commands", "evaluation", "sampling", "measuring"},
+    {"verbs.options"},
+    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models"},
     {"cli"},
 ]
 MATHEMATICS = set().union(*LAYERS[:9]) - {"errors"}
@@ -53,8 +59,7 @@ def imports(path):
 def ours(path):
     for name in imports(path):
         parts = name.split(".")
-        if parts[0] == "ancestral" and parts[1] in MODULES:
-            yield parts[1]
+        yield from ({".".join(parts[1:end]) for end in (2, 3)} & set(MODULES) if parts[0] == "ancestral" else ())
 
 
 def test_every_module_has_its_layer():

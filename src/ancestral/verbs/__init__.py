@@ -1,0 +1,1 @@
+"""The commands of `ancestral`, by what they are for."""
