@@ -13,8 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ancestral.config import TrainOptions
@@ -125,14 +123,15 @@ class Fsdp(Averaging):
 
     def __init__(self, network: nn.Module, processes: Processes) -> None:
         super().__init__(network, processes)
+        from torch.distributed.fsdp import fully_shard  # 0.6 s, which only this engine needs
+
         for layers in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
             for layer in layers:
                 fully_shard(layer)
-        self._root = fully_shard(network)
+        self._root: Any = fully_shard(network)
 
     def part(self, last: bool) -> AbstractContextManager[object]:
         """Only the last part is followed by the adding."""
-        assert isinstance(self._root, FSDPModule)
         self._root.set_requires_gradient_sync(last)
         return nullcontext()
 
@@ -155,13 +154,20 @@ def engine(network: nn.Module, processes: Processes, options: TrainOptions) -> E
 
 def whole(value: Tensor) -> Tensor:
     """A tensor that may be divided among processes, all of it in each; all processes must ask."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if _is_divided(value) else value  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def like(value: Tensor, reference: Tensor) -> Tensor:
     """A whole tensor, divided and laid out in memory as `reference` is, if it is of its shape."""
     if value.shape != reference.shape:
         return value
-    if isinstance(reference, DTensor):
-        return distribute_tensor(value, reference.device_mesh, reference.placements)
+    if _is_divided(reference):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value, reference.device_mesh, reference.placements)  # pyright: ignore[reportAttributeAccessIssue]
     return torch.empty_like(reference, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def _is_divided(value: Tensor) -> bool:
+    """Whether it is a DTensor, without the import of its class."""
+    return hasattr(value, "placements")
