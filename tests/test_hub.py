@@ -237,7 +237,12 @@ def test_what_prevents_publishing_is_one_line(trained_run, service, tmp_path, mo
     newest = max((run / "checkpoints").iterdir())
     shutil.copytree(newest, newest.with_name("999999999"))
     (newest.with_name("999999999") / "model.safetensors").write_bytes(b"x")
-    refused(("push", run, "x/y"), "model.safetensors", "move that checkpoint away")
+    for leaving in (
+        ("push", run, "x/y"),
+        ("export", run, "--out", tmp_path / "out"),
+        ("import", run, "--out", tmp_path / "in"),
+    ):
+        refused(leaving, "model.safetensors", "move that checkpoint away")
     service.error = ConnectionError("nobody answers\nat all")
     refused(("push", trained_run, "x/y"), "x/y: nobody answers")
     service.error = huggingface_hub.errors.HFValidationError("long text")

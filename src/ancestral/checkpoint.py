@@ -160,6 +160,18 @@ def open_run(run: Path) -> tuple[Checkpoint, list[str]]:
     return checkpoint, problems
 
 
+def open_newest(run: Path) -> Checkpoint:
+    """The newest checkpoint, for what leaves the run and must not be an older one unnoticed.
+
+    Raises:
+        UserError: as `open_run`, and when the newest is damaged.
+    """
+    saved, problems = open_run(run)
+    if problems:
+        raise UserError(f"{problems[0]}; move that checkpoint away to take the one before it")
+    return saved
+
+
 def save_snapshot(run: Path, images: int, averages: list[ema.PowerAverage]) -> None:
     """Keep both averages as they are now."""
     files = {f"{average.width:g}.safetensors": _pack(average.weights) for average in averages}

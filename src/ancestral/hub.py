@@ -58,7 +58,7 @@ def load(source: str | Path) -> Checkpoint:
     name = str(source)
     folder = fetch(name.removeprefix(PREFIX)) if name.startswith(PREFIX) or not Path(name).is_dir() else Path(name)
     if (folder / "checkpoints").is_dir():
-        return checkpoint.open_run(folder)[0]
+        return checkpoint.open_newest(folder)
     if (folder / sealed.MANIFEST).is_file():
         return _read(folder)
     config, facts, weights = interop.read(folder)
@@ -102,9 +102,7 @@ def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
     Raises:
         UserError: without a token or a connection, when the hub refuses, or when the newest checkpoint is damaged.
     """
-    saved, problems = checkpoint.open_run(run)
-    if problems:
-        raise UserError(f"{problems[0]}; move that checkpoint away to publish the one before it")
+    saved = checkpoint.open_newest(run)
     found = measured(run, saved)
     saved = replace(saved, config=_public(saved.config))
     hub = _library()

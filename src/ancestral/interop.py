@@ -115,7 +115,7 @@ def export_run(run: Path, folder: Path) -> None:
     Raises:
         UserError: naming the setting that has no field there.
     """
-    saved, _ = checkpoint.open_run(run)
+    saved = checkpoint.open_newest(run)
     config, model, process = saved.config, saved.config.model, saved.config.diffusion
     if model.patch != 1:
         raise UserError(f"{run}: model.patch is {model.patch}; diffusers' network has no such field")
