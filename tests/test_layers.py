@@ -30,7 +30,7 @@ LAYERS = [
     {"shards", "hub_data"},
     {"data"},
     {"config"},
-    {"checkpoint", "engine", "trackers", "diffusers_config"},
+    {"checkpoint", "engine", "trackers", "diffusers_config", "chains"},
     {"build"},
     {"feed"},
     {"train", "monitor"},
