@@ -22,7 +22,8 @@ LAYERS = [
     {"walk", "multistep", "revealing"},
     {"solvers"},
     {"objective", "times"},
-    {"bound", "sample", "tuning", "metrics", "orders"},
+    {"bound", "sample", "tuning", "metrics"},
+    {"orders"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
     {"jobs", "launch"},
     {"store", "features"},
@@ -43,7 +44,7 @@ LAYERS = [
     {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models"},
     {"cli"},
 ]
-MATHEMATICS = set().union(*LAYERS[:9]) - {"errors"}
+MATHEMATICS = set().union(*LAYERS[:10]) - {"errors"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

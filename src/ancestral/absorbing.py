@@ -151,6 +151,10 @@ class Absorbing(NoiseSchedule):
         mask = torch.full_like(like, MASK)
         return Change(mask, everything, torch.ones_like(like), these(everything), Point(mask))
 
+    def shown(self, x_t: Tensor) -> Tensor:
+        """A state as a picture, grey where it is hidden."""
+        return x_t.masked_fill(hidden(x_t), 0)
+
     def prior(self, x0: Tensor, t: int) -> Tensor:
         """L_T in nats an image, 0 where everything is hidden. Shape (B,).
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from ancestral.absorbing import Absorbing, Independent
 from ancestral.config import Config, DiffusionOptions, Facts, suggest
 from ancestral.denoiser import CLIPS, CLOCKS, Denoiser
 from ancestral.discrete import VALUES
 from ancestral.errors import UserError
-from ancestral.orders import from_law
+from ancestral.orders import from_law, imagined_costs
 from ancestral.revealing import Masked, Reveal
 from ancestral.reverse import VARIANCES, Ancestral, Planned, Transition, large, learned
 from ancestral.rng import Streams
 from ancestral.schedule import NoiseSchedule
 from ancestral.solvers import FEW_STEPS, SOLVERS
 from ancestral.target import TARGETS
+from ancestral.tuning import jumps, shortest
 from ancestral.walk import Draw, from_model
 
 _T = TypeVar("_T")
@@ -48,6 +49,9 @@ class Chain:
     measured: Transition  # the step of quick looks at the bound
     quick: Transition | Planned  # and at images
     calibrated: bool  # whether its own squared error is a parameter of the model
+    fine: str  # the grid of the walk that few steps are tuned to
+    named: Callable[[str], str]  # the reverse step with this variance, for people
+    best: Callable[[Any, Tensor, Sequence[int], int], list[int]]  # the places of the best so many steps on that walk
 
 
 def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
@@ -91,7 +95,19 @@ def _hiding(kind: type[Absorbing]) -> Chain:
         return 2 * image, image * family.outputs(options.levels)
 
     reveal: Any = Reveal()
-    return Chain(process, channels, denoiser, from_law, reveal, reveal, reveal, calibrated=False)
+    return Chain(
+        process=process,
+        channels=channels,
+        denoiser=denoiser,
+        draw=from_law,
+        reverse=reveal,
+        measured=reveal,
+        quick=reveal,
+        calibrated=False,
+        fine="trailing",
+        named=lambda variance: "places revealed in any order",
+        best=lambda predictor, start, fine, steps: shortest(imagined_costs(predictor, start, fine), steps, growth=1),
+    )
 
 
 CHAINS: dict[str, Chain] = {
@@ -104,6 +120,9 @@ CHAINS: dict[str, Chain] = {
         measured=Ancestral(large),
         quick=SOLVERS[FEW_STEPS],
         calibrated=True,
+        fine="karras",
+        named=lambda variance: f"{variance} variance",
+        best=lambda predictor, start, fine, steps: shortest(jumps(predictor, start, fine), steps),
     ),
     "absorbing": _hiding(Absorbing),
     "absorbing-independent": _hiding(Independent),

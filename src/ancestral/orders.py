@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ancestral.absorbing import Change
+from ancestral.bound import bound
 from ancestral.discrete import snap
-from ancestral.revealing import Guess, Guesser, InOrder
+from ancestral.revealing import Guess, Guesser, InOrder, Reveal
 from ancestral.rng import Streams
+from ancestral.sample import finish
 from ancestral.walk import Draw, Move, walk
 
 
@@ -60,3 +63,12 @@ def costs(nats: Tensor, counts: Sequence[int]) -> np.ndarray:
     cost = np.full((len(n), len(n)), np.inf)
     cost[:-1] = np.where(n[:-1, None] > n, (n[:-1, None] - n) * per_place[:, None], np.inf)
     return cost
+
+
+def imagined_costs(denoiser: Any, start: Tensor, times: Sequence[int]) -> np.ndarray:
+    """`costs` on images of the model's own, drawn in these times from the states `start` (B, ...)."""
+    numbers, q = range(len(start)), denoiser.schedule
+    x0 = finish(walk(denoiser, start, times, Reveal(), from_law(Streams(0, "imagined", numbers))))
+    measured: Any = Reveal()
+    nats = bound(denoiser, x0, times, measured, Streams(0, "costs", numbers)).terms.mean(0)
+    return costs(nats, [int(q.count(t, x0[0].numel())) for t in times])

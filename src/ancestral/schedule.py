@@ -116,6 +116,10 @@ class NoiseSchedule:
         """p(x_T) = N(0, I), in the shape, type and device of `like`."""
         return standard_normal_like(like)
 
+    def shown(self, x_t: Tensor) -> Tensor:
+        """A state as a picture."""
+        return x_t
+
     def prior(self, x0: Tensor, t: int) -> Tensor:
         """L_T = KL(q(x_t | x0) || N(0, I)) in nats an image, for a walk that begins at t. Shape (B,)."""
         return self.marginal(x0, t).kl(self.end(x0)).flatten(1).sum(1)
