@@ -132,3 +132,16 @@ def test_independent_hiding_is_another_entry(digits):
     assert [record.made for record in train(training, digits.train, 32)] == [True, True]
     with pytest.raises(UserError, match="schedule"):
         build.schedule(settings(**{"diffusion.schedule": "linear"}))
+
+
+def test_the_code_on_its_card_runs(run):
+    """The Python of the published card, on the run's own folder."""
+    from ancestral.card import card
+
+    pytest.importorskip("huggingface_hub")
+    text = card("somebody/digits", checkpoint.open_run(run)[0], [], "unknown")
+    code = text.split("```python\n")[1].split("```")[0].replace("somebody/digits", str(run))
+    names = {}
+    exec(code, names)
+    assert names["images"].shape == (16, 1, 8, 8)
+    assert "target" not in text.split("##")[0].partition("---\n\n")[2]
