@@ -12,7 +12,7 @@ from ancestral.absorbing import MASK, Absorbing, Independent, hidden
 from ancestral.bound import bound, mean_and_error
 from ancestral.discrete import VALUES, Logistic, Softmax, level_of, snap, value_of
 from ancestral.objective import VariationalBound
-from ancestral.orders import costs, from_law, nll_in_order
+from ancestral.orders import costs, from_law, monotone, nll_in_order
 from ancestral.revealing import InOrder, Joint, Masked, Reveal, any_order, guess, raster
 from ancestral.rng import Streams
 from ancestral.sample import sample
@@ -324,6 +324,18 @@ def test_times_for_few_steps_are_the_best_there_are():
         every = [[6, *inner, 0] for inner in itertools.combinations(range(5, 0, -1), steps - 1)]
         assert total(best) == pytest.approx(min(map(total, every)))
     assert total([6, 0]) > total(times) + 0.1
+
+
+def test_the_monotone_fit_is_the_isotonic_regression():
+    """Against scipy's, and through it the sum is kept."""
+    optimize = pytest.importorskip("scipy.optimize")
+    if not hasattr(optimize, "isotonic_regression"):
+        pytest.skip("scipy before 1.12 has no isotonic regression")
+    noisy = torch.rand(40, generator=torch.Generator().manual_seed(1), dtype=F64) + torch.linspace(2, 1, 40).double()
+    counts = list(range(80, -1, -2))
+    fitted = monotone(noisy, counts)
+    assert torch.allclose(fitted, torch.from_numpy(-optimize.isotonic_regression(-noisy.numpy()).x), atol=1e-12)
+    assert float(fitted.sum()) == pytest.approx(float(noisy.sum()))
 
 
 def test_what_cannot_be_is_refused():

@@ -1,4 +1,4 @@
-"""docs/img/absorbing-*.png: the film of revealing and what several places a step cost, from a run of the absorbing chain.
+"""docs/img/absorbing-*.png: the film of revealing and what several places a step cost, from a run of that chain.
 
 .venv/bin/python scripts/figures/absorbing.py RUN [docs/img]
 """
@@ -20,12 +20,12 @@ from ancestral.denoiser import Denoiser
 from ancestral.feed import to_bytes, to_unit
 from ancestral.grids import full, trailing
 from ancestral.imageset import Rows
-from ancestral.orders import costs
+from ancestral.orders import costs, monotone
 from ancestral.rng import Streams
 from ancestral.sample import beginning, film, latents, trajectory
 from ancestral.tuning import shortest
 
-IMAGES, FRAMES, CALLS, MEASURED = 6, 9, 98, 96
+IMAGES, FRAMES, CALLS, MEASURED = 6, 9, 98, 64
 
 
 def film_of(model: Denoiser, shape: tuple[int, ...], path: Path) -> None:
@@ -53,7 +53,7 @@ def cost_of(model: Denoiser, images: np.ndarray | Rows, path: Path) -> None:
     # Between the measured times the loss of a place is taken from its neighbours.
     every = np.interp(times[:-1], seen.numpy(), nats.numpy())
     counts = [int(model.schedule.count(t, x0[0].numel())) for t in times]
-    cost = costs(torch.from_numpy(every), counts)
+    cost = costs(monotone(torch.from_numpy(every), counts), counts)
     bits = 1 / (x0[0].numel() * np.log(2))
     calls = [n for n in (4, 8, 16, 32, 64, 128, 256) if n < model.schedule.T]
     places = {t: place for place, t in enumerate(times)}

@@ -121,6 +121,10 @@ class Absorbing(NoiseSchedule):
         """n_t, how many of so many places are hidden; int64."""
         return (dimensions * self.noise_var(t)).round().long()
 
+    def expected(self, t: int, dimensions: int) -> float:
+        """How many of so many places are hidden on average."""
+        return float(self.count(t, dimensions))
+
     def marginal(self, x0: Tensor, t: Time) -> Change:  # pyright: ignore[reportIncompatibleMethodOverride]
         """q(x_t | x0): the values, rounded to levels, with some places hidden. x0: (B, ...)."""
         x0 = snap(x0, self.levels)
@@ -173,6 +177,10 @@ class Absorbing(NoiseSchedule):
 @dataclass(frozen=True, eq=False)
 class Independent(Absorbing):
     """The process that hides each place on its own, with probability 1 - alpha_bar_t (Austin et al. 2021, D3PM)."""
+
+    def expected(self, t: int, dimensions: int) -> float:
+        """How many of so many places are hidden on average."""
+        return dimensions * float(self.noise_var(t))
 
     def reveal(self, x_t: Tensor, values: Values, t: Time, s: Time) -> Change:
         """The step from t to s < t: each hidden place is revealed with probability 1 - (1 - ab_s) / (1 - ab_t)."""

@@ -47,7 +47,7 @@ def nll_in_order(denoiser: Guesser, x0: Tensor, times: Sequence[int], turn: Tens
     return torch.stack([-step.p.log_prob(step.x_s).flatten(1).sum(1) for step in steps], 1)
 
 
-def costs(nats: Tensor, counts: Sequence[int]) -> np.ndarray:
+def costs(nats: Tensor, counts: Sequence[float]) -> np.ndarray:
     """What a step that reveals several places at once costs, in nats an image: (times, times), inf unless it goes down.
 
     The places of one step are drawn independently, each given what was seen before the step, so that a step from n to m
@@ -65,10 +65,28 @@ def costs(nats: Tensor, counts: Sequence[int]) -> np.ndarray:
     return cost
 
 
+def monotone(nats: Tensor, counts: Sequence[float]) -> Tensor:
+    """The nearest L_{t-1}, in squares of the loss of a place, with which a place is better known the more is seen.
+
+    A shortest path would seek out the accidents of an estimate. Theirs is the sum of what is given, for steps of equal
+    counts. Arguments as those of `costs`.
+    """
+    places = -np.diff(np.asarray(counts, dtype=np.float64))
+    rising = (nats.double().numpy() / places)[::-1]
+    total = np.concatenate([[0.0], rising.cumsum()])
+    first, after = np.arange(len(rising))[:, None], np.arange(1, len(rising) + 1)
+    means = np.where(after > first, (total[after] - total[first]) / np.maximum(after - first, 1), np.inf)
+    # The isotonic regression as the largest, over where a block begins, of the least, over where it ends, of its means.
+    least = np.minimum.accumulate(means[:, ::-1], 1)[:, ::-1]
+    fitted = np.where(first < after, least, -np.inf).max(0)
+    return torch.from_numpy(fitted[::-1] * places)
+
+
 def imagined_costs(denoiser: Any, start: Tensor, times: Sequence[int]) -> np.ndarray:
     """`costs` on images of the model's own, drawn in these times from the states `start` (B, ...)."""
     numbers, q = range(len(start)), denoiser.schedule
     x0 = finish(walk(denoiser, start, times, Reveal(), from_law(Streams(0, "imagined", numbers))))
     measured: Any = Reveal()
     nats = bound(denoiser, x0, times, measured, Streams(0, "costs", numbers)).terms.mean(0)
-    return costs(nats, [int(q.count(t, x0[0].numel())) for t in times])
+    counts = [q.expected(t, x0[0].numel()) for t in times]
+    return costs(monotone(nats, counts), counts)
