@@ -17,12 +17,13 @@ LAYERS = [
     {"errors", "gaussian", "rng"},
     {"schedule"},
     {"target"},
-    {"denoiser", "unet"},
-    {"analytic", "reverse", "grids"},
-    {"walk", "multistep"},
+    {"denoiser", "unet", "discrete"},
+    {"analytic", "reverse", "grids", "absorbing"},
+    {"walk", "multistep", "revealing"},
     {"solvers"},
     {"objective", "times"},
     {"bound", "sample", "tuning", "metrics"},
+    {"orders"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
     {"jobs", "launch"},
     {"store", "features"},
@@ -30,7 +31,7 @@ LAYERS = [
     {"shards", "hub_data"},
     {"data"},
     {"config"},
-    {"checkpoint", "engine", "trackers", "diffusers_config"},
+    {"checkpoint", "engine", "trackers", "diffusers_config", "chains"},
     {"build"},
     {"feed"},
     {"train", "monitor"},
@@ -43,7 +44,7 @@ LAYERS = [
     {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models"},
     {"cli"},
 ]
-MATHEMATICS = set().union(*LAYERS[:9]) - {"errors"}
+MATHEMATICS = set().union(*LAYERS[:10]) - {"errors"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

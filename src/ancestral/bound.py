@@ -151,7 +151,7 @@ def bound(
         p = transition(schedule, x_t, prediction, t, s)
         measured.append(bound_term(schedule, p, x_t, x0, t, s, likelihood))
         errors.append((prediction.x0 - x0).square().flatten(1).mean(1))
-    prior = schedule.marginal(x0, grid[0]).kl(standard_normal_like(x0)).flatten(1).sum(1)
+    prior = schedule.prior(x0, grid[0])
     return _collect(grid, places, weight, prior, measured, errors, x0[0].numel())
 
 

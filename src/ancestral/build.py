@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import nn
 
 from ancestral import checkpoint, ema
-from ancestral.config import Config, Facts, ModelOptions, TrainOptions, suggest
-from ancestral.denoiser import CLIPS, CLOCKS, Calibrated, Denoiser, Given, Predictor
+from ancestral.chains import chain, choose
+from ancestral.config import Config, Facts, ModelOptions, TrainOptions
+from ancestral.denoiser import Calibrated, Denoiser, Given, Predictor
 from ancestral.errors import UserError
 from ancestral.grids import GRIDS, full, trailing
 from ancestral.muon import Muon
@@ -21,33 +21,20 @@ from ancestral.objective import OBJECTIVES, Objective
 from ancestral.reverse import DDIM, VARIANCES, Ancestral, Planned, Transition, learned, optimal, small
 from ancestral.schedule import SCHEDULES, NoiseSchedule
 from ancestral.solvers import SOLVERS
-from ancestral.target import TARGETS
 from ancestral.times import TIME_SAMPLERS
 from ancestral.unet import Form, UNet
 
-_T = TypeVar("_T")
-
 OPTIMIZERS: dict[str, type[torch.optim.AdamW]] = {"adamw": torch.optim.AdamW, "muon": Muon}
-
-
-def choose(table: Mapping[str, _T], name: str, field: str) -> _T:
-    """The entry of a table.
-
-    Raises:
-        UserError: naming the field, the wrong name and the nearest right one.
-    """
-    if name not in table:
-        raise UserError(f"{field}: unknown name '{name}'; {suggest(name, table)}")
-    return table[name]
 
 
 def schedule(config: Config) -> NoiseSchedule:
     """The forward process."""
     make = choose(SCHEDULES, config.diffusion.schedule, "diffusion.schedule")
     try:
-        return make(config.diffusion.T)
+        made = make(config.diffusion.T)
     except ValueError as error:
         raise UserError(f"diffusion.T: {error}") from None
+    return chain(config).process(made, config.diffusion)
 
 
 def form(options: ModelOptions) -> Form:
@@ -71,8 +58,7 @@ def network(config: Config, facts: Facts) -> UNet:
             f"model.attention: there is no level {wrong[0]}; levels are 0 to {len(options.multipliers) - 1}"
         )
     made = UNet(
-        channels,
-        channels * (2 if choose(VARIANCES, config.diffusion.variance, "diffusion.variance") is learned else 1),
+        *chain(config).channels(channels, config.diffusion),
         options.width,
         options.multipliers,
         options.blocks,
@@ -97,13 +83,7 @@ def denoiser(config: Config, facts: Facts) -> Denoiser:
     Raises:
         UserError: for unknown names, or a target that the schedule does not allow; and as `network`.
     """
-    target = choose(TARGETS, config.diffusion.target, "diffusion.target")
-    clip = choose(CLIPS, config.diffusion.clip, "diffusion.clip")
-    clock = choose(CLOCKS, config.diffusion.clock, "diffusion.clock")
-    try:
-        return Denoiser(network(config, facts), schedule(config), target, clip, clock)
-    except ValueError as error:
-        raise UserError(f"diffusion.target: {error}") from None
+    return chain(config).denoiser(network(config, facts), schedule(config), config, facts)
 
 
 def accelerated(network: nn.Module, options: TrainOptions) -> nn.Module:
@@ -178,7 +158,10 @@ def method(
         UserError: as `transition`, and for an unknown solver.
     """
     if solver is not None:
+        _refuse_other_steps(saved, "--solver")
         return choose(SOLVERS, solver, "--solver")
+    if eta is not None:
+        _refuse_other_steps(saved, "--eta")
     return transition(saved, variance) if eta is None else DDIM(eta)
 
 
@@ -188,6 +171,10 @@ def transition(saved: checkpoint.Checkpoint, variance: str | None) -> Transition
     Raises:
         UserError: for an unknown variance, or one that this run has not learned or measured.
     """
+    if variance is not None:
+        _refuse_other_steps(saved, "--variance")
+    if (only := chain(saved.config).reverse) is not None:
+        return only
     own = saved.config.diffusion.variance
     chosen = choose(VARIANCES, variance or own, "--variance")
     if chosen is learned and choose(VARIANCES, own, "diffusion.variance") is not learned:
@@ -195,6 +182,11 @@ def transition(saved: checkpoint.Checkpoint, variance: str | None) -> Transition
     if chosen is optimal and saved.calibration is None:
         raise UserError("--variance: 'optimal' is measured when training ends; this run has not, so use small or large")
     return Ancestral(chosen)
+
+
+def _refuse_other_steps(saved: checkpoint.Checkpoint, option: str) -> None:
+    if chain(saved.config).reverse is not None:
+        raise UserError(f"{option}: a chain that reveals places has one reverse step only; leave it out")
 
 
 def training_grid(config: Config) -> list[int]:
@@ -237,7 +229,7 @@ def objective(config: Config, terms: int) -> Objective:
     make = choose(OBJECTIVES, config.diffusion.objective, "diffusion.objective")
     choose(TIME_SAMPLERS, config.diffusion.times, "diffusion.times")
     variance = choose(VARIANCES, config.diffusion.variance, "diffusion.variance")
-    made = make(Ancestral(small if variance is optimal else variance), terms)
+    made = make(chain(config).reverse or Ancestral(small if variance is optimal else variance), terms)
     if variance is learned and not made.teaches_variance:
         raise UserError("diffusion.variance: 'learned' is not taught by this objective; use diffusion.objective=hybrid")
     return made

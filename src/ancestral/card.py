@@ -16,7 +16,7 @@ _SHOWN = ("images", "terms", "network", "searched", "steps", "solver", "eta", "v
 _TEXT = """# {title}
 
 Images of {channels}x{height}x{width} on [-1, 1] by denoising diffusion, made with Ancestral: {parameters:,} parameters,
-T = {T}, schedule {schedule}, target {target}. Data: `{source}`{seen}.{classes}
+T = {T}, schedule {schedule}{target}. Data: `{source}`{seen}.{classes}
 
 ```sh
 ancestral import hf:{name} --out {title}
@@ -38,6 +38,13 @@ images = sample({model}, ({channels}, {height}, {width}), 16, times, SOLVERS["{s
 
 {measured}
 """
+_HIDING = {  # what is said otherwise of a chain that hides places
+    "by denoising diffusion": "by revealing places in any order",
+    "from ancestral.solvers import SOLVERS\n": (
+        "from ancestral.orders import from_law\nfrom ancestral.revealing import Reveal\n"
+    ),
+    f'SOLVERS["{FEW_STEPS}"])': "Reveal(), draw=from_law)",
+}
 _LABELLED = "Given(model, labels=torch.zeros(16, dtype=torch.long))"
 
 
@@ -107,7 +114,7 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         seen=f", {saved.images:,} images seen" if saved.images else "",
         T=diffusion.T,
         schedule=diffusion.schedule,
-        target=diffusion.target,
+        target=f", target {diffusion.target}" if diffusion.chain == "gaussian" else "",
         classes=f" Classes: {classes}." if classes else "",
         solver=FEW_STEPS,
         model=_LABELLED if classes else "model",
@@ -117,6 +124,9 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         text = text.replace(
             "import ancestral\n", "import ancestral\nimport torch\nfrom ancestral.denoiser import Given\n"
         )
+    if diffusion.chain != "gaussian":
+        for gaussian, hiding in _HIDING.items():
+            text = text.replace(gaussian, hiding)
     return f"---\n{data.to_yaml().strip()}\n---\n\n{text}"
 
 

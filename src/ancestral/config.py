@@ -53,6 +53,7 @@ class DiffusionOptions:
     """The forward process, what is predicted, and the reverse process."""
 
     T: Count = 1000
+    chain: str = "gaussian"  # absorbing: places are hidden, and revealed in any order (see `ancestral.absorbing`)
     schedule: str = "linear"
     target: str = "eps"
     objective: str = "simple"
@@ -61,6 +62,8 @@ class DiffusionOptions:
     variance: str = "large"
     clip: str = "static"
     clock: str = "paper"  # what the network is told of t (see `ancestral.denoiser.CLOCKS`)
+    values: str = "logistic"  # of an absorbing chain: the family of the distributions (see `ancestral.discrete.VALUES`)
+    levels: Annotated[int, Meta(ge=2, le=256)] = 256  # of an absorbing chain: grey levels, to which bytes are rounded
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,7 @@ _SMALL: _Preset = {
 }
 
 # Rows of settings. The first two are the paper's (appendix B); the others were chosen by trial (docs/log.md): `images`
-# for sample quality, `likelihood` for bits/dim, `tiny` for images of a few pixels.
+# for sample quality, `likelihood` for bits/dim, `absorbing` reveals pixels in any order, `tiny` is for a few of them.
 PRESETS: dict[str, _Preset] = {
     "cifar10": {"model.pad_end": True, "train.flip": True},
     "paper-256": {
@@ -153,6 +156,15 @@ PRESETS: dict[str, _Preset] = {
     },
     "images": _SMALL,
     "likelihood": {**_SMALL, "model.fourier": (6, 7)},
+    "absorbing": {
+        **_SMALL,
+        "diffusion.chain": "absorbing",
+        "diffusion.T": 64,
+        "diffusion.schedule": "even",
+        "diffusion.objective": "bound",
+        "diffusion.times": "stratified",
+        "diffusion.variance": "large",
+    },
     "tiny": {
         "model.width": 32,
         "model.multipliers": (1, 2),

@@ -16,7 +16,7 @@ from ancestral.console import device_of, open_model, state_type
 from ancestral.errors import UserError
 from ancestral.grids import explicit
 from ancestral.reverse import begin
-from ancestral.sample import latents, trajectory
+from ancestral.sample import beginning, latents, trajectory
 from ancestral.schedule import NoiseSchedule
 from ancestral.solvers import FEW_STEPS
 from ancestral.walk import Step
@@ -56,7 +56,8 @@ class Drawing:
         precision = build.precision(how.precision, device_of(self.model))
         self.model = build.lowered(self.model, how.precision)
         solver = how.solver
-        if how.eta is how.variance is solver is None and how.steps is not None:
+        kind = build.chain(self.saved.config)
+        if how.eta is how.variance is solver is kind.reverse is None and how.steps is not None:
             solver = FEW_STEPS  # the ODE wins below a hundred steps, the full chain above
         self.move = build.method(self.saved, solver, how.variance, how.eta)
         tuned = how.grid == "tuned"
@@ -83,8 +84,9 @@ class Drawing:
         device = device_of(self.model)
         chosen = None if labels is None else labels[numbers.start : numbers.stop].to(device)
         predictor = build.predictor(self.model, self.saved.calibration, chosen)
-        start = latents(self.saved.facts.shape, self.seed, numbers).to(device, state_type(self.model))
-        for step in trajectory(predictor, start, self.times, self.move, self.seed, numbers):
+        noise = latents(self.saved.facts.shape, self.seed, numbers).to(device, state_type(self.model))
+        start, draw = beginning(self.model.schedule, noise), build.chain(self.saved.config).draw
+        for step in trajectory(predictor, start, self.times, self.move, self.seed, numbers, draw):
             bar.advance(task, len(numbers))
             yield step
 

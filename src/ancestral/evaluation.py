@@ -79,17 +79,20 @@ def evaluate(
             parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
             result = concatenate([Bound.of_tensors(one) for one in parts])
             measured = {name: settings[name] for name in ("model", "average_width", "variance")} | {"data": data_source}
-            _write_evaluation(folder, result, measured, test.images[:], exact)
+            reverse = build.chain(saved.config).named(settings["variance"])
+            _write_evaluation(folder, result, reverse, measured, test.images[:], exact)
             job.forget()
 
 
-def _write_evaluation(folder: Path, result: Bound, measured: dict[str, Any], images: np.ndarray, exact: bool) -> None:
+def _write_evaluation(
+    folder: Path, result: Bound, reverse: str, measured: dict[str, Any], images: np.ndarray, exact: bool
+) -> None:
     mean, error = mean_and_error(result.bits_per_dim)
     rows = {"bound, bits/dim": (mean, error)}
     rows |= {f"  {name}": mean_and_error(values) for name, values in result.parts.items()}
     rows |= {name: (value, float("nan")) for name, value in baselines.lossless_bits_per_dim(images).items()}
     kind = "every term" if exact else f"{result.terms.shape[1]} terms an image, unbiased"
-    table = Table(title=f"{len(images)} held-out images, {measured['variance']} variance, {kind}", title_justify="left")
+    table = Table(title=f"{len(images)} held-out images, {reverse}, {kind}", title_justify="left")
     for heading in ("", "bits/dim", "standard error"):
         table.add_column(heading, justify="left" if not heading else "right")
     for name, (value, spread) in rows.items():

@@ -117,6 +117,8 @@ def export_run(run: Path, folder: Path) -> None:
     """
     saved = checkpoint.open_newest(run)
     config, model, process = saved.config, saved.config.model, saved.config.diffusion
+    if process.chain != "gaussian":
+        raise UserError(f"{run}: diffusion.chain is {process.chain}; diffusers has no such process")
     if model.patch != 1:
         raise UserError(f"{run}: model.patch is {model.patch}; diffusers' network has no such field")
     if model.fourier:

@@ -14,10 +14,8 @@ from ancestral.config import Config, Facts
 from ancestral.denoiser import Denoiser
 from ancestral.feed import to_bytes, to_unit
 from ancestral.imageset import ImageSet
-from ancestral.reverse import Ancestral, large
 from ancestral.rng import Streams
 from ancestral.sample import sample
-from ancestral.solvers import FEW_STEPS, SOLVERS
 
 CALIBRATED = 128  # training images on which the model's own error is measured
 
@@ -42,13 +40,14 @@ def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, d
     labels = torch.arange(16, device=device) % len(facts.class_names) if config.model.labels else None
     times = build.training_grid(config)
     grid = build.sampling_grid(config, "trailing", 20 if len(times) > 21 else None)
-    drawn = sample(build.predictor(shown, None, labels), facts.shape, 16, grid, SOLVERS[FEW_STEPS], device=device)
+    kind, drawer = build.chain(config), build.predictor(shown, None, labels)
+    drawn = sample(drawer, facts.shape, 16, grid, kind.quick, device=device, draw=kind.draw)
     test = held_out.spread(32)
     measured = bound(
         build.predictor(shown, None, labels_of(test, config, device)),
         to_unit(test.images).to(device),
         times,
-        Ancestral(large),
+        kind.measured,
         Streams(0, "preview", range(len(test))),
         terms=min(10, len(times) - 1),
     )
@@ -60,8 +59,10 @@ def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, d
     return Preview(to_bytes(drawn), mean_and_error(measured.bits_per_dim)[0], by_tenth)
 
 
-def calibration(config: Config, shown: Denoiser, train_images: ImageSet, device: torch.device) -> Tensor:
-    """The model's own squared error, measured on training images (see `bound.calibrate`)."""
+def calibration(config: Config, shown: Denoiser, train_images: ImageSet, device: torch.device) -> Tensor | None:
+    """The model's own squared error, measured on training images (see `bound.calibrate`); None where it has no use."""
+    if not build.chain(config).calibrated:
+        return None
     images = train_images.spread(CALIBRATED)
     predictor = build.predictor(shown, None, labels_of(images, config, device))
     return calibrate(predictor, to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images))))

@@ -19,10 +19,8 @@ from torch import Tensor
 from ancestral.denoiser import Denoiser, Prediction
 from ancestral.gaussian import Normal
 from ancestral.reverse import Transition
-from ancestral.schedule import NoiseSchedule, over
+from ancestral.schedule import Likelihood, NoiseSchedule, over
 from ancestral.target import Target
-
-Likelihood = Callable[[Normal, Tensor], Tensor]  # log p(x0 | x_1) per element: for bytes, or a density
 
 
 class Objective(Protocol):
@@ -45,17 +43,7 @@ def bound_term(
     likelihood: Likelihood = Normal.log_prob_byte,
 ) -> Tensor:
     """L_{t-1} in nats an image: the KL form where s > 0, the decoder's -log p(x0 | x_t) where s = 0. Shape (B,)."""
-    last = (s == 0).to(x0.device)
-    q = schedule.posterior(x_t, x0, t, s)
-    # Each branch sees harmless numbers in the other's rows, so that no infinity enters a gradient.
-    mask = last.reshape(-1, *[1] * (x0.ndim - 1))
-    kl = Normal(q.mean, torch.where(mask, p.var.detach(), q.var)).kl(p).flatten(1).sum(1)
-    if not last.any():
-        return kl
-    nll = torch.zeros_like(kl).masked_scatter(
-        last, -likelihood(Normal(p.mean[last], p.var[last]), x0[last]).flatten(1).sum(1)
-    )
-    return torch.where(last, nll, kl)
+    return schedule.term(p, x_t, x0, t, s, likelihood)
 
 
 def bound_weight(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -40,8 +40,8 @@ class Planned(Protocol):
 
 
 def begin(
-    method: Transition | Planned, schedule: NoiseSchedule, grid: Sequence[int]
-) -> tuple[Transition, Sequence[int]]:
+    method: Callable[..., Any] | Planned, schedule: NoiseSchedule, grid: Sequence[int]
+) -> tuple[Callable[..., Any], Sequence[int]]:
     """What one walk over the grid is with this method; a transition without a memory serves every walk as it is."""
     return (method, grid) if callable(method) else method.begin(schedule, grid)
 

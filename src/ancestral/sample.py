@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,12 +11,18 @@ from torch import Tensor
 from ancestral.denoiser import Predictor
 from ancestral.reverse import Planned, Transition
 from ancestral.rng import Streams
-from ancestral.walk import Step, from_model, walk
+from ancestral.schedule import NoiseSchedule
+from ancestral.walk import Draw, Step, from_model, walk
 
 
 def latents(shape: Sequence[int], seed: int, numbers: Sequence[int]) -> Tensor:
     """x_T ~ N(0, I) of the numbered images, float64 (B, *shape)."""
     return Streams(seed, "latent", numbers).normal(shape)
+
+
+def beginning(schedule: NoiseSchedule, latents: Tensor) -> Tensor:
+    """x_T of these latents: themselves in a Gaussian process, everything hidden in an absorbing one."""
+    return schedule.end(latents).sample(latents)
 
 
 def trajectory(
@@ -26,6 +32,7 @@ def trajectory(
     transition: Transition | Planned,
     seed: int = 0,
     numbers: Sequence[int] | None = None,
+    draw: Callable[[Streams], Draw] = from_model,
 ) -> Iterator[Step]:
     """The reverse process from `start`, a step at a time; consume it to watch, stop, or keep what you want.
 
@@ -36,9 +43,10 @@ def trajectory(
         transition: Ancestral, DDIM, or one of `solvers.SOLVERS`.
         seed: of the noise along the way.
         numbers: the images' global numbers; 0..B-1 when left out.
+        draw: how each state is drawn, given the noise.
     """
     noise = Streams(seed, "reverse", range(len(start)) if numbers is None else numbers)
-    return walk(denoiser, start, grid, transition, from_model(noise))
+    return walk(denoiser, start, grid, transition, draw(noise))
 
 
 def sample(
@@ -50,6 +58,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
+    draw: Callable[[Streams], Draw] = from_model,
 ) -> Tensor:
     """`count` images on [-1, 1], shape (count, *shape) (reference names: `p_sample_loop`, `ddim_sample`).
 
@@ -59,8 +68,8 @@ def sample(
     batches = []
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
-        start = latents(shape, seed, numbers).to(device, dtype)
-        batches.append(finish(trajectory(denoiser, start, grid, transition, seed, numbers)).cpu())
+        start = beginning(denoiser.schedule, latents(shape, seed, numbers).to(device, dtype))
+        batches.append(finish(trajectory(denoiser, start, grid, transition, seed, numbers, draw)).cpu())
     return torch.cat(batches)
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from ancestral import build, checkpoint, config, figures, sealed, tuning
+from ancestral import build, checkpoint, config, figures, sealed
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
 from ancestral.drawing import TUNED, Drawing, How
 from ancestral.errors import UserError
 from ancestral.feed import to_bytes
 from ancestral.jobs import PATIENCE, Job, pieces
-from ancestral.sample import Film, latents
+from ancestral.sample import Film, beginning, latents
 from ancestral.sample import film as keep_frames
 
 FRAMES = 12  # of a film
@@ -48,7 +48,8 @@ def sample(
                 keep = _film_times(drawing.times) if film and numbers.start == 0 else ()
                 frames = keep_frames(drawing.walk(numbers, labels, bar, task), keep)
                 if keep:
-                    _write_film(frames, out)
+                    seen = [drawing.model.schedule.shown(x_t) for x_t in frames.x_t]
+                    _write_film(frames._replace(x_t=seen), out)
                 digests = {}
                 for number, image in zip(numbers, to_bytes(frames.final), strict=True):
                     content = figures.png(image)
@@ -75,12 +76,13 @@ def tune_steps(
 ) -> None:
     """Find the best times for so few steps, and keep them with the run."""
     saved, model = open_model(folder, device, average_width)
-    fine = build.sampling_grid(saved.config, "karras", min(FINE, len(build.training_grid(saved.config)) - 1))
+    kind = build.chain(saved.config)
+    fine = build.sampling_grid(saved.config, kind.fine, min(FINE, len(build.training_grid(saved.config)) - 1))
     labels = _labels(saved, None, num_images)
     predictor = build.predictor(model, saved.calibration, None if labels is None else labels.to(device_of(model)))
-    start = latents(saved.facts.shape, seed, range(num_images)).to(device_of(model), state_type(model))
+    noise = latents(saved.facts.shape, seed, range(num_images)).to(device_of(model), state_type(model))
     try:
-        times = [fine[place] for place in tuning.shortest(tuning.jumps(predictor, start, fine), steps)]
+        times = [fine[place] for place in kind.best(predictor, beginning(model.schedule, noise), fine, steps)]
     except ValueError as error:
         raise UserError(f"--steps: {error}") from None
     path = folder / TUNED

@@ -20,8 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ancestral.gaussian import Normal
+from ancestral.gaussian import Normal, standard_normal_like
 
+Likelihood = Callable[[Normal, Tensor], Tensor]  # log p(x0 | x_1) per element: for bytes, or a density
 Time = int | Tensor  # one time for a whole batch, or an int64 vector with one time an image
 
 
@@ -111,6 +112,32 @@ class NoiseSchedule:
         variance = self.gain(t, s) * self.noise_var(s)
         return Normal(over(of_x_t, x_t) * x_t + over(of_x0, x_t) * x0, over(variance, x_t))
 
+    def end(self, like: Tensor) -> Normal:
+        """p(x_T) = N(0, I), in the shape, type and device of `like`."""
+        return standard_normal_like(like)
+
+    def shown(self, x_t: Tensor) -> Tensor:
+        """A state as a picture."""
+        return x_t
+
+    def prior(self, x0: Tensor, t: int) -> Tensor:
+        """L_T = KL(q(x_t | x0) || N(0, I)) in nats an image, for a walk that begins at t. Shape (B,)."""
+        return self.marginal(x0, t).kl(self.end(x0)).flatten(1).sum(1)
+
+    def term(self, p: Normal, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, likelihood: Likelihood) -> Tensor:
+        """L_{t-1} in nats an image: KL(q || p) where s > 0, the decoder's -log p(x0 | x_t) where s = 0. Shape (B,)."""
+        last = (s == 0).to(x0.device)
+        q = self.posterior(x_t, x0, t, s)
+        # Each branch sees harmless numbers in the other's rows, so that no infinity enters a gradient.
+        mask = last.reshape(-1, *[1] * (x0.ndim - 1))
+        kl = Normal(q.mean, torch.where(mask, p.var.detach(), q.var)).kl(p).flatten(1).sum(1)
+        if not last.any():
+            return kl
+        nll = torch.zeros_like(kl).masked_scatter(
+            last, -likelihood(Normal(p.mean[last], p.var[last]), x0[last]).flatten(1).sum(1)
+        )
+        return torch.where(last, nll, kl)
+
     def zero_terminal_snr(self) -> NoiseSchedule:
         """The same schedule with sqrt(alpha_bar) shifted and scaled to reach 0 at T (Lin et al. 2024, Alg. 1)."""
         if self.T < 2:
@@ -198,12 +225,18 @@ def linear_log_snr(T: int = 1000, log_snr_max: float = 13.3, log_snr_min: float 
     return _from_continuous(log_alpha_bar, T)
 
 
+def even(T: int) -> NoiseSchedule:
+    """alpha_bar = 1 - t/T: every step of an absorbing process hides as many places (Austin et al. 2021)."""
+    return _from_continuous(lambda u: torch.log1p(-u), T)
+
+
 SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
     "linear": linear,
     "scaled-linear": scaled_linear,
     "cosine": cosine,
     "sigmoid": sigmoid,
     "linear-log-snr": linear_log_snr,
+    "even": even,
     "linear-zero-snr": lambda T: linear(T).zero_terminal_snr(),
     "cosine-zero-snr": lambda T: cosine(T).zero_terminal_snr(),
 }

@@ -4,46 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from ancestral.denoiser import Prediction, Predictor
+from ancestral.denoiser import Prediction
 from ancestral.gaussian import Normal
-from ancestral.reverse import Planned, Transition, begin
+from ancestral.reverse import Planned, begin
 from ancestral.rng import Streams
 from ancestral.schedule import NoiseSchedule
 
+Seen = TypeVar("Seen")  # what is predicted: a Prediction, or the Guess of hidden places
+Law = TypeVar("Law")  # what a step draws from: a Normal, or the Change of an absorbing process
+_Told = TypeVar("_Told", covariant=True)
 
-class Move(NamedTuple):
+
+class Move(NamedTuple, Generic[Seen, Law]):
     """A step about to be taken: what is known before x_s is drawn."""
 
     t: int
     s: int
     x_t: Tensor
-    prediction: Prediction
-    p: Normal
+    prediction: Seen
+    p: Law
 
 
-class Step(NamedTuple):
-    """A step taken from t to s < t: the state before, what was predicted, the Gaussian, the state after."""
+class Step(NamedTuple, Generic[Seen, Law]):
+    """A step taken from t to s < t: the state before, what was predicted, the distribution, the state after."""
 
     t: int
     s: int
     x_t: Tensor
-    prediction: Prediction
-    p: Normal
+    prediction: Seen
+    p: Law
     x_s: Tensor
 
 
-Draw = Callable[[Move], Tensor]
+Draw = Callable[[Move[Seen, Law]], Tensor]
+
+
+class Walkable(Protocol[_Told]):
+    """A predictor, of whatever process."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The process."""
+        ...
+
+    def __call__(self, x_t: Tensor, t: int, /) -> _Told:
+        """Predict the clean image from x_t (B, ...)."""
+        ...
 
 
 @torch.no_grad()
 def walk(
-    denoiser: Predictor, x: Tensor, times: Sequence[int], transition: Transition | Planned, draw: Draw
-) -> Iterator[Step]:
+    denoiser: Walkable[Seen],
+    x: Tensor,
+    times: Sequence[int],
+    transition: Callable[[Any, Tensor, Seen, int, int], Law] | Planned,
+    draw: Draw[Seen, Law],
+) -> Iterator[Step[Seen, Law]]:
     """Walk down the grid from x at times[0] to times[-1], yielding each step (reference name: `p_sample_loop`).
 
     Args:
@@ -61,20 +82,20 @@ def walk(
         yield Step(*move, x)
 
 
-def from_model(noise: Streams) -> Draw:
+def from_model(noise: Streams) -> Draw[Prediction, Normal]:
     """x_s ~ p(x_s | x_t), but the mean at s = 0: Algorithm 2."""
 
-    def draw(move: Move) -> Tensor:
+    def draw(move: Move[Prediction, Normal]) -> Tensor:
         return move.p.mean if move.s == 0 else everywhere(move)
 
     everywhere = from_model_to_the_end(noise)
     return draw
 
 
-def from_model_to_the_end(noise: Streams) -> Draw:
+def from_model_to_the_end(noise: Streams) -> Draw[Prediction, Normal]:
     """x_s ~ p(x_s | x_t) at s = 0 too: what the bound speaks about, and exact for exact variances."""
 
-    def draw(move: Move) -> Tensor:
+    def draw(move: Move[Prediction, Normal]) -> Tensor:
         if not move.p.var.any():
             return move.p.mean
         return move.p.sample(noise.normal(move.x_t.shape[1:]).to(move.x_t))
@@ -82,10 +103,10 @@ def from_model_to_the_end(noise: Streams) -> Draw:
     return draw
 
 
-def from_posterior(schedule: NoiseSchedule, x0: Tensor, noise: Streams) -> Draw:
+def from_posterior(schedule: NoiseSchedule, x0: Tensor, noise: Streams) -> Draw[Prediction, Normal]:
     """x_s ~ q(x_s | x_t, x0): a chain of the forward process, seen backwards."""
 
-    def draw(move: Move) -> Tensor:
+    def draw(move: Move[Prediction, Normal]) -> Tensor:
         q = schedule.posterior(move.x_t, x0, move.t, move.s)
         return q.sample(noise.normal(move.x_t.shape[1:]).to(move.x_t))
 

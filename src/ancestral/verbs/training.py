@@ -15,7 +15,9 @@ from ancestral.verbs.options import POSITIVE, Duration, device_option, processes
 @click.option(
     "--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder; the same command resumes."
 )
-@click.option("--preset", default="images", show_default=True, help="images, likelihood, tiny, cifar10 or paper-256.")
+@click.option(
+    "--preset", default="images", show_default=True, help="images, likelihood, absorbing, tiny, cifar10 or paper-256."
+)
 @click.option("--budget", type=Duration(), help="Wall time to plan for: 90s, 10m, 2h.")
 @click.option("--images", type=POSITIVE, help="Length of the run in images seen, instead of a time.")
 @click.option("--steps", type=POSITIVE, help="Length of the run in updates, instead of a time.")

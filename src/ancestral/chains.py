@@ -1,0 +1,134 @@
+"""Which chain a run is made of: everything that differs between a Gaussian process and those that hide places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ancestral.absorbing import Absorbing, Independent
+from ancestral.config import Config, DiffusionOptions, Facts, suggest
+from ancestral.denoiser import CLIPS, CLOCKS, Denoiser
+from ancestral.discrete import VALUES
+from ancestral.errors import UserError
+from ancestral.orders import from_law, imagined_costs
+from ancestral.revealing import Masked, Reveal
+from ancestral.reverse import VARIANCES, Ancestral, Planned, Transition, large, learned
+from ancestral.rng import Streams
+from ancestral.schedule import NoiseSchedule
+from ancestral.solvers import FEW_STEPS, SOLVERS
+from ancestral.target import TARGETS
+from ancestral.tuning import jumps, shortest
+from ancestral.walk import Draw, from_model
+
+_T = TypeVar("_T")
+
+
+def choose(table: Mapping[str, _T], name: str, field: str) -> _T:
+    """The entry of a table.
+
+    Raises:
+        UserError: naming the field, the wrong name and the nearest right one.
+    """
+    if name not in table:
+        raise UserError(f"{field}: unknown name '{name}'; {suggest(name, table)}")
+    return table[name]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a process brings along. The types are those of the Gaussian one; the others have the same faces."""
+
+    process: Callable[[NoiseSchedule, DiffusionOptions], NoiseSchedule]
+    channels: Callable[[int, DiffusionOptions], tuple[int, int]]  # of the image, to the network's input and output
+    denoiser: Callable[[nn.Module, NoiseSchedule, Config, Facts], Denoiser]
+    draw: Callable[[Streams], Draw[Any, Any]]  # how states are drawn when images are
+    reverse: Any  # the only reverse step there is; None where a variance or a solver says which
+    measured: Transition  # the step of quick looks at the bound
+    quick: Transition | Planned  # and at images
+    calibrated: bool  # whether its own squared error is a parameter of the model
+    fine: str  # the grid of the walk that few steps are tuned to
+    named: Callable[[str], str]  # the reverse step with this variance, for people
+    best: Callable[[Any, Tensor, Sequence[int], int], list[int]]  # the places of the best so many steps on that walk
+
+
+def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
+    options = config.diffusion
+    target = choose(TARGETS, options.target, "diffusion.target")
+    clip = choose(CLIPS, options.clip, "diffusion.clip")
+    clock = choose(CLOCKS, options.clock, "diffusion.clock")
+    try:
+        return Denoiser(network, process, target, clip, clock)
+    except ValueError as error:
+        raise UserError(f"diffusion.target: {error}") from None
+
+
+def _gaussian_channels(channels: int, options: DiffusionOptions) -> tuple[int, int]:
+    variance = choose(VARIANCES, options.variance, "diffusion.variance")
+    return channels, channels * (2 if variance is learned else 1)
+
+
+def _hiding(kind: type[Absorbing]) -> Chain:
+    def process(visible: NoiseSchedule, options: DiffusionOptions) -> Absorbing:
+        try:
+            return kind(visible.log_alpha_bar, options.levels)
+        except ValueError as error:
+            raise UserError(f"diffusion.schedule: {error}") from None
+
+    def denoiser(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Any:
+        dimensions, options = facts.shape[0] * facts.shape[1] * facts.shape[2], config.diffusion
+        assert isinstance(process, Absorbing)
+        if options.objective != "bound":
+            raise UserError(f"diffusion.objective: chain '{options.chain}' is trained by its bound; use bound")
+        if kind is Absorbing and dimensions < options.T:
+            raise UserError(
+                f"diffusion.T: {options.T} steps for {dimensions} values, and each step must reveal one or more; "
+                f"use --set diffusion.T={dimensions}, one a step, or fewer"
+            )
+        clock = choose(CLOCKS, options.clock, "diffusion.clock")
+        return Masked(network, process, choose(VALUES, options.values, "diffusion.values"), clock)
+
+    def channels(image: int, options: DiffusionOptions) -> tuple[int, int]:
+        family = choose(VALUES, options.values, "diffusion.values")
+        return 2 * image, image * family.outputs(options.levels)
+
+    reveal: Any = Reveal()
+    return Chain(
+        process=process,
+        channels=channels,
+        denoiser=denoiser,
+        draw=from_law,
+        reverse=reveal,
+        measured=reveal,
+        quick=reveal,
+        calibrated=False,
+        fine="trailing",
+        named=lambda variance: "places revealed in any order",
+        best=lambda predictor, start, fine, steps: shortest(imagined_costs(predictor, start, fine), steps, growth=1),
+    )
+
+
+CHAINS: dict[str, Chain] = {
+    "gaussian": Chain(
+        process=lambda schedule, options: schedule,
+        channels=_gaussian_channels,
+        denoiser=_gaussian,
+        draw=from_model,
+        reverse=None,
+        measured=Ancestral(large),
+        quick=SOLVERS[FEW_STEPS],
+        calibrated=True,
+        fine="karras",
+        named=lambda variance: f"{variance} variance",
+        best=lambda predictor, start, fine, steps: shortest(jumps(predictor, start, fine), steps),
+    ),
+    "absorbing": _hiding(Absorbing),
+    "absorbing-independent": _hiding(Independent),
+}
+
+
+def chain(config: Config) -> Chain:
+    """The chain of a configuration."""
+    return choose(CHAINS, config.diffusion.chain, "diffusion.chain")

@@ -1,0 +1,132 @@
+"""What predicts hidden places, and the steps that reveal them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ancestral.absorbing import Absorbing, Change, hidden, these
+from ancestral.denoiser import CLOCKS, Clock
+from ancestral.discrete import Logistic, Softmax, Values, level_of
+from ancestral.schedule import Time
+
+
+class Guess(NamedTuple):
+    """What is believed of the clean image, given the places that are seen."""
+
+    values: Values  # of each place, independent
+    x0: Tensor  # (B, C, H, W) the mean of these where a place is hidden, otherwise what is seen
+
+
+class Guesser(Protocol):
+    """Anything that guesses hidden places: a network, or an exact oracle."""
+
+    schedule: Absorbing
+
+    def __call__(self, x_t: Tensor, t: Time) -> Guess:
+        """Guess the places hidden in x_t (B, ...)."""
+        ...
+
+
+def guess(values: Values, x_t: Tensor) -> Guess:
+    """Complete distributions with the image that is believed in."""
+    return Guess(values, torch.where(hidden(x_t), values.mean, x_t))
+
+
+class Masked(nn.Module):
+    """A network as a predictor of hidden places, with the face of a `Denoiser`.
+
+    Args:
+        network: maps (2C channels, time, **cond) to C outputs(levels) channels: values with 0 for the hidden ones, and
+            which these are; to the parameters of a distribution of each place.
+        schedule: the forward process it is trained for.
+        values: which family the distributions are of (see `discrete.VALUES`).
+        clock: what the network is told of t.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Absorbing,
+        values: type[Softmax] | type[Logistic],
+        clock: Clock = CLOCKS["paper"],
+    ) -> None:
+        super().__init__()
+        self.network, self.schedule, self.values, self.clock = network, schedule, values, clock
+
+    def output(self, x_t: Tensor, t: Time, **cond: Tensor) -> Tensor:
+        """The network's raw output, in x_t's type. x_t: (B, C, H, W)."""
+        time = self.clock(torch.as_tensor(t).expand(len(x_t)), self.schedule.T)
+        like = next(self.network.parameters(), x_t)
+        unknown = hidden(x_t)
+        seen = torch.cat([x_t.masked_fill(unknown, 0), unknown.to(x_t)], 1)
+        raw = self.network(seen.to(like.dtype), time.to(x_t.device, torch.float32), **cond)
+        return raw.to(x_t.dtype)
+
+    def interpret(self, output: Tensor, x_t: Tensor, t: Time) -> Guess:
+        """What an output of the network says of each place."""
+        parameters = output.unflatten(1, (x_t.shape[1], -1)).movedim(2, -1)
+        return guess(self.values.of(parameters, self.schedule.levels), x_t)
+
+    def forward(self, x_t: Tensor, t: Time, **cond: Tensor) -> Guess:
+        """Guess the places hidden in x_t (B, C, H, W) at time t."""
+        return self.interpret(self.output(x_t, t, **cond), x_t, t)
+
+
+class Joint:
+    """The exact predictor for data that are one of a few images: an oracle for tests.
+
+    Args:
+        schedule: the forward process.
+        points: (N, ...) the images, all of whose values are levels.
+        weights: (N,) their probabilities.
+    """
+
+    def __init__(self, schedule: Absorbing, points: Tensor, weights: Tensor) -> None:
+        self.schedule, self.points, self.weights = schedule, points, weights / weights.sum()
+
+    def __call__(self, x_t: Tensor, t: Time) -> Guess:
+        """p(each place | the places seen), by counting."""
+        agree = (hidden(x_t)[:, None] | (x_t[:, None] == self.points)).flatten(2).all(2)
+        posterior = agree * self.weights
+        posterior = posterior / posterior.sum(1, keepdim=True)
+        of_level = nn.functional.one_hot(level_of(self.points, self.schedule.levels), self.schedule.levels)
+        return guess(Softmax(torch.tensordot(posterior, of_level.to(posterior), 1).log()), x_t)
+
+
+class Reveal:
+    """The reverse step of the process itself: as many places as it hides, in an order that is drawn on the way."""
+
+    def __call__(self, schedule: Absorbing, x_t: Tensor, prediction: Guess, t: Time, s: Time) -> Change:
+        """p(x_s | x_t)."""
+        return schedule.reveal(x_t, prediction.values, t, s)
+
+
+@dataclass(frozen=True, eq=False)
+class InOrder:
+    """The places in an order that is given: an autoregressive model.
+
+    Args:
+        turn: int64 (B, ...) or (...), when each place is revealed: 0 first, each number of 0..D-1 once an image.
+    """
+
+    turn: Tensor
+
+    def __call__(self, schedule: Absorbing, x_t: Tensor, prediction: Guess, t: Time, s: Time) -> Change:
+        """p(x_s | x_t, order), independent between the places revealed at once."""
+        before, after = (x_t[0].numel() - schedule.count(time, x_t[0].numel()).to(x_t.device) for time in (t, s))
+        due = (self.turn >= before) & (self.turn < after)
+        return Change(x_t, hidden(x_t), due.to(x_t).expand_as(x_t), these(due), prediction.values)
+
+
+def raster(shape: tuple[int, ...]) -> Tensor:
+    """The order of reading: rows from above, each from the left, channels one by one. int64, `shape`."""
+    return torch.arange(torch.Size(shape).numel()).reshape(shape)
+
+
+def any_order(eps: Tensor) -> Tensor:
+    """A random order an image, every one alike, by ranking independent numbers (B, ...)."""
+    return eps.flatten(1).argsort(1).argsort(1).reshape(eps.shape)
