@@ -24,6 +24,9 @@ LAYERS = [
     {"objective", "times"},
     {"bound", "sample", "tuning", "metrics"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
+    {"codec.errors"},
+    {"codec.bits_back", "codec.archive"},
+    {"codec.blocks"},
     {"jobs", "launch"},
     {"store", "features"},
     {"folders"},
@@ -38,9 +41,10 @@ LAYERS = [
     {"runner", "card"},
     {"console", "hub"},
     {"drawing"},
-    {"commands", "evaluation", "sampling", "measuring"},
+    {"commands", "evaluation", "sampling", "measuring", "archiving"},
+    {"agreement"},
     {"verbs.options"},
-    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models"},
+    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models", "verbs.archive"},
     {"cli"},
 ]
 MATHEMATICS = set().union(*LAYERS[:9]) - {"errors"}

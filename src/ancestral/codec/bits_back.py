@@ -4,11 +4,11 @@ To push x0, for the times 0 = s < t < ... of the grid, rising (Kingma et al. 201
 
     pop x_t ~ q(x_t | x_s),   push x_s under p(x_s | x_t),   and at the end push x_T under N(0, I).
 
-What is popped was on the stack before, so that x0 costs -log p(x_T) + sum log q(x_t | x_s) - log p(x_s | x_t): Eq. 3, what
-`naive_bound` estimates. Popping x0 is the same the other way round, hence a walk like any other; see `Chain`.
+What is popped was on the stack before, so that x0 costs -log p(x_T) + sum log q(x_t | x_s) - log p(x_s | x_t), Eq. 3:
+what `naive_bound` estimates. Popping x0 is the same the other way round, hence one walk; see `Chain`.
 
-Each x_t lies on a lattice whose spacing is a part of the narrower of the two Gaussians that meet there. Symbols that are
-*sampled* come from a window of 7 standard deviations: a quantised Gaussian gives every symbol of its domain at least
+Each x_t lies on a lattice, whose spacing is a part of the narrower of the two Gaussians that meet there. What is
+*sampled* comes from a window of 7 standard deviations: a quantised Gaussian gives every symbol of its domain at least
 2^-24, and over a wide domain such symbols would be drawn and take the chain where no data are.
 """
 
@@ -134,7 +134,9 @@ class Chain:
         for s, t in pairwise(reversed(self.times)):
             q = schedule.transition(x_s, s, t)
             x_t = self._pop(stack, q, t, self._window(q, t))
-            (step,) = walk(self.denoiser, x_t, (t, s), self.transition, lambda move, x_s=x_s: self._put(stack, move, x_s))
+            (step,) = walk(
+                self.denoiser, x_t, (t, s), self.transition, lambda move, x_s=x_s: self._put(stack, move, x_s)
+            )
             log_p = step.p.log_prob(x_s) if s else step.p.log_prob_byte(x_s)
             nats += (q.log_prob(x_t) - log_p).flatten(1).sum(1)
             x_s = x_t
@@ -147,7 +149,12 @@ class Chain:
         Raises:
             OutOfReach: when the bits are none that `push` has made.
         """
-        x = self._pop(stack, standard_normal_like(torch.zeros(*shape, dtype=torch.float64)), self.times[0], self.half[self.times[0]])
+        x = self._pop(
+            stack,
+            standard_normal_like(torch.zeros(*shape, dtype=torch.float64)),
+            self.times[0],
+            self.half[self.times[0]],
+        )
         for step in walk(self.denoiser, x, self.times, self.transition, lambda move: self._take(stack, move)):
             x = step.x_s
         return _bytes(x)
