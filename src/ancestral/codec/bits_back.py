@@ -34,6 +34,7 @@ AnsCoder: Any = constriction.stream.stack.AnsCoder
 QuantizedGaussian: Any = constriction.stream.model.QuantizedGaussian
 WINDOW = 7.0  # standard deviations of q on either side of its mean
 TAIL = 10.0  # the same of p, besides the largest error of x0
+SUREST = 1e-4  # bytes: the smallest standard deviation of L_0
 BYTES = QuantizedGaussian(0, 255)  # its first and last bins are open: the probabilities of `Normal.log_prob_byte`
 
 
@@ -217,4 +218,6 @@ def _bytes(x0: Tensor) -> Tensor:
 
 
 def _of_bytes(p: Normal) -> tuple[np.ndarray, np.ndarray]:
-    return _flat((p.mean + 1) * 127.5, np.float64), _flat(p.var.sqrt().expand_as(p.mean) * 127.5, np.float64)
+    """(mean, standard deviation) in bytes; a surer one than the coder can tell apart is as good."""
+    std = (p.var.sqrt() * 127.5).clamp(min=SUREST).expand_as(p.mean)
+    return _flat((p.mean + 1) * 127.5, np.float64), _flat(std, np.float64)
