@@ -74,7 +74,7 @@ def compressed(
     described |= {
         "times": times,
         "shape": list(setting.shape),
-        "images": sha256(pixels.numpy()).hexdigest(),
+        "images": sha256(pixels.numpy().tobytes()).hexdigest(),
         "block": block,
     }
     with together(torch.device("cpu")) as processes, Progress(console=screen, disable=not screen.is_terminal) as bar:
@@ -163,8 +163,7 @@ def unarchive(run: Path, file: Path, *, out: Path, only: tuple[int, int] | None)
         raise CodecError(f"{file}: {error}") from None
     if out.suffix.lower() == ".npz":
         out.parent.mkdir(parents=True, exist_ok=True)
-        kept = {"names": np.array([names[row] for row in wanted])} if held.names else {}
-        np.savez(out, images=pixels, **kept)
+        np.savez(out, images=pixels, names=np.array([names[row] for row in wanted]))
     else:
         for row, image in zip(wanted, pixels, strict=True):
             place = out / (names[row] if names[row].lower().endswith(".png") else f"{names[row]}.png")

@@ -30,8 +30,8 @@ from ancestral.gaussian import Normal, standard_normal_like
 from ancestral.reverse import Transition
 from ancestral.walk import Move, walk
 
-AnsCoder: Any = constriction.stream.stack.AnsCoder
-QuantizedGaussian: Any = constriction.stream.model.QuantizedGaussian
+_stream: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
+AnsCoder, QuantizedGaussian = _stream.stack.AnsCoder, _stream.model.QuantizedGaussian
 WINDOW = 7.0  # standard deviations of q on either side of its mean
 TAIL = 10.0  # the same of p, besides the largest error of x0
 SUREST = 1e-4  # bytes: the smallest standard deviation of L_0
