@@ -25,6 +25,9 @@ LAYERS = [
     {"bound", "sample", "tuning", "metrics"},
     {"orders"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
+    {"codec.errors"},
+    {"codec.bits_back", "codec.archive"},
+    {"codec.blocks"},
     {"jobs", "launch"},
     {"store", "features"},
     {"folders"},
@@ -39,9 +42,10 @@ LAYERS = [
     {"runner", "card"},
     {"console", "hub"},
     {"drawing"},
-    {"commands", "evaluation", "sampling", "measuring"},
+    {"commands", "evaluation", "sampling", "measuring", "archiving"},
+    {"agreement"},
     {"verbs.options"},
-    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models"},
+    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models", "verbs.archive"},
     {"cli"},
 ]
 MATHEMATICS = set().union(*LAYERS[:10]) - {"errors"}

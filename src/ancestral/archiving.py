@@ -1,0 +1,202 @@
+"""What `ancestral archive` and `ancestral unarchive` do, once their options are known to be right."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import safetensors.torch
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from ancestral import build, checkpoint, data, figures, sealed
+from ancestral.checkpoint import Checkpoint
+from ancestral.codec.archive import Archive, Block, Setting, rows_of
+from ancestral.codec.blocks import Coder
+from ancestral.codec.errors import CodecError
+from ancestral.console import open_model, screen, together
+from ancestral.denoiser import Predictor
+from ancestral.errors import UserError
+from ancestral.feed import facts
+from ancestral.imageset import DataOptions, ImageSet, joined
+from ancestral.jobs import Job, pieces
+
+
+@dataclass(frozen=True)
+class Archived:
+    """An archive and what it has cost."""
+
+    content: Archive
+    nats: Tensor  # (N,) of each image along its own chain
+    one_off: int  # bytes: sum over the blocks
+    seconds: float  # an image, to encode it and to decode it again; of blocks made by an earlier command too
+
+
+def open_coder(run: Path) -> tuple[Checkpoint, Predictor]:
+    """The model of a run as the coder wants it: on the CPU, its own error known.
+
+    Raises:
+        UserError: for a model with labels, or one whose error was not measured.
+    """
+    saved, model = open_model(run, "cpu", None)
+    if saved.config.model.labels:
+        raise UserError(f"{run}: its model wants labels, which an archive does not keep; train one without")
+    if saved.calibration is None:
+        raise UserError(f"{run}: its error was not measured, as is done when training ends; finish the training")
+    return saved, build.predictor(model, saved.calibration)
+
+
+def model_id(saved: Checkpoint) -> bytes:
+    """8 bytes: which weights, configuration and table, wherever the run lies."""
+    digest = sha256()
+    for name, content in sorted(checkpoint.model_files(saved).items()):
+        digest.update(sha256(content).digest() + name.encode())
+    return digest.digest()[:8]
+
+
+def compressed(
+    saved: Checkpoint, predictor: Predictor, images: np.ndarray, names: tuple[str, ...], times: list[int], block: int,
+    job_folder: Path,
+) -> Archived:  # fmt: skip
+    """Images, bytes (N, H, W, C), as an archive; blocks that an earlier, interrupted command has made are kept."""
+    setting = Setting(model_id(saved), tuple(times), predictor.schedule.T, saved.facts.shape, torch.get_num_threads())
+    coder = Coder(predictor, setting)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    work = pieces(len(images), block)
+    described = {
+        name: value.hex() if isinstance(value, bytes) else value for name, value in vars(coder.setting).items()
+    }
+    described |= {
+        "times": times,
+        "shape": list(setting.shape),
+        "images": sha256(pixels.numpy().tobytes()).hexdigest(),
+        "block": block,
+    }
+    with together(torch.device("cpu")) as processes, Progress(console=screen, disable=not screen.is_terminal) as bar:
+        task = bar.add_task(f"{len(times) - 1} steps, both ways", total=2 * len(images))
+        job = Job(job_folder, described, processes)
+
+        def make(part: range) -> dict[str, bytes]:
+            started = time.monotonic()
+            made, cost = coder.encode(pixels[part.start : part.stop].long(), lambda count: bar.advance(task, count))
+            seconds = torch.tensor(time.monotonic() - started, dtype=torch.float64)
+            numbers = {"nats": cost.nats, "one_off": torch.tensor(cost.one_off), "seconds": seconds}
+            crc = made.pixels_crc.to_bytes(4, "little")
+            return {"block": made.payload, "crc": crc, "cost.safetensors": safetensors.torch.save(numbers)}
+
+        job.run(work, make, lambda kept: {"block", "crc", "cost.safetensors"} <= set(kept))
+        results = list(job.results(work))
+        job.forget()
+    blocks = tuple(Block(kept["block"], int.from_bytes(kept["crc"], "little")) for kept in results)
+    costs = [safetensors.torch.load(kept["cost.safetensors"]) for kept in results]
+    return Archived(
+        Archive(coder.setting, len(images), block, names, blocks),
+        torch.cat([one["nats"] for one in costs]),
+        sum(int(one["one_off"]) for one in costs),
+        sum(float(one["seconds"]) for one in costs) / len(images),
+    )
+
+
+def archive(run: Path, images: Path, *, out: Path, steps: int, grid: str, block: int) -> None:
+    """Compress all images of a source into a file, and say what it has cost."""
+    saved, predictor = open_coder(run)
+    chosen = everything(images, saved.facts.shape)
+    names = chosen.names if images.is_dir() else ()
+    if not all((images / name).is_file() for name in names):
+        raise UserError(f"{images}: is divided into train and test; archive each of these folders by itself")
+    times = build.sampling_grid(saved.config, grid, steps)
+    made = compressed(
+        saved, predictor, np.asarray(chosen.images[:]), names, times, block, out.with_name(f".{out.name}.job")
+    )
+    content = made.content.to_bytes()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sealed.write_file(out, content)
+    values = len(chosen) * math.prod(saved.facts.shape)
+    bits, ideal = 8 * len(content) / values, float(made.nats.sum()) / math.log(2) / values
+    screen.print(
+        f"{len(chosen)} images in {len(content)} bytes, {bits:.4f} bits/dim; the bound along the same chains is "
+        f"{ideal:.4f}, ratio {bits / ideal:.4f}; of the bytes {made.one_off} were needed to begin the blocks and "
+        f"{len(content) - sum(len(one.payload) for one in made.content.blocks)} are header; "
+        f"{1000 * made.seconds:.0f} ms an image, checked; written: {out}"
+    )
+
+
+def everything(source: Path, shape: tuple[int, int, int]) -> ImageSet:
+    """All images of a source, in its own order, as they are: nothing is resized, and colour is not dropped.
+
+    Raises:
+        UserError: when they are not of the model's shape.
+    """
+    whole = joined(data.load(str(source), DataOptions()))
+    if facts(whole).shape[0] == 1 and shape[0] == 3:
+        whole = joined(data.load(str(source), DataOptions(channels=3)))
+    if facts(whole).shape != shape:
+        raise UserError(f"{source}: images of {facts(whole).shape} (channels, height, width), the model's are {shape}")
+    return whole.take(sorted(range(len(whole)), key=lambda row: _natural(whole.names[row])))
+
+
+def _natural(name: str) -> tuple[str, int, str]:
+    """Arrays name their images NAME[row]: rows count as numbers."""
+    stem, bracket, row = name.rpartition("[")
+    number = row.removesuffix("]")
+    return (stem, int(number), "") if bracket and number.isdigit() else (name, 0, "")
+
+
+def unarchive(run: Path, file: Path, *, out: Path, only: tuple[int, int] | None) -> None:
+    """Write the images of a file as PNGs under their names, or as one .npz file."""
+    saved, predictor = open_coder(run)
+    if not file.is_file():
+        raise UserError(f"{file}: no such file")
+    try:
+        held = Archive.of_bytes(file.read_bytes())
+        wanted = range(*only) if only else range(held.count)
+        if wanted.stop > held.count:
+            raise UserError(f"--only: the file holds {held.count} images, numbered from 0")
+        names = _safe(held.names) or tuple(f"{row:06d}" for row in range(held.count))
+        pixels = expanded(saved, predictor, held, wanted)
+    except CodecError as error:
+        raise CodecError(f"{file}: {error}") from None
+    if out.suffix.lower() == ".npz":
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(out, images=pixels, names=np.array([names[row] for row in wanted]))
+    else:
+        for row, image in zip(wanted, pixels, strict=True):
+            place = out / (names[row] if names[row].lower().endswith(".png") else f"{names[row]}.png")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            sealed.write_file(place, figures.png(image))
+    screen.print(f"{len(pixels)} images: {out}")
+
+
+def expanded(saved: Checkpoint, predictor: Predictor, held: Archive, wanted: range) -> np.ndarray:
+    """These images of an archive, bytes (N, H, W, C); only their blocks are decoded.
+
+    Raises:
+        CodecError: when the archive is of another model or environment, or damaged.
+    """
+    if held.setting.model != model_id(saved):
+        raise CodecError(f"made with the model {held.setting.model.hex()}, this run's is {model_id(saved).hex()}")
+    if held.setting.shape != saved.facts.shape or held.setting.T != predictor.schedule.T:
+        raise CodecError("the header is damaged: its shape or T is not the model's")
+    coder, parts = Coder(predictor, held.setting), []
+    with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        chosen = list(rows_of(held, wanted))
+        counts = {number: min(held.block, held.count - number * held.block) for number, _ in chosen}
+        task = bar.add_task(f"{len(held.setting.times) - 1} steps", total=sum(counts.values()))
+        for number, rows in chosen:
+            whole = coder.decode(held.blocks[number], counts[number], lambda count: bar.advance(task, count))
+            start = number * held.block
+            parts.append(whole[rows.start - start : rows.stop - start])
+    return torch.cat(parts).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _safe(names: tuple[str, ...]) -> tuple[str, ...]:
+    for name in names:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.name:
+            raise CodecError(f"names an image '{name}', outside any folder")
+    return names
