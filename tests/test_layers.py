@@ -23,6 +23,7 @@ LAYERS = [
     {"solvers"},
     {"objective", "times"},
     {"bound", "sample", "tuning", "metrics"},
+    {"anomaly", "rate_distortion"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
     {"jobs", "launch"},
     {"store", "features"},
@@ -37,13 +38,13 @@ LAYERS = [
     {"figures", "estimate", "interop"},
     {"runner", "card"},
     {"console", "hub"},
-    {"drawing"},
-    {"commands", "evaluation", "sampling", "measuring"},
+    {"drawing", "surprise"},
+    {"commands", "evaluation", "sampling", "measuring", "rating"},
     {"verbs.options"},
-    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models"},
+    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models", "verbs.rate"},
     {"cli"},
 ]
-MATHEMATICS = set().union(*LAYERS[:9]) - {"errors"}
+MATHEMATICS = set().union(*LAYERS[:10]) - {"errors"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
