@@ -7,6 +7,7 @@ docs/benchmarks.md. RUN was trained on OWN, whose training images are the norm; 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,31 +32,33 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=WORK / "anomaly", help="folder of results and pieces of work")
     given = parsed(parser)
     results = Results(given.results / "anomaly.jsonl", ("model", "own", "foreign", "images", "norm"))
-    lines = [
-        results.once(
-            lambda pair=pair: measured(Path(pair[0]), *pair[1:], given.images, given.norm, given.results / "traces"),
-            model=checkpoint.digest(checkpoint.open_run(Path(pair[0]))[0]),
-            own=Path(pair[1]).stem,
-            foreign=Path(pair[2]).stem,
-            images=given.images,
-            norm=given.norm,
+    lines = []
+    for run, own, foreign in given.pair:
+        saved, _ = checkpoint.open_run(Path(run))
+        model = build.trained(saved, Path(run), torch.device("cpu"))
+        tracing = Tracing(saved, model, None, 0, 32, given.results / "traces")
+        lines.append(
+            results.once(
+                partial(measured, tracing, own, foreign, given.images, given.norm),
+                model=checkpoint.digest(saved),
+                own=Path(own).stem,
+                foreign=Path(foreign).stem,
+                images=given.images,
+                norm=given.norm,
+            )
         )
-        for pair in given.pair
-    ]
     publish("anomaly", text(lines), given.docs, lines)
 
 
-def measured(run: Path, own: str, foreign: str, images: int, norm: int, cache: Path) -> Mapping[str, object]:
+def measured(tracing: Tracing, own: str, foreign: str, images: int, norm: int) -> Mapping[str, object]:
     """AUROC of every score with its standard error, and the mean bits/dim of both sides."""
-    saved, _ = checkpoint.open_run(run)
-    tracing = Tracing(saved, build.trained(saved, run, torch.device("cpu")), None, 0, 32, cache)
     home, away = (data.load(source, DataOptions()) for source in (own, foreign))
     sets: list[ImageSet] = [home.train.spread(norm), home.test.spread(images), away.test.spread(images)]
     usual, known, strange = (tracing(one, Processes(), lambda seen: print(".", end="", flush=True)) for one in sets)
     found = {name: list(auroc(score(known, usual), score(strange, usual))) for name, score in SCORES.items()}
     values = (known.trace.bits, strange.trace.bits, known.shortest, strange.shortest)
     return {
-        "seen": saved.images,
+        "seen": tracing.saved.images,
         "auroc": found,
         **{name: list(mean_and_error(one)) for name, one in zip(COLUMNS, values, strict=True)},
     }
@@ -66,7 +69,9 @@ def text(lines: list[dict]) -> str:
     heads = [f"{line['own']}, then {line['foreign']}" for line in lines]
     rows: list[list[str]] = [["images seen in training", *(f"{line['seen']:,}" for line in lines)]]
     for name, label in zip(
-        COLUMNS, ("bound, own", "bound, foreign", "PNG or WebP, own", "PNG or WebP, foreign"), strict=True
+        COLUMNS,
+        ("bound of 25 steps, own", "bound of 25 steps, foreign", "PNG or WebP, own", "PNG or WebP, foreign"),
+        strict=True,
     ):
         rows.append([f"{label}, bits/dim", *(shown(line[name], 3) for line in lines)])
     rows += [[f"AUROC of `{name}`", *(shown(line["auroc"][name], 3) for line in lines)] for name in SCORES]
