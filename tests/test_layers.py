@@ -23,7 +23,7 @@ LAYERS = [
     {"solvers"},
     {"objective", "times"},
     {"bound", "sample", "tuning", "metrics"},
-    {"orders"},
+    {"orders", "anomaly", "rate_distortion"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
     {"codec.errors"},
     {"codec.bits_back", "codec.archive"},
@@ -41,11 +41,11 @@ LAYERS = [
     {"figures", "estimate", "interop"},
     {"runner", "card"},
     {"console", "hub"},
-    {"drawing"},
-    {"commands", "evaluation", "sampling", "measuring", "archiving"},
+    {"drawing", "surprise"},
+    {"commands", "evaluation", "sampling", "measuring", "archiving", "rating"},
     {"agreement"},
     {"verbs.options"},
-    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models", "verbs.archive"},
+    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models", "verbs.archive", "verbs.rate"},
     {"cli"},
 ]
 MATHEMATICS = set().union(*LAYERS[:10]) - {"errors"}

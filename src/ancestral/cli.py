@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from ancestral import __version__
-from ancestral.verbs import archive, drawing, measuring, models, training
+from ancestral.verbs import archive, drawing, measuring, models, rate, training
 
 VERBS = (
-    *(training.train, drawing.sample, measuring.metrics, measuring.evaluate, drawing.tune_steps),
+    *(training.train, drawing.sample, measuring.metrics, measuring.evaluate, rate.rd, drawing.tune_steps),
     *(archive.archive, archive.unarchive, archive.agree),
     *(models.import_model, models.export, models.push),
 )

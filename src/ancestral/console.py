@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 
 from ancestral import build, checkpoint, parallel
-from ancestral.denoiser import Denoiser
+from ancestral.denoiser import Denoiser, Prediction, Predictor
 from ancestral.errors import UserError
+from ancestral.schedule import Time
 
 screen = Console(highlight=False, soft_wrap=True)
 
@@ -34,6 +35,18 @@ def together(device: torch.device, patience: timedelta = parallel.PATIENCE) -> I
         yield processes
     finally:
         parallel.leave()
+
+
+class Watched:
+    """A predictor that says how many images it has looked at, each time it is called."""
+
+    def __init__(self, predictor: Predictor, told: Callable[[int], object]) -> None:
+        self.predictor, self.schedule, self.told = predictor, predictor.schedule, told
+
+    def __call__(self, x_t: torch.Tensor, t: Time) -> Prediction:
+        """As the predictor."""
+        self.told(len(x_t))
+        return self.predictor(x_t, t)
 
 
 def device_of(model: torch.nn.Module) -> torch.device:

@@ -13,11 +13,12 @@ import safetensors.torch
 from rich.progress import Progress
 from rich.table import Table
 
-from ancestral import baselines, build, checkpoint, data, figures, monitor
-from ancestral.bound import Bound, bound, concatenate, mean_and_error
+from ancestral import baselines, build, checkpoint, data, figures, monitor, surprise
+from ancestral.bound import Bound, bound, concatenate, mean_and_error, repeated
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
 from ancestral.errors import UserError
 from ancestral.feed import facts, to_unit
+from ancestral.imageset import Splits
 from ancestral.jobs import PATIENCE, Job, pieces
 from ancestral.rng import Streams
 
@@ -32,24 +33,27 @@ def evaluate(
     variance: str | None,
     batch_size: int,
     average_width: float | None,
+    per_image: bool,
+    reference: str | None,
+    out: Path | None,
     seed: int,
     device: str,
 ) -> None:
-    """Measure the bound on held-out images; write a table, a plot and JSON."""
+    """Measure the bound on held-out images; write a table, a plot and JSON, and if asked a line for each image."""
     saved, model = open_model(folder, device, average_width)
-    data_source = data_source or saved.config.source
-    images = data.load(data_source, saved.config.data)
-    if facts(images.test).shape != saved.facts.shape:
-        raise UserError(f"{data_source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
-    if saved.config.model.labels and images.test.class_names != saved.facts.class_names:
-        raise UserError(f"{data_source}: its classes are not those that the model was trained with")
+    if reference is not None and not per_image:
+        raise UserError("--reference: what is usual matters to scores of single images; add --per-image")
+    data_source, out = data_source or saved.config.source, out or folder
+    images = _load(data_source, saved)
     test = images.test.spread(num_images)
+    known = _load(reference or saved.config.source, saved).train.spread(surprise.NORM) if per_image else None
     if saved.calibration is None:
         saved = replace(saved, calibration=monitor.calibration(saved.config, model, images.train, device_of(model)))
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
     terms = terms if terms is not None else min(50, len(times) - 1)
     if not exact and not 2 <= terms <= len(times) - 1:
         raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
+    repeats = 1 if known is None else surprise.REPEATS
     with together(device_of(model), PATIENCE) as processes:
         settings = {
             "model": checkpoint.digest(saved),
@@ -59,8 +63,9 @@ def evaluate(
             "variance": variance or saved.config.diffusion.variance,
             "seed": seed,
             "batch_size": batch_size,
+            "repeats": repeats,
         }
-        job, work = Job(folder / ".evaluate", settings, processes), pieces(len(test), batch_size)
+        job, work = Job(out / ".evaluate", settings, processes), pieces(len(test), batch_size)
         with Progress(console=screen, disable=not screen.is_terminal) as bar:
             task = bar.add_task("bound", total=-(-len(test) // processes.size))
 
@@ -70,18 +75,34 @@ def evaluate(
                 x0 = to_unit(shown.images).to(device_of(model), state_type(model))
                 predictor = build.predictor(model, saved.calibration, labels)
                 noise = Streams(seed, "evaluate", part)
-                measured = bound(predictor, x0, times, move, noise, terms=None if exact else terms)
+                drawn = None if exact else terms
+                draws = [bound(predictor, x0, times, move, noise, terms=drawn) for _ in range(repeats)]
                 bar.advance(task, len(part))
-                return {"bound.safetensors": safetensors.torch.save(measured.tensors())}
+                return {"bound.safetensors": safetensors.torch.save(repeated(draws).tensors())}
 
             job.run(work, measure, lambda kept: "bound.safetensors" in kept)
+        parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
+        result = concatenate([Bound.of_tensors(one) for one in parts])
         if processes.first:
-            parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
-            result = concatenate([Bound.of_tensors(one) for one in parts])
             measured = {name: settings[name] for name in ("model", "average_width", "variance")} | {"data": data_source}
             reverse = build.chain(saved.config).named(settings["variance"])
-            _write_evaluation(folder, result, reverse, measured, test.images[:], exact)
+            _write_evaluation(out, result, reverse, measured, test.images[:], exact)
+        if known is not None:
+            tracing = surprise.Tracing(saved, model, average_width, seed, batch_size, out / ".traces")
+            surprise.per_image(out, tracing, test, known, result, processes)
+        processes.wait()
+        if processes.first:
             job.forget()
+
+
+def _load(source: str, saved: checkpoint.Checkpoint) -> Splits:
+    """Images that the model can look at."""
+    images = data.load(source, saved.config.data)
+    if facts(images.test).shape != saved.facts.shape:
+        raise UserError(f"{source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
+    if saved.config.model.labels and images.test.class_names != saved.facts.class_names:
+        raise UserError(f"{source}: its classes are not those that the model was trained with")
+    return images
 
 
 def _write_evaluation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +40,15 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(7, 4), dpi=130, layout="constrained")
     axes = figure.subplots()
     axes.set_title(title, loc="left", color=INK, fontsize=11)
+    _furnish(axes, x, y)
+    return figure, axes
+
+
+def _furnish(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x, color=INK)
     axes.set_ylabel(y, color=INK)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.5)
-    return figure, axes
 
 
 def loss_plot(path: Path, images: Sequence[int], loss: Sequence[float]) -> None:
@@ -77,6 +81,34 @@ def bound_plot(path: Path, t: np.ndarray, bits: np.ndarray, total: float) -> Non
     right.set_ylim(bottom=0)
     lines = [*axes.get_lines(), *right.get_lines()]
     axes.legend(lines, [str(line.get_label()) for line in lines], frameon=False, loc="upper right")
+    figure.savefig(path)
+
+
+def rate_distortion_plot(path: Path, rate: np.ndarray, rmse: np.ndarray) -> None:
+    """Figure 5 of the paper: distortion against reverse steps, rate against these, distortion against rate."""
+    figure = Figure(figsize=(12, 3.6), dpi=130, layout="constrained")
+    steps = np.arange(1, len(rate) + 1)
+    distortion, sent = "distortion (RMSE, 0 to 255)", "rate (bits/dim)"
+    panels = (("reverse steps", distortion), ("reverse steps", sent), (sent, distortion))
+    values = ((steps, rmse, ACCENT), (steps, rate, SECOND), (rate, rmse, ACCENT))
+    for axes, (x, y), (across, up, colour) in zip(figure.subplots(1, 3), panels, values, strict=True):
+        _furnish(axes, x, y)
+        axes.plot(across, up, color=colour, linewidth=1.6)
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+    figure.savefig(path)
+
+
+def rates_plot(path: Path, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """PSNR in dB against bits/dim, a line for each name: (bits/dim, PSNR) in rising order. The first is drawn bold."""
+    figure, axes = _axes("Quality for bits", "bits/dim", "PSNR, dB")
+    for number, (name, points) in enumerate(series.items()):
+        points = [(bits, decibels) for bits, decibels in points if math.isfinite(decibels)]
+        colour, width = (ACCENT, 2.2) if number == 0 else (f"C{number}", 1.2)
+        marker = "." if 0 < len(points) < 50 else ""
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=width, marker=marker, label=name)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
 
 

@@ -29,6 +29,9 @@ from ancestral.verbs.options import (
 @click.option("--exact", is_flag=True, help="Every term for every image, instead of an unbiased part.")
 @click.option("--variance", help="Reverse variance to measure with; the run's own when left out.")
 @click.option("--batch-size", type=POSITIVE, default=64, show_default=True, help="Images at a time; changes no number.")
+@click.option("--per-image", is_flag=True, help="A line for each image with anomaly scores; each is measured 4 times.")
+@click.option("--reference", metavar="DATA", help="Whose training images are usual; the run's own when left out.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; RUN when left out.")
 @average_option
 @seed_option
 @device_option

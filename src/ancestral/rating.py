@@ -1,0 +1,146 @@
+"""`ancestral rd`: rate and distortion along the reverse process, and what image formats reach, as tables and plots."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from rich.progress import Progress
+from rich.table import Table
+
+from ancestral import baselines, build, checkpoint, data, figures, monitor
+from ancestral.bound import Bound, concatenate
+from ancestral.console import Watched, device_of, open_model, screen, state_type, together, write_text
+from ancestral.errors import UserError
+from ancestral.feed import facts, to_unit
+from ancestral.jobs import PATIENCE, Job, pieces
+from ancestral.rate_distortion import Curve, along_chain, curve
+from ancestral.rng import Streams
+
+ROWS = 10  # of the table: each tenth of the steps, as Table 4 has it
+RATES = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # bits/dim at which the distortion is said
+
+Series = dict[str, list[tuple[float, float]]]  # by name: (bits/dim, PSNR in dB), rising
+
+
+def rate_distortion(
+    folder: Path,
+    *,
+    data_source: str | None,
+    num_images: int,
+    steps: int | None,
+    grid: str,
+    variance: str | None,
+    batch_size: int,
+    average_width: float | None,
+    out: Path | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Measure the curve of Figure 5 on held-out images; write a table, plots, CSV and JSON."""
+    saved, model = open_model(folder, device, average_width)
+    data_source, out = data_source or saved.config.source, out or folder
+    images = data.load(data_source, saved.config.data).test.spread(num_images)
+    if facts(images).shape != saved.facts.shape:
+        raise UserError(f"{data_source}: images of {facts(images).shape}, the model's are {saved.facts.shape}")
+    if saved.config.model.labels and images.class_names != saved.facts.class_names:
+        raise UserError(f"{data_source}: its classes are not those that the model was trained with")
+    move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)
+    settings = {
+        "model": checkpoint.digest(saved),
+        "average_width": average_width,
+        "images": images.digest(),
+        "times": times,
+        "variance": variance or saved.config.diffusion.variance,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    with together(device_of(model), PATIENCE) as processes:
+        job, work = Job(out / ".rd", settings, processes), pieces(len(images), batch_size)
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            task = bar.add_task(f"{len(times) - 1} steps", total=-(-len(images) // processes.size) * (len(times) - 1))
+
+            def measure(part: range) -> dict[str, bytes]:
+                shown = images.take(part)
+                labels = monitor.labels_of(shown, saved.config, device_of(model))
+                predictor = build.predictor(model, saved.calibration, labels)
+                watched = Watched(predictor, lambda seen: bar.advance(task, seen))
+                x0 = to_unit(shown.images).to(device_of(model), state_type(model))
+                measured = along_chain(watched, x0, times, move, Streams(seed, "rd", part))
+                return {"bound.safetensors": safetensors.torch.save(measured.tensors())}
+
+            job.run(work, measure, lambda kept: "bound.safetensors" in kept)
+        if processes.first:
+            parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
+            measured = curve(concatenate([Bound.of_tensors(one) for one in parts]))
+            described = {name: settings[name] for name in ("model", "average_width", "variance", "seed")}
+            _write(out, measured, images.images[:], {"data": data_source, "images": len(images), **described})
+            job.forget()
+
+
+def _write(out: Path, measured: Curve, images: np.ndarray, described: dict[str, Any]) -> None:
+    _show(measured, described)
+    out.mkdir(parents=True, exist_ok=True)
+    names = ("step", "t", "rate_bits_per_dim", "rate_error", "rmse", "rmse_error", "psnr")
+    columns = (measured.t, measured.rate, measured.rate_error, measured.rmse, measured.rmse_error, measured.psnr)
+    with open(out / "rate_distortion.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows(zip(range(1, len(measured.t) + 1), *(values.tolist() for values in columns), strict=True))
+    figures.rate_distortion_plot(out / "rate_distortion.png", measured.rate.numpy(), measured.rmse.numpy())
+    formats = compared(images)
+    own = {"model, ideal code": list(zip(measured.rate.tolist(), measured.psnr.tolist(), strict=True))}
+    figures.rates_plot(out / "rates.png", {**own, **series(formats)})
+    at = {rate: measured.rmse_at(rate) for rate in RATES}
+    document = {
+        **described,
+        "steps": len(measured.t),
+        "rate_bits_per_dim": float(measured.rate[-1]),
+        "rmse": float(measured.rmse[-1]),
+        "lossless_bits_per_dim": measured.lossless,
+        "share_of_rate_in_last_tenth": measured.share_in_last_tenth,
+        "rmse_at_bits_per_dim": {f"{rate:g}": rmse for rate, rmse in at.items() if not math.isnan(rmse)},
+        "formats": {name: [point._asdict() for point in points] for name, points in formats.items()},
+    }
+    write_text(out / "rate_distortion.json", json.dumps(document, indent=1) + "\n")
+    names = ("rate_distortion.json", "rate_distortion.csv", "rate_distortion.png", "rates.png")
+    screen.print(f"written: {', '.join(str(out / name) for name in names)}")
+
+
+def compared(images: np.ndarray) -> dict[str, list[baselines.Point]]:
+    """What each lossy format that can be written here reaches on the same images; says which are left out."""
+    here, absent = baselines.lossy_formats(images.shape[-1])
+    if absent:
+        screen.print(f"left out: {', '.join(absent)} (for jxl: pip install pillow-jxl-plugin)")
+    return {name: baselines.lossy_points(images, name) for name in here}
+
+
+def series(formats: dict[str, list[baselines.Point]]) -> Series:
+    """The points of each format as lines of a plot: without containers, as the model's rate has none."""
+    return {
+        f"{name}, no container": [(p.payload_bits_per_dim, p.psnr) for p in points] for name, points in formats.items()
+    }
+
+
+def _show(measured: Curve, described: dict[str, Any]) -> None:
+    steps = len(measured.t)
+    title = f"{described['images']} held-out images, {steps} steps, {described['variance']} variance"
+    table = Table(title=title, title_justify="left")
+    for heading in ("steps done", "t", "rate, bits/dim", "standard error", "RMSE, 0-255", "standard error", "PSNR, dB"):
+        table.add_column(heading, justify="right")
+    for row in sorted({max(0, round(steps * k / ROWS) - 1) for k in range(1, ROWS + 1)}):
+        values = (measured.rate, measured.rate_error, measured.rmse, measured.rmse_error, measured.psnr)
+        digits = (5, 5, 3, 3, 2)
+        cells = [f"{float(value[row]):.{places}f}" for value, places in zip(values, digits, strict=True)]
+        table.add_row(str(row + 1), str(int(measured.t[row])), *cells)
+    table.add_row("lossless", "0", f"{measured.lossless:.5f}", "", "0", "", "")
+    screen.print(table)
+    screen.print(f"{measured.share_in_last_tenth:.1%} of the rate is sent in the last tenth of the steps")
+    at = [(rate, measured.rmse_at(rate)) for rate in RATES]
+    reached = [f"{rate:g} bits/dim: RMSE {rmse:.2f}" for rate, rmse in at if not math.isnan(rmse)]
+    screen.print("; ".join(reached))
