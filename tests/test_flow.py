@@ -1,6 +1,8 @@
 """The probability flow: exact on data whose flow and density are known, and a bound on bytes that adds up to one."""
 
+import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -250,3 +252,28 @@ def test_a_flow_that_cannot_be_followed_is_an_error_not_a_number():
 
     with pytest.raises(ArithmeticError, match="rtol"):
         transport(Broken(), torch.zeros(1, 2, dtype=F64), 1, 50)
+
+
+def test_the_command_measures_bytes_and_says_what_it_cost(trained_run, command, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    arguments = ("likelihood", run, "--num-images", 6, "--batch-size", 4, "--probes", 2, "--rtol", 1e-3, "--atol", 1e-3)
+    result = command(*arguments)
+    assert result.exit_code == 0, result.output
+    first = json.loads((run / "likelihood.json").read_text())
+    assert first["images"] == 6
+    assert len(first["network_calls"]) == 2
+    assert "bits/dim" in result.output
+    found = first["bits_per_dim"]["flow"]
+    assert 0 < found["mean"] < 12
+    assert first["standard_error_of_trace"] > 0
+    assert not (run / ".likelihood").exists()
+    assert command(*arguments).exit_code == 0
+    assert json.loads((run / "likelihood.json").read_text())["bits_per_dim"] == first["bits_per_dim"]
+
+
+@pytest.mark.parametrize("wrong", [("--lift", "nois"), ("--solver", "RK4"), ("--rtol", "0"), ("--variance", "big")])
+def test_a_wrong_option_is_one_line(trained_run, command, wrong):
+    result = command("likelihood", trained_run, *wrong)
+    assert result.exit_code == 2
+    assert wrong[0] in result.output
+    assert "Traceback" not in result.output

@@ -38,9 +38,9 @@ LAYERS = [
     {"runner", "card"},
     {"console", "hub"},
     {"drawing"},
-    {"commands", "evaluation", "sampling", "measuring"},
+    {"commands", "evaluation", "likelihood", "sampling", "measuring"},
     {"verbs.options"},
-    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models"},
+    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models", "verbs.score"},
     {"cli"},
 ]
 MATHEMATICS = set().union(*LAYERS[:9]) - {"errors"}

@@ -13,11 +13,11 @@ import safetensors.torch
 from rich.progress import Progress
 from rich.table import Table
 
-from ancestral import baselines, build, checkpoint, data, figures, monitor
+from ancestral import baselines, build, checkpoint, figures, monitor
 from ancestral.bound import Bound, bound, concatenate, mean_and_error
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
 from ancestral.errors import UserError
-from ancestral.feed import facts, to_unit
+from ancestral.feed import to_unit
 from ancestral.jobs import PATIENCE, Job, pieces
 from ancestral.rng import Streams
 
@@ -37,15 +37,9 @@ def evaluate(
 ) -> None:
     """Measure the bound on held-out images; write a table, a plot and JSON."""
     saved, model = open_model(folder, device, average_width)
-    data_source = data_source or saved.config.source
-    images = data.load(data_source, saved.config.data)
-    if facts(images.test).shape != saved.facts.shape:
-        raise UserError(f"{data_source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
-    if saved.config.model.labels and images.test.class_names != saved.facts.class_names:
-        raise UserError(f"{data_source}: its classes are not those that the model was trained with")
-    test = images.test.spread(num_images)
+    data_source, test, train = monitor.held_out(saved, data_source, num_images)
     if saved.calibration is None:
-        saved = replace(saved, calibration=monitor.calibration(saved.config, model, images.train, device_of(model)))
+        saved = replace(saved, calibration=monitor.calibration(saved.config, model, train, device_of(model)))
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
     terms = terms if terms is not None else min(50, len(times) - 1)
     if not exact and not 2 <= terms <= len(times) - 1:

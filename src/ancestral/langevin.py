@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ancestral.denoiser import Prediction, score
@@ -21,9 +20,9 @@ from ancestral.reverse import DDIM, Transition
 from ancestral.schedule import NoiseSchedule, over
 
 
-def langevin(schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, share: Tensor) -> Normal:
-    """N(x + h score, 2 h), h = share noise_t^2. share: () or (B,)."""
-    step = over(share * schedule.noise_var(t).to(share), x_t)
+def langevin(schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, share: float) -> Normal:
+    """N(x + h score, 2 h), h = share noise_t^2."""
+    step = over(share * schedule.noise_var(t), x_t)
     return Normal(x_t + step * score(prediction, schedule, t), (2 * step).expand_as(x_t))
 
 
@@ -53,7 +52,7 @@ class Langevin:
     def _move(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         if s == 0 or (s < t and not schedule.signal(t) > 0):
             return DDIM()(schedule, x_t, prediction, t, s)
-        at_t = langevin(schedule, x_t, prediction, t, torch.tensor(self.share, dtype=torch.float64))
+        at_t = langevin(schedule, x_t, prediction, t, self.share)
         carried = over(schedule.signal(s) / schedule.signal(t), x_t) if s < t else 1.0
         return Normal(carried * at_t.mean, carried**2 * at_t.var)
 
@@ -62,9 +61,11 @@ class Langevin:
 class Corrected:
     """Predictor-corrector sampling (Song et al. 2021, Algorithms 1 to 5): a step down, then Langevin steps.
 
-    h = 2 (snr ||z|| / ||score||)^2 for each image, with D for ||z||^2 so that the step is a Gaussian, and at most
-    noise_t^2. The factor alpha_i of Algorithm 5, the VP chain's change of scale in one step, is that of VE: 1.
-    Nothing is corrected at the first level, which is drawn exactly, nor at 0.
+    h = 2 (snr ||z|| / ||score||)^2 with both norms at their size where x0 is known, sqrt(D) and sqrt(D) / noise_t:
+    2 snr^2 noise_t^2, at most noise_t^2. The published code takes the norms of the batch at hand. But a step whose
+    length depends on x_t does not leave q(x_t) as it is, and one that depends on the batch makes an image depend on its
+    neighbours. The factor alpha_i of Algorithm 5, the VP chain's change of scale in one step, is that of VE: 1. Nothing
+    is corrected at the first level, which is drawn exactly, nor at 0.
 
     Args:
         predictor: the step from t to s < t; DDIM(1.0) is ancestral sampling of the VE chain (their Eq. 47).
@@ -84,6 +85,4 @@ class Corrected:
     def _move(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         if s != t:
             return self.predictor(schedule, x_t, prediction, t, s)
-        # ||score||^2 noise_t^2 / D is the mean square of eps.
-        share = 2 * self.snr**2 / prediction.eps.square().flatten(1).mean(1)
-        return langevin(schedule, x_t, prediction, t, share.clamp(max=1))
+        return langevin(schedule, x_t, prediction, t, min(2 * self.snr**2, 1.0))

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral import build
+from ancestral import build, data
 from ancestral.bound import bound, calibrate, mean_and_error
+from ancestral.checkpoint import Checkpoint
 from ancestral.config import Config, Facts
 from ancestral.denoiser import Denoiser
-from ancestral.feed import to_bytes, to_unit
+from ancestral.errors import UserError
+from ancestral.feed import facts, to_bytes, to_unit
 from ancestral.imageset import ImageSet
 from ancestral.reverse import Ancestral, large
 from ancestral.rng import Streams
@@ -35,6 +37,21 @@ def labels_of(images: ImageSet, config: Config, device: torch.device) -> Tensor 
     if not config.model.labels or images.labels is None:
         return None
     return torch.from_numpy(images.labels).to(device)
+
+
+def held_out(saved: Checkpoint, source: str | None, count: int) -> tuple[str, ImageSet, ImageSet]:
+    """(DATA, at most `count` of its held-out images, its training images), of the run's own data when left out.
+
+    Raises:
+        UserError: for data of another shape, or with other classes, than the model's.
+    """
+    source = source or saved.config.source
+    images = data.load(source, saved.config.data)
+    if facts(images.test).shape != saved.facts.shape:
+        raise UserError(f"{source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
+    if saved.config.model.labels and images.test.class_names != saved.facts.class_names:
+        raise UserError(f"{source}: its classes are not those that the model was trained with")
+    return source, images.test.spread(count), images.train
 
 
 def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:
