@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -9,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ancestral import grids, schedule
+from ancestral.analytic import dataset
 from ancestral.bound import bound
-from ancestral.denoiser import Denoiser, Prediction
+from ancestral.denoiser import Denoiser, Prediction, score
 from ancestral.gaussian import Normal
 from ancestral.objective import (
     OBJECTIVES,
@@ -21,6 +23,7 @@ from ancestral.objective import (
     bound_weight,
     min_snr,
     p2,
+    score_matching,
     unweighted,
 )
 from ancestral.reverse import Ancestral, learned, small
@@ -96,6 +99,50 @@ def test_denoising_score_matching_is_weighted_eps_matching():
     eps_hat = denoiser.interpret(denoiser.output(x_t, t), x_t, t).eps
     score_loss = Weighted()(denoiser, x0, t, s, eps) * SCHEDULE.noise_var(t)
     assert torch.allclose(score_loss, (eps_hat - eps).square().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("target", [EPS, SCORE, X0, V], ids=str)
+def test_score_matching_is_the_error_of_eps_for_every_target(target):
+    x0, t, s, eps = batch()
+    denoiser = Denoiser(Affine(), SCHEDULE, target)
+    x_t = SCHEDULE.marginal(x0, t).sample(eps)
+    eps_hat = denoiser.interpret(denoiser.output(x_t, t), x_t, t).eps
+    found = Weighted(score_matching)(denoiser, x0, t, s, eps)
+    assert torch.allclose(found, (eps_hat - eps).square().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("t", [4, 7])
+def test_denoising_is_explicit_score_matching_and_a_constant(t):
+    """Vincent 2011: E||s - grad log q(x_t | x0)||^2 = E||s - grad log q(x_t)||^2 + a constant without s.
+
+    Both sides, and the constant, by Gauss-Hermite quadrature over x_t of a mixture, for two different s.
+    """
+    points = torch.tensor([-0.9, 0.1, 0.7], dtype=F64)
+    oracle = dataset(SCHEDULE, points[:, None])
+    node, mass = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(80))
+    eps, weight = node.repeat(3), (mass / mass.sum() / 3).repeat(3)
+    x0 = points.repeat_interleave(80)
+    noise, noise_var = float(SCHEDULE.noise(t)), float(SCHEDULE.noise_var(t))
+    x_t = SCHEDULE.marginal(x0, t).sample(eps)
+    exact = score(oracle(x_t[:, None], t), SCHEDULE, t)[:, 0]
+    constant = weight @ (eps / noise).square() - weight @ exact.square()
+
+    class Line(nn.Module):
+        def __init__(self, slope):
+            super().__init__()
+            self.slope = slope
+
+        def forward(self, x, time):
+            return self.slope * x - 0.3
+
+    for slope in (-1.0, 0.4):
+        denoiser = Denoiser(Line(slope), SCHEDULE, SCORE)
+        shaped, times = (one.reshape(-1, 1, 1, 1) for one in (x0, eps)), torch.full((240,), t)
+        image, drawn = shaped
+        losses = Weighted(score_matching)(denoiser, image, times, times - 1, drawn)
+        divergence = weight @ (slope * x_t - 0.3 - exact).square()
+        assert float(weight @ losses) / noise_var == pytest.approx(float(divergence + constant), rel=1e-6)
+    assert constant > 0.1  # so that leaving it out would be seen
 
 
 def test_kl_term_is_the_weighted_error_of_x0():

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ancestral import grids, schedule
-from ancestral.analytic import Mixture, dataset, gaussian, score
+from ancestral.analytic import Mixture, dataset, gaussian
 from ancestral.bound import bound, calibrate, mean_and_error, naive_bound
-from ancestral.denoiser import Calibrated
+from ancestral.denoiser import Calibrated, score
 from ancestral.gaussian import Normal
 from ancestral.reverse import DDIM, Ancestral, large, optimal, small
 from ancestral.rng import Streams

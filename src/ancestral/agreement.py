@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ancestral import build, checkpoint, data, sealed
+from ancestral import build, checkpoint, sealed
 from ancestral.archiving import Archived, compressed, expanded, open_coder
 from ancestral.bound import bound, mean_and_error, naive_bound
 from ancestral.codec.archive import Archive
@@ -22,7 +22,7 @@ from ancestral.codec.blocks import MOST
 from ancestral.console import screen, write_text
 from ancestral.denoiser import Predictor
 from ancestral.errors import UserError
-from ancestral.feed import facts, to_unit
+from ancestral.feed import images_for, to_unit
 from ancestral.jobs import pieces
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
@@ -60,9 +60,7 @@ def agree(
     """Measure the bound in each way, write the archive, read it back, and put all of it in one table."""
     saved, predictor = open_coder(folder)
     data_source = data_source or saved.config.source
-    test = data.load(data_source, saved.config.data).test.spread(num_images)
-    if facts(test).shape != saved.facts.shape:
-        raise UserError(f"{data_source}: images of {facts(test).shape}, the model's are {saved.facts.shape}")
+    test = images_for(saved, data_source).test.spread(num_images)
     times, pixels = build.sampling_grid(saved.config, grid, steps), np.asarray(test.images[:])
     ways = {name: _measured(measure, name, predictor, pixels, times, seed) for name, measure in MEASURES.items()}
     out = folder / f"agreement-{steps}.archive"

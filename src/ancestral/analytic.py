@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ancestral.denoiser import Prediction, predict
-from ancestral.schedule import NoiseSchedule, Time, over
+from ancestral.schedule import NoiseSchedule, Time
 
 
 class Mixture:
@@ -66,8 +66,3 @@ def gaussian(schedule: NoiseSchedule, mean: Tensor, variance: float) -> Mixture:
 def dataset(schedule: NoiseSchedule, points: Tensor) -> Mixture:
     """The exact predictor for a finite data set, points (N, D): what a network that memorised it would say."""
     return Mixture(schedule, points, torch.zeros(len(points), dtype=points.dtype))
-
-
-def score(prediction: Prediction, schedule: NoiseSchedule, t: Time) -> Tensor:
-    """grad_x log q(x_t) = -eps / noise_t: what the paper's eps network learns up to a factor (section 3.2)."""
-    return -prediction.eps / over(schedule.noise(t), prediction.eps)

@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from ancestral import __version__
-from ancestral.verbs import archive, drawing, measuring, models, rate, training
+from ancestral.verbs import archive, drawing, measuring, models, rate, score, training
 
 VERBS = (
     *(training.train, drawing.sample, measuring.metrics, measuring.evaluate, rate.rd, drawing.tune_steps),
-    *(archive.archive, archive.unarchive, archive.agree),
+    *(archive.archive, archive.unarchive, archive.agree, score.likelihood),
     *(models.import_model, models.export, models.push),
 )
 

@@ -45,6 +45,11 @@ def predict(x0: Tensor, x_t: Tensor, schedule: NoiseSchedule, t: Time, **known: 
     return Prediction(x0, eps, **known)
 
 
+def score(prediction: Prediction, schedule: NoiseSchedule, t: Time) -> Tensor:
+    """grad_x log q(x_t) = -eps / noise_t, where x0 = E[x0 | x_t] (section 3.2). Shape of x_t."""
+    return -prediction.eps / over(schedule.noise(t), prediction.eps)
+
+
 def unclipped(x0: Tensor) -> Tensor:
     """x0 as it was predicted."""
     return x0
@@ -144,7 +149,8 @@ class Calibrated:
         """Predict, with the measured variance attached."""
         prediction = self.predictor(x_t, t)
         bucket = x0_bucket(prediction.x0).flatten(1)
-        rows = self.x0_var[t].to(x_t).expand(len(x_t), -1)
+        row = t.round().long() if isinstance(t, Tensor) and t.is_floating_point() else t
+        rows = self.x0_var[row].to(x_t).expand(len(x_t), -1)
         return prediction._replace(x0_var=rows.gather(1, bucket).reshape(x_t.shape))
 
 

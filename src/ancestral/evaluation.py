@@ -13,12 +13,11 @@ import safetensors.torch
 from rich.progress import Progress
 from rich.table import Table
 
-from ancestral import baselines, build, checkpoint, data, figures, monitor, surprise
+from ancestral import baselines, build, checkpoint, figures, monitor, surprise
 from ancestral.bound import Bound, bound, concatenate, mean_and_error, repeated
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
 from ancestral.errors import UserError
-from ancestral.feed import facts, to_unit
-from ancestral.imageset import Splits
+from ancestral.feed import images_for, to_unit
 from ancestral.jobs import PATIENCE, Job, pieces
 from ancestral.rng import Streams
 
@@ -44,11 +43,12 @@ def evaluate(
     if reference is not None and not per_image:
         raise UserError("--reference: what is usual matters to scores of single images; add --per-image")
     data_source, out = data_source or saved.config.source, out or folder
-    images = _load(data_source, saved)
-    test = images.test.spread(num_images)
-    known = _load(reference or saved.config.source, saved).train.spread(surprise.NORM) if per_image else None
+    images = images_for(saved, data_source)
+    test, train = images.test.spread(num_images), images.train
+    usual = images_for(saved, reference or saved.config.source).train if per_image else None
+    known = None if usual is None else usual.spread(surprise.NORM)
     if saved.calibration is None:
-        saved = replace(saved, calibration=monitor.calibration(saved.config, model, images.train, device_of(model)))
+        saved = replace(saved, calibration=monitor.calibration(saved.config, model, train, device_of(model)))
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
     terms = terms if terms is not None else min(50, len(times) - 1)
     if not exact and not 2 <= terms <= len(times) - 1:
@@ -93,16 +93,6 @@ def evaluate(
         processes.wait()
         if processes.first:
             job.forget()
-
-
-def _load(source: str, saved: checkpoint.Checkpoint) -> Splits:
-    """Images that the model can look at."""
-    images = data.load(source, saved.config.data)
-    if facts(images.test).shape != saved.facts.shape:
-        raise UserError(f"{source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
-    if saved.config.model.labels and images.test.class_names != saved.facts.class_names:
-        raise UserError(f"{source}: its classes are not those that the model was trained with")
-    return images
 
 
 def _write_evaluation(

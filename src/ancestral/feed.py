@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ancestral import data
+from ancestral.checkpoint import Checkpoint
 from ancestral.config import Facts
-from ancestral.imageset import ImageSet, Rows
+from ancestral.errors import UserError
+from ancestral.imageset import ImageSet, Rows, Splits
 from ancestral.rng import Streams, permutation
 
 
@@ -20,6 +23,20 @@ def facts(images: ImageSet) -> Facts:
     """What a network must know about its data."""
     height, width, channels = images.shape
     return Facts((channels, height, width), images.class_names)
+
+
+def images_for(saved: Checkpoint, source: str) -> Splits:
+    """Images that the model of a checkpoint can look at.
+
+    Raises:
+        UserError: for data of another shape, or with other classes, than the model's.
+    """
+    images = data.load(source, saved.config.data)
+    if facts(images.test).shape != saved.facts.shape:
+        raise UserError(f"{source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
+    if saved.config.model.labels and images.test.class_names != saved.facts.class_names:
+        raise UserError(f"{source}: its classes are not those that the model was trained with")
+    return images
 
 
 def to_unit(images: np.ndarray | Rows) -> Tensor:

@@ -22,7 +22,7 @@ from ancestral.console import screen, together, write_text
 from ancestral.drawing import Drawing, How
 from ancestral.errors import UserError
 from ancestral.features import Network, compared, default_cache, features_of, unlabelled
-from ancestral.feed import facts, to_bytes
+from ancestral.feed import images_for, to_bytes
 from ancestral.images import adapt
 from ancestral.imageset import DataOptions, ImageSet, Splits, joined, spread
 from ancestral.jobs import PATIENCE, Job, pieces, place
@@ -102,12 +102,8 @@ def _of_run(folder: Path, how: How, data_source: str | None, device: str) -> _So
     drawing = Drawing(folder, how, device)
     saved = drawing.saved
     data_source = data_source or saved.config.source
-    splits = data.load(data_source, saved.config.data)
-    if facts(splits.test).shape != saved.facts.shape:
-        raise UserError(f"{data_source}: images of {facts(splits.test).shape}, the model's are {saved.facts.shape}")
+    splits = images_for(saved, data_source)
     pool = splits.train.labels if saved.config.model.labels else None
-    if saved.config.model.labels and (pool is None or splits.train.class_names != saved.facts.class_names):
-        raise UserError(f"{data_source}: its classes are not those that the model was trained with")
     settings = {**drawing.settings, "labels": None if pool is None else sha256(pool.tobytes()).hexdigest()}
 
     def take(count: int, cache: Path, processes: Processes, bar: Progress) -> ImageSet:

@@ -70,6 +70,11 @@ def p2(schedule: NoiseSchedule, target: Target, t: Tensor, k: float = 1.0, gamma
     return snr / (k + snr) ** gamma / target.error_scale(schedule, t) ** 2
 
 
+def score_matching(schedule: NoiseSchedule, target: Target, t: Tensor) -> Tensor:
+    """noise_t^2 on the error of the score (Vincent 2011; Song and Ermon 2019, Eqs. 5-6): 1 on the error of eps."""
+    return schedule.snr(t) / target.error_scale(schedule, t) ** 2
+
+
 @dataclass(frozen=True)
 class Weighted:
     """weight(t) ||output - target||^2, the mean over dimensions; `unweighted` is L_simple (Algorithm 1)."""
@@ -136,6 +141,7 @@ class Hybrid:
 OBJECTIVES: dict[str, Callable[[Transition, int], Objective]] = {
     "simple": lambda transition, terms: Weighted(unweighted),
     "min-snr": lambda transition, terms: Weighted(min_snr),
+    "score-matching": lambda transition, terms: Weighted(score_matching),
     "p2": lambda transition, terms: Weighted(p2),
     "bound": VariationalBound,
     "hybrid": lambda transition, terms: Hybrid(Weighted(unweighted), VariationalBound(transition, terms)),

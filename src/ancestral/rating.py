@@ -13,11 +13,10 @@ import safetensors.torch
 from rich.progress import Progress
 from rich.table import Table
 
-from ancestral import baselines, build, checkpoint, data, figures, monitor
+from ancestral import baselines, build, checkpoint, figures, monitor
 from ancestral.bound import Bound, concatenate
 from ancestral.console import Watched, device_of, open_model, screen, state_type, together, write_text
-from ancestral.errors import UserError
-from ancestral.feed import facts, to_unit
+from ancestral.feed import images_for, to_unit
 from ancestral.jobs import PATIENCE, Job, pieces
 from ancestral.rate_distortion import Curve, along_chain, curve
 from ancestral.rng import Streams
@@ -45,11 +44,7 @@ def rate_distortion(
     """Measure the curve of Figure 5 on held-out images; write a table, plots, CSV and JSON."""
     saved, model = open_model(folder, device, average_width)
     data_source, out = data_source or saved.config.source, out or folder
-    images = data.load(data_source, saved.config.data).test.spread(num_images)
-    if facts(images).shape != saved.facts.shape:
-        raise UserError(f"{data_source}: images of {facts(images).shape}, the model's are {saved.facts.shape}")
-    if saved.config.model.labels and images.class_names != saved.facts.class_names:
-        raise UserError(f"{data_source}: its classes are not those that the model was trained with")
+    images = images_for(saved, data_source).test.spread(num_images)
     move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)
     settings = {
         "model": checkpoint.digest(saved),

@@ -23,7 +23,7 @@ from torch import Tensor
 from ancestral.gaussian import Normal, standard_normal_like
 
 Likelihood = Callable[[Normal, Tensor], Tensor]  # log p(x0 | x_1) per element: for bytes, or a density
-Time = int | Tensor  # one time for a whole batch, or an int64 vector with one time an image
+Time = int | Tensor  # one time for a whole batch, or a vector with one an image: int64, or float for times in between
 
 
 def over(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -63,13 +63,36 @@ class NoiseSchedule:
         """beta_1..beta_T, float64, shape (T,): 1 - alpha_bar_t / alpha_bar_{t-1}."""
         return -torch.expm1(self.log_alpha_bar.diff())
 
+    def log_alpha_bar_at(self, t: Time) -> Tensor:
+        """log alpha_bar_t: an entry of the table, or, for a float tensor t, of the schedule between two of them.
+
+        Between two integers the angle is linear in t, which is an interpolation of our own: no schedule defines it.
+        """
+        if not isinstance(t, Tensor) or not t.is_floating_point():
+            return self.log_alpha_bar[t]
+        before = t.double().floor().long().clamp(0, self.T - 1)
+        angle = torch.lerp(self.angle(before), self.angle(before + 1), t.double() - before)
+        # Each form keeps its digits at one end. The float nearest to pi/2 has a cosine: at T the table is asked.
+        inner = torch.where(angle < 1, torch.log1p(-(angle.sin() ** 2)), 2 * angle.cos().log())
+        return torch.where(t == self.T, self.log_alpha_bar[-1], inner)
+
+    def angle(self, t: Time) -> Tensor:
+        """phi_t = arctan(noise_t / signal_t) in [0, pi/2]: x_t = cos(phi) x0 + sin(phi) eps."""
+        return torch.atan2(self.noise(t), self.signal(t))
+
+    def time(self, angle: Tensor) -> Tensor:
+        """The t at which the angle is this, float64: the inverse of `angle`."""
+        table = self.angle(torch.arange(self.T + 1))
+        before = (torch.searchsorted(table, angle.double().contiguous(), right=True) - 1).clamp(0, self.T - 1)
+        return (before + (angle - table[before]) / (table[before + 1] - table[before])).clamp(0, self.T)
+
     def alpha_bar(self, t: Time) -> Tensor:
         """prod_{i<=t} (1 - beta_i) (reference name: `alphas_cumprod`)."""
-        return self.log_alpha_bar[t].exp()
+        return self.log_alpha_bar_at(t).exp()
 
     def signal(self, t: Time) -> Tensor:
         """sqrt(alpha_bar_t), the share of x0 in x_t."""
-        return (self.log_alpha_bar[t] / 2).exp()
+        return (self.log_alpha_bar_at(t) / 2).exp()
 
     def noise(self, t: Time) -> Tensor:
         """sqrt(1 - alpha_bar_t), the standard deviation of x_t around its share of x0."""
@@ -77,11 +100,11 @@ class NoiseSchedule:
 
     def noise_var(self, t: Time) -> Tensor:
         """1 - alpha_bar_t, exact for small t too."""
-        return -torch.expm1(self.log_alpha_bar[t])
+        return -torch.expm1(self.log_alpha_bar_at(t))
 
     def log_snr(self, t: Time) -> Tensor:
         """log(alpha_bar_t / (1 - alpha_bar_t)); +inf at t = 0."""
-        return self.log_alpha_bar[t] - self.noise_var(t).log()
+        return self.log_alpha_bar_at(t) - self.noise_var(t).log()
 
     def snr(self, t: Time) -> Tensor:
         """Signal-to-noise ratio alpha_bar_t / (1 - alpha_bar_t)."""
@@ -89,12 +112,14 @@ class NoiseSchedule:
 
     def gain(self, t: Time, s: Time) -> Tensor:
         """c = 1 - SNR_t / SNR_s in (0, 1] for s < t; exactly 1 at s = 0."""
-        later, earlier = self.log_alpha_bar[t], self.log_alpha_bar[s]
+        later, earlier = self.log_alpha_bar_at(t), self.log_alpha_bar_at(s)
         return torch.expm1(later - earlier) / torch.expm1(later)
 
     def posterior_coefficients(self, t: Time, s: Time) -> tuple[Tensor, Tensor]:
         """(of x_t, of x0) in the mean of q(x_s | x_t, x0): Eq. 7, for any s < t, also where signal_t = 0."""
-        of_x_t = ((self.log_alpha_bar[t] - self.log_alpha_bar[s]) / 2).exp() * self.noise_var(s) / self.noise_var(t)
+        of_x_t = (
+            ((self.log_alpha_bar_at(t) - self.log_alpha_bar_at(s)) / 2).exp() * self.noise_var(s) / self.noise_var(t)
+        )
         return of_x_t, self.signal(s) * self.gain(t, s)
 
     def marginal(self, x0: Tensor, t: Time) -> Normal:
@@ -103,7 +128,7 @@ class NoiseSchedule:
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> Normal:
         """q(x_t | x_s) for s < t, Eq. 2 at s = t-1."""
-        ratio = self.log_alpha_bar[t] - self.log_alpha_bar[s]
+        ratio = self.log_alpha_bar_at(t) - self.log_alpha_bar_at(s)
         return Normal(over((ratio / 2).exp(), x_s) * x_s, over(-torch.expm1(ratio), x_s))
 
     def posterior(self, x_t: Tensor, x0: Tensor, t: Time, s: Time) -> Normal:
@@ -230,6 +255,18 @@ def even(T: int) -> NoiseSchedule:
     return _from_continuous(lambda u: torch.log1p(-u), T)
 
 
+def ve(T: int = 1000, sigma_min: float = 0.01, sigma_max: float = 50.0) -> NoiseSchedule:
+    """sigma = noise / signal geometric in t: the variance-exploding chain (Song et al. 2021, Appendix C).
+
+    Its state is x_VE = x / signal, in units of data on [-1, 1]; x_T ~ N(0, I) is x_VE ~ N(0, (1 + sigma_max^2) I).
+    """
+    if T < 1:
+        raise ValueError(f"T must be at least 1, got {T}")
+    log_sigma = torch.linspace(math.log(sigma_max), math.log(sigma_min), T, dtype=torch.float64).flip(0)
+    clean = torch.zeros(1, dtype=torch.float64)
+    return NoiseSchedule(torch.cat([clean, torch.nn.functional.logsigmoid(-2 * log_sigma)]))
+
+
 SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
     "linear": linear,
     "scaled-linear": scaled_linear,
@@ -237,6 +274,7 @@ SCHEDULES: dict[str, Callable[[int], NoiseSchedule]] = {
     "sigmoid": sigmoid,
     "linear-log-snr": linear_log_snr,
     "even": even,
+    "ve": ve,
     "linear-zero-snr": lambda T: linear(T).zero_terminal_snr(),
     "cosine-zero-snr": lambda T: cosine(T).zero_terminal_snr(),
 }

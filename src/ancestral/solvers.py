@@ -1,4 +1,4 @@
-"""Methods for few steps, by name: each makes a transition with a memory of its own for every walk."""
+"""Ways to step, by name. Those that remember make a transition with a memory of its own for every walk."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ancestral.denoiser import Prediction
 from ancestral.gaussian import Normal
+from ancestral.langevin import Corrected, Langevin
 from ancestral.multistep import Deis, Dpm, DpmSde, DpmSingle, Ipndm, Lms, PredictorCorrector, Seen, Solver
 from ancestral.reverse import DDIM, Planned, Transition
 from ancestral.schedule import NoiseSchedule, over
@@ -145,5 +146,7 @@ SOLVERS: dict[str, Transition | Planned] = {
     "lms4": Multistep(Lms, 4),
     "heun": Heun(),
     "heun-churn": Heun(0.2),
+    "langevin": Langevin(),
+    "pc": Corrected(),
 }
 FEW_STEPS = "unipc3"  # what few steps are taken with when nothing else is named (docs/benchmarks.md)

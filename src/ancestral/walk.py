@@ -31,7 +31,7 @@ class Move(NamedTuple, Generic[Seen, Law]):
 
 
 class Step(NamedTuple, Generic[Seen, Law]):
-    """A step taken from t to s < t: the state before, what was predicted, the distribution, the state after."""
+    """A step taken from t to s: the state before, what was predicted, the distribution, the state after."""
 
     t: int
     s: int
@@ -70,7 +70,7 @@ def walk(
     Args:
         denoiser: predicts x0.
         x: (B, ...), the state at times[0].
-        times: strictly falling; a method with two stages visits some of them twice.
+        times: strictly falling; a method with several stages visits some of them more than once.
         transition: makes p(x_s | x_t) from a prediction, or a method that makes one for this walk.
         draw: chooses x_s; the single point in which the uses of the loop differ.
     """
