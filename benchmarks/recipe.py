@@ -17,6 +17,7 @@ import torch
 
 from ancestral import build, config, data, estimate, features, figures, grids, monitor
 from ancestral.bound import bound, mean_and_error
+from ancestral.conditions import conditions_of
 from ancestral.feed import facts, to_bytes, to_unit
 from ancestral.imageset import ImageSet, Splits
 from ancestral.rng import Streams
@@ -67,7 +68,7 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
     )
     held = splits.test.spread(BOUND)
     measured = bound(
-        build.predictor(model, table, monitor.labels_of(held, chosen, CPU)),
+        build.predictor(model, table, **conditions_of(held, chosen, CPU)),
         to_unit(held.images),
         build.training_grid(chosen),
         build.Ancestral(build.optimal),

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from ancestral import checkpoint, ema
+from ancestral import checkpoint, conditions, ema
 from ancestral.config import Config, Facts, ModelOptions, TrainOptions, suggest
 from ancestral.denoiser import CLIPS, CLOCKS, Calibrated, Denoiser, Given, Predictor
 from ancestral.errors import UserError
@@ -63,8 +63,7 @@ def network(config: Config, facts: Facts) -> UNet:
     """
     options = config.model
     channels, height, width = facts.shape
-    if options.labels and not facts.class_names:
-        raise UserError(f"model.labels: '{config.source}' has no labels; use --set model.labels=false")
+    conditions.check(config, facts)
     wrong = [level for level in options.attention if not 0 <= level < len(options.multipliers)]
     if wrong:
         raise UserError(
@@ -82,6 +81,8 @@ def network(config: Config, facts: Facts) -> UNet:
         options.patch,
         config.train.recompute,
         form(options),
+        facts.embedding if options.embedding else 0,
+        options.condition_dropout > 0,
     )
     if height % made.divisor or width % made.divisor:
         raise UserError(
@@ -292,7 +293,12 @@ def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_w
     return model.to(on)
 
 
-def predictor(model: Denoiser, calibration: torch.Tensor | None, labels: torch.Tensor | None = None) -> Predictor:
-    """The model with its labels filled in and, where it was measured, its own error known."""
-    given = model if labels is None else Given(model, labels=labels)
+def predictor(
+    model: Denoiser,
+    calibration: torch.Tensor | None,
+    labels: torch.Tensor | None = None,
+    embedding: torch.Tensor | None = None,
+) -> Predictor:
+    """The model with its conditions filled in and, where it was measured, its own error known."""
+    given = Given(model, **conditions.known(labels=labels, embedding=embedding))
     return given if calibration is None else Calibrated(given, calibration)

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ancestral import baselines, build, checkpoint, data, figures, monitor
 from ancestral.bound import Bound, bound, concatenate, mean_and_error
+from ancestral.conditions import conditions_of, same_kind
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
 from ancestral.errors import UserError
 from ancestral.feed import facts, to_unit
@@ -41,8 +42,7 @@ def evaluate(
     images = data.load(data_source, saved.config.data)
     if facts(images.test).shape != saved.facts.shape:
         raise UserError(f"{data_source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
-    if saved.config.model.labels and images.test.class_names != saved.facts.class_names:
-        raise UserError(f"{data_source}: its classes are not those that the model was trained with")
+    same_kind(saved.config, saved.facts, facts(images.test), data_source)
     test = images.test.spread(num_images)
     if saved.calibration is None:
         saved = replace(saved, calibration=monitor.calibration(saved.config, model, images.train, device_of(model)))
@@ -66,9 +66,9 @@ def evaluate(
 
             def measure(part: range) -> dict[str, bytes]:
                 shown = test.take(part)
-                labels = monitor.labels_of(shown, saved.config, device_of(model))
+                cond = conditions_of(shown, saved.config, device_of(model))
                 x0 = to_unit(shown.images).to(device_of(model), state_type(model))
-                predictor = build.predictor(model, saved.calibration, labels)
+                predictor = build.predictor(model, saved.calibration, **cond)
                 noise = Streams(seed, "evaluate", part)
                 measured = bound(predictor, x0, times, move, noise, terms=None if exact else terms)
                 bar.advance(task, len(part))

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ancestral.conditions import Conditions, all_of
 from ancestral.config import Facts
 from ancestral.imageset import ImageSet, Rows
 from ancestral.rng import Streams, permutation
@@ -19,7 +20,8 @@ from ancestral.rng import Streams, permutation
 def facts(images: ImageSet) -> Facts:
     """What a network must know about its data."""
     height, width, channels = images.shape
-    return Facts((channels, height, width), images.class_names)
+    vectors = images.embeddings
+    return Facts((channels, height, width), images.class_names, 0 if vectors is None else vectors.shape[1])
 
 
 def to_unit(images: np.ndarray | Rows) -> Tensor:
@@ -38,10 +40,10 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Presented(NamedTuple):
-    """Images that meet the network: x0 float32 (B, C, H, W), labels (B,) or None, rows of the set, noise like x0."""
+    """Images that meet the network: x0 float32 (B, C, H, W), all that is known of them, rows of the set, noise like x0."""
 
     x0: Tensor
-    labels: Tensor | None
+    cond: Conditions
     rows: list[int]
     eps: Tensor
 
@@ -53,8 +55,8 @@ def presented(images: ImageSet, seed: int, numbers: Sequence[int], flip: bool) -
     if flip:
         turned = Streams(seed, "flip", numbers).uniform() < 0.5
         x0 = torch.where(turned[:, None, None, None], x0.flip(3), x0)
-    labels = None if images.labels is None else torch.from_numpy(images.labels[rows])
-    return Presented(x0, labels, rows, Streams(seed, "noise", numbers).normal(x0.shape[1:]).float())
+    cond = {name: value[rows] for name, value in all_of(images).items()}
+    return Presented(x0, cond, rows, Streams(seed, "noise", numbers).normal(x0.shape[1:]).float())
 
 
 class Feed:

@@ -203,6 +203,8 @@ class UNet(nn.Module):
         patch: int = 1,
         recompute: bool = False,
         form: Form = PLAIN,
+        embedding: int = 0,
+        null: bool = False,
     ) -> None:
         super().__init__()
         self.recompute, self.form = recompute, form
@@ -214,6 +216,8 @@ class UNet(nn.Module):
             _initialised(nn.Linear(time_width, time_width)),
         )
         self.label = nn.Embedding(classes, time_width) if classes else None
+        self.embed = _initialised(nn.Linear(embedding, time_width)) if embedding else None
+        self.null = nn.Parameter(torch.zeros(time_width)) if null else None
         self.stem = _conv(in_channels * (1 + 2 * len(form.fourier)) * patch**2, width)
         widths = [width * multiplier for multiplier in multipliers]
 
@@ -243,27 +247,54 @@ class UNet(nn.Module):
                 self.up.append(Upsample(current))
         self.head = nn.Sequential(form.norm(current), nn.SiLU(), _conv(current, out_channels * patch**2, scale=0))
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W); time: (B,) on the scale 0..1000; labels: int64 (B,). Returns (B, out_channels, H, W)."""
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        labels: Tensor | None = None,
+        embedding: Tensor | None = None,
+        dropped: Tensor | None = None,
+    ) -> Tensor:
+        """The output, (B, out_channels, H, W).
+
+        Args:
+            x: (B, C, H, W).
+            time: (B,) on the scale 0..1000.
+            labels: int64 (B,).
+            embedding: (B, E).
+            dropped: bool (B,), whose conditions are replaced by the learned null; nobody's when left out.
+        """
         if x.shape[2] % self.divisor or x.shape[3] % self.divisor:
             raise ValueError(f"image sides must divide by {self.divisor} for this U-Net, got {tuple(x.shape[2:])}")
-        embedding = self.time(time_embedding(time, self.width, self.form).to(x.dtype))
-        if self.label is not None:
-            if labels is None:
-                raise ValueError("this network was trained with class labels; pass labels=")
-            embedding = embedding + self.label(labels)
-        embedding = functional.silu(embedding)
+        told = self.time(time_embedding(time, self.width, self.form).to(x.dtype))
+        told = functional.silu(self._with_conditions(told, labels, embedding, dropped))
 
         h = self.stem(functional.pixel_unshuffle(self.form.features(x), self.patch))
         skips = [h]
         for layer in self.down:
-            h = self._run(layer, h, embedding)
+            h = self._run(layer, h, told)
             skips.append(h)
         for layer in self.middle:
-            h = self._run(layer, h, embedding)
+            h = self._run(layer, h, told)
         for layer in self.up:
-            h = self._run(layer, torch.cat([h, skips.pop()], 1) if isinstance(layer, Stage) else h, embedding)
+            h = self._run(layer, torch.cat([h, skips.pop()], 1) if isinstance(layer, Stage) else h, told)
         return functional.pixel_shuffle(self.head(h), self.patch)
+
+    def _with_conditions(
+        self, time: Tensor, labels: Tensor | None, embedding: Tensor | None, dropped: Tensor | None
+    ) -> Tensor:
+        """The embedded time and, added to it, the embedded conditions or the null. (B, time_width) to the same."""
+        added = []
+        for name, layer, value in (("labels", self.label, labels), ("embedding", self.embed, embedding)):
+            if layer is not None and value is None:
+                raise ValueError(f"this network was trained with {name}; pass {name}=")
+            added += [] if layer is None else [layer(value)]
+        if dropped is not None and self.null is None:
+            raise ValueError("this network was trained without dropping its conditions; it has no null")
+        if not added:
+            return time
+        condition = sum(added[1:], added[0])
+        return time + (condition if dropped is None else torch.where(dropped[:, None], self.null, condition))
 
     def _run(self, layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
         if not isinstance(layer, Stage):
