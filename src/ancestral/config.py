@@ -38,7 +38,9 @@ class ModelOptions:
     patch: Count = 1
     labels: bool = False  # told the class of each image
     embedding: bool = False  # told the vector that the data have for each image
-    condition_dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share of images that train without these: for guidance
+    condition_dropout: Annotated[float, Meta(ge=0, lt=1)] = (
+        0.0  # share of images that train without these: for guidance
+    )
     fourier: tuple[Annotated[int, Meta(ge=0, le=10)], ...] = ()
     group_width: Annotated[int, Meta(ge=2)] = 4
     # The rest describes networks made elsewhere (see `ancestral.unet.Form`).
