@@ -58,7 +58,7 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
     drawn = []
     for start in range(0, DRAWN, 50):
         part = None if labels is None else labels[start : start + 50]
-        predictor = build.predictor(model, None, part)
+        predictor = build.predictor(model, None, **({} if part is None else {"labels": part}))
         drawn.append(sample(predictor, training.facts.shape, 50, times, SOLVERS["unipc3"], seed=start))
     images = to_bytes(torch.cat(drawn))
     drawing = time.perf_counter() - began

@@ -293,12 +293,7 @@ def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_w
     return model.to(on)
 
 
-def predictor(
-    model: Denoiser,
-    calibration: torch.Tensor | None,
-    labels: torch.Tensor | None = None,
-    embedding: torch.Tensor | None = None,
-) -> Predictor:
+def predictor(model: Denoiser, calibration: torch.Tensor | None, **cond: torch.Tensor) -> Predictor:
     """The model with its conditions filled in and, where it was measured, its own error known."""
-    given = Given(model, **conditions.known(labels=labels, embedding=embedding))
+    given = Given(model, **cond)
     return given if calibration is None else Calibrated(given, calibration)

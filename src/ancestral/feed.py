@@ -40,7 +40,7 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Presented(NamedTuple):
-    """Images that meet the network: x0 float32 (B, C, H, W), all that is known of them, rows of the set, noise like x0."""
+    """Images that meet the network: x0 float32 (B, C, H, W), what is known of them, rows of the set, noise like x0."""
 
     x0: Tensor
     cond: Conditions

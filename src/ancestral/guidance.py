@@ -96,8 +96,9 @@ class Guided:
         strong, weak = self.pair(x_t, t)
         log_snr = self.schedule.log_snr(t)
         inside = (self.interval[0] <= log_snr) & (log_snr <= self.interval[1])
+        weight = torch.where(inside, torch.full_like(log_snr, self.scale), 1.0)
         # lerp, unlike the formula, is exact at both ends.
-        x0 = torch.lerp(weak.x0, strong.x0, over(torch.where(inside, self.scale, 1.0), x_t))
+        x0 = torch.lerp(weak.x0, strong.x0, over(weight, x_t))
         grown, meant = _std(x0), _std(strong.x0)
         shrink = torch.where(grown > 0, meant / grown, 1.0)
         x0 = self.clip(x0 * (1 + self.rescale * (shrink - 1)))

@@ -86,7 +86,9 @@ def _index(folder: Path) -> Any:
 
 
 def array(path: Path) -> ImageSet:
-    """A .npy file of images, uint8 (N, H, W, C) or (N, H, W), mapped; labels and vectors from NAME.labels.npy and NAME.embeddings.npy.
+    """A .npy file of images, uint8 (N, H, W, C) or (N, H, W), mapped.
+
+    Labels and vectors come from NAME.labels.npy and NAME.embeddings.npy beside it.
 
     Raises:
         UserError: when it holds anything else.

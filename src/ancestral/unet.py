@@ -185,6 +185,8 @@ class UNet(nn.Module):
         patch: side of the square pixel blocks folded into channels before the first convolution; 1 in the paper.
         recompute: keep no activations inside the stages, but compute them again in the backward pass.
         form: the details in which networks of this family differ.
+        embedding: length of the vector added to the time's after a linear layer; 0 for none.
+        null: whether there is a learned vector to add in place of the conditions.
 
     Raises:
         ValueError: in `forward`, when the sides do not divide by patch * 2^(levels - 1).
@@ -255,19 +257,14 @@ class UNet(nn.Module):
         embedding: Tensor | None = None,
         dropped: Tensor | None = None,
     ) -> Tensor:
-        """The output, (B, out_channels, H, W).
+        """x: (B, C, H, W); time: (B,) on the scale 0..1000; labels: int64 (B,); embedding: (B, E).
 
-        Args:
-            x: (B, C, H, W).
-            time: (B,) on the scale 0..1000.
-            labels: int64 (B,).
-            embedding: (B, E).
-            dropped: bool (B,), whose conditions are replaced by the learned null; nobody's when left out.
+        `dropped`, bool (B,), says whose conditions give way to the learned null. Returns (B, out_channels, H, W).
         """
         if x.shape[2] % self.divisor or x.shape[3] % self.divisor:
             raise ValueError(f"image sides must divide by {self.divisor} for this U-Net, got {tuple(x.shape[2:])}")
         told = self.time(time_embedding(time, self.width, self.form).to(x.dtype))
-        told = functional.silu(self._with_conditions(told, labels, embedding, dropped))
+        told = functional.silu(sum(self._condition(labels, embedding, dropped), told))
 
         h = self.stem(functional.pixel_unshuffle(self.form.features(x), self.patch))
         skips = [h]
@@ -280,21 +277,18 @@ class UNet(nn.Module):
             h = self._run(layer, torch.cat([h, skips.pop()], 1) if isinstance(layer, Stage) else h, told)
         return functional.pixel_shuffle(self.head(h), self.patch)
 
-    def _with_conditions(
-        self, time: Tensor, labels: Tensor | None, embedding: Tensor | None, dropped: Tensor | None
-    ) -> Tensor:
-        """The embedded time and, added to it, the embedded conditions or the null. (B, time_width) to the same."""
+    def _condition(self, labels: Tensor | None, embedding: Tensor | None, dropped: Tensor | None) -> list[Tensor]:
+        """What is added to the time, (B, time_width), if anything is: the embedded conditions, or the null."""
         added = []
         for name, layer, value in (("labels", self.label, labels), ("embedding", self.embed, embedding)):
             if layer is not None and value is None:
                 raise ValueError(f"this network was trained with {name}; pass {name}=")
             added += [] if layer is None else [layer(value)]
-        if dropped is not None and self.null is None:
+        if dropped is None:
+            return added
+        if self.null is None:
             raise ValueError("this network was trained without dropping its conditions; it has no null")
-        if not added:
-            return time
-        condition = sum(added[1:], added[0])
-        return time + (condition if dropped is None else torch.where(dropped[:, None], self.null, condition))
+        return [torch.where(dropped[:, None], self.null, sum(added[1:], added[0]))]
 
     def _run(self, layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
         if not isinstance(layer, Stage):
