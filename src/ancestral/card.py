@@ -38,7 +38,6 @@ images = sample({model}, ({channels}, {height}, {width}), 16, times, SOLVERS["{s
 
 {measured}
 """
-_LABELLED = "Given(model, labels=torch.zeros(16, dtype=torch.long))"
 
 
 class Measured:
@@ -96,6 +95,8 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         metrics=sorted({row.partition(": ")[0] for one in found for row, *_ in one.rows}) or None,
     )
     classes = ", ".join(saved.facts.class_names) if saved.config.model.labels else ""
+    told = ["labels=torch.zeros(16, dtype=torch.long)"] if classes else []
+    told += [f"embedding=torch.zeros(16, {saved.facts.embedding})"] if saved.config.model.embedding else []
     text = _TEXT.format(
         name=name,
         title=name.rpartition("/")[2],
@@ -110,10 +111,10 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         target=diffusion.target,
         classes=f" Classes: {classes}." if classes else "",
         solver=FEW_STEPS,
-        model=_LABELLED if classes else "model",
+        model=f"Given(model, {', '.join(told)})" if told else "model",
         measured="\n\n".join(one.table() for one in found) or "Not measured.",
     )
-    if classes:
+    if told:
         text = text.replace(
             "import ancestral\n", "import ancestral\nimport torch\nfrom ancestral.denoiser import Given\n"
         )
