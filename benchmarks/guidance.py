@@ -61,13 +61,18 @@ def classifier(images: ImageSet, seed: int = 0) -> nn.Module:
 
 @torch.no_grad()
 def judged(network: nn.Module, images: np.ndarray, labels: Tensor) -> dict[str, list[float]]:
-    """Share classified as asked, with its standard error, and the standard deviation of pixels within a class."""
+    """How many of how many are classified as asked, and the standard deviation of pixels within a class."""
     x = to_unit(images)
-    right = (network(x).argmax(1) == labels).double()
-    rate, classes = float(right.mean()), labels.unique()
+    right, classes = int((network(x).argmax(1) == labels).sum()), labels.unique()
     spreads = torch.stack([x[labels == one].double().var(0).mean().sqrt() for one in classes])
     error = float(spreads.std()) / math.sqrt(len(classes))
-    return {"right": [rate, math.sqrt(rate * (1 - rate) / len(x))], "spread": [float(spreads.mean()), error]}
+    return {"right": [right, len(x)], "spread": [float(spreads.mean()), error]}
+
+
+def rate(right: int, count: int) -> str:
+    """Their ratio; its error is that of one more right and one more wrong, so that none is not taken for never."""
+    careful = (right + 1) / (count + 2)
+    return shown((right / count, math.sqrt(careful * (1 - careful) / count)), 3)
 
 
 if __name__ == "__main__":
@@ -110,12 +115,10 @@ if __name__ == "__main__":
                 **key,
             )
         )
-    rows = [["held-out images", "", "", shown(held_out["right"], 3), shown(held_out["spread"], 3)]]
+    rows = [["held-out images", "", "", rate(*held_out["right"]), shown(held_out["spread"], 3)]]
     for line in lines:
         ends = "" if line["interval"] == [str(end) for end in EVERYWHERE] else " to ".join(line["interval"])
-        rows.append(
-            [f"{line['scale']:g}", line["rescale"] or "", ends, shown(line["right"], 3), shown(line["spread"], 3)]
-        )
+        rows.append([f"{line['scale']:g}", line["rescale"] or "", ends, rate(*line["right"]), shown(line["spread"], 3)])
     headings = ("scale", "rescale", "interval, log SNR", "classified as asked", "std within a class")
     source = f"`{saved.config.source}`, {saved.images:,} images seen in training"
     text = f"{source}; {given.images} images a row, UniPC-3 in {STEPS} steps.\n\n"
