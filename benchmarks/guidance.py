@@ -28,7 +28,7 @@ from ancestral.sample import sample
 from ancestral.solvers import SOLVERS
 
 STEPS, ROUND = 10, 100
-EPOCHS, BATCH, SHIFT = 12, 100, 2  # of the classifier; it sees images shifted by up to so many pixels in 28
+UPDATES, BATCH, SHIFT = 1000, 100, 2  # of the classifier; it sees images shifted by up to so many pixels in 28
 ROWS = (  # scale, rescale, interval of log SNR
     *((scale, 0.0, EVERYWHERE) for scale in (0.0, 1.0, 1.5, 2.0, 3.0, 5.0)),
     (5.0, 0.7, EVERYWHERE),
@@ -45,17 +45,16 @@ def classifier(images: ImageSet, seed: int = 0) -> nn.Module:
             *(nn.Conv2d(1, 32, 5, 2, 2), nn.ReLU(), nn.Conv2d(32, 64, 5, 2, 2), nn.ReLU()),
             *(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64 * x[0, 0, ::4, ::4].numel(), len(images.class_names))),
         )
-        steps = EPOCHS * (len(x) // BATCH)
         reach = SHIFT * x.shape[3] // 28
         optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-        falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.01, steps)
-        for _ in range(EPOCHS):
-            for rows in torch.randperm(len(x))[: steps // EPOCHS * BATCH].split(BATCH):
-                moved = torch.roll(x[rows], torch.randint(-reach, reach + 1, (2,)).tolist(), (2, 3))
-                optimizer.zero_grad()
-                functional.cross_entropy(network(moved), labels[rows]).backward()
-                optimizer.step()
-                falling.step()
+        falling = torch.optim.lr_scheduler.LinearLR(optimizer, 1, 0.01, UPDATES)
+        for _ in range(UPDATES):
+            rows = torch.randint(len(x), (BATCH,))
+            moved = torch.roll(x[rows], torch.randint(-reach, reach + 1, (2,)).tolist(), (2, 3))
+            optimizer.zero_grad()
+            functional.cross_entropy(network(moved), labels[rows]).backward()
+            optimizer.step()
+            falling.step()
     return network.eval()
 
 

@@ -1,7 +1,7 @@
 """The figures of docs/guidance.md: a mixture at three scales, always; digits by class and scale, with a RUN.
 
-Run: scripts/figures/guidance.py [RUN]. RUN: ancestral train mnist --out RUN --set model.labels=true
---set model.condition_dropout=0.15
+Run: scripts/figures/guidance.py [RUN]. RUN: ancestral train digits --preset tiny --images 40000 --out RUN
+--set model.labels=true --set model.condition_dropout=0.15
 """
 
 from __future__ import annotations
