@@ -17,6 +17,7 @@ import torch
 
 from ancestral import build, config, data, estimate, features, figures, grids, monitor
 from ancestral.bound import bound, mean_and_error
+from ancestral.conditions import conditions_of
 from ancestral.feed import facts, to_bytes, to_unit
 from ancestral.imageset import ImageSet, Splits
 from ancestral.rng import Streams
@@ -57,7 +58,7 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
     drawn = []
     for start in range(0, DRAWN, 50):
         part = None if labels is None else labels[start : start + 50]
-        predictor = build.predictor(model, None, part)
+        predictor = build.predictor(model, None, **({} if part is None else {"labels": part}))
         drawn.append(sample(predictor, training.facts.shape, 50, times, SOLVERS["unipc3"], seed=start))
     images = to_bytes(torch.cat(drawn))
     drawing = time.perf_counter() - began
@@ -67,7 +68,7 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
     )
     held = splits.test.spread(BOUND)
     measured = bound(
-        build.predictor(model, table, monitor.labels_of(held, chosen, CPU)),
+        build.predictor(model, table, **conditions_of(held, chosen, CPU)),
         to_unit(held.images),
         build.training_grid(chosen),
         build.Ancestral(build.optimal),

@@ -490,11 +490,11 @@ def test_a_split_is_joined_where_it_lies(tmp_path):
 
 def test_classes_are_drawn_in_the_proportions_of_the_data(tmp_path):
     pool = np.repeat([0, 1, 2], [70, 20, 10])
-    assert np.bincount(measuring.labels_like(pool, 200, 0)).tolist() == [140, 40, 20]
-    some = np.bincount(measuring.labels_like(pool.repeat(100), 1000, 0), minlength=3)
+    assert np.bincount(measuring.like(pool, 200, 0)).tolist() == [140, 40, 20]
+    some = np.bincount(measuring.like(pool.repeat(100), 1000, 0), minlength=3)
     assert np.abs(some - [700, 200, 100]).max() < 5 * (1000 * 0.25) ** 0.5
-    assert torch.equal(measuring.labels_like(pool, 30, 5), measuring.labels_like(pool, 60, 5)[:30])
-    assert not torch.equal(measuring.labels_like(pool, 30, 5), measuring.labels_like(pool, 30, 6))
+    assert torch.equal(measuring.like(pool, 30, 5), measuring.like(pool, 60, 5)[:30])
+    assert not torch.equal(measuring.like(pool, 30, 5), measuring.like(pool, 30, 6))
     run = tmp_path / "run"
     made = run_command(
         "train", "digits", "--preset", "tiny", "--steps", 2, "--out", run, *TINY, "--set", "model.labels=true"

@@ -93,12 +93,12 @@ def test_training_leaves_the_global_generator_alone(digits):
 
 
 def test_what_is_presented_does_not_depend_on_the_batch_size(digits):
-    whole, labels, rows, eps = feed.presented(digits.train, 3, range(250), flip=True)
+    whole, cond, rows, eps = feed.presented(digits.train, 3, range(250), flip=True)
     parts = [feed.presented(digits.train, 3, range(n, min(n + 7, 250)), flip=True) for n in range(0, 250, 7)]
     assert torch.equal(whole, torch.cat([part.x0 for part in parts]))
     assert torch.equal(eps, torch.cat([part.eps for part in parts]))
     assert rows == [row for part in parts for row in part[2]]
-    assert torch.equal(labels, torch.cat([part[1] for part in parts]))
+    assert torch.equal(cond["labels"], torch.cat([part.cond["labels"] for part in parts]))
     assert sorted(rows[:100]) == sorted(rows[100:200]) == list(range(100))
     assert rows[:100] != rows[100:200]
 

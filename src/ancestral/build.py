@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ancestral import checkpoint, ema
+from ancestral import checkpoint, conditions, ema
 from ancestral.chains import chain, choose
 from ancestral.config import Config, Facts, ModelOptions, TrainOptions
 from ancestral.denoiser import Calibrated, Denoiser, Given, Predictor
@@ -50,8 +50,7 @@ def network(config: Config, facts: Facts) -> UNet:
     """
     options = config.model
     channels, height, width = facts.shape
-    if options.labels and not facts.class_names:
-        raise UserError(f"model.labels: '{config.source}' has no labels; use --set model.labels=false")
+    conditions.check(config, facts)
     wrong = [level for level in options.attention if not 0 <= level < len(options.multipliers)]
     if wrong:
         raise UserError(
@@ -68,6 +67,8 @@ def network(config: Config, facts: Facts) -> UNet:
         options.patch,
         config.train.recompute,
         form(options),
+        facts.embedding if options.embedding else 0,
+        options.condition_dropout > 0,
     )
     if height % made.divisor or width % made.divisor:
         raise UserError(
@@ -284,7 +285,7 @@ def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_w
     return model.to(on)
 
 
-def predictor(model: Denoiser, calibration: torch.Tensor | None, labels: torch.Tensor | None = None) -> Predictor:
-    """The model with its labels filled in and, where it was measured, its own error known."""
-    given = model if labels is None else Given(model, labels=labels)
+def predictor(model: Denoiser, calibration: torch.Tensor | None, **cond: torch.Tensor) -> Predictor:
+    """The model with its conditions filled in and, where it was measured, its own error known."""
+    given = Given(model, **cond)
     return given if calibration is None else Calibrated(given, calibration)

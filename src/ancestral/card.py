@@ -45,7 +45,6 @@ _HIDING = {  # what is said otherwise of a chain that hides places
     ),
     f'SOLVERS["{FEW_STEPS}"])': "Reveal(), draw=from_law)",
 }
-_LABELLED = "Given(model, labels=torch.zeros(16, dtype=torch.long))"
 
 
 class Measured:
@@ -103,6 +102,8 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         metrics=sorted({row.partition(": ")[0] for one in found for row, *_ in one.rows}) or None,
     )
     classes = ", ".join(saved.facts.class_names) if saved.config.model.labels else ""
+    told = ["labels=torch.zeros(16, dtype=torch.long)"] if classes else []
+    told += [f"embedding=torch.zeros(16, {saved.facts.embedding})"] if saved.config.model.embedding else []
     text = _TEXT.format(
         name=name,
         title=name.rpartition("/")[2],
@@ -117,10 +118,10 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         target=f", target {diffusion.target}" if diffusion.chain == "gaussian" else "",
         classes=f" Classes: {classes}." if classes else "",
         solver=FEW_STEPS,
-        model=_LABELLED if classes else "model",
+        model=f"Given(model, {', '.join(told)})" if told else "model",
         measured="\n\n".join(one.table() for one in found) or "Not measured.",
     )
-    if classes:
+    if told:
         text = text.replace(
             "import ancestral\n", "import ancestral\nimport torch\nfrom ancestral.denoiser import Given\n"
         )

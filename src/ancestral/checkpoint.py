@@ -203,6 +203,16 @@ def load_snapshots(run: Path) -> list[ema.Snapshot]:
     return snapshots
 
 
+def snapshot(folder: Path, config: Config) -> Tensors:
+    """The kept average of the width that is the model's, from RUN/averages/IMAGES.
+
+    Raises:
+        UserError: when it is absent or damaged.
+    """
+    name = f"{config.train.average_widths[config.train.average]:g}.safetensors"
+    return safetensors.torch.load(sealed.read(folder, [name])[name])
+
+
 def _folders(parent: Path) -> list[Path]:
     if not parent.is_dir():
         return []

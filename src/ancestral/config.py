@@ -36,7 +36,11 @@ class ModelOptions:
     attention: tuple[int, ...] = (1,)
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     patch: Count = 1
-    labels: bool = False
+    labels: bool = False  # told the class of each image
+    embedding: bool = False  # told the vector that the data have for each image
+    condition_dropout: Annotated[float, Meta(ge=0, lt=1)] = (
+        0.0  # share of images that train without these: for guidance
+    )
     fourier: tuple[Annotated[int, Meta(ge=0, le=10)], ...] = ()
     group_width: Annotated[int, Meta(ge=2)] = 4
     # The rest describes networks made elsewhere (see `ancestral.unet.Form`).
@@ -109,10 +113,11 @@ class Config:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the data said: the images' shape (C, H, W) and the names of their classes."""
+    """What the data said: the images' shape (C, H, W), the names of their classes, how long their vectors are."""
 
     shape: tuple[int, int, int]
     class_names: tuple[str, ...] = ()
+    embedding: int = 0
 
 
 _Preset = Mapping[str, Any]

@@ -18,7 +18,7 @@ from ancestral.hub_data import load_hub
 from ancestral.images import adapt
 from ancestral.imageset import MOST_CLASSES, DataOptions, ImageSet, Splits, split_off
 from ancestral.shards import is_pattern, load_shards
-from ancestral.store import array
+from ancestral.store import array, checked_vectors
 
 
 def load(source: str, options: DataOptions) -> Splits:
@@ -120,7 +120,8 @@ def _digits() -> Splits:
     return _per_class_split(pixels[..., None], bunch.target, "digits", 0.2)
 
 
-_ARRAYS = ("images", "labels", "train_images", "train_labels", "test_images", "test_labels", "class_names")
+_PARTS = ("", "train_", "test_")
+_ARRAYS = (*(part + kind for part in _PARTS for kind in ("images", "labels", "embeddings")), "class_names")
 _UNNAMED = {"arr_0": "images", "arr_1": "labels"}  # as numpy.savez(file, images, labels) calls them
 BUILT_IN: dict[str, Callable[[], Splits]] = {"mnist": _mnist, "digits": _digits}
 
@@ -170,10 +171,12 @@ def _npz_part(path: Path, arrays: dict[str, np.ndarray], prefix: str, class_name
     if images.ndim != 4 or not 1 <= images.shape[3] <= 4 or 0 in images.shape:
         raise UserError(f"{path}: {prefix}images must be (N, H, W) or (N, H, W, 1 to 4), not {images.shape}")
     names = tuple(f"{prefix}images[{row}]" for row in range(len(images)))
+    told = f"{prefix}embeddings"
+    vectors = checked_vectors(arrays[told], f"{path}: {told}", len(images)) if told in arrays else None
     if labels is None:
-        return ImageSet(images, None, (), names)
+        return ImageSet(images, None, (), names, vectors)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise UserError(f"{path}: {prefix}labels must be {len(images)} integers, not {labels.dtype} {labels.shape}")
     if labels.min() < 0 or labels.max() >= len(class_names):
         raise UserError(f"{path}: {prefix}labels must lie in 0..{len(class_names) - 1}, the classes named")
-    return ImageSet(images, labels.astype(np.int64), class_names, names)
+    return ImageSet(images, labels.astype(np.int64), class_names, names, vectors)

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import Progress, TaskID
 
 from ancestral import build, checkpoint
+from ancestral.conditions import Conditions
 from ancestral.console import device_of, open_model, state_type
 from ancestral.errors import UserError
 from ancestral.grids import explicit
+from ancestral.guiding import Guiding
 from ancestral.reverse import begin
 from ancestral.sample import beginning, latents, trajectory
 from ancestral.schedule import NoiseSchedule
@@ -37,6 +38,10 @@ class How:
     precision: str
     seed: int
     batch_size: int
+    guidance: float | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    guide: str | None = None
 
 
 class Drawing:
@@ -55,6 +60,7 @@ class Drawing:
         self.saved, self.model = open_model(folder, device, how.average_width)
         precision = build.precision(how.precision, device_of(self.model))
         self.model = build.lowered(self.model, how.precision)
+        self.guiding = Guiding(asdict(how), self.saved, self.model)
         solver = how.solver
         kind = build.chain(self.saved.config)
         if how.eta is how.variance is solver is kind.reverse is None and how.steps is not None:
@@ -67,11 +73,13 @@ class Drawing:
             else build.sampling_grid(self.saved.config, how.grid, how.steps)
         )
         self.seed = how.seed
-        self.calls = len(begin(self.move, self.model.schedule, self.times)[1]) - 1  # of the network, an image
+        self.steps = len(begin(self.move, self.model.schedule, self.times)[1]) - 1
+        self.calls = self.steps * self.guiding.calls  # of a network, an image
         chosen = {name: value for name, value in asdict(how).items() if name not in ("steps", "grid")}
         variance = how.variance or self.saved.config.diffusion.variance
         self.settings: dict[str, Any] = {
             **chosen,
+            **self.guiding.settings,
             "model": checkpoint.digest(self.saved),
             "times": self.times,
             "solver": solver,
@@ -79,11 +87,11 @@ class Drawing:
             "precision": str(precision).removeprefix("torch."),  # what auto stands for here
         }
 
-    def walk(self, numbers: range, labels: torch.Tensor | None, bar: Progress, task: TaskID) -> Iterator[Step]:
-        """The walk of these numbers of all images, whose labels are given; the bar sees every step."""
+    def walk(self, numbers: range, cond: Conditions, bar: Progress, task: TaskID) -> Iterator[Step]:
+        """The walk of these numbers of all images, whose conditions are given; the bar sees every step."""
         device = device_of(self.model)
-        chosen = None if labels is None else labels[numbers.start : numbers.stop].to(device)
-        predictor = build.predictor(self.model, self.saved.calibration, chosen)
+        chosen = {name: value[numbers.start : numbers.stop].to(device) for name, value in cond.items()}
+        predictor = self.guiding.predictor(chosen)
         noise = latents(self.saved.facts.shape, self.seed, numbers).to(device, state_type(self.model))
         start, draw = beginning(self.model.schedule, noise), build.chain(self.saved.config).draw
         for step in trajectory(predictor, start, self.times, self.move, self.seed, numbers, draw):

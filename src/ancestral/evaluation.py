@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ancestral import baselines, build, checkpoint, figures, monitor, surprise
 from ancestral.bound import Bound, bound, concatenate, mean_and_error, repeated
+from ancestral.conditions import conditions_of
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
 from ancestral.errors import UserError
 from ancestral.feed import images_for, to_unit
@@ -71,9 +72,9 @@ def evaluate(
 
             def measure(part: range) -> dict[str, bytes]:
                 shown = test.take(part)
-                labels = monitor.labels_of(shown, saved.config, device_of(model))
+                cond = conditions_of(shown, saved.config, device_of(model))
                 x0 = to_unit(shown.images).to(device_of(model), state_type(model))
-                predictor = build.predictor(model, saved.calibration, labels)
+                predictor = build.predictor(model, saved.calibration, **cond)
                 noise = Streams(seed, "evaluate", part)
                 drawn = None if exact else terms
                 draws = [bound(predictor, x0, times, move, noise, terms=drawn) for _ in range(repeats)]

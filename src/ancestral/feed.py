@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ancestral import data
 from ancestral.checkpoint import Checkpoint
+from ancestral.conditions import Conditions, all_of, same_kind
 from ancestral.config import Facts
 from ancestral.errors import UserError
 from ancestral.imageset import ImageSet, Rows, Splits
@@ -22,20 +23,20 @@ from ancestral.rng import Streams, permutation
 def facts(images: ImageSet) -> Facts:
     """What a network must know about its data."""
     height, width, channels = images.shape
-    return Facts((channels, height, width), images.class_names)
+    vectors = images.embeddings
+    return Facts((channels, height, width), images.class_names, 0 if vectors is None else vectors.shape[1])
 
 
 def images_for(saved: Checkpoint, source: str) -> Splits:
     """Images that the model of a checkpoint can look at.
 
     Raises:
-        UserError: for data of another shape, or with other classes, than the model's.
+        UserError: for data of another shape, or with other conditions, than the model's.
     """
     images = data.load(source, saved.config.data)
     if facts(images.test).shape != saved.facts.shape:
         raise UserError(f"{source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
-    if saved.config.model.labels and images.test.class_names != saved.facts.class_names:
-        raise UserError(f"{source}: its classes are not those that the model was trained with")
+    same_kind(saved.config, saved.facts, facts(images.test), source)
     return images
 
 
@@ -55,10 +56,10 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Presented(NamedTuple):
-    """Images that meet the network: x0 float32 (B, C, H, W), labels (B,) or None, rows of the set, noise like x0."""
+    """Images that meet the network: x0 float32 (B, C, H, W), what is known of them, rows of the set, noise like x0."""
 
     x0: Tensor
-    labels: Tensor | None
+    cond: Conditions
     rows: list[int]
     eps: Tensor
 
@@ -70,8 +71,8 @@ def presented(images: ImageSet, seed: int, numbers: Sequence[int], flip: bool) -
     if flip:
         turned = Streams(seed, "flip", numbers).uniform() < 0.5
         x0 = torch.where(turned[:, None, None, None], x0.flip(3), x0)
-    labels = None if images.labels is None else torch.from_numpy(images.labels[rows])
-    return Presented(x0, labels, rows, Streams(seed, "noise", numbers).normal(x0.shape[1:]).float())
+    cond = {name: value[rows] for name, value in all_of(images).items()}
+    return Presented(x0, cond, rows, Streams(seed, "noise", numbers).normal(x0.shape[1:]).float())
 
 
 class Feed:

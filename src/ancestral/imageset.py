@@ -58,12 +58,16 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Images as bytes (N, H, W, C), labels int64 (N,) or None, and a name for each to speak of it."""
+    """Images as bytes (N, H, W, C), labels int64 (N,) or None, and a name for each to speak of it.
+
+    `embeddings` are vectors of the user's own, float32 (N, E), or None.
+    """
 
     images: np.ndarray | Rows
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     names: tuple[str, ...]
+    embeddings: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -79,23 +83,25 @@ class ImageSet:
         return self.take(spread(len(self), count))
 
     def digest(self) -> str:
-        """SHA-256 of the pixels and labels: whether these are the same images in the same order."""
+        """SHA-256 of the pixels, labels and embeddings: whether these are the same images in the same order."""
         digest = sha256()
         for start in range(0, len(self), 1024):
             digest.update(self.images[start : start + 1024].tobytes())
-        digest.update(b"" if self.labels is None else self.labels.tobytes())
+        for known in (self.labels, self.embeddings):
+            digest.update(b"" if known is None else known.tobytes())
         return digest.hexdigest()
 
     def take(self, rows: Sequence[int] | np.ndarray) -> ImageSet:
         """The images of these rows; those of a mapped file stay there."""
         chosen = np.asarray(rows, dtype=np.int64)
-        labels = None if self.labels is None else self.labels[chosen]
+        labels, embeddings = (None if known is None else known[chosen] for known in (self.labels, self.embeddings))
         images = self.images
         if isinstance(images, Rows):
             images = Rows(images.source, images.rows[chosen])
         else:
             images = Rows(images, chosen) if isinstance(images, np.memmap) else images[chosen]
-        return replace(self, images=images, labels=labels, names=tuple(self.names[row] for row in chosen))
+        names = tuple(self.names[row] for row in chosen)
+        return replace(self, images=images, labels=labels, names=names, embeddings=embeddings)
 
 
 def spread(total: int, count: int) -> np.ndarray:

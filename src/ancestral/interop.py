@@ -123,6 +123,9 @@ def export_run(run: Path, folder: Path) -> None:
         raise UserError(f"{run}: model.patch is {model.patch}; diffusers' network has no such field")
     if model.fourier:
         raise UserError(f"{run}: model.fourier is {list(model.fourier)}; diffusers' network has no such field")
+    for name in ("embedding", "condition_dropout"):
+        if getattr(model, name):
+            raise UserError(f"{run}: model.{name} is {getattr(model, name)}; diffusers' network has no such field")
     if model.groups is None and any(build.form(model).groups_of(model.width * m) != GROUPS for m in model.multipliers):
         raise UserError(f"{run}: its norms have groups by width; diffusers needs one number: train with model.groups")
     if process.T != 1000:

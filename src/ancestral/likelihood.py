@@ -15,6 +15,7 @@ from rich.progress import Progress
 
 from ancestral import build, checkpoint, monitor
 from ancestral.bound import mean_and_error
+from ancestral.conditions import conditions_of
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
 from ancestral.errors import UserError
 from ancestral.feed import images_for, to_unit
@@ -67,8 +68,8 @@ def likelihood(
             def measure(part: range) -> dict[str, bytes]:
                 started, shown = time.monotonic(), test.take(part)
                 x0 = to_unit(shown.images).to(device_of(model), state_type(model))
-                labels = monitor.labels_of(shown, saved.config, device_of(model))
-                predictor = build.predictor(model, saved.calibration, labels)
+                cond = conditions_of(shown, saved.config, device_of(model))
+                predictor = build.predictor(model, saved.calibration, **cond)
                 try:
                     found = flow_bound(predictor, x0, Streams(seed, "likelihood", part), lifted, probes, method)
                 except ArithmeticError as error:

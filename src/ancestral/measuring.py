@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ancestral import build, data, features, figures
+from ancestral.conditions import all_of, wanted
 from ancestral.console import screen, together, write_text
 from ancestral.drawing import Drawing, How
 from ancestral.errors import UserError
@@ -103,16 +104,17 @@ def _of_run(folder: Path, how: How, data_source: str | None, device: str) -> _So
     saved = drawing.saved
     data_source = data_source or saved.config.source
     splits = images_for(saved, data_source)
-    pool = splits.train.labels if saved.config.model.labels else None
-    settings = {**drawing.settings, "labels": None if pool is None else sha256(pool.tobytes()).hexdigest()}
+    pools = {name: pool.numpy() for name, pool in wanted(all_of(splits.train), saved.config).items()}
+    digests = {name: sha256(pool.tobytes()).hexdigest() for name, pool in pools.items()}
+    settings = {**drawing.settings, "labels": None, **digests}
 
     def take(count: int, cache: Path, processes: Processes, bar: Progress) -> ImageSet:
-        labels = None if pool is None else labels_like(pool, count, how.seed)
+        cond = {name: like(pool, count, how.seed) for name, pool in pools.items()}
         job, work = Job(place(cache / "samples", settings), settings, processes), pieces(count, how.batch_size)
-        task = bar.add_task(f"{drawing.calls} steps", total=-(-count // processes.size) * drawing.calls)
+        task = bar.add_task(f"{drawing.steps} steps", total=-(-count // processes.size) * drawing.steps)
 
         def draw(numbers: range) -> dict[str, bytes]:
-            images = torch.from_numpy(to_bytes(finish(drawing.walk(numbers, labels, bar, task))))
+            images = torch.from_numpy(to_bytes(finish(drawing.walk(numbers, cond, bar, task))))
             return {"images.safetensors": safetensors.torch.save({"images": images})}
 
         job.run(work, draw, lambda kept: "images.safetensors" in kept)
@@ -122,15 +124,15 @@ def _of_run(folder: Path, how: How, data_source: str | None, device: str) -> _So
     return _Source(splits, data_source, None, take, settings)
 
 
-def labels_like(pool: np.ndarray, count: int, seed: int) -> Tensor:
-    """Classes for images 0..count-1 in the proportions of these labels; that of image i is a function of (seed, i)."""
+def like(pool: np.ndarray, count: int, seed: int) -> Tensor:
+    """Conditions for images 0..count-1 in the proportions of these; those of image i are a function of (seed, i)."""
     order = permutation(len(pool), seed, "labels", 0)
     return torch.from_numpy(pool[order[np.arange(count) % len(pool)]])
 
 
 def _of_images(path: Path, how: How, data_source: str | None) -> _Source:
     drawn = {"steps": how.steps, "solver": how.solver, "eta": how.eta, "variance": how.variance}
-    drawn["average-width"] = how.average_width
+    drawn |= {"average-width": how.average_width, "guidance": how.guidance, "guide": how.guide}
     given = [f"--{name}" for name, value in drawn.items() if value is not None]
     if given:
         raise UserError(f"{given[0]}: {path} is no run but images, of which nothing is drawn; leave it out")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ancestral import build
 from ancestral.bound import bound, calibrate, mean_and_error
+from ancestral.conditions import conditions_of
 from ancestral.config import Config, Facts
 from ancestral.denoiser import Denoiser
 from ancestral.feed import to_bytes, to_unit
@@ -28,23 +29,18 @@ class Preview(NamedTuple):
     bits_by_tenth: list[float | None]
 
 
-def labels_of(images: ImageSet, config: Config, device: torch.device) -> Tensor | None:
-    """The images' labels, if the model wants them."""
-    if not config.model.labels or images.labels is None:
-        return None
-    return torch.from_numpy(images.labels).to(device)
-
-
 def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:
     """16 images in 20 steps, and the bound with a few terms an image on 32 held-out ones."""
-    labels = torch.arange(16, device=device) % len(facts.class_names) if config.model.labels else None
+    shown_of = conditions_of(held_out.take(np.arange(16) % len(held_out)), config, device)
+    if config.model.labels:
+        shown_of["labels"] = torch.arange(16, device=device) % len(facts.class_names)
     times = build.training_grid(config)
     grid = build.sampling_grid(config, "trailing", 20 if len(times) > 21 else None)
-    kind, drawer = build.chain(config), build.predictor(shown, None, labels)
+    kind, drawer = build.chain(config), build.predictor(shown, None, **shown_of)
     drawn = sample(drawer, facts.shape, 16, grid, kind.quick, device=device, draw=kind.draw)
     test = held_out.spread(32)
     measured = bound(
-        build.predictor(shown, None, labels_of(test, config, device)),
+        build.predictor(shown, None, **conditions_of(test, config, device)),
         to_unit(test.images).to(device),
         times,
         kind.measured,
@@ -64,7 +60,7 @@ def calibration(config: Config, shown: Denoiser, train_images: ImageSet, device:
     if not build.chain(config).calibrated:
         return None
     images = train_images.spread(CALIBRATED)
-    predictor = build.predictor(shown, None, labels_of(images, config, device))
+    predictor = build.predictor(shown, None, **conditions_of(images, config, device))
     return calibrate(predictor, to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images))))
 
 

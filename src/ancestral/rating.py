@@ -13,8 +13,9 @@ import safetensors.torch
 from rich.progress import Progress
 from rich.table import Table
 
-from ancestral import baselines, build, checkpoint, figures, monitor
+from ancestral import baselines, build, checkpoint, figures
 from ancestral.bound import Bound, concatenate
+from ancestral.conditions import conditions_of
 from ancestral.console import Watched, device_of, open_model, screen, state_type, together, write_text
 from ancestral.feed import images_for, to_unit
 from ancestral.jobs import PATIENCE, Job, pieces
@@ -62,8 +63,8 @@ def rate_distortion(
 
             def measure(part: range) -> dict[str, bytes]:
                 shown = images.take(part)
-                labels = monitor.labels_of(shown, saved.config, device_of(model))
-                predictor = build.predictor(model, saved.calibration, labels)
+                cond = conditions_of(shown, saved.config, device_of(model))
+                predictor = build.predictor(model, saved.calibration, **cond)
                 watched = Watched(predictor, lambda seen: bar.advance(task, seen))
                 x0 = to_unit(shown.images).to(device_of(model), state_type(model))
                 measured = along_chain(watched, x0, times, move, Streams(seed, "rd", part))

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from ancestral import build, checkpoint, config, figures, sealed
+from ancestral import build, checkpoint, config, figures, sealed, store
+from ancestral.conditions import Conditions
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
 from ancestral.drawing import TUNED, Drawing, How
 from ancestral.errors import UserError
@@ -26,12 +27,21 @@ FINE = 60  # network calls of the walk that few steps are tuned to
 
 
 def sample(
-    folder: Path, how: How, *, num_images: int, out: Path | None, label: str | None, film: bool, device: str
+    folder: Path,
+    how: How,
+    *,
+    num_images: int,
+    out: Path | None,
+    label: str | None,
+    film: bool,
+    embeddings: Path | None,
+    device: str,
 ) -> None:
     """Draw images into a folder: numbered PNGs, a contact sheet and, if asked, the film of the first ones."""
     drawing = Drawing(folder, how, device)
     out = out or folder / "samples"
-    labels = _labels(drawing.saved, label, num_images)
+    cond = _conditions(drawing.saved, label, embeddings, num_images)
+    told = sha256(cond["embedding"].numpy().tobytes()).hexdigest() if "embedding" in cond else None
     with together(device_of(drawing.model), PATIENCE) as processes:
         out.mkdir(parents=True, exist_ok=True)
 
@@ -39,14 +49,14 @@ def sample(
             for name in json.loads(kept["digests.json"]):
                 (out / Path(name).name).unlink(missing_ok=True)
 
-        job = Job(out / ".job", {**drawing.settings, "label": label}, processes, discard)
+        job = Job(out / ".job", {**drawing.settings, "label": label, "embeddings": told}, processes, discard)
         work, started = pieces(num_images, how.batch_size), time.monotonic()
         with Progress(console=screen, disable=not screen.is_terminal) as bar:
-            task = bar.add_task(f"{drawing.calls} steps", total=-(-num_images // processes.size) * drawing.calls)
+            task = bar.add_task(f"{drawing.steps} steps", total=-(-num_images // processes.size) * drawing.steps)
 
             def draw(numbers: range) -> dict[str, bytes]:
                 keep = _film_times(drawing.times) if film and numbers.start == 0 else ()
-                frames = keep_frames(drawing.walk(numbers, labels, bar, task), keep)
+                frames = keep_frames(drawing.walk(numbers, cond, bar, task), keep)
                 if keep:
                     seen = [drawing.model.schedule.shown(x_t) for x_t in frames.x_t]
                     _write_film(frames._replace(x_t=seen), out)
@@ -66,20 +76,28 @@ def sample(
         if processes.first:
             first = np.stack([figures.read_png(out / _png(number)) for number in range(min(num_images, 256))])
             figures.save_sheet(out / "grid.png", first)
-        drawn = bar.tasks[task].completed / drawing.calls * processes.size
+        drawn = bar.tasks[task].completed / drawing.steps * processes.size
         speed = f"{drawn / (time.monotonic() - started):.1f} images/s" if drawn else "all drawn before"
         screen.print(f"{num_images} images, {drawing.calls} network calls each, {speed}: {out / 'grid.png'}")
 
 
 def tune_steps(
-    folder: Path, *, steps: int, num_images: int, average_width: float | None, seed: int, device: str
+    folder: Path,
+    *,
+    steps: int,
+    num_images: int,
+    embeddings: Path | None,
+    average_width: float | None,
+    seed: int,
+    device: str,
 ) -> None:
     """Find the best times for so few steps, and keep them with the run."""
     saved, model = open_model(folder, device, average_width)
     kind = build.chain(saved.config)
     fine = build.sampling_grid(saved.config, kind.fine, min(FINE, len(build.training_grid(saved.config)) - 1))
-    labels = _labels(saved, None, num_images)
-    predictor = build.predictor(model, saved.calibration, None if labels is None else labels.to(device_of(model)))
+    cond = _conditions(saved, None, embeddings, num_images)
+    on = {name: value.to(device_of(model)) for name, value in cond.items()}
+    predictor = build.predictor(model, saved.calibration, **on)
     noise = latents(saved.facts.shape, seed, range(num_images)).to(device_of(model), state_type(model))
     try:
         times = [fine[place] for place in kind.best(predictor, beginning(model.schedule, noise), fine, steps)]
@@ -95,17 +113,30 @@ def _png(number: int) -> str:
     return f"{number:06d}.png"
 
 
-def _labels(saved: checkpoint.Checkpoint, label: str | None, count: int) -> torch.Tensor | None:
+def _conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Path | None, count: int) -> Conditions:
+    """What the model is told of so many images: one class or all in turn, the vectors of a file in turn."""
     names = saved.facts.class_names
-    if not saved.config.model.labels:
-        if label is not None:
-            raise UserError("--label: this model was trained without labels; train with --set model.labels=true")
-        return None
-    if label is None:
-        return torch.arange(count) % len(names)
-    if label not in names:
+    cond: Conditions = {}
+    if label is not None and not saved.config.model.labels:
+        raise UserError("--label: this model was trained without labels; train with --set model.labels=true")
+    if label is not None and label not in names:
         raise UserError(f"--label: unknown class '{label}'; {config.suggest(label, names)}")
-    return torch.full((count,), names.index(label))
+    if saved.config.model.labels:
+        one = torch.full((count,), names.index(label)) if label is not None else torch.arange(count) % len(names)
+        cond["labels"] = one
+    if saved.config.model.embedding:
+        length = saved.facts.embedding
+        if embeddings is None:
+            raise UserError(
+                f"--embeddings: this model is told a vector of {length} numbers; give a .npy file (N, {length})"
+            )
+        vectors = store.vectors(embeddings)
+        if vectors.shape[1] != length:
+            raise UserError(f"{embeddings}: vectors of {vectors.shape[1]} numbers, the model's have {length}")
+        cond["embedding"] = torch.from_numpy(vectors[np.arange(count) % len(vectors)])
+    elif embeddings is not None:
+        raise UserError("--embeddings: this model was trained without; train with --set model.embedding=true")
+    return cond
 
 
 def _film_times(times: list[int]) -> set[int]:

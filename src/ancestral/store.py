@@ -86,7 +86,9 @@ def _index(folder: Path) -> Any:
 
 
 def array(path: Path) -> ImageSet:
-    """A .npy file of images, uint8 (N, H, W, C) or (N, H, W), mapped; labels from NAME.labels.npy beside it.
+    """A .npy file of images, uint8 (N, H, W, C) or (N, H, W), mapped.
+
+    Labels and vectors come from NAME.labels.npy and NAME.embeddings.npy beside it.
 
     Raises:
         UserError: when it holds anything else.
@@ -100,11 +102,37 @@ def array(path: Path) -> ImageSet:
     labels = _mapped(beside) if beside.exists() else None
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0):
         raise UserError(f"{beside}: must be {len(images)} class numbers, not {labels.dtype} {labels.shape}")
+    told = path.with_suffix(".embeddings.npy")
+    embeddings = checked_vectors(_mapped(told), str(told), len(images)) if told.exists() else None
     count = 0 if labels is None else int(labels.max()) + 1
     if count > MOST_CLASSES:
         raise UserError(f"{beside}: the label {count - 1} is no class number; count classes from 0")
     rows = Rows(images, np.arange(len(images)))
-    return ImageSet(rows, None if labels is None else labels.astype(np.int64), tuple(map(str, range(count))), names)
+    classes = tuple(map(str, range(count)))
+    return ImageSet(rows, None if labels is None else labels.astype(np.int64), classes, names, embeddings)
+
+
+def vectors(path: Path) -> np.ndarray:
+    """The vectors of a .npy file, float32 (N, E); one vector (E,) is N = 1.
+
+    Raises:
+        UserError: when it holds anything else.
+    """
+    return checked_vectors(np.atleast_2d(_mapped(path)), str(path))
+
+
+def checked_vectors(found: np.ndarray, called: str, count: int | None = None) -> np.ndarray:
+    """The same as float32.
+
+    Raises:
+        UserError: unless they are `count` vectors (any number when None) of finite numbers.
+    """
+    if found.dtype.kind not in "fiu" or found.ndim != 2 or not found.size or len(found) != (count or len(found)):
+        many = "" if count is None else f"{count} "
+        raise UserError(f"{called}: must be {many}vectors of numbers (N, E), not {found.dtype} {found.shape}")
+    if not np.isfinite(found).all():
+        raise UserError(f"{called}: has values that are not finite")
+    return found.astype(np.float32)
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -14,9 +14,10 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from ancestral import baselines, build, checkpoint, figures, monitor
+from ancestral import baselines, build, checkpoint, figures
 from ancestral.anomaly import SCORES, Known, Trace, concatenate, p_values, shared_grid, trace
 from ancestral.bound import Bound, error_per_image
+from ancestral.conditions import conditions_of
 from ancestral.console import device_of, screen, state_type
 from ancestral.denoiser import Denoiser
 from ancestral.feed import to_unit
@@ -78,8 +79,8 @@ class Tracing:
 
         def measure(part: range) -> dict[str, bytes]:
             shown = images.take(part)
-            labels = monitor.labels_of(shown, self.saved.config, device)
-            predictor = build.predictor(self.model, self.saved.calibration, labels)
+            cond = conditions_of(shown, self.saved.config, device)
+            predictor = build.predictor(self.model, self.saved.calibration, **cond)
             x0 = to_unit(shown.images).to(device, state_type(self.model))
             found = trace(predictor, x0, grid, build.transition(self.saved, None), Streams(self.seed, "trace", part))
             told(len(part))

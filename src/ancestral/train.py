@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ancestral import build
+from ancestral.conditions import Conditions, trained_with
 from ancestral.config import Config, Facts
 from ancestral.ema import PowerAverage
 from ancestral.engine import engine, like, whole
@@ -58,7 +59,7 @@ class _Batch(NamedTuple):
     """The times of one update's images, and this process's share of the images, on the CPU."""
 
     x0: Tensor
-    labels: Tensor | None
+    cond: Conditions
     eps: Tensor
     place: Tensor  # on the time grid, of the whole batch
     importance: Tensor  # of the whole batch
@@ -171,8 +172,8 @@ class Training:
         seed = self.config.train.seed
         place, importance = self.sampler.draw(self.uniforms(seed, numbers))
         mine = self.processes.share(numbers)
-        x0, labels, rows, eps = self.feed(data, seed, mine, self.config.train.flip, stride=len(numbers))
-        return _Batch(x0, labels if self.config.model.labels else None, eps, place, importance, rows)
+        x0, known, rows, eps = self.feed(data, seed, mine, self.config.train.flip, stride=len(numbers))
+        return _Batch(x0, trained_with(known, self.config, mine), eps, place, importance, rows)
 
     def _accumulate(self, batch: _Batch) -> Tensor:
         """Gradients of the mean loss, from this process's share a part at a time and from the others.
@@ -217,7 +218,7 @@ class Training:
                 self.sampler.t[place],
                 self.sampler.s[place],
                 batch.eps[part].to(self.device),
-                **({} if batch.labels is None else {"labels": batch.labels[part].to(self.device)}),
+                **{name: value[part].to(self.device) for name, value in batch.cond.items()},
             )
         mean = (losses * importance.to(losses)).sum() * (self.engine.scale / options.batch_size)
         self.scaler.scale(mean).backward()

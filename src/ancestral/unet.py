@@ -185,6 +185,8 @@ class UNet(nn.Module):
         patch: side of the square pixel blocks folded into channels before the first convolution; 1 in the paper.
         recompute: keep no activations inside the stages, but compute them again in the backward pass.
         form: the details in which networks of this family differ.
+        embedding: length of the vector added to the time's after a linear layer; 0 for none.
+        null: whether there is a learned vector to add in place of the conditions.
 
     Raises:
         ValueError: in `forward`, when the sides do not divide by patch * 2^(levels - 1).
@@ -203,6 +205,8 @@ class UNet(nn.Module):
         patch: int = 1,
         recompute: bool = False,
         form: Form = PLAIN,
+        embedding: int = 0,
+        null: bool = False,
     ) -> None:
         super().__init__()
         self.recompute, self.form = recompute, form
@@ -214,6 +218,8 @@ class UNet(nn.Module):
             _initialised(nn.Linear(time_width, time_width)),
         )
         self.label = nn.Embedding(classes, time_width) if classes else None
+        self.embed = _initialised(nn.Linear(embedding, time_width)) if embedding else None
+        self.null = nn.Parameter(torch.zeros(time_width)) if null else None
         self.stem = _conv(in_channels * (1 + 2 * len(form.fourier)) * patch**2, width)
         widths = [width * multiplier for multiplier in multipliers]
 
@@ -243,27 +249,46 @@ class UNet(nn.Module):
                 self.up.append(Upsample(current))
         self.head = nn.Sequential(form.norm(current), nn.SiLU(), _conv(current, out_channels * patch**2, scale=0))
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x: (B, C, H, W); time: (B,) on the scale 0..1000; labels: int64 (B,). Returns (B, out_channels, H, W)."""
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        labels: Tensor | None = None,
+        embedding: Tensor | None = None,
+        dropped: Tensor | None = None,
+    ) -> Tensor:
+        """x: (B, C, H, W); time: (B,) on the scale 0..1000; labels: int64 (B,); embedding: (B, E).
+
+        `dropped`, bool (B,), says whose conditions give way to the learned null. Returns (B, out_channels, H, W).
+        """
         if x.shape[2] % self.divisor or x.shape[3] % self.divisor:
             raise ValueError(f"image sides must divide by {self.divisor} for this U-Net, got {tuple(x.shape[2:])}")
-        embedding = self.time(time_embedding(time, self.width, self.form).to(x.dtype))
-        if self.label is not None:
-            if labels is None:
-                raise ValueError("this network was trained with class labels; pass labels=")
-            embedding = embedding + self.label(labels)
-        embedding = functional.silu(embedding)
+        told = self.time(time_embedding(time, self.width, self.form).to(x.dtype))
+        told = functional.silu(sum(self._condition(labels, embedding, dropped), told))
 
         h = self.stem(functional.pixel_unshuffle(self.form.features(x), self.patch))
         skips = [h]
         for layer in self.down:
-            h = self._run(layer, h, embedding)
+            h = self._run(layer, h, told)
             skips.append(h)
         for layer in self.middle:
-            h = self._run(layer, h, embedding)
+            h = self._run(layer, h, told)
         for layer in self.up:
-            h = self._run(layer, torch.cat([h, skips.pop()], 1) if isinstance(layer, Stage) else h, embedding)
+            h = self._run(layer, torch.cat([h, skips.pop()], 1) if isinstance(layer, Stage) else h, told)
         return functional.pixel_shuffle(self.head(h), self.patch)
+
+    def _condition(self, labels: Tensor | None, embedding: Tensor | None, dropped: Tensor | None) -> list[Tensor]:
+        """What is added to the time, (B, time_width), if anything is: the embedded conditions, or the null."""
+        added = []
+        for name, layer, value in (("labels", self.label, labels), ("embedding", self.embed, embedding)):
+            if layer is not None and value is None:
+                raise ValueError(f"this network was trained with {name}; pass {name}=")
+            added += [] if layer is None else [layer(value)]
+        if dropped is None:
+            return added
+        if self.null is None:
+            raise ValueError("this network was trained without dropping its conditions; it has no null")
+        return [torch.where(dropped[:, None], self.null, sum(added[1:], added[0]))]
 
     def _run(self, layer: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
         if not isinstance(layer, Stage):

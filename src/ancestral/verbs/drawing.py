@@ -12,6 +12,7 @@ from ancestral.verbs.options import (
     average_option,
     device_option,
     drawing_options,
+    embeddings_option,
     how,
     one_way_to_step,
     processes_option,
@@ -27,6 +28,7 @@ from ancestral.verbs.options import (
 @drawing_options
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the images; RUN/samples when left out.")
 @click.option("--label", help="Class to draw, by name, for a model with labels.")
+@embeddings_option
 @click.option("--film", is_flag=True, help="Also write the film of the first images: x_t and the predicted x0.")
 @device_option
 @processes_option
@@ -43,6 +45,7 @@ def sample(run: Path, processes: int, **options: Any) -> None:
 @run_argument
 @click.option("--steps", type=POSITIVE, required=True, help="How few steps to find the best times for.")
 @click.option("--num-images", type=POSITIVE, default=32, show_default=True, help="Images of the fine walk.")
+@embeddings_option
 @average_option
 @seed_option
 @device_option

@@ -41,6 +41,29 @@ average_option = click.option(
 )
 
 
+class Interval(click.ParamType):
+    """LO:HI, two numbers."""
+
+    name = "LO:HI"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """(low, high)."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = map(float, value.split(":"))
+        except ValueError:
+            low, high = 1.0, 0.0
+        if not low <= high:
+            self.fail(f"'{value}' is not LO:HI, two numbers with LO at most HI", param, ctx)
+        return low, high
+
+
+embeddings_option = click.option(
+    "--embeddings", type=click.Path(path_type=Path), help="A .npy file (N, E): the vectors to draw for, in turn."
+)
+
+
 HOW = (
     click.option("--steps", type=POSITIVE, help="Network calls an image; every time step when left out."),
     click.option(
@@ -67,6 +90,12 @@ HOW = (
     ),
     average_option,
     seed_option,
+    click.option(
+        "--guidance", type=click.FloatRange(min=0), help="0: unconditional, 1: conditional, above: more so; two calls."
+    ),
+    click.option("--guidance-rescale", type=click.FloatRange(0, 1), help="Share of the contrast gained to take back."),
+    click.option("--guidance-interval", type=Interval(), help="Guide only at log SNRs from LO to HI."),
+    click.option("--guide", metavar="RUN", help="Guide by this weaker model, a run or RUN/averages/IMAGES of one."),
 )
 
 
