@@ -24,7 +24,7 @@ class Rows(click.ParamType):
 
 
 steps_option = click.option("--steps", type=POSITIVE, default=20, show_default=True, help="Network calls an image.")
-grid_option = click.option("--grid", default="log-snr", show_default=True, help="How these are spread over time.")
+grid_option = click.option("--grid", default="quadratic", show_default=True, help="How these are spread over time.")
 block_option = click.option(
     "--block", type=POSITIVE, default=256, show_default=True, help="Images that are decoded together."
 )
