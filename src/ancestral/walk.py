@@ -27,7 +27,7 @@ class Move(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A step taken from t to s < t: the state before, what was predicted, the Gaussian, the state after."""
+    """A step taken from t to s: the state before, what was predicted, the Gaussian, the state after."""
 
     t: int
     s: int
@@ -44,12 +44,12 @@ Draw = Callable[[Move], Tensor]
 def walk(
     denoiser: Predictor, x: Tensor, times: Sequence[int], transition: Transition | Planned, draw: Draw
 ) -> Iterator[Step]:
-    """Walk down the grid from x at times[0] to times[-1], yielding each step (reference name: `p_sample_loop`).
+    """Walk the grid from x at times[0] to times[-1], yielding each step (reference name: `p_sample_loop`).
 
     Args:
         denoiser: predicts x0.
         x: (B, ...), the state at times[0].
-        times: strictly falling; a method with two stages visits some of them twice.
+        times: falling for the reverse process, rising to encode; a method of its own may visit some of them again.
         transition: makes p(x_s | x_t) from a prediction, or a method that makes one for this walk.
         draw: chooses x_s; the single point in which the uses of the loop differ.
     """
