@@ -17,12 +17,13 @@ LAYERS = [
     {"errors", "gaussian", "rng"},
     {"schedule"},
     {"target"},
-    {"denoiser", "unet"},
+    {"denoiser", "unet", "operators"},
     {"analytic", "reverse", "grids"},
     {"walk", "multistep"},
     {"solvers"},
     {"objective", "times"},
-    {"bound", "sample", "tuning", "metrics"},
+    {"bound", "sample", "tuning", "metrics", "inverse"},
+    {"edits"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
     {"jobs", "launch"},
     {"store", "features"},
@@ -38,12 +39,13 @@ LAYERS = [
     {"runner", "card"},
     {"console", "hub"},
     {"drawing"},
-    {"commands", "evaluation", "sampling", "measuring"},
+    {"desk"},
+    {"commands", "evaluation", "sampling", "measuring", "editing"},
     {"verbs.options"},
-    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models"},
+    {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models", "verbs.edit"},
     {"cli"},
 ]
-MATHEMATICS = set().union(*LAYERS[:9]) - {"errors"}
+MATHEMATICS = set().union(*LAYERS[:10]) - {"errors"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 

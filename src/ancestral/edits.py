@@ -1,4 +1,4 @@
-"""Edits of given images, as uses of the loop: inpainting, interpolation, inversion, and going back from part of the way."""
+"""Edits of given images as uses of the loop: inpainting, interpolation, inversion, the way back from a noised image."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class _Resampling:
         raised = schedule.transition(p.mean, end, s)
         if end == 0:  # x_0 is the mean, as it is at the end of every walk
             return Normal(raised.mean, raised.var.expand_as(p.mean))
-        kept = over(((schedule.log_alpha_bar[s] - schedule.log_alpha_bar[end])).exp(), x_t)
+        kept = over((schedule.log_alpha_bar[s] - schedule.log_alpha_bar[end]).exp(), x_t)
         return Normal(raised.mean, kept * p.var + raised.var)
 
 
@@ -71,9 +71,9 @@ class _Resampling:
 class Resampled:
     """A walk that goes up again: after every `jump` steps back by as many, and down anew, `resamples` times in all.
 
-    What was drawn comes to agree with what is known (Lugmayr et al. 2022, RePaint, section 4.2 and appendix B). A jump up
-    from x_s adds noise to the known part that was just drawn, so its law is q(x_t | x0) again: the step down and the jump
-    are one Gaussian, and no prediction is made in between.
+    What was drawn comes to agree with what is known (Lugmayr et al. 2022, RePaint, section 4.2 and appendix B). A jump
+    up from x_s adds noise to the known part just drawn, whose law is then q(x_t | x0) again: so the step down and the
+    jump are one Gaussian, and no prediction is made in between.
 
     Args:
         transition: of one step down, without a memory.
@@ -106,12 +106,12 @@ class Resampled:
         return _Resampling(self.transition, ends), visits
 
 
-def mix(a: Tensor, b: Tensor, share: float) -> Tensor:
+def mix(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     """(1 - share) a + share b: how the paper mixes two noised images (section 4.3, Figure 8)."""
     return (1 - share) * a + share * b
 
 
-def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     """From a to b along the great circle between them, which keeps the length of a latent (Song et al. 2021, Eq. 67).
 
     a, b: (B, ...); latents in one direction are mixed.

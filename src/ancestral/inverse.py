@@ -3,9 +3,10 @@
 A method makes of a predictor and a measurement a predictor and a draw for the loop. Most correct the predicted x0: with
 Cov[x0 | x_t] taken as C and the noise of y Gaussian of variance y_var, Bayes' rule for Gaussians is
 
-    E[x0 | x_t, y] = x0_hat + C A^T (A C A^T + y_var I)^-1 (y - A x0_hat),     C = noise_t^2 / signal_t  d x0_hat / d x_t
+    E[x0 | x_t, y] = x0_hat + C A^T (A C A^T + y_var I)^-1 (y - A x0_hat),   C = noise_t^2 / signal_t  d x0_hat / d x_t
 
-where the second is an identity (Tweedie's formula, differentiated). They differ in what they put for either C.
+where the second is an identity (Tweedie's formula, differentiated). They differ in what they put for either C. What is
+corrected is clipped as the predictor itself clips: without that a network's walk runs away.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ancestral.denoiser import Prediction, Predictor, predict
+from ancestral.denoiser import Clip, Prediction, Predictor, predict, unclipped
 from ancestral.operators import Operator
 from ancestral.rng import Streams
 from ancestral.schedule import Time, over
@@ -42,7 +43,7 @@ class Means(NamedTuple):
     draw: Draw
 
 
-Method = Callable[[Predictor, Measurement, Streams], Means]
+Method = Callable[[Predictor, Measurement, Streams, Clip], Means]
 
 
 def _spread(prediction: Prediction, predictor: Predictor, t: Time) -> Tensor:
@@ -75,42 +76,49 @@ class _Watched:
         """Cov[x0 | x_t] v."""
         return self.scale * self.back(v)
 
-    def corrected(self, predictor: Predictor, shift: Tensor, t: Time) -> Prediction:
-        """With x0 moved by `shift`, and eps to agree with it; without the graph."""
+    def moved(self, predictor: Predictor, x0: Tensor, t: Time) -> Prediction:
+        """With another x0, and eps to agree with it; without the graph."""
         known = {"x0_var": self.prediction.x0_var, "range_mix": self.prediction.range_mix}
         kept = {name: None if value is None else value.detach() for name, value in known.items()}
-        return predict(self.x0 + shift, self.x_t.detach(), predictor.schedule, t, **kept)
+        return predict(x0, self.x_t.detach(), predictor.schedule, t, **kept)
 
 
 class Ddnm:
-    """C = r_t^2 I in both places: no gradient is needed (Wang et al. 2023, DDNM; its Eq. 17 with noise as Bayes has it).
+    """C = r_t^2 I in both places, and no gradient (Wang et al. 2023, DDNM).
 
-    Without noise it is their Eq. 13: the predicted x0 with what was measured put in its place.
+    Without noise it is their Eq. 13: the predicted x0 with what was measured put in its place. Noise is weighed as
+    Bayes' rule has it, where their Eq. 17 has a scale of its own.
     """
 
-    def __init__(self, predictor: Predictor, seen: Measurement) -> None:
-        self.predictor, self.schedule, self.seen = predictor, predictor.schedule, seen
+    def __init__(self, predictor: Predictor, seen: Measurement, clip: Clip = unclipped) -> None:
+        self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict x0 given x_t and y."""
         prediction = self.predictor(x_t, t)
         r2, x0 = _spread(prediction, self.predictor, t), prediction.x0
-        x0 = x0 + r2 * self.seen.operator.ridge(self.seen.residual(x0), r2, self.seen.y_var)
+        x0 = self.clip(x0 + r2 * self.seen.operator.ridge(self.seen.residual(x0), r2, self.seen.y_var))
         return predict(x0, x_t, self.schedule, t, x0_var=prediction.x0_var, range_mix=prediction.range_mix)
 
 
 class PiGdm:
-    """C = r_t^2 I inside the inverse, the true one before it (Song et al. 2023, PiGDM, Eqs. 7-8); exact for N(m, v I)."""
+    """C = r_t^2 I inside the inverse and the true one before it (Song et al. 2023, PiGDM, Eq. 7): exact for N(m, v I).
 
-    def __init__(self, predictor: Predictor, seen: Measurement) -> None:
-        self.predictor, self.schedule, self.seen = predictor, predictor.schedule, seen
+    Args:
+        predictor: of x0; where it knows Var[x0 | x_t], r_t^2 is that variance's mean, else noise_t^2.
+        seen: the measurement.
+        clip: of the corrected x0.
+    """
+
+    def __init__(self, predictor: Predictor, seen: Measurement, clip: Clip = unclipped) -> None:
+        self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict x0 given x_t and y."""
         watched = _Watched(self.predictor, x_t, t)
         r2 = _spread(watched.prediction, self.predictor, t)
         v = self.seen.operator.ridge(self.seen.residual(watched.x0), r2, self.seen.y_var)
-        return watched.corrected(self.predictor, watched.cov(v), t)
+        return watched.moved(self.predictor, self.clip(watched.x0 + watched.cov(v)), t)
 
 
 class Mmps:
@@ -121,11 +129,14 @@ class Mmps:
     Args:
         predictor: of x0.
         seen: y_var must be positive.
-        iterations: of conjugate gradients; their number is that of the distinct values of A C A^T for an exact inverse.
+        clip: of the corrected x0.
+        iterations: of conjugate gradients; as many as A C A^T has distinct eigenvalues are exact for Gaussian data. A
+            network's C is not quite symmetric, and two measured better than five.
     """
 
-    def __init__(self, predictor: Predictor, seen: Measurement, iterations: int = 5) -> None:
-        self.predictor, self.schedule, self.seen, self.iterations = predictor, predictor.schedule, seen, iterations
+    def __init__(self, predictor: Predictor, seen: Measurement, clip: Clip = unclipped, iterations: int = 2) -> None:
+        self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
+        self.iterations = iterations
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict x0 given x_t and y."""
@@ -135,7 +146,7 @@ class Mmps:
             return operator(watched.cov(operator.adjoint(v))) + self.seen.y_var * v
 
         v = conjugate_gradients(product, self.seen.residual(watched.x0), self.iterations)
-        return watched.corrected(self.predictor, watched.cov(operator.adjoint(v)), t)
+        return watched.moved(self.predictor, self.clip(watched.x0 + watched.cov(operator.adjoint(v))), t)
 
 
 def conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, iterations: int) -> Tensor:
@@ -162,7 +173,7 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, iter
 
 
 class Dps:
-    """Down the gradient of |y - A x0_hat| after each draw (Chung et al. 2023, DPS, Algorithm 1): a predictor and a draw.
+    """Down the gradient of |y - A x0_hat| after each draw (Chung et al. 2023, DPS, Algorithm 1); predictor and draw.
 
     Args:
         predictor: of x0.
@@ -180,7 +191,7 @@ class Dps:
         residual = self.seen.residual(watched.x0)
         length = residual.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (residual.ndim - 1))
         self.gradient = -watched.back(self.seen.operator.adjoint(residual / length))
-        return watched.corrected(self.predictor, torch.zeros_like(watched.x0), t)
+        return watched.moved(self.predictor, watched.x0, t)
 
     def after(self, draw: Draw) -> Draw:
         """What `draw` chooses, moved against the gradient of the prediction that it was made from."""
@@ -192,17 +203,17 @@ class Dps:
         return moved
 
 
-def from_spectrum(seen: Measurement, predictor: Predictor, noise: Streams, eta: float = 0.85) -> Draw:
+def from_spectrum(seen: Measurement, predictor: Predictor, noise: Streams, eta: float = 1.0) -> Draw:
     """x_s by the singular values: DDRM (Kawar et al. 2022, Eqs. 7-8) with eta_b = 1. The transition is not asked.
 
-    What was measured better than the noise of x_s is taken from y, with noise added up to that of x_s; the rest is drawn
-    about the predicted x0.
+    What was measured better than the noise of x_s is taken from y, with noise added up to that of x_s; the rest is
+    drawn about the predicted x0.
 
     Args:
         seen: the measurement.
         predictor: whose schedule it is.
         noise: of the draws.
-        eta: the share of new noise, 1 for all of it.
+        eta: the share of new noise: 0.85 in their tables; 1, all of it, measured better here.
     """
     schedule, operator = predictor.schedule, seen.operator
 
@@ -223,15 +234,20 @@ def from_spectrum(seen: Measurement, predictor: Predictor, noise: Streams, eta: 
     return draw
 
 
-def _dps(predictor: Predictor, seen: Measurement, noise: Streams) -> Means:
+def psnr(x: Tensor, x0: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, over the last three axes; images on [-1, 1], x clamped to it."""
+    return -10 * ((x.clamp(-1, 1) - x0) / 2).square().mean((-3, -2, -1)).log10()
+
+
+def _dps(predictor: Predictor, seen: Measurement, noise: Streams, clip: Clip) -> Means:
     guided = Dps(predictor, seen)
     return Means(guided, guided.after(from_model(noise)))
 
 
 METHODS: dict[str, Method] = {
-    "ddnm": lambda predictor, seen, noise: Means(Ddnm(predictor, seen), from_model(noise)),
-    "pigdm": lambda predictor, seen, noise: Means(PiGdm(predictor, seen), from_model(noise)),
-    "mmps": lambda predictor, seen, noise: Means(Mmps(predictor, seen), from_model(noise)),
+    "ddnm": lambda predictor, seen, noise, clip: Means(Ddnm(predictor, seen, clip), from_model(noise)),
+    "pigdm": lambda predictor, seen, noise, clip: Means(PiGdm(predictor, seen, clip), from_model(noise)),
+    "mmps": lambda predictor, seen, noise, clip: Means(Mmps(predictor, seen, clip), from_model(noise)),
     "dps": _dps,
-    "ddrm": lambda predictor, seen, noise: Means(predictor, from_spectrum(seen, predictor, noise)),
+    "ddrm": lambda predictor, seen, noise, clip: Means(predictor, from_spectrum(seen, predictor, noise)),
 }

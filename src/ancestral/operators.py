@@ -1,7 +1,7 @@
 """Linear measurements of an image, y = A x + noise: each is its singular value decomposition A = U diag(s) V^T.
 
-Averages of boxes, blurs and grey values act on channels, rows and columns apart, so their decomposition is that of three
-small matrices. From it follow A, its adjoint, its pseudo-inverse and every ridge, in closed form. y is on [-1, 1] like x.
+Averages of boxes, blurs and grey values act on channels, rows and columns apart, so their decomposition is that of
+three small matrices. From it follow A, its adjoint, its pseudo-inverse and every ridge. y is on [-1, 1] like x.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Separable(Operator):
 
 def _along(x: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     for axis, matrix in enumerate(matrices, 1):
-        x = torch.tensordot(x, matrix.to(x), dims=([axis], [1])).movedim(-1, axis)
+        x = (x.movedim(axis, -1) @ matrix.to(x).mT).movedim(-1, axis)
     return x
 
 
@@ -125,11 +125,13 @@ def box_means(shape: Sequence[int], factor: int) -> Separable:
     channels, height, width = shape
     if height % factor or width % factor:
         raise ValueError(f"a factor of {factor} does not divide {height}x{width}")
-    return Separable(_eye(channels), *(_eye(side // factor).repeat_interleave(factor, 1) / factor for side in shape[1:]))
+    return Separable(
+        _eye(channels), *(_eye(side // factor).repeat_interleave(factor, 1) / factor for side in shape[1:])
+    )
 
 
 def gaussian_blur(shape: Sequence[int], width: float) -> Separable:
-    """A Gaussian of standard deviation `width` pixels, cut at four of them, mirrored at the borders. shape: (C, H, W)."""
+    """A Gaussian of standard deviation `width` pixels, cut at four of these, mirrored at borders. shape: (C, H, W)."""
     channels, *sides = shape
     return Separable(_eye(channels), *(_blur(side, width) for side in sides))
 
@@ -140,7 +142,9 @@ def _blur(side: int, width: float) -> Tensor:
     kernel = torch.exp(-0.5 * (offset.double() / width) ** 2)
     place = (torch.arange(side)[:, None] + offset) % (2 * side)
     mirrored = torch.where(place < side, place, 2 * side - 1 - place)
-    return torch.zeros(side, side, dtype=torch.float64).scatter_add(1, mirrored, (kernel / kernel.sum()).repeat(side, 1))
+    return torch.zeros(side, side, dtype=torch.float64).scatter_add(
+        1, mirrored, (kernel / kernel.sum()).repeat(side, 1)
+    )
 
 
 def grey(shape: Sequence[int]) -> Separable:
