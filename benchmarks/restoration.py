@@ -48,7 +48,9 @@ def holes(shape: tuple[int, int, int]) -> Operator:
 def bicubic(operator: Operator, seen: Measurement, shape: tuple[int, int, int]) -> Tensor:
     """Enlarged by Pillow."""
     enlarged = [
-        np.stack([np.asarray(Image.fromarray(band).resize(shape[:0:-1], Image.Resampling.BICUBIC)) for band in bands], -1)
+        np.stack(
+            [np.asarray(Image.fromarray(band).resize(shape[:0:-1], Image.Resampling.BICUBIC)) for band in bands], -1
+        )
         for bands in to_bytes(seen.y).transpose(0, 3, 1, 2)
     ]
     return to_unit(np.stack(enlarged)).double()

@@ -61,8 +61,6 @@ class _Resampling:
         if end == s:
             return p
         raised = schedule.transition(p.mean, end, s)
-        if end == 0:  # x_0 is the mean, as it is at the end of every walk
-            return Normal(raised.mean, raised.var.expand_as(p.mean))
         kept = over((schedule.log_alpha_bar[s] - schedule.log_alpha_bar[end]).exp(), x_t)
         return Normal(raised.mean, kept * p.var + raised.var)
 
