@@ -1,4 +1,4 @@
-"""Edits against what is known: conditionals of Gaussians, ends of interpolations, orders of convergence; the commands."""
+"""Edits against what is known: conditionals, ends of interpolations, orders of convergence; and the commands."""
 
 import itertools
 import math
@@ -44,7 +44,7 @@ def inpainted(method, count=4000, value=0.8):
 
 
 def test_repaint_comes_to_the_conditional_as_resamples_grow():
-    """x2 | x1 = a is N(rho a, (1 - rho^2) 0.5); the plain composite misses it, and the more it goes up again the less."""
+    """x2 | x1 = a is N(rho a, (1 - rho^2) 0.5): the plain composite misses it, with more resamples by less."""
     mean, variance = SHARES * 0.8, (1 - SHARES**2) * 0.5
     errors = []
     for resamples in (1, 4, 16):
@@ -59,7 +59,7 @@ def test_repaint_comes_to_the_conditional_as_resamples_grow():
 
 def published_path(steps, jump, resamples):
     """RePaint's own schedule as levels of the walk (its appendix B, Algorithm 1 with jumps)."""
-    left = {level: resamples - 1 for level in range(0, steps - jump, jump)}
+    left = dict.fromkeys(range(0, steps - jump, jump), resamples - 1)
     level, path = steps, [steps]
     while level >= 1:
         level -= 1
