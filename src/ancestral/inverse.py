@@ -20,7 +20,7 @@ from torch import Tensor
 from ancestral.denoiser import Clip, Prediction, Predictor, predict, unclipped
 from ancestral.operators import Operator
 from ancestral.rng import Streams
-from ancestral.schedule import Time, over
+from ancestral.schedule import NoiseSchedule, Time, over
 from ancestral.walk import Draw, Move, from_model
 
 
@@ -46,12 +46,22 @@ class Means(NamedTuple):
 Method = Callable[[Predictor, Measurement, Streams, Clip], Means]
 
 
-def _spread(prediction: Prediction, predictor: Predictor, t: Time) -> Tensor:
-    """r_t^2, the mean of Var[x0 | x_t] over an image where it is known; else that of N(0, I) data, noise_t^2."""
-    x0 = prediction.x0
+Spread = Callable[[NoiseSchedule, Prediction, Time], Tensor]  # r_t^2: what C is taken for where it is r_t^2 I
+
+
+def of_unit_data(schedule: NoiseSchedule, prediction: Prediction, t: Time) -> Tensor:
+    """noise_t^2, which is Var[x0 | x_t] of N(m, I) data: the published choice."""
+    return over(schedule.noise_var(t), prediction.x0)
+
+
+def as_known(schedule: NoiseSchedule, prediction: Prediction, t: Time) -> Tensor:
+    """The mean of Var[x0 | x_t] over an image, for a predictor that knows it: right for N(m, v I).
+
+    A network's images are surer of some pixels than of others. Where these count, the inverse is then too bold.
+    """
     if prediction.x0_var is None:
-        return over(predictor.schedule.noise_var(t), x0)
-    return prediction.x0_var.flatten(1).mean(1).reshape(-1, *[1] * (x0.ndim - 1))
+        raise ValueError("as_known needs Var[x0 | x_t]: an exact denoiser, or a Calibrated one")
+    return prediction.x0_var.flatten(1).mean(1).reshape(-1, *[1] * (prediction.x0.ndim - 1))
 
 
 class _Watched:
@@ -90,33 +100,40 @@ class Ddnm:
     Bayes' rule has it, where their Eq. 17 has a scale of its own.
     """
 
-    def __init__(self, predictor: Predictor, seen: Measurement, clip: Clip = unclipped) -> None:
+    def __init__(
+        self, predictor: Predictor, seen: Measurement, clip: Clip = unclipped, spread: Spread = of_unit_data
+    ) -> None:
         self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
+        self.spread = spread
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict x0 given x_t and y."""
         prediction = self.predictor(x_t, t)
-        r2, x0 = _spread(prediction, self.predictor, t), prediction.x0
+        r2, x0 = self.spread(self.schedule, prediction, t), prediction.x0
         x0 = self.clip(x0 + r2 * self.seen.operator.ridge(self.seen.residual(x0), r2, self.seen.y_var))
         return predict(x0, x_t, self.schedule, t, x0_var=prediction.x0_var, range_mix=prediction.range_mix)
 
 
 class PiGdm:
-    """C = r_t^2 I inside the inverse and the true one before it (Song et al. 2023, PiGDM, Eq. 7): exact for N(m, v I).
+    """C = r_t^2 I inside the inverse and the true one before it (Song et al. 2023, PiGDM, Eq. 7): exact for N(m, r^2 I).
 
     Args:
-        predictor: of x0; where it knows Var[x0 | x_t], r_t^2 is that variance's mean, else noise_t^2.
+        predictor: of x0.
         seen: the measurement.
         clip: of the corrected x0.
+        spread: r_t^2.
     """
 
-    def __init__(self, predictor: Predictor, seen: Measurement, clip: Clip = unclipped) -> None:
+    def __init__(
+        self, predictor: Predictor, seen: Measurement, clip: Clip = unclipped, spread: Spread = of_unit_data
+    ) -> None:
         self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
+        self.spread = spread
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict x0 given x_t and y."""
         watched = _Watched(self.predictor, x_t, t)
-        r2 = _spread(watched.prediction, self.predictor, t)
+        r2 = self.spread(self.schedule, watched.prediction, t)
         v = self.seen.operator.ridge(self.seen.residual(watched.x0), r2, self.seen.y_var)
         return watched.moved(self.predictor, self.clip(watched.x0 + watched.cov(v)), t)
 
