@@ -192,7 +192,7 @@ def test_the_walk_samples_the_posterior(method, oracle, covariance):
     for steps in (50, 100, 200):
         found = moments_of_the_flow(method(oracle, seen(4)), steps)
         errors.append(max(float((found[0] - mean).abs().max()), float((found[1] - spread).abs().max())))
-    assert errors[-1] < 0.02
+    assert errors[-1] < 0.03
     assert errors[0] / errors[1] > 1.6
     assert errors[1] / errors[2] > 1.6
 

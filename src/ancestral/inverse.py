@@ -115,7 +115,7 @@ class Ddnm:
 
 
 class PiGdm:
-    """C = r_t^2 I inside the inverse and the true one before it (Song et al. 2023, PiGDM, Eq. 7): exact for N(m, r^2 I).
+    """C = r_t^2 I inside the inverse, the true one before it (Song et al. 2023, PiGDM, Eq. 7): exact for N(m, v I).
 
     Args:
         predictor: of x0.
