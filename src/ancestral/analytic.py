@@ -58,6 +58,22 @@ class Mixture:
         return predict(x0, x_t, self.schedule, t, x0_var=x0_var)
 
 
+class Correlated:
+    """The exact predictor for data from N(mean, covariance). mean: (D,); covariance: (D, D)."""
+
+    def __init__(self, schedule: NoiseSchedule, mean: Tensor, covariance: Tensor) -> None:
+        self.schedule, self.mean, self.covariance = schedule, mean, covariance
+        self.variances, self.axes = torch.linalg.eigh(covariance)
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """E[x0 | x_t] and the diagonal of Cov[x0 | x_t] for x_t of shape (B, D)."""
+        signal, noise_var = self.schedule.signal(t).reshape(-1, 1), self.schedule.noise_var(t).reshape(-1, 1)
+        total = signal**2 * self.variances + noise_var
+        along = (x_t - signal * self.mean) @ self.axes * (signal * self.variances / total)
+        x0_var = (noise_var * self.variances / total) @ self.axes.mT.square()
+        return predict(self.mean + along @ self.axes.mT, x_t, self.schedule, t, x0_var=x0_var.expand_as(x_t))
+
+
 def gaussian(schedule: NoiseSchedule, mean: Tensor, variance: float) -> Mixture:
     """The exact predictor for N(mean, variance I) data; its reverse process is exactly Gaussian. mean: (D,)."""
     return Mixture(schedule, mean[None], torch.tensor([variance], dtype=mean.dtype))

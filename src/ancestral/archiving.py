@@ -19,7 +19,7 @@ from ancestral.checkpoint import Checkpoint
 from ancestral.codec.archive import Archive, Block, Setting, rows_of
 from ancestral.codec.blocks import Coder
 from ancestral.codec.errors import CodecError
-from ancestral.console import open_model, screen, together
+from ancestral.console import open_gaussian, screen, together
 from ancestral.denoiser import Predictor
 from ancestral.errors import UserError
 from ancestral.feed import facts
@@ -43,7 +43,7 @@ def open_coder(run: Path) -> tuple[Checkpoint, Predictor]:
     Raises:
         UserError: for a model with labels, or one whose error was not measured.
     """
-    saved, model = open_model(run, "cpu", None)
+    saved, model = open_gaussian(run, "cpu", None)
     if saved.config.model.labels:
         raise UserError(f"{run}: its model wants labels, which an archive does not keep; train one without")
     if saved.calibration is None:

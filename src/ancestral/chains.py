@@ -129,6 +129,18 @@ CHAINS: dict[str, Chain] = {
 }
 
 
+def need_gaussian(config: Config, what: str) -> None:
+    """Refuse a chain that hides places, for what only means something where noise is added.
+
+    Raises:
+        UserError: saying what was asked for.
+    """
+    if chain(config).reverse is not None:
+        raise UserError(
+            f"{what}: needs a run with Gaussian noise; this one's diffusion.chain is {config.diffusion.chain}"
+        )
+
+
 def chain(config: Config) -> Chain:
     """The chain of a configuration."""
     return choose(CHAINS, config.diffusion.chain, "diffusion.chain")

@@ -8,11 +8,12 @@ from typing import Any
 import click
 
 from ancestral import __version__
-from ancestral.verbs import archive, drawing, measuring, models, rate, score, training
+from ancestral.verbs import archive, drawing, edit, measuring, models, rate, score, training
 
 VERBS = (
-    *(training.train, drawing.sample, measuring.metrics, measuring.evaluate, rate.rd, drawing.tune_steps),
-    *(archive.archive, archive.unarchive, archive.agree, score.likelihood),
+    *(training.train, drawing.sample, edit.edit, drawing.tune_steps),
+    *(measuring.evaluate, measuring.metrics, rate.rd, score.likelihood, archive.agree),
+    *(archive.archive, archive.unarchive),
     *(models.import_model, models.export, models.push),
 )
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ancestral import build, checkpoint, parallel
+from ancestral import build, chains, checkpoint, parallel
 from ancestral.denoiser import Denoiser, Prediction, Predictor
 from ancestral.errors import UserError
 from ancestral.schedule import Time
@@ -24,6 +24,13 @@ def open_model(folder: Path, device: str, average_width: float | None) -> tuple[
     for problem in problems:
         screen.print(f"warning: {problem}; the checkpoint before it is used")
     return saved, build.trained(saved, folder, build.device(device), average_width)
+
+
+def open_gaussian(folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:
+    """As `open_model`, but a run with Gaussian noise."""
+    saved, model = open_model(folder, device, average_width)
+    chains.need_gaussian(saved.config, str(folder))
+    return saved, model
 
 
 @contextmanager

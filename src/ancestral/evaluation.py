@@ -15,6 +15,7 @@ from rich.table import Table
 
 from ancestral import baselines, build, checkpoint, figures, monitor, surprise
 from ancestral.bound import Bound, bound, concatenate, mean_and_error, repeated
+from ancestral.chains import need_gaussian
 from ancestral.conditions import conditions_of
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
 from ancestral.errors import UserError
@@ -43,6 +44,8 @@ def evaluate(
     saved, model = open_model(folder, device, average_width)
     if reference is not None and not per_image:
         raise UserError("--reference: what is usual matters to scores of single images; add --per-image")
+    if per_image:
+        need_gaussian(saved.config, "--per-image")
     data_source, out = data_source or saved.config.source, out or folder
     images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train

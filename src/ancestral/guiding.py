@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ancestral import build, checkpoint, sealed
+from ancestral.chains import need_gaussian
 from ancestral.checkpoint import Checkpoint
 from ancestral.conditions import Conditions, wanted
 from ancestral.config import Config
@@ -70,6 +71,8 @@ class Guiding:
         self.rescale: float = options["guidance_rescale"] or 0.0
         self.interval: tuple[float, float] = options["guidance_interval"] or EVERYWHERE
         self.saved, self.model = saved, model
+        if self.scale is not None:
+            need_gaussian(saved.config, "--guidance")
         told, path = saved.config.model, options["guide"]
         if self.scale is None:
             idle = [name for name in ("guidance_rescale", "guidance_interval", "guide") if options[name] is not None]

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from ancestral import build, checkpoint, monitor
 from ancestral.bound import mean_and_error
 from ancestral.conditions import conditions_of
-from ancestral.console import device_of, open_model, screen, state_type, together, write_text
+from ancestral.console import device_of, open_gaussian, screen, state_type, together, write_text
 from ancestral.errors import UserError
 from ancestral.feed import images_for, to_unit
 from ancestral.flow import LIFTS, Adaptive, flow_bound
@@ -43,7 +43,7 @@ def likelihood(
     """Measure the flow's bound on held-out images; print it and write RUN/likelihood.json."""
     make = build.choose(LIFTS, lift, "--lift")
     method = Adaptive(solver, rtol, atol)
-    saved, model = open_model(folder, device, average_width)
+    saved, model = open_gaussian(folder, device, average_width)
     data_source = data_source or saved.config.source
     images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train

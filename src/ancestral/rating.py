@@ -16,7 +16,7 @@ from rich.table import Table
 from ancestral import baselines, build, checkpoint, figures
 from ancestral.bound import Bound, concatenate
 from ancestral.conditions import conditions_of
-from ancestral.console import Watched, device_of, open_model, screen, state_type, together, write_text
+from ancestral.console import Watched, device_of, open_gaussian, screen, state_type, together, write_text
 from ancestral.feed import images_for, to_unit
 from ancestral.jobs import PATIENCE, Job, pieces
 from ancestral.rate_distortion import Curve, along_chain, curve
@@ -43,7 +43,7 @@ def rate_distortion(
     device: str,
 ) -> None:
     """Measure the curve of Figure 5 on held-out images; write a table, plots, CSV and JSON."""
-    saved, model = open_model(folder, device, average_width)
+    saved, model = open_gaussian(folder, device, average_width)
     data_source, out = data_source or saved.config.source, out or folder
     images = images_for(saved, data_source).test.spread(num_images)
     move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)

@@ -108,14 +108,16 @@ class Ancestral:
 class DDIM:
     """x_s = signal_s x0 + sqrt(noise_s^2 - var) eps, var = eta^2 c noise_s^2 (Song et al. 2021, Eq. 12).
 
-    eta = 0 is deterministic; eta = 1 is ancestral sampling with the small variance.
+    eta = 0 is deterministic, and goes upwards as well (s > t: DDIM inversion); eta = 1 is ancestral sampling with the
+    small variance.
     """
 
     eta: float = 0.0
 
     def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
         """N(the point on the line through x0 and eps, eta^2 times the posterior variance)."""
-        variance = self.eta**2 * schedule.gain(t, s) * schedule.noise_var(s)
+        certain = torch.zeros_like(schedule.noise_var(s))  # upwards from t = 0 too, where there is no gain
+        variance = self.eta**2 * schedule.gain(t, s) * schedule.noise_var(s) if self.eta else certain
         direction = (schedule.noise_var(s) - variance).clamp(min=0).sqrt()
         mean = over(schedule.signal(s), x_t) * prediction.x0 + over(direction, x_t) * prediction.eps
         return Normal(mean, over(variance, x_t).expand_as(mean))

@@ -65,12 +65,12 @@ def walk(
     transition: Callable[[Any, Tensor, Seen, int, int], Law] | Planned,
     draw: Draw[Seen, Law],
 ) -> Iterator[Step[Seen, Law]]:
-    """Walk down the grid from x at times[0] to times[-1], yielding each step (reference name: `p_sample_loop`).
+    """Walk the grid from x at times[0] to times[-1], yielding each step (reference name: `p_sample_loop`).
 
     Args:
         denoiser: predicts x0.
         x: (B, ...), the state at times[0].
-        times: strictly falling; a method with several stages visits some of them more than once.
+        times: falling for the reverse process, rising to encode; a method of its own may visit some of them again.
         transition: makes p(x_s | x_t) from a prediction, or a method that makes one for this walk.
         draw: chooses x_s; the single point in which the uses of the loop differ.
     """

@@ -1,0 +1,116 @@
+"""The figures of docs/editing.md, each a command of `ancestral edit` on held-out images of the run's own data.
+
+Run: .venv/bin/python scripts/figures/edit.py RUN
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from ancestral import checkpoint, data, figures
+from ancestral.cli import main
+
+IMG = Path(__file__).resolve().parents[2] / "docs" / "img"
+PAIRS = ((0, 2), (3, 11))  # of the held-out images shown
+TIMES = (100, 250, 400, 550, 700, 850, 1000)
+
+
+class Sheets:
+    """Held-out images in a folder of their own, and the command on them."""
+
+    def __init__(self, run: Path, folder: Path) -> None:
+        self.run, self.folder = run, folder
+        saved, _ = checkpoint.open_run(run)
+        self.images = data.load(saved.config.source, saved.config.data).test.spread(64).images[:]
+        self.number = 0
+
+    def file(self, pixels: np.ndarray) -> str:
+        """A PNG of these pixels (H, W, C)."""
+        self.number += 1
+        path = self.folder / f"in-{self.number}.png"
+        path.write_bytes(figures.png(pixels))
+        return str(path)
+
+    def edit(self, verb: str, *arguments: object) -> list[np.ndarray]:
+        """The images that the command makes."""
+        self.number += 1
+        out = self.folder / f"out-{self.number}.png"
+        command = ["edit", verb, str(self.run), *map(str, arguments), "--out", str(out), "--device", "cpu"]
+        main.main(command, standalone_mode=False)
+        return [figures.read_png(path) for path in sorted(out.with_suffix("").iterdir())]
+
+
+def write(name: str, rows: list[list[np.ndarray]]) -> None:
+    """A sheet of docs/img."""
+    figures.save_sheet(IMG / f"edit-{name}.png", np.stack([image for row in rows for image in row]), len(rows[0]))
+
+
+def interpolation(sheets: Sheets) -> list[list[np.ndarray]]:
+    """A row for each t, the share of the second image to the right; the first row mixes pixels."""
+    a, b = (sheets.images[i] for i in PAIRS[0])
+    mixed = [np.uint8((1 - share) * a + share * b) for share in np.linspace(0, 1, 9)]
+    rows = [[a, *mixed, b]]
+    for t in TIMES:
+        options = ("--at", t, "--frames", 9, "--encoder", "noise", "--steps", 100, "--eta", 1)
+        rows.append([a, *sheets.edit("interpolate", sheets.file(a), sheets.file(b), *options), b])
+    return rows
+
+
+def inversion(sheets: Sheets) -> list[list[np.ndarray]]:
+    """Along the great circle between the latents of two images."""
+    rows = []
+    for a, b in ((sheets.images[i], sheets.images[j]) for i, j in PAIRS):
+        options = ("--frames", 9, "--encoder", "inversion", "--steps", 100)
+        rows.append([a, *sheets.edit("interpolate", sheets.file(a), sheets.file(b), *options), b])
+    return rows
+
+
+def inpainting(sheets: Sheets) -> list[list[np.ndarray]]:
+    """The image, what is kept, five ways to fill it."""
+    shape = sheets.images.shape[1:3]
+    rows = []
+    for index, (top, left) in zip((0, 2, 4, 6), ((0.3, 0.2), (0.4, 0.3), (0, 0), (0, 0.5)), strict=True):
+        mask = np.zeros((*shape, 1), np.uint8)
+        y, x = (int(place * side) for place, side in zip((top, left), shape, strict=True))
+        mask[y : y + shape[0] // 2, x : x + shape[1] // 2] = 255
+        image = sheets.images[index]
+        drawn = sheets.edit("inpaint", sheets.file(image), "--mask", sheets.file(mask), "--num-images", 5)
+        rows.append([image, np.where(mask > 0, np.uint8(128), image), *drawn])
+    return rows
+
+
+def super_resolution(sheets: Sheets) -> list[list[np.ndarray]]:
+    """The image, what was left of it, three ways to restore it: twice at 2x, then at 4x."""
+    rows = []
+    for factor, index in ((2, 3), (2, 5), (4, 3), (4, 5)):
+        image = sheets.images[index]
+        height, width, channels = image.shape
+        boxes = image.reshape(height // factor, factor, width // factor, factor, channels).mean((1, 3))
+        small = np.uint8(boxes.round()).repeat(factor, 0).repeat(factor, 1)
+        options = ("--task", "super-resolution", "--factor", factor, "--num-images", 3)
+        rows.append([image, small, *sheets.edit("restore", sheets.file(image), *options)])
+    return rows
+
+
+def everything() -> None:
+    """All figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sheets = Sheets(given.run, Path(folder))
+        for name, make in {
+            "interpolation": interpolation,
+            "inversion": inversion,
+            "inpainting": inpainting,
+            "super-resolution": super_resolution,
+        }.items():
+            write(name, make(sheets))
+
+
+if __name__ == "__main__":
+    everything()
