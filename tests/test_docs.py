@@ -16,7 +16,9 @@ from ancestral.gaussian import standard_normal_like
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md", "docs/extending.md", "docs/metrics.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/concepts.md", "docs/extending.md", "docs/metrics.md", "docs/score.md"]
+)
 def test_code_on_the_page_runs(page, monkeypatch, tmp_path):
     from ancestral import data, features, grids, objective, reverse, target
 
