@@ -23,6 +23,7 @@ from ancestral.console import screen, write_text
 from ancestral.denoiser import Predictor
 from ancestral.errors import UserError
 from ancestral.feed import images_for, to_unit
+from ancestral.flow import Noised, flow_bits_per_dim
 from ancestral.jobs import pieces
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
@@ -35,6 +36,10 @@ MEASURES: dict[str, Measure] = {
     ),
     "bound, along a chain": lambda model, x0, times, noise: (
         naive_bound(model, x0, times, Ancestral(optimal), noise).bits_per_dim
+    ),
+    # The same decoder of the last step, and instead of the steps before it the flow that they approach.
+    "probability flow": lambda model, x0, times, noise: flow_bits_per_dim(
+        model, x0, noise, Noised(Ancestral(optimal), times[-2])
     ),
 }
 
