@@ -15,6 +15,7 @@ from ancestral.reverse import DDIM, Ancestral, optimal, small
 from ancestral.sample import finish, latents, trajectory
 from ancestral.solvers import SOLVERS
 from ancestral.walk import from_model, from_model_to_the_end, walk
+from conftest import TINY, run_command
 
 F64 = torch.float64
 
@@ -307,3 +308,56 @@ def test_the_sheet_is_a_png(edit):
     result = edit("vary", "a.png", out="sheet.jpg")
     assert result.exit_code == 2
     assert "does not end with .png" in result.output
+
+
+@pytest.fixture(scope="module")
+def colour_run(tmp_path_factory):
+    """A run of two updates on random colours of two classes."""
+    folder = tmp_path_factory.mktemp("colours")
+    random = np.random.default_rng(0)
+    for split, count in (("train", 32), ("test", 8)):
+        for number in range(count):
+            path = folder / "data" / split / ("red", "blue")[number % 2] / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    run = folder / "run"
+    data = folder / "data" / "train"
+    options = ("--preset", "tiny", "--steps", 2, "--set", "model.labels=true", "--out", run)
+    result = run_command("train", data, *options, *TINY)
+    assert result.exit_code == 0, result.output
+    return run, next((folder / "data" / "test" / "red").iterdir())
+
+
+def test_colours_come_back_to_the_grey_that_was_seen(colour_run, command, tmp_path):
+    run, image = colour_run
+    rest = (
+        "--task",
+        "colour",
+        "--method",
+        "ddnm",
+        "--label",
+        "red",
+        "--steps",
+        5,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "out.png",
+    )
+    result = command("edit", "restore", run, image, *rest)
+    assert result.exit_code == 0, result.output
+    drawn, seen = Image.open(tmp_path / "out" / "000-000.png"), Image.open(image)
+    assert drawn.mode == "RGB"
+    assert np.abs(np.asarray(drawn).astype(int) - np.asarray(seen)).mean() > 10
+    assert np.abs(np.asarray(drawn.convert("L")).astype(int) - np.asarray(seen.convert("L"))).mean() < 4
+    seen.convert("L").save(tmp_path / "grey.png")
+    result = command("edit", "restore", run, tmp_path / "grey.png", "--degraded", *rest)
+    assert result.exit_code == 0, result.output
+
+
+def test_a_model_of_classes_asks_for_one(colour_run, command, tmp_path):
+    run, image = colour_run
+    for label in ((), ("--label", "green")):
+        result = command("edit", "vary", run, image, *label, "--device", "cpu", "--out", tmp_path / "out.png")
+        assert result.exit_code == 2
+        assert "name the one of the images: blue, red" in result.output

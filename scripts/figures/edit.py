@@ -55,7 +55,7 @@ def interpolation(sheets: Sheets) -> list[list[np.ndarray]]:
     mixed = [np.uint8((1 - share) * a + share * b) for share in np.linspace(0, 1, 9)]
     rows = [[a, *mixed, b]]
     for t in TIMES:
-        options = ("--at", t, "--frames", 9, "--encoder", "noise", "--steps", 100, "--eta", 1)
+        options = ("--at", t, "--frames", 9, "--encoder", "noise", "--steps", 100)
         rows.append([a, *sheets.edit("interpolate", sheets.file(a), sheets.file(b), *options), b])
     return rows
 

@@ -77,6 +77,7 @@ class Encoder(NamedTuple):
     encode: Callable[[Desk, Tensor, list[int], list[int]], Tensor]
     mix: Callable[[Tensor, Tensor, Tensor], Tensor]  # the share shaped (B, 1, 1, 1)
     depth: float  # t / T when no t is named
+    step: Callable[[How], How]
 
 
 def _noised(first: str, second: str) -> Callable[[Desk, Tensor, list[int], list[int]], Tensor]:
@@ -92,16 +93,16 @@ def _inverted(desk: Desk, x0: Tensor, times: list[int], numbers: list[int]) -> T
 
 
 ENCODERS: dict[str, Encoder] = {
-    "noise": Encoder(_noised("first", "second"), mix, 0.5),  # the paper's
-    "shared": Encoder(_noised("first", "first"), mix, 0.5),
-    "inversion": Encoder(_inverted, slerp, 1.0),
+    "noise": Encoder(_noised("first", "second"), mix, 0.5, _ancestral),  # the paper's
+    "shared": Encoder(_noised("first", "first"), mix, 0.5, _ancestral),
+    "inversion": Encoder(_inverted, slerp, 1.0, lambda how: how),  # what the flow encodes, the flow decodes
 }
 
 
 def interpolate(folder: Path, how: How, sources: Sources, *, at: int | None, frames: int, encoder: str) -> None:
     """Go from one image to the other through mixed states at t (the paper's section 4.3): a row for each variant."""
     way = choose(ENCODERS, encoder, "--encoder")
-    desk = Desk(folder, how, sources)
+    desk = Desk(folder, way.step(how), sources)
     ends, grid = desk.read_all(), desk.drawing.times
     times = _below(desk.schedule, grid, max(1, round(way.depth * desk.schedule.T)) if at is None else at)
     states = way.encode(desk, ends, times, list(range(sources.num_images)))
@@ -119,7 +120,7 @@ def interpolate(folder: Path, how: How, sources: Sources, *, at: int | None, fra
 
 def vary(folder: Path, how: How, sources: Sources, *, at: int | None, strength: float) -> None:
     """Noise the images up to t and draw them down from there (SDEdit)."""
-    desk = Desk(folder, how, sources)
+    desk = Desk(folder, _ancestral(how), sources)
     x0, top = desk.read_all(), desk.schedule.T
     times = _below(desk.schedule, desk.drawing.times, max(1, round(strength * top)) if at is None else at)
 

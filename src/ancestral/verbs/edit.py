@@ -71,7 +71,7 @@ def inpaint(run: Path, **options: Any) -> None:
 @click.option("--frames", type=click.IntRange(min=2), default=9, show_default=True, help="From A to B, both included.")
 @click.option(
     "--encoder",
-    default="shared",
+    default="noise",
     show_default=True,
     help="noise: each its own noise, as in the paper; shared: one noise for both; inversion: the flow, upwards.",
 )
