@@ -6,11 +6,7 @@ import zlib
 
 import numpy as np
 
-from ancestral.errors import UserError
-
-
-class CodecError(UserError):
-    """A file that cannot be decoded, and why."""
+from ancestral.codec.errors import CodecError
 
 
 def check(bits: np.ndarray) -> np.ndarray:
@@ -116,5 +112,3 @@ def read_varint(content: bytes, start: int, largest: int) -> tuple[int, int] | N
     if len(content) >= start + 5:
         raise CodecError("damaged: a number without an end")
     return None
-
-

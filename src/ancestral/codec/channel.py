@@ -70,7 +70,9 @@ class Channel:
             z[order[start:stop]] = table[state, : stop - start]
         return z * flips / ONE
 
-    def _layout(self, dimensions: int, bits: int, key: Key) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
+    def _layout(
+        self, dimensions: int, bits: int, key: Key
+    ) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
         """(order of the dimensions, their signs, (bits, first, end) of each stage): dimensions in proportion to bits.
 
         The last bits are seen by few stages, so the last stage has more dimensions (measured: 3 % at 50 bits).

@@ -15,7 +15,8 @@ import zlib
 from dataclasses import dataclass
 from enum import IntEnum
 
-from ancestral.codec.bits import CodecError, read_varint, varint
+from ancestral.codec.bits import read_varint, varint
+from ancestral.codec.errors import CodecError
 
 MAGIC = b"\xa1c"
 VERSION = 1
@@ -100,4 +101,6 @@ def check_model(header: Header, model_id: bytes) -> None:
     """
     if header.model != model_id[: len(header.model)]:
         known = model_id[: len(header.model)].hex()
-        raise CodecError(f"made with model {header.model.hex()}; this run is model {known}: decompress with its own run")
+        raise CodecError(
+            f"made with model {header.model.hex()}; this run is model {known}: decompress with its own run"
+        )

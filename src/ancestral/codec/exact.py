@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from ancestral.codec import residual
-from ancestral.codec.bits import CodecError, read_varint, varint
+from ancestral.codec.bits import read_varint, varint
 from ancestral.codec.container import Exact
+from ancestral.codec.errors import CodecError
 
 _WIDER = {Exact.GUARDED: 1.0, Exact.WIDER: 10.0, Exact.WIDEST: 100.0}
 

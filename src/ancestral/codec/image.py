@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ancestral.codec import exact, tiles
-from ancestral.codec.bits import CodecError, Reader, Writer
+from ancestral.codec.bits import Reader, Writer
 from ancestral.codec.calibration import Codebook, Profile
 from ancestral.codec.container import MOST_PIXELS, Exact, Header, check_model, parse
+from ancestral.codec.errors import CodecError
 from ancestral.codec.finish import Finish, mean
 from ancestral.codec.single import Row, receive, send, skip
 from ancestral.denoiser import Predictor
@@ -92,9 +93,7 @@ class Codec:
             self._check(image)
         pictures, predicted = self._send(images, chosen)
         again = [one.predicted for one in self._receive([image.shape[:2] for image in images], chosen, pictures, mean)]
-        return [
-            self._file(*parts, chosen) for parts in zip(images, pictures, predicted, again, strict=True)
-        ]
+        return [self._file(*parts, chosen) for parts in zip(images, pictures, predicted, again, strict=True)]
 
     def _file(
         self, image: np.ndarray, picture: bytes, predicted: np.ndarray, again: np.ndarray, profile: Profile

@@ -9,7 +9,7 @@ from ancestral.denoiser import X0_EDGES, Prediction, Predictor
 from ancestral.schedule import Time
 
 # Where a bucket's measured error is taken to hold: the distances to black or white in the middle of each, in log.
-_DISTANCES = (0.0, 0.001, 0.0055, 0.017, 0.055, 0.17)
+_DISTANCES = (0.0, 0.002, 0.0055, 0.017, 0.055, 0.17)
 NODES = torch.tensor([*(d - 1 for d in _DISTANCES), 0.0, *(1 - d for d in reversed(_DISTANCES))], dtype=torch.float64)
 
 
@@ -38,7 +38,5 @@ class Smooth:
         right = torch.bucketize(x0, nodes).clamp(1, len(nodes) - 1)
         share = (x0 - nodes[right - 1]) / (nodes[right] - nodes[right - 1])
         log_var = self.log_var[t].to(x0).expand(len(x0), -1)
-        left, right = (
-            log_var.gather(1, place.flatten(1)).reshape(x0.shape) for place in (right - 1, right)
-        )
+        left, right = (log_var.gather(1, place.flatten(1)).reshape(x0.shape) for place in (right - 1, right))
         return prediction._replace(x0_var=(left + share * (right - left)).exp())
