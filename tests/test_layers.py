@@ -23,8 +23,21 @@ LAYERS = [
     {"solvers"},
     {"objective", "times"},
     {"bound", "sample", "tuning", "metrics"},
-    {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
-    {"jobs", "launch"},
+    {"codec.planning"},
+    {
+        "images",
+        "imageset",
+        "ema",
+        "sealed",
+        "baselines",
+        "parallel",
+        "guard",
+        "signals",
+        "lite0",
+        "muon",
+        "codec.errors",
+    },
+    {"jobs", "launch", "codec.residual"},
     {"store", "features"},
     {"folders"},
     {"shards", "hub_data"},
@@ -34,7 +47,7 @@ LAYERS = [
     {"build"},
     {"feed"},
     {"train", "monitor"},
-    {"figures", "estimate", "interop"},
+    {"figures", "estimate", "interop", "codec.calibration"},
     {"runner", "card"},
     {"console", "hub"},
     {"drawing"},
@@ -43,7 +56,7 @@ LAYERS = [
     {"verbs.training", "verbs.drawing", "verbs.measuring", "verbs.models"},
     {"cli"},
 ]
-MATHEMATICS = set().union(*LAYERS[:9]) - {"errors"}
+MATHEMATICS = set().union(*LAYERS[:10]) - {"errors"}
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 
