@@ -1,1 +1,1 @@
-"""Images as files: any prefix is a picture, the whole file is the exact pixels."""
+"""A model as a codec: images as the bits that tell the reverse process which of its samples to draw."""

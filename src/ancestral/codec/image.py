@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ancestral.codec import exact, tiles
 from ancestral.codec.bits import Reader, Writer
-from ancestral.codec.calibration import Codebook, Profile
+from ancestral.codec.codebook import Codebook, Profile
 from ancestral.codec.container import MOST_PIXELS, Exact, Header, check_model, parse
 from ancestral.codec.errors import CodecError
 from ancestral.codec.finish import Finish, mean

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ancestral.codec.bits import Reader, Writer
-from ancestral.codec.calibration import Profile
+from ancestral.codec.codebook import Profile
 from ancestral.codec.channel import CHANNELS, Channel, Key
 from ancestral.codec.randomness import ONE, normals
 from ancestral.denoiser import Predictor
