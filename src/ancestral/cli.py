@@ -8,10 +8,11 @@ from typing import Any
 import click
 
 from ancestral import __version__
-from ancestral.verbs import drawing, measuring, models, training
+from ancestral.verbs import codec, drawing, measuring, models, training
 
 VERBS = (
     *(training.train, drawing.sample, measuring.metrics, measuring.evaluate, drawing.tune_steps),
+    *(codec.compress, codec.decompress),
     *(models.import_model, models.export, models.push),
 )
 

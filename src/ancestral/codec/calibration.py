@@ -15,8 +15,8 @@ from ancestral.bound import interpolated
 from ancestral.codec import tables
 from ancestral.codec.channel import CHANNELS
 from ancestral.codec.codebook import Codebook, Profile, canary_of, identity, load, save
-from ancestral.codec.single import LEVEL_BITS
 from ancestral.codec.planning import Costs, Errors, bucket_sums, channel_bits, move_costs, plan, step_bits
+from ancestral.codec.single import LEVEL_BITS
 from ancestral.config import Config
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError

@@ -3,12 +3,12 @@
 Both sides know p = N(0, 1) in every dimension. The sender wants a z that looks drawn from q = N(m, 1 / (1 + r)), which
 costs about KL(q || p) bits. The candidates are the paths of a shift register: each stage takes in a few bits, and its
 state chooses a row of a table of normals for the dimensions of the stage. A path of n bits is one of 2^n vectors; the
-best by log q - log p is found by the algorithm of Viterbi. With as many bits a stage as the register is long there is no
-memory, and it is the best of 2^n vectors for each chunk of dimensions by itself.
+best by log q - log p is found by the algorithm of Viterbi. With as many bits a stage as the register is long there is
+no memory, and it is the best of 2^n vectors for each chunk of dimensions by itself.
 
-This is Minimal Random Coding (Havasi et al. 2019; the paper's Algorithms 3 and 4) with the best candidate taken instead
-of a random one, as in trellis source coding (Marcellin and Fischer 1990). No entropy coder, and the bits are in order: a
-prefix of them gives the first stages.
+This is minimal random coding (Havasi et al. 2019; the paper's Algorithms 3 and 4) with the best candidate taken instead
+of a random one, as in trellis source coding (Marcellin and Fischer 1990). There is no entropy coder, and the bits are
+in order: a prefix of them gives the first stages.
 """
 
 from __future__ import annotations

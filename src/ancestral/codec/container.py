@@ -5,8 +5,8 @@ Little-endian. An image of the model's own shape has a short header, as its whol
     2 magic   1 version << 4 | large << 3 | exact   1 profile   4 model   1 CRC                     9 bytes
     2 magic   1 version << 4 | large << 3 | exact   1 profile   8 model   height, width   4 CRC    18 bytes and more
 
-`exact` says how the exact pixels follow the picture (see `Exact`). Height and width are varints. The CRC is CRC-32 of all
-before it, of which the short header has the high byte. CRCs find accidents; they are no protection against intent.
+`exact` says how the exact pixels follow the picture (see `Exact`). Height and width are varints. The CRC is CRC-32 of
+all before it, of which the short header has the high byte. CRCs find accidents; they do not protect against intent.
 """
 
 from __future__ import annotations

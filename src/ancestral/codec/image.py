@@ -1,14 +1,14 @@
 """Images to files and back: `Codec.encode` and `Codec.decode`.
 
-A file is a header (`container`), the picture (`single`: bits in the order of the steps, and of the tiles in each) and the
-exact pixels given the picture (`exact`). Cut anywhere after the header it is a whole file of less.
+A file is a header (`container`), the picture (`single`: bits in the order of the steps, and of the tiles in each) and
+the exact pixels given the picture (`exact`). Cut anywhere after the header it is a whole file of less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from ancestral.codec.finish import Finish, mean
 from ancestral.codec.single import Row, receive, send, skip
 from ancestral.denoiser import Predictor
 from ancestral.feed import to_bytes, to_unit
+
+_T = TypeVar("_T")
 
 
 class Decoded(NamedTuple):
@@ -82,8 +84,8 @@ class Codec:
     def encode(self, images: Sequence[np.ndarray], profile: int) -> list[bytes]:
         """Files of images, uint8 (H, W, C), decoded and compared before they are returned.
 
-        Where the exact pixels do not come out, the guard against drift is widened, and in the end they are stored without
-        the prediction: every image has a file.
+        Where the exact pixels do not come out, the guard against drift is widened, and in the end they are stored
+        without the prediction: every image has a file.
 
         Raises:
             CodecError: for an unknown profile, other channels than the model's, or an image that is too large.
@@ -109,24 +111,28 @@ class Codec:
             return header.content() + picture + rest
         raise RuntimeError("stored pixels did not come back: this is a bug")
 
-    def decode(self, files: Sequence[bytes], finish: Finish = mean) -> list[Decoded]:
+    def decode(
+        self, files: Sequence[bytes], finish: Finish = mean, names: Sequence[str] | None = None
+    ) -> list[Decoded]:
         """The images of files, whole or cut anywhere after the header.
 
         Args:
             files: contents.
             finish: how a picture whose bits have ended is completed (`finish.FINISHES`).
+            names: what errors call the files; their numbers when left out.
 
         Raises:
             CodecError: when a file is of another model or damaged, or when its exact pixels do not come out.
         """
-        opened = [self._open(file) for file in files]
+        names = names or [f"file {number}" for number in range(len(files))]
+        opened = [_named(name, self._open, file) for name, file in zip(names, files, strict=True)]
         decoded: dict[int, Decoded] = {}
         for profile in {one.profile.id: one.profile for one in opened}.values():
             same = [number for number, one in enumerate(opened) if one.profile is profile]
             sizes = [opened[number].size for number in same]
             found = self._receive(sizes, profile, [opened[number].picture for number in same], finish)
             for number, picture in zip(same, found, strict=True):
-                decoded[number] = self._decoded(opened[number], picture)
+                decoded[number] = _named(names[number], self._decoded, opened[number], picture)
         return [decoded[number] for number in range(len(files))]
 
     def _decoded(self, opened: _Opened, picture: _Picture) -> Decoded:
@@ -135,14 +141,14 @@ class Codec:
         tables = self.codebook.residual, opened.profile.guard, opened.header.exact
         return Decoded(exact.unpack(opened.rest, picture.predicted, *tables), True, min(picture.steps))
 
-    def picture_length(self, file: bytes) -> int:
-        """How many bytes of a file are its header and its picture, as far as they are there.
+    def picture(self, file: bytes, name: str = "file") -> bytes:
+        """A file without its exact pixels: header and picture, as far as they are there.
 
         Raises:
             CodecError: as `decode`, of what can be seen without the network.
         """
-        opened = self._open(file)
-        return len(opened.header.content()) + len(opened.picture)
+        opened = _named(name, self._open, file)
+        return file[: len(opened.header.content()) + len(opened.picture)]
 
     def _open(self, file: bytes) -> _Opened:
         header, begin = parse(file)
@@ -215,6 +221,14 @@ class Codec:
                     tiles.paste(picture.finished, tile, pixels)
                     picture.steps.append(profile.times.index(t))
         return pictures
+
+
+def _named(name: str, do: Callable[..., _T], *arguments: object) -> _T:
+    """What `do` returns; its error with the name before it."""
+    try:
+        return do(*arguments)
+    except CodecError as error:
+        raise CodecError(f"{name}: {error}") from None
 
 
 def _pixels_last(x0: Tensor) -> np.ndarray:

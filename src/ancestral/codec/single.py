@@ -1,12 +1,12 @@
 """A walk down the chain that two sides take together: Algorithms 3 and 4.
 
-The sender knows x0 and picks, among random vectors that both know, one that looks like a sample of q(x_s | x_t, x0). The
-receiver is told which. Everything else in the walk is computed by both: x_t, what the network predicts from it, p.
+The sender knows x0 and picks, among random vectors that both know, one that looks like a sample of q(x_s | x_t, x0).
+The receiver is told which. Everything else in the walk is computed by both: x_t, what the network predicts from it, p.
 
-    p(x_s | x_t) = N(mean, (1 + w r) var),   r = x0_var (SNR_s - SNR_t),   x_s = mean + std z,   m = (mean_q - mean) / std
+    p(x_s | x_t) = N(mean, (1 + w r) var),   r = x0_var (SNR_s - SNR_t),   x_s = mean + std z,   m = (mean_q - mean)/std
 
-with mean and var those of the posterior at the predicted x0. A step is four bits that choose one of 16 numbers of bits n
-from the profile, then n bits of the channel. The width w follows from n: p is as wide as makes n bits of KL the expected
+with mean and var those of the posterior at the predicted x0. A step is four bits that choose one of 16 numbers of bits
+n from the profile, then n bits of the channel. The width w follows from n: p is as wide as makes n bits the expected
 cost. So an easy image takes few bits and a hard one many, and no integer that says where the next bits are comes from
 the network: another machine's last bits move the pixels a little, and never lose the thread.
 """
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from ancestral.codec.bits import Reader, Writer
-from ancestral.codec.codebook import Profile
 from ancestral.codec.channel import CHANNELS, Channel, Key
+from ancestral.codec.codebook import Profile
 from ancestral.codec.randomness import ONE, normals
 from ancestral.denoiser import Predictor
 from ancestral.reverse import Ancestral, optimal
