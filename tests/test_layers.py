@@ -23,7 +23,7 @@ LAYERS = [
     {"solvers"},
     {"objective", "times"},
     {"bound", "sample", "tuning", "metrics"},
-    {"codec.planning", "codec.smooth", "codec.finish"},
+    {"codec.planning", "codec.finish"},
     {
         "images",
         "imageset",

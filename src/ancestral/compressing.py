@@ -16,9 +16,8 @@ from ancestral.codec.codebook import Codebook, check, drift
 from ancestral.codec.container import SUFFIX, parse
 from ancestral.codec.finish import FINISHES
 from ancestral.codec.image import Codec
-from ancestral.codec.smooth import Smooth
 from ancestral.console import device_of, open_model, screen, state_type
-from ancestral.denoiser import Denoiser, Prediction
+from ancestral.denoiser import Calibrated, Denoiser, Prediction
 from ancestral.errors import UserError
 from ancestral.schedule import Time
 
@@ -103,7 +102,7 @@ def _opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Co
 def _codec(predictor: Counted, model: Denoiser, saved: checkpoint.Checkpoint, codebook: Codebook) -> Codec:
     like = torch.zeros((), device=device_of(model), dtype=state_type(model))
     channels, height, width = saved.facts.shape
-    return Codec(Smooth(predictor, codebook.x0_var), (channels, height, width), codebook, like)
+    return Codec(Calibrated(predictor, codebook.x0_var), (channels, height, width), codebook, like)
 
 
 def _targets(sources: Sequence[Path], out: Path, suffix: str) -> list[Path]:

@@ -17,7 +17,7 @@ from ancestral.codec.bits import read_varint, varint
 from ancestral.codec.container import Exact
 from ancestral.codec.errors import CodecError
 
-_WIDER = {Exact.GUARDED: 1.0, Exact.WIDER: 10.0, Exact.WIDEST: 100.0}
+_WIDER = {Exact.GUARDED: 1.0, Exact.WIDER: 100.0, Exact.WIDEST: 10000.0}
 
 
 def pack(pixels: np.ndarray, predicted: np.ndarray, table: Any, guard: float, exact: Exact) -> bytes:
@@ -25,7 +25,7 @@ def pack(pixels: np.ndarray, predicted: np.ndarray, table: Any, guard: float, ex
     payload = (
         zlib.compress(np.diff(pixels, axis=1, prepend=np.uint8(0)).tobytes(), 9)
         if exact is Exact.STORED
-        else residual.encode(pixels, predicted, table, guard * _WIDER[exact])
+        else residual.encode(pixels, predicted, table, min(guard * _WIDER[exact], residual.WIDEST_GUARD))
     )
     return varint(len(payload)) + payload + _crc(pixels)
 
@@ -66,7 +66,7 @@ def unpack(content: bytes, predicted: np.ndarray, table: Any, guard: float, exac
 
 def _pixels(payload: bytes, predicted: np.ndarray, table: Any, guard: float, exact: Exact) -> np.ndarray:
     if exact is not Exact.STORED:
-        return residual.decode(payload, predicted, table, guard * _WIDER[exact], predicted.shape)
+        return residual.decode(payload, predicted, table, min(guard * _WIDER[exact], residual.WIDEST_GUARD), predicted.shape)
     content = zlib.decompressobj().decompress(payload, predicted.size + 1)
     return np.cumsum(np.frombuffer(content, np.uint8).reshape(predicted.shape), axis=1, dtype=np.uint8)
 

@@ -65,7 +65,7 @@ class Codec:
     """A model, with what was measured on it, as a codec.
 
     Args:
-        predictor: knows Var[x0 | x_t] (`smooth.Smooth`).
+        predictor: knows Var[x0 | x_t] (`denoiser.Calibrated`).
         shape: of the images it was trained on, (C, H, W).
         codebook: profiles and tables.
         like: a tensor of the type and on the device of the states.

@@ -204,7 +204,7 @@ def width_of(r: np.ndarray, bits: int, channel: Channel) -> float:
 
 
 def best_level(shift: np.ndarray, r: np.ndarray, counts: Sequence[int], channel: Channel) -> int:
-    """The number of bits, as its place in `counts`, whose width gives the least KL(q || p).
+    """The number of bits, as its place in `counts`, nearest to what KL(q || p) takes at the best width.
 
     Args:
         shift: float64 (D,), (mean_q - mean) / sqrt(var).
@@ -213,7 +213,6 @@ def best_level(shift: np.ndarray, r: np.ndarray, counts: Sequence[int], channel:
         channel: how many bits of KL one carries.
     """
     spread = np.exp(_CURVE) * r
-    log_sum = np.log1p(spread).sum(1)
-    kl = log_sum + ((1 + shift * shift) / (1 + spread) - 1).sum(1)  # twice it, in nats
-    wanted = 2 * math.log(2) * channel.efficiency * np.array(counts)
-    return int(np.interp(np.interp(wanted, log_sum, _CURVE[:, 0]), _CURVE[:, 0], kl).argmin())
+    kl = (np.log1p(spread) + (1 + shift * shift) / (1 + spread) - 1).sum(1) / 2  # nats, by width
+    needed = float(kl.min()) / math.log(2) / channel.efficiency
+    return int(np.abs(np.log(np.maximum(counts, 0.5)) - math.log(max(needed, 0.5))).argmin())
