@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from ancestral import schedule
+from ancestral.codec.cells import FRACTIONS, SLOPES, ZONES
 from ancestral.codec.codebook import Canary, Codebook, Profile
 from ancestral.codec.image import Codec
 from ancestral.codec.planning import BUCKETS
-from ancestral.codec.cells import ESCAPE, FRACTIONS, REACH, SLOPES, ZONES
-from ancestral.codec.tables import TOTAL, ResidualTable
+from ancestral.codec.tables import ESCAPE, REACH, TOTAL, ResidualTable
 from ancestral.denoiser import predict
 from ancestral.schedule import over
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ancestral import checkpoint, data, figures, images, sealed
 from ancestral.codec import calibration
-from ancestral.codec.codebook import Codebook, check, drift
+from ancestral.codec.codebook import Codebook, check, drift, widened
 from ancestral.codec.container import SUFFIX, parse
 from ancestral.codec.finish import FINISHES
 from ancestral.codec.image import Codec
@@ -96,7 +96,7 @@ def _opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Co
             lambda: data.load(saved.config.source, saved.config.data),
             lambda share: bar.update(task, completed=share),
         )
-    return saved, model, codebook
+    return saved, widened(model), codebook
 
 
 def _codec(predictor: Counted, model: Denoiser, saved: checkpoint.Checkpoint, codebook: Codebook) -> Codec:

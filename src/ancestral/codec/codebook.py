@@ -5,6 +5,7 @@ RUN/codec/<digest of the checkpoint, 16 digits>/   codebook.json  codebook.safet
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -137,9 +138,19 @@ def load(run: Path, saved: checkpoint.Checkpoint) -> Codebook | None:
         raise sealed.Damaged(f"{folder}: damaged or not a codebook ({error}); delete it to measure again") from None
 
 
+def widened(model: Denoiser) -> Denoiser:
+    """The model with its network in float64, as the codec runs it: what other machines compute differs by 1e-12 or so.
+
+    Measured on a network of 0.7 million weights: 1.5 times the time of float32 for one image, 3 times in batches.
+    """
+    wide = copy.copy(model)
+    wide._modules = {**model._modules, "network": copy.deepcopy(model.network).double()}
+    return wide
+
+
 @torch.no_grad()
 def drift(model: Denoiser, canary: Canary) -> float:
-    """By how many grey levels the network here differs from the one that was measured, at most."""
+    """By how many grey levels the predictions of a `widened` model differ from those when it was measured, at most."""
     return float((_answers(model, canary.x_t, canary.t, canary.labels) - canary.x0).abs().max()) * 127.5
 
 
@@ -159,12 +170,12 @@ def check(model: Denoiser, codebook: Codebook, profile: Profile) -> float:
 
 
 def canary_of(model: Denoiser, saved: checkpoint.Checkpoint, times: tuple[int, ...]) -> Canary:
-    """Three noisy images of one tone each, at three times."""
+    """What the widened model says of three noisy images of one tone each, at three times."""
     shape, t = saved.facts.shape, torch.tensor(times)
     x0 = torch.tensor([-0.5, 0.0, 0.5]).reshape(3, 1, 1, 1).expand(3, *shape).double()
     x_t = model.schedule.marginal(x0, t).sample(Streams(0, "canary", range(3)).normal(shape))
     labels = torch.zeros(3 * saved.config.model.labels, dtype=torch.int64)
-    return Canary(x_t, t, labels, _answers(model, x_t, t, labels))
+    return Canary(x_t, t, labels, _answers(widened(model), x_t, t, labels))
 
 
 def identity(saved: checkpoint.Checkpoint, x0_var: Tensor, profiles: dict[int, Profile], table: ResidualTable) -> bytes:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ancestral.codec import residual
 from ancestral.codec.bits import read_varint, varint
+from ancestral.codec.cells import WIDEST_GUARD
 from ancestral.codec.container import Exact
 from ancestral.codec.errors import CodecError
 
@@ -25,7 +26,7 @@ def pack(pixels: np.ndarray, predicted: np.ndarray, table: Any, guard: float, ex
     payload = (
         zlib.compress(np.diff(pixels, axis=1, prepend=np.uint8(0)).tobytes(), 9)
         if exact is Exact.STORED
-        else residual.encode(pixels, predicted, table, min(guard * _WIDER[exact], residual.WIDEST_GUARD))
+        else residual.encode(pixels, predicted, table, _guard(guard, exact))
     )
     return varint(len(payload)) + payload + _crc(pixels)
 
@@ -66,9 +67,13 @@ def unpack(content: bytes, predicted: np.ndarray, table: Any, guard: float, exac
 
 def _pixels(payload: bytes, predicted: np.ndarray, table: Any, guard: float, exact: Exact) -> np.ndarray:
     if exact is not Exact.STORED:
-        return residual.decode(payload, predicted, table, min(guard * _WIDER[exact], residual.WIDEST_GUARD), predicted.shape)
+        return residual.decode(payload, predicted, table, _guard(guard, exact), predicted.shape)
     content = zlib.decompressobj().decompress(payload, predicted.size + 1)
     return np.cumsum(np.frombuffer(content, np.uint8).reshape(predicted.shape), axis=1, dtype=np.uint8)
+
+
+def _guard(guard: float, exact: Exact) -> float:
+    return min(guard * _WIDER[exact], WIDEST_GUARD)
 
 
 def _crc(pixels: np.ndarray) -> bytes:
