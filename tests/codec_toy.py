@@ -3,6 +3,7 @@
 `python tests/codec_toy.py` writes tests/golden/*.anc, which guard the format: change them only with its version.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def codebook(pixels=64, guard=1e-3):
     """Profile 0 takes the best of 2^12, profile 1 the trellis."""
     profiles = {}
     for number in (0, 1):
-        bits = [bits_of_step(t, s) * pixels for t, s in zip(TIMES, TIMES[1:], strict=False)]
+        bits = [bits_of_step(t, s) * pixels for t, s in pairwise(TIMES)]
         counts = tuple(tuple(max(1, round(b * 2 ** ((q - 8) / 4))) for q in range(16)) for b in bits)
         profiles[number] = Profile(number, TIMES, counts, number, guard)
     nothing = torch.empty(0)

@@ -21,7 +21,8 @@ _DIGEST = "2c80abe71f046094d7f8d8597d31e370cd0ee003c451a7b83d2f7f7f0bee4fe0"
 
 def raw(count: int, *parts: int | str) -> np.ndarray:
     """`count` uint64 words of the stream that these parts name."""
-    return np.random.Philox(key=[key("codec", *parts), 0]).random_raw(count)
+    # An array of its own type: of a list with a number beyond 2^63 numpy makes floats.
+    return np.random.Philox(key=np.array([key("codec", *parts), 0], np.uint64)).random_raw(count)
 
 
 @cache
