@@ -16,7 +16,9 @@ from ancestral.gaussian import standard_normal_like
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/concepts.md", "docs/extending.md", "docs/metrics.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/concepts.md", "docs/extending.md", "docs/metrics.md", "docs/compression.md"]
+)
 def test_code_on_the_page_runs(page, monkeypatch, tmp_path):
     from ancestral import data, features, grids, objective, reverse, target
 
@@ -49,7 +51,8 @@ def test_the_papers_table_names_what_exists():
         if function == "not yet":
             assert not test
             continue
-        module, *path = function.split(".")
+        module, *path = function.removeprefix("codec.").split(".")
+        module = f"codec.{module}" if function.startswith("codec.") else module
         reduce(getattr, path, importlib.import_module(f"ancestral.{module}"))
         file, name = test.split("::")
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(), what
