@@ -130,10 +130,10 @@ def _predicted(model: Denoiser, config: Config, images: ImageSet, t: int, purpos
 
 
 def _errors(times: list[int], sums: list[tuple[Tensor, Tensor]]) -> Errors:
-    """A bucket with few values leans on the mean of all, by the weight of 50."""
+    """A bucket with few values leans on the mean of all, by the weight of 5."""
     squared, count = (torch.stack(column) for column in zip(*sums, strict=True))
     mean = squared.sum(1, keepdim=True) / count.sum(1, keepdim=True)
-    return Errors(tuple(times), (squared + 50 * mean) / (count + 50), count / count.sum(1, keepdim=True))
+    return Errors(tuple(times), (squared + 5 * mean) / (count + 5), count / count.sum(1, keepdim=True))
 
 
 def _costs(model: Denoiser, errors: Errors, x0: Tensor, pixels: np.ndarray, predicted: dict[int, np.ndarray]) -> Costs:
