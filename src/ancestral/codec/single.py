@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -36,11 +37,14 @@ _WIDEST = 8 * math.log(2)  # |log w|, at most
 _CURVE = np.linspace(-_WIDEST, _WIDEST, 49)[:, None]
 
 
+_Stream = TypeVar("_Stream", Writer, Reader)
+
+
 @dataclass(frozen=True)
-class Row:
+class Row(Generic[_Stream]):
     """One image of a batch: where its bits are, and the number in its file that keys its random numbers."""
 
-    stream: Writer | Reader
+    stream: _Stream
     tile: int = 0
 
 
@@ -53,14 +57,14 @@ class Arrival:
     x0: list[Tensor] = field(default_factory=list)
 
 
-def start(profile: Profile, shape: Sequence[int], rows: Sequence[Row], like: Tensor) -> Tensor:
+def start(profile: Profile, shape: Sequence[int], rows: Sequence[Row[_Stream]], like: Tensor) -> Tensor:
     """x at the first time, (B, *shape): the same on both sides."""
     count = math.prod(shape)
     values = [normals(count, profile.id, "start", row.tile).reshape(tuple(shape)) for row in rows]
     return torch.from_numpy(np.stack(values)).to(like) / ONE
 
 
-def send(predictor: Predictor, profile: Profile, x0: Tensor, rows: Sequence[Row]) -> Tensor:
+def send(predictor: Predictor, profile: Profile, x0: Tensor, rows: Sequence[Row[Writer]]) -> Tensor:
     """Write the bits of images x0 (B, C, H, W) to the rows' streams; returns x0 predicted at the profile's last time.
 
     Args:
@@ -76,7 +80,9 @@ def send(predictor: Predictor, profile: Profile, x0: Tensor, rows: Sequence[Row]
     return predicted
 
 
-def receive(predictor: Predictor, profile: Profile, shape: Sequence[int], rows: Sequence[Row], like: Tensor) -> Arrival:
+def receive(
+    predictor: Predictor, profile: Profile, shape: Sequence[int], rows: Sequence[Row[Reader]], like: Tensor
+) -> Arrival:
     """Read the rows' streams as far as they go.
 
     Args:
@@ -90,7 +96,7 @@ def receive(predictor: Predictor, profile: Profile, shape: Sequence[int], rows: 
         CodecError: when the bits are damaged.
     """
     arrival = Arrival([0] * len(rows), [like] * len(rows), [like] * len(rows))
-    draw, going = receiver(predictor.schedule, profile, rows), set(range(len(rows)))
+    draw, going = Receiver(predictor.schedule, profile, rows), set(range(len(rows)))
     for step in walk(predictor, start(profile, shape, rows, like), [*profile.times, 0], Ancestral(optimal), draw):
         for row in going:
             arrival.t[row], arrival.x_t[row], arrival.x0[row] = step.t, step.x_t[row], step.prediction.x0[row]
@@ -103,7 +109,9 @@ def receive(predictor: Predictor, profile: Profile, shape: Sequence[int], rows: 
 Choice = Callable[[int, np.ndarray, Key], tuple[float, np.ndarray]]  # row, r, key: w and z
 
 
-def _moved(schedule: NoiseSchedule, move: Move, rows: Sequence[Row], profile: Profile, choose: Choice) -> Tensor:
+def _moved(
+    schedule: NoiseSchedule, move: Move, rows: Sequence[Row[_Stream]], profile: Profile, choose: Choice
+) -> Tensor:
     """x_s, each row's with the w and z that were chosen for it."""
     var = schedule.posterior(move.x_t, move.prediction.x0, move.t, move.s).var
     r = move.p.var / var - 1
@@ -118,7 +126,7 @@ def _moved(schedule: NoiseSchedule, move: Move, rows: Sequence[Row], profile: Pr
     return move.p.mean + (var * (1 + width * r)).sqrt() * z
 
 
-def sender(schedule: NoiseSchedule, profile: Profile, x0: Tensor, rows: Sequence[Row]) -> Draw:
+def sender(schedule: NoiseSchedule, profile: Profile, x0: Tensor, rows: Sequence[Row[Writer]]) -> Draw:
     """x_s that looks drawn from q(x_s | x_t, x0), its bits written; the mean at s = 0, where the pixels are coded."""
     channel = CHANNELS[profile.channel]
 
@@ -143,10 +151,10 @@ def sender(schedule: NoiseSchedule, profile: Profile, x0: Tensor, rows: Sequence
     return draw
 
 
-class receiver:  # noqa: N801
+class Receiver:
     """The same x_s from the bits. A row whose bits end is `stopped`; within a step the missing z are 0."""
 
-    def __init__(self, schedule: NoiseSchedule, profile: Profile, rows: Sequence[Row]) -> None:
+    def __init__(self, schedule: NoiseSchedule, profile: Profile, rows: Sequence[Row[Reader]]) -> None:
         self.schedule, self.profile, self.rows = schedule, profile, rows
         self.stopped = [False] * len(rows)
 
