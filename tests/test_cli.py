@@ -295,3 +295,68 @@ def test_images_that_cannot_be_written(trained_run, tmp_path):
 def test_commands_are_the_ones_the_readme_names():
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     assert all(f"ancestral {name}" in readme for name in main.commands)
+
+
+@pytest.fixture(scope="module")
+def measured_run(tmp_path_factory, trained_run):
+    """A copy of the run, measured quickly, and four images with their files."""
+    from ancestral.codec import calibration
+
+    folder = tmp_path_factory.mktemp("codec")
+    shutil.copytree(trained_run, folder / "run")
+    generator = np.random.default_rng(0)
+    for number, size in enumerate([(8, 8), (8, 8), (8, 8), (11, 20)]):
+        Image.fromarray(generator.integers(0, 256, size, np.uint8)).save(folder / f"{number}.png")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("NODES", 12), ("IMAGES", 16), ("AT_THE_END", 32), ("HELD_OUT", 8)):
+            patch.setattr(calibration, name, value)
+        result = run_command(
+            *("compress", folder / "run", *sorted(folder.glob("*.png")), "--out", folder / "files", "--device", "cpu")
+        )
+    assert result.exit_code == 0, result.output
+    return folder, result.output
+
+
+def test_compress_and_decompress(measured_run):
+    folder, output = measured_run
+    files = sorted((folder / "files").glob("*.anc"))
+    assert len(files) == 4
+    assert output.count("lossless") == 4
+    assert "network calls" in output
+    result = run_command("decompress", folder / "run", *files, "--out", folder / "back", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    for path in sorted(folder.glob("*.png")):
+        assert np.array_equal(np.asarray(Image.open(folder / "back" / path.name)), np.asarray(Image.open(path)))
+    for finish in ("mean", "ode", "sample"):
+        arguments = ("--finish", finish, "--upto", 30, "--out", folder / f"{finish}.png", "--device", "cpu")
+        result = run_command("decompress", folder / "run", files[0], *arguments)
+        assert result.exit_code == 0, result.output
+        assert f"finished by {finish}" in result.output
+    arguments = ("--lossy", "--out", folder / "lossy.png", "--device", "cpu")
+    assert "lossy: " in run_command("decompress", folder / "run", files[3], *arguments).output
+    arguments = ("--bytes", 20, "--out", folder / "cut.anc", "--device", "cpu")
+    assert "20 bytes" in run_command("compress", folder / "run", folder / "0.png", *arguments).output
+    assert (folder / "cut.anc").read_bytes() == files[0].read_bytes()[:20]
+
+
+def test_what_cannot_be_compressed_is_named(measured_run, trained_run):
+    folder, _ = measured_run
+    (folder / "bad").mkdir()
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "bad" / "colour.png")
+    Image.new("RGBA", (8, 8), (1, 1, 1, 9)).save(folder / "bad" / "clear.png")
+    Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(folder / "bad" / "deep.png")
+    (folder / "bad" / "text.anc").write_text("hello")
+    (folder / "bad" / "short.anc").write_bytes((folder / "files" / "0.anc").read_bytes()[:5])
+    for verb, name, word in (
+        ("compress", "colour.png", "has colour"),
+        ("compress", "clear.png", "transparency"),
+        ("compress", "deep.png", "8 bits"),
+        ("decompress", "text.anc", "not a file"),
+        ("decompress", "short.anc", "cut within its header"),
+    ):
+        out = folder / "bad" / "out"
+        result = run_command(verb, folder / "run", folder / "bad" / name, "--out", out, "--device", "cpu")
+        assert result.exit_code == 2, result.output
+        assert word in result.output
+        assert name in result.output
+        assert len(result.output.strip().splitlines()[-1]) < 250

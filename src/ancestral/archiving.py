@@ -44,8 +44,8 @@ def open_coder(run: Path) -> tuple[Checkpoint, Predictor]:
         UserError: for a model with labels, or one whose error was not measured.
     """
     saved, model = open_gaussian(run, "cpu", None)
-    if saved.config.model.labels:
-        raise UserError(f"{run}: its model wants labels, which an archive does not keep; train one without")
+    if saved.config.model.labels or saved.config.model.embedding:
+        raise UserError(f"{run}: its model is told conditions, which an archive does not keep; train one without")
     if saved.calibration is None:
         raise UserError(f"{run}: its error was not measured, as is done when training ends; finish the training")
     return saved, build.predictor(model, saved.calibration)

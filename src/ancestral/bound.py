@@ -22,6 +22,7 @@ from ancestral.grids import log_snr
 from ancestral.objective import Likelihood, bound_term
 from ancestral.reverse import Transition
 from ancestral.rng import Streams
+from ancestral.schedule import NoiseSchedule
 from ancestral.walk import from_posterior, walk
 
 
@@ -190,12 +191,17 @@ def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = 40)
         sums = torch.zeros(buckets, dtype=torch.float64).index_add_(0, bucket, squared)
         # A bucket with few pixels leans on the mean of all, by the weight of 50 pixels.
         errors.append((sums + 50 * squared.mean()) / (bucket.bincount(minlength=buckets) + 50))
-    known = schedule.log_snr(torch.tensor(times)).flip(0).numpy()
+    return interpolated(schedule, times[::-1], torch.stack(errors).flip(0))
+
+
+def interpolated(schedule: NoiseSchedule, times: Sequence[int], x0_var: Tensor) -> Tensor:
+    """Squared errors (times, buckets) at strictly falling times as a table over t, (T + 1, buckets): log-log in SNR."""
+    known = schedule.log_snr(torch.tensor(times)).numpy()
     wanted = schedule.log_snr(torch.arange(1, schedule.T + 1)).numpy()
-    logs = torch.stack(errors).clamp(min=1e-12).log().flip(0).numpy()
-    columns = [np.interp(wanted, known, logs[:, bucket]) for bucket in range(buckets)]
+    logs = x0_var.clamp(min=1e-12).log().numpy()
+    columns = [np.interp(wanted, known, logs[:, bucket]) for bucket in range(logs.shape[1])]
     table = torch.from_numpy(np.stack(columns, 1)).exp()
-    return torch.cat([torch.zeros(1, buckets, dtype=torch.float64), table])
+    return torch.cat([torch.zeros(1, logs.shape[1], dtype=torch.float64), table])
 
 
 @torch.no_grad()

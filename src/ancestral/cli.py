@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from ancestral import __version__
-from ancestral.verbs import archive, drawing, edit, measuring, models, rate, score, training
+from ancestral.verbs import archive, codec, drawing, edit, measuring, models, rate, score, training
 
 VERBS = (
     *(training.train, drawing.sample, edit.edit, drawing.tune_steps),
     *(measuring.evaluate, measuring.metrics, rate.rd, score.likelihood, archive.agree),
-    *(archive.archive, archive.unarchive),
+    *(codec.compress, codec.decompress, archive.archive, archive.unarchive),
     *(models.import_model, models.export, models.push),
 )
 

@@ -102,7 +102,8 @@ class Denoiser(nn.Module):
         """The network's raw output, in x_t's type. x_t: (B, C, H, W)."""
         time = self.clock(torch.as_tensor(t).expand(len(x_t)), self.schedule.T)
         like = next(self.network.parameters(), x_t)
-        raw = self.network(x_t.to(like.dtype), time.to(x_t.device, torch.float32), **cond)
+        wide = torch.promote_types(like.dtype, torch.float32)
+        raw = self.network(x_t.to(like.dtype), time.to(x_t.device, wide), **cond)
         return raw.to(x_t.dtype)
 
     def interpret(self, output: Tensor, x_t: Tensor, t: Time, clip: Clip = unclipped) -> Prediction:

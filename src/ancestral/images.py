@@ -79,6 +79,23 @@ def decode(
     return np.asarray(square).reshape(square.height, square.width, channels)
 
 
+def exact(path: Path, channels: int, max_pixels: int) -> np.ndarray:
+    """The first frame as uint8 (H, W, C), upright, if it has these channels and no others: nothing is converted away.
+
+    Raises:
+        BadImage: as `decode`, and when the file holds more than that: colour, transparency or 16 bits.
+    """
+    with _open(path, str(path), max_pixels) as image:
+        if image.mode.startswith(("I", "F")):
+            raise BadImage(f"{path}: more than 8 bits a value; save it with 8 bits, as that is what is kept")
+    pixels = decode(path, 4, None, "white", max_pixels)
+    if channels < 4 and bool((pixels[:, :, 3] < 255).any()):
+        raise BadImage(f"{path}: has transparency, and this model has none; flatten it first")
+    if channels == 1 and bool((pixels[:, :, :1] != pixels[:, :, 1:3]).any()):
+        raise BadImage(f"{path}: has colour, and this model is of grey images; convert it to grey first")
+    return np.ascontiguousarray(pixels[:, :, :channels])
+
+
 def adapt(pixels: np.ndarray, channels: int, size: int | None, background: str) -> np.ndarray:
     """An array (H, W, C) as a file of it would be decoded."""
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)

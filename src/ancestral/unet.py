@@ -66,10 +66,11 @@ PLAIN = Form()
 
 
 def time_embedding(time: Tensor, width: int, form: Form = PLAIN) -> Tensor:
-    """Sinusoids of frequencies 1 .. 1e-4, sines first, shape (B, width). time: (B,) (Vaswani et al. 2017)."""
+    """Sinusoids of frequencies 1 .. 1e-4, sines first, (B, width), in the type of time (B,) (Vaswani et al. 2017)."""
     half = width // 2
     steps = max(half - form.frequency_shift, 1)
-    angles = time[:, None].float() * torch.exp(torch.arange(half, device=time.device) * (-math.log(10000) / steps))
+    places = torch.arange(half, dtype=time.dtype, device=time.device)
+    angles = time[:, None] * torch.exp(places * (-math.log(10000) / steps))
     waves = [angles.cos(), angles.sin()] if form.cosine_first else [angles.sin(), angles.cos()]
     return functional.pad(torch.cat(waves, 1), (0, width % 2))
 

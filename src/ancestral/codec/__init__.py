@@ -1,1 +1,1 @@
-"""Files that hold images exactly, as small as the model's bound says."""
+"""A model as a codec: images as the bits that tell the reverse process which of its samples to draw."""

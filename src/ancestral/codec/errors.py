@@ -4,4 +4,4 @@ from ancestral.errors import UserError
 
 
 class CodecError(UserError):
-    """A compressed file that cannot be read here, in one line: damaged, of another model, or of another version."""
+    """What cannot be coded, or a file that cannot be read: damaged, of another model, of another version."""

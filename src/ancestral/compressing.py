@@ -1,0 +1,120 @@
+"""What `ancestral compress` and `ancestral decompress` do, once their options are known to be right."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.progress import Progress, TaskID
+from torch import Tensor
+
+from ancestral import checkpoint, data, figures, images, sealed
+from ancestral.codec import calibration
+from ancestral.codec.codebook import Codebook, check, drift, widened
+from ancestral.codec.container import SUFFIX, parse
+from ancestral.codec.finish import FINISHES
+from ancestral.codec.image import Codec
+from ancestral.console import device_of, open_gaussian, screen, state_type
+from ancestral.denoiser import Calibrated, Denoiser, Prediction
+from ancestral.errors import UserError
+from ancestral.schedule import Time
+
+PROFILES = {"quick": 0, "balanced": 1, "small": 2, "smallest": 3}
+
+
+class Counted:
+    """A model that moves a bar and counts its calls."""
+
+    def __init__(self, model: Denoiser, bar: Progress, task: TaskID) -> None:
+        self.model, self.schedule, self.bar, self.task, self.calls = model, model.schedule, bar, task, 0
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """As the model."""
+        self.calls += 1
+        self.bar.advance(self.task)
+        return self.model(x_t, t)
+
+
+def compress(run: Path, sources: Sequence[Path], *, out: Path, profile: str, size: int | None, device: str) -> None:
+    """Write a file of each image that gives back its exact pixels, or the first `size` bytes of it."""
+    saved, model, codebook = _opened(run, device)
+    check(model, codebook, codebook.profiles[PROFILES[profile]])
+    pixels = [images.exact(source, saved.facts.shape[0], saved.config.data.max_pixels) for source in sources]
+    targets = _targets(sources, out, SUFFIX)
+    started = time.monotonic()
+    with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        predictor = Counted(model, bar, bar.add_task("compress", total=None))
+        files = _codec(predictor, model, saved, codebook).encode(pixels, PROFILES[profile])
+    seconds = time.monotonic() - started
+    for target, file, image in zip(targets, files, pixels, strict=True):
+        kept = file[:size]
+        parse(kept)
+        sealed.write_file(target, kept)
+        what = "lossless" if len(kept) == len(file) else "lossy, cut"
+        screen.print(f"{target}: {len(kept)} bytes, {8 * len(kept) / image.size:.3f} bits/dim, {what}")
+    screen.print(f"{len(files)} images, {predictor.calls} network calls with the check, {seconds:.1f} s")
+
+
+def decompress(
+    run: Path, sources: Sequence[Path], *, out: Path, finish: str, upto: int | None, lossy: bool, device: str
+) -> None:
+    """Write the image of each file, or what its first bytes give."""
+    saved, model, codebook = _opened(run, device)
+    targets = _targets(sources, out, ".png")
+    contents = [source.read_bytes()[:upto] for source in sources]
+    off, guards = drift(model, codebook.canary), [profile.guard for profile in codebook.profiles.values()]
+    if off > min(guards):
+        screen.print(f"warning: the network here is {off:.2g} grey levels off; exact pixels may not come out")
+    started = time.monotonic()
+    with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        predictor = Counted(model, bar, bar.add_task("decompress", total=None))
+        codec = _codec(predictor, model, saved, codebook)
+        names = [str(source) for source in sources]
+        if lossy:
+            contents = [codec.picture(content, name) for content, name in zip(contents, names, strict=True)]
+        decoded = codec.decode(contents, FINISHES[finish], names)
+    seconds = time.monotonic() - started
+    for target, one, content in zip(targets, decoded, contents, strict=True):
+        sealed.write_file(target, figures.png(one.pixels))
+        what = "lossless" if one.lossless else f"lossy: {one.steps} steps, finished by {finish}"
+        screen.print(f"{target}: from {len(content)} bytes, {8 * len(content) / one.pixels.size:.3f} bits/dim, {what}")
+    screen.print(f"{len(decoded)} images, {predictor.calls} network calls, {seconds:.1f} s")
+
+
+def _opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Codebook]:
+    saved, model = open_gaussian(run, device, None)
+    if saved.config.model.labels or saved.config.model.embedding:
+        raise UserError(f"{run}: this model is told conditions, which files do not hold; train one without")
+    with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("measuring the model, once", total=1.0)
+        codebook = calibration.ready(
+            run,
+            saved,
+            model,
+            lambda: data.load(saved.config.source, saved.config.data),
+            lambda share: bar.update(task, completed=share),
+        )
+    return saved, widened(model), codebook
+
+
+def _codec(predictor: Counted, model: Denoiser, saved: checkpoint.Checkpoint, codebook: Codebook) -> Codec:
+    like = torch.zeros((), device=device_of(model), dtype=state_type(model))
+    channels, height, width = saved.facts.shape
+    return Codec(Calibrated(predictor, codebook.x0_var), (channels, height, width), codebook, like)
+
+
+def _targets(sources: Sequence[Path], out: Path, suffix: str) -> list[Path]:
+    """`out` itself for one source, unless it is a folder; otherwise files in it by the sources' names."""
+    if len(sources) == 1 and not out.is_dir() and out.suffix:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return [out]
+    out.mkdir(parents=True, exist_ok=True)
+    targets = [out / f"{source.stem}{suffix}" for source in sources]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise UserError(
+                f"{target}: two files would be written there; compress them one by one with their own --out"
+            )
+    return targets

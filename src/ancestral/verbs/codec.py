@@ -1,0 +1,63 @@
+"""`ancestral compress` and `ancestral decompress`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ancestral.verbs.options import POSITIVE, device_option, run_argument
+
+files_argument = click.argument(
+    "files", type=click.Path(path_type=Path, exists=True, dir_okay=False), nargs=-1, required=True
+)
+out_option = click.option(
+    "--out", type=click.Path(path_type=Path), required=True, help="File to write, or a folder for several."
+)
+
+
+@click.command()
+@run_argument
+@files_argument
+@out_option
+@click.option(
+    "--profile",
+    type=click.Choice(["quick", "balanced", "small", "smallest"]),
+    default="small",
+    show_default=True,
+    help="Fewer network calls, or fewer bytes.",
+)
+@click.option(
+    "--bytes", "size", type=POSITIVE, help="Keep so many bytes of each file: a picture, not the exact pixels."
+)
+@device_option
+def compress(run: Path, files: tuple[Path, ...], **options: Any) -> None:
+    """Compress images with the model in RUN, to files that give back the exact pixels; any prefix is a picture.
+
+    The first time, the model is measured on its training images. Whoever decompresses needs the run.
+    """
+    from ancestral import compressing
+
+    compressing.compress(run, files, **options)
+
+
+@click.command()
+@run_argument
+@files_argument
+@out_option
+@click.option(
+    "--finish",
+    type=click.Choice(["mean", "ode", "sample"]),
+    default="mean",
+    show_default=True,
+    help="How a picture without its last steps is completed: least error, sharp, or a sample.",
+)
+@click.option("--upto", type=POSITIVE, help="Use only so many bytes of each file.")
+@click.option("--lossy", is_flag=True, help="Only the picture: for files whose exact pixels do not come out here.")
+@device_option
+def decompress(run: Path, files: tuple[Path, ...], **options: Any) -> None:
+    """Give back the images of files that `compress` has written with the same RUN, or pictures of parts of files."""
+    from ancestral import compressing
+
+    compressing.decompress(run, files, **options)
