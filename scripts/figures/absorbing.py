@@ -1,9 +1,8 @@
-"""docs/img/absorbing-*.png: the film of revealing and what several places a step cost, from a run of that chain.
+"""docs/img/absorbing-*.png: the film of revealing and what several places a step cost, of a run that was evaluated.
 
 .venv/bin/python scripts/figures/absorbing.py RUN [docs/img]
 """
 
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ancestral import build, checkpoint, data, figures
-from ancestral.bound import bound
+from ancestral.bound import bound, mean_and_error
 from ancestral.chains import CHAINS
 from ancestral.denoiser import Denoiser
 from ancestral.feed import to_bytes, to_unit
@@ -25,12 +24,13 @@ from ancestral.rng import Streams
 from ancestral.sample import beginning, film, latents, trajectory
 from ancestral.tuning import shortest
 
-IMAGES, FRAMES, CALLS, MEASURED = 6, 9, 98, 64
+IMAGES, FRAMES, FILMED, MEASURED = 6, 9, 98, 64
+CALLS = (4, 8, 16, 32)
 
 
 def film_of(model: Denoiser, shape: tuple[int, ...], path: Path) -> None:
     """Rows of images, seen places on grey, time to the right."""
-    grid = trailing(model.schedule, min(CALLS, model.schedule.T))
+    grid = trailing(model.schedule, min(FILMED, model.schedule.T))
     keep = [grid[round(place)] for place in np.linspace(0, len(grid) - 2, FRAMES)]
     start = beginning(model.schedule, latents(shape, 7, range(IMAGES)))
     chain = CHAINS["absorbing"]
@@ -44,40 +44,40 @@ def film_of(model: Denoiser, shape: tuple[int, ...], path: Path) -> None:
     sheet.quantize(64).save(path / "absorbing-film.png", optimize=True)
 
 
-def cost_of(model: Denoiser, images: np.ndarray | Rows, path: Path) -> None:
-    """Bits/dim against network calls: evenly spaced times, and the best ones."""
-    x0 = to_unit(images).double()
-    times = full(model.schedule)
-    measured = bound(model, x0, times, CHAINS["absorbing"].reverse, Streams(0, "figure", range(len(x0))), terms=60)
-    seen, nats = measured.per_t(measured.terms)
-    # Between the measured times the loss of a place is taken from its neighbours.
-    every = np.interp(times[:-1], seen.numpy(), nats.numpy())
+def cost_of(model: Denoiser, run: Path, images: np.ndarray | Rows, path: Path) -> None:
+    """Bits/dim against network calls, measured on evenly spaced times and on those that `evaluate`'s losses choose."""
+    rows = np.loadtxt(run / "bound.csv", delimiter=",", skiprows=1)
+    x0, times = to_unit(images).double(), full(model.schedule)
     counts = [int(model.schedule.count(t, x0[0].numel())) for t in times]
-    cost = costs(monotone(torch.from_numpy(every), counts), counts)
-    bits = 1 / (x0[0].numel() * np.log(2))
-    calls = [n for n in (4, 8, 16, 32, 64, 128, 256) if n < model.schedule.T]
-    places = {t: place for place, t in enumerate(times)}
+    # Between the times that were measured the loss is taken from its neighbours.
+    every = torch.from_numpy(np.interp(times[:-1], rows[:, 0], rows[:, 1]))
+    cost = costs(monotone(every, counts), counts)
+    reveal = CHAINS["absorbing"].reverse
 
-    def total(walked: Sequence[int]) -> float:
-        return sum(cost[i, j] for i, j in itertools.pairwise(walked)) * bits
+    def measured(grid: Sequence[int], terms: int | None = None) -> float:
+        noise = Streams(1, "figure", range(len(x0)))
+        return mean_and_error(bound(model, x0, grid, reveal, noise, terms=terms).bits_per_dim)[0]
 
-    even = [total([places[t] for t in trailing(model.schedule, n)]) for n in calls]
-    best = [total(shortest(cost, n, growth=1)) for n in calls]
-    whole = total(range(len(times)))
+    whole = measured(times, terms=60)
+
+    even, best = [], []
+    for calls in CALLS:
+        even.append(measured(trailing(model.schedule, calls)))
+        best.append(measured([times[place] for place in shortest(cost, calls, growth=1)]))
+        print(f"{calls} calls: evenly {even[-1]:.4f}, chosen {best[-1]:.4f} bits/dim on {len(x0)} images", flush=True)
+    print(f"one place a step: {whole:.4f} bits/dim")
     figure = Figure(figsize=(6, 3.4), dpi=110, layout="constrained")
     axes = figure.subplots()
-    axes.plot(calls, even, "o-", color=figures.SECOND, label="evenly spaced")
-    axes.plot(calls, best, "o-", color=figures.ACCENT, label="shortest path")
+    axes.plot(CALLS, even, "o-", color=figures.SECOND, label="evenly spaced")
+    axes.plot(CALLS, best, "o-", color=figures.ACCENT, label="shortest path")
     axes.axhline(whole, color=figures.INK, linewidth=1, linestyle=":", label=f"one place a step: {whole:.3f}")
     axes.set_xscale("log", base=2)
-    axes.set_xticks(calls, [str(n) for n in calls])
+    axes.set_xticks(CALLS, [str(n) for n in CALLS])
     axes.set_xlabel("network calls an image")
     axes.set_ylabel("bits/dim")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path / "absorbing-steps.png")
-    for n, one, other in zip(calls, even, best, strict=True):
-        print(f"{n} calls: evenly {one:.4f}, best {other:.4f}, one a step {whole:.4f} bits/dim")
 
 
 def main(run: Path, path: Path) -> None:
@@ -86,7 +86,7 @@ def main(run: Path, path: Path) -> None:
     model = build.trained(saved, run, torch.device("cpu"))
     path.mkdir(parents=True, exist_ok=True)
     film_of(model, saved.facts.shape, path)
-    cost_of(model, data.load(saved.config.source, saved.config.data).test.spread(MEASURED).images, path)
+    cost_of(model, run, data.load(saved.config.source, saved.config.data).test.spread(MEASURED).images, path)
     for name in ("film", "steps"):
         file = path / f"absorbing-{name}.png"
         print(file, file.stat().st_size, Image.open(file).size)
