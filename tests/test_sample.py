@@ -264,6 +264,14 @@ def test_the_chain_of_q_has_the_joint_moments_of_the_forward_process():
         assert float((z_t * z_s).mean()) == pytest.approx(float(expected), abs=5 * (2 / count) ** 0.5)
 
 
+def test_large_keys_keep_their_low_bits(monkeypatch):
+    def first(of):
+        monkeypatch.setattr(rng, "key", lambda *parts: of)
+        return rng.stream(0, "a", 3).random()
+
+    assert first(2**64 - 2) != first(2**64 - 1)
+
+
 def test_numbers_across_streams_are_standard_normal():
     """One number from each of many keys: mean, variance, and the Kolmogorov distance to the normal's CDF."""
     count = 20_000

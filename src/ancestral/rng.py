@@ -23,7 +23,8 @@ def key(*parts: int | str) -> int:
 
 def stream(seed: int, purpose: str, number: int) -> np.random.Generator:
     """The random stream of one purpose and one number."""
-    return np.random.Generator(np.random.Philox(key=[key(seed, purpose), number]))
+    # As an array: of a list numpy would make floats, and lose the low bits of large keys.
+    return np.random.Generator(np.random.Philox(key=np.array([key(seed, purpose), number], np.uint64)))
 
 
 class Streams:
