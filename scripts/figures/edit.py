@@ -1,6 +1,6 @@
 """The figures of docs/editing.md, each a command of `ancestral edit` on held-out images of the run's own data.
 
-Run: .venv/bin/python scripts/figures/edit.py RUN
+Run: .venv/bin/python scripts/figures/edit.py RUN, of grey images and then of colour ones.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ancestral import checkpoint, data, figures
 from ancestral.cli import main
 
 IMG = Path(__file__).resolve().parents[2] / "docs" / "img"
 PAIRS = ((0, 2), (3, 11))  # of the held-out images shown
+COLOURED = 60  # bytes that a channel of a coloured image is from the mean of the three, somewhere
 TIMES = (100, 250, 400, 550, 700, 850, 1000)
 
 
@@ -96,19 +98,34 @@ def super_resolution(sheets: Sheets) -> list[list[np.ndarray]]:
     return rows
 
 
+def colour(sheets: Sheets) -> list[list[np.ndarray]]:
+    """The image, its grey values, four ways to colour them."""
+    spread = np.abs(sheets.images - sheets.images.mean(3, keepdims=True)).max((1, 2, 3))
+    rows = []
+    for image in sheets.images[spread > COLOURED][::8][:5]:
+        grey = np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
+        drawn = sheets.edit("restore", sheets.file(image), "--task", "colour", "--num-images", 4)
+        rows.append([image, grey, *drawn])
+    return rows
+
+
+GREY = {
+    "interpolation": interpolation,
+    "inversion": inversion,
+    "inpainting": inpainting,
+    "super-resolution": super_resolution,
+}
+
+
 def everything() -> None:
-    """All figures."""
+    """All figures that can be made with this run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sheets = Sheets(given.run, Path(folder))
-        for name, make in {
-            "interpolation": interpolation,
-            "inversion": inversion,
-            "inpainting": inpainting,
-            "super-resolution": super_resolution,
-        }.items():
+        made = {"colour": colour} if sheets.images.shape[3] == 3 else GREY
+        for name, make in made.items():
             write(name, make(sheets))
 
 
