@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from ancestral import data, feed, grids, schedule
-from ancestral.analytic import Mixture, gaussian, score
+from ancestral.analytic import Mixture, gaussian
 from ancestral.conditions import trained_with
 from ancestral.config import Facts, resolve
-from ancestral.denoiser import Denoiser, Given, Prediction, clip_static, predict
+from ancestral.denoiser import Denoiser, Given, Prediction, clip_static, predict, score
 from ancestral.figures import read_png
 from ancestral.guidance import ClassifierGuided, Guided, Raw, beside, conditional
 from ancestral.imageset import DataOptions
