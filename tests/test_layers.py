@@ -38,7 +38,7 @@ LAYERS = [
     {"build"},
     {"feed"},
     {"train", "monitor"},
-    {"figures", "estimate", "interop"},
+    {"figures", "estimate", "interop", "fitting"},
     {"runner", "card"},
     {"console", "hub"},
     {"guiding"},
