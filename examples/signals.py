@@ -36,7 +36,7 @@ def windows(stretch):
 def network(seed):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return UNet(1, 1, 32, (1, 2, 2), blocks=1, attention=(2,), patch=2, dimensions=1)
+        return UNet(1, 1, 32, (1, 2, 2), blocks=1, attention=(2,), patch=4, dimensions=1)
 
 
 def spectrum(x):
@@ -60,22 +60,25 @@ def intervals(x):
 def gaussian(x0, test):
     """Nats per dimension of the Gaussian of the same mean and covariance, with the ridge that suits `test` best."""
     flat, x = x0.flatten(1).double(), test.flatten(1).double()
-    ridges = [10.0**power * torch.eye(flat.shape[1]) for power in range(-5, 0)]
-    fits = [Correlated(schedule.cosine(1), flat.mean(0), flat.T.cov() + ridge) for ridge in ridges]
-    return min(-float(one.log_prob(x).mean()) / x.shape[1] for one in fits)
+    fitted, nats = Correlated(schedule.cosine(1), flat.mean(0), flat.T.cov()), []
+    spread = fitted.variances.clamp(min=0)
+    for power in range(-5, 0):
+        fitted.variances = spread + 10.0**power
+        nats.append(-float(fitted.log_prob(x).mean()) / x.shape[1])
+    return min(nats)
 
 
-def main(updates=1500, count=256, seed=0, picture="signals.png"):
+def main(updates=700, count=96, seed=0, picture="signals.png"):
     training, held_out = windows(TRAINING), windows(HELD_OUT)
     mean, std = training.mean(), training.std()
-    x0, test = (training - mean) / std, ((held_out - mean) / std)[::16]
-    denoiser = Denoiser(network(seed), schedule.cosine(200), V)
+    x0, test = (training - mean) / std, ((held_out - mean) / std)[::32]
+    denoiser = Denoiser(network(seed), schedule.cosine(100), V)
     for update, loss in enumerate(fit(denoiser, x0, updates, seed=seed)):
         if update % 250 == 0:
             print(f"update {update}: loss {loss:.4f}")
 
-    known = x0[:: len(x0) // 200]
-    model = Calibrated(denoiser, calibrate(denoiser, known, Streams(seed, "calibration", range(len(known))), 20))
+    known = x0[:: len(x0) // 100]
+    model = Calibrated(denoiser, calibrate(denoiser, known, Streams(seed, "calibration", range(len(known))), 15))
     grid = grids.full(denoiser.schedule)
     streams = Streams(seed, "bound", range(len(test)))
     nats, error = mean_and_error(bound(model, test, grid, Ancestral(optimal), streams, Normal.log_prob).nats / LENGTH)
@@ -88,7 +91,7 @@ def main(updates=1500, count=256, seed=0, picture="signals.png"):
         print(f"{name:9} interval {gaps.mean():.1f} (sd {gaps.std():.1f}), quantiles {quantiles},", end=" ")
         print("dB by octave", " ".join(f"{value:.1f}" for value in octaves(x)))
     draw(picture, drawn, held_out)
-    return denoiser, drawn, nats
+    return drawn, nats
 
 
 def draw(picture, drawn, held_out):
@@ -108,7 +111,7 @@ def draw(picture, drawn, held_out):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--updates", type=int, default=1500)
+    parser.add_argument("--updates", type=int, default=700)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", default="signals.png")
     main(**vars(parser.parse_args()))

@@ -23,7 +23,7 @@ from ancestral.objective import OBJECTIVES
 from ancestral.reverse import DDIM, Ancestral, optimal, small
 from ancestral.rng import Streams
 from ancestral.sample import sample
-from ancestral.target import V, X0
+from ancestral.target import X0, V
 from ancestral.unet import UNet
 
 F64 = torch.float64
@@ -168,7 +168,9 @@ def test_guidance_clipping_and_calibration_take_any_shape(shape):
     guided = Guided(beside(Shaped(oracle), Shaped(oracle)), Shaped(oracle), 3.0, rescale=0.5)(x, t)
     assert torch.allclose(guided.x0, Shaped(oracle)(x, t).x0, atol=1e-12)  # nothing to move along, nor to rescale
     assert torch.equal(clip_dynamic(4 * x).flatten(1), clip_dynamic(4 * x.flatten(1)))
-    tables = [calibrate(one, y, Streams(0, "c", range(40)), 5) for one, y in ((oracle, x.flatten(1)), (Shaped(oracle), x))]
+    tables = [
+        calibrate(one, y, Streams(0, "c", range(40)), 5) for one, y in ((oracle, x.flatten(1)), (Shaped(oracle), x))
+    ]
     assert torch.allclose(*tables)
     assert Calibrated(Shaped(oracle), tables[1])(x, 5).x0_var.shape == x.shape
 
@@ -186,7 +188,9 @@ def test_every_loss_is_that_of_the_flat_data(name, shape):
     loss = OBJECTIVES[name](Ancestral(small), 30)
     x0, eps = torch.randn(2, count, *shape, dtype=F64, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     t = torch.arange(2, 2 + count)
-    array, flat = (loss(Denoiser(Twice(), q, X0), x, t, t - 1, e) for x, e in ((x0, eps), (x0.flatten(1), eps.flatten(1))))
+    array, flat = (
+        loss(Denoiser(Twice(), q, X0), x, t, t - 1, e) for x, e in ((x0, eps), (x0.flatten(1), eps.flatten(1)))
+    )
     assert channels < size
     assert array.shape == (count,)
     assert torch.allclose(array, flat)
@@ -240,3 +244,42 @@ def example(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_signals_example(tmp_path, capsys):
+    signals = example("signals")
+    tone = torch.sin(torch.arange(256) * 2 * math.pi * 20 / 256).expand(3, 1, 256)
+    assert torch.isclose(signals.spectrum(tone).argmax(), torch.tensor(19))
+    assert torch.equal(signals.intervals(-0.2 + tone).unique(), torch.tensor([12.0, 13.0], dtype=F64))  # 256 / 20 apart
+    drawn, nats = signals.main(updates=3, count=2, picture=tmp_path / "signals.png")
+    assert drawn.shape == (2, 1, 256)
+    assert math.isfinite(nats)
+    assert (tmp_path / "signals.png").stat().st_size > 5000
+    assert "Gaussian" in capsys.readouterr().out
+    assert torch.equal(signals.windows(signals.HELD_OUT)[3, 0, 5:], signals.windows(signals.HELD_OUT)[8, 0, :-5])
+
+
+def test_the_volumes_example(tmp_path, capsys):
+    volumes = example("volumes")
+    # A made volume stands for the scan: the example's own data are in a package that need not be here.
+    axis = torch.arange(20.0)
+    made = 500 + 100 * torch.sin(axis[:, None, None] + axis[:, None] / 3) + torch.cos(axis)[:12]
+    made = made + torch.randn(2, *made.shape, generator=torch.Generator().manual_seed(0))
+    found = volumes.blocks(made[0], step=1)
+    assert torch.equal(found, made[0].unfold(0, 16, 1).unfold(1, 16, 1).unfold(2, 8, 1).reshape(-1, 1, 16, 16, 8))
+    assert len(volumes.blocks(made[0] - made[0].min())) < len(volumes.blocks(made[0]))  # what holds a zero is left out
+    correlations = volumes.correlations(found)
+    assert (correlations[2] > correlations[1]).all()
+    assert (correlations[1] > correlations[0]).all()
+    drawn, nats = volumes.main(updates=2, count=1, picture=tmp_path / "volumes.png", halves=made)
+    assert drawn.shape == (1, 1, 16, 16, 8)
+    assert math.isfinite(nats)
+    assert (tmp_path / "volumes.png").stat().st_size > 5000
+
+
+def test_the_scan_is_a_brain():
+    pytest.importorskip("nibabel", reason="the scan is a file inside nibabel, which is not installed")
+    left, right = example("volumes").scan()
+    assert left.shape == right.shape == (64, 96, 24)
+    both = torch.stack([left.flatten(), right.flatten()])
+    assert both.corrcoef()[0, 1] > 0.9  # the halves mirror each other

@@ -18,6 +18,8 @@ from ancestral.rng import Streams, stream
 from ancestral.times import TimeSampler, stratified
 from ancestral.train import learning_rate
 
+SIMPLE = Weighted()
+
 
 def fit(
     denoiser: Denoiser,
@@ -26,7 +28,7 @@ def fit(
     batch_size: int = 32,
     peak: float = 1e-3,
     seed: int = 0,
-    objective: Objective = Weighted(),
+    objective: Objective = SIMPLE,
     average_width: float = 0.05,
 ) -> Iterator[float]:
     """Train the denoiser's network, yielding the loss of each update; the last leaves it with its averaged weights.
