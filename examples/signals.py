@@ -57,6 +57,13 @@ def intervals(x):
     return torch.from_numpy(np.concatenate([np.diff(np.flatnonzero(row)) for row in rises])).double()
 
 
+def middle(gaps):
+    if not len(gaps):
+        return "no two spikes"
+    low, median, high = gaps.quantile(torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64))
+    return f"interval {median:.0f} (middle half {low:.0f} to {high:.0f})"
+
+
 def gaussian(x0, test):
     """Nats per dimension of the Gaussian of the same mean and covariance, with the ridge that suits `test` best."""
     flat, x = x0.flatten(1).double(), test.flatten(1).double()
@@ -87,9 +94,9 @@ def main(updates=700, count=96, seed=0, picture="signals.png"):
     drawn = sample(model, [1, LENGTH], count, grid, Ancestral(optimal), seed).float() * std + mean
     levels = torch.tensor([0.01, 0.25, 0.5, 0.75, 0.99])
     for name, x in (("drawn", drawn), ("held out", held_out), ("training", training)):
-        gaps, quantiles = intervals(x), " ".join(f"{value:.3f}" for value in x.flatten()[::8].quantile(levels))
-        print(f"{name:9} interval {gaps.mean():.1f} (sd {gaps.std():.1f}), quantiles {quantiles},", end=" ")
-        print("dB by octave", " ".join(f"{value:.1f}" for value in octaves(x)))
+        quantiles = " ".join(f"{value:.3f}" for value in x.flatten()[::8].quantile(levels))
+        decibels = " ".join(f"{value:.1f}" for value in octaves(x))
+        print(f"{name:9} {middle(intervals(x))}, quantiles {quantiles}, dB by octave {decibels}")
     draw(picture, drawn, held_out)
     return drawn, nats
 
