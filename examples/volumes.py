@@ -22,8 +22,8 @@ from ancestral.sample import sample
 from ancestral.target import V
 from ancestral.unet import UNet
 
-SIDES = (16, 16, 8)
-VOXELS = 16 * 16 * 8
+SIDES = (8, 8, 8)
+VOXELS = 8 * 8 * 8
 AXES = ("x", "y", "z")
 LAGS = (1, 2, 4)
 
@@ -50,7 +50,7 @@ def blocks(half, step=2):
 def network(seed):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return UNet(1, 1, 16, (1, 2), blocks=1, attention=(1,), patch=2, dimensions=3)
+        return UNet(1, 1, 16, (1, 2), blocks=1, attention=(1,), dimensions=3)
 
 
 def correlations(x):
@@ -75,14 +75,14 @@ def gaussian(x0, test):
     return min(nats)
 
 
-def main(updates=450, count=48, seed=0, picture="volumes.png", halves=None):
+def main(updates=480, count=32, seed=0, picture="volumes.png", halves=None):
     training, held_out = (blocks(half) for half in (scan() if halves is None else halves))
     mean, std = training.mean(), training.std()
-    x0, test = (training - mean) / std, ((held_out - mean) / std)[:: max(len(held_out) // 40, 1)]
-    denoiser = Denoiser(network(seed), schedule.cosine(100), V)
+    x0, test = (training - mean) / std, ((held_out - mean) / std)[:: max(len(held_out) // 32, 1)]
+    denoiser = Denoiser(network(seed), schedule.cosine(50), V)
     print(f"{len(x0)} blocks to train on, {len(held_out)} held out")
-    for update, loss in enumerate(fit(denoiser, x0, updates, seed=seed)):
-        if update % 100 == 0:
+    for update, loss in enumerate(fit(denoiser, x0, updates, batch_size=16, peak=2e-3, seed=seed)):
+        if update % 80 == 0:
             print(f"update {update}: loss {loss:.4f}")
 
     known = x0[:: max(len(x0) // 64, 1)]
@@ -120,7 +120,7 @@ def draw(picture, drawn, held_out):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--updates", type=int, default=450)
+    parser.add_argument("--updates", type=int, default=480)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", default="volumes.png")
     main(**vars(parser.parse_args()))

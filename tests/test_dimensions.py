@@ -266,13 +266,13 @@ def test_the_volumes_example(tmp_path, capsys):
     made = 500 + 100 * torch.sin(axis[:, None, None] + axis[:, None] / 3) + torch.cos(axis)[:12]
     made = made + torch.randn(2, *made.shape, generator=torch.Generator().manual_seed(0))
     found = volumes.blocks(made[0], step=1)
-    assert torch.equal(found, made[0].unfold(0, 16, 1).unfold(1, 16, 1).unfold(2, 8, 1).reshape(-1, 1, 16, 16, 8))
+    assert torch.equal(found, made[0].unfold(0, 8, 1).unfold(1, 8, 1).unfold(2, 8, 1).reshape(-1, 1, 8, 8, 8))
     assert len(volumes.blocks(made[0] - made[0].min())) < len(volumes.blocks(made[0]))  # what holds a zero is left out
     correlations = volumes.correlations(found)
     assert (correlations[2] > correlations[1]).all()
     assert (correlations[1] > correlations[0]).all()
     drawn, nats = volumes.main(updates=2, count=1, picture=tmp_path / "volumes.png", halves=made)
-    assert drawn.shape == (1, 1, 16, 16, 8)
+    assert drawn.shape == (1, 1, 8, 8, 8)
     assert math.isfinite(nats)
     assert (tmp_path / "volumes.png").stat().st_size > 5000
 
