@@ -31,7 +31,8 @@ def main() -> None:
     ring = Mixture(q, 0.9 * torch.stack([turns.cos(), turns.sin()], 1), torch.full((10,), 0.02).double())
     heights = torch.linspace(-1.2, 1.2, 7, dtype=torch.float64)
     bar = Mixture(q, torch.stack([torch.full_like(heights, 0.3), heights], 1), torch.full((7,), 0.02).double())
-    product, union, without = Product([ring, bar]), OneOf([ring, bar]), negation(ring, bar, 0.5)
+    product, union = Product([ring, bar]), OneOf([ring, bar])
+    without = negation(ring, union, 1.0)  # of the bar alone the tails are so thin that dividing by it is best far away
     grid = grids.uniform(q, 60)
     again = [q.T] * 6 + grid[1:]
     moves = Corrected(steps=2, snr=0.4)
