@@ -110,7 +110,7 @@ if __name__ == "__main__":
     judge = classifier(splits.train)
     labels = np.asarray(splits.train.labels)
     digest = checkpoint.digest(saved)
-    plain, moves = DDIM(1.0), Corrected(steps=2, snr=0.4)
+    plain, moves = DDIM(1.0), Corrected(steps=2, snr=0.25)
     grid = grids.trailing(Q, LEVELS)
     repeated = [Q.T] * 6 + grid[1:]  # where a product begins, the chain's N(0, I) is not its law
     parts = {
@@ -139,7 +139,7 @@ if __name__ == "__main__":
     def multiplied(name: str, sampler: str) -> dict[str, object]:
         """How many are 6 or 8."""
         chosen = list(parts.values()) if name == "product" else [parts[name]]
-        made = Product(chosen) if sampler == "HMC" else Product(chosen, clip=clip_static)
+        made = Product(chosen, clip=clip_static)
         method, visits = (plain, grid) if sampler == "steps" else (moves, repeated)
         draw = adjusted(made, 3) if sampler == "HMC" else from_model
         x, accepted = drawn(lambda _: made, given.images, method, lambda _: draw, visits)
