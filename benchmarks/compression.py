@@ -274,8 +274,9 @@ def sizes_table(results: Results, runs: Sequence[str]) -> str:
             own, whole = np.array(known[profile]), np.array(known["all"])
             exact = sum(line["exact"].values()) + sum(other.get("exact", {}).values())
             tried = len(bits) * len(line["exact"]) + len(other.get("bytes", []))
+            lengths, error = np.array(line["bytes"]), np.std(line["bytes"]) / len(bits) ** 0.5
             rows.append([
-                run, profile, len(bits), f"{np.mean(line['bytes']):.1f} ± {np.std(line['bytes']) / len(bits) ** 0.5:.1f}", f"{bits.mean():.3f}",
+                run, profile, len(bits), f"{lengths.mean():.1f} ± {error:.1f}", f"{bits.mean():.3f}",
                 f"{own.mean():.3f}", f"{bits.mean() / own.mean():.3f}", f"{whole.mean():.3f}",
                 f"{bits.mean() / whole.mean():.3f}", f"{exact} of {tried}", line["calls"], f"{line['encode']:.2f}",
                 f"{line['decode']['64, 1']:.2f}", f"{line['decode']['1, 1']:.2f}",
@@ -297,7 +298,7 @@ def split_table(results: Results, runs: Sequence[str]) -> str:
             *(f"{part:.1f}" for part in line["split"]),
             f"{sum(line['split']):.1f}",
             f"{one_of(results, run, 'bounds')[f'{name}, KL']:.1f}",
-        ]  # fmt: skip
+        ]
         for run, name, line in lines
         if line
     ]
@@ -335,8 +336,8 @@ def rivals_table(results: Results, runs: Sequence[str]) -> str:
     headings = ["run", "", "bytes an image", "of the best rival", "without container", "model and codebook paid after"]
     note = (
         "Rivals: the smallest PNG of Pillow's compressions, with a palette where that is exact; lossless WebP, method"
-        " 6; lossless JPEG XL, effort 10. Without container: less the file of an image of one tone; ours without header, "
-        "checks, length and CRC-32.\n\n"
+        " 6; lossless JPEG XL, effort 10. Without container: less the file of an image of one tone; ours without"
+        " header, checks, length and CRC-32.\n\n"
     )
     return note + table(headings, rows)
 
