@@ -279,12 +279,13 @@ def sizes_table(results: Results, runs: Sequence[str]) -> str:
             rows.append([
                 run, profile, len(bits), f"{lengths.mean():.1f} ± {error:.1f}", f"{bits.mean():.3f}",
                 f"{lengths.mean() / ideal:.3f}", f"{own.mean():.3f}", f"{bits.mean() / own.mean():.3f}",
-                f"{whole.mean():.3f}", f"{bits.mean() / whole.mean():.3f}", f"{exact} of {tried}", line["calls"], f"{line['encode']:.2f}",
-                f"{line['decode']['64, 1']:.2f}", f"{line['decode']['1, 1']:.2f}",
+                f"{whole.mean():.3f}", f"{bits.mean() / whole.mean():.3f}", f"{exact} of {tried}", line["calls"],
+                f"{line['encode']:.2f}", f"{line['decode']['64, 1']:.2f}", f"{line['decode']['1, 1']:.2f}",
             ])  # fmt: skip
     headings = [
         "run", "profile", "images", "bytes an image", "bits/dim", "ratio to KL and pixels", "bound, same steps",
-        "ratio", "bound, all steps", "ratio", "exact round trips", "network calls", "s to write", "s to read, 64 a call", "s to read, one a call",
+        "ratio", "bound, all steps", "ratio", "exact round trips", "network calls", "s to write",
+        "s to read, 64 a call", "s to read, one a call",
     ]  # fmt: skip
     note = (
         "Seconds are of one core, an image; writing includes its check. KL and pixels: the KL of the steps and the part"
