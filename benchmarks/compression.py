@@ -1,7 +1,7 @@
 """Files of the codec: exact round trips, bytes beside the model's bound and beside PNG, WebP and JPEG XL, time.
 
-Run: .venv/bin/python benchmarks/compression.py RUN [RUN ...]. Writes its tables into docs/benchmarks.md. What --results
-holds is not measured again. JPEG XL is left out unless `pip install imagecodecs` was done.
+Run: .venv-peers/bin/python benchmarks/compression.py RUN [RUN ...]. Writes its tables into docs/benchmarks.md. What
+--results holds is not measured again. In .venv JPEG XL is left out: it comes with imagecodecs.
 """
 
 from __future__ import annotations
