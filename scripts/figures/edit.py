@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from sheets import labelled
 
 from ancestral import checkpoint, data, figures
 from ancestral.cli import main
@@ -17,6 +19,14 @@ from ancestral.cli import main
 IMG = Path(__file__).resolve().parents[2] / "docs" / "img"
 PAIRS = ((0, 2), (3, 11))  # of the held-out images shown
 TIMES = (100, 250, 400, 550, 700, 850, 1000)
+BETWEEN = ("first", *(f"{share:.0%}" for share in np.linspace(0, 1, 9)), "second")
+# The words above the columns and before the rows of each sheet.
+WORDS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "interpolation": (BETWEEN, ("pixels", *(f"t = {t}" for t in TIMES))),
+    "inversion": (BETWEEN, ()),
+    "inpainting": (("image", "kept", *"12345"), ()),
+    "super-resolution": (("image", "left", *"123"), ("2x", "2x", "4x", "4x")),
+}
 
 
 class Sheets:
@@ -46,7 +56,8 @@ class Sheets:
 
 def write(name: str, rows: list[list[np.ndarray]]) -> None:
     """A sheet of docs/img."""
-    figures.save_sheet(IMG / f"edit-{name}.png", np.stack([image for row in rows for image in row]), len(rows[0]))
+    sheet = figures.contact_sheet(np.stack([image for row in rows for image in row]), len(rows[0]))
+    labelled(sheet, *WORDS[name]).quantize(64).save(IMG / f"edit-{name}.png", optimize=True)
 
 
 def interpolation(sheets: Sheets) -> list[list[np.ndarray]]:
