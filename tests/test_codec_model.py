@@ -183,6 +183,24 @@ def test_tables_are_distributions_and_beat_a_normal_of_the_right_width():
     assert own < -np.log2(norm.cdf(upper) - norm.cdf(lower) + 1e-12).mean()
 
 
+def test_pixels_before_tell_of_those_after_where_errors_go_together():
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(90, 160, (300, 8, 8, 3), np.uint8)
+    shared = draw.normal(0, 4, (300, 8, 8, 1))  # of all colours
+    x0_hat = (pixels + shared + draw.normal(0, 0.5, pixels.shape)) / 127.5 - 1
+    fitted = tables.fit(pixels[:200], [x0_hat[:200]])
+    alone = replace(fitted, weights=None)
+    per_dim = [tables.unguarded_bits(pixels[200:], x0_hat[200:], one).mean() / 192 for one in (fitted, alone)]
+    # Two colours of three are known to within sqrt(2) 0.5 of the colour before: log2(4 / 0.7) bits less each, at most.
+    assert per_dim[1] - per_dim[0] > 0.8 * 2 / 3 * math.log2(4 / 0.5**0.5)
+    for image, mine in zip(pixels[200:220], x0_hat[200:220], strict=True):
+        payload = residual.encode(image, mine, fitted, 1e-3)
+        assert (residual.decode(payload, mine + 1e-3 / 127.5, fitted, 1e-3, image.shape) == image).all()
+        assert len(payload) < len(residual.encode(image, mine, alone, 1e-3))
+    with pytest.raises(CodecError, match="weights"):
+        replace(fitted, weights=np.full((1, len(tables.BEFORE)), 300))
+
+
 @given(st.floats(0, 255), st.floats(1e-7, 0.1), st.floats(-1, 1))
 def test_a_cell_holds_every_value_within_the_guard(grey, guard, shift):
     grids = Grids.of(guard)

@@ -1,6 +1,6 @@
 """The figures of docs/editing.md, each a command of `ancestral edit` on held-out images of the run's own data.
 
-Run: .venv/bin/python scripts/figures/edit.py RUN
+Run: .venv/bin/python scripts/figures/edit.py RUN, of grey images and then of colour ones.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from sheets import labelled
 
 from ancestral import checkpoint, data, figures
@@ -18,6 +19,7 @@ from ancestral.cli import main
 
 IMG = Path(__file__).resolve().parents[2] / "docs" / "img"
 PAIRS = ((0, 2), (3, 11))  # of the held-out images shown
+COLOURED = 60  # bytes that a channel of a coloured image is from the mean of the three, somewhere
 TIMES = (100, 250, 400, 550, 700, 850, 1000)
 BETWEEN = ("first", *(f"{share:.0%}" for share in np.linspace(0, 1, 9)), "second")
 # The words above the columns and before the rows of each sheet.
@@ -26,6 +28,7 @@ WORDS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
     "inversion": (BETWEEN, ()),
     "inpainting": (("image", "kept", *"12345"), ()),
     "super-resolution": (("image", "left", *"123"), ("2x", "2x", "4x", "4x")),
+    "colour": (("image", "grey", *"1234"), ()),
 }
 
 
@@ -57,7 +60,7 @@ class Sheets:
 def write(name: str, rows: list[list[np.ndarray]]) -> None:
     """A sheet of docs/img."""
     sheet = figures.contact_sheet(np.stack([image for row in rows for image in row]), len(rows[0]))
-    labelled(sheet, *WORDS[name]).quantize(64).save(IMG / f"edit-{name}.png", optimize=True)
+    labelled(sheet, *WORDS[name]).save(IMG / f"edit-{name}.png", optimize=True)
 
 
 def interpolation(sheets: Sheets) -> list[list[np.ndarray]]:
@@ -107,19 +110,34 @@ def super_resolution(sheets: Sheets) -> list[list[np.ndarray]]:
     return rows
 
 
+def colour(sheets: Sheets) -> list[list[np.ndarray]]:
+    """The image, its grey values, four ways to colour them."""
+    spread = np.abs(sheets.images - sheets.images.mean(3, keepdims=True)).max((1, 2, 3))
+    rows = []
+    for image in sheets.images[spread > COLOURED][::8][:5]:
+        grey = np.asarray(Image.fromarray(image).convert("L").convert("RGB"))
+        drawn = sheets.edit("restore", sheets.file(image), "--task", "colour", "--num-images", 4)
+        rows.append([image, grey, *drawn])
+    return rows
+
+
+GREY = {
+    "interpolation": interpolation,
+    "inversion": inversion,
+    "inpainting": inpainting,
+    "super-resolution": super_resolution,
+}
+
+
 def everything() -> None:
-    """All figures."""
+    """All figures that can be made with this run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         sheets = Sheets(given.run, Path(folder))
-        for name, make in {
-            "interpolation": interpolation,
-            "inversion": inversion,
-            "inpainting": inpainting,
-            "super-resolution": super_resolution,
-        }.items():
+        made = {"colour": colour} if sheets.images.shape[3] == 3 else GREY
+        for name, make in made.items():
             write(name, make(sheets))
 
 

@@ -61,7 +61,7 @@ def digits(run: Path) -> None:
         rows.append(sample(guided, saved.facts.shape, len(labels), grid, SOLVERS["unipc3"], 0))
     sheet = figures.contact_sheet(to_bytes(torch.cat(rows)), columns=len(labels))
     words = [f"scale {scale:g}" for scale in SHOWN]
-    labelled(sheet, saved.facts.class_names, words).quantize(64).save(OUT / "guidance-digits.png", optimize=True)
+    labelled(sheet, saved.facts.class_names, words).save(OUT / "guidance-digits.png", optimize=True)
 
 
 if __name__ == "__main__":

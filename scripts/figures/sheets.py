@@ -16,7 +16,7 @@ def labelled(sheet: Image.Image, columns: Sequence[str] = (), rows: Sequence[str
     font = ImageFont.load_default(13)
     left = round(max((font.getlength(row) for row in rows), default=-2 * MARGIN)) + 2 * MARGIN
     top = 13 + 2 * MARGIN if columns else 0
-    whole = Image.new("RGB", (left + sheet.width, top + sheet.height), PAPER)
+    whole = Image.new(sheet.mode, (left + sheet.width, top + sheet.height), PAPER)
     whole.paste(sheet, (left, top))
     draw = ImageDraw.Draw(whole)
     for place, word in enumerate(columns):

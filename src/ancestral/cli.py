@@ -46,7 +46,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="ancestral")
 def main() -> None:
-    """Train, sample and measure denoising diffusion probabilistic models."""
+    """Train, sample, measure, edit and compress with denoising diffusion probabilistic models."""
 
 
 for verb in VERBS:

@@ -9,6 +9,7 @@ cell.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -63,13 +64,13 @@ def to_grey(x0_hat: np.ndarray) -> np.ndarray:
     return (np.clip(x0_hat.astype(np.float64), -1, 1) + 1) * 127.5
 
 
-def base_of(cells: np.ndarray) -> np.ndarray:
-    """The grey level nearest to a cell's centre."""
+def base_of(cells: Any) -> Any:
+    """The grey level nearest to a cell's centre; an integer or an array."""
     return cells + EIGHTHS // 2 >> 3
 
 
 def classes(cells: np.ndarray) -> np.ndarray:
-    """The table of each cell of images (..., H, W, C)."""
+    """The class of each cell of images (..., H, W, C): how far from black or white, how unlike those around it."""
     below = np.searchsorted(_ZONES, cells, side="right")
     above = np.searchsorted(_ZONES, WHITE - cells, side="right")
     zone = np.where(2 * cells < WHITE, below, ZONES - 1 - above)
@@ -77,8 +78,17 @@ def classes(cells: np.ndarray) -> np.ndarray:
     across = around[..., 1:-1, 2:, :] - around[..., 1:-1, :-2, :]
     down = around[..., 2:, 1:-1, :] - around[..., :-2, 1:-1, :]
     slope = np.searchsorted(_SLOPES, np.abs(across) + np.abs(down), side="right")
-    fraction = (cells + EIGHTHS // 2) % EIGHTHS * FRACTIONS // EIGHTHS
-    return (zone * SLOPES + slope) * FRACTIONS + fraction
+    return zone * SLOPES + slope
+
+
+def fraction_of(cells: Any) -> Any:
+    """Where a cell's centre lies about its grey level, 0..FRACTIONS - 1; an integer or an array."""
+    return (cells + EIGHTHS // 2) % EIGHTHS * FRACTIONS // EIGHTHS
+
+
+def inner(cells: np.ndarray) -> np.ndarray:
+    """Which cells are so far from black and white that their pixels lie on both sides of them."""
+    return (cells >= _ZONES[3]) & (cells <= WHITE - _ZONES[3])
 
 
 def flat(cells: np.ndarray) -> np.ndarray:

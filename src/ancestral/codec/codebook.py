@@ -124,7 +124,7 @@ def load(run: Path, saved: checkpoint.Checkpoint) -> Codebook | None:
             )
             for one in document["profiles"]
         }
-        kept = {name: tensors[f"residual.{name}"].numpy() for name in ("frequencies", "leaving")}
+        kept = {name: tensors[f"residual.{name}"].numpy() for name in ("frequencies", "leaving", "weights")}
         canary = Canary(*(tensors[f"canary.{name}"] for name in ("x_t", "t", "labels", "x0")))
         return Codebook(
             x0_var=tensors["x0_var"],

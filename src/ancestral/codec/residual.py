@@ -15,9 +15,20 @@ from typing import Any
 import constriction
 import numpy as np
 
-from ancestral.codec.cells import WHITE, Grids, base_of, between_flat, classes, to_grey
+from ancestral.codec.cells import (
+    EIGHTHS,
+    FRACTIONS,
+    WHITE,
+    Grids,
+    base_of,
+    between_flat,
+    classes,
+    fraction_of,
+    inner,
+    to_grey,
+)
 from ancestral.codec.errors import CodecError
-from ancestral.codec.tables import ESCAPE, REACH, TOTAL, ResidualTable, symbols_of
+from ancestral.codec.tables import BEFORE, ESCAPE, REACH, TOTAL, ResidualTable, bits_of, rounded
 
 _Model = Any  # constriction has no types
 _stream: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
@@ -64,19 +75,15 @@ def decode(payload: bytes, x0_hat: np.ndarray, table: ResidualTable, guard: floa
     """
     grey = to_grey(_checked(x0_hat, shape))
     grids, coder = Grids.of(guard), _queue.RangeDecoder(_words(payload))
-    pixels: list[int] = []
     try:
-        chosen, byte = coder.decode(_one_of(len(table.bits))), _one_of(256)
+        chosen = coder.decode(_one_of(len(table.bits)))
         if chosen >= len(table.bits):
             raise CodecError("the exact pixels are damaged (no such table)")
         cells, tables = _read_cells(coder, grids, grey, grids.rare(table.leaving / TOTAL)), _Coded(table, chosen)
-        for row, base in zip(classes(cells).ravel().tolist(), base_of(cells).ravel().tolist(), strict=True):
-            symbol = coder.decode(tables[row])
-            value = base + symbol - REACH if symbol < ESCAPE else coder.decode(byte)
-            pixels.append(min(max(value, 0), 255))
+        pixels = _read_pixels(coder, cells, tables, table.weights_of(chosen))
     except AssertionError as error:  # the coder's own words for bits that no encoder writes
         raise CodecError(f"the exact pixels are damaged ({error})") from None
-    return np.array(pixels, np.uint8).reshape(tuple(shape))
+    return pixels
 
 
 def cost_bits(pixels: np.ndarray, x0_hat: np.ndarray, table: ResidualTable, guard: float) -> float:
@@ -86,11 +93,11 @@ def cost_bits(pixels: np.ndarray, x0_hat: np.ndarray, table: ResidualTable, guar
         CodecError: as `encode`.
     """
     grids, helpers, cells = _placed(x0_hat, pixels.shape, guard)
-    residuals = table.bits[:, classes(cells), symbols_of(pixels, base_of(cells))]
+    residuals = float(bits_of(pixels[None], cells[None], table).min())
     any_value, flat = grids.rare(table.leaving / TOTAL)
     share = np.where(between_flat(cells), flat, any_value)
     helping = -np.log2(np.where(helpers, share, 1 - share)).sum()
-    return float(np.log2(max(2, len(table.bits))) + helping + residuals.reshape(len(residuals), -1).sum(1).min())
+    return float(np.log2(max(2, len(table.bits))) + helping) + residuals
 
 
 def _checked(x0_hat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
@@ -119,8 +126,8 @@ def _sent(
     pixels: np.ndarray, helpers: np.ndarray, cells: np.ndarray, table: ResidualTable, rare: tuple[float, float]
 ) -> Iterator[tuple[int, _Model]]:
     """Every symbol in its order, with its model."""
-    rows, symbols = classes(cells), symbols_of(pixels, base_of(cells))
-    chosen = int(table.bits[:, rows, symbols].reshape(len(table.bits), -1).sum(1).argmin())
+    chosen = int(bits_of(pixels[None], cells[None], table).argmin())
+    rows, symbols = table.coded(chosen, pixels, cells)
     yield chosen, _one_of(len(table.bits))
     models, tables, byte = _helper_models(rare), _Coded(table, chosen), _one_of(256)
     for helper, flat in zip(helpers.ravel().tolist(), between_flat(cells).ravel().tolist(), strict=True):
@@ -149,6 +156,27 @@ def _read_cells(coder: Any, grids: Grids, grey: np.ndarray, rare: tuple[float, f
     return np.array(cells).reshape(height, width, channels)
 
 
+def _read_pixels(coder: Any, cells: np.ndarray, tables: _Coded, weights: list[int]) -> np.ndarray:
+    """`ResidualTable.coded` the other way, a pixel at a time: each moves those after it."""
+    (height, width, channels), byte = cells.shape, _one_of(256)
+    strides = (width + 2) * (channels + 2), channels + 2, 1
+    used = [(weight, int(np.dot(step, strides))) for weight, step in zip(weights, BEFORE, strict=True) if weight]
+    errors = np.zeros((height + 1, width + 2, channels + 2), np.int64)
+    places = np.arange(errors.size).reshape(errors.shape)[1:, 1:-1, 2:]
+    known, pixels = errors.ravel().tolist(), []
+    columns = (places, cells, classes(cells) * FRACTIONS, inner(cells))
+    for place, cell, row, free in zip(*(column.ravel().tolist() for column in columns), strict=True):
+        centre = cell
+        if free and used:
+            centre += rounded(sum(weight * known[place + step] for weight, step in used))
+        symbol = coder.decode(tables[row + fraction_of(centre)])
+        value = base_of(centre) + symbol - REACH if symbol < ESCAPE else coder.decode(byte)
+        pixel = min(max(value, 0), 255)
+        known[place] = EIGHTHS * pixel - cell
+        pixels.append(pixel)
+    return np.array(pixels, np.uint8).reshape(height, width, channels)
+
+
 def _words(payload: bytes) -> np.ndarray:
     return np.frombuffer(payload + bytes(-len(payload) % 4), ">u4").astype(np.uint32)
 
@@ -165,7 +193,7 @@ def _shortest(content: bytes, sent: Sequence[tuple[int, _Model]]) -> bytes:
             coder = _queue.RangeDecoder(_words(short))
             try:
                 if all(coder.decode(model) == symbol for symbol, model in sent):
-                    return short.rstrip(b"\0")
+                    return short
             except AssertionError:
                 continue
     return content
