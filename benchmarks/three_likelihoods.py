@@ -39,7 +39,8 @@ def measured(verb: str, run: Path, images: Path, count: int, *arguments: str) ->
     folder = WORK / f"{verb}-{run.name}"
     out = ["--out", str(folder)] if verb == "evaluate" else []
     command = [verb, str(run), str(images), "--num-images", str(count), "--device", "cpu", *arguments, *out]
-    main.main(command, standalone_mode=False)
+    if code := main.main(command, standalone_mode=False):
+        raise SystemExit(code)
     file = folder / "evaluation.json" if verb == "evaluate" else run / "likelihood.json"
     return json.loads(file.read_text())
 
