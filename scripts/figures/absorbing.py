@@ -43,8 +43,7 @@ def film_of(model: Denoiser, shape: tuple[int, ...], path: Path) -> None:
     ]
     sheet = figures.contact_sheet(to_bytes(torch.stack(rows)), columns=FRAMES + 1, side=56)
     hidden = [str(int(model.schedule.count(t, start[0].numel()))) for t in keep]
-    words = [f"{hidden[0]} hidden", *hidden[1:], "0"]
-    labelled(sheet, words).save(path / "absorbing-film.png", optimize=True)
+    labelled(sheet, [*hidden, "0"]).save(path / "absorbing-film.png", optimize=True)
 
 
 def cost_of(model: Denoiser, run: Path, images: np.ndarray | Rows, path: Path) -> None:
