@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from sheets import labelled
 
 from ancestral import build, checkpoint, data, figures
 from ancestral.bound import bound, mean_and_error
@@ -29,7 +30,7 @@ CALLS = (4, 8, 16, 32)
 
 
 def film_of(model: Denoiser, shape: tuple[int, ...], path: Path) -> None:
-    """Rows of images, seen places on grey, time to the right."""
+    """Rows of images, seen places on grey, time to the right, with the number of hidden places above."""
     grid = trailing(model.schedule, min(FILMED, model.schedule.T))
     keep = [grid[round(place)] for place in np.linspace(0, len(grid) - 2, FRAMES)]
     start = beginning(model.schedule, latents(shape, 7, range(IMAGES)))
@@ -41,7 +42,8 @@ def film_of(model: Denoiser, shape: tuple[int, ...], path: Path) -> None:
         for x in (*(model.schedule.shown(x_t)[image] for x_t in frames.x_t), frames.final[image])
     ]
     sheet = figures.contact_sheet(to_bytes(torch.stack(rows)), columns=FRAMES + 1, side=56)
-    sheet.quantize(64).save(path / "absorbing-film.png", optimize=True)
+    hidden = [str(int(model.schedule.count(t, start[0].numel()))) for t in keep]
+    labelled(sheet, [*hidden, "0"]).save(path / "absorbing-film.png", optimize=True)
 
 
 def cost_of(model: Denoiser, run: Path, images: np.ndarray | Rows, path: Path) -> None:

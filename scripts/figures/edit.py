@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from sheets import labelled
 
 from ancestral import checkpoint, data, figures
 from ancestral.cli import main
@@ -19,6 +21,15 @@ IMG = Path(__file__).resolve().parents[2] / "docs" / "img"
 PAIRS = ((0, 2), (3, 11))  # of the held-out images shown
 COLOURED = 60  # bytes that a channel of a coloured image is from the mean of the three, somewhere
 TIMES = (100, 250, 400, 550, 700, 850, 1000)
+BETWEEN = ("first", *(f"{share:.0%}" for share in np.linspace(0, 1, 9)), "second")
+# The words above the columns and before the rows of each sheet.
+WORDS: dict[str, tuple[Sequence[str], Sequence[str]]] = {
+    "interpolation": (BETWEEN, ("pixels", *(f"t = {t}" for t in TIMES))),
+    "inversion": (BETWEEN, ()),
+    "inpainting": (("image", "kept", *"12345"), ()),
+    "super-resolution": (("image", "left", *"123"), ("2x", "2x", "4x", "4x")),
+    "colour": (("image", "grey", *"1234"), ()),
+}
 
 
 class Sheets:
@@ -48,7 +59,8 @@ class Sheets:
 
 def write(name: str, rows: list[list[np.ndarray]]) -> None:
     """A sheet of docs/img."""
-    figures.save_sheet(IMG / f"edit-{name}.png", np.stack([image for row in rows for image in row]), len(rows[0]))
+    sheet = figures.contact_sheet(np.stack([image for row in rows for image in row]), len(rows[0]))
+    labelled(sheet, *WORDS[name]).save(IMG / f"edit-{name}.png", optimize=True)
 
 
 def interpolation(sheets: Sheets) -> list[list[np.ndarray]]:

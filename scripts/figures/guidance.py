@@ -1,6 +1,6 @@
 """The figures of docs/guidance.md: a mixture at three scales, always; digits by class and scale, with a RUN.
 
-Run: scripts/figures/guidance.py [RUN]. RUN: ancestral train digits --preset tiny --images 40000 --out RUN
+Run: scripts/figures/guidance.py [RUN]. RUN: ancestral train mnist --preset images --images 110000 --out RUN
 --set model.labels=true --set model.condition_dropout=0.15
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
+from sheets import labelled
 
 from ancestral import build, checkpoint, figures, grids, schedule
 from ancestral.analytic import Mixture
@@ -38,10 +39,10 @@ def mixture() -> None:
     ]
     figure = Figure(figsize=(9, 3.1), dpi=100, layout="constrained")
     for scale, x, axes in zip(SCALES, drawn, figure.subplots(1, 3, sharex=True, sharey=True), strict=True):
-        for centres, colour in ((left, "0.75"), (right, "tab:orange")):
+        axes.plot(*x.T, ".", markersize=2, color=figures.ACCENT)
+        for centres, colour in ((left, "0.6"), (right, figures.SECOND)):
             axes.plot(*centres.T, "o", markersize=34, markerfacecolor="none", markeredgecolor=colour)
-        axes.plot(*x.T, ".", markersize=2, color="tab:blue")
-        axes.set_title(f"scale {scale:g}", fontsize=10)
+        axes.set_title(f"scale {scale:g}", loc="left", color=figures.INK, fontsize=10)
         axes.set_aspect("equal")
         axes.set_xlim(-1.2, 1.4)
         axes.set_ylim(-1.1, 1.1)
@@ -59,7 +60,8 @@ def digits(run: Path) -> None:
         guided = Guided(conditional(model, labels=labels), model, scale, clip=model.clip)
         rows.append(sample(guided, saved.facts.shape, len(labels), grid, SOLVERS["unipc3"], 0))
     sheet = figures.contact_sheet(to_bytes(torch.cat(rows)), columns=len(labels))
-    sheet.convert("L").save(OUT / "guidance-digits.png", optimize=True)
+    words = [f"scale {scale:g}" for scale in SHOWN]
+    labelled(sheet, saved.facts.class_names, words).save(OUT / "guidance-digits.png", optimize=True)
 
 
 if __name__ == "__main__":

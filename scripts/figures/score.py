@@ -61,13 +61,14 @@ def paths(q: schedule.NoiseSchedule, oracle: Mixture) -> Figure:
         (left, flow, "probability flow"),
         (right, [x, *chain], "ancestral steps"),
     ):
-        height = torch.linspace(-2.6, 2.6, 240, dtype=torch.float64)[:, None]
+        height = torch.linspace(-3.4, 3.4, 240, dtype=torch.float64)[:, None]
         density = torch.stack([oracle.log_prob(height, t).exp() for t in times[:-1]], 1)
-        axes.pcolormesh(times[:-1], height[:, 0], density.clamp(max=1.2), cmap="Greys", alpha=0.55, rasterized=True)
+        shade = (density / density.amax(0)).sqrt()  # of the highest at that t
+        axes.pcolormesh(times[:-1], height[:, 0], shade, cmap="Greys", vmax=2, rasterized=True)
         axes.plot(times[:-1], torch.cat(states, 1).T.numpy(), color=ACCENT, linewidth=0.8)
-        axes.set_title(title, loc="left", color=INK, fontsize=10)
-        axes.set_xlabel("t", color=INK)
-        axes.invert_xaxis()
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.set_xlabel("t")
+        axes.set(xlim=(q.T, 1), ylim=(-3.4, 3.4))
     return figure
 
 
@@ -79,7 +80,8 @@ def _lattice(count: int) -> torch.Tensor:
 def _density(axes: Axes, oracle: Mixture, t: int) -> None:
     values = oracle.log_prob(_lattice(160), t).reshape(160, 160).T.numpy()
     levels = values.max() + np.array([-6, -4, -2.5, -1.5, -0.8, -0.3, 0])
-    axes.contourf(np.linspace(-SIDE, SIDE, 160), np.linspace(-SIDE, SIDE, 160), values, levels, cmap="Greys", alpha=0.6)
+    side, palest = np.linspace(-SIDE, SIDE, 160), {"vmin": levels[0], "vmax": 6 + levels[-1]}
+    axes.contourf(side, side, values, levels, cmap="Greys", **palest)
     axes.set(xlim=(-SIDE, SIDE), ylim=(-SIDE, SIDE), xticks=[], yticks=[], aspect="equal")
 
 
@@ -93,7 +95,7 @@ def main() -> None:
     for name, figure in (("score-field", field(q, plane)), ("score-flow", paths(q, line))):
         whole = io.BytesIO()
         figure.savefig(whole, format="png")
-        Image.open(whole).convert("RGB").quantize(48).save(IMAGES / f"{name}.png", optimize=True)
+        Image.open(whole).convert("RGB").quantize(128).save(IMAGES / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
