@@ -105,12 +105,12 @@ def draw(picture, drawn, held_out):
     figure = Figure((9, 3.4), layout="constrained")
     axes = figure.subplots(2, 2, width_ratios=(2, 1), sharex="col")
     for axis, x, name in zip(axes[:, 0], (held_out[:: len(held_out) // 5], drawn), ("held out", "drawn"), strict=True):
-        axis.plot(x[:5, 0].T, linewidth=0.8)
+        axis.plot(x[:5, 0].T.numpy(), linewidth=0.8)
         axis.set_title(name, fontsize=9)
     axes[1, 0].set_xlabel("sample", fontsize=9)
     bins = np.arange(120.5, 165)
     for axis, x, name in zip(axes[:, 1], (held_out, drawn), ("held out", "drawn"), strict=True):
-        axis.hist(intervals(x), bins, density=True)
+        axis.hist(intervals(x).numpy(), bins)
         axis.set_title(f"intervals, {name}", fontsize=9)
     axes[1, 1].set_xlabel("samples", fontsize=9)
     figure.savefig(picture, dpi=80)

@@ -113,7 +113,7 @@ def draw(picture, drawn, held_out):
         half.suptitle(name, fontsize=9)
         for row, block in zip(half.subplots(4, 4), x[:4, 0], strict=False):
             for axis, z in zip(row, range(0, SIDES[2], 2), strict=True):
-                axis.imshow(block[:, :, z].T, cmap="gray", vmin=200, vmax=900, origin="lower")
+                axis.imshow(block[:, :, z].T.numpy(), cmap="gray", vmin=200, vmax=900, origin="lower")
                 axis.axis("off")
     figure.savefig(picture, dpi=70)
 

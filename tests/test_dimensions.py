@@ -135,10 +135,10 @@ def test_bound_is_the_nll(shape):
 
 @pytest.mark.parametrize("shape", SHAPES, ids=len)
 def test_samples_have_the_covariance_between_places(shape):
-    size, count = math.prod(shape), 3000
+    size, count = math.prod(shape), 4000
     place = torch.arange(size, dtype=F64)
     covariance = 0.5 * 0.8 ** (place[:, None] - place).abs()
-    oracle = Correlated(schedule.cosine(60), torch.linspace(-1, 1, size, dtype=F64), covariance)
+    oracle = Correlated(schedule.cosine(100), torch.linspace(-1, 1, size, dtype=F64), covariance)
     grid = grids.full(oracle.schedule)
     for transition in (Ancestral(small), DDIM()):
         x = sample(Shaped(oracle), shape, count, grid, transition, batch_size=count)
