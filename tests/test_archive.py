@@ -328,8 +328,9 @@ def test_the_ways_to_measure_agree_on_a_trained_model(trained_run):
     assert result.exit_code == 0, result.output
     document = json.loads((trained_run / "agreement-5.json").read_text())
     ways = document["bits_per_dim"]
-    assert len(ways) == 3
-    for way in ways.values():
+    assert len(ways) == 4
+    # The flow is what ever more steps approach: with 5 it is another model, see test_flow.py.
+    for way in (way for name, way in ways.items() if name != "probability flow"):
         assert abs(way["difference"]) <= 5 * way["difference_error"] + 0.03
     held = document["archive"]
     net = held["on_disk"] - held["of_which_header"] - held["of_which_begin_blocks"]
