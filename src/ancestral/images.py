@@ -90,7 +90,7 @@ def exact(path: Path, channels: int, max_pixels: int) -> np.ndarray:
     """
     with _open(path, str(path), max_pixels) as image:
         # Pillow says "RGB" of 16-bit colour too, and drops the low bytes; only the way it unpacks them tells.
-        if image.mode.startswith(("I", "F")) or _WIDE.search(str([tile[3] for tile in image.tile])):
+        if image.mode.startswith(("I", "F")) or _WIDE.search(str([tile[3] for tile in getattr(image, "tile", ())])):
             raise BadImage(f"{path}: more than 8 bits a value; save it with 8 bits, as that is what is kept")
         if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             raise BadImage(f"{path}: {image.mode} colours change when made into RGB; convert it to RGB first")
