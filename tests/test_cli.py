@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -339,18 +341,32 @@ def test_compress_and_decompress(measured_run):
     assert (folder / "cut.anc").read_bytes() == files[0].read_bytes()[:20]
 
 
+def wide_png():
+    """8x8, 16 bits a value, grey as RGB: Pillow writes none."""
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(8 * bytes(1 + 48))))
+    parts = [struct.pack(">I", len(body)) + name + body for name, body in (*chunks, (b"IEND", b""))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(part + struct.pack(">I", zlib.crc32(part[4:])) for part in parts)
+
+
 def test_what_cannot_be_compressed_is_named(measured_run, trained_run):
     folder, _ = measured_run
     (folder / "bad").mkdir()
     Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "bad" / "colour.png")
     Image.new("RGBA", (8, 8), (1, 1, 1, 9)).save(folder / "bad" / "clear.png")
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(folder / "bad" / "deep.png")
+    Image.new("CMYK", (8, 8), (1, 2, 3, 4)).save(folder / "bad" / "print.tif")
+    frames = [Image.new("L", (8, 8), level) for level in (0, 9)]
+    frames[0].save(folder / "bad" / "film.gif", save_all=True, append_images=frames[1:])
+    (folder / "bad" / "wide.png").write_bytes(wide_png())
     (folder / "bad" / "text.anc").write_text("hello")
     (folder / "bad" / "short.anc").write_bytes((folder / "files" / "0.anc").read_bytes()[:5])
     for verb, name, word in (
         ("compress", "colour.png", "has colour"),
         ("compress", "clear.png", "transparency"),
         ("compress", "deep.png", "8 bits"),
+        ("compress", "print.tif", "CMYK"),
+        ("compress", "film.gif", "several frames"),
+        ("compress", "wide.png", "8 bits"),
         ("decompress", "text.anc", "not a file"),
         ("decompress", "short.anc", "cut within its header"),
     ):

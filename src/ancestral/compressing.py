@@ -114,7 +114,5 @@ def _targets(sources: Sequence[Path], out: Path, suffix: str) -> list[Path]:
     targets = [out / f"{source.stem}{suffix}" for source in sources]
     for target in targets:
         if targets.count(target) > 1:
-            raise UserError(
-                f"{target}: two files would be written there; compress them one by one with their own --out"
-            )
+            raise UserError(f"{target}: two files would be written there; do them one by one with their own --out")
     return targets

@@ -119,7 +119,11 @@ def _moved(
     flat = r.flatten(1).cpu().double().numpy()
     chosen = [choose(number, flat[number], (profile.id, place, row.tile)) for number, row in enumerate(rows)]
     z = torch.from_numpy(np.stack([z for _, z in chosen])).to(move.x_t).reshape(move.x_t.shape)
-    width = torch.tensor([width for width, _ in chosen]).to(move.x_t).reshape(-1, *[1] * (move.x_t.ndim - 1))
+    width = (
+        torch.tensor([width for width, _ in chosen], dtype=torch.float64)
+        .to(move.x_t)
+        .reshape(-1, *[1] * (move.x_t.ndim - 1))
+    )
     if checked(profile, place):
         for stream in dict.fromkeys(row.stream for row in rows):
             stream.check()
