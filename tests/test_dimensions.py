@@ -218,7 +218,7 @@ class Scaled(torch.nn.Module):
 
 
 def test_fitting_finds_the_best_network_and_is_a_function_of_the_seed():
-    q = schedule.linear(1)
+    q = schedule.NoiseSchedule(torch.tensor([0.0, math.log(0.5)], dtype=torch.float64))
     x0 = 2 * torch.randn(4096, 1, 4, generator=torch.Generator().manual_seed(0))
 
     def fitted(seed):

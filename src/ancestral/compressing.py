@@ -10,7 +10,7 @@ import torch
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
-from ancestral import checkpoint, data, figures, images, sealed
+from ancestral import build, checkpoint, data, figures, images, sealed
 from ancestral.codec import calibration
 from ancestral.codec.codebook import Codebook, check, drift, widened
 from ancestral.codec.container import SUFFIX, parse
@@ -84,6 +84,8 @@ def decompress(
 
 
 def _opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Codebook]:
+    if build.device(device).type == "mps":
+        raise UserError("--device: the codec computes in float64, which mps does not have; use --device cpu")
     saved, model = open_gaussian(run, device, None)
     if saved.config.model.labels or saved.config.model.embedding:
         raise UserError(f"{run}: this model is told conditions, which files do not hold; train one without")

@@ -100,7 +100,13 @@ class Archive:
             raise CodecError(f"the header is damaged ({error})") from None
         names = tuple(text.split("\0")) if text else ()
         falls = steps >= 2 and bool((np.diff(times.astype(np.int64)) < 0).all()) and times[-1] == 0 and times[0] <= T
-        if not falls or len(entries) != number or len(names) not in (0, count) or not 0 < bins < 1e3 or not threads:
+        if (
+            not falls
+            or len(entries) != number
+            or len(names) not in (0, count)
+            or not 0 < bins < 1e3
+            or not 0 < threads <= 1024
+        ):
             raise CodecError("the header is damaged: its parts do not agree")
         if sum(entry[0] for entry in entries) != len(rest):
             missing = sum(entry[0] for entry in entries) - len(rest)
