@@ -347,7 +347,7 @@ def test_summed_scores_alone_miss_a_product_and_moves_mend_it(kind):
     plain = finish(trajectory(made, x, [50, *down], DDIM(1.0)))
     steps = list(trajectory(made, x, [50] * 5 + [*down], Corrected(steps=3, snr=0.4), draw=adjusted(made, 6)))
     mended = steps[-1].x_s
-    assert p_value(made, 1, plain) < 1e-8
+    assert p_value(made, 1, plain) < 1e-5
     assert p_value(made, 1, mended) > 1e-3
     assert 0.5 < float(acceptance(steps).mean()) < 1
 
