@@ -183,6 +183,8 @@ def skip(reader: Reader, profile: Profile, rows: int) -> None:
         CodecError: when the bits are damaged.
     """
     for place, counts in enumerate(profile.counts):
+        if reader.short:
+            return
         for _ in range(rows):
             level = reader.number(LEVEL_BITS)
             if level is not None:
