@@ -157,7 +157,9 @@ def archive_fields(draw):
     if draw.random() < 0.3:
         one["times"] = (20, draw.randrange(1, 20), 0)
     count, block = draw.choice([(COUNT, BLOCK)] * 3 + [(2**32 - 1, 2**32 - 1), (0, 1), (9, 3), (7, 3), (2**31, 2**30)])
-    names = draw.choice([NAMES] * 3 + [(), ("",) * 50, tuple(draw.choice(["../x", "a\n", "x" * 999]) for _ in range(8))])
+    names = draw.choice(
+        [NAMES] * 3 + [(), ("",) * 50, tuple(draw.choice(["../x", "a\n", "x" * 999]) for _ in range(8))]
+    )
     blocks = draw.choice([held.blocks] * 2 + [[_changed(each, draw) for each in held.blocks], held.blocks[:1], []])
     try:
         if draw.random() < 0.7:
@@ -179,7 +181,9 @@ def _changed(block, draw):
 
 def archive_bomb(draw):
     """A deflated header of megabytes, or of any bits."""
-    fixed = draw.choice([bytes(48), draw.randbytes(48), zlib.decompressobj().decompress(whole().archive.to_bytes()[13:])])
+    fixed = draw.choice(
+        [bytes(48), draw.randbytes(48), zlib.decompressobj().decompress(whole().archive.to_bytes()[13:])]
+    )
     body = zlib.compress(fixed + draw.choice([bytes(2**24), b"ab\0" * 10**6, draw.randbytes(300)]), 1)
     return struct.pack("<4sBII", b"ANCB", 1, len(body), zlib.crc32(body)) + body
 
