@@ -1,12 +1,8 @@
 """Files: exact pixels, every prefix a picture, and nothing but a picture or a CodecError from damaged ones."""
 
 import functools
-import json
 import math
-import subprocess
-import sys
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -319,18 +315,6 @@ def test_stored_pixels_are_bounded():
     assert residual is exact.residual
 
 
-def test_any_file_ends_in_an_image_or_one_line():
-    """The short form of 20,000 files: damaged, cut, random, of other models, with right checksums; archives as well."""
-    harness = Path(__file__).parent / "codec_fuzz_harness.py"
-    done = subprocess.run([sys.executable, harness, "300", "7"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    assert report["broken"] == []
-    outcomes = report["outcomes"]
-    assert sum(outcomes.values()) == 300
-    assert {"exact", "lossy, as cut", "refused"} <= {name.partition(": ")[2] for name in outcomes}
-
-
 @pytest.mark.parametrize("profile", [0, 1])
 def test_the_measured_prefixes_are_what_prefixes_give(profile):
     """One decoding of whole files, against a decoding of each prefix by itself."""
@@ -358,7 +342,7 @@ def test_the_number_of_calls_is_known_beforehand():
     encoder, decoder = Toy(), Toy()
     coder = codec(predictor=encoder)
     contents = coder.encode(originals, 1)
-    assert encoder.calls == coder.encoding_calls(originals, 1)
+    assert encoder.calls == coder.encoding_calls(originals, 1, list("abcd"))
     contents += coder.encode(originals[:1], 0)
     codec(predictor=decoder).decode(contents)
     assert decoder.calls == codec().decoding_calls(contents, list("abcde"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,9 +52,10 @@ def compress(run: Path, sources: Sequence[Path], *, out: Path, profile: str, siz
             least = len(codec.header((image.shape[0], image.shape[1]), PROFILES[profile]).content())
             if size is not None and size < least:
                 raise UserError(f"--bytes {size}: {source} needs {least} bytes for its header; ask for more")
-        bar.update(task, total=codec.encoding_calls(pixels, PROFILES[profile]))
+        bar.update(task, total=codec.encoding_calls(pixels, PROFILES[profile], [str(source) for source in sources]))
         files = codec.encode(pixels, PROFILES[profile])
     seconds = time.monotonic() - started
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
     for target, file, image in zip(targets, files, pixels, strict=True):
         kept = file[:size]
         sealed.write_file(target, kept)
@@ -83,6 +85,7 @@ def decompress(
         decoded = codec.decode(contents, FINISHES[finish], names)
         bar.update(task, total=predictor.calls)
     seconds = time.monotonic() - started
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
     for target, one, content in zip(targets, decoded, contents, strict=True):
         sealed.write_file(target, figures.png(one.pixels))
         what = "lossless" if one.lossless else f"lossy: {one.steps} steps, finished by {finish}"
@@ -119,15 +122,20 @@ def codec_of(predictor: Counted | Denoiser, model: Denoiser, saved: checkpoint.C
 
 
 def _targets(sources: Sequence[Path], out: Path, suffix: str) -> list[Path]:
-    """`out` itself for one source, unless it is a folder; otherwise files in it by the sources' names."""
-    if len(sources) == 1 and not out.is_dir() and out.suffix:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return [out]
-    out.mkdir(parents=True, exist_ok=True)
-    targets = [out / f"{source.stem}{suffix}" for source in sources]
+    """`out` itself for one source, unless it is a folder; otherwise files in it by the sources' names.
+
+    Raises:
+        UserError: before any work, when two would be the same or the folder cannot be made; nothing is made here.
+    """
+    alone = len(sources) == 1 and not out.is_dir() and out.suffix != ""
+    targets = [out] if alone else [out / f"{source.stem}{suffix}" for source in sources]
     for target in targets:
         if targets.count(target) > 1:
             raise UserError(
                 f"{target}: two files would be written there; compress them one by one with their own --out"
             )
+    folder = targets[0].parent
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{there}: is no folder that can be written; choose another --out")
     return targets
