@@ -229,6 +229,8 @@ def test_more_images_than_the_bytes_can_hold_are_refused_at_once(made):
             )
     with pytest.raises(CodecError, match="do not agree"):
         Archive.of_bytes(replace(held, names=("",) * 10**6).to_bytes())
+    with pytest.raises(CodecError, match="no images"):
+        Archive.of_bytes(replace(held, count=0, names=(), blocks=()).to_bytes())
     for threads_asked in (0, 513, 65535):
         asked = replace(held, setting=replace(coder.setting, threads=threads_asked))
         with pytest.raises(CodecError, match=f"made with {threads_asked} threads"):

@@ -108,6 +108,8 @@ class Archive:
         falls = steps >= 2 and bool((np.diff(times.astype(np.int64)) < 0).all()) and times[-1] == 0 and times[0] <= T
         if not falls or len(entries) != number or named not in (0, count) or not 0 < bins < 1e3:
             raise CodecError("the header is damaged: its parts do not agree")
+        if not count:
+            raise CodecError("the header is damaged: it names no images")
         if not 0 < threads <= MOST_THREADS:
             raise CodecError(f"made with {threads} threads of torch; 1 to {MOST_THREADS} can be asked for")
         names = tuple(joined.decode("utf-8", "surrogateescape").split("\0")) if joined else ()
