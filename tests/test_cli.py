@@ -364,6 +364,23 @@ def test_what_cannot_be_compressed_is_named(measured_run, trained_run):
         assert len(result.output.strip().splitlines()[-1]) < 250
 
 
+def test_rd_measures_prefixes_of_real_files(measured_run):
+    folder, _ = measured_run
+    arguments = ("--num-images", 3, "--steps", 4, "--profile", "quick", "--device", "cpu", "--out", folder / "rd")
+    result = run_command("rd", folder / "run", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "3 files, profile quick: lossless in" in result.output
+    files = json.loads((folder / "rd" / "rate_distortion.json").read_text())["files"]
+    sizes = [point["bytes"] for point in files["points"]]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == files["header_bytes"] == 9
+    assert files["points"][0]["payload_bits_per_dim"] == 0
+    assert sizes[-1] * 8 / 64 < files["lossless_bits_per_dim"]
+    assert set(files["finishes"]["psnr"]) == {"mean", "ode", "sample"}
+    result = run_command("rd", folder / "run", *arguments, "--average-width", 0.1)
+    assert (result.exit_code, "--average-width" in result.output) == (2, True)
+
+
 def refused(folder, verb, name, *options, out=None):
     """The one line that a command ends with, whose exit code is 2."""
     out = out or folder / "hostile" / "out"

@@ -27,7 +27,7 @@ from ancestral.rng import Streams
 
 ROWS = 10  # of the table: each tenth of the steps, as Table 4 has it
 RATES = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # bits/dim at which the distortion is said
-FILES = 32  # images that are compressed, at most
+FILES = 64  # images that are compressed, at most
 
 Series = dict[str, list[tuple[float, float]]]  # by name: (bits/dim, PSNR in dB), rising
 
