@@ -145,7 +145,7 @@ def _write(
     if files:
         shown = [(point["payload_bits_per_dim"], point["psnr"]) for point in files["points"]]
         own[f"model, files ({files['profile']}), no header"] = shown
-    figures.rates_plot(out / "rates.png", {**own, **series(formats)})
+    figures.rates_plot(out / "rates.png", own, series(formats))
     at = {rate: measured.rmse_at(rate) for rate in RATES}
     document = {
         **described,
