@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -219,6 +220,25 @@ def test_a_block_that_was_changed_with_its_checksum_never_gives_wrong_images(mad
             assert torch.equal(coder.decode(held.blocks[0]._replace(payload=cut), 3), pixels[:3])
         except CodecError:
             continue
+
+
+def test_more_images_than_the_bytes_can_hold_are_refused_at_once(made):
+    """Hostile headers with checksums that are right: nothing is made of a number before the bytes are there for it."""
+    coder, _, content = made
+    held = Archive.of_bytes(content)
+    for count, block in ((2**32 - 1, 2**32 - 1), (2**32 - 1, 2**31), (10**6, 400_000)):
+        with pytest.raises(CodecError, match=f"{count} images in"):
+            Archive.of_bytes(
+                replace(held, count=count, block=block, blocks=held.blocks[: -(-count // block)]).to_bytes()
+            )
+    with pytest.raises(CodecError, match="do not agree"):
+        Archive.of_bytes(replace(held, names=("",) * 10**6).to_bytes())
+    with pytest.raises(CodecError, match="no images"):
+        Archive.of_bytes(replace(held, count=0, names=(), blocks=()).to_bytes())
+    for threads_asked in (0, 513, 65535):
+        asked = replace(held, setting=replace(coder.setting, threads=threads_asked))
+        with pytest.raises(CodecError, match=f"made with {threads_asked} threads"):
+            Archive.of_bytes(asked.to_bytes())
 
 
 def test_another_version_is_refused(made):

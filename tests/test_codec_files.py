@@ -16,6 +16,7 @@ from ancestral.codec.bits import Reader, Writer, read_varint, varint
 from ancestral.codec.container import VERSION, Exact, Header, parse
 from ancestral.codec.errors import CodecError
 from ancestral.codec.finish import FINISHES
+from ancestral.codec.prefixes import prefixes
 from ancestral.codec.single import Row, _moved, send, skip
 from ancestral.denoiser import predict
 from ancestral.gaussian import Normal
@@ -335,3 +336,36 @@ def test_stored_pixels_are_bounded():
         assert tracemalloc.get_traced_memory()[1] < 10**5
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("profile", [0, 1])
+def test_the_measured_prefixes_are_what_prefixes_give(profile):
+    """One decoding of whole files, against a decoding of each prefix by itself."""
+    images, contents = files(profile, 2)
+    found = prefixes(codec(), images, profile, contents)
+    assert found.size[:, 0].tolist() == [9] * len(images)
+    assert (np.diff(found.size, axis=1) >= 0).all()
+    assert found.whole.tolist() == list(map(len, contents))
+    for place in range(found.size.shape[1]):
+        for row, (original, content) in enumerate(zip(images, contents, strict=True)):
+            cut = codec().decode([content[: found.size[row, place]]])[0]
+            mse = np.square(cut.pixels.astype(float) - original).mean()
+            # The last byte may hold the first bits of the next step as well.
+            assert cut.steps in (place, place + 1)
+            assert cut.steps == place + 1 or mse == found.mse[row, place]
+    last = [np.square(codec().decode([codec().picture(c)])[0].pixels.astype(float) - i).mean()
+            for c, i in zip(contents, images, strict=True)]  # fmt: skip
+    assert found.mse[:, -1].tolist() == last
+    with pytest.raises(CodecError, match="profile"):
+        prefixes(codec(), images, 1 - profile, contents)
+
+
+def test_the_number_of_calls_is_known_beforehand():
+    originals = [image(number) for number in range(3)] + [image(8, 11, 17)]
+    encoder, decoder = Toy(), Toy()
+    coder = codec(predictor=encoder)
+    contents = coder.encode(originals, 1)
+    assert encoder.calls == coder.encoding_calls(originals, 1, list("abcd"))
+    contents += coder.encode(originals[:1], 0)
+    codec(predictor=decoder).decode(contents)
+    assert decoder.calls == codec().decoding_calls(contents, list("abcde"))
