@@ -140,7 +140,7 @@ def bounds(subject: Subject) -> dict:
 
 @torch.no_grad()
 def fine(subject: Subject, steps: int) -> dict:
-    """Bits/dim of each image on a grid of so many steps, every term of it: by chance far less than a few terms of all."""
+    """Bits/dim of each image on a grid of so many steps, by all their terms."""
     saved, model = open_coder(subject.run)
     x0, grid = to_unit(subject.images).double(), build.sampling_grid(saved.config, "quadratic", steps)
     noise = Streams(0, "fine", range(len(x0)))
