@@ -276,13 +276,13 @@ def sizes_table(results: Results, runs: Sequence[str]) -> str:
     """Bytes beside the bound, round trips, time."""
     rows = []
     for run in runs:
-        known = one_of(results, run, "bounds")
+        known, fine_bound = one_of(results, run, "bounds"), one_of(results, run, "fine")
         for profile in compressing.PROFILES:
             line, other = (one_of(results, run, what, profile) for what in ("files", "otherwise"))
-            if not line or not known:
+            if not line or not known or not fine_bound:
                 continue
             bits = 8 * np.array(line["bytes"]) / known["size"]["values"]
-            own, whole = np.array(known[profile]), np.array(one_of(results, run, "fine").get("bits", known["all"]))
+            own, whole = np.array(known[profile]), np.array(fine_bound["bits"])
             ratio = bits.mean() / whole.mean()
             ratio_error = np.std(bits - ratio * whole) / len(bits) ** 0.5 / whole.mean()
             ideal = known[f"{profile}, KL"] + line["split"][PARTS.index("exact pixels")]
