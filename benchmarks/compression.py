@@ -356,8 +356,8 @@ def rivals_table(results: Results, runs: Sequence[str]) -> str:
     note = (
         "Rivals: the smallest PNG of Pillow's compressions, with a palette where that is exact; lossless WebP, method"
         " 6; lossless JPEG XL, effort 10. Without container: less the file of an image of one tone; ours without"
-        " header, checks, length and CRC-32. Paid after: so many images save the bytes of weights and codebook; how often"
-        " the file is smaller than the best rival's.\n\n"
+        " header, checks, length and CRC-32. Paid after: so many images save the bytes of weights and codebook; how"
+        " often the file is smaller than the best rival's.\n\n"
     )
     return note + table(headings, rows)
 
