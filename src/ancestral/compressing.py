@@ -22,7 +22,7 @@ from ancestral.denoiser import Calibrated, Denoiser, Prediction
 from ancestral.errors import UserError
 from ancestral.schedule import Time
 
-PROFILES = {"quick": 0, "balanced": 1, "small": 2, "smallest": 3}
+PROFILES = {"chunks": 0, "quick": 1, "small": 2, "smallest": 3}
 
 
 class Counted:
