@@ -26,7 +26,7 @@ out_option = click.option(
     type=PROFILE,
     default="small",
     show_default=True,
-    help="Fewer network calls, or fewer bytes.",
+    help="From quick to smallest more network calls, mostly for fewer bytes; chunks: by single chunks.",
 )
 @click.option(
     "--bytes", "size", type=POSITIVE, help="Keep so many bytes of each file: a picture, not the exact pixels."
