@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -12,7 +13,7 @@ from ancestral.absorbing import MASK, Absorbing, Independent, hidden
 from ancestral.bound import bound, mean_and_error
 from ancestral.discrete import VALUES, Logistic, Softmax, level_of, snap, value_of
 from ancestral.objective import VariationalBound
-from ancestral.orders import costs, from_law, monotone, nll_in_order
+from ancestral.orders import costs, from_law, imagined_costs, monotone, nll_in_order
 from ancestral.revealing import InOrder, Joint, Masked, Reveal, any_order, guess, raster
 from ancestral.rng import Streams
 from ancestral.sample import sample
@@ -324,6 +325,33 @@ def test_times_for_few_steps_are_the_best_there_are():
         every = [[6, *inner, 0] for inner in itertools.combinations(range(5, 0, -1), steps - 1)]
         assert total(best) == pytest.approx(min(map(total, every)))
     assert total([6, 0]) > total(times) + 0.1
+
+
+def test_steps_of_less_than_a_place_cost_by_the_place():
+    """A step of half a place at l nats a place has l/2 nats."""
+    cost = costs(torch.tensor([0.5, 0.5, 1.0], dtype=F64), [2, 1.5, 1, 0])
+    assert cost[0].tolist() == [math.inf, 0.5, 1.0, 2.0]
+    assert cost[1, 3] == 1.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_times_that_reveal_nothing_are_on_no_path(kind):
+    """A schedule with many more times than places: the path falls, and no more steps are promised than there are."""
+    oracle = joint(T=40, shape=(1, 2, 2), kind=kind)
+    oracle.schedule = process(40, kind=kind, name="cosine-zero-snr")
+    times = grids.full(oracle.schedule)
+    start = torch.full((8, 1, 2, 2), MASK, dtype=F64)
+    cost = imagined_costs(oracle, start, times)
+    assert not np.isnan(cost).any()
+    path = [times[place] for place in shortest(cost, 4, growth=1)]
+    counts = [float(oracle.schedule.expected(t, 4)) for t in path]
+    assert all(later < earlier for earlier, later in itertools.pairwise(counts))
+    assert path[0] == 40
+    assert path[-1] == 0
+    if kind is Absorbing:
+        assert counts == [4, 3, 2, 1, 0]
+        with pytest.raises(ValueError, match="use fewer"):
+            shortest(cost, 5, growth=1)
 
 
 def test_the_monotone_fit_is_the_isotonic_regression():

@@ -6,11 +6,14 @@ import math
 import pytest
 import torch
 
-from ancestral import grids, schedule
+from ancestral import grids, schedule, surprise
 from ancestral.analytic import gaussian
 from ancestral.anomaly import SCORES, Known, Trace, auroc, p_values, restoration_error, trace
 from ancestral.bound import bound, error_per_image, repeated
+from ancestral.console import open_model
+from ancestral.data import load
 from ancestral.gaussian import Normal
+from ancestral.parallel import Processes
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
 
@@ -142,3 +145,13 @@ def test_every_image_has_its_line(trained_run, tmp_path, command):
     refused = command("evaluate", trained_run, "--reference", "digits", "--device", "cpu")
     assert refused.exit_code == 2
     assert "--per-image" in refused.output
+
+
+def test_traces_of_another_grid_are_not_taken(trained_run, tmp_path, monkeypatch):
+    """As after a change of the grid in a later version."""
+    saved, model = open_model(trained_run, "cpu", None)
+    images = load("digits", saved.config.data).test.spread(3)
+    tracing = surprise.Tracing(saved, model, None, 0, 3, tmp_path)
+    for grid in ([50, 20, 0], [50, 30, 10, 0]):
+        monkeypatch.setattr(surprise, "shared_grid", lambda schedule, grid=grid: grid)
+        assert tracing(images, Processes(), lambda count: None).trace.errors.shape == (3, len(grid) - 1)

@@ -83,6 +83,27 @@ def test_evaluate_sample_and_tune_serve_it(run, tmp_path):
     assert times[-1] == 0
 
 
+def test_no_measurement_names_a_variance_that_it_has_not(run, tmp_path):
+    result = run_command("evaluate", run, "--num-images", 4, "--terms", 2, "--out", tmp_path, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "evaluation.json").read_text())["variance"] is None
+
+
+def test_it_cannot_be_edited_and_the_reason_is_the_chain(run, tmp_path):
+    result = run_command("edit", "vary", run, tmp_path / "a.png", "--out", tmp_path / "b.png", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "Gaussian noise" in result.output
+
+
+def test_it_cannot_guide_a_gaussian_run_of_its_schedule(run, tmp_path):
+    options = ("--set", "diffusion.T=16", "--set", "diffusion.schedule=even")
+    result = run_command("train", "digits", "--steps", 1, "--out", tmp_path / "g", "--preset", "tiny", *TINY, *options)
+    assert result.exit_code == 0, result.output
+    result = run_command("sample", tmp_path / "g", "--steps", 2, "--guidance", 2, "--guide", run, "--device", "cpu")
+    assert result.exit_code == 2
+    assert "Gaussian noise" in result.output
+
+
 def test_nothing_is_left_hidden(run):
     saved = checkpoint.open_run(run)[0]
     model = build.trained(saved, run, torch.device("cpu"))
@@ -103,6 +124,8 @@ def test_nothing_is_left_hidden(run):
         (("diffusion.values=softmx",), ("diffusion.values", "softmax")),
         (("diffusion.chain=absorbin",), ("diffusion.chain", "absorbing")),
         (("diffusion.levels=1",), ("levels", ">= 2")),
+        (("diffusion.chain=gaussian", "diffusion.levels=16"), ("diffusion.levels", "hides places")),
+        (("diffusion.chain=gaussian", "diffusion.values=softmax"), ("diffusion.values", "hides places")),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, overrides, words):

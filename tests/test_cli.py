@@ -4,8 +4,10 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from ancestral.cli import main
 from ancestral.config import PRESETS
 from ancestral.grids import GRIDS
 from ancestral.signals import until_told
+from codec_toy import GOLDEN
 from conftest import TINY, run_command
 
 pytest.importorskip("sklearn")
@@ -339,18 +342,32 @@ def test_compress_and_decompress(measured_run):
     assert (folder / "cut.anc").read_bytes() == files[0].read_bytes()[:20]
 
 
+def wide_png():
+    """8x8, 16 bits a value, grey as RGB: Pillow writes none."""
+    chunks = ((b"IHDR", struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(8 * bytes(1 + 48))))
+    parts = [struct.pack(">I", len(body)) + name + body for name, body in (*chunks, (b"IEND", b""))]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(part + struct.pack(">I", zlib.crc32(part[4:])) for part in parts)
+
+
 def test_what_cannot_be_compressed_is_named(measured_run, trained_run):
     folder, _ = measured_run
     (folder / "bad").mkdir()
     Image.new("RGB", (8, 8), (1, 2, 3)).save(folder / "bad" / "colour.png")
     Image.new("RGBA", (8, 8), (1, 1, 1, 9)).save(folder / "bad" / "clear.png")
     Image.fromarray(np.full((8, 8), 40000, np.uint16)).save(folder / "bad" / "deep.png")
+    Image.new("CMYK", (8, 8), (1, 2, 3, 4)).save(folder / "bad" / "print.tif")
+    frames = [Image.new("L", (8, 8), level) for level in (0, 9)]
+    frames[0].save(folder / "bad" / "film.gif", save_all=True, append_images=frames[1:])
+    (folder / "bad" / "wide.png").write_bytes(wide_png())
     (folder / "bad" / "text.anc").write_text("hello")
     (folder / "bad" / "short.anc").write_bytes((folder / "files" / "0.anc").read_bytes()[:5])
     for verb, name, word in (
         ("compress", "colour.png", "has colour"),
         ("compress", "clear.png", "transparency"),
         ("compress", "deep.png", "8 bits"),
+        ("compress", "print.tif", "CMYK"),
+        ("compress", "film.gif", "several frames"),
+        ("compress", "wide.png", "8 bits"),
         ("decompress", "text.anc", "not a file"),
         ("decompress", "short.anc", "cut within its header"),
     ):
@@ -360,3 +377,125 @@ def test_what_cannot_be_compressed_is_named(measured_run, trained_run):
         assert word in result.output
         assert name in result.output
         assert len(result.output.strip().splitlines()[-1]) < 250
+
+
+def test_rd_measures_prefixes_of_real_files(measured_run):
+    folder, _ = measured_run
+    arguments = ("--num-images", 3, "--steps", 4, "--profile", "quick", "--device", "cpu", "--out", folder / "rd")
+    result = run_command("rd", folder / "run", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "3 files, profile quick: lossless in" in result.output
+    files = json.loads((folder / "rd" / "rate_distortion.json").read_text())["files"]
+    sizes = [point["bytes"] for point in files["points"]]
+    assert sizes == sorted(sizes)
+    assert sizes[0] == files["header_bytes"] == 9
+    assert files["points"][0]["payload_bits_per_dim"] == 0
+    assert sizes[-1] * 8 / 64 < files["lossless_bits_per_dim"]
+    assert set(files["finishes"]["psnr"]) == {"mean", "ode", "sample"}
+    result = run_command("rd", folder / "run", *arguments, "--average-width", 0.1)
+    assert (result.exit_code, "--average-width" in result.output) == (2, True)
+
+
+def refused(folder, verb, name, *options, out=None):
+    """The one line that a command ends with, whose exit code is 2."""
+    out = out or folder / "hostile" / "out"
+    result = run_command(verb, folder / "run", folder / "hostile" / name, "--out", out, "--device", "cpu", *options)
+    assert result.exit_code == 2, (name, result.output)
+    assert isinstance(result.exception, SystemExit)
+    assert not list((folder / "hostile").glob("out*")), "something was written all the same"
+    *warnings, last = result.output.strip().splitlines()
+    assert all(line.startswith(("warning: ", "Usage: ", "Try ")) for line in warnings if line)
+    assert len(last) < 300
+    return last
+
+
+@pytest.fixture(scope="module")
+def hostile(measured_run):
+    """The folder of `measured_run` with files that are none."""
+    folder, _ = measured_run
+    bad = folder / "hostile"
+    bad.mkdir()
+    whole = (folder / "files" / "0.anc").read_bytes()
+    large = bytearray((folder / "0.png").read_bytes())
+    large[16:24] = (60000).to_bytes(4, "big") * 2
+    large[29:33] = zlib.crc32(large[12:29]).to_bytes(4, "big")
+    contents = {
+        "empty.anc": b"",
+        "picture.anc": (folder / "0.png").read_bytes(),
+        "flipped.anc": whole[:30] + bytes([whole[30] ^ 4]) + whole[31:],
+        "more.anc": whole + b"x",
+        "other.anc": (GOLDEN / "trellis.anc").read_bytes(),
+        "empty.png": b"",
+        "half.png": (folder / "0.png").read_bytes()[:50],
+        "file.png": whole,
+        "large.png": bytes(large),
+    }
+    for name, content in contents.items():
+        (bad / name).write_bytes(content)
+    Image.new("L", (5000, 4000)).save(bad / "wide.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("verb", "name", "word"),
+    [
+        ("decompress", "empty.anc", "cut within its header, after 0 bytes"),
+        ("decompress", "picture.anc", "not a file that ancestral compress has written"),
+        ("decompress", "flipped.anc", "damaged"),
+        ("decompress", "more.anc", "too many"),
+        ("decompress", "other.anc", "made with model 01234567"),
+        ("decompress", "", "is a directory"),
+        ("decompress", "absent.anc", "does not exist"),
+        ("compress", "empty.png", "not an image"),
+        ("compress", "half.png", "damaged or truncated"),
+        ("compress", "file.png", "not an image"),
+        ("compress", "large.png", "3600000000 pixels"),
+        ("compress", "wide.png", "4000x5000"),
+        ("compress", "", "is a directory"),
+        ("compress", "absent.png", "does not exist"),
+    ],
+)
+def test_files_that_are_none_end_in_one_line(hostile, verb, name, word):
+    line = refused(hostile, verb, name)
+    assert word in line
+    assert (name or "hostile") in line
+
+
+def test_numbers_of_bytes_that_cannot_be(hostile):
+    shutil.copy(hostile / "0.png", hostile / "hostile" / "good.png")
+    shutil.copy(hostile / "files" / "0.anc", hostile / "hostile" / "good.anc")
+    for number, word in ((0, "0 is not in the range"), (1, "good.png needs 9 bytes for its header"), (8, "needs 9")):
+        assert word in refused(hostile, "compress", "good.png", "--bytes", number)
+    for number, word in ((0, "0 is not in the range"), (1, "cut within its header"), (8, "cut within its header")):
+        assert word in refused(hostile, "decompress", "good.anc", "--upto", number)
+    for verb, name, option in (("compress", "good.png", "--bytes"), ("decompress", "good.anc", "--upto")):
+        out = hostile / f"whole-{verb}{Path(name).suffix}"
+        arguments = (option, 10**6, "--out", out, "--device", "cpu")
+        result = run_command(verb, hostile / "run", hostile / "hostile" / name, *arguments)
+        assert (result.exit_code, "lossless" in result.output) == (0, True), result.output
+
+
+def test_places_that_cannot_be_written(hostile):
+    (hostile / "a file").write_text("kept")
+    for verb, name in (("compress", "0.png"), ("decompress", "files/0.anc")):
+        for out in (hostile / "a file" / "x.anc", hostile / "a file"):
+            line = refused(hostile, verb, f"../{name}", out=out)
+            assert "a file" in line
+    assert (hostile / "a file").read_text() == "kept"
+
+
+def test_one_pixel_comes_back_and_an_older_file_is_replaced(hostile):
+    Image.fromarray(np.array([[77]], np.uint8)).save(hostile / "one.png")
+    for verb, source, out in (("compress", "one.png", "one.anc"), ("decompress", "one.anc", "back.png")):
+        (hostile / out).write_bytes(b"older")
+        result = run_command(verb, hostile / "run", hostile / source, "--out", hostile / out, "--device", "cpu")
+        assert result.exit_code == 0, result.output
+    assert np.asarray(Image.open(hostile / "back.png")).tolist() == [[77]]
+
+
+def test_archives_that_are_none_end_in_one_line(hostile):
+    for name in ("empty.anc", "picture.anc", "other.anc", "absent.anc", ""):
+        out = hostile / "hostile" / "out.npz"
+        result = run_command("unarchive", hostile / "run", hostile / "hostile" / name, "--out", out)
+        assert (result.exit_code, out.exists()) == (2, False), result.output
+        assert len(result.output.strip().splitlines()) == 1

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import tracemalloc
 from itertools import pairwise
 
 import numpy as np
@@ -10,12 +11,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ancestral.codec import exact, residual, tiles
+from ancestral.codec import exact, tiles
 from ancestral.codec.bits import Reader, Writer, read_varint, varint
 from ancestral.codec.container import VERSION, Exact, Header, parse
 from ancestral.codec.errors import CodecError
 from ancestral.codec.finish import FINISHES
-from ancestral.codec.single import Row, send, skip
+from ancestral.codec.prefixes import prefixes
+from ancestral.codec.single import Row, _moved, send, skip
+from ancestral.denoiser import predict
+from ancestral.gaussian import Normal
+from ancestral.walk import Move
 from codec_toy import GOLDEN, TIMES, VARIANCE, Toy, codebook, codec, golden, image
 
 
@@ -171,6 +176,21 @@ def test_other_machines_pixels_are_the_same(seed, share):
     assert all(map(np.array_equal, [one.pixels for one in other.decode(contents)], images))
 
 
+def test_a_width_off_by_its_last_bits_moves_the_state_by_as_much():
+    """Whatever the width: also where float32 would round the two to different numbers."""
+    toy, profile = Toy(), codebook().profiles[1]
+    t, s = TIMES[:2]
+    x_t = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    mean = predict(x_t, x_t, toy.schedule, t)
+    move = Move(t, s, x_t, mean, Normal(x_t, 2 * toy.schedule.posterior(x_t, x_t, t, s).var.expand_as(x_t)))
+    ends = 1 + 2**-24 - 1e-12, 1 + 2**-24 + 1e-12
+    one, other = (
+        _moved(toy.schedule, move, [Row(Writer())], profile, lambda row, r, key, w=w: (w, np.full(64, 4.0)))
+        for w in ends
+    )
+    assert 0 < float((one - other).abs().max()) < 1e-11
+
+
 def test_beyond_the_guard_the_picture_is_right_and_the_loss_is_told():
     _, contents = files()
     other = codec(predictor=Toy(drifting(0.3)))
@@ -309,6 +329,43 @@ def test_stored_pixels_are_bounded():
 
     bomb = zlib.compress(bytes(10**6))
     content = varint(len(bomb)) + bomb + bytes(4)
-    with pytest.raises(CodecError):
-        exact.unpack(content, np.zeros((8, 8, 1)), None, 1e-3, Exact.STORED)
-    assert residual is exact.residual
+    tracemalloc.start()
+    try:
+        with pytest.raises(CodecError):
+            exact.unpack(content, np.zeros((8, 8, 1)), None, 1e-3, Exact.STORED)
+        assert tracemalloc.get_traced_memory()[1] < 10**5
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("profile", [0, 1])
+def test_the_measured_prefixes_are_what_prefixes_give(profile):
+    """One decoding of whole files, against a decoding of each prefix by itself."""
+    images, contents = files(profile, 2)
+    found = prefixes(codec(), images, profile, contents)
+    assert found.size[:, 0].tolist() == [9] * len(images)
+    assert (np.diff(found.size, axis=1) >= 0).all()
+    assert found.whole.tolist() == list(map(len, contents))
+    for place in range(found.size.shape[1]):
+        for row, (original, content) in enumerate(zip(images, contents, strict=True)):
+            cut = codec().decode([content[: found.size[row, place]]])[0]
+            mse = np.square(cut.pixels.astype(float) - original).mean()
+            # The last byte may hold the first bits of the next step as well.
+            assert cut.steps in (place, place + 1)
+            assert cut.steps == place + 1 or mse == found.mse[row, place]
+    last = [np.square(codec().decode([codec().picture(c)])[0].pixels.astype(float) - i).mean()
+            for c, i in zip(contents, images, strict=True)]  # fmt: skip
+    assert found.mse[:, -1].tolist() == last
+    with pytest.raises(CodecError, match="profile"):
+        prefixes(codec(), images, 1 - profile, contents)
+
+
+def test_the_number_of_calls_is_known_beforehand():
+    originals = [image(number) for number in range(3)] + [image(8, 11, 17)]
+    encoder, decoder = Toy(), Toy()
+    coder = codec(predictor=encoder)
+    contents = coder.encode(originals, 1)
+    assert encoder.calls == coder.encoding_calls(originals, 1, list("abcd"))
+    contents += coder.encode(originals[:1], 0)
+    codec(predictor=decoder).decode(contents)
+    assert decoder.calls == codec().decoding_calls(contents, list("abcde"))

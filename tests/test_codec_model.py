@@ -167,6 +167,14 @@ def test_a_flat_image_costs_next_to_nothing(table, level):
     assert residual.cost_bits(image, image / 127.5 - 1, table, 1e-6) < 32
 
 
+def test_tables_of_a_model_that_is_always_far_off_escape():
+    pixels, x0_hat = np.zeros((4, 8, 8, 1), np.uint8), np.full((4, 8, 8, 1), 0.3)
+    fitted = tables.fit(pixels, [x0_hat])
+    payload = residual.encode(pixels[0], x0_hat[0], fitted, 1e-6)
+    assert (residual.decode(payload, x0_hat[0], fitted, 1e-6, (8, 8, 1)) == pixels[0]).all()
+    assert len(payload) < 64 * 1.2
+
+
 def test_tables_are_distributions_and_beat_a_normal_of_the_right_width():
     from scipy.stats import norm
 
@@ -285,6 +293,21 @@ def test_the_canary_knows_another_network(measured):
         next(other.parameters()).add_(1e-3)
     with pytest.raises(UserError, match="grey levels"):
         codebook.check(other, book, profile)
+
+
+def test_the_canary_goes_where_the_network_is(measured):
+    """A device without numbers stands for one that is not the CPU."""
+    _, _, model, book = measured
+    elsewhere, seen = codebook.widened(model).to("meta"), []
+
+    def look(network, arguments):
+        seen.extend(one.device.type for one in arguments)
+        raise InterruptedError
+
+    elsewhere.network.register_forward_pre_hook(look)
+    with pytest.raises(InterruptedError):
+        codebook.drift(elsewhere, book.canary)
+    assert seen == ["meta", "meta"]
 
 
 def test_the_model_id_sees_weights_and_tables(measured):

@@ -294,6 +294,8 @@ def test_every_restoration_from_the_command(edit, tmp_path, arguments):
         (("restore", "a.png", "--task", "super-resolution", "--factor", 3), "does not divide 8x8"),
         (("restore", "a.png", "--task", "super-resolution", "--degraded"), "must be 4x4"),
         (("restore", "a.png", "--task", "missing", "--degraded"), "--mask"),
+        (("restore", "a.png", "--task", "deblur", "--mask", "mask.png"), "--task is deblur"),
+        (("restore", "a.png", "--task", "deblur", "--solver", "heun"), "steps of its own"),
     ],
 )
 def test_a_mistake_is_one_line(edit, arguments, says):

@@ -45,6 +45,15 @@ def test_hostile_input_ends_in_a_result_or_one_line():
     assert min(told["refused"].values()) >= 20  # each kind has met bad input
 
 
+@pytest.mark.skipif(not Path("/proc/self/statm").exists() or not hasattr(os, "fork"), reason="needs /proc and fork")
+def test_compressed_files_end_in_an_image_or_one_line():
+    """The long form: python tests/codec_fuzz_harness.py 20000."""
+    told = harness("codec_fuzz_harness.py", 300, 7)
+    assert told["broken"] == []
+    assert sum(told["outcomes"].values()) == told["files"] == 300
+    assert {"exact", "lossy, as cut", "refused"} <= {name.partition(": ")[2] for name in told["outcomes"]}
+
+
 class Recorder:
     """What `sealed.write` asks of the file system, in order."""
 

@@ -1,5 +1,6 @@
 """Guidance against mixtures of Gaussians, whose conditional scores and noisy classifiers are known in closed form."""
 
+import json
 import math
 from itertools import pairwise
 
@@ -8,10 +9,11 @@ import pytest
 import torch
 
 from ancestral import data, feed, grids, schedule
-from ancestral.analytic import Mixture, gaussian, score
+from ancestral.analytic import Mixture, gaussian
+from ancestral.card import Measured
 from ancestral.conditions import trained_with
 from ancestral.config import Facts, resolve
-from ancestral.denoiser import Denoiser, Given, Prediction, clip_static, predict
+from ancestral.denoiser import Denoiser, Given, Prediction, clip_static, predict, score
 from ancestral.figures import read_png
 from ancestral.guidance import ClassifierGuided, Guided, Raw, beside, conditional
 from ancestral.imageset import DataOptions
@@ -399,7 +401,16 @@ def test_a_model_guided_by_itself_is_itself_and_by_an_earlier_average_is_not(gui
         *("--guide", early, "--device", "cpu", "--cache", tmp_path / "cache"),
     )
     assert result.exit_code == 0, result.output
-    assert '"guidance": 2.0' in (guidable / "metrics-pixels.json").read_text()
+    path = guidable / "metrics-pixels.json"
+    how = Measured(path, json.loads(path.read_text())).how
+    assert "guidance 2.0" in how  # on the card too
+    assert "guidance_rescale" not in how
+
+
+def test_images_that_are_there_are_not_guided(tmp_path):
+    result = run_command("metrics", tmp_path, "digits", "--guidance-rescale", 0.5)
+    assert result.exit_code == 2
+    assert "--guidance-rescale" in result.output
 
 
 def test_a_model_told_vectors_trains_draws_and_measures(tmp_path):

@@ -85,6 +85,12 @@ def table_4():
     return Bound(nats[:1], t, t == 100, terms, mse, torch.ones_like(terms), 3072)
 
 
+def test_a_single_image_has_no_standard_error():
+    found = curve(table_4())
+    assert found.rate_error.isnan().all()
+    assert found.rmse_error.isnan().all()
+
+
 def test_the_papers_table_comes_out_as_it_went_in():
     found = curve(table_4())
     assert found.rate.tolist() == pytest.approx(RATE)

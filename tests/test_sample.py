@@ -6,6 +6,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ancestral import build, grids, rng, schedule
 from ancestral.analytic import gaussian
@@ -210,6 +211,15 @@ def test_a_walk_is_lazy():
         calls.clear()
         finish(trajectory(counting, latents([3], 0, [0]), grids.GRIDS[name](ORACLE.schedule, 7), DDIM()))
         assert len(calls) == len(set(calls)) == 7
+
+
+@pytest.mark.parametrize("solver", ["heun", "langevin", "pc", "euler-churn", "heun-churn"])
+def test_the_film_of_a_method_with_visits_of_its_own_has_a_frame_a_time(trained_run, command, tmp_path, solver):
+    options = ("--num-images", 1, "--steps", 6, "--film", "--out", tmp_path, "--device", "cpu", "--solver", solver)
+    assert command("sample", trained_run, *options).exit_code == 0
+    with Image.open(tmp_path / "film.png") as shown:
+        columns = (shown.width - 2) // 64
+    assert 7 <= columns <= 13  # times, and the image
 
 
 def test_a_film_holds_nothing_else():

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ancestral.denoiser import Prediction, predict
+from ancestral.gaussian import Normal
 from ancestral.schedule import NoiseSchedule, Time
 
 
@@ -64,6 +65,12 @@ class Correlated:
     def __init__(self, schedule: NoiseSchedule, mean: Tensor, covariance: Tensor) -> None:
         self.schedule, self.mean, self.covariance = schedule, mean, covariance
         self.variances, self.axes = torch.linalg.eigh(covariance)
+
+    def log_prob(self, x_t: Tensor, t: Time = 0) -> Tensor:
+        """log q(x_t) in nats, shape (B,), of the data diffused to time t. x_t: (B, D)."""
+        signal, noise_var = self.schedule.signal(t).reshape(-1, 1), self.schedule.noise_var(t).reshape(-1, 1)
+        offset = (x_t - signal * self.mean) @ self.axes
+        return Normal(torch.zeros_like(offset), signal**2 * self.variances + noise_var).log_prob(offset).sum(1)
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """E[x0 | x_t] and the diagonal of Cov[x0 | x_t] for x_t of shape (B, D)."""

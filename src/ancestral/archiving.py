@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from ancestral.console import open_gaussian, screen, together
 from ancestral.denoiser import Predictor
 from ancestral.errors import UserError
 from ancestral.feed import facts
+from ancestral.images import exact
 from ancestral.imageset import DataOptions, ImageSet, joined
 from ancestral.jobs import Job, pieces
 
@@ -78,6 +80,8 @@ def compressed(
         "block": block,
     }
     with together(torch.device("cpu")) as processes, Progress(console=screen, disable=not screen.is_terminal) as bar:
+        if processes.size > 1:  # each would write the file, and remove the blocks that another still reads
+            raise UserError("an archive is made by one process; start the command without torchrun")
         task = bar.add_task(f"{len(times) - 1} steps, both ways", total=2 * len(images))
         job = Job(job_folder, described, processes)
 
@@ -109,6 +113,8 @@ def archive(run: Path, images: Path, *, out: Path, steps: int, grid: str, block:
     names = chosen.names if images.is_dir() else ()
     if not all((images / name).is_file() for name in names):
         raise UserError(f"{images}: is divided into train and test; archive each of these folders by itself")
+    for name in names:
+        exact(images / name, saved.facts.shape[0], DataOptions().max_pixels)
     times = build.sampling_grid(saved.config, grid, steps)
     made = compressed(
         saved, predictor, np.asarray(chosen.images[:]), names, times, block, out.with_name(f".{out.name}.job")
@@ -163,7 +169,9 @@ def unarchive(run: Path, file: Path, *, out: Path, only: tuple[int, int] | None)
         raise CodecError(f"{file}: {error}") from None
     if out.suffix.lower() == ".npz":
         out.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(out, images=pixels, names=np.array([names[row] for row in wanted]))
+        content = io.BytesIO()
+        np.savez(content, images=pixels, names=np.array([names[row] for row in wanted]))
+        sealed.write_file(out, content.getvalue())
     else:
         for row, image in zip(wanted, pixels, strict=True):
             place = out / (names[row] if names[row].lower().endswith(".png") else f"{names[row]}.png")

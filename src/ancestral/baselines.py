@@ -27,7 +27,7 @@ _LOSSY: dict[str, list[Settings]] = {
     "jpeg": [{"quality": q, "subsampling": c, "optimize": True} for q, c in product(_QUALITIES, _COLOUR)],
     "webp": [{"quality": q, "method": 6} for q in _QUALITIES],
     "avif": [{"quality": q, "subsampling": c, "speed": 4} for q, c in product(_QUALITIES, _COLOUR)],
-    "jxl": [{"quality": q, "effort": 7} for q in _QUALITIES],
+    "jxl": [{"quality": q, "effort": 7} for q in _QUALITIES if q < 100],  # at 100 its encoder must be told "lossless"
 }
 _PLUGIN = "pillow_jxl"  # that teaches Pillow JPEG XL
 

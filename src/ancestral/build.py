@@ -15,6 +15,7 @@ from ancestral.chains import chain, choose
 from ancestral.config import Config, Facts, ModelOptions, TrainOptions
 from ancestral.denoiser import Calibrated, Denoiser, Given, Predictor
 from ancestral.errors import UserError
+from ancestral.form import Form
 from ancestral.grids import GRIDS, full, trailing
 from ancestral.muon import Muon
 from ancestral.objective import OBJECTIVES, Objective
@@ -22,7 +23,7 @@ from ancestral.reverse import DDIM, VARIANCES, Ancestral, Planned, Transition, l
 from ancestral.schedule import SCHEDULES, NoiseSchedule
 from ancestral.solvers import SOLVERS
 from ancestral.times import TIME_SAMPLERS
-from ancestral.unet import Form, UNet
+from ancestral.unet import UNet
 
 OPTIMIZERS: dict[str, type[torch.optim.AdamW]] = {"adamw": torch.optim.AdamW, "muon": Muon}
 

@@ -12,7 +12,8 @@ from ancestral import checkpoint, sealed
 from ancestral.checkpoint import Checkpoint
 from ancestral.solvers import FEW_STEPS
 
-_SHOWN = ("images", "terms", "network", "searched", "steps", "solver", "eta", "variance")
+_GUIDANCE = ("guidance", "guidance_rescale", "guidance_interval", "guide")
+_SHOWN = ("images", "terms", "network", "searched", "steps", "solver", "eta", "variance", *_GUIDANCE)
 _TEXT = """# {title}
 
 Images of {channels}x{height}x{width} on [-1, 1] by denoising diffusion, made with Ancestral: {parameters:,} parameters,
@@ -141,6 +142,9 @@ def _made(document: dict[str, Any]) -> dict[str, Any]:
         made["steps"] = len(made["times"]) - 1
     if made.get("solver") is not None or made.get("eta") is not None:
         made["variance"] = None  # the run's own, which nothing was drawn with
+    if made.get("guidance") is None:
+        made |= dict.fromkeys(_GUIDANCE)
+    made["guidance_rescale"] = made.get("guidance_rescale") or None
     return made
 
 

@@ -56,6 +56,11 @@ class Chain:
 
 def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
     options = config.diffusion
+    for name in ("values", "levels"):
+        if getattr(options, name) != getattr(DiffusionOptions(), name):
+            raise UserError(
+                f"diffusion.{name}: is of a chain that hides places; leave it out, or use diffusion.chain=absorbing"
+            )
     target = choose(TARGETS, options.target, "diffusion.target")
     clip = choose(CLIPS, options.clip, "diffusion.clip")
     clock = choose(CLOCKS, options.clock, "diffusion.clock")

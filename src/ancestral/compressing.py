@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +11,10 @@ import torch
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
-from ancestral import checkpoint, data, figures, images, sealed
+from ancestral import build, checkpoint, data, figures, images, sealed
 from ancestral.codec import calibration
 from ancestral.codec.codebook import Codebook, check, drift, widened
-from ancestral.codec.container import SUFFIX, parse
+from ancestral.codec.container import SUFFIX
 from ancestral.codec.finish import FINISHES
 from ancestral.codec.image import Codec
 from ancestral.console import device_of, open_gaussian, screen, state_type
@@ -21,7 +22,7 @@ from ancestral.denoiser import Calibrated, Denoiser, Prediction
 from ancestral.errors import UserError
 from ancestral.schedule import Time
 
-PROFILES = {"quick": 0, "balanced": 1, "small": 2, "smallest": 3}
+PROFILES = {"chunks": 0, "quick": 1, "small": 2, "smallest": 3}
 
 
 class Counted:
@@ -39,18 +40,24 @@ class Counted:
 
 def compress(run: Path, sources: Sequence[Path], *, out: Path, profile: str, size: int | None, device: str) -> None:
     """Write a file of each image that gives back its exact pixels, or the first `size` bytes of it."""
-    saved, model, codebook = _opened(run, device)
+    saved, model, codebook = opened(run, device)
     check(model, codebook, codebook.profiles[PROFILES[profile]])
     pixels = [images.exact(source, saved.facts.shape[0], saved.config.data.max_pixels) for source in sources]
     targets = _targets(sources, out, SUFFIX)
     started = time.monotonic()
     with Progress(console=screen, disable=not screen.is_terminal) as bar:
-        predictor = Counted(model, bar, bar.add_task("compress", total=None))
-        files = _codec(predictor, model, saved, codebook).encode(pixels, PROFILES[profile])
+        predictor = Counted(model, bar, task := bar.add_task(f"compress, {len(pixels)} images"))
+        codec = codec_of(predictor, model, saved, codebook)
+        for source, image in zip(sources, pixels, strict=True):
+            least = len(codec.header((image.shape[0], image.shape[1]), PROFILES[profile]).content())
+            if size is not None and size < least:
+                raise UserError(f"--bytes {size}: {source} needs {least} bytes for its header; ask for more")
+        bar.update(task, total=codec.encoding_calls(pixels, PROFILES[profile], [str(source) for source in sources]))
+        files = codec.encode(pixels, PROFILES[profile])
     seconds = time.monotonic() - started
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
     for target, file, image in zip(targets, files, pixels, strict=True):
         kept = file[:size]
-        parse(kept)
         sealed.write_file(target, kept)
         what = "lossless" if len(kept) == len(file) else "lossy, cut"
         screen.print(f"{target}: {len(kept)} bytes, {8 * len(kept) / image.size:.3f} bits/dim, {what}")
@@ -61,7 +68,7 @@ def decompress(
     run: Path, sources: Sequence[Path], *, out: Path, finish: str, upto: int | None, lossy: bool, device: str
 ) -> None:
     """Write the image of each file, or what its first bytes give."""
-    saved, model, codebook = _opened(run, device)
+    saved, model, codebook = opened(run, device)
     targets = _targets(sources, out, ".png")
     contents = [source.read_bytes()[:upto] for source in sources]
     off, guards = drift(model, codebook.canary), [profile.guard for profile in codebook.profiles.values()]
@@ -69,13 +76,16 @@ def decompress(
         screen.print(f"warning: the network here is {off:.2g} grey levels off; exact pixels may not come out")
     started = time.monotonic()
     with Progress(console=screen, disable=not screen.is_terminal) as bar:
-        predictor = Counted(model, bar, bar.add_task("decompress", total=None))
-        codec = _codec(predictor, model, saved, codebook)
+        predictor = Counted(model, bar, task := bar.add_task(f"decompress, {len(contents)} images"))
+        codec = codec_of(predictor, model, saved, codebook)
         names = [str(source) for source in sources]
         if lossy:
             contents = [codec.picture(content, name) for content, name in zip(contents, names, strict=True)]
+        bar.update(task, total=codec.decoding_calls(contents, names))
         decoded = codec.decode(contents, FINISHES[finish], names)
+        bar.update(task, total=predictor.calls)
     seconds = time.monotonic() - started
+    targets[0].parent.mkdir(parents=True, exist_ok=True)
     for target, one, content in zip(targets, decoded, contents, strict=True):
         sealed.write_file(target, figures.png(one.pixels))
         what = "lossless" if one.lossless else f"lossy: {one.steps} steps, finished by {finish}"
@@ -83,7 +93,14 @@ def decompress(
     screen.print(f"{len(decoded)} images, {predictor.calls} network calls, {seconds:.1f} s")
 
 
-def _opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Codebook]:
+def opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Codebook]:
+    """A run, its model as the codec runs it, and what was measured of it: now, the first time.
+
+    Raises:
+        UserError: for a model that is told conditions.
+    """
+    if build.device(device).type == "mps":
+        raise UserError("--device: the codec computes in float64, which mps does not have; use --device cpu")
     saved, model = open_gaussian(run, device, None)
     if saved.config.model.labels or saved.config.model.embedding:
         raise UserError(f"{run}: this model is told conditions, which files do not hold; train one without")
@@ -99,22 +116,26 @@ def _opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Co
     return saved, widened(model), codebook
 
 
-def _codec(predictor: Counted, model: Denoiser, saved: checkpoint.Checkpoint, codebook: Codebook) -> Codec:
+def codec_of(predictor: Counted | Denoiser, model: Denoiser, saved: checkpoint.Checkpoint, codebook: Codebook) -> Codec:
+    """The codec of what `opened` returns; `predictor` is the model, perhaps watched."""
     like = torch.zeros((), device=device_of(model), dtype=state_type(model))
     channels, height, width = saved.facts.shape
     return Codec(Calibrated(predictor, codebook.x0_var), (channels, height, width), codebook, like)
 
 
 def _targets(sources: Sequence[Path], out: Path, suffix: str) -> list[Path]:
-    """`out` itself for one source, unless it is a folder; otherwise files in it by the sources' names."""
-    if len(sources) == 1 and not out.is_dir() and out.suffix:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        return [out]
-    out.mkdir(parents=True, exist_ok=True)
-    targets = [out / f"{source.stem}{suffix}" for source in sources]
+    """`out` itself for one source, unless it is a folder; otherwise files in it by the sources' names.
+
+    Raises:
+        UserError: before any work, when two would be the same or the folder cannot be made; nothing is made here.
+    """
+    alone = len(sources) == 1 and not out.is_dir() and out.suffix != ""
+    targets = [out] if alone else [out / f"{source.stem}{suffix}" for source in sources]
     for target in targets:
         if targets.count(target) > 1:
-            raise UserError(
-                f"{target}: two files would be written there; compress them one by one with their own --out"
-            )
+            raise UserError(f"{target}: two files would be written there; do them one by one with their own --out")
+    folder = targets[0].parent
+    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise UserError(f"{there}: is no folder that can be written; choose another --out")
     return targets

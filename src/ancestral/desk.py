@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ancestral import figures, images, sealed
 from ancestral.chains import need_gaussian
+from ancestral.checkpoint import open_run
 from ancestral.conditions import Conditions
 from ancestral.console import device_of, screen, state_type
 from ancestral.denoiser import Predictor
@@ -58,10 +59,10 @@ class Desk:
     def __init__(self, folder: Path, how: How, sources: Sources) -> None:
         if sources.out.suffix.lower() != ".png":
             raise UserError(f"--out: the sheet is a PNG file, and {sources.out} does not end with .png")
+        need_gaussian(open_run(folder)[0].config, str(folder))  # before options that only such a run has
         self.sources, self.how = sources, how
         self.drawing = Drawing(folder, how, sources.device)
         self.saved, self.model = self.drawing.saved, self.drawing.model
-        need_gaussian(self.saved.config, str(folder))
         self.schedule, self.shape = self.model.schedule, self.saved.facts.shape
         self.label = self._label(sources.label)
 

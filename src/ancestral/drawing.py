@@ -73,10 +73,11 @@ class Drawing:
             else build.sampling_grid(self.saved.config, how.grid, how.steps)
         )
         self.seed = how.seed
-        self.steps = len(begin(self.move, self.model.schedule, self.times)[1]) - 1
+        self.visits = begin(self.move, self.model.schedule, self.times)[1]
+        self.steps = len(self.visits) - 1
         self.calls = self.steps * self.guiding.calls  # of a network, an image
         chosen = {name: value for name, value in asdict(how).items() if name not in ("steps", "grid")}
-        variance = how.variance or self.saved.config.diffusion.variance
+        variance = how.variance or self.saved.config.diffusion.variance if kind.reverse is None else None
         self.settings: dict[str, Any] = {
             **chosen,
             **self.guiding.settings,

@@ -31,8 +31,11 @@ ROUNDING = 1 / (255 * 3**0.5)  # standard deviation of a byte's rounding on [-1,
 
 def _ancestral(how: How) -> How:
     """With new noise at each step where no way to step is named: what goes astray is then mended further down."""
-    named = how.solver is not None or how.variance is not None or how.eta is not None
-    return how if named else replace(how, eta=1.0)
+    return how if _named(how) else replace(how, eta=1.0)
+
+
+def _named(how: How) -> bool:
+    return how.solver is not None or how.variance is not None or how.eta is not None
 
 
 def _calls(desk: Desk, times: list[int]) -> int:
@@ -175,6 +178,10 @@ def _from_file(operator: Operator, y: Tensor, noise: float) -> Measurement:
 def restore(folder: Path, how: How, sources: Sources, damage: Damage, *, method: str) -> None:
     """Sample the images that may have been before they were damaged; first damage them, unless they are."""
     make, way = choose(TASKS, damage.task, "--task"), choose(METHODS, method, "--method")
+    if damage.mask is not None and damage.task != "missing":
+        raise UserError(f"--mask: says which pixels are missing, and --task is {damage.task}; leave it out")
+    if method == "ddrm" and _named(how):
+        raise UserError("--method ddrm: has steps of its own; leave out --solver, --eta and --variance")
     desk = Desk(folder, _ancestral(how), sources)
     try:
         operator = make(desk, damage)

@@ -89,7 +89,9 @@ def evaluate(
         result = concatenate([Bound.of_tensors(one) for one in parts])
         if processes.first:
             measured = {name: settings[name] for name in ("model", "average_width", "variance")} | {"data": data_source}
-            reverse = build.chain(saved.config).named(settings["variance"])
+            kind = build.chain(saved.config)
+            reverse = kind.named(settings["variance"])
+            measured["variance"] = settings["variance"] if kind.reverse is None else None
             _write_evaluation(out, result, reverse, measured, test.images[:], exact)
         if known is not None:
             tracing = surprise.Tracing(saved, model, average_width, seed, batch_size, out / ".traces")

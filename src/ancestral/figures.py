@@ -99,12 +99,16 @@ def rate_distortion_plot(path: Path, rate: np.ndarray, rmse: np.ndarray) -> None
     figure.savefig(path)
 
 
-def rates_plot(path: Path, series: Mapping[str, Sequence[tuple[float, float]]]) -> None:
-    """PSNR in dB against bits/dim, a line for each name: (bits/dim, PSNR) in rising order. The first is drawn bold."""
+def rates_plot(
+    path: Path,
+    own: Mapping[str, Sequence[tuple[float, float]]],
+    others: Mapping[str, Sequence[tuple[float, float]]],
+) -> None:
+    """PSNR in dB against bits/dim, a line for each name: (bits/dim, PSNR) in rising order. Our own are drawn bold."""
     figure, axes = _axes("Quality for bits", "bits/dim", "PSNR, dB")
-    for number, (name, points) in enumerate(series.items()):
+    for number, (name, points) in enumerate({**own, **others}.items()):
         points = [(bits, decibels) for bits, decibels in points if math.isfinite(decibels)]
-        colour, width = (ACCENT, 2.2) if number == 0 else (f"C{number}", 1.2)
+        colour, width = ((ACCENT, SECOND)[number], 2.2) if name in own else (f"C{number}", 1.2)
         marker = "." if 0 < len(points) < 50 else ""
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=width, marker=marker, label=name)
     axes.set_xlim(left=0)

@@ -38,6 +38,7 @@ class Guide:
         kept = path.parent.name == "averages"
         run = path.parent.parent if kept else path
         saved, _ = checkpoint.open_run(run)
+        need_gaussian(saved.config, f"--guide {path}")
         if kept:
             saved = replace(saved, folder=path, weights=checkpoint.snapshot(path, saved.config))
         self.config: Config = saved.config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 
@@ -15,6 +16,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 _GREY_MODES = {"1", "L", "LA", "I;16", "I;16B", "I;16L", "I"}
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_WIDE = re.compile(";16[BLN]")  # in the names of Pillow's raw modes: two bytes a value
 
 
 class BadImage(UserError):
@@ -83,17 +85,32 @@ def exact(path: Path, channels: int, max_pixels: int) -> np.ndarray:
     """The first frame as uint8 (H, W, C), upright, if it has these channels and no others: nothing is converted away.
 
     Raises:
-        BadImage: as `decode`, and when the file holds more than that: colour, transparency or 16 bits.
+        BadImage: as `decode`, and when the file holds more than that: colour, transparency, 16 bits, another colour
+            space or more frames.
     """
     with _open(path, str(path), max_pixels) as image:
-        if image.mode.startswith(("I", "F")):
+        # Pillow says "RGB" of 16-bit colour too, and drops the low bytes; only the way it unpacks them tells.
+        if image.mode.startswith(("I", "F")) or _WIDE.search(str([tile[3] for tile in getattr(image, "tile", ())])):
             raise BadImage(f"{path}: more than 8 bits a value; save it with 8 bits, as that is what is kept")
+        if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            raise BadImage(f"{path}: {image.mode} colours change when made into RGB; convert it to RGB first")
+        if _frames(image, str(path)) > 1:
+            raise BadImage(f"{path}: has several frames, of which one would be kept; save them one by one")
     pixels = decode(path, 4, None, "white", max_pixels)
     if channels < 4 and bool((pixels[:, :, 3] < 255).any()):
         raise BadImage(f"{path}: has transparency, and this model has none; flatten it first")
     if channels == 1 and bool((pixels[:, :, :1] != pixels[:, :, 1:3]).any()):
         raise BadImage(f"{path}: has colour, and this model is of grey images; convert it to grey first")
     return np.ascontiguousarray(pixels[:, :, :channels])
+
+
+def _frames(image: Image.Image, name: str) -> int:
+    if image.format == "MPO":  # a photo whose other frames are its preview or its gain map
+        return 1
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception as error:  # as in `_open`
+        raise BadImage(f"{name}: damaged or truncated ({error})") from None
 
 
 def adapt(pixels: np.ndarray, channels: int, size: int | None, background: str) -> np.ndarray:

@@ -56,10 +56,10 @@ def costs(nats: Tensor, counts: Sequence[float]) -> np.ndarray:
 
     Args:
         nats: (steps,) the mean L_{t-1} of each step of the whole grid, from T down.
-        counts: the places hidden at each time of the grid, the 0 at its end included.
+        counts: the places hidden at each time of the grid, the 0 at its end included; strictly falling.
     """
     n = np.asarray(counts, dtype=np.float64)
-    per_place = nats.double().numpy() / np.maximum(n[:-1] - n[1:], 1)
+    per_place = nats.double().numpy() / (n[:-1] - n[1:])
     cost = np.full((len(n), len(n)), np.inf)
     cost[:-1] = np.where(n[:-1, None] > n, (n[:-1, None] - n) * per_place[:, None], np.inf)
     return cost
@@ -83,10 +83,18 @@ def monotone(nats: Tensor, counts: Sequence[float]) -> Tensor:
 
 
 def imagined_costs(denoiser: Any, start: Tensor, times: Sequence[int]) -> np.ndarray:
-    """`costs` on images of the model's own, drawn in these times from the states `start` (B, ...)."""
+    """`costs` on images of the model's own, drawn in these times from the states `start` (B, ...).
+
+    A time at which no more is seen than at the one before serves no path.
+    """
     numbers, q = range(len(start)), denoiser.schedule
-    x0 = finish(walk(denoiser, start, times, Reveal(), from_law(Streams(0, "imagined", numbers))))
+    hidden = np.array([q.expected(t, start[0].numel()) for t in times])
+    useful = np.flatnonzero(np.append(True, hidden[1:] < hidden[:-1]) & (hidden > 0))
+    useful = np.append(useful, len(times) - 1)
+    fine = [times[place] for place in useful]
+    x0 = finish(walk(denoiser, start, fine, Reveal(), from_law(Streams(0, "imagined", numbers))))
     measured: Any = Reveal()
-    nats = bound(denoiser, x0, times, measured, Streams(0, "costs", numbers)).terms.mean(0)
-    counts = [q.expected(t, x0[0].numel()) for t in times]
-    return costs(monotone(nats, counts), counts)
+    nats = bound(denoiser, x0, fine, measured, Streams(0, "costs", numbers)).terms.mean(0)
+    cost = np.full((len(times), len(times)), np.inf)
+    cost[np.ix_(useful, useful)] = costs(monotone(nats, hidden[useful].tolist()), hidden[useful].tolist())
+    return cost

@@ -55,7 +55,7 @@ class Curve:
 
     t: Tensor  # int64
     rate: Tensor  # bits/dim: L_T and the terms of all steps before
-    rate_error: Tensor  # its standard error
+    rate_error: Tensor  # its standard error; nan of a single image
     rmse: Tensor  # on 0..255, root of the mean squared error over images
     rmse_error: Tensor
     lossless: float  # bits/dim of the whole bound: L_0 as well
@@ -82,7 +82,10 @@ def curve(measured: Bound) -> Curve:
     rate, distortion = measured.bits(sent), measured.mse * BYTES**2
     count = len(rate)
     rmse = distortion.mean(0).sqrt()
-    spread = [values.std(0, correction=min(1, count - 1)) / math.sqrt(count) for values in (rate, distortion)]
+    spread = [
+        values.std(0) / math.sqrt(count) if count > 1 else torch.full_like(values[0], math.nan)
+        for values in (rate, distortion)
+    ]
     return Curve(
         t=measured.t[0],
         rate=rate.mean(0),

@@ -13,17 +13,21 @@ import safetensors.torch
 from rich.progress import Progress
 from rich.table import Table
 
-from ancestral import baselines, build, checkpoint, figures
+from ancestral import baselines, build, checkpoint, compressing, figures
 from ancestral.bound import Bound, concatenate
+from ancestral.codec.finish import FINISHES
+from ancestral.codec.prefixes import prefixes
 from ancestral.conditions import conditions_of
 from ancestral.console import Watched, device_of, open_gaussian, screen, state_type, together, write_text
+from ancestral.errors import UserError
 from ancestral.feed import images_for, to_unit
 from ancestral.jobs import PATIENCE, Job, pieces
-from ancestral.rate_distortion import Curve, along_chain, curve
+from ancestral.rate_distortion import Curve, along_chain, curve, psnr
 from ancestral.rng import Streams
 
 ROWS = 10  # of the table: each tenth of the steps, as Table 4 has it
 RATES = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # bits/dim at which the distortion is said
+FILES = 64  # images that are compressed, at most
 
 Series = dict[str, list[tuple[float, float]]]  # by name: (bits/dim, PSNR in dB), rising
 
@@ -33,6 +37,7 @@ def rate_distortion(
     *,
     data_source: str | None,
     num_images: int,
+    profile: str | None,
     steps: int | None,
     grid: str,
     variance: str | None,
@@ -43,6 +48,8 @@ def rate_distortion(
     device: str,
 ) -> None:
     """Measure the curve of Figure 5 on held-out images; write a table, plots, CSV and JSON."""
+    if profile and average_width is not None:
+        raise UserError("--profile: files are written with the run's own average; leave --average-width out")
     saved, model = open_gaussian(folder, device, average_width)
     data_source, out = data_source or saved.config.source, out or folder
     images = images_for(saved, data_source).test.spread(num_images)
@@ -75,11 +82,55 @@ def rate_distortion(
             parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
             measured = curve(concatenate([Bound.of_tensors(one) for one in parts]))
             described = {name: settings[name] for name in ("model", "average_width", "variance", "seed")}
-            _write(out, measured, images.images[:], {"data": data_source, "images": len(images), **described})
+            files = filed(folder, images.spread(FILES).images[:], profile, device) if profile else None
+            described = {"data": data_source, "images": len(images), **described}
+            _write(out, measured, images.images[:], described, files)
             job.forget()
 
 
-def _write(out: Path, measured: Curve, images: np.ndarray, described: dict[str, Any]) -> None:
+def filed(folder: Path, images: np.ndarray, name: str, device: str) -> dict[str, Any]:
+    """Images (N, H, W, C) in files of a profile: bits/dim and PSNR of their prefixes, and each finish at half of them.
+
+    Every file is decoded once, for all prefixes that end with a step.
+    """
+    saved, model, codebook = compressing.opened(folder, device)
+    profile, originals = codebook.profiles[compressing.PROFILES[name]], list(images)
+    with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        predictor = compressing.Counted(model, bar, bar.add_task("files", total=3 * len(profile.times)))
+        codec = compressing.codec_of(predictor, model, saved, codebook)
+        files = codec.encode(originals, profile.id)
+        found = prefixes(codec, originals, profile.id, files)
+    half = round((found.header + float(found.size[:, -1].mean())) / 2)
+    codec = compressing.codec_of(model, model, saved, codebook)
+    finished = {
+        finish: psnr(images, np.stack([one.pixels for one in codec.decode([file[:half] for file in files], how)]))
+        for finish, how in FINISHES.items()
+    }
+    unit = 8 / images[0].size
+    sizes = found.size.mean(0)
+    points = [
+        baselines.Point(size * unit, (size - found.header) * unit, shown)
+        for size, shown in zip(sizes.tolist(), found.psnr.tolist(), strict=True)
+    ]
+    whole = float(found.whole.mean())
+    screen.print(
+        f"{len(files)} files, profile {name}: lossless in {whole:.1f} bytes, {whole * unit:.3f} bits/dim, of which the "
+        f"picture is {sizes[-1]:.1f} bytes at {found.psnr[-1]:.2f} dB; the first {half} bytes, finished by "
+        + ", ".join(f"{finish}: {decibels:.2f} dB" for finish, decibels in finished.items())
+    )
+    return {
+        "profile": name,
+        "images": len(files),
+        "lossless_bits_per_dim": whole * unit,
+        "header_bytes": found.header,
+        "points": [{"bytes": size, **point._asdict()} for size, point in zip(sizes.tolist(), points, strict=True)],
+        "finishes": {"bytes": half, "psnr": finished},
+    }
+
+
+def _write(
+    out: Path, measured: Curve, images: np.ndarray, described: dict[str, Any], files: dict[str, Any] | None
+) -> None:
     _show(measured, described)
     out.mkdir(parents=True, exist_ok=True)
     names = ("step", "t", "rate_bits_per_dim", "rate_error", "rmse", "rmse_error", "psnr")
@@ -91,7 +142,10 @@ def _write(out: Path, measured: Curve, images: np.ndarray, described: dict[str, 
     figures.rate_distortion_plot(out / "rate_distortion.png", measured.rate.numpy(), measured.rmse.numpy())
     formats = compared(images)
     own = {"model, ideal code": list(zip(measured.rate.tolist(), measured.psnr.tolist(), strict=True))}
-    figures.rates_plot(out / "rates.png", {**own, **series(formats)})
+    if files:
+        shown = [(point["payload_bits_per_dim"], point["psnr"]) for point in files["points"]]
+        own[f"model, files ({files['profile']}), no header"] = shown
+    figures.rates_plot(out / "rates.png", own, series(formats))
     at = {rate: measured.rmse_at(rate) for rate in RATES}
     document = {
         **described,
@@ -101,6 +155,7 @@ def _write(out: Path, measured: Curve, images: np.ndarray, described: dict[str, 
         "lossless_bits_per_dim": measured.lossless,
         "share_of_rate_in_last_tenth": measured.share_in_last_tenth,
         "rmse_at_bits_per_dim": {f"{rate:g}": rmse for rate, rmse in at.items() if not math.isnan(rmse)},
+        "files": files,
         "formats": {name: [point._asdict() for point in points] for name, points in formats.items()},
     }
     write_text(out / "rate_distortion.json", json.dumps(document, indent=1) + "\n")

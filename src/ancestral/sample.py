@@ -95,13 +95,14 @@ class Film(NamedTuple):
 def film(steps: Iterable[Step], keep: Collection[int] | None = None) -> Film:
     """Progressive generation (the paper's Figures 6 and 10): the states at the times in `keep`, or at all.
 
-    Nothing else is held, so a film of ten frames from a thousand steps costs ten frames.
+    A time of `keep` that a method visits more than once is kept as it is first seen. Nothing else is held, so a film of
+    ten frames from a thousand steps costs ten frames.
     """
     frames = Film([], [], [], torch.empty(0))
     final = frames.final
     for step in steps:
         final = step.x_s
-        if keep is None or step.t in keep:
+        if keep is None or (step.t in keep and step.t not in frames.t):
             frames.t.append(step.t)
             frames.x_t.append(step.x_t.cpu())
             frames.x0.append(step.prediction.x0.cpu())

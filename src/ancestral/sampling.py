@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def sample(
             task = bar.add_task(f"{drawing.steps} steps", total=-(-num_images // processes.size) * drawing.steps)
 
             def draw(numbers: range) -> dict[str, bytes]:
-                keep = _film_times(drawing.times) if film and numbers.start == 0 else ()
+                keep = _film_times(sorted(set(drawing.visits), reverse=True)) if film and numbers.start == 0 else ()
                 frames = keep_frames(drawing.walk(numbers, cond, bar, task), keep)
                 if keep:
                     seen = [drawing.model.schedule.shown(x_t) for x_t in frames.x_t]
@@ -139,7 +140,7 @@ def _conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Pat
     return cond
 
 
-def _film_times(times: list[int]) -> set[int]:
+def _film_times(times: Sequence[int]) -> set[int]:
     """About a dozen times, closer together towards the end, where the picture is made."""
     share = 1 - (1 - np.linspace(0, 1, FRAMES)) ** 1.5
     return {times[round(float(place) * (len(times) - 2))] for place in share}

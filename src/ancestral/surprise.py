@@ -72,6 +72,7 @@ class Tracing:
             "average_width": self.average_width,
             "calibration": None if table is None else sha256(table.numpy().tobytes()).hexdigest(),
             "images": images.digest(),
+            "grid": grid,
             "seed": self.seed,
             "batch_size": self.batch_size,
         }

@@ -41,7 +41,7 @@ def shortest(cost: np.ndarray, steps: int, growth: float = GROWTH) -> list[int]:
     """The places of the path from the first to the last in `steps` jumps that misses least in all.
 
     Raises:
-        ValueError: when there are not so many places.
+        ValueError: when there are not so many places, or no such path.
     """
     places = len(cost)
     if not 1 <= steps < places:
@@ -52,6 +52,8 @@ def shortest(cost: np.ndarray, steps: int, growth: float = GROWTH) -> list[int]:
         through = growth * best[:, None] + cost
         came.append(through.argmin(0))
         best = through.min(0)
+    if not np.isfinite(best[-1]):
+        raise ValueError(f"no {steps} steps lead from the first time to the last; use fewer")
     path = [places - 1]
     for sources in reversed(came):
         path.append(int(sources[path[-1]]))

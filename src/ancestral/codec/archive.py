@@ -21,6 +21,8 @@ from ancestral.codec.errors import CodecError
 
 MAGIC, VERSION = b"ANCB", 1
 LARGEST_HEADER = 1 << 28
+MOST = 64  # images in one call of the network; a block has a byte for each call
+MOST_THREADS = 512  # a library that is asked for more than the system has ends the process
 _PREFIX, _FIXED, _ENTRY = struct.Struct("<4sBII"), struct.Struct("<8s8sHIfHHHIII"), struct.Struct("<III")
 
 
@@ -95,13 +97,22 @@ class Archive:
             times = np.frombuffer(body, "<u4", steps, _FIXED.size)
             start, number = _FIXED.size + 4 * steps, -(-count // block)
             entries = list(_ENTRY.iter_unpack(body[start : start + _ENTRY.size * number]))
-            text = body[start + _ENTRY.size * number :].decode("utf-8", "surrogateescape")
+            joined = body[start + _ENTRY.size * number :]
         except (struct.error, ValueError, ZeroDivisionError) as error:
             raise CodecError(f"the header is damaged ({error})") from None
-        names = tuple(text.split("\0")) if text else ()
+        # A small file may claim any number of images: nothing is made of that number before the blocks can hold them.
+        least = sum(-(-min(block, count - n * block) // MOST) for n in range(len(entries)))
+        if len(entries) == number and least > len(rest):
+            raise CodecError(f"the header is damaged: {count} images in {len(rest)} bytes")
+        named = joined.count(b"\0") + 1 if joined else 0
         falls = steps >= 2 and bool((np.diff(times.astype(np.int64)) < 0).all()) and times[-1] == 0 and times[0] <= T
-        if not falls or len(entries) != number or len(names) not in (0, count) or not 0 < bins < 1e3 or not threads:
+        if not falls or len(entries) != number or named not in (0, count) or not 0 < bins < 1e3:
             raise CodecError("the header is damaged: its parts do not agree")
+        if not count:
+            raise CodecError("the header is damaged: it names no images")
+        if not 0 < threads <= MOST_THREADS:
+            raise CodecError(f"made with {threads} threads of torch; 1 to {MOST_THREADS} can be asked for")
+        names = tuple(joined.decode("utf-8", "surrogateescape").split("\0")) if joined else ()
         if sum(entry[0] for entry in entries) != len(rest):
             missing = sum(entry[0] for entry in entries) - len(rest)
             raise CodecError(f"the file is {missing} bytes short" if missing > 0 else f"{-missing} bytes too many")

@@ -19,14 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral.codec.archive import Block, Setting
+from ancestral.codec.archive import MOST, Block, Setting
 from ancestral.codec.bits_back import Chain, OutOfReach, Stack
 from ancestral.codec.errors import CodecError
 from ancestral.denoiser import Predictor
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
 
-MOST = 64  # images in one call of the network
 WIDEST = 5  # doublings of the largest error of x0 that there is room for
 _MARGIN = 3  # words that the coder may hold beside its stack
 

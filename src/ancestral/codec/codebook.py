@@ -195,5 +195,7 @@ def _folder(run: Path, saved: checkpoint.Checkpoint) -> Path:
 
 
 def _answers(model: Denoiser, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    device = next(model.parameters()).device
+    x_t, labels = x_t.to(device), labels.to(device)
     given = {"labels": labels} if len(labels) else {}
     return model.interpret(model.output(x_t, t, **given), x_t, t).x0.cpu().double()

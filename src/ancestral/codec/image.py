@@ -97,6 +97,34 @@ class Codec:
         again = [one.predicted for one in self._receive([image.shape[:2] for image in images], chosen, pictures, mean)]
         return [self._file(*parts, chosen) for parts in zip(images, pictures, predicted, again, strict=True)]
 
+    def header(self, size: tuple[int, int], profile: int, exact: Exact = Exact.GUARDED) -> Header:
+        """Of a file of an image of this (height, width)."""
+        return Header(profile, self.codebook.model_id, exact, None if size == self.tile else size)
+
+    def encoding_calls(self, images: Sequence[np.ndarray], profile: int, names: Sequence[str]) -> int:
+        """Of the network, that `encode` makes: a walk to and one back for each batch.
+
+        Raises:
+            CodecError: as `encode`.
+        """
+        for name, image in zip(names, images, strict=True):
+            _named(name, self._check, image)
+        return 2 * len(self._profile(profile).times) * self._walks([image.shape[:2] for image in images])
+
+    def decoding_calls(self, files: Sequence[bytes], names: Sequence[str]) -> int:
+        """Of the network, that `decode` makes for whole files; what is cut takes fewer, and those of its finish.
+
+        Raises:
+            CodecError: as `decode`, of what can be seen without the network.
+        """
+        opened = [_named(name, self._open, file) for name, file in zip(names, files, strict=True)]
+        profiles = {one.profile.id: one.profile for one in opened}.values()
+        sizes = [[one.size for one in opened if one.profile is profile] for profile in profiles]
+        return sum(len(profile.times) * self._walks(same) for profile, same in zip(profiles, sizes, strict=True))
+
+    def _walks(self, sizes: Sequence[tuple[int, ...]]) -> int:
+        return sum(1 for _ in self._batches(sizes))
+
     def _file(
         self, image: np.ndarray, picture: bytes, predicted: np.ndarray, again: np.ndarray, profile: Profile
     ) -> bytes:
@@ -107,8 +135,7 @@ class Codec:
                 exact.unpack(rest, again, self.codebook.residual, profile.guard, how)
             except CodecError:
                 continue
-            header = Header(profile.id, self.codebook.model_id, how, None if size == self.tile else size)
-            return header.content() + picture + rest
+            return self.header(size, profile.id, how).content() + picture + rest
         raise RuntimeError("stored pixels did not come back: this is a bug")
 
     def decode(

@@ -14,7 +14,7 @@ the network: another machine's last bits move the pixels a little, and never los
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -29,7 +29,7 @@ from ancestral.codec.randomness import ONE, normals
 from ancestral.denoiser import Predictor
 from ancestral.reverse import Ancestral, optimal
 from ancestral.schedule import NoiseSchedule
-from ancestral.walk import Draw, Move, walk
+from ancestral.walk import Draw, Move, Step, walk
 
 LEVEL_BITS = 4  # of the choice of n
 CHECKED = 8  # steps from one check of the bits to the next
@@ -96,14 +96,23 @@ def receive(
         CodecError: when the bits are damaged.
     """
     arrival = Arrival([0] * len(rows), [like] * len(rows), [like] * len(rows))
-    draw, going = Receiver(predictor.schedule, profile, rows), set(range(len(rows)))
-    for step in walk(predictor, start(profile, shape, rows, like), [*profile.times, 0], Ancestral(optimal), draw):
+    going = set(range(len(rows)))
+    for step, stopped in received(predictor, profile, shape, rows, like):
         for row in going:
             arrival.t[row], arrival.x_t[row], arrival.x0[row] = step.t, step.x_t[row], step.prediction.x0[row]
-        going = {row for row in going if not draw.stopped[row]}
+        going = {row for row in going if not stopped[row]}
         if not going:
             break
     return arrival
+
+
+def received(
+    predictor: Predictor, profile: Profile, shape: Sequence[int], rows: Sequence[Row[Reader]], like: Tensor
+) -> Iterator[tuple[Step, list[bool]]]:
+    """Each step of the walk with whether a row's bits had ended in it; arguments and errors are those of `receive`."""
+    draw = Receiver(predictor.schedule, profile, rows)
+    for step in walk(predictor, start(profile, shape, rows, like), [*profile.times, 0], Ancestral(optimal), draw):
+        yield step, draw.stopped
 
 
 Choice = Callable[[int, np.ndarray, Key], tuple[float, np.ndarray]]  # row, r, key: w and z
@@ -119,7 +128,11 @@ def _moved(
     flat = r.flatten(1).cpu().double().numpy()
     chosen = [choose(number, flat[number], (profile.id, place, row.tile)) for number, row in enumerate(rows)]
     z = torch.from_numpy(np.stack([z for _, z in chosen])).to(move.x_t).reshape(move.x_t.shape)
-    width = torch.tensor([width for width, _ in chosen]).to(move.x_t).reshape(-1, *[1] * (move.x_t.ndim - 1))
+    width = (
+        torch.tensor([width for width, _ in chosen], dtype=torch.float64)
+        .to(move.x_t)
+        .reshape(-1, *[1] * (move.x_t.ndim - 1))
+    )
     if checked(profile, place):
         for stream in dict.fromkeys(row.stream for row in rows):
             stream.check()
@@ -183,6 +196,8 @@ def skip(reader: Reader, profile: Profile, rows: int) -> None:
         CodecError: when the bits are damaged.
     """
     for place, counts in enumerate(profile.counts):
+        if reader.short:
+            return
         for _ in range(rows):
             level = reader.number(LEVEL_BITS)
             if level is not None:

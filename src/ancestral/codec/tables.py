@@ -178,7 +178,7 @@ def _smoothed(counts: np.ndarray) -> np.ndarray:
     inside = counts[..., :ESCAPE]
     square = np.einsum("zsfk,kf->zs", inside, (residual - offset) ** 2)
     seen = inside.sum((2, 3))
-    zone_var = (square.sum(1) + square.sum() / seen.sum()) / (seen.sum(1) + 1)
+    zone_var = (square.sum(1) + square.sum() / max(seen.sum(), 1)) / (seen.sum(1) + 1)
     std = np.sqrt((square + 20 * zone_var[:, None]) / (seen + 20)).clip(0.1)[..., None, None]
     centred = (residual - offset).T[None, None]
     shape = 0.95 * np.exp(-0.5 * (centred / std) ** 2) + 0.05 * np.exp(-np.abs(centred) / (2 * std))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ancestral.verbs.options import POSITIVE, device_option, run_argument
+from ancestral.verbs.options import POSITIVE, PROFILE, device_option, run_argument
 
 files_argument = click.argument(
     "files", type=click.Path(path_type=Path, exists=True, dir_okay=False), nargs=-1, required=True
@@ -23,10 +23,10 @@ out_option = click.option(
 @out_option
 @click.option(
     "--profile",
-    type=click.Choice(["quick", "balanced", "small", "smallest"]),
+    type=PROFILE,
     default="small",
     show_default=True,
-    help="Fewer network calls, or fewer bytes.",
+    help="From quick to smallest more network calls, mostly for fewer bytes; chunks: by single chunks.",
 )
 @click.option(
     "--bytes", "size", type=POSITIVE, help="Keep so many bytes of each file: a picture, not the exact pixels."

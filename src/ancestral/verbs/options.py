@@ -33,6 +33,7 @@ seed_option = click.option(
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 POSITIVE = click.IntRange(min=1)
+PROFILE = click.Choice(["chunks", "quick", "small", "smallest"])  # of the codec
 processes_option = click.option(
     "--processes", type=POSITIVE, default=1, show_default=True, help="Processes of this machine that share the work."
 )

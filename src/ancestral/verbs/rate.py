@@ -9,6 +9,7 @@ import click
 
 from ancestral.verbs.options import (
     POSITIVE,
+    PROFILE,
     average_option,
     device_option,
     processes_option,
@@ -22,6 +23,7 @@ from ancestral.verbs.options import (
 @run_argument
 @click.argument("data_source", metavar="[DATA]", required=False)
 @click.option("--num-images", type=POSITIVE, default=64, show_default=True, help="How many held-out images, at most.")
+@click.option("--profile", type=PROFILE, help="Measure prefixes of files too: at most 64, as `compress` has them.")
 @click.option("--steps", type=POSITIVE, help="Steps of the reverse process; every time step when left out.")
 @click.option("--grid", default="trailing", show_default=True, help="Where fewer steps lie (see ancestral sample).")
 @click.option("--variance", help="Reverse variance to measure with; the run's own when left out.")
