@@ -28,6 +28,7 @@ from ancestral.gaussian import HALF_BIN, Normal
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
 from ancestral.target import V
+from conftest import TINY, run_command
 
 F64 = torch.float64
 SHARP = Adaptive("DOP853", 1e-10, 1e-10)
@@ -277,3 +278,11 @@ def test_a_wrong_option_is_one_line(trained_run, command, wrong):
     assert result.exit_code == 2
     assert wrong[0] in result.output
     assert "Traceback" not in result.output
+
+
+def test_the_flow_of_a_model_trained_at_few_times_is_refused(tmp_path):
+    options = ("--preset", "tiny", "--steps", 2, "--set", "diffusion.train_steps=10", *TINY)
+    assert run_command("train", "digits", "--out", tmp_path / "few", *options).exit_code == 0
+    result = run_command("likelihood", tmp_path / "few")
+    assert result.exit_code == 2
+    assert "trained at 10 times only" in result.output

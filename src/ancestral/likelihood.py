@@ -44,6 +44,9 @@ def likelihood(
     make = build.choose(LIFTS, lift, "--lift")
     method = Adaptive(solver, rtol, atol)
     saved, model = open_gaussian(folder, device, average_width)
+    known = saved.config.diffusion.train_steps
+    if known is not None:
+        raise UserError(f"{folder}: was trained at {known} times only, and the flow asks the network at all of them")
     data_source = data_source or saved.config.source
     images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train
