@@ -301,7 +301,7 @@ def test_workers_change_nothing(tmp_path, workers):
         assert one.rows == two.rows
         assert (one.x0 == two.x0).all()
         assert (one.eps == two.eps).all()
-        assert (one.labels == two.labels).all()
+        assert (one.cond["labels"] == two.cond["labels"]).all()
         assert len(ahead._ahead) <= workers + 1
 
 
