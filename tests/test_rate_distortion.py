@@ -170,3 +170,13 @@ def test_the_command_writes_what_it_shows(trained_run, tmp_path, command):
     assert command("rd", trained_run, *arguments[:4], "--device", "cpu", "--out", again).exit_code == 0
     other = json.loads((again / "rate_distortion.json").read_text())
     assert other["rmse"] == pytest.approx(report["rmse"], rel=1e-3)
+
+
+def test_exact_pixels_have_no_infinity_in_json(trained_run, tmp_path, command):
+    np.save(tmp_path / "black.npy", np.zeros((20, 8, 8), np.uint8))
+    arguments = ("--num-images", 2, "--steps", 4, "--device", "cpu", "--out", tmp_path / "rd")
+    result = command("rd", trained_run, tmp_path / "black.npy", *arguments)
+    assert result.exit_code == 0, result.output
+    text = (tmp_path / "rd" / "rate_distortion.json").read_text()
+    formats = json.loads(text, parse_constant=pytest.fail)["formats"]
+    assert any(point["psnr"] is None for points in formats.values() for point in points)

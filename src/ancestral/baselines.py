@@ -94,7 +94,7 @@ def lossy_points(images: np.ndarray, kind: str) -> list[Point]:
     """The rates of a lossy format and the qualities they buy, smallest first; no point that costs more and shows less.
 
     Means over images uint8 (N, H, W, C), each in a file of its own; `kind` as `lossy_formats` has it. The container is
-    that of `lossless_bits_per_dim` at the same settings; it holds JPEG's tables too.
+    that of `lossless_bits_per_dim` at the same settings. Of JPEG it holds tables for one pixel, which are smaller.
     """
     points = []
     for settings in _LOSSY[kind]:

@@ -128,6 +128,11 @@ def filed(folder: Path, images: np.ndarray, name: str, device: str) -> dict[str,
     }
 
 
+def _plain(values: dict[str, float]) -> dict[str, float | None]:
+    """As JSON, which has no infinity: the PSNR of exact pixels is None."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
 def _write(
     out: Path, measured: Curve, images: np.ndarray, described: dict[str, Any], files: dict[str, Any] | None
 ) -> None:
@@ -156,7 +161,7 @@ def _write(
         "share_of_rate_in_last_tenth": measured.share_in_last_tenth,
         "rmse_at_bits_per_dim": {f"{rate:g}": rmse for rate, rmse in at.items() if not math.isnan(rmse)},
         "files": files,
-        "formats": {name: [point._asdict() for point in points] for name, points in formats.items()},
+        "formats": {name: [_plain(point._asdict()) for point in points] for name, points in formats.items()},
     }
     write_text(out / "rate_distortion.json", json.dumps(document, indent=1) + "\n")
     names = ("rate_distortion.json", "rate_distortion.csv", "rate_distortion.png", "rates.png")
