@@ -12,10 +12,8 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ancestral import figures, images, sealed
-from ancestral.chains import need_gaussian
-from ancestral.checkpoint import open_run
 from ancestral.conditions import Conditions
-from ancestral.console import device_of, screen, state_type
+from ancestral.console import device_of, open_gaussian, screen, state_type
 from ancestral.denoiser import Predictor
 from ancestral.drawing import Drawing, How
 from ancestral.errors import UserError
@@ -59,9 +57,8 @@ class Desk:
     def __init__(self, folder: Path, how: How, sources: Sources) -> None:
         if sources.out.suffix.lower() != ".png":
             raise UserError(f"--out: the sheet is a PNG file, and {sources.out} does not end with .png")
-        need_gaussian(open_run(folder)[0].config, str(folder))  # before options that only such a run has
         self.sources, self.how = sources, how
-        self.drawing = Drawing(folder, how, sources.device)
+        self.drawing = Drawing(folder, how, sources.device, open_gaussian)
         self.saved, self.model = self.drawing.saved, self.drawing.model
         self.schedule, self.shape = self.model.schedule, self.saved.facts.shape
         self.label = self._label(sources.label)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from rich.progress import Progress, TaskID
 from ancestral import build, checkpoint
 from ancestral.conditions import Conditions
 from ancestral.console import device_of, open_model, state_type
+from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
 from ancestral.grids import explicit
 from ancestral.guiding import Guiding
@@ -23,6 +24,7 @@ from ancestral.solvers import FEW_STEPS
 from ancestral.walk import Step
 
 TUNED = "tuned.json"
+Opener = Callable[[Path, str, float | None], tuple[checkpoint.Checkpoint, Denoiser]]  # as `open_model`
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,14 @@ class Drawing:
         folder: the run.
         how: the options.
         device: by name.
+        opener: of the run; `open_gaussian` refuses another chain before the options are looked at.
 
     Raises:
         UserError: when the run cannot be opened, or an option has no meaning for it.
     """
 
-    def __init__(self, folder: Path, how: How, device: str) -> None:
-        self.saved, self.model = open_model(folder, device, how.average_width)
+    def __init__(self, folder: Path, how: How, device: str, opener: Opener = open_model) -> None:
+        self.saved, self.model = opener(folder, device, how.average_width)
         precision = build.precision(how.precision, device_of(self.model))
         self.model = build.lowered(self.model, how.precision)
         self.guiding = Guiding(asdict(how), self.saved, self.model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +48,11 @@ def evaluate(
     data_source, out = data_source or saved.config.source, out or folder
     images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train
-    usual = images_for(saved, reference or saved.config.source).train if per_image else None
-    known = None if usual is None else usual.spread(surprise.NORM)
-    if saved.calibration is None:
-        saved = replace(saved, calibration=monitor.calibration(saved.config, model, train, device_of(model)))
+    known = None
+    if per_image:
+        usual = reference or saved.config.source
+        known = (images if usual == data_source else images_for(saved, usual)).train.spread(surprise.NORM)
+    saved = monitor.calibrated(saved, model, train)
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
     terms = terms if terms is not None else min(50, len(times) - 1)
     if not exact and not 2 <= terms <= len(times) - 1:

@@ -93,29 +93,8 @@ class _Watched:
         return predict(x0, self.x_t.detach(), predictor.schedule, t, **kept)
 
 
-class Ddnm:
-    """C = r_t^2 I in both places, and no gradient (Wang et al. 2023, DDNM).
-
-    Without noise it is their Eq. 13: the predicted x0 with what was measured put in its place. Noise is weighed as
-    Bayes' rule has it, where their Eq. 17 has a scale of its own.
-    """
-
-    def __init__(
-        self, predictor: Predictor, seen: Measurement, clip: Clip = unclipped, spread: Spread = of_unit_data
-    ) -> None:
-        self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
-        self.spread = spread
-
-    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
-        """Predict x0 given x_t and y."""
-        prediction = self.predictor(x_t, t)
-        r2, x0 = self.spread(self.schedule, prediction, t), prediction.x0
-        x0 = self.clip(x0 + r2 * self.seen.operator.ridge(self.seen.residual(x0), r2, self.seen.y_var))
-        return predict(x0, x_t, self.schedule, t, x0_var=prediction.x0_var, range_mix=prediction.range_mix)
-
-
-class PiGdm:
-    """C = r_t^2 I inside the inverse, the true one before it (Song et al. 2023, PiGDM, Eq. 7): exact for N(m, v I).
+class _Spread:
+    """What methods share that take C to be of the size r_t^2.
 
     Args:
         predictor: of x0.
@@ -129,6 +108,25 @@ class PiGdm:
     ) -> None:
         self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
         self.spread = spread
+
+
+class Ddnm(_Spread):
+    """C = r_t^2 I in both places, and no gradient (Wang et al. 2023, DDNM).
+
+    Without noise it is their Eq. 13: the predicted x0 with what was measured put in its place. Noise is weighed as
+    Bayes' rule has it, where their Eq. 17 has a scale of its own.
+    """
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """Predict x0 given x_t and y."""
+        prediction = self.predictor(x_t, t)
+        r2, x0 = self.spread(self.schedule, prediction, t), prediction.x0
+        x0 = self.clip(x0 + r2 * self.seen.operator.ridge(self.seen.residual(x0), r2, self.seen.y_var))
+        return predict(x0, x_t, self.schedule, t, x0_var=prediction.x0_var, range_mix=prediction.range_mix)
+
+
+class PiGdm(_Spread):
+    """C = r_t^2 I inside the inverse, the true one before it (Song et al. 2023, PiGDM, Eq. 7): exact for N(m, v I)."""
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict x0 given x_t and y."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +49,7 @@ def likelihood(
     data_source = data_source or saved.config.source
     images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train
-    if saved.calibration is None:
-        saved = replace(saved, calibration=monitor.calibration(saved.config, model, train, device_of(model)))
+    saved = monitor.calibrated(saved, model, train)
     lifted = make(build.transition(saved, variance), build.training_grid(saved.config)[-2])
     settings = {
         "model": checkpoint.digest(saved),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ancestral import build
 from ancestral.bound import bound, calibrate, mean_and_error
+from ancestral.checkpoint import Checkpoint
 from ancestral.conditions import conditions_of
 from ancestral.config import Config, Facts
 from ancestral.denoiser import Denoiser
@@ -62,6 +64,13 @@ def calibration(config: Config, shown: Denoiser, train_images: ImageSet, device:
     images = train_images.spread(CALIBRATED)
     predictor = build.predictor(shown, None, **conditions_of(images, config, device))
     return calibrate(predictor, to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images))))
+
+
+def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Checkpoint:
+    """The checkpoint with the model's own error, measured now where that was not done."""
+    if saved.calibration is not None:
+        return saved
+    return replace(saved, calibration=calibration(saved.config, model, train_images, next(model.parameters()).device))
 
 
 def by_tenth_of_t(places: Tensor, losses: Tensor, steps: int) -> list[float | None]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ancestral.bound import Bound, all_places, collect
 from ancestral.denoiser import Predictor
-from ancestral.gaussian import Normal, standard_normal_like
+from ancestral.gaussian import Normal
 from ancestral.objective import Likelihood, bound_term
 from ancestral.reverse import Transition
 from ancestral.rng import Streams
@@ -44,9 +44,8 @@ def along_chain(
         t, s = (torch.full((len(x0),), time) for time in (step.t, step.s))
         terms.append(bound_term(schedule, step.p, step.x_t, x0, t, s, likelihood))
         errors.append((step.prediction.x0 - x0).square().flatten(1).mean(1))
-    prior = schedule.marginal(x0, grid[0]).kl(standard_normal_like(x0)).flatten(1).sum(1)
     places, weight = all_places(len(grid) - 1, len(x0))
-    return collect(grid, places, weight, prior, terms, errors, x0[0].numel())
+    return collect(grid, places, weight, schedule.prior(x0, grid[0]), terms, errors, x0[0].numel())
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from ancestral.config import Config
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
 from ancestral.feed import facts, to_unit
-from ancestral.gaussian import standard_normal_like
 from ancestral.grids import log_snr
 from ancestral.imageset import ImageSet, Splits
 from ancestral.rng import Streams
@@ -139,10 +138,7 @@ def _errors(times: list[int], sums: list[tuple[Tensor, Tensor]]) -> Errors:
 def _costs(model: Denoiser, errors: Errors, x0: Tensor, pixels: np.ndarray, predicted: dict[int, np.ndarray]) -> Costs:
     """Of the residual: with tables of the one half of the images, on the other half."""
     schedule, dimensions = model.schedule, pixels[0].size
-    start = [
-        float(schedule.marginal(x0, t).kl(standard_normal_like(x0)).flatten(1).sum(1).mean()) / dimensions / np.log(2)
-        for t in errors.times
-    ]
+    start = [float(schedule.prior(x0, t).mean()) / dimensions / np.log(2) for t in errors.times]
     end = np.full(len(errors.times), np.inf)
     for place, x0_hat in predicted.items():
         table = tables.fit(pixels[::2], [x0_hat[::2]])

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ancestral.denoiser import X0_EDGES, Prediction, Predictor, x0_bucket
-from ancestral.gaussian import Normal, standard_normal_like
+from ancestral.gaussian import Normal
 from ancestral.rng import Streams
 from ancestral.schedule import NoiseSchedule
 
@@ -148,7 +148,7 @@ def rate(
             r = prediction.x0_var.expand_as(x0) * float(schedule.snr(s) - schedule.snr(t))
             steps.append(step_bits(r.double()).flatten(1).sum(1).cpu())
     assert prediction is not None
-    prior = schedule.marginal(x0, times[0]).kl(standard_normal_like(x0)).flatten(1).sum(1).cpu().double() / np.log(2)
+    prior = schedule.prior(x0, times[0]).cpu().double() / np.log(2)
     by_step = torch.stack(steps, 1) if steps else torch.zeros(len(x0), 0, dtype=torch.float64)
     return Rate(prior, by_step, end(prediction, x0).cpu().double(), x0[0].numel())
 
