@@ -101,7 +101,7 @@ def test_denoising_score_matching_is_weighted_eps_matching():
     assert torch.allclose(score_loss, (eps_hat - eps).square().mean((1, 2, 3)))
 
 
-@pytest.mark.parametrize("target", [EPS, SCORE, X0, V], ids=str)
+@pytest.mark.parametrize("target", [EPS, SCORE, X0, V], ids=lambda target: target.name)
 def test_score_matching_is_the_error_of_eps_for_every_target(target):
     x0, t, s, eps = batch()
     denoiser = Denoiser(Affine(), SCHEDULE, target)

@@ -8,11 +8,11 @@ from typing import Any
 import click
 
 from ancestral import __version__
-from ancestral.verbs import archive, codec, drawing, edit, measuring, models, rate, score, training
+from ancestral.verbs import archive, codec, drawing, edit, explain, measuring, models, rate, score, training
 
 VERBS = (
     *(training.train, drawing.sample, edit.edit, drawing.tune_steps),
-    *(measuring.evaluate, measuring.metrics, rate.rd, score.likelihood, archive.agree),
+    *(measuring.evaluate, measuring.metrics, rate.rd, score.likelihood, archive.agree, explain.explain),
     *(codec.compress, codec.decompress, archive.archive, archive.unarchive),
     *(models.import_model, models.export, models.push),
 )
@@ -46,7 +46,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="ancestral")
 def main() -> None:
-    """Train, sample, measure, edit and compress with denoising diffusion probabilistic models."""
+    """Train, sample, measure, explain, edit and compress with denoising diffusion probabilistic models."""
 
 
 for verb in VERBS:

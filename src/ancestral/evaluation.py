@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,36 @@ import numpy as np
 import safetensors.torch
 from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
 
 from ancestral import baselines, build, checkpoint, figures, monitor, surprise
 from ancestral.bound import Bound, bound, concatenate, mean_and_error, repeated
 from ancestral.chains import need_gaussian
 from ancestral.conditions import conditions_of
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
+from ancestral.denoiser import Predictor
 from ancestral.errors import UserError
 from ancestral.feed import images_for, to_unit
 from ancestral.jobs import PATIENCE, Job, pieces
+from ancestral.reverse import Transition
 from ancestral.rng import Streams
+
+TERMS = 50  # of the bound that are measured an image, unless it is told otherwise
+
+
+def bound_of(
+    predictor: Predictor,
+    x0: Tensor,
+    numbers: range,
+    times: Sequence[int],
+    move: Transition,
+    terms: int | None,
+    seed: int,
+    repeats: int = 1,
+) -> Bound:
+    """The bound of images x0 (B, ...), which have these numbers among all that are measured."""
+    noise = Streams(seed, "evaluate", numbers)
+    return repeated([bound(predictor, x0, times, move, noise, terms=terms) for _ in range(repeats)])
 
 
 def evaluate(
@@ -54,7 +75,7 @@ def evaluate(
         known = (images if usual == data_source else images_for(saved, usual)).train.spread(surprise.NORM)
     saved = monitor.calibrated(saved, model, train)
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
-    terms = terms if terms is not None else min(50, len(times) - 1)
+    terms = terms if terms is not None else min(TERMS, len(times) - 1)
     if not exact and not 2 <= terms <= len(times) - 1:
         raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
     repeats = 1 if known is None else surprise.REPEATS
@@ -78,11 +99,9 @@ def evaluate(
                 cond = conditions_of(shown, saved.config, device_of(model))
                 x0 = to_unit(shown.images).to(device_of(model), state_type(model))
                 predictor = build.predictor(model, saved.calibration, **cond)
-                noise = Streams(seed, "evaluate", part)
-                drawn = None if exact else terms
-                draws = [bound(predictor, x0, times, move, noise, terms=drawn) for _ in range(repeats)]
+                found = bound_of(predictor, x0, part, times, move, None if exact else terms, seed, repeats)
                 bar.advance(task, len(part))
-                return {"bound.safetensors": safetensors.torch.save(repeated(draws).tensors())}
+                return {"bound.safetensors": safetensors.torch.save(found.tensors())}
 
             job.run(work, measure, lambda kept: "bound.safetensors" in kept)
         parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]

@@ -1,0 +1,1 @@
+"""A report that explains a model by its own numbers: `ancestral explain`."""

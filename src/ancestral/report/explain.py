@@ -1,0 +1,77 @@
+"""`ancestral explain`: every section measured, and the page written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from ancestral import __version__
+from ancestral.console import screen, write_text
+from ancestral.report import bound, connections, forward, models, onestep, quality, reverse, spread
+from ancestral.report.page import render, words
+from ancestral.report.parts import Part
+from ancestral.report.subject import Subject, exact, of_run
+
+SECTIONS: dict[str, Callable[[Subject], Part]] = {
+    "models": models.part,
+    "forward": forward.part,
+    "reverse": reverse.part,
+    "bound": bound.part,
+    "spread": spread.part,
+    "onestep": onestep.part,
+    "connections": connections.part,
+    "quality": quality.part,
+}
+
+
+def explain(
+    run: Path | None,
+    *,
+    data_source: str | None,
+    out: Path,
+    language: str,
+    num_images: int,
+    average_width: float | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Measure a run's model, or the exact one, and write the report."""
+    began = time.monotonic()
+    subject = (
+        exact(num_images, seed) if run is None else of_run(run, data_source, num_images, seed, device, average_width)
+    )
+    parts: dict[str, Part] = {}
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
+        for number, (name, measure) in enumerate(SECTIONS.items(), 1):
+            task = bar.add_task(f"{number} of {len(SECTIONS)}: {words('en')['sections'][name]}", total=1)
+            parts[name] = measure(subject)
+            bar.update(task, completed=1)
+    seconds = time.monotonic() - began
+    write_text(out, render(parts, language, _about(subject, language, seconds)))
+    screen.print(f"{seconds:.0f} s: {out}")
+
+
+def _about(subject: Subject, language: str, seconds: float) -> Mapping[str, str]:
+    known, diffusion = words(language)["page"], subject.config.diffusion
+    facts = {
+        "T": diffusion.T,
+        "schedule": diffusion.schedule,
+        "target": diffusion.target,
+        "variance": subject.variance,
+        "source": subject.source,
+        "test": f"{len(subject.test):,}",
+    }
+    if subject.saved is not None:
+        facts["parameters"] = f"{sum(tensor.numel() for tensor in subject.saved.weights.values()):,}"
+        facts["seen"] = f"{subject.saved.images:,}"
+    made = {"version": __version__, "date": date.today().isoformat(), "seconds": f"{seconds:.0f}", "seed": subject.seed}
+    return {
+        "title": subject.title,
+        "facts": known["exact" if subject.saved is None else "run"].format(**facts),
+        "made": known["made"].format(**made),
+    }

@@ -1,0 +1,158 @@
+"""Parts and one language's text put together: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markdown_it import MarkdownIt
+from markupsafe import Markup
+
+from ancestral.report.mathematics import equation, inline
+from ancestral.report.parts import Number, Part, Words
+
+LANGUAGES = ("en", "zh-TW")
+_HERE = files("ancestral.report")
+_SLOT = re.compile(r"(<p>)?\x02(\d+)\x03(?(1)</p>|)")
+
+
+def words(language: str) -> Words:
+    """The words of a language."""
+    return tomllib.loads((_HERE / "text" / language / "words.toml").read_text("utf-8"))
+
+
+def render(parts: Mapping[str, Part], language: str, about: Mapping[str, Any]) -> str:
+    """The report.
+
+    Args:
+        parts: of the sections, in order.
+        language: of LANGUAGES.
+        about: what the head of the page says: title, facts, version, date.
+    """
+    known = words(language)
+    sections = [_Section(name, part, parts, language, known).html() for name, part in parts.items()]
+    headings = [(name, known["sections"][name]) for name in parts]
+    template = _environment().from_string((_HERE / "page.html.j2").read_text("utf-8"))
+    style = (_HERE / "page.css").read_text("utf-8")
+    body = zip(headings, sections, strict=True)
+    return template.render(language=language, words=known["page"], style=Markup(style), body=list(body), about=about)
+
+
+def _environment() -> Environment:
+    return Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+class _Section:
+    """One section's text, filled in: Jinja first, then mathematics, then Markdown; markup waits in slots until then."""
+
+    def __init__(self, name: str, part: Part, parts: Mapping[str, Part], language: str, known: Words) -> None:
+        self.name, self.part, self.parts, self.words = name, part, parts, known
+        self.source = (_HERE / "text" / language / f"{name}.md").read_text("utf-8")
+        self.slots: list[str] = []
+        self.used: dict[str, list[str]] = {}  # by how to get them again, the numbers shown
+
+    def html(self) -> str:
+        environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        tools: dict[str, Callable[..., Any]] = {
+            "n": self.number,
+            "plain": self.plain,
+            "eq": lambda name: self.keep(equation(name)),
+            "figure": self.figure,
+            "table": self.table,
+            "line": self.line,
+            "step": self.step,
+        }
+        text = environment.from_string(self.source).render(facts=self.part.facts, words=self.words, **tools)
+        html = MarkdownIt("commonmark", {"html": True}).enable("table").render(inline(text))
+        while _SLOT.search(html):
+            html = _SLOT.sub(lambda found: self.slots[int(found[2])], html)
+        return html + self.again()
+
+    def keep(self, html: str) -> str:
+        """A mark in the text for markup that Markdown must not see."""
+        self.slots.append(html)
+        return f"\x02{len(self.slots) - 1}\x03"
+
+    def find(self, name: str) -> Number:
+        """A number of this section, or SECTION.NAME of another."""
+        section, _, own = name.rpartition(".")
+        numbers = (self.parts[section] if section else self.part).numbers
+        if own not in numbers:
+            raise KeyError(f"{self.name}: the text names the number '{name}', which was not measured")
+        return numbers[own]
+
+    def shown(self, number: Number) -> str:
+        unit = self.words["units"][number.unit] if number.unit else ""
+        return f"{number}{' ' if unit else ''}{unit}"
+
+    def number(self, name: str) -> str:
+        """The number as people read it, with its unit; programs find all its digits in `value`."""
+        return self.keep(self.data(self.find(name), f' data-name="{escape(name)}"'))
+
+    def data(self, number: Number, named: str = "") -> str:
+        shown, again = escape(self.shown(number)), escape(number.again)
+        self.used.setdefault(number.again, []).append(shown)
+        return f'<data class="number"{named} value="{number.value!r}" title="{again}">{shown}</data>'
+
+    def plain(self, name: str) -> str:
+        """The number without markup, for alternative texts."""
+        return self.shown(self.find(name))
+
+    def figure(self, name: str, alt: str, caption: str = "") -> str:
+        """A figure; what is wider than a phone is scrolled there."""
+        drawing = self.part.figures[name](self.words)
+        found = re.search(r'data-wide="([\d.]+)"', drawing)
+        wide = f' style="min-width:{float(found[1]):.0f}px"' if found else ""
+        drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"{wide}', 1)
+        text = f"<figcaption>{inline(caption)}</figcaption>" if caption else ""
+        kind = "wide" if found else "plot"
+        drawing = f'<div class="scroll" tabindex="0">{drawing}</div>'
+        return self.keep(f'<figure class="{kind}" data-figure="{name}">{drawing}{text}</figure>')
+
+    def table(self, name: str, headings: Sequence[str]) -> str:
+        """Rows of words and numbers."""
+        rows = ["".join(f"<td>{self.cell(value)}</td>" for value in row) for row in self.part.tables[name]]
+        head = "".join(f"<th>{inline(heading)}</th>" for heading in headings)
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        return self.keep(
+            f'<div class="scroll" tabindex="0"><table data-table="{name}">'
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        )
+
+    def cell(self, value: Number | str) -> str:
+        if isinstance(value, str):
+            return inline(escape(self.words["names"].get(value, value)))
+        return self.data(value)
+
+    def line(self, equation_name: str, number_name: str | None, why: str) -> str:
+        """One line of a derivation: the formula, its value in this model, and why it follows."""
+        value = self.number(number_name) if number_name else ""
+        return self.keep(
+            f'<div class="line"><div class="formula">{equation(equation_name)}</div>'
+            f'<div class="value">{value}</div><div class="why">{inline(why)}</div></div>'
+        )
+
+    def step(self, code: str, number_names: Sequence[str], why: str) -> str:
+        """One line of pseudo-code (LaTeX between $ signs allowed), the numbers that it made, and the function."""
+        values = " ".join(self.number(name) for name in number_names)
+        return self.keep(
+            f'<div class="line"><div class="formula">{inline(code)}</div>'
+            f'<div class="value">{values}</div><div class="why">{inline(why)}</div></div>'
+        )
+
+    def again(self) -> str:
+        """How to get the numbers of this section again."""
+        if not self.used:
+            return ""
+        rows = "".join(
+            f"<tr><td><code>{escape(how)}</code></td><td>{', '.join(dict.fromkeys(shown))}</td></tr>"
+            for how, shown in self.used.items()
+        )
+        title = escape(self.words["page"]["again"])
+        table = f'<div class="scroll"><table>{rows}</table></div>'
+        return f'<details class="again"><summary>{title}</summary>{table}</details>'

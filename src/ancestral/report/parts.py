@@ -1,0 +1,65 @@
+"""What a section of the report is made of: numbers that say how to get them again, figures and tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Words = Mapping[str, Any]  # the words of one language: of units, axes, advice and the page itself
+Figure = Callable[[Words], str]  # SVG in one language; what it shows was measured before
+
+
+@dataclass(frozen=True)
+class Number:
+    """A measured value.
+
+    Args:
+        value: the number.
+        unit: a key of the words' units; "" for a pure number.
+        again: the command, or the function of `ancestral`, that gives it.
+        error: its standard error, where it has one.
+    """
+
+    value: float
+    unit: str
+    again: str
+    error: float | None = None
+
+    def __str__(self) -> str:
+        """Digits to the second of its error, or four."""
+        if self.error is None or not math.isfinite(self.error):
+            return _plain(self.value)
+        places = max(0, 1 - math.floor(math.log10(self.error))) if self.error > 0 else 4
+        if places > 6 or abs(self.value) >= 1e7:
+            return f"{_plain(self.value)} ± {_plain(self.error)}"
+        return f"{self.value:,.{places}f} ± {self.error:,.{places}f}"
+
+
+def _plain(value: float) -> str:
+    if not math.isfinite(value):
+        return "∞" if value == math.inf else str(value)
+    if value == int(value) and abs(value) < 1e7:
+        return f"{int(value):,}"
+    if 1e-3 <= abs(value) < 1e7:
+        return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa}×10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one section has measured; its text, in each language, names what is shown where.
+
+    Args:
+        numbers: by name; the text says `{{ n("name") }}`.
+        figures: by name; `{{ figure("name", alt, caption) }}`.
+        tables: rows by name; `{{ table("name", headings) }}`.
+        facts: anything else that the text asks about: `{{ facts.name }}`.
+    """
+
+    numbers: dict[str, Number] = field(default_factory=dict)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    tables: dict[str, Sequence[Sequence[Number | str]]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,189 @@
+"""What a report is about: a run's model with the user's images, or an exact one. Sections ask it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ancestral import build, config, monitor, runner
+from ancestral.bound import Bound, concatenate
+from ancestral.checkpoint import Checkpoint
+from ancestral.conditions import Conditions, conditions_of
+from ancestral.config import Config
+from ancestral.console import device_of, open_gaussian, state_type
+from ancestral.denoiser import Predictor
+from ancestral.evaluation import TERMS, bound_of
+from ancestral.feed import images_for, to_unit
+from ancestral.imageset import ImageSet, Splits
+from ancestral.jobs import pieces
+from ancestral.report.toy import Shapes
+from ancestral.reverse import Ancestral, Planned, Transition, optimal
+from ancestral.sample import latents, trajectory
+from ancestral.schedule import NoiseSchedule
+from ancestral.solvers import FEW_STEPS, SOLVERS
+from ancestral.walk import Step
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and its images.
+
+    Args:
+        title: its name, for people.
+        run: the run's folder; None for the exact one.
+        saved: the run's checkpoint, with the model's own error measured; None for the exact one.
+        config: of the run.
+        images: to train on, and held out.
+        source: the data, as the commands name them.
+        move: the reverse step that the bound measures.
+        variance: its name.
+        told: the predictor for these images, told what the model is told of them.
+        drawn: the predictor for images to be drawn, by their numbers: classes in turn, as `ancestral sample` does.
+        num_images: held-out images that the bound is measured on.
+        seed: of every draw.
+        device: of the model.
+        dtype: of the loop's states.
+    """
+
+    title: str
+    run: Path | None
+    saved: Checkpoint | None
+    config: Config
+    images: Splits
+    source: str
+    move: Transition
+    variance: str
+    told: Callable[[ImageSet], Predictor]
+    drawn: Callable[[Sequence[int]], Predictor]
+    num_images: int
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @cached_property
+    def schedule(self) -> NoiseSchedule:
+        """The forward process."""
+        return build.schedule(self.config)
+
+    @cached_property
+    def times(self) -> list[int]:
+        """The times trained at, T first, 0 last."""
+        return build.training_grid(self.config)
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        height, width, channels = self.images.test.shape
+        return channels, height, width
+
+    @cached_property
+    def test(self) -> ImageSet:
+        """The held-out images that `ancestral evaluate` measures."""
+        return self.images.test.spread(self.num_images)
+
+    @cached_property
+    def log(self) -> list[dict[str, Any]]:
+        """The records of the training, oldest first; none for the exact subject."""
+        return [] if self.run is None else runner.read_metrics(self.run / "metrics.jsonl")
+
+    def x0(self, images: ImageSet) -> Tensor:
+        """Images on [-1, 1], (B, C, H, W), in the type and on the device of the loop's states."""
+        return to_unit(images.images).to(self.device, self.dtype)
+
+    @cached_property
+    def bound(self) -> Bound:
+        """The bound of the held-out images, as `ancestral evaluate` measures it: the same terms, noise and batches."""
+        terms, parts = min(TERMS, len(self.times) - 1), []
+        for numbers in pieces(len(self.test), BATCH):
+            shown = self.test.take(numbers)
+            parts.append(bound_of(self.told(shown), self.x0(shown), numbers, self.times, self.move, terms, self.seed))
+        return concatenate(parts)
+
+    def method(self, steps: int | None) -> tuple[list[int], Transition | Planned]:
+        """(times, step) of `ancestral sample --steps`: the few-step solver, or every time and the run's own step."""
+        grid = build.sampling_grid(self.config, "trailing", steps)
+        return grid, self.move if steps is None else SOLVERS[FEW_STEPS]
+
+    def walk(self, numbers: Sequence[int], steps: int | None) -> Iterator[Step]:
+        """The reverse process of the images with these numbers: those of `ancestral sample`, with the same seed."""
+        start = latents(self.shape, self.seed, numbers).to(self.device, self.dtype)
+        grid, move = self.method(steps)
+        return trajectory(self.drawn(numbers), start, grid, move, self.seed, numbers)
+
+    def command(self, verb: str, *options: str) -> str:
+        """What gives a number again: `ancestral VERB RUN OPTIONS`; for the exact subject, the report itself."""
+        if self.run is None:
+            return "ancestral explain --out report.html"
+        return " ".join(["ancestral", verb, str(self.run), *options])
+
+
+def of_run(
+    folder: Path, source: str | None, num_images: int, seed: int, device: str, average_width: float | None
+) -> Subject:
+    """A trained model.
+
+    Raises:
+        UserError: for a run or data that cannot be used, and for chains that hide places.
+    """
+    saved, model = open_gaussian(folder, device, average_width)
+    source = source or saved.config.source
+    images = images_for(saved, source)
+    saved = monitor.calibrated(saved, model, images.train)
+    on = device_of(model)
+
+    def predictor(cond: Conditions) -> Predictor:
+        return build.predictor(model, saved.calibration, **cond)
+
+    def drawn(numbers: Sequence[int]) -> Predictor:
+        cycle = images.train.take([number % len(images.train) for number in numbers])
+        cond = conditions_of(cycle, saved.config, on)
+        if "labels" in cond:
+            cond["labels"] = torch.tensor(numbers, device=on) % len(saved.facts.class_names)
+        return predictor(cond)
+
+    return Subject(
+        title=folder.resolve().name,
+        run=folder,
+        saved=saved,
+        config=saved.config,
+        images=images,
+        source=source,
+        move=build.transition(saved, None),
+        variance=saved.config.diffusion.variance,
+        told=lambda shown: predictor(conditions_of(shown, saved.config, on)),
+        drawn=drawn,
+        num_images=num_images,
+        seed=seed,
+        device=on,
+        dtype=state_type(model),
+    )
+
+
+def exact(num_images: int, seed: int) -> Subject:
+    """Drawn shapes whose denoiser is known in closed form; nothing is trained."""
+    options = config.resolve("shapes", "tiny", {})
+    shapes = Shapes(build.schedule(options))
+    return Subject(
+        title="exact shapes",
+        run=None,
+        saved=None,
+        config=options,
+        images=shapes.splits(seed),
+        source="shapes",
+        move=Ancestral(optimal),
+        variance="optimal",
+        told=lambda shown: shapes,
+        drawn=lambda numbers: shapes,
+        num_images=num_images,
+        seed=seed,
+        device=torch.device("cpu"),
+        dtype=torch.float64,
+    )

@@ -1,0 +1,77 @@
+"""The report: every number the text names was measured, languages say the same, and it needs nothing but itself."""
+
+import re
+from html.parser import HTMLParser
+from importlib.resources import files
+
+import pytest
+
+from ancestral.report import explain, page
+from ancestral.report.mathematics import mathml
+from ancestral.report.subject import exact
+
+CALLS = re.compile(r"""\b(n|eq|figure|table|line|step|plain)\(\s*["']([^"']+)["']""")
+
+
+def source(language, name):
+    return (files("ancestral.report") / "text" / language / f"{name}.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("name", explain.SECTIONS)
+def test_languages_show_the_same_things_in_the_same_order(name):
+    shown = [[call for call in CALLS.findall(source(one, name)) if call[0] != "plain"] for one in page.LANGUAGES]
+    assert shown[0] == shown[1]
+
+
+def test_languages_have_the_same_words():
+    def keys(node, path=()):
+        if not isinstance(node, dict):
+            return {path}
+        return set().union(*(keys(value, (*path, key)) for key, value in node.items())) if node else set()
+
+    first, second = (keys(page.words(one)) for one in page.LANGUAGES)
+    assert first == second
+
+
+class Links(HTMLParser):
+    """What a page would fetch, and its ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.ids, self.inner = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
+                self.fetched.append(value)
+            if name == "id":
+                self.ids.append(value)
+
+
+@pytest.fixture(scope="module")
+def toy():
+    subject = exact(num_images=8, seed=0)
+    return subject, {name: measure(subject) for name, measure in explain.SECTIONS.items()}
+
+
+@pytest.mark.parametrize("language", page.LANGUAGES)
+def test_the_page_needs_nothing_else_and_says_everything(toy, language):
+    subject, parts = toy
+    html = page.render(parts, language, explain._about(subject, language, 1.0))
+    links = Links()
+    links.feed(html)
+    assert all(one.startswith(("#", "data:")) for one in links.fetched)
+    assert len(links.ids) == len(set(links.ids))
+    assert {one[1:] for one in links.fetched if one.startswith("#")} <= set(links.ids)
+    assert "\x02" not in html
+    assert "@import" not in html
+    assert "url(http" not in html
+    for name, part in parts.items():
+        text = source(language, name)
+        for kind, stock in (("figure", part.figures), ("table", part.tables)):
+            assert {called for one, called in CALLS.findall(text) if one == kind} == set(stock), (name, kind)
+
+
+def test_formulas_are_mathml_with_their_source_beside_them():
+    made = mathml(r'a < "b"')
+    assert made.startswith('<math alttext="a &lt; &quot;b&quot;"')
