@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ancestral.bound import mean_and_error
 from ancestral.figures import ACCENT, SECOND
 from ancestral.report import plots
 from ancestral.report.identities import guess
@@ -38,6 +39,9 @@ def part(subject: Subject) -> Part:
     curves = {"x0": (x0, torch.full_like(x0.t, spread)), "eps": (eps, torch.ones_like(eps.t))}
     curves |= {target.name: (own, a**2 * spread + b**2)}
     strip, times = _strip(subject)
+    bound = subject.bound
+    noisiest = int(bound.t.double().mean(0).argmax())
+    bits, bits_error = mean_and_error(bound.bits((bound.terms * bound.weight)[:, noisiest]))
     again = subject.command("evaluate", f"--num-images {len(subject.test)}", f"--seed {subject.seed}")
     return Part(
         numbers={
@@ -47,6 +51,8 @@ def part(subject: Subject) -> Part:
             "high_t": Number(round(float(x0.t[-1])), "", again),
             "x0_low": _grey(x0, 0, again),
             "x0_high": _grey(x0, -1, again),
+            "noisy_bits": Number(bits, "bits/dim", again, bits_error),
+            "noisy_steps": Number(round(float(bound.weight[0, noisiest])), "", again),
             "eps_low": Number(float(eps.value[0]), "", again, float(eps.error[0])),
             "eps_high": Number(float(eps.value[-1]), "", again, float(eps.error[-1])),
         },
@@ -54,7 +60,10 @@ def part(subject: Subject) -> Part:
             "predicted": lambda words: _predicted(strip, times, words),
             "errors": lambda words: _errors(curves, words),
         },
-        facts={"shown_as": SHADE, "own_panel": target.name not in ("x0", "eps")},
+        facts={
+            "own_panel": target.name not in ("x0", "eps"),
+            "against_guess": _compared(float(x0.value[-1] - spread), float(x0.error[-1])),
+        },
     )
 
 
@@ -68,6 +77,13 @@ def errors(subject: Subject, scale: Tensor) -> Errors:
     order = bound.t.double().mean(0).argsort()
     deviation = values.std(0) / len(values) ** 0.5
     return Errors(bound.t.double().mean(0)[order], values.mean(0)[order], deviation[order])
+
+
+def _compared(difference: float, error: float) -> str:
+    """Whether an error is above another by more than chance, below it, or neither."""
+    if abs(difference) <= 2 * error:
+        return "like"
+    return "worse" if difference > 0 else "better"
 
 
 def _grey(of: Errors, place: int, again: str) -> Number:
