@@ -18,7 +18,10 @@ MIXTURE = Mixture(
 )
 
 
-def chains_of(count, move=Ancestral(large), model=MIXTURE, seed=0):
+PAPER = Ancestral(large)
+
+
+def chains_of(count, move=PAPER, model=MIXTURE, seed=0):
     data = model.sample(torch.Generator().manual_seed(1), count)
     noise = Streams(seed, "chains", range(count))
     return along_chains(model, data, grids.full(model.schedule), move, noise, Normal.log_prob), data
@@ -36,7 +39,7 @@ def test_lines_before_the_last_are_one_number(name, variance):
 def test_the_lines_are_the_plain_estimate_of_the_bound():
     chains, data = chains_of(20)
     noise = Streams(0, "chains", range(20))
-    plain = naive_bound(MIXTURE, data, grids.full(MIXTURE.schedule), Ancestral(large), noise, Normal.log_prob)
+    plain = naive_bound(MIXTURE, data, grids.full(MIXTURE.schedule), PAPER, noise, Normal.log_prob)
     torch.testing.assert_close(chains.lines["steps"], plain.nats)
     torch.testing.assert_close(chains.plain, plain.terms)
 
@@ -76,10 +79,10 @@ def test_noise_of_random_terms_is_that_of_the_command():
     one = MIXTURE.sample(torch.Generator().manual_seed(3), 1)
     grid, many, count = grids.full(MIXTURE.schedule), 4000, 8
     again = bound(
-        MIXTURE, one.expand(many, -1), grid, Ancestral(large), Streams(0, "again", range(many)), Normal.log_prob, count
+        MIXTURE, one.expand(many, -1), grid, PAPER, Streams(0, "again", range(many)), Normal.log_prob, count
     ).nats
     noise = Streams(0, "pairs", range(2 * many))
-    pairs = along_chains(MIXTURE, one.expand(2 * many, -1), grid, Ancestral(large), noise, Normal.log_prob)
+    pairs = along_chains(MIXTURE, one.expand(2 * many, -1), grid, PAPER, noise, Normal.log_prob)
     estimated = random_terms_variance(pairs.kl, count)
     error = math.hypot(float(estimated.std()) / many**0.5, float(again.var()) * (2 / many) ** 0.5 * 2)
     assert float(estimated.mean()) == pytest.approx(float(again.var()), abs=4 * error)
@@ -94,7 +97,7 @@ def test_noise_of_a_pair_is_the_unbiased_variance():
 def test_terms_by_tenth_are_all_of_them():
     grid = grids.full(MIXTURE.schedule)
     data = MIXTURE.sample(torch.Generator().manual_seed(1), 3)
-    found = bound(MIXTURE, data, grid, Ancestral(large), Streams(0, "b", range(3)), Normal.log_prob)
+    found = bound(MIXTURE, data, grid, PAPER, Streams(0, "b", range(3)), Normal.log_prob)
     tenths = found.by_tenth(found.terms, 50)
     torch.testing.assert_close(tenths.sum(1), found.terms.sum(1))
     torch.testing.assert_close(tenths[:, 0], found.terms[:, -5:].sum(1))  # t = 5..1

@@ -123,7 +123,7 @@ def all_places(steps: int, images: int) -> tuple[Tensor, Tensor]:
 
 
 def strata(steps: int, count: int) -> tuple[Tensor, Tensor]:
-    """(first places, widths) of the count - 1 equal strata of all steps but the last, whole numbers, float (count - 1,)."""
+    """(first places, widths), float (count - 1,), of the equal strata of all steps but the last; whole numbers."""
     edges = torch.linspace(0, steps - 1, count).round()
     return edges[:-1], edges.diff()
 
