@@ -31,6 +31,9 @@ class Number:
 
     def __str__(self) -> str:
         """Digits to the second of its error, or as many as it says."""
+        return self._digits().replace("-", "\N{MINUS SIGN}")
+
+    def _digits(self) -> str:
         if self.error is None or not math.isfinite(self.error):
             return _plain(self.value, self.digits)
         places = max(0, 1 - math.floor(math.log10(self.error))) if self.error > 0 else 4

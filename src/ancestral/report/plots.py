@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from ancestral.figures import ACCENT, INK, SECOND, contact_sheet
 
@@ -35,6 +36,16 @@ def axes(x: str, y: str, panels: int = 1, height: float = 2.7) -> tuple[Figure, 
         one.tick_params(colors=INK, labelsize=8, color=FAINT)
         one.grid(alpha=0.3, linewidth=0.5, color=FAINT)
     return figure, made
+
+
+def by_log_t(t: Tensor, values: Tensor, bins: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """(times, means of the values (K,) at the times t >= 1) in bins of equal width in log t, empty ones left out."""
+    times = t.numpy()
+    edges = np.unique(np.geomspace(1, times.max() + 1, bins + 1).round())
+    place = np.digitize(times, edges)
+    kept = np.unique(place)
+    count = np.bincount(place)[kept]
+    return (np.exp(np.bincount(place, np.log(times))[kept] / count), np.bincount(place, values.numpy())[kept] / count)
 
 
 def legend(on: Axes, **where: Any) -> None:

@@ -54,6 +54,7 @@ class Subject:
         drawn: the predictor for images to be drawn, by their numbers: classes in turn, as `ancestral sample` does.
         num_images: held-out images that the bound is measured on.
         seed: of every draw.
+        average_width: of the weights' average, where another than the run's own was asked for.
         device: of the model.
         dtype: of the loop's states.
     """
@@ -72,6 +73,7 @@ class Subject:
     drawn: Callable[[Sequence[int]], Predictor]
     num_images: int
     seed: int
+    average_width: float | None
     device: torch.device
     dtype: torch.dtype
 
@@ -149,6 +151,15 @@ class Subject:
             return "ancestral explain --out report.html"
         return " ".join(["ancestral", verb, str(self.run), *options])
 
+    @cached_property
+    def evaluation(self) -> str:
+        """The command that prints the bound of this report, digit for digit."""
+        own = [] if self.source == self.config.source else [self.source]
+        usual = {"--num-images": (self.num_images, 256), "--seed": (self.seed, 0)}
+        changed = [f"{name} {value}" for name, (value, standard) in usual.items() if value != standard]
+        width = [] if self.average_width is None else [f"--average-width {self.average_width:g}"]
+        return self.command("evaluate", *own, *changed, *width)
+
 
 def of_run(
     folder: Path, source: str | None, num_images: int, seed: int, device: str, average_width: float | None
@@ -189,6 +200,7 @@ def of_run(
         drawn=drawn,
         num_images=num_images,
         seed=seed,
+        average_width=average_width,
         device=on,
         dtype=state_type(model),
     )
@@ -213,6 +225,7 @@ def exact(num_images: int, seed: int) -> Subject:
         drawn=lambda numbers: shapes,
         num_images=num_images,
         seed=seed,
+        average_width=None,
         device=torch.device("cpu"),
         dtype=torch.float64,
     )
