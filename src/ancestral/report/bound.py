@@ -81,9 +81,7 @@ def _lines(subject: Subject) -> dict[str, Number]:
     rows = spread_of(len(subject.test), pairs)  # those of `Subject.chained`
     spread = float(random_terms_variance(chains.kl, subject.terms).mean().clamp(min=0).sqrt()) / pairs**0.5
     bits = found.bits(torch.tensor(spread))
-    made["drawn"] = Number(
-        float(found.bits_per_dim[rows].mean()), "bits/dim", "ancestral.bound.bound", float(bits)
-    )
+    made["drawn"] = Number(float(found.bits_per_dim[rows].mean()), "bits/dim", "ancestral.bound.bound", float(bits))
     apart = mean_and_error(lines["joint"] - lines["kl"])
     return made | {
         "rounding": Number(float((same.amax(0) - same.amin(0)).max()), "nats", CHAINED),

@@ -25,7 +25,8 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     "elbo": ("3, 17", r"\leq\ \mathbb{E}_q\left[-\log\frac{p_\theta(x_{0:T})}{q(x_{1:T} \mid x_0)}\right]\ =:\ L"),
     "elbo_steps": (
         "18",
-        r"=\ \mathbb{E}_q\left[-\log p(x_T)-\sum_{t\geq 1}\log\frac{p_\theta(x_{t-1} \mid x_t)}{q(x_t \mid x_{t-1})}\right]",
+        r"=\ \mathbb{E}_q\left[-\log p(x_T)-\sum_{t\geq 1}"
+        r"\log\frac{p_\theta(x_{t-1} \mid x_t)}{q(x_t \mid x_{t-1})}\right]",
     ),
     "elbo_split": (
         "19",
@@ -58,13 +59,15 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     ),
     "elbo_kl": (
         "5, 22",
-        r"=\ \mathbb{E}_q\left[\mathrm{KL}(q(x_T \mid x_0)\|p(x_T))"
-        r"+\sum_{t>1}\mathrm{KL}(q(x_{t-1} \mid x_t,x_0)\|p_\theta(x_{t-1} \mid x_t))-\log p_\theta(x_0 \mid x_1)\right]",
+        r"\begin{array}{l}=\ \mathbb{E}_q\left[D_{\mathrm{KL}}(q(x_T \mid x_0)\,\|\,p(x_T))\right.\\"
+        r"\quad+\sum_{t>1}D_{\mathrm{KL}}(q(x_{t-1} \mid x_t,x_0)\,\|\,p_\theta(x_{t-1} \mid x_t))"
+        r"\left.-\log p_\theta(x_0 \mid x_1)\right]\end{array}",
     ),
     "elbo_names": ("", r"=\ L_T+\sum_{t>1}L_{t-1}+L_0"),
     "tower": (
         "",
-        r"\mathbb{E}_{q(x_{t-1} \mid x_t,x_0)}\left[\log\frac{q(x_{t-1} \mid x_t,x_0)}{p_\theta(x_{t-1} \mid x_t)}\right]"
+        r"\mathbb{E}_{q(x_{t-1} \mid x_t,x_0)}"
+        r"\left[\log\frac{q(x_{t-1} \mid x_t,x_0)}{p_\theta(x_{t-1} \mid x_t)}\right]"
         r"=D_{\mathrm{KL}}(q(x_{t-1} \mid x_t,x_0)\,\|\,p_\theta(x_{t-1} \mid x_t))",
     ),
     "decoder": (
@@ -73,6 +76,30 @@ EQUATIONS: dict[str, tuple[str, str]] = {
         r"\mathcal{N}(x;\ \mu_\theta^i(x_1,1),\ \sigma_1^2)\,dx",
     ),
     # Reduced variance
+    "total_variance": (
+        "",
+        r"\mathrm{Var}\left[\log\frac{q}{p_\theta}\right]=\mathrm{Var}\left[D_{\mathrm{KL}}(q\,\|\,p_\theta)\right]"
+        r"+\mathbb{E}\left[\mathrm{Var}\left[\log\frac{q}{p_\theta}\ \middle|\ x_t\right]\right]",
+    ),
+    "error_of_means": (
+        "8",
+        r"L_{t-1}=\mathbb{E}_q\left[\frac{1}{2\sigma_t^2}\left\|\tilde\mu_t(x_t,x_0)-\mu_\theta(x_t,t)\right\|^2\right]+C",
+    ),
+    "error_of_eps": (
+        "12",
+        r"L_{t-1}-C=\mathbb{E}_{x_0,\epsilon}\left[\frac{\beta_t^2}{2\sigma_t^2\alpha_t(1-\bar\alpha_t)}"
+        r"\left\|\epsilon-\epsilon_\theta(x_t,t)\right\|^2\right]",
+    ),
+    "error_of_x0": (
+        "",
+        r"L_{t-1}=\mathbb{E}_{x_0,\epsilon}"
+        r"\left[\frac{\mathrm{SNR}_{t-1}-\mathrm{SNR}_t}{2}\left\|x_0-\hat x_0\right\|^2\right]"
+        r"\quad(\sigma_t^2=\tilde\beta_t)",
+    ),
+    "simple": (
+        "14",
+        r"L_{\mathrm{simple}}=\mathbb{E}_{t,x_0,\epsilon}\left[\left\|\epsilon-\epsilon_\theta(x_t,t)\right\|^2\right]",
+    ),
     # One reverse step
     # Connections
 }

@@ -18,7 +18,9 @@ from ancestral.report.parts import Number, Part, Words
 
 LANGUAGES = ("en", "zh-TW")
 _HERE = files("ancestral.report")
-_CHINESE_LINES = re.compile(r"(?<=[。，、；：！？）])\n(?=[\u4e00-\u9fff「（\x02$])")  # a new line would show as a space
+_CHINESE_LINES = re.compile(
+    r"(?<=[。，、；：！？）])\n(?=[\u4e00-\u9fff「（\x02$])"
+)  # a new line would show as a space
 _SLOT = re.compile(r"(<p>)?\x02(\d+)\x03(?(1)</p>|)")
 
 
