@@ -70,8 +70,17 @@ def svg(figure: Figure) -> str:
     return re.sub(r"\s*\n\s*", " ", text)
 
 
-def sheet(images: np.ndarray, columns: Sequence[str] = (), rows: Sequence[str] = (), cell: int = _CELL) -> str:
-    """Images (R, C, H, W, channels) uint8 as SVG, with a word above each column and before each row."""
+def sheet(
+    images: np.ndarray,
+    columns: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    cell: int = _CELL,
+    marked: Sequence[tuple[int, int]] = (),
+) -> str:
+    """Images (R, C, H, W, channels) uint8 as SVG, with a word above each column and before each row.
+
+    The pixels (row, column) that are marked have a ring around them in every image.
+    """
     down, across = images.shape[:2]
     pixels = contact_sheet(images.reshape(-1, *images.shape[2:]), across, side=1, gap=0)
     file = io.BytesIO()
@@ -91,6 +100,9 @@ def sheet(images: np.ndarray, columns: Sequence[str] = (), rows: Sequence[str] =
                 f'viewBox="{column} {row} 1 1" preserveAspectRatio="none">'
                 f'<use href="#SHEET"/></svg>'
             )
+            for y_pixel, x_pixel in marked:
+                cx, cy = (x_pixel + 0.5) / images.shape[3] * cell, (y_pixel + 0.5) / images.shape[2] * height
+                parts.append(f'<circle class="mark" cx="{x + cx:.2f}" cy="{y + cy:.2f}" r="{cell / 14:.2f}"/>')
     size = f'width="{across}" height="{down}" preserveAspectRatio="none" style="image-rendering:pixelated"'
     picture = f'<image id="SHEET" {size} href="data:image/png;base64,{source}"/>'
     parts.insert(1, f"<defs>{picture}</defs>")

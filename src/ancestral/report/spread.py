@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ def part(subject: Subject) -> Part:
         tables={
             "single": single.rows(),
             "totals": [
-                [f"way {way}", totals[f"calls_{way}"], totals[f"std_{way}"], totals[f"need_{way}"]] for way in _WAYS
+                [f"way {way}", *(replace(totals[f"{kind}_{way}"], unit="") for kind in ("calls", "std", "need"))]
+                for way in _WAYS
             ],
             "effort": shares.rows(),
         },
@@ -92,7 +94,7 @@ class _Single:
     def more_at_noise(self) -> bool:
         """Whether the KL form saves more in the noisier half of the times."""
         noisy = self.t > self.t.median()
-        ratios = [float((self.var["regrouped"][some].mean() / self.var["kl"][some].mean())) for some in (noisy, ~noisy)]
+        ratios = [float(self.var["regrouped"][some].mean() / self.var["kl"][some].mean()) for some in (noisy, ~noisy)]
         return ratios[0] > ratios[1]
 
     def drawn(self, words: Words) -> str:
