@@ -68,6 +68,11 @@ class Bound:
         sums = torch.zeros(len(times), dtype=torch.float64).index_add_(0, where.flatten(), values.flatten())
         return times, sums / where.flatten().bincount()
 
+    def by_tenth(self, values: Tensor, last: int) -> Tensor:
+        """Sums over the terms of `values` (B, K) in each tenth of t = 1..last, least noise first: (B, 10)."""
+        tenth = ((self.t - 1) * 10 // last).clamp(max=9)
+        return torch.zeros(len(values), 10, dtype=torch.float64).scatter_add_(1, tenth, values.double())
+
     def tensors(self) -> dict[str, Tensor]:
         """All fields as tensors, to be kept."""
         return {name: torch.as_tensor(value).contiguous() for name, value in vars(self).items()}
@@ -117,6 +122,12 @@ def all_places(steps: int, images: int) -> tuple[Tensor, Tensor]:
     return places, torch.ones(places.shape, dtype=torch.float64)
 
 
+def strata(steps: int, count: int) -> tuple[Tensor, Tensor]:
+    """(first places, widths), float (count - 1,), of the equal strata of all steps but the last; whole numbers."""
+    edges = torch.linspace(0, steps - 1, count).round()
+    return edges[:-1], edges.diff()
+
+
 def random_places(steps: int, images: int, count: int, noise: Streams) -> tuple[Tensor, Tensor]:
     """`count` steps for each image, so that the weighted sum of their terms is unbiased: (places, weights), (B, count).
 
@@ -128,10 +139,9 @@ def random_places(steps: int, images: int, count: int, noise: Streams) -> tuple[
     """
     if not 2 <= count <= steps:
         raise ValueError(f"the number of terms must be between 2 and {steps}, got {count}")
-    edges = torch.linspace(0, steps - 1, count).round()
-    width = edges.diff()
+    edges, width = strata(steps, count)
     u = torch.stack([noise.uniform() for _ in width], 1)
-    places = (edges[:-1] + (u * width).floor()).long()
+    places = (edges + (u * width).floor()).long()
     last = torch.full((images, 1), steps - 1)
     weights = torch.cat([width, torch.ones(1)]).double().expand(images, count)
     return torch.cat([places, last], 1), weights

@@ -49,10 +49,8 @@ def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, d
         Streams(0, "preview", range(len(test))),
         terms=min(10, len(times) - 1),
     )
-    place = ((measured.t - 1) * 10 // max(times[0], 1)).flatten()
-    bits = measured.bits(measured.terms * measured.weight)
-    sums = torch.zeros(10, dtype=torch.float64).index_add_(0, place, bits.flatten()) / len(test)
-    seen = place.bincount(minlength=10)
+    sums = measured.by_tenth(measured.bits(measured.terms * measured.weight), times[0]).mean(0)
+    seen = measured.by_tenth(torch.ones_like(measured.terms), times[0]).sum(0)
     by_tenth = [float(value) if count else None for value, count in zip(sums, seen, strict=True)]
     return Preview(to_bytes(drawn), mean_and_error(measured.bits_per_dim)[0], by_tenth)
 

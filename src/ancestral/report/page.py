@@ -18,6 +18,9 @@ from ancestral.report.parts import Number, Part, Words
 
 LANGUAGES = ("en", "zh-TW")
 _HERE = files("ancestral.report")
+_CHINESE_LINES = re.compile(
+    r"(?<=[。，、；：！？）])\n(?=[\u4e00-\u9fff「（\x02$])"
+)  # a new line would show as a space
 _SLOT = re.compile(r"(<p>)?\x02(\d+)\x03(?(1)</p>|)")
 
 
@@ -68,6 +71,7 @@ class _Section:
             "step": self.step,
         }
         text = environment.from_string(self.source).render(facts=self.part.facts, words=self.words, **tools)
+        text = _CHINESE_LINES.sub("", text)
         html = MarkdownIt("commonmark", {"html": True}).enable("table").render(inline(text))
         while _SLOT.search(html):
             html = _SLOT.sub(lambda found: self.slots[int(found[2])], html)

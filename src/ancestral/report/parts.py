@@ -21,31 +21,36 @@ class Number:
         unit: a key of the words' units; "" for a pure number.
         again: the command, or the function of `ancestral`, that gives it.
         error: its standard error, where it has one.
+        digits: significant ones, where there is no error.
     """
 
     value: float
     unit: str
     again: str
     error: float | None = None
+    digits: int = 4
 
     def __str__(self) -> str:
-        """Digits to the second of its error, or four."""
+        """Digits to the second of its error, or as many as it says."""
+        return self._digits().replace("-", "\N{MINUS SIGN}")
+
+    def _digits(self) -> str:
         if self.error is None or not math.isfinite(self.error):
-            return _plain(self.value)
+            return _plain(self.value, self.digits)
         places = max(0, 1 - math.floor(math.log10(self.error))) if self.error > 0 else 4
         if places > 6 or abs(self.value) >= 1e7:
             return f"{_plain(self.value)} ± {_plain(self.error)}"
         return f"{self.value:,.{places}f} ± {self.error:,.{places}f}"
 
 
-def _plain(value: float) -> str:
+def _plain(value: float, digits: int = 4) -> str:
     if not math.isfinite(value):
         return {math.inf: "∞", -math.inf: "−∞"}.get(value, str(value))
     if value == int(value) and abs(value) < 1e7:
         return f"{int(value):,}"
     if 1e-3 <= abs(value) < 1e7:
-        return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
-    mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
+    mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
     return f"{mantissa}×10{str(int(exponent)).translate(RAISED)}"
 
 

@@ -43,6 +43,16 @@ def axes(x: str, y: str, panels: int = 1, height: float = 2.7) -> tuple[Figure, 
     return figure, made
 
 
+def by_log_t(t: Tensor, values: Tensor, bins: int = 40) -> tuple[np.ndarray, np.ndarray]:
+    """(times, means of the values (K,) at the times t >= 1) in bins of equal width in log t, empty ones left out."""
+    times = t.numpy()
+    edges = np.unique(np.geomspace(1, times.max() + 1, bins + 1).round())
+    place = np.digitize(times, edges)
+    kept = np.unique(place)
+    count = np.bincount(place)[kept]
+    return (np.exp(np.bincount(place, np.log(times))[kept] / count), np.bincount(place, values.numpy())[kept] / count)
+
+
 def legend(on: Axes, **where: Any) -> None:
     """The names of the lines, without a frame, in ink."""
     on.legend(frameon=False, fontsize=8, labelcolor=INK, **where)
@@ -83,8 +93,17 @@ def pixels(states: Tensor) -> np.ndarray:
     return to_bytes(states.flatten(0, 1)).reshape(*states.shape[:2], *states.shape[3:], states.shape[2])
 
 
-def sheet(images: np.ndarray, columns: Sequence[str] = (), rows: Sequence[str] = (), cell: int = _CELL) -> str:
-    """Images (R, C, H, W, channels) uint8 as SVG, with a word above each column and before each row."""
+def sheet(
+    images: np.ndarray,
+    columns: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    cell: int = _CELL,
+    marked: Sequence[tuple[int, int]] = (),
+) -> str:
+    """Images (R, C, H, W, channels) uint8 as SVG, with a word above each column and before each row.
+
+    The pixels (row, column) that are marked have a ring around them in every image.
+    """
     down, across = images.shape[:2]
     pixels = contact_sheet(images.reshape(-1, *images.shape[2:]), across, side=1, gap=0)
     file = io.BytesIO()
@@ -104,6 +123,9 @@ def sheet(images: np.ndarray, columns: Sequence[str] = (), rows: Sequence[str] =
                 f'viewBox="{column} {row} 1 1" preserveAspectRatio="none">'
                 f'<use href="#SHEET"/></svg>'
             )
+            for y_pixel, x_pixel in marked:
+                cx, cy = (x_pixel + 0.5) / images.shape[3] * cell, (y_pixel + 0.5) / images.shape[2] * height
+                parts.append(f'<circle class="mark" cx="{x + cx:.2f}" cy="{y + cy:.2f}" r="{cell / 14:.2f}"/>')
     size = f'width="{across}" height="{down}" preserveAspectRatio="none" style="image-rendering:pixelated"'
     picture = f'<image id="SHEET" {size} href="data:image/png;base64,{source}"/>'
     parts.insert(1, f"<defs>{picture}</defs>")

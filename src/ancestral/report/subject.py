@@ -18,19 +18,22 @@ from ancestral.checkpoint import Checkpoint
 from ancestral.conditions import Conditions, conditions_of
 from ancestral.config import Config
 from ancestral.console import device_of, open_gaussian, state_type
-from ancestral.denoiser import Predictor
+from ancestral.denoiser import Denoiser, Predictor
+from ancestral.derivation import Chains, along_chains
 from ancestral.evaluation import TERMS, bound_of
 from ancestral.feed import images_for, to_unit
 from ancestral.imageset import ImageSet, Splits
 from ancestral.jobs import pieces
 from ancestral.report.toy import Shapes
 from ancestral.reverse import Ancestral, Planned, Transition, optimal
+from ancestral.rng import Streams
 from ancestral.sample import latents, trajectory
 from ancestral.schedule import NoiseSchedule
 from ancestral.solvers import FEW_STEPS, SOLVERS
 from ancestral.walk import Step
 
 BATCH = 64
+CHAINS = 6  # images that have two chains of q each, at most
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,12 @@ class Subject:
         move: the reverse step that the bound measures.
         variance: its name.
         told: the predictor for these images, told what the model is told of them.
+        model: the network in its setting; None for the exact one.
+        log_prob: log probability (N,) of images as bytes, in nats; None where nobody knows it.
         drawn: the predictor for images to be drawn, by their numbers: classes in turn, as `ancestral sample` does.
         num_images: held-out images that the bound is measured on.
         seed: of every draw.
+        average_width: of the weights' average, where another than the run's own was asked for.
         device: of the model.
         dtype: of the loop's states.
     """
@@ -63,9 +69,12 @@ class Subject:
     move: Transition
     variance: str
     told: Callable[[ImageSet], Predictor]
+    model: Denoiser | None
+    log_prob: Callable[[ImageSet], Tensor] | None
     drawn: Callable[[Sequence[int]], Predictor]
     num_images: int
     seed: int
+    average_width: float | None
     device: torch.device
     dtype: torch.dtype
 
@@ -117,12 +126,29 @@ class Subject:
     @cached_property
     def bound(self) -> Bound:
         """The bound of the held-out images, as `ancestral evaluate` measures it: the same terms, noise and batches."""
-        steps, parts = len(self.times) - 1, []
-        terms = min(TERMS, steps) if steps > 1 else None
+        terms, parts = self.terms if self.terms > 1 else None, []
         for numbers in pieces(len(self.test), BATCH):
             shown = self.test.take(numbers)
             parts.append(bound_of(self.told(shown), self.x0(shown), numbers, self.times, self.move, terms, self.seed))
         return concatenate(parts)
+
+    @cached_property
+    def terms(self) -> int:
+        """Terms of the bound that `ancestral evaluate` measures an image."""
+        return min(TERMS, len(self.times) - 1)
+
+    @cached_property
+    def chained(self) -> ImageSet:
+        """Those of the held-out images that have chains: the network is called about as often as for the bound."""
+        most = self.num_images * self.terms // (2 * (len(self.times) - 1))
+        return self.test.spread(min(CHAINS, max(2, most)))
+
+    @cached_property
+    def chains(self) -> Chains:
+        """Two chains of q for each of these images, over every time trained at: row i + M is image i once more."""
+        shown = self.chained.take([*range(len(self.chained))] * 2)
+        noise = Streams(self.seed, "explain-chains", range(len(shown)))
+        return along_chains(self.told(shown), self.x0(shown), self.times, self.move, noise)
 
     def method(self, steps: int | None) -> tuple[list[int], Transition | Planned]:
         """(times, step) of `ancestral sample --steps`: the few-step solver, or every time and the run's own step."""
@@ -140,6 +166,15 @@ class Subject:
         if self.run is None:
             return "ancestral explain --out report.html"
         return " ".join(["ancestral", verb, str(self.run), *options])
+
+    @cached_property
+    def evaluation(self) -> str:
+        """The command that prints the bound of this report, digit for digit."""
+        own = [] if self.source == self.config.source else [self.source]
+        usual = {"--num-images": (self.num_images, 256), "--seed": (self.seed, 0)}
+        changed = [f"{name} {value}" for name, (value, standard) in usual.items() if value != standard]
+        width = [] if self.average_width is None else [f"--average-width {self.average_width:g}"]
+        return self.command("evaluate", *own, *changed, *width)
 
 
 def of_run(
@@ -176,9 +211,12 @@ def of_run(
         move=build.transition(saved, None),
         variance=saved.config.diffusion.variance,
         told=lambda shown: predictor(conditions_of(shown, saved.config, on)),
+        model=model,
+        log_prob=None,
         drawn=drawn,
         num_images=num_images,
         seed=seed,
+        average_width=average_width,
         device=on,
         dtype=state_type(model),
     )
@@ -198,9 +236,12 @@ def exact(num_images: int, seed: int) -> Subject:
         move=Ancestral(optimal),
         variance="optimal",
         told=lambda shown: shapes,
+        model=None,
+        log_prob=lambda shown: shapes.log_prob(to_unit(shown.images)),
         drawn=lambda numbers: shapes,
         num_images=num_images,
         seed=seed,
+        average_width=None,
         device=torch.device("cpu"),
         dtype=torch.float64,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from ancestral.analytic import Mixture
 from ancestral.denoiser import Prediction, predict
 from ancestral.feed import to_bytes
+from ancestral.gaussian import Normal
 from ancestral.imageset import ImageSet, Splits
 from ancestral.rng import Streams
 from ancestral.schedule import NoiseSchedule, Time
@@ -51,6 +52,13 @@ class Shapes:
         assert flat.x0_var is not None
         x0, x0_var = (one.reshape(x_t.shape).to(x_t) for one in (flat.x0, flat.x0_var))
         return predict(x0, x_t, self.schedule, t, x0_var=x0_var)
+
+    def log_prob(self, x0: Tensor) -> Tensor:
+        """Log probability of byte images (B, 1, H, W) on [-1, 1], nats (B,): the density integrated over each bin."""
+        means = self.mixture.means
+        bins = Normal(means, torch.full_like(means, SPREAD**2))
+        each = [bins.log_prob_byte(one.expand_as(means)).sum(1) for one in x0.flatten(1).double()]
+        return (self.mixture.log_weights + torch.stack(each)).logsumexp(1)
 
     def images(self, purpose: str, count: int, seed: int) -> ImageSet:
         """So many images drawn from it, each a function of the seed, the purpose and its number."""
