@@ -30,9 +30,9 @@ class Number:
 
     def __str__(self) -> str:
         """Digits to the second of its error, or four."""
-        if self.error is None or not math.isfinite(self.error):
+        if not self.error or not math.isfinite(self.error):
             return _plain(self.value)
-        places = max(0, 1 - math.floor(math.log10(self.error))) if self.error > 0 else 4
+        places = max(0, 1 - math.floor(math.log10(self.error)))
         if places > 6 or abs(self.value) >= 1e7:
             return f"{_plain(self.value)} ± {_plain(self.error)}"
         return f"{self.value:,.{places}f} ± {self.error:,.{places}f}"
