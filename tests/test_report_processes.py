@@ -2,6 +2,7 @@
 
 import json
 import math
+import pkgutil
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ancestral.denoiser import predict
 from ancestral.feed import to_bytes
 from ancestral.figures import read_png
 from ancestral.report import chain, distance, forward, identities, page, posterior, predictions, reverse, walks
+from ancestral.report.parts import Number
 from ancestral.report.subject import exact, of_run
 from ancestral.solvers import FEW_STEPS, SOLVERS
 
@@ -22,6 +24,11 @@ from ancestral.solvers import FEW_STEPS, SOLVERS
 @pytest.fixture(scope="module")
 def toy():
     return exact(num_images=16, seed=0)
+
+
+@pytest.fixture(scope="module")
+def explained(toy):
+    return forward.part(toy), reverse.part(toy)
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +76,8 @@ def test_distances_to_noise_are_those_of_known_laws():
     assert distance.correlation(x_t, x0) == pytest.approx(distance.of_signal(0.09, 0.6), abs=4 / 200_000**0.5)
 
 
-def test_the_forward_numbers_are_the_schedules(toy):
-    made = forward.part(toy)
+def test_the_forward_numbers_are_the_schedules(toy, explained):
+    made = explained[0]
     q, number = toy.schedule, {name: one.value for name, one in made.numbers.items()}
     half = int(number["half"])
     assert q.snr(half) <= 1 < q.snr(half - 1)
@@ -133,14 +140,22 @@ def test_errors_of_gaussian_data_are_the_closed_form(toy):
     assert ((eps.value - expected).abs() < 5 * eps.error + 1e-12).all()
 
 
+def test_the_way_to_get_a_number_again_exists(explained):
+    numbers = [one for part in explained for one in part.numbers.values()]
+    numbers += [one for part in explained for rows in part.tables.values() for row in rows for one in row]
+    for again in {one.again for one in numbers if isinstance(one, Number)}:
+        if not again.startswith("ancestral "):
+            assert pkgutil.resolve_name(again) is not None
+
+
 def test_distances_between_images():
     images = torch.tensor([0.0, 0.5, 3.0]).reshape(3, 1, 1, 1)  # the last is shown as 1
     assert walks.rmse(images[:2], images[1:]).tolist() == pytest.approx([63.75, 63.75])
     assert walks.apart(images).tolist() == pytest.approx([95.625, 63.75, 95.625])
 
 
-def test_more_steps_of_the_solver_come_nearer(toy):
-    part = walks.part(toy)
+def test_more_steps_of_the_solver_come_nearer(explained):
+    part = explained[1]
     certain = [row[1].value for row in part.tables["few"] if row[0] in ("5", "50")]
     assert certain[1] < certain[0] < part.numbers["unrelated"].value
     # A state nearer to its image leaves less to the noise.
@@ -181,3 +196,9 @@ def test_unusual_processes_are_explained_too(name, T, train_steps, monkeypatch):
     about = {"title": "", "facts": "", "made": ""}
     assert ">nan" not in page.render(parts, page.LANGUAGES[T % 2], about)
     assert not math.isnan(parts["reverse"].numbers["x0_low"].value)
+
+
+def test_a_number_without_spread_has_no_error():
+    assert str(Number(0.0, "", "", 0.0)) == "0"
+    assert str(Number(-math.inf, "", "")) == "−∞"
+    assert str(Number(1.2345, "", "", 0.012)) == "1.234 ± 0.012"

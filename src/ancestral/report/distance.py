@@ -17,8 +17,8 @@ from ancestral.report.subject import Subject
 from ancestral.rng import Streams
 
 VALUES, LOOKS, CURVE = 50_000, 6, 60  # pixels, times of the histograms, points of a curve
-PRIOR, KS = "ancestral.schedule.NoiseSchedule.prior", "scipy.stats.kstest"
-CORRELATION = "torch.corrcoef"
+PRIOR, KS = "ancestral.schedule.NoiseSchedule.prior", "ancestral.report.distance.kolmogorov"
+CORRELATION = "ancestral.report.distance.correlation"
 EDGE, BINS, TALLEST = 3.5, 100, 0.85  # of the histograms; a density above is cut off
 
 

@@ -17,7 +17,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator
 from torch import Tensor
 
 from ancestral.feed import to_bytes
@@ -59,10 +59,17 @@ def legend(on: Axes, **where: Any) -> None:
 
 
 def logarithmic(axis: Axis) -> None:
-    """A logarithmic axis with powers of ten in plain text, which the page's fonts draw, and no ticks between them."""
+    """A logarithmic axis with plain text for numbers, which the page's fonts draw; few decades have some between."""
     (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
-    axis.set_minor_locator(NullLocator())
+
+    def between(value: float, place: int) -> str:
+        low, high = axis.get_view_interval()
+        return f"{value:g}" if high < 30 * low else ""
+
+    axis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axis.set_minor_formatter(FuncFormatter(between))
     axis.set_major_formatter(FuncFormatter(lambda value, place: power_of_ten(value)))
+    axis.set_tick_params(which="minor", labelsize=8, colors=INK, color=FAINT)
 
 
 def power_of_ten(value: float) -> str:

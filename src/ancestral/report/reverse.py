@@ -21,4 +21,4 @@ def part(subject: Subject) -> Part:
 def _network(subject: Subject) -> dict[str, Number]:
     assert subject.saved is not None
     count = sum(tensor.numel() for tensor in subject.saved.weights.values())
-    return {"parameters": Number(count, "", "ancestral.checkpoint.Checkpoint.weights")}
+    return {"parameters": Number(count, "", "ancestral.checkpoint.Checkpoint")}
