@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,8 +90,8 @@ class Effort:
             shown.append(("own", self.own_share, plots.THIRD))
         width = 0.8 / len(shown)
         for number, (name, share, colour) in enumerate(shown):
-            places = torch.arange(10) + 1 + (number - (len(shown) - 1) / 2) * width
-            on.bar(places, (100 * share).numpy(), width, color=colour, label=words["axes"][f"share_{name}"])
+            places = np.arange(10) + 1 + (number - (len(shown) - 1) / 2) * width
+            on.bar(places, 100 * share.numpy(), width, color=colour, label=words["axes"][f"share_{name}"])
         on.set_xticks(range(1, 11))
         plots.legend(on)
         return plots.svg(figure)

@@ -116,9 +116,9 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     ),
     "elbo_bayes": (
         "20",
-        r"=\ \mathbb{E}_q\left[-\log p(x_T)-\sum_{t>1}\log\left(\frac{p_\theta(x_{t-1} \mid x_t)}"
-        r"{q(x_{t-1} \mid x_t,x_0)}\cdot\frac{q(x_{t-1} \mid x_0)}{q(x_t \mid x_0)}\right)"
-        r"-\log\frac{p_\theta(x_0 \mid x_1)}{q(x_1 \mid x_0)}\right]",
+        r"\begin{array}{l}=\ \mathbb{E}_q\left[-\log p(x_T)-\sum_{t>1}\log\left(\frac{p_\theta(x_{t-1} \mid x_t)}"
+        r"{q(x_{t-1} \mid x_t,x_0)}\cdot\frac{q(x_{t-1} \mid x_0)}{q(x_t \mid x_0)}\right)\right.\\"
+        r"\quad\left.-\log\frac{p_\theta(x_0 \mid x_1)}{q(x_1 \mid x_0)}\right]\end{array}",
     ),
     "telescope": (
         "",

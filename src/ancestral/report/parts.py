@@ -31,20 +31,13 @@ class Number:
     digits: int = 4
 
     def __str__(self) -> str:
-<<<<<<< HEAD
         """Digits to the second of its error, or as many as it says."""
         return self._digits().replace("-", "\N{MINUS SIGN}")
 
     def _digits(self) -> str:
-        if self.error is None or not math.isfinite(self.error):
-            return _plain(self.value, self.digits)
-        places = max(0, 1 - math.floor(math.log10(self.error))) if self.error > 0 else 4
-=======
-        """Digits to the second of its error, or four."""
         if not self.error or not math.isfinite(self.error):
-            return _plain(self.value)
+            return _plain(self.value, self.digits)
         places = max(0, 1 - math.floor(math.log10(self.error)))
->>>>>>> report-fr
         if places > 6 or abs(self.value) >= 1e7:
             return f"{_plain(self.value)} ± {_plain(self.error)}"
         return f"{self.value:,.{places}f} ± {self.error:,.{places}f}"
