@@ -50,6 +50,7 @@ LAYERS = [
     {"agreement", "rating"},
     {"report.parts", "report.mathematics", "report.toy"},
     {"report.subject", "report.plots"},
+    {"report.plane", "report.wandering", "report.spectrum", "report.progressive"},
     {"report.models", "report.forward", "report.reverse", "report.bound", "report.spread"},
     {"report.onestep", "report.connections", "report.quality"},
     {"report.page"},

@@ -104,10 +104,11 @@ class _Section:
         return self.shown(self.find(name))
 
     def figure(self, name: str, alt: str, caption: str = "") -> str:
-        """A figure; what is wider than a phone is scrolled there."""
+        """A figure; what is wider than a phone is scrolled there, and what is small stays so on a desktop."""
         drawing = self.part.figures[name](self.words)
         found = re.search(r'data-wide="([\d.]+)"', drawing)
-        wide = f' style="min-width:{float(found[1]):.0f}px"' if found else ""
+        natural = float(found[1]) if found else 0.0
+        wide = f' style="min-width:{natural:.0f}px;max-width:{1.5 * natural:.0f}px"' if found else ""
         drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"{wide}', 1)
         text = f"<figcaption>{inline(caption)}</figcaption>" if caption else ""
         kind = "wide" if found else "plot"
