@@ -51,6 +51,7 @@ LAYERS = [
     {"report.parts", "report.mathematics", "report.toy"},
     {"report.subject", "report.plots"},
     {"report.plane", "report.wandering", "report.spectrum", "report.progressive"},
+    {"report.likeness", "report.training", "report.advice"},
     {"report.models", "report.forward", "report.reverse", "report.bound", "report.spread"},
     {"report.onestep", "report.connections", "report.quality"},
     {"report.page"},

@@ -91,8 +91,9 @@ class Subject:
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
-        """The records of the training, oldest first; none for the exact subject."""
-        return [] if self.run is None else runner.read_metrics(self.run / "metrics.jsonl")
+        """The records of the training, oldest first; none for the exact subject and for models from elsewhere."""
+        path = None if self.run is None else self.run / "metrics.jsonl"
+        return [] if path is None or not path.exists() else runner.read_metrics(path)
 
     def at(self, log_snr: float) -> int:
         """The time trained at whose log SNR is nearest to this one, and finite."""
