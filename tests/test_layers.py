@@ -53,6 +53,8 @@ LAYERS = [
     {"report.chain", "report.distance", "report.posterior", "report.identities", "report.walks"},
     {"report.predictions"},
     {"report.effort"},
+    {"report.plane", "report.wandering", "report.spectrum", "report.progressive"},
+    {"report.likeness", "report.training", "report.advice"},
     {"report.models", "report.forward", "report.reverse", "report.bound", "report.spread"},
     {"report.onestep", "report.connections", "report.quality"},
     {"report.page"},

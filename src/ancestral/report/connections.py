@@ -1,11 +1,196 @@
-"""Section 7 of the report."""
+"""Section 7, what the model connects to: score, Langevin, energies, autoregression, progressive lossy compression."""
 
 from __future__ import annotations
 
-from ancestral.report.parts import Part
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ancestral import baselines
+from ancestral.bound import mean_and_error
+from ancestral.report import progressive, spectrum, wandering
+from ancestral.report.parts import Number, Part
+from ancestral.report.plane import SHOWN, WALKED, Edges, Plane, draw_edges, draw_slices
+from ancestral.report.progressive import QUALITY
 from ancestral.report.subject import Subject
+
+LEVELS = (-4.0, -2.0, 0.0, 2.0, 4.0)  # log SNRs of the table of the score's errors
+
+Row = Sequence[Number | str]
 
 
 def part(subject: Subject) -> Part:
-    """Nothing yet."""
-    return Part()
+    """Each connection measured on this model."""
+    plane = Plane(subject)
+    found = Part()
+    _score(subject, plane, found)
+    _langevin(subject, plane, found)
+    _energies(plane, found)
+    _order(subject, found)
+    _compression(subject, found)
+    found.facts["known"] = set(found.numbers)
+    found.facts["exact"] = subject.run is None
+    found.facts["run"] = "RUN" if subject.run is None else str(subject.run)
+    found.facts["source"] = subject.source
+    found.facts["dimensions"] = math.prod(subject.shape)
+    return found
+
+
+def dsm(subject: Subject) -> Tensor:
+    """Each image's L_simple: the squared error of eps, the mean over all times trained at and over dimensions, (B,)."""
+    bound = subject.bound
+    return (of_eps(subject) * bound.weight).sum(1) / bound.weight.sum(1)
+
+
+def of_eps(subject: Subject) -> Tensor:
+    """Squared error of eps at each term of the bound: SNR_t times that of x0, (B, K)."""
+    return subject.bound.mse * subject.schedule.snr(subject.bound.t)
+
+
+def _score(subject: Subject, plane: Plane, found: Part) -> None:
+    again = subject.command("evaluate", "--num-images", str(subject.num_images))
+    found.numbers["dsm"] = Number(*_measured(dsm(subject), "", again))
+    slices = [plane.slice(told) for told in SHOWN]
+    found.figures["score"] = lambda words: draw_slices(slices, plane, words)
+    errors, log_snr, rows = of_eps(subject), subject.schedule.log_snr(subject.bound.t), []
+    for level in LEVELS:
+        near = ((log_snr - level).abs() < 1) & ~subject.bound.last
+        if near.sum() < 2:
+            continue
+        eps, snr = errors[near], subject.schedule.snr(subject.bound.t[near])
+        rmse = float((eps / snr).mean().sqrt()) * 127.5
+        error = float(eps.std() / len(eps) ** 0.5)
+        t = Number(subject.at(level), "", "ancestral.schedule.NoiseSchedule.log_snr")
+        rows.append(
+            [Number(level, "", t.again), t, Number(float(eps.mean()), "", again, error), Number(rmse, "", again)]
+        )
+    found.tables["levels"] = rows
+
+
+def _langevin(subject: Subject, plane: Plane, found: Part) -> None:
+    images = subject.images.test.spread(wandering.CHAINS)
+    levels = [wandering.wander(subject, images, plane.time(told)) for told in SHOWN]
+    again, share = "ancestral.langevin.langevin", wandering.SHARE
+    for name, one in zip(("high", "low"), levels, strict=True):
+        found.numbers[f"t_{name}"] = Number(one.t, "", "ancestral.schedule.NoiseSchedule.log_snr")
+        found.numbers[f"forgotten_{name}"] = Number(*_measured(one.forgotten, "", again))
+        found.facts[f"forgets_{name}"] = float(one.forgotten.mean()) > 0.5
+    found.numbers["moved"] = Number(*_measured(levels[1].moved, "", again))
+    found.numbers["moved_law"] = Number(math.sqrt(2 * share + share**2), "", again)
+    found.facts["share"] = f"{share:g}"
+    found.numbers["steps"] = Number(wandering.SHOWN[-1], "", again)
+    ways = wandering.drawn(subject)
+    found.figures["chains"] = lambda words: wandering.draw_chains(levels, 3, words)
+    found.figures["ways"] = lambda words: wandering.draw_ways(ways, words)
+
+
+def _energies(plane: Plane, found: Part) -> None:
+    edges = [plane.edges(told) for told in WALKED]
+    again = "ancestral.denoiser.score"
+    found.figures["edges"] = lambda words: draw_edges(edges, words)
+    found.tables["edges"] = [_row(one, again) for one in edges]
+    last = edges[-1]
+    found.numbers["to_b"] = Number(*_measured(torch.from_numpy(last.to_b), "nats", again))
+    found.numbers["left"] = Number(float(np.sqrt(np.square(last.left).mean())), "nats", again)
+    found.numbers["left_share"] = Number(100 * found.numbers["left"].value / float(last.way.mean()), "%", again)
+    found.facts["valley"] = last.between < 0
+    found.numbers["draws"] = Number(len(last.left), "", again)
+
+
+def _row(one: Edges, again: str) -> Row:
+    return (
+        Number(one.t, "", "ancestral.schedule.NoiseSchedule.log_snr"),
+        Number(*_measured(torch.from_numpy(one.to_b), "nats", again)),
+        Number(float(one.way.mean()), "nats", again),
+        Number(float(np.sqrt(np.square(one.left).mean())), "nats", again),
+    )
+
+
+def _order(subject: Subject, found: Part) -> None:
+    shown = spectrum.spectrum(subject)
+    found.figures["order"] = lambda words: spectrum.draw(shown, words)
+    own, linear = shown.half(shown.known), shown.half(shown.linear)
+    both = np.flatnonzero(np.isfinite(own) & np.isfinite(linear) & (shown.cycles > 0))
+    again = "ancestral.denoiser.Predictor"
+    for name, place in (("coarse", 0), ("middle", len(both) // 2), ("fine", -1)) if len(both) else ():
+        ring = both[place]
+        found.numbers[f"{name}_cycles"] = Number(float(shown.cycles[ring]), "", again)
+        found.numbers[f"{name}_model"] = Number(round(float(own[ring])), "", again)
+        found.numbers[f"{name}_linear"] = Number(round(float(linear[ring])), "", again)
+    if len(both):
+        found.facts["in_order"] = bool(own[both[0]] > own[both[-1]])
+        found.facts["ahead"] = bool((own[both] > linear[both]).all())
+    T, per_step = len(subject.times) - 1, subject.bound.bits(subject.bound.terms * subject.bound.weight)
+    found.numbers["T"] = Number(T, "", "ancestral.build.training_grid")
+    high = (per_step * (subject.bound.t > subject.schedule.T / 2)).sum(1) + subject.bound.bits(subject.bound.prior)
+    again = subject.command("evaluate", "--num-images", str(subject.num_images))
+    found.numbers["first_half"] = Number(*_measured(high, "bits/dim", again))
+
+
+def _compression(subject: Subject, found: Part) -> None:
+    rates, test = progressive.rates(subject.bound), subject.test
+    again = subject.command("rd", "--num-images", str(subject.num_images))
+    compared = test.spread(progressive.COMPARED).images[:]
+    formats = progressive.formats(compared)
+    found.numbers["sent"] = Number(*_measured(rates.sent, "bits/dim", again))
+    share = rates.late.mean() / rates.sent.mean()
+    off = float((rates.late - share * rates.sent).std() / rates.sent.mean() / len(rates.sent) ** 0.5)
+    found.numbers["late"] = Number(100 * float(share), "%", again, 100 * off)
+    found.numbers["rmse"] = Number(float(rates.rmse[-1]), "", again)
+    found.numbers["compared"] = Number(len(compared), "images", again)
+    found.numbers["quality"] = Number(QUALITY, "dB", again)
+    at = {"rate_model": rates.rate_at(QUALITY)}
+    for name, points in formats.items():
+        curve = [(one.psnr, one.payload_bits_per_dim) for one in points if math.isfinite(one.psnr)]
+        at[f"rate_{name}"] = float(np.interp(QUALITY, *zip(*curve, strict=True), left=math.nan, right=math.nan))
+    found.numbers.update({name: Number(rate, "bits/dim", again) for name, rate in at.items() if math.isfinite(rate)})
+    found.facts["formats"] = [name for name in formats if f"rate_{name}" in found.numbers]
+    found.figures["rates"] = lambda words: progressive.draw_rates(rates, formats, words)
+    images = test.spread(progressive.IMAGES)
+    received, pixels = progressive.receive(subject, images), images.images[:]
+    found.figures["received"] = lambda words: progressive.draw_received(received, pixels, words)
+    found.numbers["chain"] = Number(len(received.t) - 1, "", again)
+    files = progressive.files(subject, images)
+    found.facts["files"] = files is not None
+    found.tables["prefixes"] = []
+    rows = _sizes(received, pixels, again)
+    if files is not None:
+        made = subject.command("compress", "image.png", "--out", "image.anc")
+        rows.insert(
+            3,
+            ("anc-lossless", Number(float(files.whole[0]), "", made), Number(float(files.whole[0]), "", made), "exact"),
+        )
+        found.tables["prefixes"] = [
+            (Number(step, "", made), Number(float(size), "", made), Number(float(shown), "", made))
+            for step, (size, shown) in enumerate(zip(files.size.mean(0), files.psnr, strict=True), 1)
+        ]
+    found.tables["sizes"] = rows
+
+
+def _sizes(received: progressive.Received, pixels: np.ndarray, again: str) -> list[Row]:
+    """Bytes of the first image: exactly, and as a picture of QUALITY dB; whole files, and without containers."""
+    unit, image = pixels[0].size / 8, pixels[:1]
+    exact, rows = baselines.lossless_bits_per_dim(image), []
+    codecs = "ancestral.baselines"
+    for name in ("png", "webp"):
+        sizes = [round(exact[f"{name} {kind}"] * unit) for kind in ("files", "without container")]
+        rows.append((f"{name}-lossless", *(Number(size, "", codecs) for size in sizes), "exact"))
+    whole = float(received.bits[0, -1]) * unit
+    rows.append(("model-exact", "–", Number(whole, "", again), "exact"))
+    if (stage := received.stage(QUALITY, pixels, 0)) is not None and math.isfinite(stage[1]):
+        rows.append(("model-picture", "–", Number(stage[0] * unit, "", again), Number(round(stage[1], 1), "dB", again)))
+    for name, points in progressive.formats(image).items():
+        if (point := progressive.at_least(points, QUALITY)) is not None:
+            sizes = [round(bits * unit) for bits in point[:2]]
+            shown = Number(round(point.psnr, 1), "dB", codecs) if math.isfinite(point.psnr) else "exact"
+            rows.append((f"{name}-picture", *(Number(size, "", codecs) for size in sizes), shown))
+    return rows
+
+
+def _measured(values: Tensor, unit: str, again: str) -> tuple[float, str, str, float]:
+    """The arguments of a Number: the mean of (B,) and its standard error."""
+    mean, error = mean_and_error(values.double().cpu())
+    return mean, unit, again, error

@@ -174,6 +174,33 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     ),
     # One reverse step
     # Connections
+    "connect_score": (
+        "",
+        r"\nabla_{x_t} \log q(x_t) = -\frac{\mathbb{E}[\epsilon \mid x_t]}{\sqrt{1-\bar\alpha_t}}"
+        r" \approx -\frac{\epsilon_\theta(x_t, t)}{\sqrt{1-\bar\alpha_t}}",
+    ),
+    "connect_simple": (
+        "14",
+        r"L_{\mathrm{simple}} = \mathbb{E}_{t, x_0, \epsilon}\left\| \epsilon - \epsilon_\theta"
+        r"\left(\sqrt{\bar\alpha_t}\, x_0 + \sqrt{1-\bar\alpha_t}\, \epsilon,\ t\right) \right\|^2",
+    ),
+    "connect_step": (
+        "11",
+        r"\mu_\theta(x_t, t) = \frac{1}{\sqrt{\alpha_t}}\left( x_t - \frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,"
+        r" \epsilon_\theta(x_t, t) \right)",
+    ),
+    "connect_langevin": ("", r"x' = x + h\, \nabla_x \log q(x) + \sqrt{2h}\, z, \quad z \sim \mathcal{N}(0, I)"),
+    "connect_path": ("", r"\log q(x_b) - \log q(x_a) = \int_a^b \nabla_x \log q(x) \cdot dx"),
+    "connect_orders": (
+        "16",
+        r"L = \mathrm{KL}\left(q(x_T) \,\|\, p(x_T)\right) + \mathbb{E}_q\left[ \sum_{t \ge 1}"
+        r" \mathrm{KL}\left(q(x_{t-1} \mid x_t) \,\|\, p_\theta(x_{t-1} \mid x_t)\right) \right] + H(x_0)",
+    ),
+    "connect_picture": (
+        "15",
+        r"x_0 \approx \hat x_0"
+        r" = \left( x_t - \sqrt{1-\bar\alpha_t}\, \epsilon_\theta(x_t) \right) / \sqrt{\bar\alpha_t}",
+    ),
 }
 _INLINE = re.compile(r"(?<!\\)\$([^$\n]+)\$([.,;:!?)。，、；：！？）]*)")
 

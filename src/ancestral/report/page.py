@@ -108,7 +108,7 @@ class _Section:
         return self.shown(self.find(name))
 
     def figure(self, name: str, alt: str, caption: str = "") -> str:
-        """A figure; what is wider than a phone is scrolled there."""
+        """A figure; what is wider than a phone is scrolled there, and what is small stays so on a desktop."""
         drawing = self.part.figures[name](self.words)
         found = re.search(r'data-wide="([\d.]+)"', drawing)
         wide = f' style="min-width:{float(found[1]):.0f}px;max-width:{1.4 * float(found[1]):.0f}px"' if found else ""

@@ -88,6 +88,7 @@ def svg(figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
     for colour, name in _COLOURS.items():
         text = text.replace(colour, f"var({name})")
+    text = re.sub(r' id="image[0-9a-f]+"', "", text)  # of a picture drawn twice they are the same
     own = _digest(text)
     text = re.sub(r'\bid="', f'id="{own}-', text)
     text = re.sub(r"url\(#", f"url(#{own}-", text)

@@ -1,11 +1,183 @@
-"""Section 8 of the report."""
+"""Section 8, whether the model is any good: samples, copies, bits, the course of the training, and what to try next."""
 
 from __future__ import annotations
 
-from ancestral.report.parts import Part
-from ancestral.report.subject import Subject
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ancestral import baselines, build
+from ancestral.bound import concatenate, mean_and_error
+from ancestral.evaluation import bound_of
+from ancestral.imageset import ImageSet
+from ancestral.jobs import pieces
+from ancestral.metrics import Estimate
+from ancestral.report import likeness, training
+from ancestral.report.advice import Case, Rule, advise
+from ancestral.report.parts import Number, Part, Words
+from ancestral.report.progressive import rates
+from ancestral.report.subject import BATCH, Subject
+from ancestral.reverse import Transition
+
+STEPS, COMPARED = 16, 192  # of the chain on which training and held-out images are compared; images of each side
+TERMS, FEW = 20, 64  # terms an image, and images, on which another variance is measured
 
 
 def part(subject: Subject) -> Part:
-    """Nothing yet."""
-    return Part()
+    """Everything measured, then the rules asked."""
+    found = Part()
+    found.facts["exact"] = subject.run is None
+    found.facts["run"] = "RUN" if subject.run is None else str(subject.run)
+    _samples(subject, found)
+    _bits(subject, found)
+    _course(subject, found)
+    case = _case(subject, found)
+    found.facts["advice"] = advise(case)
+    found.facts["say"] = lambda words, n, rule: said(rule, case, words, n)
+    found.facts["known"] = set(found.numbers)
+    return found
+
+
+def said(rule: Rule, case: Case, words: Words, n: Callable[[str], str]) -> str:
+    """A rule's advice in one language, with the numbers that it rests on and its command."""
+    return words["advice"][rule.name].format(do=f"`{rule.do(case)}`", **{name: n(name) for name in rule.quotes})
+
+
+def bits(subject: Subject, images: ImageSet, move: Transition, grid: Sequence[int], terms: int | None) -> Tensor:
+    """The bound of images in bits/dim on a grid, (B,): by so many terms of each, or all."""
+    parts = []
+    for numbers in pieces(len(images), BATCH):
+        shown = images.take(numbers)
+        x0 = subject.x0(shown)
+        parts.append(bound_of(subject.told(shown), x0, numbers, grid, move, terms, subject.seed))
+    return concatenate(parts).bits_per_dim
+
+
+def _samples(subject: Subject, found: Part) -> None:
+    drawn = likeness.draw(subject)
+    steps = ["--steps", str(drawn.steps)] if drawn.steps < len(subject.times) - 1 else []
+    again = subject.command("sample", *steps)
+    found.numbers["per_second"] = Number(drawn.per_second, "images/s", again)
+    found.numbers["steps"] = Number(drawn.steps, "", again)
+    found.numbers["all_steps"] = Number(len(subject.times) - 1, "", again)
+    found.numbers["slow"] = Number((len(subject.times) - 1) / drawn.steps / drawn.per_second, "s", again)
+    if drawn.missed is not None:
+        mean, error = mean_and_error(drawn.missed)
+        found.numbers["missed"] = Number(mean, "", again, error)
+        found.numbers["missed_share"] = Number(100 * mean / max(drawn.apart, 1e-9), "%", again)
+        found.numbers["fine"] = Number(likeness.FINE, "", again)
+    measured = likeness.metrics(subject, drawn)
+    found.tables["metrics"] = []
+    if measured is not None:
+        shown = [] if measured.steps is None else ["--steps", str(measured.steps)]
+        network = [] if measured.network == "lite0" else ["--network", measured.network]
+        again = subject.command("metrics", "--num-images", str(measured.images), *shown, *network)
+        found.facts.update(network=measured.network, kept=measured.kept)
+        found.numbers["compared"] = Number(measured.images, "images", again)
+        found.numbers["metric_steps"] = Number(measured.steps or len(subject.times) - 1, "", again)
+        found.tables["metrics"] = [
+            (name, *(_estimate(sides[side], again) if side in sides else "–" for side in likeness.SIDES))
+            for name, sides in measured.by_name.items()
+        ]
+        if {"train", "floor"} <= set(measured.by_name.get("kid", {})):
+            kid = measured.by_name["kid"]
+            found.numbers["kid"] = _estimate(kid["train"], again)
+            found.numbers["kid_floor"] = _estimate(kid["floor"], again)
+            found.facts["like"] = kid["train"].value - 3 * kid["train"].error <= max(kid["floor"].value, 0)
+    near, again = likeness.neighbours(subject, drawn), "ancestral.metrics.copies"
+    copied = near.copied
+    found.numbers["copied"] = Number(100 * copied.value, "%", again, 100 * copied.error or None)
+    found.numbers["searched"] = Number(len(near.searched), "images", again)
+    for name, one in (("near", near.samples), ("near_held_out", near.held_out)):
+        found.numbers[name] = Number(float(one.distances[:, 0].median()), "", again)
+    found.facts["copies"] = copied.value - 3 * copied.error > 0.03
+    held_out = subject.images.test.spread(len(drawn.images))
+    found.figures["neighbours"] = lambda words: likeness.draw_neighbours(near, drawn, held_out, words)
+    found.figures["ratios"] = lambda words: likeness.draw_ratios(near, words)
+
+
+def _bits(subject: Subject, found: Part) -> None:
+    again = subject.command("evaluate", "--num-images", str(subject.num_images))
+    mean, error = mean_and_error(subject.bound.bits_per_dim)
+    own = Number(mean, "bits/dim", again, error)
+    found.numbers["bound"] = own
+    found.numbers["L_T"] = Number(*_with_error(subject.bound.parts["L_T"], "bits/dim", again))
+    images = subject.test.images[:]
+    formats = baselines.lossless_bits_per_dim(images)
+    shortest = torch.from_numpy(baselines.shortest_bits_per_dim(images))
+    found.numbers["lossless"] = Number(*_with_error(shortest, "bits/dim", again))
+    ratio = 100 * (1 - mean / max(found.numbers["lossless"].value, 1e-9))
+    found.numbers["saved"] = Number(abs(ratio), "%", again)
+    found.facts["beats"] = ratio > 0
+    rows = [("bound", own), *((name, Number(value, "bits/dim", again)) for name, value in formats.items())]
+    found.tables["lossless"] = [*rows, ("shortest", found.numbers["lossless"])]
+    _overfitting(subject, found)
+    sent = rates(subject.bound)
+    rate = subject.command("rd", "--num-images", str(subject.num_images))
+    found.numbers["late"] = Number(100 * float(sent.late.mean() / sent.sent.mean()), "%", rate)
+    if subject.saved is not None and subject.variance != "optimal" and subject.saved.calibration is not None:
+        few, terms = subject.test.spread(FEW), min(TERMS, len(subject.times) - 1)
+        moves = (subject.move, build.transition(subject.saved, "optimal"))
+        own, best = (bits(subject, few, move, subject.times, terms) for move in moves)
+        costs = own - best
+        again = subject.command("evaluate", "--variance", "optimal")
+        found.numbers["variance_costs"] = Number(*_with_error(costs, "bits/dim", again))
+
+
+def gap(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """By how much the first (values, covariates) lie above the second, were their covariates alike; standard error.
+
+    The slope is that of both sides together. Values and covariates (N,) each.
+    """
+    inner = [(y - y.mean(), x - x.mean()) for y, x in (first, second)]
+    y, x = (torch.cat(one) for one in zip(*inner, strict=True))
+    slope = (x * y).sum() / x.square().sum().clamp(min=1e-12)
+    left = [values - slope * covariate for values, covariate in (first, second)]
+    (above, off), (below, other) = (mean_and_error(one) for one in left)
+    return above - below, math.hypot(off, other)
+
+
+def _overfitting(subject: Subject, found: Part) -> None:
+    """Training images against held-out ones: few steps, every term, and images that are as hard for formats alike."""
+    grid, sides = build.sampling_grid(subject.config, "log-snr", subject.few(STEPS)), []
+    for name, images in (("bound_held_out", subject.images.test), ("bound_train", subject.images.train)):
+        shown = images.spread(min(COMPARED, subject.num_images))
+        values = bits(subject, shown, subject.move, grid, None)
+        sides.append((values, torch.from_numpy(baselines.shortest_bits_per_dim(shown.images[:]))))
+        found.numbers[name] = Number(*_with_error(values, "bits/dim", "ancestral.bound.bound"))
+    above, off = gap(*sides)
+    found.numbers["gap"] = Number(above, "bits/dim", "ancestral.report.quality.gap", off)
+    found.numbers["gap_steps"] = Number(len(grid) - 1, "", "ancestral.grids.log_snr")
+    found.numbers["train_images"] = Number(len(subject.images.train), "images", "ancestral.data.load")
+    found.facts["gap"] = "up" if above > 3 * off else "down" if above < -3 * off else "none"
+
+
+def _course(subject: Subject, found: Part) -> None:
+    log, again = subject.log, "ancestral.runner.read_metrics"
+    found.figures["course"] = lambda words: training.draw(log, words)
+    found.facts["log"] = bool(log)
+    course = training.course(log)
+    if course is not None:
+        found.numbers["fell"] = Number(100 * course.fell, "%", again, 100 * course.fell_error)
+        found.numbers["spike"] = Number(course.spike, "", again)
+        found.numbers["left_out"] = Number(course.left_out, "", again)
+        found.facts["still"] = course.fell - 3 * course.fell_error > 0.01
+
+
+def _case(subject: Subject, found: Part) -> Case:
+    saved = subject.saved
+    if saved is not None:
+        parameters = sum(tensor.numel() for tensor in saved.weights.values())
+        found.numbers["parameters"] = Number(parameters, "", "ancestral.build.network")
+    return Case(found.facts["run"], subject.config, None if saved is None else saved.images, found.numbers)
+
+
+def _estimate(one: Estimate, again: str) -> Number:
+    return Number(one.value, "", again, one.error or None)
+
+
+def _with_error(values: Tensor, unit: str, again: str) -> tuple[float, str, str, float]:
+    mean, error = mean_and_error(values)
+    return mean, unit, again, error

@@ -116,8 +116,19 @@ class Subject:
 
     @cached_property
     def log(self) -> list[dict[str, Any]]:
-        """The records of the training, oldest first; none for the exact subject."""
-        return [] if self.run is None else runner.read_metrics(self.run / "metrics.jsonl")
+        """The records of the training, oldest first; none for the exact subject and for models from elsewhere."""
+        path = None if self.run is None else self.run / "metrics.jsonl"
+        return [] if path is None or not path.exists() else runner.read_metrics(path)
+
+    def at(self, log_snr: float) -> int:
+        """The time trained at whose log SNR is nearest to this one, and finite."""
+        times = torch.tensor(self.times[:-1])
+        away = (self.schedule.log_snr(times) - log_snr).abs()
+        return int(times[away.where(away.isfinite(), torch.inf).argmin()])
+
+    def few(self, steps: int) -> int | None:
+        """So few steps where the model was trained at more times; None, every time, where it was not."""
+        return steps if steps < len(self.times) - 1 else None
 
     def x0(self, images: ImageSet) -> Tensor:
         """Images on [-1, 1], (B, C, H, W), in the type and on the device of the loop's states."""
