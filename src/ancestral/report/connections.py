@@ -138,7 +138,8 @@ def _compression(subject: Subject, found: Part) -> None:
     found.numbers["sent"] = Number(*_measured(rates.sent, "bits/dim", again))
     share = rates.late.mean() / rates.sent.mean()
     off = float((rates.late - share * rates.sent).std() / rates.sent.mean() / len(rates.sent) ** 0.5)
-    found.numbers["late"] = Number(100 * float(share), "%", again, 100 * off)
+    found.numbers["late"] = Number(100 * float(share), "%", again, 100 * off or None)
+    found.facts["mostly_late"] = float(share) > 0.5
     found.numbers["rmse"] = Number(float(rates.rmse[-1]), "", again)
     found.numbers["compared"] = Number(len(compared), "images", again)
     found.numbers["quality"] = Number(QUALITY, "dB", again)
@@ -190,7 +191,7 @@ def _sizes(received: progressive.Received, pixels: np.ndarray, again: str) -> li
     return rows
 
 
-def _measured(values: Tensor, unit: str, again: str) -> tuple[float, str, str, float]:
+def _measured(values: Tensor, unit: str, again: str) -> tuple[float, str, str, float | None]:
     """The arguments of a Number: the mean of (B,) and its standard error."""
     mean, error = mean_and_error(values.double().cpu())
-    return mean, unit, again, error
+    return mean, unit, again, error or None

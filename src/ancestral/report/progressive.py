@@ -140,5 +140,5 @@ def draw_received(found: Received, images: np.ndarray, words: Words) -> str:
     mean = found.bits.mean(0) * images[0].size / 8
     targets = np.geomspace(max(mean[min(1, len(mean) - 1)], 0.5), mean[-2], STAGES) if len(mean) > 2 else mean
     stages = sorted({int(np.abs(mean - size).argmin()) for size in targets} | {len(mean) - 1})
-    columns = [words["axes"]["bytes"].format(f"{mean[k]:.0f}") for k in stages]
+    columns = [words["axes"]["bytes"].format(f"{mean[k]:.{0 if mean[k] >= 3 else 1}f}") for k in stages]
     return plots.sheet(np.stack([found.shown[k] for k in stages], 1), columns)

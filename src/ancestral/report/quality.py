@@ -178,6 +178,6 @@ def _estimate(one: Estimate, again: str) -> Number:
     return Number(one.value, "", again, one.error or None)
 
 
-def _with_error(values: Tensor, unit: str, again: str) -> tuple[float, str, str, float]:
+def _with_error(values: Tensor, unit: str, again: str) -> tuple[float, str, str, float | None]:
     mean, error = mean_and_error(values)
-    return mean, unit, again, error
+    return mean, unit, again, error or None
