@@ -145,6 +145,12 @@ def test_only_a_second_ctrl_c_stops_at_once():
             signal.raise_signal(signal.SIGINT)
 
 
+def test_every_command_says_what_it_does_in_one_whole_line():
+    lines = run_command("--help").output.partition("Commands:\n")[2].splitlines()
+    assert len(lines) == len(main.commands)
+    assert all(line.endswith(".") and not line.endswith("...") for line in lines)
+
+
 def test_help_names_every_preset_and_grid_and_does_not_load_torch():
     text = run_command("train", "--help").output + run_command("sample", "--help").output
     assert all(name in text for name in [*PRESETS, *GRIDS])
@@ -340,6 +346,9 @@ def test_compress_and_decompress(measured_run):
     arguments = ("--bytes", 20, "--out", folder / "cut.anc", "--device", "cpu")
     assert "20 bytes" in run_command("compress", folder / "run", folder / "0.png", *arguments).output
     assert (folder / "cut.anc").read_bytes() == files[0].read_bytes()[:20]
+    result = run_command("compress", folder / "run", folder / "0.png", "--out", folder / "0.png", "--device", "cpu")
+    assert result.exit_code == 2
+    assert "one of the files to be read" in result.output
 
 
 def wide_png():

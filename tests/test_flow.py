@@ -280,9 +280,10 @@ def test_a_wrong_option_is_one_line(trained_run, command, wrong):
     assert "Traceback" not in result.output
 
 
-def test_the_flow_of_a_model_trained_at_few_times_is_refused(tmp_path):
+@pytest.mark.parametrize("verb", ["likelihood", "agree"])
+def test_the_flow_of_a_model_trained_at_few_times_is_refused(tmp_path, verb):
     options = ("--preset", "tiny", "--steps", 2, "--set", "diffusion.train_steps=10", *TINY)
     assert run_command("train", "digits", "--out", tmp_path / "few", *options).exit_code == 0
-    result = run_command("likelihood", tmp_path / "few")
+    result = run_command(verb, tmp_path / "few")
     assert result.exit_code == 2
     assert "trained at 10 times only" in result.output

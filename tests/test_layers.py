@@ -50,6 +50,8 @@ LAYERS = [
     {"agreement", "rating"},
     {"report.parts", "report.mathematics", "report.toy"},
     {"report.subject", "report.plots"},
+    {"report.chain", "report.distance", "report.posterior", "report.identities", "report.walks"},
+    {"report.predictions"},
     {"report.effort"},
     {"report.models", "report.forward", "report.reverse", "report.bound", "report.spread"},
     {"report.onestep", "report.connections", "report.quality"},

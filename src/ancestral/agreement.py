@@ -17,6 +17,7 @@ from torch import Tensor
 from ancestral import build, checkpoint, sealed
 from ancestral.archiving import Archived, compressed, expanded, open_coder
 from ancestral.bound import bound, mean_and_error, naive_bound
+from ancestral.chains import need_every_time
 from ancestral.codec.archive import Archive
 from ancestral.codec.blocks import MOST
 from ancestral.console import screen, write_text
@@ -64,6 +65,7 @@ def agree(
 ) -> None:
     """Measure the bound in each way, write the archive, read it back, and put all of it in one table."""
     saved, predictor = open_coder(folder)
+    need_every_time(saved.config, str(folder))
     data_source = data_source or saved.config.source
     test = images_for(saved, data_source).test.spread(num_images)
     times, pixels = build.sampling_grid(saved.config, grid, steps), np.asarray(test.images[:])

@@ -146,6 +146,17 @@ def need_gaussian(config: Config, what: str) -> None:
         )
 
 
+def need_every_time(config: Config, what: str) -> None:
+    """Refuse a run trained at some times only, for what asks the network at all of them.
+
+    Raises:
+        UserError: saying what was asked for.
+    """
+    known = config.diffusion.train_steps
+    if known is not None:
+        raise UserError(f"{what}: was trained at {known} times only, and the flow asks the network at all of them")
+
+
 def chain(config: Config) -> Chain:
     """The chain of a configuration."""
     return choose(CHAINS, config.diffusion.chain, "diffusion.chain")

@@ -134,6 +134,8 @@ def _targets(sources: Sequence[Path], out: Path, suffix: str) -> list[Path]:
     for target in targets:
         if targets.count(target) > 1:
             raise UserError(f"{target}: two files would be written there; do them one by one with their own --out")
+        if target.resolve() in {source.resolve() for source in sources}:
+            raise UserError(f"--out: {target} is one of the files to be read; choose another name")
     folder = targets[0].parent
     there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):

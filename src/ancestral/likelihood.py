@@ -14,6 +14,7 @@ from rich.progress import Progress
 
 from ancestral import build, checkpoint, monitor
 from ancestral.bound import mean_and_error
+from ancestral.chains import need_every_time
 from ancestral.conditions import conditions_of
 from ancestral.console import device_of, open_gaussian, screen, state_type, together, write_text
 from ancestral.errors import UserError
@@ -43,9 +44,7 @@ def likelihood(
     make = build.choose(LIFTS, lift, "--lift")
     method = Adaptive(solver, rtol, atol)
     saved, model = open_gaussian(folder, device, average_width)
-    known = saved.config.diffusion.train_steps
-    if known is not None:
-        raise UserError(f"{folder}: was trained at {known} times only, and the flow asks the network at all of them")
+    need_every_time(saved.config, str(folder))
     data_source = data_source or saved.config.source
     images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train

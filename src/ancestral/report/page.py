@@ -111,7 +111,7 @@ class _Section:
         """A figure; what is wider than a phone is scrolled there."""
         drawing = self.part.figures[name](self.words)
         found = re.search(r'data-wide="([\d.]+)"', drawing)
-        wide = f' style="min-width:{float(found[1]):.0f}px"' if found else ""
+        wide = f' style="min-width:{float(found[1]):.0f}px;max-width:{1.4 * float(found[1]):.0f}px"' if found else ""
         drawing = drawing.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}"{wide}', 1)
         text = f"<figcaption>{inline(caption)}</figcaption>" if caption else ""
         kind = "wide" if found else "plot"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Words = Mapping[str, Any]  # the words of one language: of units, axes, advice and the page itself
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 Figure = Callable[[Words], str]  # SVG in one language; what it shows was measured before
 
 
@@ -44,13 +45,13 @@ class Number:
 
 def _plain(value: float, digits: int = 4) -> str:
     if not math.isfinite(value):
-        return "∞" if value == math.inf else str(value)
+        return {math.inf: "∞", -math.inf: "−∞"}.get(value, str(value))
     if value == int(value) and abs(value) < 1e7:
         return f"{int(value):,}"
     if 1e-3 <= abs(value) < 1e7:
         return f"{value:,.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}"
     mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
-    return f"{mantissa}×10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{mantissa}×10{str(int(exponent)).translate(RAISED)}"
 
 
 @dataclass(frozen=True)
@@ -68,3 +69,12 @@ class Part:
     figures: dict[str, Figure] = field(default_factory=dict)
     tables: dict[str, Sequence[Sequence[Number | str]]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+
+    def __or__(self, other: Part) -> Part:
+        """Both as one."""
+        return Part(
+            self.numbers | other.numbers,
+            self.figures | other.figures,
+            self.tables | other.tables,
+            self.facts | other.facts,
+        )

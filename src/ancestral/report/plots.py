@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 import warnings
 from collections.abc import Sequence
@@ -14,10 +15,14 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 from torch import Tensor
 
+from ancestral.feed import to_bytes
 from ancestral.figures import ACCENT, INK, SECOND, contact_sheet
+from ancestral.report.parts import RAISED
 
 THIRD, FAINT = "#7c3aed", "#94a3b8"
 _COLOURS = {INK: "--ink", ACCENT: "--accent", SECOND: "--second", THIRD: "--third", FAINT: "--faint"}
@@ -53,6 +58,19 @@ def legend(on: Axes, **where: Any) -> None:
     on.legend(frameon=False, fontsize=8, labelcolor=INK, **where)
 
 
+def logarithmic(axis: Axis) -> None:
+    """A logarithmic axis with powers of ten in plain text, which the page's fonts draw, and no ticks between them."""
+    (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, place: power_of_ten(value)))
+
+
+def power_of_ten(value: float) -> str:
+    """1, 10 and 100 as they are, other powers of ten with an exponent."""
+    exponent = round(math.log10(value)) if value > 0 else 0
+    return f"{10**exponent}" if 0 <= exponent <= 3 else f"10{str(exponent).translate(RAISED)}"
+
+
 def svg(figure: Figure) -> str:
     """A figure as SVG markup for a page: text stays text, colours become the page's, ids are its own."""
     file = io.BytesIO()
@@ -68,6 +86,11 @@ def svg(figure: Figure) -> str:
     text = re.sub(r"url\(#", f"url(#{own}-", text)
     text = re.sub(r'xlink:href="#', f'xlink:href="#{own}-', text)
     return re.sub(r"\s*\n\s*", " ", text)
+
+
+def pixels(states: Tensor) -> np.ndarray:
+    """Images on [-1, 1], (R, C, channels, H, W), as bytes for a sheet: (R, C, H, W, channels)."""
+    return to_bytes(states.flatten(0, 1)).reshape(*states.shape[:2], *states.shape[3:], states.shape[2])
 
 
 def sheet(

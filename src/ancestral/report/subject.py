@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,6 +100,21 @@ class Subject:
         return self.images.test.spread(self.num_images)
 
     @cached_property
+    def half(self) -> int:
+        """The first time at which half of the signal's variance is gone: alpha_bar_t <= 1/2, so SNR_t <= 1."""
+        return int((self.schedule.alpha_bar(torch.arange(self.schedule.T + 1)) <= 0.5).nonzero()[0])
+
+    def moments(self, count: int) -> list[int]:
+        """At most so many of the times trained at, falling from T, evenly in the angle: in what the eye sees."""
+        angles = self.schedule.angle(torch.tensor(self.times[:-1]))
+        wanted = angles[0] * torch.arange(count, 0, -1) / count
+        return [self.times[place] for place in (angles - wanted[:, None]).abs().argmin(1).unique()]
+
+    def some(self, values: int) -> ImageSet:
+        """Held-out images that hold about so many values together; two at least, where there are two."""
+        return self.test.spread(max(2, values // math.prod(self.shape)))
+
+    @cached_property
     def log(self) -> list[dict[str, Any]]:
         """The records of the training, oldest first; none for the exact subject."""
         return [] if self.run is None else runner.read_metrics(self.run / "metrics.jsonl")
@@ -110,7 +126,7 @@ class Subject:
     @cached_property
     def bound(self) -> Bound:
         """The bound of the held-out images, as `ancestral evaluate` measures it: the same terms, noise and batches."""
-        terms, parts = self.terms, []
+        terms, parts = self.terms if self.terms > 1 else None, []
         for numbers in pieces(len(self.test), BATCH):
             shown = self.test.take(numbers)
             parts.append(bound_of(self.told(shown), self.x0(shown), numbers, self.times, self.move, terms, self.seed))

@@ -30,7 +30,7 @@ block_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Pack many images without loss at the model's bound.")
 @run_argument
 @click.argument("images", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
@@ -48,7 +48,7 @@ def archive(run: Path, images: Path, **options: Any) -> None:
     archiving.archive(run, images, **options)
 
 
-@click.command()
+@click.command(short_help="Give the images of an archive back.")
 @run_argument
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for PNGs, or a .npz file.")
@@ -60,7 +60,7 @@ def unarchive(run: Path, file: Path, **options: Any) -> None:
     archiving.unarchive(run, file, **options)
 
 
-@click.command()
+@click.command(short_help="Measure the bound in several ways, side by side.")
 @run_argument
 @click.argument("data_source", metavar="[DATA]", required=False)
 @click.option("--num-images", type=POSITIVE, default=256, show_default=True, help="How many held-out images, at most.")

@@ -17,7 +17,7 @@ out_option = click.option(
 )
 
 
-@click.command()
+@click.command(short_help="Write files of which every prefix is a picture.")
 @run_argument
 @files_argument
 @out_option
@@ -42,7 +42,7 @@ def compress(run: Path, files: tuple[Path, ...], **options: Any) -> None:
     compressing.compress(run, files, **options)
 
 
-@click.command()
+@click.command(short_help="Give back the images of compressed files.")
 @run_argument
 @files_argument
 @out_option

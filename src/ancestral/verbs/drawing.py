@@ -22,7 +22,7 @@ from ancestral.verbs.options import (
 )
 
 
-@click.command()
+@click.command(short_help="Draw images.")
 @run_argument
 @click.option("--num-images", type=POSITIVE, default=64, show_default=True, help="How many images.")
 @drawing_options
@@ -41,7 +41,7 @@ def sample(run: Path, processes: int, **options: Any) -> None:
     sampling.sample(run, how(options), **options)
 
 
-@click.command("tune-steps")
+@click.command("tune-steps", short_help="Find the best times for few steps.")
 @run_argument
 @click.option("--steps", type=POSITIVE, required=True, help="How few steps to find the best times for.")
 @click.option("--num-images", type=POSITIVE, default=32, show_default=True, help="Images of the fine walk.")

@@ -43,7 +43,7 @@ def sources(options: dict[str, Any]) -> Any:
     return Sources(**{field.name: options.pop(field.name) for field in fields(Sources)})
 
 
-@click.group()
+@click.group(short_help="Change given images: inpaint, interpolate, vary, restore.")
 def edit() -> None:
     """Change given images with the trained model in RUN: inpaint, interpolate, vary, restore."""
 

@@ -10,7 +10,7 @@ import click
 from ancestral.verbs.options import average_option, device_option, seed_option
 
 
-@click.command()
+@click.command(short_help="Explain a model by its own numbers, in one file.")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.argument("data_source", metavar="[DATA]", required=False)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The HTML file to write.")

@@ -21,7 +21,7 @@ from ancestral.verbs.options import (
 )
 
 
-@click.command()
+@click.command(short_help="Measure the variational bound, in bits/dim.")
 @run_argument
 @click.argument("data_source", metavar="[DATA]", required=False)
 @click.option("--num-images", type=POSITIVE, default=256, show_default=True, help="How many held-out images, at most.")
@@ -44,7 +44,7 @@ def evaluate(run: Path, processes: int, **options: Any) -> None:
     evaluation.evaluate(run, **options)
 
 
-@click.command()
+@click.command(short_help="Compare samples with real images: distances, copies.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("data_source", metavar="[DATA]", required=False)
 @click.option("--num-images", type=POSITIVE, default=2000, show_default=True, help="How many on each side, at most.")

@@ -9,7 +9,7 @@ import click
 from ancestral.verbs.options import run_argument
 
 
-@click.command("import")
+@click.command("import", short_help="Make a run of a diffusers folder or a hub model.")
 @click.argument("source")
 @click.option("--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder to make.")
 def import_model(source: str, run: Path) -> None:
@@ -23,7 +23,7 @@ def import_model(source: str, run: Path) -> None:
     click.echo(f"imported: {hub.import_model(source, run)}; now: ancestral sample {run} --steps 50")
 
 
-@click.command()
+@click.command(short_help="Write a model as a diffusers folder.")
 @run_argument
 @click.option("--out", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write.")
 def export(run: Path, folder: Path) -> None:
@@ -34,7 +34,7 @@ def export(run: Path, folder: Path) -> None:
     click.echo(f"exported: {folder}")
 
 
-@click.command()
+@click.command(short_help="Publish a model on the hub, with its card.")
 @run_argument
 @click.argument("name", metavar="USER/NAME")
 @click.option("--public", is_flag=True, help="For everybody to see; private when left out.")

@@ -19,7 +19,7 @@ from ancestral.verbs.options import (
 )
 
 
-@click.command()
+@click.command(short_help="Rate and distortion of progressive decoding.")
 @run_argument
 @click.argument("data_source", metavar="[DATA]", required=False)
 @click.option("--num-images", type=POSITIVE, default=64, show_default=True, help="How many held-out images, at most.")

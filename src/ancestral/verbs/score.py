@@ -20,7 +20,7 @@ from ancestral.verbs.options import (
 TOLERANCE = click.FloatRange(min=1e-12, max=1)
 
 
-@click.command()
+@click.command(short_help="Measure bits/dim by the probability flow.")
 @run_argument
 @click.argument("data_source", metavar="[DATA]", required=False)
 @click.option("--num-images", type=POSITIVE, default=64, show_default=True, help="How many held-out images, at most.")

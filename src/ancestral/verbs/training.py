@@ -10,7 +10,7 @@ import click
 from ancestral.verbs.options import POSITIVE, Duration, device_option, processes_option, seed_option, share
 
 
-@click.command()
+@click.command(short_help="Train on images.")
 @click.argument("data")
 @click.option(
     "--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder; the same command resumes."
