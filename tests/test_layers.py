@@ -48,6 +48,12 @@ LAYERS = [
     {"desk"},
     {"commands", "editing", "evaluation", "likelihood", "sampling", "measuring", "archiving", "compressing"},
     {"agreement", "rating"},
+    {"web.record", "web.uploads", "web.doors"},
+    {"web.shared", "web.bodies"},
+    {"web.work", "web.studio"},
+    {"web.actions", "web.stream"},
+    {"web.app"},
+    {"web.serving"},
     {"verbs.options"},
     {
         "verbs.training",
@@ -59,6 +65,7 @@ LAYERS = [
         "verbs.score",
         "verbs.edit",
         "verbs.codec",
+        "verbs.serve",
     },
     {"cli"},
 ]

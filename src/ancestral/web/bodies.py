@@ -1,0 +1,151 @@
+"""What comes in and what goes out, as the OpenAPI document has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from ancestral.web.uploads import MOST_BYTES
+
+MOST_IMAGES = 64  # of a request: a batch of `ancestral sample`
+_URI = 4 * (MOST_BYTES // 3 + 1) + 30
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)]
+Images = Annotated[int, Field(ge=1, le=MOST_IMAGES, strict=True)]
+Steps = Annotated[int, Field(ge=1, strict=True)]  # at most T: see `narrowed`
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Upload = Annotated[str, Field(max_length=_URI, json_schema_extra={"format": "image-uri"})]
+
+
+class Body(BaseModel):
+    """What a job is asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+    least_steps: ClassVar[int] = 1
+
+
+class Draw(Body):
+    """Images of a seed."""
+
+    seed: Seed
+    images: Images
+    steps: Steps
+    solver: str | None = None
+    eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
+    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    label: str | None = None
+
+
+class Accepted(BaseModel):
+    """A job that waits or runs."""
+
+    job: str
+    place: int = Field(description="In the queue; 0 when it runs.")
+
+
+class State(BaseModel):
+    """How far a job is."""
+
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    place: int
+    step: int
+    of: int
+
+
+class Problem(BaseModel):
+    """What is wrong, and what to mend, in one line."""
+
+    detail: str
+
+
+class Solver(BaseModel):
+    """A way to take steps."""
+
+    name: str
+    label: str
+
+
+class Default(BaseModel):
+    """What is taken when nothing is said."""
+
+    steps: int
+    solver: str
+
+
+class Schedule(BaseModel):
+    """The forward process at each t: x_t = signal x0 + noise eps; log_snr = 2 log(signal / noise), null if infinite."""
+
+    t: list[int]
+    signal: list[float]
+    noise: list[float]
+    log_snr: list[float | None]
+
+
+class Limits(BaseModel):
+    """The most that is taken."""
+
+    images: int
+    steps: int
+    upload_bytes: int
+    queue: int
+    seconds: float
+
+
+class Features(BaseModel):
+    """True, or why not."""
+
+    inpaint: Literal[True] | str
+    morph: Literal[True] | str
+    compress: Literal[True] | str
+    nearest: Literal[True] | str
+
+
+class Model(BaseModel):
+    """The model that is served."""
+
+    name: str
+    shape: Annotated[list[int], Field(min_length=3, max_length=3, description="C, H, W")]
+    T: int
+    classes: list[str]
+    solvers: list[Solver]
+    default: Default
+    guidance: bool
+    schedule: Schedule
+    limits: Limits
+    features: Features
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a model allows.
+
+    Args:
+        steps: the most.
+        T: the last time.
+        classes: names, none for a model without labels.
+        solvers: names.
+        guidance: whether it can be guided.
+    """
+
+    steps: int
+    T: int
+    classes: tuple[str, ...]
+    solvers: tuple[str, ...]
+    guidance: bool
+
+
+def narrowed(kind: type[Body], scope: Scope) -> type[Body]:
+    """The body with the limits of this model, so that the document tells them and what is beyond is refused early."""
+    names: Any = Literal[scope.solvers]
+    classes: Any = Literal[scope.classes] if scope.classes else None
+    fields: dict[str, Any] = {
+        "steps": (Annotated[int, Field(ge=kind.least_steps, le=max(kind.least_steps, scope.steps), strict=True)], ...),
+        "t": (Annotated[int, Field(ge=1, le=scope.T, strict=True)], ...),
+        "solver": (names | None, None),
+        "label": (classes | None if scope.classes else None, None),
+    }
+    if not scope.guidance:
+        fields["guidance"] = (None, None)
+    own = {name: field for name, field in fields.items() if name in kind.model_fields}
+    return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **own)
