@@ -4,10 +4,13 @@ import { closeup } from "./closeup.js";
 import { $, $$, clone, columns, fill, roving, tiles } from "./dom.js";
 
 const FRAME = 66; // milliseconds a frame, played
+const MOST = 240; // frames kept
 
 export class Film {
   #frames = [];
   #shown = 0;
+  #follow = true; // the newest frame, until another is looked at
+  #due = false;
   #timer = null;
 
   constructor(root) {
@@ -27,6 +30,7 @@ export class Film {
     this.#pause();
     this.#frames = [];
     this.#shown = 0;
+    this.#follow = true;
     this.root.dataset.state = "empty";
     for (const name of ["step", "t", "frames"]) delete this.root.dataset[name];
     this.range.value = 0;
@@ -38,24 +42,42 @@ export class Film {
   add({ k, of, t, x_t, x0 }) {
     this.#push({ taken: k - 1, of, t, x_t, x0 });
     this.root.dataset.state = "running";
+    if (this.#follow) this.#soon();
   }
 
   end(images) {
     const of = this.#frames.at(-1)?.of ?? 1;
     this.#push({ taken: of, of, t: 0, x_t: images, x0: images });
     this.root.dataset.state = "done";
+    if (this.#follow) this.#seek(this.#frames.length - 1);
   }
 
   #push(frame) {
-    const follow = !this.#timer && this.#shown >= this.#frames.length - 1;
     if (this.#frames.length === 0) {
       this.range.max = frame.of;
       for (const grid of [this.left, this.right]) columns(grid, frame.x0.length);
     }
     this.#frames.push(frame);
+    if (this.#frames.length > MOST) this.#thin();
     this.root.dataset.frames = this.#frames.length;
     fill(this.range, frame.taken / frame.of);
-    if (follow) this.#seek(this.#frames.length - 1);
+  }
+
+  // A long walk of many images would fill the memory: every second frame goes, but never the newest.
+  #thin() {
+    const kept = this.#frames.filter((_, i) => (this.#frames.length - 1 - i) % 2 === 0);
+    this.#shown = Math.max(0, kept.length - 1 - Math.round((this.#frames.length - 1 - this.#shown) / 2));
+    this.#frames = kept;
+  }
+
+  // Shows the newest frame; as much time as that takes is then left to everything else before the next.
+  #soon() {
+    if (this.#due) return;
+    this.#due = true;
+    requestAnimationFrame((began) => {
+      if (this.#follow) this.#seek(this.#frames.length - 1);
+      requestAnimationFrame((ended) => setTimeout(() => (this.#due = false), ended - began));
+    });
   }
 
   #nearest(taken) {
@@ -67,6 +89,7 @@ export class Film {
     const frame = this.#frames[index];
     if (!frame) return;
     this.#shown = index;
+    this.#follow = index === this.#frames.length - 1;
     this.range.value = frame.taken;
     this.range.setAttribute("aria-valuetext", `step ${frame.taken} of ${frame.of}, t ${frame.t}`);
     $("output", this.root).textContent = `step ${frame.taken} of ${frame.of}, t = ${frame.t}`;
@@ -86,6 +109,7 @@ export class Film {
   #roll() {
     if (this.#frames.length < 2) return;
     if (this.#shown === this.#frames.length - 1) this.#seek(0);
+    this.#follow = false;
     this.#press(true);
     this.#timer = setInterval(() => {
       if (this.#shown >= this.#frames.length - 1) this.#pause();
