@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,20 +13,40 @@ from fastapi import FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from ancestral import __version__, build
 from ancestral.errors import UserError
 from ancestral.solvers import FEW_STEPS, SOLVERS
 from ancestral.web import actions, bodies, stream, uploads
+from ancestral.web.coding import Coding
 from ancestral.web.doors import Doors, Rules
+from ancestral.web.likeness import Likeness
 from ancestral.web.record import Record
 from ancestral.web.studio import Studio
-from ancestral.web.work import Full, Workshop
+from ancestral.web.work import Full, Work, Workshop
 
 STATIC = Path(__file__).parent / "static"
 DEFAULT_STEPS = 20
-SLOW = "Langevin dynamics", "predictor and corrector"
+LABELS = {
+    "euler": "DDIM: straight steps, no noise",
+    "euler-ancestral": "Ancestral: new noise at each step, as in the paper",
+    "euler-churn": "Euler with churn: a little new noise",
+    "dpm++2s": "DPM-Solver++ 2S: two calls a step",
+    "dpm++2m": "DPM-Solver++ 2M: remembers one step",
+    "dpm++3m": "DPM-Solver++ 3M: remembers two steps",
+    "dpm++2m-sde": "DPM-Solver++ 2M SDE: with new noise",
+    "unipc2": "UniPC, order 2",
+    "unipc3": "UniPC, order 3: the best below 100 steps",
+    "deis3": "DEIS, order 3",
+    "ipndm4": "iPNDM, order 4",
+    "lms4": "Linear multistep, order 4",
+    "heun": "Heun: two calls a step",
+    "heun-churn": "Heun with churn: the sampler of EDM",
+    "langevin": "Langevin dynamics (slow)",
+    "pc": "Predictor and corrector (slow)",
+}
 _WHY = {
     400: "not what this server answers to, or not JSON",
     401: "the token is missing or wrong",
@@ -52,7 +73,11 @@ def one_line(text: str) -> str:
 def create_app(studio: Studio, workshop: Workshop, rules: Rules) -> Doors:
     """The page and its API, behind their doors."""
     app = FastAPI(title="ancestral serve", version=__version__, docs_url=None, redoc_url=None)
-    model, scope = describe(studio, workshop)
+    coding, likeness = Coding(studio), Likeness(studio)
+    features = bodies.Features(
+        inpaint=True, morph=True, compress=coding.unable or True, nearest=likeness.unable or True
+    )
+    model, scope = describe(studio, workshop, features)
     _errors(app)
 
     @app.get("/", include_in_schema=False)
@@ -65,8 +90,18 @@ def create_app(studio: Studio, workshop: Workshop, rules: Rules) -> Doors:
         return model
 
     _jobs(app, workshop)
-    for name, action, kind in (("draw", actions.draw, bodies.Draw),):
+    waiting: tuple[tuple[str, actions.Action, type[bodies.Body]], ...] = (
+        ("draw", actions.draw, bodies.Draw),
+        ("inpaint", actions.inpaint, bodies.Inpaint),
+        ("morph", actions.morph, bodies.Morph),
+        ("compress", coding.compress, bodies.Compress),
+    )
+    for name, action, kind in waiting:
         _submit(app, studio, workshop, name, action, bodies.narrowed(kind, scope))
+    _at_once(
+        app, workshop, "noise", partial(actions.noise, studio), bodies.narrowed(bodies.Noise, scope), bodies.Noised
+    )
+    _at_once(app, workshop, "nearest", partial(likeness.nearest, studio), bodies.Nearest, bodies.Neighbours)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return Doors(app, rules)
 
@@ -86,6 +121,30 @@ def _submit(
     app.post(
         f"/api/{name}", name=name, status_code=202, response_model=bodies.Accepted, responses=answers
     )(submit)  # fmt: skip
+
+
+def _at_once(
+    app: FastAPI,
+    workshop: Workshop,
+    name: str,
+    action: Callable[[Any], Work],
+    kind: type[bodies.Body],
+    answer: type[BaseModel],
+) -> None:
+    def ask(body: bodies.Body) -> dict[str, Any]:
+        record = workshop.at_once(action(body))
+        record.finished.wait()
+        result = record.result() or {}
+        if record.state == "cancelled":
+            raise HTTPException(503, "the server is closing")
+        if record.state == "failed":
+            raise HTTPException(422, result["detail"])
+        return result
+
+    ask.__annotations__["body"] = kind
+    ask.__doc__ = kind.__doc__
+    answers = responses(403, 408, 413, 422, 429)
+    app.post(f"/api/{name}", name=name, response_model=answer, responses=answers)(ask)
 
 
 def _jobs(app: FastAPI, workshop: Workshop) -> None:
@@ -141,7 +200,7 @@ def first_problem(errors: Sequence[Any]) -> str:
     return f"{'.'.join(place[:3]) or 'body'}: {first['msg']}{more}"
 
 
-def describe(studio: Studio, workshop: Workshop) -> tuple[bodies.Model, bodies.Scope]:
+def describe(studio: Studio, workshop: Workshop, features: bodies.Features) -> tuple[bodies.Model, bodies.Scope]:
     """What the page is told of the model, and the limits of what it may ask."""
     saved, schedule, limits = studio.saved, studio.model.schedule, workshop.limits
     config = saved.config
@@ -156,7 +215,7 @@ def describe(studio: Studio, workshop: Workshop) -> tuple[bodies.Model, bodies.S
         shape=list(studio.shape),
         T=schedule.T,
         classes=list(classes),
-        solvers=[bodies.Solver(name=name, label=name) for name in SOLVERS],
+        solvers=[bodies.Solver(name=name, label=LABELS.get(name, name)) for name in SOLVERS],
         default=bodies.Default(steps=min(DEFAULT_STEPS, steps), solver=FEW_STEPS),
         guidance=guidance,
         schedule=bodies.Schedule(t=t.tolist(), log_snr=log_snr, **scale),
@@ -167,6 +226,6 @@ def describe(studio: Studio, workshop: Workshop) -> tuple[bodies.Model, bodies.S
             queue=limits.queue,
             seconds=limits.seconds,
         ),
-        features=bodies.Features(inpaint=True, morph=True, compress=True, nearest=True),
+        features=features,
     )
     return model, bodies.Scope(steps, schedule.T, classes, tuple(SOLVERS), guidance)

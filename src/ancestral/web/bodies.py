@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from ancestral.web.uploads import MOST_BYTES
 
+JUMP, RESAMPLES = 5, 5  # of inpainting, as `ancestral edit inpaint` has them
 MOST_IMAGES = 64  # of a request: a batch of `ancestral sample`
 _URI = 4 * (MOST_BYTES // 3 + 1) + 30
 Seed = Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)]
 Images = Annotated[int, Field(ge=1, le=MOST_IMAGES, strict=True)]
 Steps = Annotated[int, Field(ge=1, strict=True)]  # at most T: see `narrowed`
-Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Time = Annotated[int, Field(ge=1, strict=True)]  # at most T
 Upload = Annotated[str, Field(max_length=_URI, json_schema_extra={"format": "image-uri"})]
 
 
@@ -35,6 +36,80 @@ class Draw(Body):
     eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
     guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
     label: str | None = None
+
+
+class Inpaint(Body):
+    """What is white in a mask, drawn anew."""
+
+    least_steps: ClassVar[int] = JUMP + 1
+    image: Upload
+    mask: Annotated[str, Field(max_length=_URI, json_schema_extra={"format": "mask-uri"})]
+    seed: Seed
+    images: Images
+    steps: Steps
+    label: str | None = None
+
+
+class Morph(Body):
+    """From image a to image b, through mixed states at t."""
+
+    a: Upload
+    b: Upload
+    t: Time
+    frames: Annotated[int, Field(ge=2, le=MOST_IMAGES, strict=True)]
+    steps: Steps
+    seed: Seed
+    label: str | None = None
+
+
+class Compress(Body):
+    """A file of an image."""
+
+    image: Upload
+    profile: Literal["chunks", "quick", "small", "smallest"] = "quick"
+
+
+class Noise(Body):
+    """An image, noised up to t."""
+
+    image: Upload
+    t: Time
+    seed: Seed
+    label: str | None = None
+
+
+class Nearest(Body):
+    """The training images that are most like an image."""
+
+    image: Upload
+    count: Annotated[int, Field(ge=1, le=32, strict=True)]
+
+
+class Noised(BaseModel):
+    """x_t = signal x0 + noise eps, and what the model makes of it; mse of the predicted x0 on the scale [-1, 1]."""
+
+    image: str = Field(description="As the model sees it: the middle square, scaled.")
+    x_t: str
+    x0: str
+    signal: float
+    noise: float
+    log_snr: float | None
+    mse: float
+
+
+class Neighbour(BaseModel):
+    """A training image."""
+
+    image: str
+    index: int
+    distance: float
+
+
+class Neighbours(BaseModel):
+    """The nearest first."""
+
+    neighbours: list[Neighbour]
+    metric: str
 
 
 class Accepted(BaseModel):

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
-App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
 COOKIE = "ancestral_token"
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
 SMALL, PATIENCE = 65536, 30.0  # bytes that are read without waiting for a turn; seconds for a whole body
@@ -77,7 +77,7 @@ class Doors:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         api = scope["path"].startswith("/api") or scope["path"] == "/openapi.json"
 
-        async def dressed(message: dict[str, Any]) -> None:
+        async def dressed(message: Any) -> None:
             if message["type"] == "http.response.start":
                 more = {**HEADERS, "cache-control": "no-store" if api else "no-cache"}
                 present = {name.lower() for name, _ in message["headers"]}

@@ -6,6 +6,7 @@ measured once which sizes round alike here, with this network; only batches of s
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -156,6 +157,10 @@ class Shared(nn.Module):
     def __init__(self, network: nn.Module, calls: Calls, alike: dict[int, int]) -> None:
         super().__init__()
         self.network, self.calls, self.alike = network, calls, alike
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Shared:
+        """A copy computes in the same thread; of how it rounds nothing is known."""
+        return Shared(copy.deepcopy(self.network, memo), self.calls, {})
 
     def forward(self, x: Tensor, time: Tensor, **cond: Tensor) -> Tensor:
         """As the network."""

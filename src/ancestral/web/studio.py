@@ -17,13 +17,14 @@ from ancestral import chains
 from ancestral.checkpoint import Checkpoint
 from ancestral.console import device_of, open_gaussian
 from ancestral.denoiser import Denoiser
+from ancestral.desk import Bench
 from ancestral.drawing import Drawing, How
 from ancestral.errors import UserError
 from ancestral.feed import to_bytes
 from ancestral.walk import Step
 from ancestral.web.record import Record
 from ancestral.web.shared import Calls, Shared, rounding_alike
-from ancestral.web.uploads import uri_of
+from ancestral.web.uploads import decoded, uri_of
 
 FRAMES = 15.0  # a second, at most
 SHARE = 0.1  # of the time, at most, that goes into frames
@@ -59,6 +60,25 @@ class Studio:
             UserError: when an option has no meaning for it.
         """
         return Drawing(self.run, how, str(device_of(self.model)), self.opened)
+
+    def bench(self, how: How, label: str | None) -> Bench:
+        """The model before given images.
+
+        Raises:
+            UserError: when an option has no meaning for it.
+        """
+        classes = self.saved.facts.class_names if self.saved.config.model.labels else ()
+        told = classes[0] if label is None and classes else label
+        return Bench(self.run, how, told, str(device_of(self.model)), self.opened)
+
+    def decoded(self, uri: str, field: str, channels: int | None = None) -> np.ndarray:
+        """An uploaded image as bytes (H, W, C) of the model's size.
+
+        Raises:
+            UserError: naming the field, when it cannot be used.
+        """
+        own, height, width = self.shape
+        return decoded(uri, field, (channels or own, height, width), self.saved.config.data.background)
 
     def opened(self, folder: Path, device: str, average_width: float | None) -> tuple[Checkpoint, Denoiser]:
         """The run as it is open here, for whoever would open it (`drawing.Opener`)."""
@@ -124,10 +144,3 @@ def finished(x: Tensor, again: str) -> dict[str, Any]:
     pixels = to_bytes(x)
     digest = sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
     return {"images": [uri_of(image) for image in pixels], "sha256": digest, "again": again}
-
-
-def told_labels(studio: Studio, label: str | None) -> str | None:
-    """The label, or the first class where a model needs one and none is named."""
-    if label is None and studio.saved.config.model.labels:
-        return studio.saved.facts.class_names[0]
-    return label
