@@ -115,7 +115,7 @@ def _tell(record: Record, k: int, of: int, note: str) -> None:
 
 
 def _prefixes(codec: Codec, file: bytes, pixels: np.ndarray) -> list[dict[str, Any]]:
-    """What the first bytes show, at sizes that are evenly spaced in log, with the PSNR in dB, null where it is exact."""
+    """What the first bytes show, at sizes evenly spaced in log, with the PSNR in dB, null where it is exact."""
     least, end = parse(file)[1], len(codec.picture(file))
     sizes = sorted({round(size) for size in np.geomspace(least, max(least, end), PREFIXES)})
     found = []

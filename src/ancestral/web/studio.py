@@ -98,8 +98,9 @@ def open_studio(run: Path, device: str, average_width: float | None) -> Studio:
             f"{run}: this model is told vectors, which a page cannot give; use ancestral sample --embeddings"
         )
     calls, example = Calls(), _example(saved, model)
-    alike = rounding_alike(model.network, example)
-    model.network = Shared(model.network, calls, alike)
+    network = model.network
+    alike = rounding_alike(lambda **inputs: calls.ask(network, inputs, {}), example)
+    model.network = Shared(network, calls, alike)
     return Studio(run, saved, model, alike, calls)
 
 
