@@ -83,7 +83,7 @@ def open_page(browser, url, width=1280, height=900, **context):
     try:
         window.add_init_script(REPORTED)
         opened = Opened(window.new_page())
-        opened.page.set_default_timeout(20_000)
+        opened.page.set_default_timeout(60_000)  # milliseconds, for a machine that does much else
         opened.watch()
         opened.page.goto(url)
         yield opened

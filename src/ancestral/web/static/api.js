@@ -46,28 +46,26 @@ class Refused extends Error {
   }
 }
 
-export async function call(method, path, body, signal) {
+export async function call(method, path, body) {
   const headers = body && { "Content-Type": "application/json" };
-  const answer = await fetch(`api/${path}`, { method, headers, body: body && JSON.stringify(body), signal }).catch(
-    (error) => {
-      if (error.name === "AbortError") throw error;
-      server.lost();
-      throw new Error(GONE);
-    },
-  );
+  const answer = await fetch(`api/${path}`, { method, headers, body: body && JSON.stringify(body) }).catch(() => {
+    server.lost();
+    throw new Error(GONE);
+  });
   server.found();
   if (answer.status === 204) return null;
   const content = await answer.json().catch(() => ({}));
   if (answer.ok) return content;
-  const busy = [429, 503].includes(answer.status) ? Number(answer.headers.get("Retry-After")) || 2 : undefined;
-  throw new Refused(content.detail ?? `The server answered ${answer.status}`, busy);
+  const wait = Number(answer.headers.get("Retry-After")) || (answer.status === 429 ? 2 : undefined);
+  throw new Refused(content.detail ?? `The server answered ${answer.status}`, wait);
 }
 
-// As `call`, but a server that is busy is asked again after the time it names; `waiting` hears the seconds left.
+// As `call`, but a server that is busy is asked again after the time it names; `waiting` hears the seconds left, and
+// `signal` ends the waiting, never a request under way: its job would be forgotten here and run on there.
 export async function patiently(method, path, body, waiting, signal) {
   for (;;) {
     try {
-      return await call(method, path, body, signal);
+      return await call(method, path, body);
     } catch (error) {
       if (error.seconds === undefined) throw error;
       for (let left = Math.ceil(error.seconds); left > 0; left--) {
@@ -92,6 +90,7 @@ export class Job {
     try {
       const { job, place } = await patiently("POST", path, body, this.on.waiting, this.#abort.signal);
       this.#id = job;
+      if (this.#abort.signal.aborted) await this.cancel();
       this.on.queued({ place });
       this.#listen();
     } catch (error) {

@@ -24,6 +24,7 @@ function open(name) {
     $(`#${tab.getAttribute("aria-controls")}`).hidden = !chosen;
   }
   document.body.dataset.tool = name;
+  tools[name]?.opened?.();
 }
 
 function go(name) {

@@ -31,7 +31,7 @@ export function closeup(uri) {
   if (!dialog.open) dialog.showModal();
   if (nearest !== true) return say(status, nearest);
   say(status, "Looking");
-  return neighbours(uri, 6, list)
+  return neighbours(uri, 8, list)
     .then((metric) => say(status, metric))
     .catch((error) => say(status, error.message, "error"))
     .finally(() => (dialog.dataset.state = "ready"));

@@ -29,32 +29,33 @@ export class Compress {
     $(".empty", this.panel).hidden = true;
     $(".prefixes", this.panel).hidden = false;
     show($("[data-of=image]", this.panel), file.image);
-    this.#tell("whole", bytes(file.bytes));
-    this.#tell("file", bytes(file.bytes));
+    for (const name of ["whole", "file", "most"]) this.#tell(name, bytes(file.bytes));
     this.#tell("png", bytes(size(file.image)));
     $(".prefixes a", this.panel).href = file.file;
-    const finite = file.prefixes.filter(({ psnr }) => Number.isFinite(psnr));
-    const heights = finite.map(({ psnr }) => psnr);
-    const view = [0, file.bytes, Math.min(...heights), Math.max(...heights)];
-    const points = finite.map((prefix) => [prefix.bytes, prefix.psnr]);
-    this.chart = new Chart($(".curve", this.panel), { signal: points }, view, "PSNR over the bytes of the prefix");
-    this.range.max = file.bytes;
-    this.range.value = Math.round(file.bytes / 4);
+    const points = file.prefixes.map(({ psnr }, place) => [place, psnr]).filter(([, psnr]) => psnr !== null);
+    const heights = points.map(([, psnr]) => psnr);
+    const last = file.prefixes.length - 1;
+    const view = [0, last, Math.min(...heights), Math.max(...heights)];
+    this.chart = new Chart($(".curve", this.panel), { signal: points }, view, "PSNR of the prefixes");
+    this.#tell("least", bytes(file.prefixes[0].bytes));
+    this.range.max = last;
+    this.range.value = Math.round(last / 3);
     shell(this.panel, file.again);
     this.#seek();
   }
 
-  // The slider counts bytes; what is shown is the longest prefix of the list that they hold.
+  // The slider goes from one picture to the next: most bytes of a file are in its last few.
   #seek() {
-    const held = this.file.prefixes.filter((prefix) => prefix.bytes <= Number(this.range.value));
-    const place = Math.max(0, held.length - 1);
+    const place = Number(this.range.value);
     const prefix = this.file.prefixes[place];
+    const psnr = prefix.psnr === null ? "exact" : `${decimal(prefix.psnr, 1)} dB`;
     fill(this.range);
-    this.chart.marked(Number(this.range.value));
+    this.chart.marked(place);
     show($("[data-of=prefix]", this.panel), prefix.uri);
     this.#tell("bytes", bytes(prefix.bytes));
     this.#tell("size", bytes(prefix.bytes));
-    this.#tell("psnr", Number.isFinite(prefix.psnr) ? `${decimal(prefix.psnr, 1)} dB` : "exact");
+    this.#tell("psnr", psnr);
+    this.range.setAttribute("aria-valuetext", `${bytes(prefix.bytes)}, ${psnr}`);
     Object.assign(this.panel.dataset, { prefix: place, bytes: prefix.bytes });
   }
 

@@ -100,7 +100,7 @@ export function decimal(value, digits = 3) {
 export function values(form) {
   const found = {};
   for (const field of form.elements) {
-    if (!field.name || field.closest("[hidden]") || field.type === "radio") continue;
+    if (!field.name || field.closest("label[hidden]") || field.type === "radio") continue;
     if (!field.validity.valid) {
       field.focus();
       throw new Error(`${$("span", field.closest("label")).firstChild.textContent.trim()}: ${wanted(field)}`);

@@ -68,7 +68,7 @@ export class Draw {
   fragment() {
     const chosen = new URLSearchParams();
     for (const field of this.form.elements)
-      if (field.name && field.value !== "" && !field.closest("[hidden]")) chosen.set(field.name, field.value);
+      if (field.name && field.value !== "" && !field.closest("label[hidden]")) chosen.set(field.name, field.value);
     return `draw?${chosen}`;
   }
 

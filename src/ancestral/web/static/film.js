@@ -8,7 +8,7 @@ const MOST = 240; // frames kept
 
 export class Film {
   #frames = [];
-  #shown = 0;
+  #shown = -1;
   #follow = true; // the newest frame, until another is looked at
   #due = false;
   #timer = null;
@@ -29,7 +29,7 @@ export class Film {
   begin() {
     this.#pause();
     this.#frames = [];
-    this.#shown = 0;
+    this.#shown = -1;
     this.#follow = true;
     this.root.dataset.state = "empty";
     for (const name of ["step", "t", "frames"]) delete this.root.dataset[name];
@@ -75,7 +75,7 @@ export class Film {
     if (this.#due) return;
     this.#due = true;
     requestAnimationFrame((began) => {
-      if (this.#follow) this.#seek(this.#frames.length - 1);
+      if (this.#follow && this.#shown < this.#frames.length - 1) this.#seek(this.#frames.length - 1);
       requestAnimationFrame((ended) => setTimeout(() => (this.#due = false), ended - began));
     });
   }
@@ -108,7 +108,7 @@ export class Film {
 
   #roll() {
     if (this.#frames.length < 2) return;
-    if (this.#shown === this.#frames.length - 1) this.#seek(0);
+    if (this.#shown >= this.#frames.length - 1) this.#seek(0);
     this.#follow = false;
     this.#press(true);
     this.#timer = setInterval(() => {

@@ -69,7 +69,8 @@ export class Task {
         this.turn("queued", place > 0 ? `Waiting: place ${place} in the queue` : "Starting");
       },
       step: (data) => {
-        if (this.panel.dataset.state !== "running") this.turn("running", "Running");
+        const text = `${(data.note ?? "running").replace(/^./, (letter) => letter.toUpperCase())}…`;
+        if (this.panel.dataset.state !== "running" || this.status.textContent !== text) this.turn("running", text);
         this.progress.max = data.of;
         this.progress.value = data.k;
         step(data);

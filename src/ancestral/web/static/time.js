@@ -7,10 +7,12 @@ import { $, $$, decimal, fill, say, show, values } from "./dom.js";
 import { Well } from "./well.js";
 
 const DEBOUNCE = 40; // milliseconds
+const CLEAN = { signal: 1, noise: 0, log_snr: null, mse: 0 }; // at t = 0, where there is nothing to predict
 
 export class Time {
   #asking = false;
   #stale = false;
+  #image = null; // that was asked for last
   #timer;
 
   constructor(panel, model, hand) {
@@ -58,8 +60,13 @@ export class Time {
     for (const [name, text] of Object.entries(texts)) $(`dd[data-of=${name}]`, this.panel).textContent = text;
   }
 
+  // What came while another tool was looked at is asked for now.
+  opened() {
+    if (this.#image !== this.hand.image) this.#soon();
+  }
+
   #soon() {
-    if (!this.hand.image) return;
+    if (!this.hand.image || this.panel.hidden) return;
     this.panel.dataset.state = "busy";
     clearTimeout(this.#timer);
     this.#timer = setTimeout(() => this.#ask(), DEBOUNCE);
@@ -89,7 +96,10 @@ export class Time {
     const t = Number(this.range.value);
     const waiting = (seconds) => say(this.status, `The server is busy; asking again in ${seconds} s`);
     const { seed } = values(this.form);
-    const found = await patiently("POST", "noise", { image: this.hand.image, t, seed }, waiting);
+    this.#image = this.hand.image;
+    const { image } = this.hand;
+    const asked = { image, t, seed };
+    const found = t > 0 ? await patiently("POST", "noise", asked, waiting) : { image, x_t: image, x0: image, ...CLEAN };
     for (const name of ["image", "x_t", "x0"]) show($(`img[data-of=${name}]`, this.panel), found[name]);
     this.panel.dataset.t = t;
     if (t === Number(this.range.value)) this.#tell({ ...found, t });
