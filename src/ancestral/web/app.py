@@ -135,10 +135,8 @@ def _at_once(
         record = workshop.at_once(action(body))
         record.finished.wait()
         result = record.result() or {}
-        if record.state == "cancelled":
-            raise HTTPException(503, "the server is closing")
-        if record.state == "failed":
-            raise HTTPException(422, result["detail"])
+        if record.state != "done":
+            raise HTTPException(record.status, result.get("detail", "the server is closing"))
         return result
 
     ask.__annotations__["body"] = kind

@@ -5,17 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from ancestral.web.uploads import MOST_BYTES
 
+
+def _whole(value: Any) -> Any:
+    """2.0 is an integer in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
 JUMP, RESAMPLES = 5, 5  # of inpainting, as `ancestral edit inpaint` has them
 MOST_IMAGES = 64  # of a request: a batch of `ancestral sample`
 _URI = 4 * (MOST_BYTES // 3 + 1) + 30
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1, strict=True)]
-Images = Annotated[int, Field(ge=1, le=MOST_IMAGES, strict=True)]
-Steps = Annotated[int, Field(ge=1, strict=True)]  # at most T: see `narrowed`
-Time = Annotated[int, Field(ge=1, strict=True)]  # at most T
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1, strict=True), WHOLE]
+Images = Annotated[int, Field(ge=1, le=MOST_IMAGES, strict=True), WHOLE]
+Steps = Annotated[int, Field(ge=1, strict=True), WHOLE]  # at most T: see `narrowed`
+Time = Annotated[int, Field(ge=1, strict=True), WHOLE]  # at most T
 Upload = Annotated[str, Field(max_length=_URI, json_schema_extra={"format": "image-uri"})]
 
 
@@ -27,15 +34,29 @@ class Body(BaseModel):
 
 
 class Draw(Body):
-    """Images of a seed."""
+    """Images of a seed; a solver and an eta exclude each other, as each is a way to step."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "required": ["solver", "eta"],
+                "properties": {"solver": {"type": "string"}, "eta": {"type": "number"}},
+            }
+        }
+    )
     seed: Seed
     images: Images
     steps: Steps
     solver: str | None = None
-    eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = None
-    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] | None = None
+    eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)] | None = None
+    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, strict=True)] | None = None
     label: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_step(self) -> Draw:
+        if self.solver is not None and self.eta is not None:
+            raise ValueError("solver and eta exclude each other: each is a way to step; leave one out")
+        return self
 
 
 class Inpaint(Body):
@@ -56,7 +77,7 @@ class Morph(Body):
     a: Upload
     b: Upload
     t: Time
-    frames: Annotated[int, Field(ge=2, le=MOST_IMAGES, strict=True)]
+    frames: Annotated[int, Field(ge=2, le=MOST_IMAGES, strict=True), WHOLE]
     steps: Steps
     seed: Seed
     label: str | None = None
@@ -82,7 +103,7 @@ class Nearest(Body):
     """The training images that are most like an image."""
 
     image: Upload
-    count: Annotated[int, Field(ge=1, le=32, strict=True)]
+    count: Annotated[int, Field(ge=1, le=32, strict=True), WHOLE]
 
 
 class Noised(BaseModel):
@@ -215,8 +236,11 @@ def narrowed(kind: type[Body], scope: Scope) -> type[Body]:
     names: Any = Literal[scope.solvers]
     classes: Any = Literal[scope.classes] if scope.classes else None
     fields: dict[str, Any] = {
-        "steps": (Annotated[int, Field(ge=kind.least_steps, le=max(kind.least_steps, scope.steps), strict=True)], ...),
-        "t": (Annotated[int, Field(ge=1, le=scope.T, strict=True)], ...),
+        "steps": (
+            Annotated[int, Field(ge=kind.least_steps, le=max(kind.least_steps, scope.steps), strict=True), WHOLE],
+            ...,
+        ),
+        "t": (Annotated[int, Field(ge=1, le=scope.T, strict=True), WHOLE], ...),
         "solver": (names | None, None),
         "label": (classes | None if scope.classes else None, None),
     }

@@ -37,6 +37,7 @@ class Record:
         self.begun, self.ended = time.monotonic(), 0.0
         self.deadline = float("inf")
         self.size = 0  # of the result, about, in bytes
+        self.status = 200  # of an HTTP answer that says how it ended
         self.cancelled, self.finished = threading.Event(), threading.Event()
         self.watchers: list[Callable[[], object]] = []  # called from any thread when something was told
         self._lock, self._number = threading.Lock(), 0

@@ -75,6 +75,9 @@ def serve(
         address = url_of(listening, host, rules.token)
         server = Server(configured(create_app(studio, workshop, rules)), workshop, address if open_page else None)
         screen.print(f"{run}: {address}  (Ctrl-C stops)")
+        if rules.addresses:
+            elsewhere = url_of(listening, socket.gethostname(), rules.token)
+            screen.print(f"from other machines, unencrypted: {elsewhere}")
         server.run(sockets=[listening])
     finally:
         listening.close()
@@ -128,6 +131,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 def url_of(listening: socket.socket, host: str, token: str | None) -> str:
     """Where a browser on this machine finds the page."""
-    name = "127.0.0.1" if host in ("0.0.0.0", "localhost") else "[::1]" if host == "::" else host
-    name = f"[{name}]" if ":" in name and not name.startswith("[") else name
+    name = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    name = f"[{name}]" if ":" in name else name
     return f"http://{name}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")

@@ -173,10 +173,12 @@ class Workshop:
         except Stopped:
             over = f"stopped after {self.limits.seconds:.0f} s, the most for a job; ask for fewer steps or images"
             ending, data = ("cancelled", {}) if record.cancelled.is_set() else ("error", {"detail": over})
+            record.status = 503
         except (UserError, OSError) as error:
-            ending, data = "error", {"detail": " ".join(str(error).split())}
+            ending, data, record.status = "error", {"detail": " ".join(str(error).split())}, 422
         except Exception as error:  # a bug of ours must not leave a page waiting
-            ending, data = "error", {"detail": f"this should not have happened: {type(error).__name__}: {error}"[:300]}
+            problem = f"this should not have happened: {type(error).__name__}: {error}"
+            ending, data, record.status = "error", {"detail": " ".join(problem.split())[:300]}, 500
         finally:
             self.calls.walks(-1)
             current.reset(told)
