@@ -182,8 +182,8 @@ def test_a_link_restores_the_settings_and_the_slider_goes_through_the_steps(brow
         assert page.input_value("#draw [name=seed]") == "7"
         assert page.input_value("#draw [name=solver]") == "heun"
         fill(page, "draw", solver="ddim", eta=0.5)
-        assert page.evaluate("location.hash") == "#draw?seed=7&images=2&steps=6&solver=ddim&eta=0.5"
         run(page, "draw")
+        assert page.evaluate("location.hash") == "#draw?seed=7&images=2&steps=6&solver=ddim&eta=0.5"
         final = pixels(page.locator("#draw .film img"))
         film = page.locator("#draw .film")
         page.focus("#draw .film input")

@@ -136,8 +136,10 @@ async function copied(text) {
   }
 }
 
+// The command that does the same; its lines break between words, never inside an option.
 export function shell(root, again) {
   const after = $(".after", root);
   after.hidden = !again;
-  $("code", after).textContent = again ?? "";
+  const words = (again ?? "").split(" ").map((textContent) => create("span", { textContent }));
+  $("code", after).replaceChildren(...words.flatMap((word, i) => (i ? [" ", word] : [word])));
 }

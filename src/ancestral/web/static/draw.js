@@ -33,7 +33,7 @@ export class Draw {
       },
     });
     keepCopies(panel, { command: () => $("code", panel).textContent, link: () => location.href });
-    this.form.addEventListener("input", () => {
+    this.form.addEventListener("change", () => {
       this.#choose();
       history.replaceState(null, "", `#${this.fragment()}`);
     });
@@ -54,7 +54,7 @@ export class Draw {
     guidance.closest("label").hidden = !model.guidance;
     $(".dice", this.form).addEventListener("click", () => {
       this.form.elements.seed.value = Math.floor(Math.random() * 1e6);
-      this.form.dispatchEvent(new Event("input"));
+      this.form.dispatchEvent(new Event("change"));
     });
     eta.closest("label").hidden = true;
   }
