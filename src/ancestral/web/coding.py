@@ -15,6 +15,7 @@ from ancestral.codec.image import Codec
 from ancestral.compressing import NO_FLOAT64, PROFILES, TOLD, codec_of, measured
 from ancestral.console import Watched, device_of
 from ancestral.denoiser import Denoiser
+from ancestral.errors import UserError
 from ancestral.web import bodies
 from ancestral.web.actions import Task, command
 from ancestral.web.record import Record, going_on
@@ -54,8 +55,10 @@ class Coding:
         """A file that gives back the exact image, as `ancestral compress` writes it, and what its beginnings show.
 
         Raises:
-            UserError: when the image cannot be used.
+            UserError: when the image, or this model, cannot be used.
         """
+        if self.unable is not None:
+            raise UserError(f"compress: {self.unable}")
         pixels = studio.decoded(body.image, "image")
         named = {"profile": body.profile, "out": "image.anc"}
         again = command(studio, "compress", studio.run, "image.png", **named)

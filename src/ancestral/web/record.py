@@ -29,9 +29,13 @@ class Record:
 
     Only the newest event of each name is kept: a page that comes back gets the newest frame and the end, and a job
     holds as much as its result, however long it runs.
+
+    Args:
+        urgent: whether its calls of the network go first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, urgent: bool = False) -> None:
+        self.urgent = urgent
         self.id = secrets.token_urlsafe(12)
         self.state, self.place, self.step, self.of = "queued", 0, 0, 0
         self.begun, self.ended = time.monotonic(), 0.0

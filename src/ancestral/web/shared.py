@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ancestral.web.record import going_on
+from ancestral.web.record import current, going_on
 
 PATIENCE = 0.003  # seconds that a call waits for others to join it
 LIMIT = 64  # rows of a call
@@ -41,7 +41,7 @@ class _Call:
 
 
 class Calls:
-    """The thread that computes, and the calls that wait for it, the oldest first."""
+    """The thread that computes, and the calls that wait for it: the urgent ones, then the oldest."""
 
     def __init__(self) -> None:
         self.walkers = 0  # walks that are under way, each with one call at a time
@@ -63,7 +63,9 @@ class Calls:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the server is closed")
-            self._waiting.append(call)
+            # Who waits for a short answer goes before those who are under way.
+            record = current.get()
+            (self._waiting.appendleft if record is not None and record.urgent else self._waiting.append)(call)
             self._changed.notify_all()
         call.done.wait()
         going_on()

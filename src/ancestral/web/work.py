@@ -86,7 +86,7 @@ class Workshop:
         Raises:
             Full: when too many are under way.
         """
-        record = Record()
+        record = Record(urgent=True)
         with self._lock:
             self._refuse(self._hurried >= self.limits.urgent)
             self._hurried += 1
