@@ -138,7 +138,7 @@ def test_every_tool_fits_the_window_in_the_colours_asked_for(opened, page):
     papers = []
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
-        papers.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+        papers.append(page.evaluate("getComputedStyle(document.documentElement).backgroundColor"))
         for width in (360, 1280):
             page.set_viewport_size({"width": width, "height": 780})
             for tab in TABS:
