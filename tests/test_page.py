@@ -313,6 +313,8 @@ def test_inpainting_keeps_what_is_not_painted(page):
     assert variants.shape == (3, 8, 8)
     assert np.array_equal(variants[:, ~wanted], np.broadcast_to(drawn[~wanted], (3, 58)))
     assert np.any(variants[0] != variants[1])
+    mask = decoded(page.get_attribute("#inpaint a[download='mask.png']", "href"))
+    assert np.array_equal(mask[:, :, 0], 255 * wanted)
 
 
 def test_a_morph_has_a_frame_for_every_place_of_the_slider(page):

@@ -40,7 +40,7 @@ export class Compress {
     this.#tell("least", bytes(file.prefixes[0].bytes));
     this.range.max = last;
     this.range.value = Math.round(last / 3);
-    shell(this.panel, file.again);
+    shell(this.panel, file.again, { "image.png": file.image });
     this.#seek();
   }
 

@@ -136,10 +136,15 @@ async function copied(text) {
   }
 }
 
-// The command that does the same; its lines break between words, never inside an option.
-export function shell(root, again) {
+// The command that does the same, and the files that it reads, by name; its lines break between words, never inside one.
+export function shell(root, again, files = {}) {
   const after = $(".after", root);
   after.hidden = !again;
   const words = (again ?? "").split(" ").map((textContent) => create("span", { textContent }));
   $("code", after).replaceChildren(...words.flatMap((word, i) => (i ? [" ", word] : [word])));
+  $(".files", after)?.remove();
+  const links = Object.entries(files).map(([name, href]) => create("a", { href, download: name, textContent: name }));
+  if (!again || !links.length) return;
+  const named = links.flatMap((link, i) => (i ? [" and ", link] : [link]));
+  after.append(create("p", { className: "files" }, "It reads ", ...named, "."));
 }

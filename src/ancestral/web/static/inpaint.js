@@ -31,9 +31,9 @@ export class Inpaint {
         shell(panel, null);
       },
       step: (frame) => film.add(frame),
-      done: ({ images: drawn, again }) => {
+      done: ({ images: drawn, again }, { image, mask: painted }) => {
         film.end(drawn);
-        shell(panel, again);
+        shell(panel, again, { "image.png": image, "mask.png": painted });
       },
     });
     keepCopies(panel, { command: () => $("code", panel).textContent });

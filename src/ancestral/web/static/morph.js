@@ -33,9 +33,9 @@ export class Morph {
         shell(panel, null);
       },
       step: ({ x0 }) => this.#take(x0),
-      done: ({ images, again }) => {
+      done: ({ images, again }, { a, b }) => {
         this.#take(images);
-        shell(panel, again);
+        shell(panel, again, { "a.png": a, "b.png": b });
       },
     });
     keepCopies(panel, { command: () => $("code", panel).textContent });
