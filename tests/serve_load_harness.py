@@ -135,10 +135,11 @@ class Load:
             return
         job = answer.json()["job"]
         if what == "cancel":
+            looking = asyncio.create_task(self.follow(client, job))
             await asyncio.sleep(draw.random() * 0.3)
-            await self.ask(client, "cancel", "DELETE", f"/api/jobs/{job}")
             started = time.monotonic()
-            if await self.follow(client, job) is None:
+            await self.ask(client, "cancel", "DELETE", f"/api/jobs/{job}")
+            if await looking is None:
                 self.seconds["from cancelling to the end"].append(time.monotonic() - started)
             return
         told = await self.follow(client, job, leave_after=1 if what == "leave" else None)

@@ -328,19 +328,22 @@ def test_the_queue_is_bounded_and_in_order_and_a_cancelled_job_frees_its_place(n
     assert "full" in full.json()["detail"]
     assert [state(narrow, job)["place"] for job in (first, second, third)] == [0, 1, 2]
     assert [name for _, name, _ in follow(narrow, third, most=1)] == ["queued"]
+    records = [narrow.workshop.find(job) for job in (first, second, third)]
     assert narrow.client.delete(f"/api/jobs/{second}").status_code == 204
-    assert follow(narrow, second)[-1][1:] == ("cancelled", {})
+    assert (records[1].state, records[1].result()) == ("cancelled", {})
+    assert narrow.client.get(f"/api/jobs/{second}").status_code == 404
     assert state(narrow, third)["place"] == 1
     until(lambda: state(narrow, first)["step"] > 0)
     started = time.monotonic()
     assert narrow.client.delete(f"/api/jobs/{first}").status_code == 204
-    until(lambda: state(narrow, first)["state"] == "cancelled")
+    until(lambda: records[0].state == "cancelled")
     until(lambda: state(narrow, third)["state"] == "running")
     assert time.monotonic() - started < 2
     assert narrow.client.delete(f"/api/jobs/{third}").status_code == 204
-    until(lambda: state(narrow, third)["state"] == "cancelled")
-    assert result(narrow, "draw", seed=1, images=1, steps=2)["images"]
-    assert narrow.client.delete(f"/api/jobs/{third}").status_code == 204, "cancelling what has ended is no mistake"
+    until(lambda: records[2].state == "cancelled")
+    ended = submit(narrow, "draw", seed=1, images=1, steps=2)
+    assert follow(narrow, ended)[-1][1] == "done"
+    assert [narrow.client.delete(f"/api/jobs/{ended}").status_code for _ in range(2)] == [204, 404]
 
 
 def test_ended_jobs_are_forgotten(narrow):
@@ -389,6 +392,7 @@ def test_a_job_that_nobody_looks_at_any_more_is_cancelled(live, monkeypatch):
     assert state(live, kept)["state"] == "running"
     live.client.delete(f"/api/jobs/{kept}")
     reader.join(10)
+    assert not reader.is_alive(), "who looks at a job sees it end"
     job = submit(live, "draw", seed=1, images=1, steps=1000)
     follow(live, job, most=1)
     assert follow(live, job, most=1), "who comes back within the grace keeps it going"
@@ -478,6 +482,7 @@ def test_headers(live):
         assert answer.headers["x-frame-options"] == "DENY"
         assert "access-control-allow-origin" not in answer.headers
         assert "server" not in answer.headers
+    assert live.client.patch("/api/jobs/x").headers["allow"] == "DELETE, GET"
     options = live.client.options("/api/draw", headers={"origin": "http://a.example"})
     assert not [name for name in options.headers if name.startswith("access-control")]
 

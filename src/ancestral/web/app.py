@@ -15,6 +15,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response, StreamingRes
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from ancestral import __version__, build
 from ancestral.errors import UserError
@@ -23,7 +24,7 @@ from ancestral.web import actions, bodies, stream, uploads
 from ancestral.web.coding import Coding
 from ancestral.web.doors import Doors, Rules
 from ancestral.web.likeness import Likeness
-from ancestral.web.record import Record
+from ancestral.web.record import ENDINGS, Record
 from ancestral.web.studio import Studio
 from ancestral.web.work import Full, Work, Workshop
 
@@ -46,6 +47,15 @@ LABELS = {
     "heun-churn": "Heun with churn: the sampler of EDM",
     "langevin": "Langevin dynamics (slow)",
     "pc": "Predictor and corrector (slow)",
+}
+EVENT = {  # as the document describes each one
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"enum": ["queued", "step", *ENDINGS]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "retry": {"type": ["integer", "string"]},
+    },
 }
 _WHY = {
     400: "not what this server answers to, or not JSON",
@@ -160,11 +170,11 @@ def _jobs(app: FastAPI, workshop: Workshop) -> None:
 
     @app.delete("/api/jobs/{job}", status_code=204, responses=responses(403, 404, 408, 413, 422))
     def cancel(job: str) -> Response:
-        """Stop a job."""
-        workshop.cancel(found(job))
+        """Stop a job and forget it; who looks at it already still sees it end."""
+        workshop.remove(found(job))
         return Response(status_code=204)
 
-    events = {**responses(404, 422, 429), 200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    events = {**responses(404, 422, 429), 200: {"content": {"text/event-stream": {"schema": EVENT}}}}
 
     @app.get("/api/jobs/{job}/events", response_class=StreamingResponse, responses=events)
     async def follow(job: str, last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:
@@ -183,8 +193,15 @@ def _errors(app: FastAPI) -> None:
     def add(kind: type[Exception], handler: Callable[[Request, Any], JSONResponse]) -> None:
         app.add_exception_handler(kind, handler)
 
+    def other(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # of one route; another one may have the same path
+            matched = [route for route in app.routes if route.matches(dict(request.scope))[0] != Match.NONE]
+            headers["Allow"] = ", ".join(sorted(set().union(*(getattr(route, "methods", ()) for route in matched))))
+        return answer(error.status_code, str(error.detail), headers)
+
     add(UserError, lambda request, error: answer(422, str(error)))
-    add(HTTPException, lambda request, error: answer(error.status_code, str(error.detail), error.headers))
+    add(HTTPException, other)
     add(RequestValidationError, lambda request, error: answer(422, first_problem(error.errors())))
     full = "the queue is full; try again in a moment"
     add(Full, lambda request, error: answer(429, full, {"Retry-After": str(error.seconds)}))

@@ -111,11 +111,18 @@ class Workshop:
             with self._lock:
                 self._say_places()
 
+    def remove(self, record: Record) -> None:
+        """Cancel a job and forget it; who looks at it already still sees it end."""
+        with self._lock:
+            self._records.pop(record.id, None)
+            self._ended = deque(one for one in self._ended if one is not record)
+        self.cancel(record)
+
     def close(self) -> None:
         """Cancel everything and wait until every thread has ended."""
         with self._lock:
             self._closed = True
-            records = list(self._records.values())
+            records = [*self._records.values(), *(record for record, _, _ in self._waiting)]
         for record in records:
             self.cancel(record)
         self._threads.shutdown()
