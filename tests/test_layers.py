@@ -59,6 +59,13 @@ LAYERS = [
     {"report.onestep", "report.connections", "report.quality"},
     {"report.page"},
     {"report.explain"},
+    {"web.record", "web.uploads", "web.doors"},
+    {"web.shared", "web.bodies"},
+    {"web.work", "web.studio"},
+    {"web.actions", "web.stream", "web.likeness"},
+    {"web.coding"},
+    {"web.app"},
+    {"web.serving"},
     {"verbs.options"},
     {
         "verbs.training",
@@ -71,6 +78,7 @@ LAYERS = [
         "verbs.edit",
         "verbs.explain",
         "verbs.codec",
+        "verbs.serve",
     },
     {"cli"},
 ]

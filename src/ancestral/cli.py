@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from ancestral import __version__
-from ancestral.verbs import archive, codec, drawing, edit, explain, measuring, models, rate, score, training
+from ancestral.verbs import archive, codec, drawing, edit, explain, measuring, models, rate, score, serve, training
 
 VERBS = (
     *(training.train, drawing.sample, edit.edit, drawing.tune_steps),
     *(measuring.evaluate, measuring.metrics, rate.rd, score.likelihood, archive.agree, explain.explain),
     *(codec.compress, codec.decompress, archive.archive, archive.unarchive),
-    *(models.import_model, models.export, models.push),
+    *(models.import_model, models.export, models.push, serve.serve),
 )
 
 

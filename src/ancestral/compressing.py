@@ -18,10 +18,12 @@ from ancestral.codec.container import SUFFIX
 from ancestral.codec.finish import FINISHES
 from ancestral.codec.image import Codec
 from ancestral.console import device_of, open_gaussian, screen, state_type
-from ancestral.denoiser import Calibrated, Denoiser, Prediction
+from ancestral.denoiser import Calibrated, Denoiser, Prediction, Predictor
 from ancestral.errors import UserError
 from ancestral.schedule import Time
 
+NO_FLOAT64 = "the codec computes in float64, which mps does not have"
+TOLD = "this model is told conditions, which files do not hold; train one without"
 PROFILES = {"chunks": 0, "quick": 1, "small": 2, "smallest": 3}
 
 
@@ -100,23 +102,24 @@ def opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Cod
         UserError: for a model that is told conditions.
     """
     if build.device(device).type == "mps":
-        raise UserError("--device: the codec computes in float64, which mps does not have; use --device cpu")
+        raise UserError(f"--device: {NO_FLOAT64}; use --device cpu")
     saved, model = open_gaussian(run, device, None)
     if saved.config.model.labels or saved.config.model.embedding:
-        raise UserError(f"{run}: this model is told conditions, which files do not hold; train one without")
+        raise UserError(f"{run}: {TOLD}")
     with Progress(console=screen, disable=not screen.is_terminal) as bar:
         task = bar.add_task("measuring the model, once", total=1.0)
-        codebook = calibration.ready(
-            run,
-            saved,
-            model,
-            lambda: data.load(saved.config.source, saved.config.data),
-            lambda share: bar.update(task, completed=share),
-        )
+        codebook = measured(run, saved, model, lambda share: bar.update(task, completed=share))
     return saved, widened(model), codebook
 
 
-def codec_of(predictor: Counted | Denoiser, model: Denoiser, saved: checkpoint.Checkpoint, codebook: Codebook) -> Codec:
+def measured(
+    run: Path, saved: checkpoint.Checkpoint, model: Denoiser, tell: calibration.Tell = calibration.silent
+) -> Codebook:
+    """What was measured of a run's model: now, the first time, on its training images."""
+    return calibration.ready(run, saved, model, lambda: data.load(saved.config.source, saved.config.data), tell)
+
+
+def codec_of(predictor: Predictor, model: Denoiser, saved: checkpoint.Checkpoint, codebook: Codebook) -> Codec:
     """The codec of what `opened` returns; `predictor` is the model, perhaps watched."""
     like = torch.zeros((), device=device_of(model), dtype=state_type(model))
     channels, height, width = saved.facts.shape

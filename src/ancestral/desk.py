@@ -15,7 +15,7 @@ from ancestral import figures, images, sealed
 from ancestral.conditions import Conditions
 from ancestral.console import device_of, open_gaussian, screen, state_type
 from ancestral.denoiser import Predictor
-from ancestral.drawing import Drawing, How
+from ancestral.drawing import Drawing, How, Opener
 from ancestral.errors import UserError
 from ancestral.feed import to_bytes, to_unit
 from ancestral.rng import Streams
@@ -47,21 +47,25 @@ class Sources:
     device: str
 
 
-class Desk:
-    """A run's model with images before it.
+class Bench:
+    """A run's model, and what it needs to walk given images.
+
+    Args:
+        folder: the run.
+        how: the options of drawing.
+        label: the class of the images, for a model with labels.
+        device: by name.
+        opener: of the run.
 
     Raises:
-        UserError: when the run or an image cannot be used.
+        UserError: when the run cannot be used.
     """
 
-    def __init__(self, folder: Path, how: How, sources: Sources) -> None:
-        if sources.out.suffix.lower() != ".png":
-            raise UserError(f"--out: the sheet is a PNG file, and {sources.out} does not end with .png")
-        self.sources, self.how = sources, how
-        self.drawing = Drawing(folder, how, sources.device, open_gaussian)
+    def __init__(self, folder: Path, how: How, label: str | None, device: str, opener: Opener = open_gaussian) -> None:
+        self.how, self.drawing = how, Drawing(folder, how, device, opener)
         self.saved, self.model = self.drawing.saved, self.drawing.model
         self.schedule, self.shape = self.model.schedule, self.saved.facts.shape
-        self.label = self._label(sources.label)
+        self.label = self._label(label)
 
     def _label(self, label: str | None) -> int | None:
         if self.saved.config.model.embedding:
@@ -75,31 +79,17 @@ class Desk:
             raise UserError(f"--label: this model draws classes; name the one of the images: {', '.join(names)}")
         return names.index(label)
 
-    def read(self, path: Path, channels: int, height: int, width: int) -> np.ndarray:
-        """The image as bytes (H, W, C), of this size."""
-        data = self.saved.config.data
-        pixels = images.decode(path, channels, None, data.background, data.max_pixels)
-        if pixels.shape[:2] == (height, width):
-            return pixels
-        if not self.sources.fit or height != width:
-            mend = "; give --fit to cut its middle square and scale it" if height == width else "; scale it first"
-            raise UserError(
-                f"{path}: {pixels.shape[0]}x{pixels.shape[1]} pixels, here they must be {height}x{width}{mend}"
-            )
-        return images.decode(path, channels, height, data.background, data.max_pixels)
+    def known(self, mask: np.ndarray, name: str) -> Tensor:
+        """Where the image is known, bool (1, H, W): black in the mask, bytes (H, W, 1); white is to be drawn.
 
-    def read_all(self, shape: Sequence[int] | None = None) -> Tensor:
-        """The images on [-1, 1], (N, C, H, W), of the model's shape or another."""
-        channels, height, width = shape or self.shape
-        return self.place(to_unit(np.stack([self.read(path, channels, height, width) for path in self.sources.paths])))
-
-    def read_mask(self, path: Path) -> Tensor:
-        """Where the image is known, bool (1, H, W): black in the mask's file; white is to be drawn."""
-        drawn = self.read(path, 1, *self.shape[1:])[..., 0] >= 128
+        Raises:
+            UserError: when it is all of one kind.
+        """
+        drawn = mask[..., 0] >= 128
         if not drawn.any():
-            raise UserError(f"{path}: nothing is white in this mask, so there is nothing to draw; white is drawn anew")
+            raise UserError(f"{name}: nothing is white in this mask, so there is nothing to draw; white is drawn anew")
         if drawn.all():
-            raise UserError(f"{path}: all of this mask is white, so nothing is kept; use ancestral sample instead")
+            raise UserError(f"{name}: all of this mask is white, so nothing is kept; use ancestral sample instead")
         return torch.from_numpy(~drawn)[None].to(device_of(self.model))
 
     def place(self, x: Tensor) -> Tensor:
@@ -120,6 +110,42 @@ class Desk:
         if self.label is not None:
             told["labels"] = torch.full((count,), self.label, device=device_of(self.model))
         return self.drawing.guiding.predictor(told)
+
+
+class Desk(Bench):
+    """A bench with image files before it.
+
+    Raises:
+        UserError: when the run or an image cannot be used.
+    """
+
+    def __init__(self, folder: Path, how: How, sources: Sources) -> None:
+        if sources.out.suffix.lower() != ".png":
+            raise UserError(f"--out: the sheet is a PNG file, and {sources.out} does not end with .png")
+        self.sources = sources
+        super().__init__(folder, how, sources.label, sources.device)
+
+    def read(self, path: Path, channels: int, height: int, width: int) -> np.ndarray:
+        """The image as bytes (H, W, C), of this size."""
+        data = self.saved.config.data
+        pixels = images.decode(path, channels, None, data.background, data.max_pixels)
+        if pixels.shape[:2] == (height, width):
+            return pixels
+        if not self.sources.fit or height != width:
+            mend = "; give --fit to cut its middle square and scale it" if height == width else "; scale it first"
+            raise UserError(
+                f"{path}: {pixels.shape[0]}x{pixels.shape[1]} pixels, here they must be {height}x{width}{mend}"
+            )
+        return images.decode(path, channels, height, data.background, data.max_pixels)
+
+    def read_all(self, shape: Sequence[int] | None = None) -> Tensor:
+        """The images on [-1, 1], (N, C, H, W), of the model's shape or another."""
+        channels, height, width = shape or self.shape
+        return self.place(to_unit(np.stack([self.read(path, channels, height, width) for path in self.sources.paths])))
+
+    def read_mask(self, path: Path) -> Tensor:
+        """As `known`, of a file."""
+        return self.known(self.read(path, 1, *self.shape[1:]), str(path))
 
     def draw(self, jobs: int, calls: int, work: Work) -> Tensor:
         """The results (jobs, variants, C, H, W) of a walk for each of `jobs` rows and each variant, batch by batch.

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.progress import Progress, TaskID
-
 from ancestral import build, checkpoint
 from ancestral.conditions import Conditions
 from ancestral.console import device_of, open_model, state_type
@@ -79,27 +77,33 @@ class Drawing:
         self.visits = begin(self.move, self.model.schedule, self.times)[1]
         self.steps = len(self.visits) - 1
         self.calls = self.steps * self.guiding.calls  # of a network, an image
-        chosen = {name: value for name, value in asdict(how).items() if name not in ("steps", "grid")}
-        variance = how.variance or self.saved.config.diffusion.variance if kind.reverse is None else None
-        self.settings: dict[str, Any] = {
+        self.solver, self.precision, self._how = solver, precision, how
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the images depend on, as JSON."""
+        config = self.saved.config
+        chosen = {name: value for name, value in asdict(self._how).items() if name not in ("steps", "grid")}
+        own = build.chain(config).reverse is None
+        return {
             **chosen,
             **self.guiding.settings,
             "model": checkpoint.digest(self.saved),
             "times": self.times,
-            "solver": solver,
-            "variance": variance,
-            "precision": str(precision).removeprefix("torch."),  # what auto stands for here
+            "solver": self.solver,
+            "variance": self._how.variance or config.diffusion.variance if own else None,
+            "precision": str(self.precision).removeprefix("torch."),  # what auto stands for here
         }
 
-    def walk(self, numbers: range, cond: Conditions, bar: Progress, task: TaskID) -> Iterator[Step]:
-        """The walk of these numbers of all images, whose conditions are given; the bar sees every step."""
+    def walk(self, numbers: range, cond: Conditions, told: Callable[[int], object]) -> Iterator[Step]:
+        """The walk of these numbers of all images, whose conditions are given; told their count at every step."""
         device = device_of(self.model)
         chosen = {name: value[numbers.start : numbers.stop].to(device) for name, value in cond.items()}
         predictor = self.guiding.predictor(chosen)
         noise = latents(self.saved.facts.shape, self.seed, numbers).to(device, state_type(self.model))
         start, draw = beginning(self.model.schedule, noise), build.chain(self.saved.config).draw
         for step in trajectory(predictor, start, self.times, self.move, self.seed, numbers, draw):
-            bar.advance(task, len(numbers))
+            told(len(numbers))
             yield step
 
 

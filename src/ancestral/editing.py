@@ -13,7 +13,7 @@ from torch import Tensor
 from ancestral.build import choose
 from ancestral.console import screen
 from ancestral.denoiser import Predictor
-from ancestral.desk import VARIANTS, Desk, Sources
+from ancestral.desk import VARIANTS, Bench, Desk, Sources, Work
 from ancestral.drawing import How
 from ancestral.edits import Resampled, below, inverted, known_region, mix, slerp
 from ancestral.errors import UserError
@@ -29,7 +29,7 @@ from ancestral.walk import Step, from_model, walk
 ROUNDING = 1 / (255 * 3**0.5)  # standard deviation of a byte's rounding on [-1, 1]
 
 
-def _ancestral(how: How) -> How:
+def with_new_noise(how: How) -> How:
     """With new noise at each step where no way to step is named: what goes astray is then mended further down."""
     return how if _named(how) else replace(how, eta=1.0)
 
@@ -38,7 +38,14 @@ def _named(how: How) -> bool:
     return how.solver is not None or how.variance is not None or how.eta is not None
 
 
-def _calls(desk: Desk, times: list[int]) -> int:
+class Edit(NamedTuple):
+    """A walk that changes given images."""
+
+    calls: int  # of the network
+    work: Work
+
+
+def _calls(desk: Bench, times: list[int]) -> int:
     return len(begin(desk.drawing.move, desk.schedule, times)[1]) - 1
 
 
@@ -51,53 +58,64 @@ def _below(schedule: NoiseSchedule, grid: list[int], t: int) -> list[int]:
 
 def inpaint(folder: Path, how: How, sources: Sources, *, mask: Path, jump: int, resamples: int) -> None:
     """Draw what is white in a mask anew and keep the rest to the byte (RePaint)."""
-    desk = Desk(folder, _ancestral(how), sources)
-    x0, known, drawing = desk.read_all(), desk.read_mask(mask), desk.drawing
+    desk = Desk(folder, with_new_noise(how), sources)
+    x0, known = desk.read_all(), desk.read_mask(mask)
+    edit = repainted(desk, x0, known, jump, resamples)
+    desk.write([x0, torch.where(known, x0, 0.0)], desk.draw(len(x0), *edit))
+
+
+def repainted(bench: Bench, x0: Tensor, known: Tensor, jump: int, resamples: int) -> Edit:
+    """Inpainting of images (N, C, H, W), of which `known` (1, H, W) is kept.
+
+    Raises:
+        UserError: for a solver with a memory, or a jump that is too long.
+    """
+    drawing = bench.drawing
     if not callable(drawing.move):
         raise UserError("--solver: a walk that goes up again takes steps without a memory: euler or euler-ancestral")
     method = Resampled(drawing.move, jump, resamples)
     try:
-        calls = len(begin(method, desk.schedule, drawing.times)[1]) - 1
+        calls = len(begin(method, bench.schedule, drawing.times)[1]) - 1
     except ValueError as error:
         raise UserError(f"--jump: {error}") from None
 
     def work(rows: Tensor, numbers: list[int], predictor: Predictor) -> Iterator[Step]:
-        given, region = x0[rows], desk.streams("known", numbers)
-        begun = desk.schedule.marginal(given, drawing.times[0]).sample(desk.place(region.normal(desk.shape)))
-        draw = from_model(desk.streams("reverse", numbers))
-        draw = known_region(desk.schedule, given, known, region, draw)
-        return walk(predictor, torch.where(known, begun, desk.latents(numbers)), drawing.times, method, draw)
+        given, region = x0[rows], bench.streams("known", numbers)
+        begun = bench.schedule.marginal(given, drawing.times[0]).sample(bench.place(region.normal(bench.shape)))
+        draw = from_model(bench.streams("reverse", numbers))
+        draw = known_region(bench.schedule, given, known, region, draw)
+        return walk(predictor, torch.where(known, begun, bench.latents(numbers)), drawing.times, method, draw)
 
-    desk.write([x0, torch.where(known, x0, 0.0)], desk.draw(len(x0), calls, work))
+    return Edit(calls, work)
 
 
 class Encoder(NamedTuple):
     """How two images become states at t, and how these are mixed.
 
-    `encode` takes the desk, the images (2, C, H, W), the times and the stream numbers, and gives (B, 2, C, H, W).
+    `encode` takes the bench, the images (2, C, H, W), the times and the stream numbers, and gives (B, 2, C, H, W).
     """
 
-    encode: Callable[[Desk, Tensor, list[int], list[int]], Tensor]
+    encode: Callable[[Bench, Tensor, list[int], list[int]], Tensor]
     mix: Callable[[Tensor, Tensor, Tensor], Tensor]  # the share shaped (B, 1, 1, 1)
     depth: float  # t / T when no t is named
     step: Callable[[How], How]
 
 
-def _noised(first: str, second: str) -> Callable[[Desk, Tensor, list[int], list[int]], Tensor]:
-    def encode(desk: Desk, x0: Tensor, times: list[int], numbers: list[int]) -> Tensor:
+def _noised(first: str, second: str) -> Callable[[Bench, Tensor, list[int], list[int]], Tensor]:
+    def encode(desk: Bench, x0: Tensor, times: list[int], numbers: list[int]) -> Tensor:
         eps = torch.stack([desk.streams(name, numbers).normal(desk.shape) for name in (first, second)], 1)
         return desk.schedule.marginal(x0.expand(eps.shape), times[0]).sample(desk.place(eps))
 
     return encode
 
 
-def _inverted(desk: Desk, x0: Tensor, times: list[int], numbers: list[int]) -> Tensor:
+def _inverted(desk: Bench, x0: Tensor, times: list[int], numbers: list[int]) -> Tensor:
     return inverted(desk.predictor(2), x0, times).expand(len(numbers), -1, -1, -1, -1)
 
 
 ENCODERS: dict[str, Encoder] = {
-    "noise": Encoder(_noised("first", "second"), mix, 0.5, _ancestral),  # the paper's
-    "shared": Encoder(_noised("first", "first"), mix, 0.5, _ancestral),
+    "noise": Encoder(_noised("first", "second"), mix, 0.5, with_new_noise),  # the paper's
+    "shared": Encoder(_noised("first", "first"), mix, 0.5, with_new_noise),
     "inversion": Encoder(_inverted, slerp, 1.0, lambda how: how),  # what the flow encodes, the flow decodes
 }
 
@@ -106,24 +124,35 @@ def interpolate(folder: Path, how: How, sources: Sources, *, at: int | None, fra
     """Go from one image to the other through mixed states at t (the paper's section 4.3): a row for each variant."""
     way = choose(ENCODERS, encoder, "--encoder")
     desk = Desk(folder, way.step(how), sources)
-    ends, grid = desk.read_all(), desk.drawing.times
-    times = _below(desk.schedule, grid, max(1, round(way.depth * desk.schedule.T)) if at is None else at)
-    states = way.encode(desk, ends, times, list(range(sources.num_images)))
+    ends = desk.read_all()
+    edit = between(desk, ends, way, at, frames, sources.num_images)
+    mixed = desk.draw(frames, *edit).transpose(0, 1)
+    first, last = (end.expand(len(mixed), -1, -1, -1) for end in ends)
+    desk.write([first], mixed, [last])
+
+
+def between(bench: Bench, ends: Tensor, way: Encoder, at: int | None, frames: int, variants: int) -> Edit:
+    """`frames` images from one of `ends` (2, C, H, W) to the other, through states at t = `at`.
+
+    Raises:
+        UserError: unless 1 <= t <= T.
+    """
+    t = max(1, round(way.depth * bench.schedule.T)) if at is None else at
+    times = _below(bench.schedule, bench.drawing.times, t)
+    states = way.encode(bench, ends, times, list(range(variants)))
 
     def work(rows: Tensor, numbers: list[int], predictor: Predictor) -> Iterator[Step]:
-        variants = [number % VARIANTS for number in numbers]  # the same noise for every frame
-        first, second = states[variants].unbind(1)
-        start = way.mix(first, second, desk.place(rows / (frames - 1)).reshape(-1, 1, 1, 1))
-        return trajectory(predictor, start, times, desk.drawing.move, how.seed, variants)
+        numbers = [number % VARIANTS for number in numbers]  # the same noise for every frame
+        first, second = states[numbers].unbind(1)
+        start = way.mix(first, second, bench.place(rows / (frames - 1)).reshape(-1, 1, 1, 1))
+        return trajectory(predictor, start, times, bench.drawing.move, bench.how.seed, numbers)
 
-    between = desk.draw(frames, _calls(desk, times), work).transpose(0, 1)
-    first, last = (end.expand(len(between), -1, -1, -1) for end in ends)
-    desk.write([first], between, [last])
+    return Edit(_calls(bench, times), work)
 
 
 def vary(folder: Path, how: How, sources: Sources, *, at: int | None, strength: float) -> None:
     """Noise the images up to t and draw them down from there (SDEdit)."""
-    desk = Desk(folder, _ancestral(how), sources)
+    desk = Desk(folder, with_new_noise(how), sources)
     x0, top = desk.read_all(), desk.schedule.T
     times = _below(desk.schedule, desk.drawing.times, max(1, round(strength * top)) if at is None else at)
 
@@ -182,7 +211,7 @@ def restore(folder: Path, how: How, sources: Sources, damage: Damage, *, method:
         raise UserError(f"--mask: says which pixels are missing, and --task is {damage.task}; leave it out")
     if method == "ddrm" and _named(how):
         raise UserError("--method ddrm: has steps of its own; leave out --solver, --eta and --variance")
-    desk = Desk(folder, _ancestral(how), sources)
+    desk = Desk(folder, with_new_noise(how), sources)
     try:
         operator = make(desk, damage)
     except ValueError as error:

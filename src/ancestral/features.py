@@ -26,6 +26,7 @@ from ancestral.imageset import ImageSet
 from ancestral.jobs import Job, pieces, place
 from ancestral.metrics import Estimate, Metric, against, score, with_errors
 from ancestral.parallel import Processes
+from ancestral.sealed import Damaged
 
 LITE0_SIDE = 112
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -156,9 +157,8 @@ def features_of(
         processes: those that share the work.
         seen: told how many images were looked at, batch by batch; those in the cache are not.
     """
-    settings = {**by.key, "images": images.digest(), "shape": list(images.shape)}
-    folder = place((cache or default_cache()) / "features", settings)
-    job, work = Job(folder, settings, processes or Processes()), pieces(len(images), PIECE)
+    folder, settings, work = _place_of(images, by, cache)
+    job = Job(folder, settings, processes or Processes())
 
     def look(piece: range) -> dict[str, bytes]:
         found = []
@@ -170,6 +170,23 @@ def features_of(
 
     job.run(work, look, lambda kept: "features.safetensors" in kept)
     return torch.cat([safetensors.torch.load(kept["features.safetensors"])["features"] for kept in job.results(work)])
+
+
+def kept_features(images: ImageSet, by: Network, cache: Path | None = None) -> Tensor | None:
+    """As `features_of`, if all of them are in the cache: nothing is computed."""
+    folder, settings, work = _place_of(images, by, cache)
+    if not folder.is_dir():
+        return None
+    try:
+        kept = list(Job(folder, settings, Processes()).results(work))
+    except Damaged:
+        return None
+    return torch.cat([safetensors.torch.load(piece["features.safetensors"])["features"] for piece in kept])
+
+
+def _place_of(images: ImageSet, by: Network, cache: Path | None) -> tuple[Path, dict[str, Any], list[range]]:
+    settings = {**by.key, "images": images.digest(), "shape": list(images.shape)}
+    return place((cache or default_cache()) / "features", settings), settings, pieces(len(images), PIECE)
 
 
 def compared(samples: Tensor, metric: Metric, by: Network) -> dict[str, Estimate]:

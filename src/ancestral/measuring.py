@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ def _of_run(folder: Path, how: How, data_source: str | None, device: str) -> _So
         task = bar.add_task(f"{drawing.steps} steps", total=-(-count // processes.size) * drawing.steps)
 
         def draw(numbers: range) -> dict[str, bytes]:
-            images = torch.from_numpy(to_bytes(finish(drawing.walk(numbers, cond, bar, task))))
+            images = torch.from_numpy(to_bytes(finish(drawing.walk(numbers, cond, partial(bar.advance, task)))))
             return {"images.safetensors": safetensors.torch.save({"images": images})}
 
         job.run(work, draw, lambda kept: "images.safetensors" in kept)

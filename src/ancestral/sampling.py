@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def sample(
     """Draw images into a folder: numbered PNGs, a contact sheet and, if asked, the film of the first ones."""
     drawing = Drawing(folder, how, device)
     out = out or folder / "samples"
-    cond = _conditions(drawing.saved, label, embeddings, num_images)
+    cond = conditions(drawing.saved, label, embeddings, num_images)
     told = sha256(cond["embedding"].numpy().tobytes()).hexdigest() if "embedding" in cond else None
     with together(device_of(drawing.model), PATIENCE) as processes:
         out.mkdir(parents=True, exist_ok=True)
@@ -57,7 +58,7 @@ def sample(
 
             def draw(numbers: range) -> dict[str, bytes]:
                 keep = _film_times(sorted(set(drawing.visits), reverse=True)) if film and numbers.start == 0 else ()
-                frames = keep_frames(drawing.walk(numbers, cond, bar, task), keep)
+                frames = keep_frames(drawing.walk(numbers, cond, partial(bar.advance, task)), keep)
                 if keep:
                     seen = [drawing.model.schedule.shown(x_t) for x_t in frames.x_t]
                     _write_film(frames._replace(x_t=seen), out)
@@ -96,7 +97,7 @@ def tune_steps(
     saved, model = open_model(folder, device, average_width)
     kind = build.chain(saved.config)
     fine = build.sampling_grid(saved.config, kind.fine, min(FINE, len(build.training_grid(saved.config)) - 1))
-    cond = _conditions(saved, None, embeddings, num_images)
+    cond = conditions(saved, None, embeddings, num_images)
     on = {name: value.to(device_of(model)) for name, value in cond.items()}
     predictor = build.predictor(model, saved.calibration, **on)
     noise = latents(saved.facts.shape, seed, range(num_images)).to(device_of(model), state_type(model))
@@ -114,8 +115,12 @@ def _png(number: int) -> str:
     return f"{number:06d}.png"
 
 
-def _conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Path | None, count: int) -> Conditions:
-    """What the model is told of so many images: one class or all in turn, the vectors of a file in turn."""
+def conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Path | None, count: int) -> Conditions:
+    """What the model is told of so many images: one class or all in turn, the vectors of a file in turn.
+
+    Raises:
+        UserError: when the model is told nothing of the kind, or of another kind.
+    """
     names = saved.facts.class_names
     cond: Conditions = {}
     if label is not None and not saved.config.model.labels:

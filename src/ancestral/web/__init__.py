@@ -1,0 +1,1 @@
+"""`ancestral serve`: a page on the user's own machine, from the user's own model."""

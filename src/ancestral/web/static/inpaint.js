@@ -1,0 +1,41 @@
+// Inpaint: a mask over the picture in hand, and variants of what it hides.
+
+import { $, keepCopies, shell, show } from "./dom.js";
+import { Film } from "./film.js";
+import { Mask } from "./mask.js";
+import { Task } from "./task.js";
+import { Well } from "./well.js";
+
+export class Inpaint {
+  constructor(panel, model, hand) {
+    const { images, steps, seed } = $("form", panel).elements;
+    images.max = model.limits.images;
+    images.value = Math.min(4, model.limits.images);
+    steps.max = model.limits.steps;
+    steps.value = model.default.steps;
+    $(".dice", panel).addEventListener("click", () => (seed.value = Math.floor(Math.random() * 1e6)));
+    new Well($(".well", panel), hand, model);
+    const mask = new Mask($(".mask", panel), model.shape);
+    const film = new Film($(".film", panel));
+    film.root.hidden = true;
+    hand.addEventListener("change", () => show($(".easel img", panel), hand.image));
+    new Task(panel, "inpaint", {
+      body: (found) => {
+        if (!hand.image) throw new Error("Choose a picture first");
+        if (!mask.count) throw new Error("Paint over what should be drawn anew first");
+        return { image: hand.image, mask: mask.image(), seed: found.seed, images: found.images, steps: found.steps };
+      },
+      begin: () => {
+        film.begin();
+        film.root.hidden = false;
+        shell(panel, null);
+      },
+      step: (frame) => film.add(frame),
+      done: ({ images: drawn, again }, { image, mask: painted }) => {
+        film.end(drawn);
+        shell(panel, again, { "image.png": image, "mask.png": painted });
+      },
+    });
+    keepCopies(panel, { command: () => $("code", panel).textContent });
+  }
+}
