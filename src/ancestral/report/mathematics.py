@@ -9,6 +9,12 @@ from latex2mathml.converter import convert
 
 # By name: (number in Ho et al. 2020, or "", LaTeX). The text says `{{ eq("name") }}`.
 EQUATIONS: dict[str, tuple[str, str]] = {
+    # What diffusion models are
+    "latent": (
+        "1",
+        r"p_\theta(x_0) = \int p_\theta(x_{0:T})\, dx_{1:T}, \qquad "
+        r"p_\theta(x_{0:T}) = p(x_T) \prod_{t=1}^{T} p_\theta(x_{t-1} \mid x_t)",
+    ),
     # The forward process
     "marginal": (
         "4",
