@@ -173,10 +173,9 @@ def _seconds(draw: Draw) -> dict[str, Any]:
 
 
 def _compared(images: np.ndarray, splits: Splits) -> dict[str, Any]:
-    """Every metric against as many training images, and against test images."""
-    by = features.network("lite0")
-    found = {side: features.measure(images, getattr(splits, side), by) for side in ("train", "test")}
-    return {side: {name: [one.value, one.error] for name, one in part.items()} for side, part in found.items()}
+    """Every metric against as many training images, with its error."""
+    found = features.measure(images, splits.train, features.network("lite0"))
+    return {"images": len(images), "train": {name: [one.value, one.error] for name, one in found.items()}}
 
 
 def _drawn(draw: Draw, count: int, shown: Path) -> np.ndarray:
@@ -197,11 +196,7 @@ def measure(source: str, minutes: float, threads: int, stages: list[str], rows: 
         if what in stages:
             results.once(look, data=name, minutes=minutes, name=row, what=what)
 
-    def real() -> dict[str, Any]:
-        found = features.measure(splits.test.spread(count).images, splits.train, features.network("lite0"))
-        return {"images": count, "train": {key: [one.value, one.error] for key, one in found.items()}}
-
-    once("real", "quality", real)
+    once("real", "quality", lambda: _compared(splits.test.spread(count).images[:], splits))
     once("real", "bits", lambda: {"images": len(held_out), "lossless": lossless_bits_per_dim(held_out.images[:])})
     for row in rows:
         one = ROWS[row]
@@ -213,11 +208,7 @@ def measure(source: str, minutes: float, threads: int, stages: list[str], rows: 
             draw, calls = model.drawing(minutes, one.how)
             once(row, "speed", lambda draw=draw, calls=calls: {"calls": calls, **_seconds(draw)})
             shown = work / "shown" / f"{row}.npy"
-            once(
-                row,
-                "quality",
-                lambda draw=draw, shown=shown: {"images": count, **_compared(_drawn(draw, count, shown), splits)},
-            )
+            once(row, "quality", lambda draw=draw, shown=shown: _compared(_drawn(draw, count, shown), splits))
         once(one.model, "bits", lambda model=model: {"images": len(held_out), "bits": model.bits(minutes)})
 
 

@@ -115,7 +115,7 @@ def document(data: str, minutes: float, lines: Lines, models: Mapping[str, str])
             "training_seconds": "s",
         },
         "error": "one standard error",
-        "floor": {key: _estimate(real["train"][name]) for key, name in QUALITY.items()},
+        "floor": _quality(real["train"]),
         "lossless_bits_per_dim": lines[("real", "bits")]["lossless"],
         "models": [_model(data, row, model, lines) for row, model in models.items()],
     }
@@ -128,7 +128,7 @@ def _model(data: str, row: str, model: str, lines: Lines) -> dict[str, Any]:
         "name": row,
         "model": model,
         "title": TITLES[row],
-        **{key: _estimate(found[name]) for key, name in QUALITY.items()},
+        **_quality(found),
         "bits_per_dim": {**_estimate(bits or (None, None)), "kind": "bound" if bits else None},
         "parameters": training["weights"],
         "parameters_to_draw": training["drawing_weights"],
@@ -137,6 +137,15 @@ def _model(data: str, row: str, model: str, lines: Lines) -> dict[str, Any]:
         "seconds_64": speed["seconds_64"],
         "calls": speed["calls"],
         "grid": f"generators-{short(data)}-{row}.png",
+    }
+
+
+def _quality(found: Mapping[str, Any]) -> dict[str, Any]:
+    shares = {key: found[QUALITY[key]] for key in ("precision", "recall")}
+    return {
+        **{key: _estimate(found[QUALITY[key]]) for key in ("fd", "kid")},
+        **{key: value for key, (value, _) in shares.items()},
+        **{f"{key}_error": error for key, (_, error) in shares.items()},
     }
 
 
