@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ancestral import build
 from ancestral.ema import PowerAverage
-from ancestral.feed import to_unit
+from ancestral.feed import presented
 from ancestral.imageset import ImageSet
 from ancestral.muon import Muon
-from ancestral.rng import Streams, key, permutation
+from ancestral.rng import Streams, key
 from ancestral.train import learning_rate
 
 WARMUP = 0.05  # share of the run with a rising learning rate, as `ancestral train` has it
@@ -120,16 +120,10 @@ def _begun(method: Method, images: ImageSet, seed: int) -> Iterator[Learning]:
 
 def _steps(learning: Learning, method: Method, images: ImageSet, total: int, seed: int) -> Iterator[int]:
     """Updates until `total` images are seen; after each, how many were."""
-    order, epoch = permutation(len(images), seed, "order", 0), 0
     for first in range(0, total, method.batch):
-        rows = []
-        for number in range(first, first + method.batch):
-            if number // len(images) != epoch:
-                epoch = number // len(images)
-                order = permutation(len(images), seed, "order", epoch)
-            rows.append(int(order[number % len(images)]))
-        x = to_unit(images.images[rows]).contiguous(memory_format=torch.channels_last)
-        noise = Streams(seed, "noise", range(first, first + method.batch))
+        numbers = range(first, first + method.batch)
+        x = presented(images, seed, numbers, flip=False).x0.contiguous(memory_format=torch.channels_last)
+        noise = Streams(seed, "baseline", numbers)
         learning.update(x, noise, learning_rate(first / total, method.peak, WARMUP, method.decay))
         yield first + method.batch
 
