@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -108,14 +107,13 @@ def step(optimizer: torch.optim.Optimizer, rate: float) -> None:
     optimizer.step()
 
 
-@contextmanager
-def _begun(method: Method, images: ImageSet, seed: int) -> Iterator[Learning]:
+def _begun(method: Method, images: ImageSet, seed: int) -> Learning:
     height, width, channels = images.shape
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(seed, "weights"))
         learning = method.make((channels, height, width))
     learning.parts.to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
-    yield learning
+    return learning
 
 
 def _steps(learning: Learning, method: Method, images: ImageSet, total: int, seed: int) -> Iterator[int]:
@@ -130,26 +128,25 @@ def _steps(learning: Learning, method: Method, images: ImageSet, total: int, see
 
 def planned(method: Method, images: ImageSet, seconds: float, clock: Callable[[], float] = time.perf_counter) -> int:
     """How many images can be trained on in so many seconds, from a throw-away training: a whole number of batches."""
-    with _begun(method, images, 0) as learning:
-        steps = _steps(learning, method, images, 10**9, 0)
-        for _ in range(3):  # allocations are not speed
-            next(steps)
-        began, seen = clock(), 0
-        while clock() - began < PROBE:
-            next(steps)
-            seen += method.batch
+    steps, seen = _steps(_begun(method, images, 0), method, images, 10**9, 0), 0
+    for _ in range(3):  # allocations are not speed
+        next(steps)
+    began = clock()
+    while clock() - began < PROBE:
+        next(steps)
+        seen += method.batch
     return max(1, round(seen / (clock() - began) * seconds / method.batch)) * method.batch
 
 
 def train(method: Method, images: ImageSet, total: int, seed: int = 0) -> nn.Module:
     """The network after `total` images, its weights averaged: a function of (method, images, total, seed)."""
-    with _begun(method, images, seed) as learning:
-        start = {name: one.detach().clone() for name, one in learning.network.state_dict().items()}
-        average = PowerAverage(WIDTH, {name: one for name, one in start.items() if one.is_floating_point()})
-        for seen in _steps(learning, method, images, total, seed):
-            average.update(learning.network.state_dict(), seen, method.batch)
-        learning.network.load_state_dict(average.weights, strict=False)
-        return learning.network.eval().requires_grad_(False)
+    learning = _begun(method, images, seed)
+    start = {name: one.detach().clone() for name, one in learning.network.state_dict().items()}
+    average = PowerAverage(WIDTH, {name: one for name, one in start.items() if one.is_floating_point()})
+    for seen in _steps(learning, method, images, total, seed):
+        average.update(learning.network.state_dict(), seen, method.batch)
+    learning.network.load_state_dict(average.weights, strict=False)
+    return learning.network.eval().requires_grad_(False)
 
 
 def drawing_part(network: nn.Module) -> nn.Module:
