@@ -12,7 +12,7 @@ from baselines.vae import Vae
 METHODS: dict[str, Method] = {
     "gan": Method(Adversarial, peak=1e-3, decay=0.5, batch=32),
     "vae": Method(lambda shape: Likelihood(Vae(shape)), peak=6e-3, decay=0.7, batch=64),
-    "flow": Method(lambda shape: Likelihood(Flow(shape)), peak=2e-3, decay=0.7, batch=64),
+    "flow": Method(lambda shape: Likelihood(Flow(shape)), peak=1.5e-2, decay=0.7, batch=64),
 }
 
 __all__ = [
