@@ -56,6 +56,7 @@ class Ours:
     options: tuple[str, ...]
     samplers: ClassVar[dict[str, tuple[str, ...]]]
     against = ("train", "test")
+    measured: tuple[str, ...] = ()  # options of `ancestral evaluate`
 
     def __init__(self, source: str, splits: Splits, work: Path, threads: int) -> None:
         self.source, self.work, self.shape = source, work, splits.train.shape
@@ -65,27 +66,35 @@ class Ours:
         """A run that is complete stays."""
         for budget in minutes:
             length = ("--budget", f"{60 * budget:g}s")
-            self._run("train", self.source, "--out", str(self._folder(budget)), *length, *self.options)
+            self._run("train", self.source, "--out", str(self.folder(budget)), *length, *self.options)
 
     def draw(self, minutes: float, sampler: str, count: int) -> np.ndarray:
         """By `ancestral sample`."""
-        folder, out = self._folder(minutes), self._folder(minutes) / sampler.replace(" ", "-")
+        folder, out = self.folder(minutes), self.folder(minutes) / sampler.replace(" ", "-")
         self._run("sample", str(folder), "--num-images", str(count), "--out", str(out), *self.samplers[sampler])
         files = sorted(path for path in out.glob("*.png") if path.stem.isdigit())[:count]
         return np.stack([np.asarray(Image.open(file)) for file in files]).reshape(count, *self.shape)
 
     def facts(self, minutes: float) -> dict[str, object]:
-        """What it cost, and bits/dim by `ancestral evaluate`."""
-        folder = self._folder(minutes)
-        saved, _ = checkpoint.open_run(folder)
-        if not (folder / "evaluation.json").exists():
-            self._run("evaluate", str(folder))
-        bits = json.loads((folder / "evaluation.json").read_text())["bits_per_dim"]["bound, bits/dim"]
-        weights = sum(value.numel() for value in network(saved.config, saved.facts).parameters())
-        found = {"seen": saved.images, "seconds": saved.state["seconds"], "weights": weights}
-        return {**found, "bits": [bits["mean"], bits["standard_error"]]}
+        """What it cost, and bits/dim."""
+        return {**self.cost(minutes), "bits": self.bits(minutes)}
 
-    def _folder(self, minutes: float) -> Path:
+    def cost(self, minutes: float) -> dict[str, object]:
+        """Images seen, seconds of training, weights."""
+        saved, _ = checkpoint.open_run(self.folder(minutes))
+        weights = sum(value.numel() for value in network(saved.config, saved.facts).parameters())
+        return {"seen": saved.images, "seconds": saved.state["seconds"], "weights": weights}
+
+    def bits(self, minutes: float) -> list[float]:
+        """The bound by `ancestral evaluate` and its standard error."""
+        folder = self.folder(minutes)
+        if not (folder / "evaluation.json").exists():
+            self._run("evaluate", str(folder), *self.measured)
+        found = json.loads((folder / "evaluation.json").read_text())["bits_per_dim"]["bound, bits/dim"]
+        return [found["mean"], found["standard_error"]]
+
+    def folder(self, minutes: float) -> Path:
+        """Of the run of this length."""
         return self.work / f"{minutes:g}"
 
     def _run(self, *command: str) -> None:
@@ -134,7 +143,7 @@ class Peer:
 
     def train(self, minutes: list[float]) -> None:
         """Begin anew unless all times are there."""
-        if all((self._folder(mark) / "facts.json").exists() for mark in minutes):
+        if all((self.folder(mark) / "facts.json").exists() for mark in minutes):
             return
         torch.manual_seed(0)
         training, seconds = self.make(padded(self.splits.train.images[:])), 0.0
@@ -143,20 +152,21 @@ class Peer:
                 started = time.monotonic()
                 training.step()
                 seconds += time.monotonic() - started
-            training.save_model(self._folder(mark))
+            training.save_model(self.folder(mark))
             found = {"seen": training.images, "seconds": seconds, "weights": training.weights}
-            (self._folder(mark) / "facts.json").write_text(json.dumps(found))
+            (self.folder(mark) / "facts.json").write_text(json.dumps(found))
 
     def draw(self, minutes: float, sampler: str, count: int) -> np.ndarray:
         """By their own sampler."""
         torch.manual_seed(0)
-        return cropped(self.kind.draw(self._folder(minutes), count, *self.samplers[sampler]), self.shape)
+        return cropped(self.kind.draw(self.folder(minutes), count, *self.samplers[sampler]), self.shape)
 
     def facts(self, minutes: float) -> dict[str, object]:
         """What it cost; no bits/dim."""
-        return json.loads((self._folder(minutes) / "facts.json").read_text())
+        return json.loads((self.folder(minutes) / "facts.json").read_text())
 
-    def _folder(self, minutes: float) -> Path:
+    def folder(self, minutes: float) -> Path:
+        """Of the run of this length."""
         return self.work / f"{minutes:g}"
 
 
