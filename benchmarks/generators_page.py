@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ancestral.figures import INK, contact_sheet
 
-REPORT = ROOT / "src" / "ancestral" / "report"
+REPORT = ROOT / "src" / "ancestral" / "report" / "generators"
 FIGURES = ROOT / "docs" / "img"
 SIDE = 6  # of a grid in the report, in images
 ACROSS = 14  # images of each in the figure

@@ -40,8 +40,20 @@ def part(subject: Subject) -> Part:
         },
         tables={"quality": [_quality(one, again) for one in models], "cost": [_cost(one, again) for one in models]},
         facts={"machine": document["machine"], "data": document["data"], "date": document["date"]}
-        | {"commit": document["commit"], "own": stem.startswith(document["data"])},
+        | {"commit": document["commit"], "own": stem.startswith(document["data"]), "best": _best(models)},
     )
+
+
+def _best(models: list[dict[str, Any]]) -> dict[str, str]:
+    """Who is first: by the distances of samples, by how much of the data they cover, by bits."""
+    by = {
+        "near": min(models, key=lambda one: one["kid"]["value"]),
+        "wide": max(models, key=lambda one: one["recall"]),
+        "bits": min(
+            (one for one in models if one["bits_per_dim"]["value"]), key=lambda one: one["bits_per_dim"]["value"]
+        ),
+    }
+    return {name: one["name"] for name, one in by.items()}
 
 
 def _quality(model: dict[str, Any], again: str) -> list[Number | str]:
