@@ -58,7 +58,7 @@ def toy():
 @pytest.mark.parametrize("language", page.LANGUAGES)
 def test_the_page_needs_nothing_else_and_says_everything(toy, language):
     subject, parts = toy
-    html = page.render(parts, language, explain._about(subject, language, 1.0))
+    html = explain.written(subject, parts, language, 1.0)
     links = Links()
     links.feed(html)
     assert all(one.startswith(("#", "data:")) for one in links.fetched)

@@ -44,6 +44,14 @@ def explain(
     subject = (
         exact(num_images, seed) if run is None else of_run(run, data_source, num_images, seed, device, average_width)
     )
+    parts = measured(subject)
+    seconds = time.monotonic() - began
+    write_text(out, written(subject, parts, language, seconds))
+    screen.print(f"{seconds:.0f} s: {out}")
+
+
+def measured(subject: Subject) -> dict[str, Part]:
+    """What each section has measured, in order."""
     parts: dict[str, Part] = {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
@@ -51,9 +59,12 @@ def explain(
             task = bar.add_task(f"{number} of {len(SECTIONS)}: {words('en')['sections'][name]}", total=1)
             parts[name] = measure(subject)
             bar.update(task, completed=1)
-    seconds = time.monotonic() - began
-    write_text(out, render(parts, language, _about(subject, language, seconds)))
-    screen.print(f"{seconds:.0f} s: {out}")
+    return parts
+
+
+def written(subject: Subject, parts: dict[str, Part], language: str, seconds: float) -> str:
+    """The page in a language, of what was measured in so many seconds."""
+    return render(parts, language, _about(subject, language, seconds))
 
 
 def _about(subject: Subject, language: str, seconds: float) -> Mapping[str, str]:

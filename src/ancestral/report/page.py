@@ -73,6 +73,9 @@ class _Section:
         text = environment.from_string(self.source).render(facts=self.part.facts, words=self.words, **tools)
         text = _CHINESE_LINES.sub("", text)
         html = MarkdownIt("commonmark", {"html": True}).enable("table").render(inline(text))
+        # Tables of the text itself are scrolled on a phone as those of numbers are.
+        html = html.replace("<table>", '<div class="scroll" tabindex="0"><table class="prose">')
+        html = html.replace("</table>", "</table></div>")
         while _SLOT.search(html):
             html = _SLOT.sub(lambda found: self.slots[int(found[2])], html)
         return html + self.again()
