@@ -39,7 +39,7 @@ LABELS = {
     "dpm++3m": "DPM-Solver++ 3M: remembers two steps",
     "dpm++2m-sde": "DPM-Solver++ 2M SDE: with new noise",
     "unipc2": "UniPC, order 2",
-    "unipc3": "UniPC, order 3: the best below 100 steps",
+    "unipc3": "UniPC, order 3: best for few steps",
     "deis3": "DEIS, order 3",
     "ipndm4": "iPNDM, order 4",
     "lms4": "Linear multistep, order 4",
@@ -91,11 +91,11 @@ def create_app(studio: Studio, workshop: Workshop, rules: Rules) -> Doors:
     _errors(app)
 
     @app.get("/", include_in_schema=False)
-    def page() -> FileResponse:
+    async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
     @app.get("/api/model", response_model=bodies.Model, responses=responses())
-    def about() -> bodies.Model:
+    async def about() -> bodies.Model:
         """The model that is served, and what may be asked of it."""
         return model
 
@@ -163,13 +163,13 @@ def _jobs(app: FastAPI, workshop: Workshop) -> None:
         return record
 
     @app.get("/api/jobs/{job}", response_model=bodies.State, responses=responses(404, 422))
-    def state(job: str) -> bodies.State:
+    async def state(job: str) -> bodies.State:
         """How far a job is."""
         record = found(job)
         return bodies.State(state=record.state, place=record.place, step=record.step, of=record.of)  # pyright: ignore[reportArgumentType]
 
     @app.delete("/api/jobs/{job}", status_code=204, responses=responses(403, 404, 408, 413, 422))
-    def cancel(job: str) -> Response:
+    async def cancel(job: str) -> Response:
         """Stop a job and forget it; who looks at it already still sees it end."""
         workshop.remove(found(job))
         return Response(status_code=204)
@@ -237,6 +237,7 @@ def describe(studio: Studio, workshop: Workshop, features: bodies.Features) -> t
         limits=bodies.Limits(
             images=bodies.MOST_IMAGES,
             steps=steps,
+            least_inpaint_steps=bodies.Inpaint.least_steps,
             upload_bytes=uploads.MOST_BYTES,
             queue=limits.queue,
             seconds=limits.seconds,
