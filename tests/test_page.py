@@ -482,7 +482,7 @@ def another(model):
 
 
 def test_a_server_that_is_gone_is_missed_and_found_again(opened, page, server):
-    fill(page, "draw", images=64, steps=1000)
+    fill(page, "draw", images=9, steps=1000)
     run(page, "draw", "running")
     server.stop()
     try:

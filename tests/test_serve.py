@@ -35,7 +35,7 @@ from ancestral import data, features  # noqa: E402
 from ancestral.errors import UserError  # noqa: E402
 from ancestral.imageset import DataOptions  # noqa: E402
 from ancestral.rng import Streams  # noqa: E402
-from ancestral.web import bodies, doors, likeness, serving, stream  # noqa: E402
+from ancestral.web import bodies, doors, likeness, serving, stream, uploads  # noqa: E402
 from ancestral.web.app import create_app  # noqa: E402
 from ancestral.web.record import Record  # noqa: E402
 from ancestral.web.shared import Calls, Shared, rounding_alike  # noqa: E402
@@ -717,6 +717,36 @@ def test_uploads_in_other_forms_are_fitted(live):
         assert pixels_of(told.json()["image"]).shape == (8, 8)
 
 
+def test_few_uploads_are_decoded_at_once_and_nobody_else_waits_for_them(live, monkeypatch):
+    lock, go_on, inside, most = threading.Lock(), threading.Event(), 0, 0
+    decode = uploads.images.decode
+
+    def slow(*arguments):
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        assert go_on.wait(20)
+        with lock:
+            inside -= 1
+        return decode(*arguments)
+
+    monkeypatch.setattr(uploads.images, "decode", slow)
+    body = {"image": uri_of(GREY), "mask": uri_of(HALF), "seed": 0, "images": 1, "steps": 6}
+    with ThreadPoolExecutor(50) as pool:
+        asked = [pool.submit(live.client.post, "/api/inpaint", json=body) for _ in range(50)]
+        until(lambda: inside == uploads.AT_ONCE)
+        pages = [live.client.get(path).status_code for path in ("/", "/api/model", "/api/jobs/x")]
+        go_on.set()
+        answers = [one.result() for one in asked]
+    assert pages == [200, 200, 404]
+    assert most == uploads.AT_ONCE
+    assert {answer.status_code for answer in answers} <= {202, 429}
+    for answer in answers:
+        if answer.status_code == 202:
+            live.client.delete(answer.headers["location"])
+
+
 def test_masks_that_are_none(live):
     for mask, word in ((np.zeros((8, 8)), "nothing is white"), (np.full((8, 8), 255), "all of this mask")):
         body = {"image": uri_of(GREY), "mask": uri_of(mask), "seed": 0, "images": 1, "steps": 6}
@@ -947,7 +977,7 @@ def test_the_document_is_kept_to_whatever_is_asked(trained_run, mode):
 def test_many_clients_at_once(trained_run):
     import serve_load_harness
 
-    record = serve_load_harness.run(trained_run, 8, 4)
+    record = serve_load_harness.run(trained_run, 8, 3)
     assert serve_load_harness.kept(record), record
     assert record["requests"] > 8
     assert record["endings"]["done"] > 0
