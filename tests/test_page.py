@@ -139,12 +139,12 @@ def test_every_tool_fits_the_window_in_the_colours_asked_for(opened, page):
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme)
         papers.append(page.evaluate("getComputedStyle(document.documentElement).backgroundColor"))
-        for width in (360, 1280):
-            page.set_viewport_size({"width": width, "height": 780})
-            for tab in TABS:
-                page.click(f"#tab-{tab}")
-                assert page.is_visible(f"#{tab} .lead")
-                assert opened.overflow() <= 0, (tab, width, scheme)
+    for width in (360, 1280):
+        page.set_viewport_size({"width": width, "height": 780})
+        for tab in TABS:
+            page.click(f"#tab-{tab}")
+            assert page.is_visible(f"#{tab} .lead")
+            assert opened.overflow() <= 0, (tab, width)
     light, dark = (sum(map(int, re.findall(r"\d+", paper))) for paper in papers)
     assert dark < 150 < 600 < light
 
@@ -307,7 +307,10 @@ def test_inpainting_keeps_what_is_not_painted(page):
     page.click("#inpaint [data-do=invert]")
     assert mask.get_attribute("data-painted") == "58"
     page.click("#inpaint [data-do=undo]")
-    fill(page, "inpaint", images=3, steps=8)
+    fill(page, "inpaint", images=3, steps=5)
+    run(page, "inpaint", "failed")
+    assert page.inner_text("#inpaint .settings .status") == "Steps: a whole number from 6 to 1000"
+    fill(page, "inpaint", steps=6)
     run(page, "inpaint")
     variants = pixels(page.locator("#inpaint [aria-label='The predictions'] img"))
     assert variants.shape == (3, 8, 8)
@@ -404,10 +407,48 @@ def test_mistakes_are_one_line_beside_what_was_pressed(opened, page):
     opened.forgive()  # the browser reports the refusal in its console
 
 
+def test_cancelling_before_the_stream_or_even_the_answer_is_there(page):
+    """Neither may leave the page waiting or say that something failed, nor the job running."""
+    held = []
+    fill(page, "draw", images=1, steps=1000)
+    for path in ("**/api/jobs/*/events", "**/api/draw"):
+        page.route(path, lambda route: held.append(route))
+        with page.expect_request(path):
+            page.click("#draw .go")
+        with page.expect_response(lambda answer: answer.request.method == "DELETE") as deleted:
+            page.click("#draw .stop")
+            if path == "**/api/draw":
+                held[-1].continue_()
+        page.wait_for_selector("#draw[data-state=cancelled]")
+        assert page.inner_text("#draw .status") == "Cancelled"
+        assert deleted.value.status == 204
+        page.unroute(path)
+
+
+def test_what_is_near_belongs_to_the_picture_that_is_open(page):
+    held = []
+    fill(page, "draw", images=2, steps=2)
+    run(page, "draw")
+    page.route("**/api/nearest", lambda route: held.append(route), times=1)
+    with page.expect_request("**/api/nearest"):
+        page.click("#draw [aria-label='Prediction of image 1']")
+    page.keyboard.press("Escape")
+    page.click("#draw [aria-label='Prediction of image 2']")
+    page.wait_for_selector("dialog[open][data-state=ready]")
+    shown = pixels(page.locator("dialog .neighbours img"))
+    assert len(shown) == 8
+    late = [{"image": page.get_attribute("#draw .film img", "src"), "index": 1, "distance": 0.0}]
+    with page.expect_event("requestfinished"):
+        held[0].fulfill(json={"neighbours": late, "metric": "too late"})
+    assert page.evaluate("new Promise((done) => setTimeout(() => done(true)))")
+    assert np.array_equal(pixels(page.locator("dialog .neighbours img")), shown)
+    assert "too late" not in page.inner_text("dialog .status")
+
+
 def test_a_full_queue_is_waited_for_and_a_missing_feature_says_why(browser, server):
     with open_page(browser, "about:blank") as opened:
         page = opened.page
-        page.route("**/api/model", lambda route: route.fulfill(json=without_inpainting(route.fetch().json())))
+        page.route("**/api/model", lambda route: route.fulfill(json=another(route.fetch().json())))
         full = {"status": 429, "headers": {"Retry-After": "1"}, "json": {"detail": "full"}}
         page.route("**/api/draw", lambda route: route.fulfill(**full), times=1)
         page.goto(server.url)
@@ -419,15 +460,29 @@ def test_a_full_queue_is_waited_for_and_a_missing_feature_says_why(browser, serv
         page.click("#tab-inpaint")
         assert page.inner_text("#inpaint .notice") == "inpaint: not with this model"
         assert page.locator("#inpaint button").count() == 0
-        opened.forgive()  # the answer 429
+        upload(page, "time")
+        for tool in ("draw", "morph", "time"):
+            page.click(f"#tab-{tool}")
+            named = page.locator(f"#{tool} [name=label] option").all_inner_texts()
+            assert named[-2:] == MARKUP, "a name is text, whatever it looks like"
+        with page.expect_request("**/api/noise") as asked:
+            page.select_option("#time [name=label]", MARKUP[1])
+        assert asked.value.post_data_json["label"] == MARKUP[1]
+        page.wait_for_selector("#time[data-state=failed]")  # this server's model has no classes
+        opened.forgive()  # the answers 429 and 422
 
 
-def without_inpainting(model):
-    return {**model, "features": {**model["features"], "inpaint": "inpaint: not with this model"}}
+MARKUP = ["<b>one</b>", "<img src=x onerror=alert(1)>"]
+
+
+def another(model):
+    """A model that cannot inpaint and has classes."""
+    features = {**model["features"], "inpaint": "inpaint: not with this model"}
+    return {**model, "features": features, "classes": MARKUP}
 
 
 def test_a_server_that_is_gone_is_missed_and_found_again(opened, page, server):
-    fill(page, "draw", images=64, steps=1000)
+    fill(page, "draw", images=9, steps=1000)
     run(page, "draw", "running")
     server.stop()
     try:

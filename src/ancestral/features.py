@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +23,7 @@ from ancestral import lite0
 from ancestral.errors import UserError
 from ancestral.images import adapt
 from ancestral.imageset import ImageSet
-from ancestral.jobs import Job, pieces, place
+from ancestral.jobs import Files, Job, pieces, place, results
 from ancestral.metrics import Estimate, Metric, against, score, with_errors
 from ancestral.parallel import Processes
 from ancestral.sealed import Damaged
@@ -169,18 +169,19 @@ def features_of(
         return {"features.safetensors": safetensors.torch.save({"features": torch.cat(found)})}
 
     job.run(work, look, lambda kept: "features.safetensors" in kept)
-    return torch.cat([safetensors.torch.load(kept["features.safetensors"])["features"] for kept in job.results(work)])
+    return _together(job.results(work))
 
 
 def kept_features(images: ImageSet, by: Network, cache: Path | None = None) -> Tensor | None:
-    """As `features_of`, if all of them are in the cache: nothing is computed."""
-    folder, settings, work = _place_of(images, by, cache)
-    if not folder.is_dir():
-        return None
+    """As `features_of`, if all of them are in the cache: nothing is computed or written."""
+    folder, _, work = _place_of(images, by, cache)
     try:
-        kept = list(Job(folder, settings, Processes()).results(work))
+        return _together(results(folder, work))
     except Damaged:
         return None
+
+
+def _together(kept: Iterable[Files]) -> Tensor:
     return torch.cat([safetensors.torch.load(piece["features.safetensors"])["features"] for piece in kept])
 
 

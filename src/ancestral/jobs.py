@@ -64,25 +64,35 @@ class Job:
         for piece in pieces[self.processes.rank :: self.processes.size]:
             kept = self._kept(piece)
             if kept is None or not seems_done(kept):
-                sealed.write(self._place(piece), do(piece))
+                sealed.write(_place(self.folder, piece), do(piece))
         self.processes.wait()
 
     def results(self, pieces: list[range]) -> Iterator[Files]:
         """What was kept of each piece, in order."""
-        return (sealed.read(self._place(piece)) for piece in pieces)
+        return results(self.folder, pieces)
 
     def forget(self) -> None:
         """Remove the pieces, once they have been put together."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _place(self, piece: range) -> Path:
-        return self.folder / f"{piece.start:08d}-{piece.stop - 1:08d}"
-
     def _kept(self, piece: range) -> Files | None:
         try:
-            return sealed.read(self._place(piece))
+            return sealed.read(_place(self.folder, piece))
         except sealed.Damaged:
             return None
+
+
+def results(folder: Path, pieces: list[range]) -> Iterator[Files]:
+    """What is kept of each piece of the job in a folder, in order.
+
+    Raises:
+        Damaged: when a piece is not there, or not what was written.
+    """
+    return (sealed.read(_place(folder, piece)) for piece in pieces)
+
+
+def _place(folder: Path, piece: range) -> Path:
+    return folder / f"{piece.start:08d}-{piece.stop - 1:08d}"
 
 
 def pieces(count: int, size: int) -> list[range]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -40,14 +39,6 @@ class Task:
 Action = Callable[[Studio, Any], Task]  # of a body
 
 
-def command(studio: Studio, *words: object, **options: object) -> str:
-    """A line for the shell; options that are None are left out."""
-    named = [
-        f"--{name.replace('_', '-')} {shlex.quote(str(value))}" for name, value in options.items() if value is not None
-    ]
-    return " ".join(["ancestral", *(shlex.quote(str(word)) for word in words), *named])
-
-
 def draw(studio: Studio, body: bodies.Draw) -> Task:
     """Images of a seed, as `ancestral sample` writes them.
 
@@ -58,7 +49,7 @@ def draw(studio: Studio, body: bodies.Draw) -> Task:
     drawing = studio.drawing(how_to_draw(body.steps, body.seed, **options))
     cond = conditions(studio.saved, body.label, None, body.images)
     told = {"seed": body.seed, "num_images": body.images, "steps": body.steps, **options, "label": body.label}
-    again = command(studio, "sample", studio.run, **told)
+    again = studio.again("sample", studio.run, **told)
 
     def work(record: Record) -> dict[str, Any]:
         steps = drawing.walk(range(body.images), cond, lambda count: None)
@@ -77,10 +68,8 @@ def inpaint(studio: Studio, body: bodies.Inpaint) -> Task:
     x0 = _placed(bench, studio.decoded(body.image, "image"))
     known = bench.known(studio.decoded(body.mask, "mask", 1), "mask")
     edit = repainted(bench, x0, known, bodies.JUMP, bodies.RESAMPLES)
-    told = {"seed": body.seed, "num_images": body.images, "steps": body.steps, "label": body.label}
-    again = command(
-        studio, *("edit", "inpaint", studio.run, "image.png", "--fit"), mask="mask.png", **told, out="out.png"
-    )
+    told = {"seed": body.seed, "num_images": body.images, "steps": body.steps, "label": studio.label(body.label)}
+    again = studio.again(*("edit", "inpaint", studio.run, "image.png", "--fit"), mask="mask.png", **told, out="out.png")
     return _edited(bench, edit, [0] * body.images, list(range(body.images)), again)
 
 
@@ -94,8 +83,9 @@ def morph(studio: Studio, body: bodies.Morph) -> Task:
     bench = studio.bench(way.step(how_to_draw(body.steps, body.seed)), body.label)
     ends = _placed(bench, studio.decoded(body.a, "a"), studio.decoded(body.b, "b"))
     edit = between(bench, ends, way, body.t, body.frames, 1)
-    told = {"at": body.t, "frames": body.frames, "steps": body.steps, "seed": body.seed, "label": body.label}
-    again = command(studio, *("edit", "interpolate", studio.run, "a.png", "b.png", "--fit"), **told, out="out.png")
+    told = {"at": body.t, "frames": body.frames, "steps": body.steps, "seed": body.seed}
+    told |= {"label": studio.label(body.label), "out": "out.png"}
+    again = studio.again("edit", "interpolate", studio.run, "a.png", "b.png", "--fit", **told)
     frames = list(range(body.frames))
     return _edited(bench, edit, frames, [frame * VARIANTS for frame in frames], again)
 

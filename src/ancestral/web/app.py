@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI, Header, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
@@ -38,8 +39,8 @@ LABELS = {
     "dpm++2m": "DPM-Solver++ 2M: remembers one step",
     "dpm++3m": "DPM-Solver++ 3M: remembers two steps",
     "dpm++2m-sde": "DPM-Solver++ 2M SDE: with new noise",
-    "unipc2": "UniPC, order 2",
-    "unipc3": "UniPC, order 3: the best below 100 steps",
+    "unipc2": "UniPC 2",
+    "unipc3": "UniPC 3: for few steps",
     "deis3": "DEIS, order 3",
     "ipndm4": "iPNDM, order 4",
     "lms4": "Linear multistep, order 4",
@@ -84,6 +85,7 @@ def create_app(studio: Studio, workshop: Workshop, rules: Rules) -> Doors:
     """The page and its API, behind their doors."""
     app = FastAPI(title="ancestral serve", version=__version__, docs_url=None, redoc_url=None)
     coding, likeness = Coding(studio), Likeness(studio)
+    checking = CapacityLimiter(uploads.AT_ONCE)
     features = bodies.Features(
         inpaint=True, morph=True, compress=coding.unable or True, nearest=likeness.unable or True
     )
@@ -91,11 +93,11 @@ def create_app(studio: Studio, workshop: Workshop, rules: Rules) -> Doors:
     _errors(app)
 
     @app.get("/", include_in_schema=False)
-    def page() -> FileResponse:
+    async def page() -> FileResponse:
         return FileResponse(STATIC / "index.html")
 
     @app.get("/api/model", response_model=bodies.Model, responses=responses())
-    def about() -> bodies.Model:
+    async def about() -> bodies.Model:
         """The model that is served, and what may be asked of it."""
         return model
 
@@ -107,26 +109,35 @@ def create_app(studio: Studio, workshop: Workshop, rules: Rules) -> Doors:
         ("compress", coding.compress, bodies.Compress),
     )
     for name, action, kind in waiting:
-        _submit(app, studio, workshop, name, action, bodies.narrowed(kind, scope))
-    _at_once(
-        app, workshop, "noise", partial(actions.noise, studio), bodies.narrowed(bodies.Noise, scope), bodies.Noised
+        check = partial(to_thread.run_sync, partial(action, studio), limiter=checking)
+        _submit(app, workshop, name, check, bodies.narrowed(kind, scope), action.__doc__ or "")
+    short: tuple[tuple[str, Callable[[Studio, Any], Work], type[bodies.Body], type[BaseModel]], ...] = (
+        ("noise", actions.noise, bodies.narrowed(bodies.Noise, scope), bodies.Noised),
+        ("nearest", likeness.nearest, bodies.Nearest, bodies.Neighbours),
     )
-    _at_once(app, workshop, "nearest", partial(likeness.nearest, studio), bodies.Nearest, bodies.Neighbours)
+    for name, action, kind, answer in short:
+        check = partial(to_thread.run_sync, partial(action, studio), limiter=checking)
+        _at_once(app, workshop, name, check, kind, answer)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return Doors(app, rules)
 
 
 def _submit(
-    app: FastAPI, studio: Studio, workshop: Workshop, name: str, action: actions.Action, kind: type[bodies.Body]
+    app: FastAPI,
+    workshop: Workshop,
+    name: str,
+    check: Callable[[Any], Awaitable[actions.Task]],
+    kind: type[bodies.Body],
+    told: str,
 ) -> None:
-    def submit(body: bodies.Body, response: Response) -> bodies.Accepted:
-        task = action(studio, body)
+    async def submit(body: bodies.Body, response: Response) -> bodies.Accepted:
+        task = await check(body)
         record = workshop.submit(task.work, task.rows)
         response.headers["Location"] = f"/api/jobs/{record.id}"
         return bodies.Accepted(job=record.id, place=record.place)
 
     submit.__annotations__["body"] = kind
-    submit.__doc__ = action.__doc__.splitlines()[0] if action.__doc__ else None
+    submit.__doc__ = told.partition("\n")[0]
     answers = responses(403, 408, 413, 422, 429)
     app.post(
         f"/api/{name}", name=name, status_code=202, response_model=bodies.Accepted, responses=answers
@@ -137,13 +148,13 @@ def _at_once(
     app: FastAPI,
     workshop: Workshop,
     name: str,
-    action: Callable[[Any], Work],
+    check: Callable[[Any], Awaitable[Work]],
     kind: type[bodies.Body],
     answer: type[BaseModel],
 ) -> None:
-    def ask(body: bodies.Body) -> dict[str, Any]:
-        record = workshop.at_once(action(body))
-        record.finished.wait()
+    async def ask(body: bodies.Body) -> dict[str, Any]:
+        record = workshop.at_once(await check(body))
+        await to_thread.run_sync(record.finished.wait)
         result = record.result() or {}
         if record.state != "done":
             raise HTTPException(record.status, result.get("detail", "the server is closing"))
@@ -163,13 +174,13 @@ def _jobs(app: FastAPI, workshop: Workshop) -> None:
         return record
 
     @app.get("/api/jobs/{job}", response_model=bodies.State, responses=responses(404, 422))
-    def state(job: str) -> bodies.State:
+    async def state(job: str) -> bodies.State:
         """How far a job is."""
         record = found(job)
         return bodies.State(state=record.state, place=record.place, step=record.step, of=record.of)  # pyright: ignore[reportArgumentType]
 
     @app.delete("/api/jobs/{job}", status_code=204, responses=responses(403, 404, 408, 413, 422))
-    def cancel(job: str) -> Response:
+    async def cancel(job: str) -> Response:
         """Stop a job and forget it; who looks at it already still sees it end."""
         workshop.remove(found(job))
         return Response(status_code=204)
@@ -237,6 +248,7 @@ def describe(studio: Studio, workshop: Workshop, features: bodies.Features) -> t
         limits=bodies.Limits(
             images=bodies.MOST_IMAGES,
             steps=steps,
+            least_inpaint_steps=bodies.Inpaint.least_steps,
             upload_bytes=uploads.MOST_BYTES,
             queue=limits.queue,
             seconds=limits.seconds,

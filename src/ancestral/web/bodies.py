@@ -179,10 +179,11 @@ class Schedule(BaseModel):
 
 
 class Limits(BaseModel):
-    """The most that is taken."""
+    """What is taken: the most, where nothing else is said."""
 
     images: int
     steps: int
+    least_inpaint_steps: int = Field(description="The fewest that inpainting takes, as it goes up again between them.")
     upload_bytes: int
     queue: int
     seconds: float

@@ -17,7 +17,7 @@ from ancestral.console import Watched, device_of
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
 from ancestral.web import bodies
-from ancestral.web.actions import Task, command
+from ancestral.web.actions import Task
 from ancestral.web.record import Record, going_on
 from ancestral.web.studio import FRAMES, Studio
 from ancestral.web.uploads import as_uri, uri_of
@@ -44,6 +44,8 @@ class Coding:
         told = self.studio.saved.config.model
         if told.labels or told.embedding:
             return TOLD
+        if self.studio.average_width is not None:
+            return "files are written with the run's own average of the weights; serve it without --average-width"
         return NO_FLOAT64 if device_of(self.studio.model).type == "mps" else None
 
     @cached_property
@@ -60,11 +62,11 @@ class Coding:
         if self.unable is not None:
             raise UserError(f"compress: {self.unable}")
         pixels = studio.decoded(body.image, "image")
-        named = {"profile": body.profile, "out": "image.anc"}
-        again = command(studio, "compress", studio.run, "image.png", **named)
+        profile = PROFILES[body.profile]  # here, so that a job that waits does not keep its upload
+        again = studio.again("compress", studio.run, "image.png", profile=body.profile, out="image.anc")
 
         def work(record: Record) -> dict[str, Any]:
-            book, profile = self._codebook(record), PROFILES[body.profile]
+            book = self._codebook(record)
             check(self.wide, book, book.profiles[profile])
             record.step, due = 0, 0.0
 

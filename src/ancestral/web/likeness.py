@@ -15,13 +15,15 @@ from ancestral.errors import UserError
 from ancestral.features import Network, kept_features, network
 from ancestral.imageset import ImageSet
 from ancestral.jobs import pieces
+from ancestral.shards import is_pattern
 from ancestral.web import bodies
 from ancestral.web.record import Record, going_on
 from ancestral.web.studio import Studio
 from ancestral.web.uploads import uri_of
-from ancestral.web.work import Work
+from ancestral.web.work import Full, Work
 
 ROWS = 4096  # images that are looked at together
+READING = 2  # seconds after which who comes while the images are read may ask again
 
 
 class Likeness:
@@ -35,16 +37,14 @@ class Likeness:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self._train: ImageSet | None = None
-        self._by: Network | None = None
-        self._features: Tensor | None = None
+        self._read: tuple[ImageSet, tuple[Network, Tensor] | None] | None = None
         self._reading = threading.Lock()
 
     @property
     def unable(self) -> str | None:
         """Why there are no training images to look at, if so."""
         source = self.studio.saved.config.source
-        if source in data.BUILT_IN or source.startswith("hf:") or Path(source).exists():
+        if source in data.BUILT_IN or source.startswith("hf:") or is_pattern(source) or Path(source).exists():
             return None
         return f"the training images are not at {source} any more"
 
@@ -53,21 +53,24 @@ class Likeness:
 
         Raises:
             UserError: when the image cannot be used.
+            Full: while the training images are being read, which may take long; the other threads are not for waiting.
         """
         if self.unable:
             raise UserError(f"nearest: {self.unable}")
-        pixels = studio.decoded(body.image, "image")
+        if self._read is None and self._reading.locked():
+            raise Full(READING)
+        pixels, count = studio.decoded(body.image, "image"), body.count
 
         def work(record: Record) -> dict[str, Any]:
-            train = self._images()
-            if self._by is None or self._features is None:
+            train, looked = self._images()
+            if looked is None:
                 metric, scale = "root mean square difference of pixels, on 0 to 255", pixels.size**0.5
                 distance = _to_all(pixels, train) / scale
             else:
-                metric = f"distance of {self._by.name} features"
-                look = self._by.look(pixels[None]).double()
-                distance = torch.cdist(look, self._features.double())[0]
-            found = distance.topk(min(body.count, len(train)), largest=False)
+                by, features = looked
+                metric = f"distance of {by.name} features"
+                distance = torch.cdist(by.look(pixels[None]).double(), features.double())[0]
+            found = distance.topk(min(count, len(train)), largest=False)
             rows = list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
             images = np.asarray(train.images[[row for row, _ in rows]])
             return {
@@ -80,26 +83,26 @@ class Likeness:
 
         return work
 
-    def _images(self) -> ImageSet:
+    def _images(self) -> tuple[ImageSet, tuple[Network, Tensor] | None]:
         with self._reading:
-            if self._train is None:
+            if self._read is None:
                 config = self.studio.saved.config
                 train = data.load(config.source, config.data).train
                 channels, height, width = self.studio.shape
                 if train.shape != (height, width, channels):
                     raise UserError(f"nearest: the images at {config.source} are of another size now")
-                self._by, self._features = _lite0(train)
-                self._train = train
-            return self._train
+                self._read = train, _lite0(train)
+            return self._read
 
 
-def _lite0(train: ImageSet) -> tuple[Network | None, Tensor | None]:
+def _lite0(train: ImageSet) -> tuple[Network, Tensor] | None:
     """The network and its features of these images, where both are here."""
     try:
         by = network("lite0")
     except UserError:
-        return None, None
-    return by, kept_features(train, by)
+        return None
+    features = kept_features(train, by)
+    return None if features is None else (by, features)
 
 
 def _to_all(pixels: np.ndarray, train: ImageSet) -> Tensor:

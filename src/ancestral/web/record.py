@@ -40,10 +40,11 @@ class Record:
         self.state, self.place, self.step, self.of = "queued", 0, 0, 0
         self.begun, self.ended = time.monotonic(), 0.0
         self.deadline = float("inf")
-        self.size = 0  # of the result, about, in bytes
+        self.size = 0  # of what is kept, about, in bytes
         self.status = 200  # of an HTTP answer that says how it ended
         self.cancelled, self.finished = threading.Event(), threading.Event()
         self.watchers: list[Callable[[], object]] = []  # called from any thread when something was told
+        self.left = 0  # how often the last watcher has gone
         self._lock, self._number = threading.Lock(), 0
         self._events: dict[str, Event] = {}
 

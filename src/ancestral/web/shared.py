@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from ancestral.web.record import current, going_on
 
 PATIENCE = 0.003  # seconds that a call waits for others to join it
-LIMIT = 64  # rows of a call
 SIZES = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64)  # that are measured
 
 Inputs = dict[str, Tensor]

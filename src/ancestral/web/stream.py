@@ -45,9 +45,10 @@ async def events(record: Record, workshop: Workshop, after: int) -> AsyncIterato
     finally:
         record.watchers.remove(wake)
         if not record.watched() and not record.finished.is_set():
-            loop.call_later(GRACE, _unless_watched, record, workshop)
+            record.left += 1
+            loop.call_later(GRACE, _unless_watched, record, workshop, record.left)
 
 
-def _unless_watched(record: Record, workshop: Workshop) -> None:
-    if not record.watched() and not record.finished.is_set():
+def _unless_watched(record: Record, workshop: Workshop, left: int) -> None:
+    if not record.watched() and record.left == left and not record.finished.is_set():
         workshop.cancel(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ class Studio:
         model: predicts x0, from any thread.
         alike: which sizes of a batch round alike (`shared.rounding_alike`).
         calls: where networks compute.
+        average_width: of the weights' average, if it is not the run's own.
+        device: by the name that was asked for.
     """
 
     run: Path
@@ -47,6 +50,8 @@ class Studio:
     model: Denoiser
     alike: dict[int, int]
     calls: Calls
+    average_width: float | None = None
+    device: str = "auto"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -67,9 +72,21 @@ class Studio:
         Raises:
             UserError: when an option has no meaning for it.
         """
-        classes = self.saved.facts.class_names if self.saved.config.model.labels else ()
-        told = classes[0] if label is None and classes else label
-        return Bench(self.run, how, told, str(device_of(self.model)), self.opened)
+        return Bench(self.run, how, self.label(label), str(device_of(self.model)), self.opened)
+
+    def label(self, named: str | None) -> str | None:
+        """The class of a given image: the first, for a model with classes that is told none."""
+        return self.saved.facts.class_names[0] if named is None and self.saved.config.model.labels else named
+
+    def again(self, *words: object, **options: object) -> str:
+        """The command that does the same from a shell; options that are None are left out."""
+        here = {
+            "average_width": self.average_width,
+            "device": None if self.device == "auto" else self.device,
+        }
+        named = [(f"--{name.replace('_', '-')}", value) for name, value in (options | here).items()]
+        given = [part for name, value in named if value is not None for part in (name, value)]
+        return shlex.join(map(str, ["ancestral", *words, *given]))
 
     def decoded(self, uri: str, field: str, channels: int | None = None) -> np.ndarray:
         """An uploaded image as bytes (H, W, C) of the model's size.
@@ -101,7 +118,7 @@ def open_studio(run: Path, device: str, average_width: float | None) -> Studio:
     network = model.network
     alike = rounding_alike(lambda **inputs: calls.ask(network, inputs, {}), example)
     model.network = Shared(network, calls, alike)
-    return Studio(run, saved, model, alike, calls)
+    return Studio(run, saved, model, alike, calls, average_width, device)
 
 
 def _example(saved: Checkpoint, model: Denoiser) -> dict[str, Tensor]:

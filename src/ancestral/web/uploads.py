@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import binascii
-import threading
 from base64 import b64decode, b64encode
 
 import numpy as np
@@ -13,9 +12,9 @@ from ancestral.errors import UserError
 
 MOST_BYTES = 4_000_000
 MOST_PIXELS = 24_000_000
+AT_ONCE = 2  # a picture of MOST_PIXELS takes hundreds of megabytes while it is decoded
 _SIGNS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
 _HEADS = tuple(f"data:image/{kind};base64," for kind in ("png", "jpeg", "webp"))
-_decoding = threading.BoundedSemaphore(2)  # a picture of MOST_PIXELS takes hundreds of megabytes while it is decoded
 
 
 def content(uri: str, field: str) -> bytes:
@@ -45,8 +44,7 @@ def decoded(uri: str, field: str, shape: tuple[int, int, int], background: str) 
         UserError: as `content`, and when the file is damaged, truncated or of too many pixels.
     """
     file, (channels, height, width) = content(uri, field), shape
-    with _decoding:
-        pixels = images.decode(file, channels, height if height == width else None, background, MOST_PIXELS, field)
+    pixels = images.decode(file, channels, height if height == width else None, background, MOST_PIXELS, field)
     if pixels.shape[:2] != (height, width):
         raise UserError(f"{field}: {pixels.shape[0]}x{pixels.shape[1]} pixels, here they must be {height}x{width}")
     return pixels

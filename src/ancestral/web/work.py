@@ -109,6 +109,7 @@ class Workshop:
         if waited:
             self._end(record, "cancelled", {})
             with self._lock:
+                self._start()  # it may have stood before smaller ones that there is room for
                 self._say_places()
 
     def remove(self, record: Record) -> None:
@@ -192,7 +193,7 @@ class Workshop:
         self._end(record, ending, data)
 
     def _end(self, record: Record, ending: str, data: dict[str, Any]) -> None:
-        record.size = _size(data)
+        record.size = _size([data, *(event.data for event in record.since(0))])
         with self._lock:
             if record.id in self._records:
                 self._ended.append(record)
@@ -204,7 +205,7 @@ class Workshop:
         young = time.monotonic() - self.limits.kept_seconds
         while self._ended and (
             len(self._ended) > self.limits.kept
-            or sum(record.size for record in self._ended) > self.limits.kept_bytes
+            or (len(self._ended) > 1 and sum(record.size for record in self._ended) > self.limits.kept_bytes)
             or 0 < self._ended[0].ended < young
         ):
             self._records.pop(self._ended.popleft().id, None)

@@ -5,6 +5,7 @@ const GONE = "The server does not answer; it is looked for, try again when it is
 
 const pause = (milliseconds, signal) =>
   new Promise((resolve, reject) => {
+    signal?.throwIfAborted();
     const timer = setTimeout(resolve, milliseconds);
     signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
   });
@@ -32,7 +33,7 @@ class Server extends EventTarget {
     for (let tries = 0; !this.there; tries++) {
       await pause(PAUSES[Math.min(tries, PAUSES.length - 1)]);
       const answer = await fetch("api/model").catch(() => null);
-      if (answer?.ok) this.found();
+      if (answer) this.found(); // even if it refuses: it says why when it is next asked
     }
   }
 }
@@ -79,6 +80,7 @@ export async function patiently(method, path, body, waiting, signal) {
 // One of the long pieces of work. `on` has waiting, queued, step, done, failed, cancelled and lost.
 export class Job {
   #abort = new AbortController();
+  #source;
   #id;
 
   constructor(path, body, on) {
@@ -90,7 +92,7 @@ export class Job {
     try {
       const { job, place } = await patiently("POST", path, body, this.on.waiting, this.#abort.signal);
       this.#id = job;
-      if (this.#abort.signal.aborted) await this.cancel();
+      if (this.#abort.signal.aborted) return await this.#forget();
       this.on.queued({ place });
       this.#listen();
     } catch (error) {
@@ -100,7 +102,7 @@ export class Job {
   }
 
   #listen() {
-    const source = new EventSource(`api/jobs/${this.#id}/events`);
+    const source = (this.#source = new EventSource(`api/jobs/${this.#id}/events`));
     const end = (finish) => {
       source.close();
       finish();
@@ -122,7 +124,19 @@ export class Job {
   }
 
   async cancel() {
-    if (this.#id === undefined) this.#abort.abort();
-    else await call("DELETE", `jobs/${this.#id}`).catch((error) => this.on.failed(error.message));
+    const { aborted } = this.#abort.signal;
+    this.#abort.abort();
+    if (!aborted && this.#id !== undefined) await this.#forget();
+  }
+
+  // The server forgets the job with that, perhaps before its stream was open: nothing more is waited for.
+  async #forget() {
+    this.#source?.close();
+    try {
+      await call("DELETE", `jobs/${this.#id}`);
+      this.on.cancelled();
+    } catch (error) {
+      this.on.failed(error.message);
+    }
   }
 }

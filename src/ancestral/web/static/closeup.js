@@ -1,11 +1,12 @@
 // One picture in a dialog: large, its nearest training images, and the tools it can be sent to.
 
-import { call } from "./api.js";
+import { patiently } from "./api.js";
 import { $, $$, create, say, show } from "./dom.js";
 
 const dialog = $("dialog");
 let send = () => {};
 let nearest = "";
+let looks = 0; // how often neighbours were looked for
 
 export function prepare(model, use) {
   send = use;
@@ -29,17 +30,25 @@ export function closeup(uri) {
   list.replaceChildren();
   dialog.dataset.state = "busy";
   if (!dialog.open) dialog.showModal();
-  if (nearest !== true) return say(status, nearest);
+  const looked = ++looks;
+  if (nearest !== true) {
+    dialog.dataset.state = "ready";
+    return say(status, nearest);
+  }
   say(status, "Looking");
-  return neighbours(uri, 8, list)
-    .then((metric) => say(status, metric))
-    .catch((error) => say(status, error.message, "error"))
-    .finally(() => (dialog.dataset.state = "ready"));
+  const still = () => looked === looks; // another picture may have been opened meanwhile
+  const told = (text, kind) => still() && say(status, text, kind);
+  return neighbours(uri, 8, list, told, still)
+    .then((metric) => told(metric))
+    .catch((error) => told(error.message, "error"))
+    .finally(() => still() && (dialog.dataset.state = "ready"));
 }
 
-// Shows the nearest training images in `list`, and says by which distance.
-export async function neighbours(image, count, list) {
-  const found = await call("POST", "nearest", { image, count });
+// Shows the nearest training images in `list`, if they are `still` wanted, and says by which distance.
+export async function neighbours(image, count, list, told, still = () => true) {
+  const waiting = (seconds) => told(`The server is busy; asking again in ${seconds} s`);
+  const found = await patiently("POST", "nearest", { image, count }, waiting);
+  if (!still()) return "";
   list.replaceChildren(
     ...found.neighbours.map((one) => {
       const picture = create("img", { src: one.image, alt: `training image ${one.index}` });

@@ -116,6 +116,12 @@ function wanted(field) {
   return field.max ? `a number from ${field.min} to ${field.max}` : "a number";
 }
 
+// The classes of a model in a list of a form; the list is not shown where there are none.
+export function offerClasses(list, model) {
+  list.append(...model.classes.map((name) => new Option(name, name)));
+  list.closest("label").hidden = model.classes.length === 0;
+}
+
 export function keepCopies(root, texts) {
   for (const button of $$(".copy", root)) {
     const label = button.textContent;

@@ -1,6 +1,6 @@
 // Draw: the settings, the walk as it runs, and the two ways to get the same images again.
 
-import { $, keepCopies, shell } from "./dom.js";
+import { $, keepCopies, offerClasses, shell } from "./dom.js";
 import { Film } from "./film.js";
 import { Task } from "./task.js";
 
@@ -49,8 +49,7 @@ export class Draw {
     for (const { name, label: text } of model.solvers) solver.append(new Option(text, name));
     solver.append(new Option("DDIM, with eta", ETA));
     solver.value = model.default.solver ?? "";
-    label.append(...model.classes.map((name) => new Option(name, name)));
-    label.closest("label").hidden = model.classes.length === 0;
+    offerClasses(label, model);
     guidance.closest("label").hidden = !model.guidance;
     $(".dice", this.form).addEventListener("click", () => {
       this.form.elements.seed.value = Math.floor(Math.random() * 1e6);

@@ -1,6 +1,6 @@
 // Inpaint: a mask over the picture in hand, and variants of what it hides.
 
-import { $, keepCopies, shell, show } from "./dom.js";
+import { $, keepCopies, offerClasses, shell, show } from "./dom.js";
 import { Film } from "./film.js";
 import { Mask } from "./mask.js";
 import { Task } from "./task.js";
@@ -8,11 +8,13 @@ import { Well } from "./well.js";
 
 export class Inpaint {
   constructor(panel, model, hand) {
-    const { images, steps, seed } = $("form", panel).elements;
+    const { images, steps, seed, label } = $("form", panel).elements;
+    offerClasses(label, model);
     images.max = model.limits.images;
     images.value = Math.min(4, model.limits.images);
+    steps.min = model.limits.least_inpaint_steps;
     steps.max = model.limits.steps;
-    steps.value = model.default.steps;
+    steps.value = Math.max(model.default.steps, steps.min);
     $(".dice", panel).addEventListener("click", () => (seed.value = Math.floor(Math.random() * 1e6)));
     new Well($(".well", panel), hand, model);
     const mask = new Mask($(".mask", panel), model.shape);
@@ -23,7 +25,8 @@ export class Inpaint {
       body: (found) => {
         if (!hand.image) throw new Error("Choose a picture first");
         if (!mask.count) throw new Error("Paint over what should be drawn anew first");
-        return { image: hand.image, mask: mask.image(), seed: found.seed, images: found.images, steps: found.steps };
+        const { seed, images, steps, label = null } = found;
+        return { image: hand.image, mask: mask.image(), seed, images, steps, label };
       },
       begin: () => {
         film.begin();

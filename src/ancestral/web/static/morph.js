@@ -1,7 +1,7 @@
 // Morph: frames between two pictures, looked through by slider or as a film that goes to and fro.
 
 import { closeup } from "./closeup.js";
-import { $, $$, enter, fill, keepCopies, roving, shell, show, tiles } from "./dom.js";
+import { $, $$, enter, fill, keepCopies, offerClasses, roving, shell, show, tiles } from "./dom.js";
 import { Task } from "./task.js";
 import { Hand, Well } from "./well.js";
 
@@ -42,7 +42,8 @@ export class Morph {
   }
 
   #offer(model) {
-    const { t, frames, steps, seed } = $("form", this.panel).elements;
+    const { t, frames, steps, seed, label } = $("form", this.panel).elements;
+    offerClasses(label, model);
     const tell = () => {
       $("output", t.closest("label")).textContent = `t = ${t.value}`;
       fill(t);

@@ -22,7 +22,7 @@ export class Nearest {
       const { count } = values($("form", this.panel));
       this.panel.dataset.state = "running";
       say(this.status, "Looking");
-      const metric = await neighbours(this.hand.image, count, $(".stage .neighbours", this.panel));
+      const metric = await neighbours(this.hand.image, count, $(".stage .neighbours", this.panel), (text) => say(this.status, text));
       $(".empty", this.panel).hidden = true;
       this.panel.dataset.state = "done";
       say(this.status, metric);

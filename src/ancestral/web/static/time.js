@@ -3,7 +3,7 @@
 import { patiently, server } from "./api.js";
 import { Chart } from "./chart.js";
 import { closeup } from "./closeup.js";
-import { $, $$, decimal, fill, say, show, values } from "./dom.js";
+import { $, $$, decimal, fill, offerClasses, say, show, values } from "./dom.js";
 import { Well } from "./well.js";
 
 const DEBOUNCE = 40; // milliseconds
@@ -25,7 +25,9 @@ export class Time {
     new Well($(".well", panel), hand, model);
     this.#draw(model.T);
     this.form.addEventListener("submit", (event) => event.preventDefault());
-    this.form.elements.seed.addEventListener("input", () => this.#soon());
+    const { seed, label } = this.form.elements;
+    offerClasses(label, model);
+    for (const field of [seed, label]) field.addEventListener("input", () => this.#soon());
     this.range.addEventListener("input", () => {
       this.#mark();
       this.#soon();
@@ -95,10 +97,10 @@ export class Time {
   async #once() {
     const t = Number(this.range.value);
     const waiting = (seconds) => say(this.status, `The server is busy; asking again in ${seconds} s`);
-    const { seed } = values(this.form);
+    const { seed, label = null } = values(this.form);
     this.#image = this.hand.image;
     const { image } = this.hand;
-    const asked = { image, t, seed };
+    const asked = { image, t, seed, label };
     const found = t > 0 ? await patiently("POST", "noise", asked, waiting) : { image, x_t: image, x0: image, ...CLEAN };
     for (const name of ["image", "x_t", "x0"]) show($(`img[data-of=${name}]`, this.panel), found[name]);
     this.panel.dataset.t = t;
