@@ -1,6 +1,8 @@
 """The report: every number the text names was measured, languages say the same, and it needs nothing but itself."""
 
 import re
+from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from importlib.resources import files
 
@@ -9,6 +11,7 @@ import pytest
 from ancestral.report import explain, page
 from ancestral.report.mathematics import mathml
 from ancestral.report.subject import exact
+from conftest import run_command
 
 CALLS = re.compile(r"""\b(n|eq|figure|table|line)\(\s*["']([^"']+)["']""")
 STEPS = re.compile(r"""\bstep\(\s*".*?",\s*(\[[^\]]*\])""", re.DOTALL)  # the code is words, the numbers are not
@@ -71,6 +74,27 @@ def test_the_page_needs_nothing_else_and_says_everything(toy, language):
         text = source(language, name)
         for kind, stock in (("figure", part.figures), ("table", part.tables)):
             assert {called for one, called in CALLS.findall(text) if one == kind} == set(stock), (name, kind)
+
+
+def test_names_are_words_whatever_is_in_them(toy):
+    """Files and folders are called as people like: in a page their names are neither markup nor formulas."""
+    name = "a`b $x$ $y$ {{ n }} **c** | <script>alert(1)</script> \"'> [d](e)"
+    parts = dict(toy[1])
+    for section, fields in (("onestep", ("name", "code")), ("connections", ("run", "source"))):
+        facts = parts[section].facts | dict.fromkeys(fields, name)
+        parts = {section: replace(parts[section], facts=facts)} | {key: parts[key] for key in parts if key != section}
+    shown = {key: parts[key] for key in ("onestep", "connections")}
+    html = page.render(shown, "en", {"title": name, "facts": name, "made": name})
+    assert "<script" not in html
+    assert unescape(html).count(name) == 10
+
+
+def test_a_report_that_cannot_be_written_is_not_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(explain, "exact", lambda *given: pytest.fail("measured"))
+    found = run_command("explain", "--out", tmp_path)
+    assert found.exit_code == 2
+    assert "cannot be written" in found.output
+    assert len(found.output.strip().splitlines()) == 1
 
 
 def test_formulas_are_mathml_with_their_source_beside_them():

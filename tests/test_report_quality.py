@@ -18,12 +18,12 @@ LINEAR = config.resolve("mnist", "cifar10", {"diffusion.variance": "large", "tra
 
 # For each rule: numbers (value, error) for which it holds, and one change after which it does not.
 BOTH_SIDES = {
-    "memorises": ({"copied": (20, 2)}, {"copied": (5, 2)}),
+    "memorises": ({"copied": (20, 2), "copied_usual": (1.2, None)}, {"copied_usual": (6, None)}),
     "overfits": ({"gap": (0.2, 0.02), "bound_train": (2, 0.1)}, {"gap": (0.2, 0.1)}),
     "spikes": ({"spike": (30, None), "left_out": (0, None)}, {"spike": (4, None)}),
     "unfinished": ({"fell": (5, 0.5)}, {"fell": (2, 0.5)}),
     "few-images": ({"train_images": (500, None)}, {"train_images": (5000, None)}),
-    "prior": ({"L_T": (0.02, 0.001)}, {"L_T": (1e-5, 1e-7)}),
+    "prior": ({"L_T": (0.02, 0.001), "bound": (3, 0.1)}, {"L_T": (2e-3, 1e-4)}),
     "variance": ({"variance_costs": (0.2, 0.01), "bound": (3, 0.1)}, {"variance_costs": (0.2, 0.1)}),
     "capacity": (
         {"kid": (0.2, 0.01), "kid_floor": (0.001, 0.001), "parameters": (7e5, None)},
@@ -67,7 +67,9 @@ def test_weightier_rules_come_first_and_a_small_network_is_no_answer_to_an_unfin
 @pytest.mark.parametrize("name", RULES)
 def test_advice_quotes_its_numbers_and_names_a_command(name, language):
     one = case(BOTH_SIDES[name][0])
-    text = quality.said(RULES[name], one, page.words(language), lambda quoted: f"<{quoted}>")
+    text = quality.said(
+        RULES[name], one, page.words(language), lambda quoted: f"<{quoted}>", lambda typed: f"`{typed}`"
+    )
     assert set(re.findall(r"<(\w+)>", text)) == set(RULES[name].quotes)
     assert f"`{RULES[name].do(one)}`" in text
     assert RULES[name].do(one).startswith("ancestral ")

@@ -166,10 +166,11 @@ def bound(
         transition: the reverse process.
         noise: one stream an image.
         likelihood: log p(x0 | x_1): of bytes, or `Normal.log_prob` for a density.
-        terms: how many terms an image are measured (`random_places`); all when left out.
+        terms: how many terms an image are measured (`random_places`); all when left out, or where there is only one.
     """
     schedule, steps, images = denoiser.schedule, len(grid) - 1, len(x0)
-    places, weight = all_places(steps, images) if terms is None else random_places(steps, images, terms, noise)
+    every = terms is None or steps == 1
+    places, weight = all_places(steps, images) if every else random_places(steps, images, terms, noise)
     times = torch.tensor(grid)
     measured, errors = [], []
     for place in places.T:

@@ -67,9 +67,25 @@ def state_type(model: torch.nn.Module) -> torch.dtype:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file, or say in one line why not."""
-    try:
+    """Write a file in UTF-8, or say in one line why not."""
+    with _told_in_one_line(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, "utf-8")
+
+
+def need_writable(path: Path) -> None:
+    """Say in one line that a file cannot be written, before the work whose result it is to hold."""
+    with _told_in_one_line(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        path.open("a").close()
+        if new:
+            path.unlink()
+
+
+@contextmanager
+def _told_in_one_line(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error

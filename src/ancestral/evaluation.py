@@ -76,7 +76,7 @@ def evaluate(
     saved = monitor.calibrated(saved, model, train)
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
     terms = terms if terms is not None else min(TERMS, len(times) - 1)
-    if not exact and not 2 <= terms <= len(times) - 1:
+    if not exact and not min(2, len(times) - 1) <= terms <= len(times) - 1:
         raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
     repeats = 1 if known is None else surprise.REPEATS
     with together(device_of(model), PATIENCE) as processes:

@@ -85,7 +85,7 @@ def _trained(case: Case) -> bool:
 
 
 def _copies(case: Case) -> bool:
-    return _trained(case) and _surely(case, "copied", 3.0)
+    return _trained(case) and _surely(case, "copied", 3 * _value(case, "copied_usual"))
 
 
 def _overfits(case: Case) -> bool:
@@ -105,7 +105,7 @@ def _regularised(case: Case) -> str:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("memorises", ("copied",), _copies, lambda case: case.again("model.dropout=0.2", seen=0.5)),
+    Rule("memorises", ("copied", "copied_usual"), _copies, lambda case: case.again("model.dropout=0.2", seen=0.5)),
     Rule("overfits", ("gap", "bound_train"), _overfits, _regularised),
     Rule(
         "spikes",
@@ -122,9 +122,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "prior",
-        ("L_T",),
+        ("L_T", "bound"),
         lambda case: (
-            _trained(case) and _value(case, "L_T") > 1e-3 and not case.config.diffusion.schedule.endswith("zero-snr")
+            _trained(case)
+            and _value(case, "L_T") > 1e-3 * _value(case, "bound")
+            and not case.config.diffusion.schedule.endswith("zero-snr")
         ),
         lambda case: case.again("diffusion.schedule=cosine-zero-snr", "diffusion.target=v"),
     ),

@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral import baselines
 from ancestral.bound import mean_and_error
 from ancestral.derivation import noise_variance, random_terms_variance
 from ancestral.figures import ACCENT, SECOND
 from ancestral.gaussian import Normal
 from ancestral.imageset import spread as spread_of
 from ancestral.report import plots
-from ancestral.report.parts import Number, Part, Words
+from ancestral.report.parts import Number, Part, Words, compared, tenths
 from ancestral.report.subject import Subject
 from ancestral.rng import Streams
 
@@ -27,8 +26,7 @@ def part(subject: Subject) -> Part:
     """The derivation on chains of q, the bound of `ancestral evaluate`, what bounds it from below or competes."""
     lines, found = _lines(subject), subject.bound
     mean, error = mean_and_error(found.bits_per_dim)
-    rivals = baselines.lossless_bits_per_dim(subject.test.images[:])
-    truth, beat = _truth(subject), min(value for name, value in rivals.items() if "without" in name)
+    truth, verdict = _truth(subject), compared(subject.against_formats)
     terms = {name: Number(*_with_error(values, subject.evaluation)) for name, values in found.parts.items()}
     bits, pixel, share = Number(mean, "bits/dim", subject.evaluation, error), _pixel(subject), _shares(subject)
     byte_count = Number(mean * found.dimensions / 8, "bytes", subject.evaluation)
@@ -44,15 +42,17 @@ def part(subject: Subject) -> Part:
             + [["term total", bits, Number(100, "%", subject.evaluation)]],
             "tenths": share.rows,
             "rivals": [["the bound", bits]]
-            + [[name, Number(value, "bits/dim", subject.evaluation)] for name, value in rivals.items()],
+            + [[name, Number(value, "bits/dim", subject.evaluation)] for name, value in subject.formats.items()],
         },
         facts={
             "exact": subject.log_prob is not None,
             "every": len(subject.times) - 1 == subject.schedule.T,
             "falls": bool(lines["noise_kl"].value < lines["noise_joint"].value),
             "prior_small": bool(abs(terms["L_T"].value) < 1e-3 * mean),
-            "beats": bool(mean + 2 * error < beat),
-            "loses": bool(mean - 2 * error > beat),
+            "beats": verdict == "below",
+            "loses": verdict == "above",
+            "every_term": subject.terms == len(subject.times) - 1,
+            "mostly_early": share.numbers["first"].value > 20,
             "colour": subject.shape[0] > 1,
         },
     )
@@ -178,17 +178,16 @@ class _Shares:
 def _shares(subject: Subject) -> _Shares:
     """Bits in each tenth of t; L_0 is in the first."""
     found, last, again = subject.bound, subject.times[0], "ancestral.bound.Bound.by_tenth"
-    tenths = found.by_tenth(found.bits(found.terms * found.weight), last)
-    whole = float(tenths.sum(1).mean())
-    edges = [math.ceil(place * last / 10) for place in range(11)]
+    shares = found.by_tenth(found.bits(found.terms * found.weight), last)
+    whole = float(shares.sum(1).mean())
     rows: list[list[Number | str]] = []
     so_far = 0.0
-    for place in range(10):
-        mean, error = mean_and_error(tenths[:, place])
+    for place, times in tenths(last).items():
+        mean, error = mean_and_error(shares[:, place])
         so_far += 100 * mean / whole
         rows.append(
             [
-                f"{edges[place] + 1}–\N{WORD JOINER}{edges[place + 1]}",
+                times,
                 Number(mean, "bits/dim", again, error),
                 Number(100 * mean / whole, "%", again, digits=3),
                 Number(so_far, "%", again, digits=4),
@@ -197,7 +196,7 @@ def _shares(subject: Subject) -> _Shares:
     t, below = _cumulative(subject)
     half = int(t[int(torch.searchsorted(below, 0.5 * below[-1]))])
     most = int(t[min(int(torch.searchsorted(below, 0.9 * below[-1])), len(t) - 1)])
-    first = Number(100 * float(tenths[:, 0].mean()) / whole, "%", again, digits=3)
+    first = Number(100 * float(shares[:, 0].mean()) / whole, "%", again, digits=3)
     return _Shares({"half_t": Number(half, "", again), "most_t": Number(most, "", again), "first": first}, rows)
 
 
@@ -217,12 +216,12 @@ def _per_t(subject: Subject, words: Words) -> str:
     each.scatter(times, bits, s=3, color=plots.FAINT, linewidths=0)
     each.plot(*plots.by_log_t(times, bits), color=ACCENT)
     each.scatter(times[:1], bits[:1], s=22, color=SECOND, zorder=3, label="$L_0$")
-    each.set_yscale("log")
+    plots.logarithmic(each.yaxis)
     each.set_ylabel(words["axes"]["bits_at_t"])
     plots.legend(each)
     sums.plot(*_cumulative(subject), color=ACCENT)
     sums.set_ylim(bottom=0)
     sums.set_ylabel(words["axes"]["bits_up_to_t"])
     for one in (each, sums):
-        one.set_xscale("log")
+        plots.logarithmic(one.xaxis)
     return plots.svg(figure)

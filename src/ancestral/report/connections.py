@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -33,8 +34,8 @@ def part(subject: Subject) -> Part:
     _compression(subject, found)
     found.facts["known"] = set(found.numbers)
     found.facts["exact"] = subject.run is None
-    found.facts["run"] = "RUN" if subject.run is None else str(subject.run)
-    found.facts["source"] = subject.source
+    found.facts["run"] = "RUN" if subject.run is None else shlex.quote(str(subject.run))
+    found.facts["source"] = shlex.quote(subject.source)
     found.facts["dimensions"] = math.prod(subject.shape)
     return found
 
@@ -51,23 +52,24 @@ def of_eps(subject: Subject) -> Tensor:
 
 
 def _score(subject: Subject, plane: Plane, found: Part) -> None:
-    again = subject.command("evaluate", "--num-images", str(subject.num_images))
-    found.numbers["dsm"] = Number(*_measured(dsm(subject), "", again))
+    again = "ancestral.report.connections.of_eps"
+    found.numbers["dsm"] = Number(*_measured(dsm(subject), "", "ancestral.report.connections.dsm"))
     slices = [plane.slice(told) for told in SHOWN]
     found.figures["score"] = lambda words: draw_slices(slices, plane, words)
     errors, log_snr, rows = of_eps(subject), subject.schedule.log_snr(subject.bound.t), []
     for level in LEVELS:
         near = ((log_snr - level).abs() < 1) & ~subject.bound.last
-        if near.sum() < 2:
+        seen = near.any(1)
+        if not seen.any():
             continue
-        eps, snr = errors[near], subject.schedule.snr(subject.bound.t[near])
-        rmse = float((eps / snr).mean().sqrt()) * 127.5
-        error = float(eps.std() / len(eps) ** 0.5)
+        # The terms of one image are alike: each image counts once.
+        eps, x0 = ((one * near).sum(1)[seen] / near.sum(1)[seen] for one in (errors, subject.bound.mse))
         t = Number(subject.at(level), "", "ancestral.schedule.NoiseSchedule.log_snr")
-        rows.append(
-            [Number(level, "", t.again), t, Number(float(eps.mean()), "", again, error), Number(rmse, "", again)]
-        )
+        rmse = Number(float(x0.mean().sqrt()) * 127.5, "", again)
+        rows.append([Number(level, "", t.again), t, Number(*_measured(eps, "", again)), rmse])
     found.tables["levels"] = rows
+    of_noise, of_image = ([row[column].value for row in rows] for column in (2, 3))
+    found.facts["as_expected"] = of_noise == sorted(of_noise) and of_image == sorted(of_image, reverse=True)
 
 
 def _langevin(subject: Subject, plane: Plane, found: Part) -> None:
@@ -81,6 +83,8 @@ def _langevin(subject: Subject, plane: Plane, found: Part) -> None:
     found.numbers["moved"] = Number(*_measured(levels[1].moved, "", again))
     found.numbers["moved_law"] = Number(math.sqrt(2 * share + share**2), "", again)
     found.facts["share"] = f"{share:g}"
+    calls = len(subject.times) - 1
+    found.facts["pc_steps"], found.facts["langevin_steps"] = min(20, calls), min(200, calls)
     found.numbers["steps"] = Number(wandering.SHOWN[-1], "", again)
     ways = wandering.drawn(subject)
     found.figures["chains"] = lambda words: wandering.draw_chains(levels, 3, words)
@@ -126,31 +130,33 @@ def _order(subject: Subject, found: Part) -> None:
     T, per_step = len(subject.times) - 1, subject.bound.bits(subject.bound.terms * subject.bound.weight)
     found.numbers["T"] = Number(T, "", "ancestral.build.training_grid")
     high = (per_step * (subject.bound.t > subject.schedule.T / 2)).sum(1) + subject.bound.bits(subject.bound.prior)
-    again = subject.command("evaluate", "--num-images", str(subject.num_images))
-    found.numbers["first_half"] = Number(*_measured(high, "bits/dim", again))
+    found.numbers["first_half"] = Number(*_measured(high, "bits/dim", "ancestral.bound.bound"))
 
 
 def _compression(subject: Subject, found: Part) -> None:
     rates, test = progressive.rates(subject.bound), subject.test
-    again = subject.command("rd", "--num-images", str(subject.num_images))
+    again = "ancestral.report.progressive.rates"
     compared = test.spread(progressive.COMPARED).images[:]
     formats = progressive.formats(compared)
-    found.numbers["sent"] = Number(*_measured(rates.sent, "bits/dim", again))
+    found.numbers["sent"] = Number(*_measured(rates.sent, "bits/dim", subject.evaluation))
     share = rates.late.mean() / rates.sent.mean()
     off = float((rates.late - share * rates.sent).std() / rates.sent.mean() / len(rates.sent) ** 0.5)
     found.numbers["late"] = Number(100 * float(share), "%", again, 100 * off or None)
     found.facts["mostly_late"] = float(share) > 0.5
     found.numbers["rmse"] = Number(float(rates.rmse[-1]), "", again)
-    found.numbers["compared"] = Number(len(compared), "images", again)
+    found.numbers["compared"] = Number(len(compared), "images", "ancestral.baselines.lossy_points")
     found.numbers["quality"] = Number(QUALITY, "dB", again)
     at = {"rate_model": rates.rate_at(QUALITY)}
     for name, points in formats.items():
         curve = [(one.psnr, one.payload_bits_per_dim) for one in points if math.isfinite(one.psnr)]
         at[f"rate_{name}"] = float(np.interp(QUALITY, *zip(*curve, strict=True), left=math.nan, right=math.nan))
-    found.numbers.update({name: Number(rate, "bits/dim", again) for name, rate in at.items() if math.isfinite(rate)})
+    sources = {name: again if name == "rate_model" else "ancestral.baselines.lossy_points" for name in at}
+    found.numbers.update(
+        {name: Number(rate, "bits/dim", sources[name]) for name, rate in at.items() if math.isfinite(rate)}
+    )
     found.facts["formats"] = [name for name in formats if f"rate_{name}" in found.numbers]
     found.figures["rates"] = lambda words: progressive.draw_rates(rates, formats, words)
-    images = test.spread(progressive.IMAGES)
+    images, again = test.spread(progressive.IMAGES), "ancestral.report.progressive.receive"
     received, pixels = progressive.receive(subject, images), images.images[:]
     found.figures["received"] = lambda words: progressive.draw_received(received, pixels, words)
     found.numbers["chain"] = Number(len(received.t) - 1, "", again)

@@ -39,7 +39,7 @@ def part(subject: Subject) -> Part:
             str(t),
             Number(float(schedule.prior(x0, t).mean()) / x0[0].numel() if t else math.inf, "nats/dim", PRIOR),
             Number(steps[t], "", KS),
-            Number(related[t], "", CORRELATION, (1 - related[t] ** 2) / x0.numel() ** 0.5 if t else None),
+            Number(related[t], "", CORRELATION, correlation_error(related[t], x0.numel()) if t else None),
         ]
         for t in looks
     ]
@@ -50,7 +50,7 @@ def part(subject: Subject) -> Part:
             "ks_0": Number(steps[0], "", KS),
             "ks_T": Number(steps[T], "", KS),
             "ks_chance": Number(0.87 / x0.numel() ** 0.5, "", KS),
-            "correlation_T": Number(related[T], "", CORRELATION, 1 / x0.numel() ** 0.5),
+            "correlation_T": Number(related[T], "", CORRELATION, correlation_error(related[T], x0.numel())),
         },
         figures={
             "histograms": lambda words: _histograms(histograms, words),
@@ -67,7 +67,12 @@ def kolmogorov(states: dict[int, Tensor]) -> dict[int, float]:
 
 def correlation(x_t: Tensor, x0: Tensor) -> float:
     """Of all pixels of noised images with those of the clean ones."""
-    return float(torch.corrcoef(torch.stack([x_t.flatten(), x0.flatten()]))[0, 1])
+    return float(torch.corrcoef(torch.stack([x_t.flatten(), x0.flatten()]))[0, 1].nan_to_num())  # of one grey: 0
+
+
+def correlation_error(value: float, count: int) -> float:
+    """Standard error of a correlation of so many pixels by the draw of the noise; the images are given."""
+    return (1 - value**2) * ((1 - value**2 / 2) / count) ** 0.5
 
 
 def of_signal(variance: float, signal: float) -> float:

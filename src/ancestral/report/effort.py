@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,12 +9,13 @@ import torch
 from torch import Tensor
 
 from ancestral import build
+from ancestral.bound import mean_and_error
 from ancestral.conditions import conditions_of
 from ancestral.figures import ACCENT, SECOND
 from ancestral.jobs import pieces
 from ancestral.objective import Objective, Weighted, score_matching
 from ancestral.report import plots
-from ancestral.report.parts import Number, Words
+from ancestral.report.parts import Number, Words, tenths
 from ancestral.report.subject import BATCH, Subject
 from ancestral.rng import Streams
 from ancestral.times import TIME_SAMPLERS, TimeSampler, stratified
@@ -45,7 +45,7 @@ class Effort:
         shares = {"bound": (self.bound_share, BOUND), "simple": (self.simple_share, SIMPLE)}
         if self.run:
             shares |= {"drawn": (self.drawn_share, "ancestral.times.TIME_SAMPLERS"), "own": (self.own_share, OWN)}
-        mean, error = float(self.simple.mean()), float(self.simple.std()) / len(self.simple) ** 0.5
+        mean, error = mean_and_error(self.simple.reshape(DRAWS, -1).mean(0))  # the draws of an image are one
         return {f"first_{name}": _percent(float(share[0]), again) for name, (share, again) in shares.items()} | {
             "l_simple": Number(mean, "", SIMPLE, error),
             "draws": Number(len(self.times), "", SIMPLE),
@@ -57,16 +57,12 @@ class Effort:
 
     def rows(self) -> list[list[Number | str]]:
         """A row a tenth."""
-        edges = [math.ceil(place * self.last / 10) for place in range(11)]
         columns = [(self.bound_share, BOUND), (self.simple_share, SIMPLE)]
         if self.run:
             columns += [(self.drawn_share, "ancestral.times.TIME_SAMPLERS"), (self.own_share, OWN)]
         return [
-            [
-                f"{edges[place] + 1}–\N{WORD JOINER}{edges[place + 1]}",
-                *(_percent(float(share[place]), again) for share, again in columns),
-            ]
-            for place in range(10)
+            [times, *(_percent(float(share[place]), again) for share, again in columns)]
+            for place, times in tenths(self.last).items()
         ]
 
     def losses(self, words: Words) -> str:
@@ -74,12 +70,12 @@ class Effort:
         figure, (bound, simple) = plots.axes(words["axes"]["t_log"], "", 2, 2.2)
         bound.plot(*plots.by_log_t(self.bound_t, self.bound_nats), color=ACCENT)
         bound.set_ylabel(words["axes"]["loss_bound"])
-        bound.set_yscale("log")
+        plots.logarithmic(bound.yaxis)
         simple.plot(*plots.by_log_t(self.times, self.simple, 30), color=SECOND)
         simple.set_ylabel(words["axes"]["loss_simple"])
         simple.set_ylim(bottom=0)
         for one in (bound, simple):
-            one.set_xscale("log")
+            plots.logarithmic(one.xaxis)
         return plots.svg(figure)
 
     def by_tenth(self, words: Words) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ancestral import __version__
-from ancestral.console import screen, write_text
+from ancestral.console import need_writable, screen, write_text
 from ancestral.report import bound, connections, forward, models, onestep, quality, reverse, spread
 from ancestral.report.page import render, words
 from ancestral.report.parts import Part
@@ -40,6 +40,7 @@ def explain(
     device: str,
 ) -> None:
     """Measure a run's model, or the exact one, and write the report."""
+    need_writable(out)
     began = time.monotonic()
     subject = (
         exact(num_images, seed) if run is None else of_run(run, data_source, num_images, seed, device, average_width)

@@ -54,10 +54,8 @@ class Forms(NamedTuple):
 
 
 def part(subject: Subject) -> Part:
-    """The forms at one t, the targets' errors there, and the variances that a step may have; nothing where T = 1."""
+    """The forms at one t, the targets' errors there, and the variances that a step may have."""
     seen = look(subject)
-    if seen is None:
-        return Part(facts={"identities": False})
     found, again = forms(subject, seen), "ancestral.report.identities.forms"
     nats = {
         "kl": "ancestral.gaussian.Normal.kl",
@@ -73,15 +71,13 @@ def part(subject: Subject) -> Part:
         "look": Number(seen.t, "", "ancestral.schedule.NoiseSchedule.alpha_bar"),
         "look_images": Number(len(seen.x0), "images", again),
     }
-    facts = {"identities": True, "variance": subject.variance}
+    facts = {"variance": subject.variance}
     return Part(numbers | _variances(subject, seen), {}, {"targets": _targets(subject, seen)}, facts)
 
 
-def look(subject: Subject) -> Look | None:
-    """The model at the time trained at that is nearest to where half of the signal is gone; None where T = 1."""
+def look(subject: Subject) -> Look:
+    """The model at the time trained at that is nearest to where half of the signal is gone, and has a t-1 >= 1."""
     times = [t for t in subject.times if t >= 2]
-    if not times:
-        return None
     t = min(times, key=lambda one: abs(one - subject.half))
     shown = subject.test.spread(IMAGES)
     x0 = subject.x0(shown)
@@ -116,16 +112,16 @@ def forms(subject: Subject, seen: Look) -> Forms:
     )
 
 
-def guess(subject: Subject) -> float:
-    """Squared error a pixel, on held-out images, of the mean training image: what is known of x0 before x_t is seen."""
+def guess_errors(subject: Subject) -> Tensor:
+    """Squared error a pixel of the mean training image, of each held-out image, float64 (N,) on the CPU."""
     at_most = subject.images.train.spread(max(16, 20_000_000 // subject.x0(subject.test.spread(1)).numel()))
     mean = subject.x0(at_most).mean(0)
-    return float((subject.x0(subject.test) - mean).square().mean())
+    return (subject.x0(subject.test) - mean).square().flatten(1).mean(1).cpu().double()
 
 
 def _targets(subject: Subject, seen: Look) -> list[list[Number | str]]:
     rows: list[list[Number | str]] = []
-    spread, schedule = guess(subject), subject.schedule
+    spread, schedule = float(guess_errors(subject).mean()), subject.schedule
     for name, target in {"eps": EPS, "x0": X0, "v": V, **TARGETS}.items():
         if name not in ("eps", "x0", "v", subject.config.diffusion.target):
             continue

@@ -94,7 +94,9 @@ def metrics(subject: Subject, drawn: Drawn) -> Found | None:
 
 
 def _kept(subject: Subject) -> Found | None:
-    if subject.run is None or subject.saved is None:
+    if subject.run is None or subject.saved is None or subject.average_width is not None:
+        return None
+    if subject.source != subject.config.source:
         return None
     found = [one for one in card.measured(subject.run, subject.saved) if one.title.startswith("metrics-")]
     for one in sorted(found, key=lambda one: one.title != "metrics-lite0"):
@@ -154,6 +156,12 @@ class Neighbours:
     def copied(self) -> Estimate:
         """The share of samples of a smaller ratio than all but a hundredth of the held-out images have."""
         return copies(self.samples.ratio, self.held_out.ratio)
+
+    @property
+    def usual(self) -> float:
+        """What `copied` is on the average where samples and held-out images are alike: a hundredth, of many."""
+        count = len(self.held_out.row)
+        return (1 + 0.01 * (count - 1)) / (count + 1)
 
 
 def neighbours(subject: Subject, drawn: Drawn) -> Neighbours:

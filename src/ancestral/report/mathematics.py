@@ -78,7 +78,7 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     ),
     "term_kl": ("", r"\mathrm{KL}\left(q(x_{t-1} \mid x_t, x_0)\ \Vert\ p_\theta(x_{t-1} \mid x_t)\right)"),
     "term_means": ("8", r"= \frac{1}{2\sigma_t^2} \left\Vert \tilde\mu_t(x_t, x_0) - \mu_\theta(x_t, t) \right\Vert^2"),
-    "x_t_of_eps": ("9", r"x_t(x_0, \epsilon) = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1-\bar\alpha_t}\, \epsilon"),
+    "x_t_of_eps": ("4", r"x_t(x_0, \epsilon) = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1-\bar\alpha_t}\, \epsilon"),
     "term_mean_of_eps": (
         "10",
         r"= \frac{1}{2\sigma_t^2} \left\Vert \frac{1}{\sqrt{\alpha_t}} \left(x_t"
@@ -185,16 +185,6 @@ EQUATIONS: dict[str, tuple[str, str]] = {
         r"\nabla_{x_t} \log q(x_t) = -\frac{\mathbb{E}[\epsilon \mid x_t]}{\sqrt{1-\bar\alpha_t}}"
         r" \approx -\frac{\epsilon_\theta(x_t, t)}{\sqrt{1-\bar\alpha_t}}",
     ),
-    "connect_simple": (
-        "14",
-        r"L_{\mathrm{simple}} = \mathbb{E}_{t, x_0, \epsilon}\left\| \epsilon - \epsilon_\theta"
-        r"\left(\sqrt{\bar\alpha_t}\, x_0 + \sqrt{1-\bar\alpha_t}\, \epsilon,\ t\right) \right\|^2",
-    ),
-    "connect_step": (
-        "11",
-        r"\mu_\theta(x_t, t) = \frac{1}{\sqrt{\alpha_t}}\left( x_t - \frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\,"
-        r" \epsilon_\theta(x_t, t) \right)",
-    ),
     "connect_langevin": ("", r"x' = x + h\, \nabla_x \log q(x) + \sqrt{2h}\, z, \quad z \sim \mathcal{N}(0, I)"),
     "connect_path": ("", r"\log q(x_b) - \log q(x_a) = \int_a^b \nabla_x \log q(x) \cdot dx"),
     "connect_orders": (
@@ -202,19 +192,16 @@ EQUATIONS: dict[str, tuple[str, str]] = {
         r"L = \mathrm{KL}\left(q(x_T) \,\|\, p(x_T)\right) + \mathbb{E}_q\left[ \sum_{t \ge 1}"
         r" \mathrm{KL}\left(q(x_{t-1} \mid x_t) \,\|\, p_\theta(x_{t-1} \mid x_t)\right) \right] + H(x_0)",
     ),
-    "connect_picture": (
-        "15",
-        r"x_0 \approx \hat x_0"
-        r" = \left( x_t - \sqrt{1-\bar\alpha_t}\, \epsilon_\theta(x_t) \right) / \sqrt{\bar\alpha_t}",
-    ),
 }
+# TeX sets a thin space between such a name and what it is applied to, unless that is in brackets.
+_APPLIED = re.compile(r"(<mi>(?:log|exp)</mi>)(?=<m(?:i|n|sub|sup|subsup|over|frac)\b)")
 _INLINE = re.compile(r"(?<!\\)\$([^$\n]+)\$([.,;:!?)。，、；：！？）]*)")
 
 
 @cache
 def mathml(latex: str, display: str = "inline") -> str:
     """MathML of a LaTeX formula; its source is the alternative text."""
-    made = convert(latex, display=display)
+    made = _APPLIED.sub(r'\1<mspace width="0.1667em" />', convert(latex, display=display))
     return made.replace("<math ", f'<math alttext="{_attribute(latex)}" ', 1)
 
 
@@ -222,7 +209,7 @@ def equation(name: str) -> str:
     """A displayed equation with its number in the paper."""
     number, latex = EQUATIONS[name]
     label = f'<span class="eqn">({number})</span>' if number else ""
-    return f'<div class="equation" id="eq-{name}" data-equation="{name}">{mathml(latex, "block")}{label}</div>'
+    return f'<div class="equation" data-equation="{name}">{mathml(latex, "block")}{label}</div>'
 
 
 def inline(text: str) -> str:

@@ -186,7 +186,7 @@ def _own_loss(subject: Subject, x0: Tensor, t: int, s: int, eps: Tensor, cond: d
     assert subject.saved is not None
     return {
         "own_loss": Number(float(loss), "", "ancestral.build.objective"),
-        "seen": Number(subject.saved.images, "images", subject.command("train")),
+        "seen": Number(subject.saved.images, "images", "ancestral.checkpoint.Checkpoint"),
     }
 
 

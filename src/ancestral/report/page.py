@@ -14,7 +14,7 @@ from markdown_it import MarkdownIt
 from markupsafe import Markup
 
 from ancestral.report.mathematics import equation, inline
-from ancestral.report.parts import Number, Part, Words
+from ancestral.report.parts import Number, Part, Text, Words
 
 LANGUAGES = ("en", "zh-TW")
 _HERE = files("ancestral.report")
@@ -60,7 +60,7 @@ class _Section:
         self.used: dict[str, list[str]] = {}  # by how to get them again, the numbers shown
 
     def html(self) -> str:
-        environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=self.shows)
         tools: dict[str, Callable[..., Any]] = {
             "n": self.number,
             "plain": self.plain,
@@ -69,6 +69,7 @@ class _Section:
             "table": self.table,
             "line": self.line,
             "step": self.step,
+            "code": self.code,
         }
         text = environment.from_string(self.source).render(facts=self.part.facts, words=self.words, **tools)
         text = _CHINESE_LINES.sub("", text)
@@ -80,10 +81,18 @@ class _Section:
             html = _SLOT.sub(lambda found: self.slots[int(found[2])], html)
         return html + self.again()
 
-    def keep(self, html: str) -> str:
+    def keep(self, html: str) -> Text:
         """A mark in the text for markup that Markdown must not see."""
         self.slots.append(html)
-        return f"\x02{len(self.slots) - 1}\x03"
+        return Text(f"\x02{len(self.slots) - 1}\x03")
+
+    def shows(self, value: object) -> str:
+        """What `{{ value }}` puts into the text: names of files and folders are words, whatever is in them."""
+        return value if isinstance(value, Text) else self.keep(escape(str(value)))
+
+    def code(self, text: str) -> Text:
+        """A command or a name as it is typed."""
+        return self.keep(f"<code>{escape(text)}</code>")
 
     def find(self, name: str) -> Number:
         """A number of this section, or SECTION.NAME of another."""
@@ -97,7 +106,7 @@ class _Section:
         unit = self.words["units"][number.unit] if number.unit else ""
         return f"{number}{' ' if unit else ''}{unit}"
 
-    def number(self, name: str) -> str:
+    def number(self, name: str) -> Text:
         """The number as people read it, with its unit; programs find all its digits in `value`."""
         return self.keep(self.data(self.find(name), f' data-name="{escape(name)}"'))
 
@@ -110,7 +119,7 @@ class _Section:
         """The number without markup, for alternative texts."""
         return self.shown(self.find(name))
 
-    def figure(self, name: str, alt: str, caption: str = "") -> str:
+    def figure(self, name: str, alt: str, caption: str = "") -> Text:
         """A figure; what is wider than a phone is scrolled there, and what is small stays so on a desktop."""
         drawing = self.part.figures[name](self.words)
         found = re.search(r'data-wide="([\d.]+)"', drawing)
@@ -121,10 +130,10 @@ class _Section:
         drawing = f'<div class="scroll" tabindex="0">{drawing}</div>'
         return self.keep(f'<figure class="{kind}" data-figure="{name}">{drawing}{text}</figure>')
 
-    def table(self, name: str, headings: Sequence[str]) -> str:
+    def table(self, name: str, headings: Sequence[str]) -> Text:
         """Rows of words and numbers."""
         rows = ["".join(f"<td>{self.cell(value)}</td>" for value in row) for row in self.part.tables[name]]
-        head = "".join(f"<th>{inline(heading)}</th>" for heading in headings)
+        head = "".join(f'<th scope="col">{inline(heading)}</th>' for heading in headings)
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return self.keep(
             f'<div class="scroll" tabindex="0"><table data-table="{name}">'
@@ -136,7 +145,7 @@ class _Section:
             return inline(escape(self.words["names"].get(value, value)))
         return self.data(value)
 
-    def line(self, equation_name: str, number_name: str | None, why: str) -> str:
+    def line(self, equation_name: str, number_name: str | None, why: str) -> Text:
         """One line of a derivation: the formula, its value in this model, and why it follows."""
         value = self.number(number_name) if number_name else ""
         return self.keep(
@@ -144,7 +153,7 @@ class _Section:
             f'<div class="value">{value}</div><div class="why">{inline(why)}</div></div>'
         )
 
-    def step(self, code: str, number_names: Sequence[str], why: str) -> str:
+    def step(self, code: str, number_names: Sequence[str], why: str) -> Text:
         """One line of pseudo-code (LaTeX between $ signs allowed), the numbers that it made, and the function."""
         values = " ".join(self.number(name) for name in number_names)
         return self.keep(

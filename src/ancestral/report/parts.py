@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
+
+from torch import Tensor
+
+from ancestral.bound import mean_and_error
 
 Words = Mapping[str, Any]  # the words of one language: of units, axes, advice and the page itself
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -41,6 +46,25 @@ class Number:
         if places > 6 or abs(self.value) >= 1e7:
             return f"{_plain(self.value)} ± {_plain(self.error)}"
         return f"{self.value:,.{places}f} ± {self.error:,.{places}f}"
+
+
+class Text(str):
+    """Markdown that goes into a page as it is. Every other string that a text shows is escaped first."""
+
+
+def compared(differences: Tensor) -> str:
+    """Whether the mean of (N,) is "above" 0, "below" it, or "like" it, within two standard errors."""
+    mean, error = mean_and_error(differences)
+    if not abs(mean) > 2 * error:
+        return "like"
+    return "above" if mean > 0 else "below"
+
+
+def tenths(last: int) -> dict[int, str]:
+    """The times 1..last in tenths, as people write them, by the place of the tenth; those without a time are absent."""
+    edges = [math.ceil(place * last / 10) for place in range(11)]
+    ranges = {place: (low + 1, high) for place, (low, high) in enumerate(pairwise(edges)) if high > low}
+    return {place: f"{low}" if low == high else f"{low}–\N{WORD JOINER}{high}" for place, (low, high) in ranges.items()}
 
 
 def _plain(value: float, digits: int = 4) -> str:

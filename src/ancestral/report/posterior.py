@@ -35,10 +35,8 @@ class Rule(NamedTuple):
 
 
 def part(subject: Subject) -> Part:
-    """The posterior in figures and numbers; nothing where T = 1, since q(x_0 | x_1, x_0) is a point."""
+    """The posterior in figures and numbers."""
     schedule, T = subject.schedule, subject.schedule.T
-    if T < 2:
-        return Part(facts={"posterior": False})
     middle = min(max(subject.half, 2), T)
     of_x_t, of_x0 = schedule.posterior_coefficients(middle, middle - 1)
     gain, jump = schedule.gain(middle, middle - 1), schedule.gain(middle, middle // 2)
@@ -71,7 +69,6 @@ def part(subject: Subject) -> Part:
             "between": lambda words: _between(strip, times, words),
         },
         tables={"bayes": [[name, Number(float(value[0]), "nats/dim", again)] for name, value in terms.items()]},
-        facts={"posterior": True},
     )
 
 

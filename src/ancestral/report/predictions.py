@@ -10,8 +10,8 @@ from torch import Tensor
 from ancestral.bound import mean_and_error
 from ancestral.figures import ACCENT, SECOND
 from ancestral.report import plots
-from ancestral.report.identities import guess
-from ancestral.report.parts import Number, Part, Words
+from ancestral.report.identities import guess_errors
+from ancestral.report.parts import Number, Part, Words, compared
 from ancestral.report.subject import Subject
 from ancestral.rng import Streams
 from ancestral.target import TARGETS
@@ -30,7 +30,8 @@ class Errors(NamedTuple):
 
 def part(subject: Subject) -> Part:
     """The strip of one image and the curves of the bound's own draws."""
-    schedule, spread = subject.schedule, guess(subject)
+    schedule, guessed = subject.schedule, guess_errors(subject)
+    spread = float(guessed.mean())
     target = TARGETS[subject.config.diffusion.target]
     x0 = errors(subject, torch.ones_like(subject.bound.mse))
     eps = errors(subject, schedule.snr(subject.bound.t))
@@ -42,16 +43,16 @@ def part(subject: Subject) -> Part:
     bound = subject.bound
     noisiest = int(bound.t.double().mean(0).argmax())
     bits, bits_error = mean_and_error(bound.bits((bound.terms * bound.weight)[:, noisiest]))
-    again = subject.command("evaluate", f"--num-images {len(subject.test)}", f"--seed {subject.seed}")
+    again = "ancestral.report.predictions.errors"
     return Part(
         numbers={
-            "data_variance": Number(spread, "", "ancestral.report.identities.guess"),
-            "guess_grey": Number(GREY * spread**0.5, "grey levels", "ancestral.report.identities.guess"),
+            "data_variance": Number(spread, "", "ancestral.report.identities.guess_errors"),
+            "guess_grey": Number(GREY * spread**0.5, "grey levels", "ancestral.report.identities.guess_errors"),
             "low_t": Number(round(float(x0.t[0])), "", again),
             "high_t": Number(round(float(x0.t[-1])), "", again),
             "x0_low": _grey(x0, 0, again),
             "x0_high": _grey(x0, -1, again),
-            "noisy_bits": Number(bits, "bits/dim", again, bits_error),
+            "noisy_bits": Number(bits, "bits/dim", "ancestral.bound.bound", bits_error),
             "noisy_steps": Number(round(float(bound.weight[0, noisiest])), "", again),
             "eps_low": Number(float(eps.value[0]), "", again, float(eps.error[0])),
             "eps_high": Number(float(eps.value[-1]), "", again, float(eps.error[-1])),
@@ -62,7 +63,9 @@ def part(subject: Subject) -> Part:
         },
         facts={
             "own_panel": target.name not in ("x0", "eps"),
-            "against_guess": _compared(float(x0.value[-1] - spread), float(x0.error[-1])),
+            "told": subject.is_told,
+            "against_guess": compared(bound.mse[:, noisiest] - guessed),
+            "ends_change": bool(eps.value[0] > eps.value[-1]),
         },
     )
 
@@ -77,13 +80,6 @@ def errors(subject: Subject, scale: Tensor) -> Errors:
     order = bound.t.double().mean(0).argsort()
     deviation = values.std(0) / len(values) ** 0.5
     return Errors(bound.t.double().mean(0)[order], values.mean(0)[order], deviation[order])
-
-
-def _compared(difference: float, error: float) -> str:
-    """Whether an error is above another by more than chance, below it, or neither."""
-    if abs(difference) <= 2 * error:
-        return "like"
-    return "worse" if difference > 0 else "better"
 
 
 def _grey(of: Errors, place: int, again: str) -> Number:

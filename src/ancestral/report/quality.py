@@ -16,7 +16,7 @@ from ancestral.jobs import pieces
 from ancestral.metrics import Estimate
 from ancestral.report import likeness, training
 from ancestral.report.advice import Case, Rule, advise
-from ancestral.report.parts import Number, Part, Words
+from ancestral.report.parts import Number, Part, Text, Words, compared
 from ancestral.report.progressive import rates
 from ancestral.report.subject import BATCH, Subject
 from ancestral.reverse import Transition
@@ -29,20 +29,19 @@ def part(subject: Subject) -> Part:
     """Everything measured, then the rules asked."""
     found = Part()
     found.facts["exact"] = subject.run is None
-    found.facts["run"] = "RUN" if subject.run is None else str(subject.run)
     _samples(subject, found)
     _bits(subject, found)
     _course(subject, found)
     case = _case(subject, found)
     found.facts["advice"] = advise(case)
-    found.facts["say"] = lambda words, n, rule: said(rule, case, words, n)
+    found.facts["say"] = lambda words, n, code, rule: said(rule, case, words, n, code)
     found.facts["known"] = set(found.numbers)
     return found
 
 
-def said(rule: Rule, case: Case, words: Words, n: Callable[[str], str]) -> str:
+def said(rule: Rule, case: Case, words: Words, n: Callable[[str], str], code: Callable[[str], str]) -> Text:
     """A rule's advice in one language, with the numbers that it rests on and its command."""
-    return words["advice"][rule.name].format(do=f"`{rule.do(case)}`", **{name: n(name) for name in rule.quotes})
+    return Text(words["advice"][rule.name].format(do=code(rule.do(case)), **{name: n(name) for name in rule.quotes}))
 
 
 def bits(subject: Subject, images: ImageSet, move: Transition, grid: Sequence[int], terms: int | None) -> Tensor:
@@ -65,6 +64,7 @@ def _samples(subject: Subject, found: Part) -> None:
     found.numbers["slow"] = Number((len(subject.times) - 1) / drawn.steps / drawn.per_second, "s", again)
     if drawn.missed is not None:
         mean, error = mean_and_error(drawn.missed)
+        again = "ancestral.report.likeness.draw"
         found.numbers["missed"] = Number(mean, "", again, error)
         found.numbers["missed_share"] = Number(100 * mean / max(drawn.apart, 1e-9), "%", again)
         found.numbers["fine"] = Number(likeness.FINE, "", again)
@@ -92,38 +92,37 @@ def _samples(subject: Subject, found: Part) -> None:
     found.numbers["searched"] = Number(len(near.searched), "images", again)
     for name, one in (("near", near.samples), ("near_held_out", near.held_out)):
         found.numbers[name] = Number(float(one.distances[:, 0].median()), "", again)
-    found.facts["copies"] = copied.value - 3 * copied.error > 0.03
+    found.numbers["copied_usual"] = Number(100 * near.usual, "%", "ancestral.report.likeness.Neighbours", digits=2)
+    found.facts["copies"] = copied.value - 3 * copied.error > 3 * near.usual
     held_out = subject.images.test.spread(len(drawn.images))
     found.figures["neighbours"] = lambda words: likeness.draw_neighbours(near, drawn, held_out, words)
     found.figures["ratios"] = lambda words: likeness.draw_ratios(near, words)
 
 
 def _bits(subject: Subject, found: Part) -> None:
-    again = subject.command("evaluate", "--num-images", str(subject.num_images))
-    mean, error = mean_and_error(subject.bound.bits_per_dim)
-    own = Number(mean, "bits/dim", again, error)
+    again = subject.evaluation
+    own = Number(*_with_error(subject.bound.bits_per_dim, "bits/dim", again))
     found.numbers["bound"] = own
     found.numbers["L_T"] = Number(*_with_error(subject.bound.parts["L_T"], "bits/dim", again))
-    images = subject.test.images[:]
-    formats = baselines.lossless_bits_per_dim(images)
-    shortest = torch.from_numpy(baselines.shortest_bits_per_dim(images))
-    found.numbers["lossless"] = Number(*_with_error(shortest, "bits/dim", again))
-    ratio = 100 * (1 - mean / max(found.numbers["lossless"].value, 1e-9))
-    found.numbers["saved"] = Number(abs(ratio), "%", again)
-    found.facts["beats"] = ratio > 0
-    rows = [("bound", own), *((name, Number(value, "bits/dim", again)) for name, value in formats.items())]
+    shortest = "ancestral.baselines.shortest_bits_per_dim"
+    found.numbers["lossless"] = Number(*_with_error(subject.shortest, "bits/dim", shortest))
+    found.facts["against_formats"] = compared(subject.against_formats)
+    if (of_formats := found.numbers["lossless"].value) > 0:
+        ratio = own.value / of_formats
+        _, off = mean_and_error(subject.bound.bits_per_dim - ratio * subject.shortest)
+        found.numbers["saved"] = Number(100 * abs(1 - ratio), "%", shortest, 100 * off / of_formats)
+    rows = [("bound", own), *((name, Number(value, "bits/dim", again)) for name, value in subject.formats.items())]
     found.tables["lossless"] = [*rows, ("shortest", found.numbers["lossless"])]
     _overfitting(subject, found)
     sent = rates(subject.bound)
-    rate = subject.command("rd", "--num-images", str(subject.num_images))
-    found.numbers["late"] = Number(100 * float(sent.late.mean() / sent.sent.mean()), "%", rate)
+    late = 100 * float(sent.late.mean() / sent.sent.mean())
+    found.numbers["late"] = Number(late, "%", "ancestral.report.progressive.rates")
     if subject.saved is not None and subject.variance != "optimal" and subject.saved.calibration is not None:
         few, terms = subject.test.spread(FEW), min(TERMS, len(subject.times) - 1)
         moves = (subject.move, build.transition(subject.saved, "optimal"))
         own, best = (bits(subject, few, move, subject.times, terms) for move in moves)
         costs = own - best
-        again = subject.command("evaluate", "--variance", "optimal")
-        found.numbers["variance_costs"] = Number(*_with_error(costs, "bits/dim", again))
+        found.numbers["variance_costs"] = Number(*_with_error(costs, "bits/dim", "ancestral.report.quality.bits"))
 
 
 def gap(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[float, float]:
@@ -171,7 +170,8 @@ def _case(subject: Subject, found: Part) -> Case:
     if saved is not None:
         parameters = sum(tensor.numel() for tensor in saved.weights.values())
         found.numbers["parameters"] = Number(parameters, "", "ancestral.build.network")
-    return Case(found.facts["run"], subject.config, None if saved is None else saved.images, found.numbers)
+    run = "RUN" if subject.run is None else str(subject.run)
+    return Case(run, subject.config, None if saved is None else saved.images, found.numbers)
 
 
 def _estimate(one: Estimate, again: str) -> Number:

@@ -48,6 +48,7 @@ def part(subject: Subject) -> Part:
         },
         facts={
             "run": subject.model is not None,
+            "some_times": subject.terms < len(subject.times) - 1,
             "more_at_noise": single.more_at_noise(),
             "chain_calmer": totals["std_regrouped_chain"].value < totals["std_kl_every"].value,
             "choice_dominates": totals["choice"].value > 50,
@@ -104,8 +105,8 @@ class _Single:
             on.plot(times, var**0.5, color=colour, label=words["axes"][f"form_{name}"])
         times, law = plots.by_log_t(self.t, self.law)
         on.plot(times, law**0.5, ":", color=plots.THIRD, linewidth=2, label=words["axes"]["form_law"])
-        on.set_xscale("log")
-        on.set_yscale("log")
+        for axis in (on.xaxis, on.yaxis):
+            plots.logarithmic(axis)
         plots.legend(on, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1)
         return plots.svg(figure)
 
@@ -191,6 +192,6 @@ class _Weights:
         x0.plot(self.t, self.x0, color=ACCENT)
         x0.set_ylabel(words["axes"]["weight_x0"])
         for one in (eps, x0):
-            one.set_xscale("log")
-            one.set_yscale("log")
+            plots.logarithmic(one.xaxis)
+            plots.logarithmic(one.yaxis)
         return plots.svg(figure)

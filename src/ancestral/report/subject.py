@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ancestral import build, config, monitor, runner
+from ancestral import baselines, build, config, monitor, runner
 from ancestral.bound import Bound, concatenate
 from ancestral.checkpoint import Checkpoint
 from ancestral.conditions import Conditions, conditions_of
@@ -20,6 +21,7 @@ from ancestral.config import Config
 from ancestral.console import device_of, open_gaussian, state_type
 from ancestral.denoiser import Denoiser, Predictor
 from ancestral.derivation import Chains, along_chains
+from ancestral.errors import UserError
 from ancestral.evaluation import TERMS, bound_of
 from ancestral.feed import images_for, to_unit
 from ancestral.imageset import ImageSet, Splits
@@ -33,6 +35,8 @@ from ancestral.solvers import FEW_STEPS, SOLVERS
 from ancestral.walk import Step
 
 BATCH = 64
+# Commands that make random draws, and whether they take the data; their other settings are this report's.
+DRAWING = {"evaluate": True, "metrics": True, "sample": False}
 CHAINS = 6  # images that have two chains of q each, at most
 
 
@@ -137,10 +141,12 @@ class Subject:
     @cached_property
     def bound(self) -> Bound:
         """The bound of the held-out images, as `ancestral evaluate` measures it: the same terms, noise and batches."""
-        terms, parts = self.terms if self.terms > 1 else None, []
+        parts = []
         for numbers in pieces(len(self.test), BATCH):
             shown = self.test.take(numbers)
-            parts.append(bound_of(self.told(shown), self.x0(shown), numbers, self.times, self.move, terms, self.seed))
+            parts.append(
+                bound_of(self.told(shown), self.x0(shown), numbers, self.times, self.move, self.terms, self.seed)
+            )
         return concatenate(parts)
 
     @cached_property
@@ -173,19 +179,46 @@ class Subject:
         return trajectory(self.drawn(numbers), start, grid, move, self.seed, numbers)
 
     def command(self, verb: str, *options: str) -> str:
-        """What gives a number again: `ancestral VERB RUN OPTIONS`; for the exact subject, the report itself."""
+        """What gives a number again: `ancestral VERB RUN OPTIONS`; for the exact subject, the report itself.
+
+        The data, the seed and the weights' average are those of this report.
+        """
+        images, seed = self._count, [] if self.seed == 0 else [f"--seed {self.seed}"]
         if self.run is None:
-            return "ancestral explain --out report.html"
-        return " ".join(["ancestral", verb, str(self.run), *options])
+            return " ".join(["ancestral explain --out report.html", *images, *seed])
+        own = [shlex.quote(self.source)] if DRAWING.get(verb) and self.source != self.config.source else []
+        width = [] if self.average_width is None else [f"--average-width {self.average_width:g}"]
+        draws = [*seed, *width] if verb in DRAWING else []
+        return " ".join(["ancestral", verb, shlex.quote(str(self.run)), *own, *options, *draws])
+
+    @property
+    def _count(self) -> list[str]:
+        return [] if self.num_images == 256 else [f"--num-images {self.num_images}"]
 
     @cached_property
     def evaluation(self) -> str:
         """The command that prints the bound of this report, digit for digit."""
-        own = [] if self.source == self.config.source else [self.source]
-        usual = {"--num-images": (self.num_images, 256), "--seed": (self.seed, 0)}
-        changed = [f"{name} {value}" for name, (value, standard) in usual.items() if value != standard]
-        width = [] if self.average_width is None else [f"--average-width {self.average_width:g}"]
-        return self.command("evaluate", *own, *changed, *width)
+        return self.command("evaluate", *self._count)
+
+    @cached_property
+    def against_formats(self) -> Tensor:
+        """Bits/dim by which the bound of each held-out image is above its shorter file of PNG and WebP, (N,)."""
+        return self.bound.bits_per_dim - self.shortest
+
+    @cached_property
+    def shortest(self) -> Tensor:
+        """Bits/dim of each held-out image in the shorter of PNG and WebP, without container, (N,)."""
+        return torch.from_numpy(baselines.shortest_bits_per_dim(self.test.images[:]))
+
+    @cached_property
+    def formats(self) -> dict[str, float]:
+        """Bits/dim of the held-out images in PNG and in WebP, as `ancestral evaluate` prints them."""
+        return baselines.lossless_bits_per_dim(self.test.images[:])
+
+    @property
+    def is_told(self) -> bool:
+        """Whether the model is told something of each image: its class, or a vector."""
+        return self.config.model.labels or self.config.model.embedding
 
 
 def of_run(
@@ -194,9 +227,12 @@ def of_run(
     """A trained model.
 
     Raises:
-        UserError: for a run or data that cannot be used, and for chains that hide places.
+        UserError: for a run or data that cannot be used, for chains that hide places, and for those of one step.
     """
     saved, model = open_gaussian(folder, device, average_width)
+    known = build.schedule(saved.config).log_snr(torch.tensor(build.training_grid(saved.config)[:-1])).isfinite()
+    if known.sum() < 2:
+        raise UserError(f"{folder}: trained at fewer than two times that show anything; a report needs two")
     source = source or saved.config.source
     images = images_for(saved, source)
     saved = monitor.calibrated(saved, model, images.train)

@@ -69,7 +69,7 @@ def draw(log: Log, words: Words) -> str:
             panels[0].plot(
                 *zip(*seen, strict=True), color=colour, label=words["axes"]["tenth_number"].format(tenth + 1)
             )
-    panels[0].set_yscale("log")
+    plots.logarithmic(panels[0].yaxis)
     plots.legend(panels[0])
     if looked:
         bits = [one["held_out_bits_per_dim"] for one in looked]

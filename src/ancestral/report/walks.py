@@ -32,7 +32,7 @@ def part(subject: Subject) -> Part:
     grid = subject.method(steps)[0]
     wanted = [min(grid[:-1], key=lambda t, moment=moment: abs(t - moment)) for moment in subject.moments(COLUMNS)]
     seen = film(subject.walk(range(SHOWN), steps), set(wanted))
-    options = [f"--num-images {SHOWN}", "--film", f"--seed {subject.seed}", *([f"--steps {steps}"] if steps else [])]
+    options = [f"--num-images {SHOWN}", "--film", *([f"--steps {steps}"] if steps else [])]
     again = subject.command("sample", *options)
     return (
         Part(
@@ -75,10 +75,15 @@ def rmse(a: Tensor, b: Tensor) -> Tensor:
     return GREY * (a.clamp(-1, 1) - b.clamp(-1, 1)).square().flatten(1).mean(1).sqrt()
 
 
-def apart(images: Tensor) -> Tensor:
-    """Each image's mean distance from the others, in grey levels, (B,)."""
-    pairs = torch.stack([rmse(images, one.expand_as(images)) for one in images])
-    return pairs.sum(1) / (len(images) - 1)
+def mean_apart(images: Tensor) -> tuple[float, float]:
+    """The mean distance of two of at least three images, in grey levels, and its standard error by the jackknife.
+
+    Every image is in many pairs, so that the pairs' own spread would say too little.
+    """
+    pairs, count = torch.stack([rmse(images, one.expand_as(images)) for one in images]), len(images)
+    without = (pairs.sum() - 2 * pairs.sum(1)) / ((count - 1) * (count - 2))  # the mean with one image left out
+    error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
+    return float(pairs.sum() / (count * (count - 1))), float(error)
 
 
 def _few(subject: Subject, seen: Film, all_steps: int) -> Part:
@@ -88,7 +93,6 @@ def _few(subject: Subject, seen: Film, all_steps: int) -> Part:
     noisy = {steps: drawn(subject, steps, subject.move) for steps in compared}
     many = certain[min(MANY, most)]
     ancestral = noisy | ({all_steps: seen.final} if all_steps == most else {})
-    seed = f"--seed {subject.seed}"
     variance = f"--variance {subject.variance}"
     rows = []
     for steps in sorted(ancestral | certain):
@@ -97,15 +101,15 @@ def _few(subject: Subject, seen: Film, all_steps: int) -> Part:
             if steps not in images or images[steps] is many:
                 row.append("reference" if steps in images else "")
                 continue
-            again = subject.command("sample", f"--num-images {SHOWN}", f"--steps {steps}", how, seed)
+            again = subject.command("sample", f"--num-images {SHOWN}", f"--steps {steps}", how)
             value, error = mean_and_error(rmse(images[steps], many))
             row.append(Number(value, "grey levels", again, error))
         rows.append(row)
-    unrelated, error = mean_and_error(apart(many))
+    unrelated, error = mean_apart(many)
     return Part(
         numbers={
-            "many": Number(min(MANY, most), "", subject.command("sample", f"--steps {min(MANY, most)}", seed)),
-            "unrelated": Number(unrelated, "grey levels", "ancestral.report.walks.apart", error),
+            "many": Number(min(MANY, most), "", "ancestral.report.walks.MANY"),
+            "unrelated": Number(unrelated, "grey levels", "ancestral.report.walks.mean_apart", error),
         },
         figures={
             "few_certain": lambda words: _rows(certain),
@@ -129,8 +133,8 @@ def _branches(subject: Subject, seen: Film, grid: Sequence[int]) -> Part:
         ends = finish(trajectory(predictor, states, visits, subject.move, subject.seed, range(1000, 1000 + BRANCHES)))
         rows.append(torch.cat([start, ends.cpu()]))
         labels.append(t)
-        distance, error = mean_and_error(apart(ends.cpu()))
-        table.append([str(t), Number(distance, "grey levels", "ancestral.report.walks.apart", error)])
+        distance, error = mean_apart(ends.cpu())
+        table.append([str(t), Number(distance, "grey levels", "ancestral.report.walks.mean_apart", error)])
     return Part(
         figures={"branches": lambda words: _branched(torch.stack(rows), labels, words)},
         tables={"branches": table},
