@@ -391,7 +391,7 @@ def state(server, job):
     return server.client.get(f"/api/jobs/{job}").json()
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
