@@ -58,9 +58,17 @@ def toy():
     return subject, {name: measure(subject) for name, measure in explain.SECTIONS.items()}
 
 
+def drawn_nowhere(words):
+    return "<svg></svg>"
+
+
 @pytest.mark.parametrize("language", page.LANGUAGES)
 def test_the_page_needs_nothing_else_and_says_everything(toy, language):
     subject, parts = toy
+    if language != "en":  # drawing takes most of the time; that every word is there, another test says
+        parts = {
+            name: replace(part, figures=dict.fromkeys(part.figures, drawn_nowhere)) for name, part in parts.items()
+        }
     html = explain.written(subject, parts, language, 1.0)
     links = Links()
     links.feed(html)

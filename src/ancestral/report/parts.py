@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from scipy.stats import t as student
 from torch import Tensor
 
 from ancestral.bound import mean_and_error
@@ -53,9 +54,9 @@ class Text(str):
 
 
 def compared(differences: Tensor) -> str:
-    """Whether the mean of (N,) is "above" 0, "below" it, or "like" it, within two standard errors."""
+    """Whether the mean of (N,) is "above" 0, "below" it, or "like" it: no further away than chance brings one in 20."""
     mean, error = mean_and_error(differences)
-    if not abs(mean) > 2 * error:
+    if not abs(mean) > error * student.isf(0.025, max(1, len(differences) - 1)):
         return "like"
     return "above" if mean > 0 else "below"
 

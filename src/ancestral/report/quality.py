@@ -135,22 +135,26 @@ def gap(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[fl
     slope = (x * y).sum() / x.square().sum().clamp(min=1e-12)
     left = [values - slope * covariate for values, covariate in (first, second)]
     (above, off), (below, other) = (mean_and_error(one) for one in left)
-    return above - below, math.hypot(off, other)
+    # The slope is uncertain too: by that much the difference of the covariates is.
+    spread = torch.cat([one - one.mean() for one in left]).square().sum() / (len(y) - 3)
+    by_slope = (spread / x.square().sum().clamp(min=1e-12)).sqrt() * (first[1].mean() - second[1].mean())
+    return above - below, math.hypot(off, other, float(by_slope))
 
 
 def _overfitting(subject: Subject, found: Part) -> None:
     """Training images against held-out ones: few steps, every term, and images that are as hard for formats alike."""
     grid, sides = build.sampling_grid(subject.config, "log-snr", subject.few(STEPS)), []
     for name, images in (("bound_held_out", subject.images.test), ("bound_train", subject.images.train)):
-        shown = images.spread(min(COMPARED, subject.num_images))
+        shown = images.spread(min(COMPARED, max(subject.num_images, likeness.LEAST)))
         values = bits(subject, shown, subject.move, grid, None)
         sides.append((values, torch.from_numpy(baselines.shortest_bits_per_dim(shown.images[:]))))
         found.numbers[name] = Number(*_with_error(values, "bits/dim", "ancestral.bound.bound"))
-    above, off = gap(*sides)
-    found.numbers["gap"] = Number(above, "bits/dim", "ancestral.report.quality.gap", off)
+    if min(len(values) for values, _ in sides) >= likeness.LEAST:
+        above, off = gap(*sides)
+        found.numbers["gap"] = Number(above, "bits/dim", "ancestral.report.quality.gap", off)
+        found.facts["gap"] = "up" if above > 3 * off else "down" if above < -3 * off else "none"
     found.numbers["gap_steps"] = Number(len(grid) - 1, "", "ancestral.grids.log_snr")
     found.numbers["train_images"] = Number(len(subject.images.train), "images", "ancestral.data.load")
-    found.facts["gap"] = "up" if above > 3 * off else "down" if above < -3 * off else "none"
 
 
 def _course(subject: Subject, found: Part) -> None:

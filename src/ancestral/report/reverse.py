@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ancestral.report import identities, predictions, walks
 from ancestral.report.identities import FORMULAS, OTHER
-from ancestral.report.parts import Number, Part
+from ancestral.report.parts import Number, Part, Text
 from ancestral.report.subject import Subject
 
 
@@ -12,7 +12,7 @@ def part(subject: Subject) -> Part:
     """One network for every step, its predictions at each t, and its reverse process at work."""
     network = {} if subject.saved is None else _network(subject)
     own = subject.config.diffusion.target
-    facts = {"trained": subject.saved is not None, "target": own, "formula": FORMULAS.get(own, OTHER)}
+    facts = {"trained": subject.saved is not None, "target": own, "formula": Text(FORMULAS.get(own, OTHER))}
     calls = Number(len(subject.times) - 1, "", "ancestral.build.training_grid")
     known = Part(numbers={"calls": calls, **network}, facts=facts)
     return known | identities.part(subject) | predictions.part(subject) | walks.part(subject)

@@ -141,7 +141,7 @@ def _totals(subject: Subject) -> dict[str, Number]:
     )
     ratio = made["std_regrouped_every"].value / made["std_kl_every"].value
     return made | {
-        "choice": Number(100 * max(by_choice, 0.0), "%", RANDOM, digits=3),
+        "choice": Number(100 * max(by_choice, 0.0) if subject.terms < steps else 0.0, "%", RANDOM, digits=3),
         "saved": Number(ratio**2, "", NOISE, digits=3),
     }
 
