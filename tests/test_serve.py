@@ -380,9 +380,9 @@ def test_a_file_of_the_page_is_the_commands(trained_run, tmp_path, monkeypatch):
             assert one["psnr"] == pytest.approx(10 * math.log10(255**2 / mse), abs=1e-2)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def narrow(trained_run):
-    """One job at a time, two more may wait."""
+    """One job at a time, two more may wait; it goes before another server starts more threads."""
     with serving_at(trained_run, Limits(queue=2, active=1, kept=3)) as server:
         yield server
 
@@ -412,11 +412,11 @@ def test_the_queue_is_bounded_and_in_order_and_a_cancelled_job_frees_its_place(n
     assert narrow.client.get(f"/api/jobs/{second}").status_code == 404
     assert state(narrow, third)["place"] == 1
     until(lambda: state(narrow, first)["step"] > 0)
-    started = time.monotonic()
     assert narrow.client.delete(f"/api/jobs/{first}").status_code == 204
+    step = records[0].step
     until(lambda: records[0].state == "cancelled")
+    assert records[0].step - step <= 1, "it stops within a call of the network"
     until(lambda: state(narrow, third)["state"] == "running")
-    assert time.monotonic() - started < 2
     assert narrow.client.delete(f"/api/jobs/{third}").status_code == 204
     until(lambda: records[2].state == "cancelled")
     ended = submit(narrow, "draw", seed=1, images=1, steps=2)
@@ -888,7 +888,7 @@ def test_a_server_told_to_stop_ends_its_streams_and_exits_with_0(trained_run):
                 os.kill(process.pid, signal.SIGTERM)
                 assert "event: cancelled" in list(lines)
         assert process.stdout.readline().strip() == "stopped"
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 30
         assert process.wait(60) == 0
     finally:
         process.kill()
