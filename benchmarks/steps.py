@@ -95,7 +95,6 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("run", type=Path)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--block", default="steps", help="of the page, into which the tables go")
     parser.add_argument("--calls", type=int, nargs="+", default=CALLS)
     given = parsed(parser)
     saved, _ = checkpoint.open_run(given.run)
@@ -125,7 +124,7 @@ def main() -> None:
         rows = [[name, *(shown(one[metric], digits) for one in lines)] for name, lines in found.items()]
         title = f"{metric}; {every} ancestral steps: {shown(chain[metric], digits)}"
         parts.append(table([title, *(f"{calls} calls" for calls in given.calls)], rows))
-    publish(given.block, "\n\n".join(parts), given.docs, [chain, *(one for lines in found.values() for one in lines)])
+    publish("steps", "\n\n".join(parts), given.docs, [chain, *(one for lines in found.values() for one in lines)])
 
 
 if __name__ == "__main__":
