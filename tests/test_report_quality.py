@@ -32,7 +32,10 @@ BOTH_SIDES = {
     "late-bits": ({"late": (95, 1)}, {"late": (60, 1)}),
     "few-steps": ({"missed": (20, 1), "missed_share": (25, None)}, {"missed_share": (5, None)}),
     "bits": ({"bound": (3, 0.1), "lossless": (2.5, 0.1)}, {"lossless": (3.5, 0.1)}),
-    "at-the-floor": ({"kid": (0.001, 0.001), "kid_floor": (0.0005, 0.001)}, {"kid": (0.2, 0.01)}),
+    "at-the-floor": (
+        {"kid": (0.001, 0.001), "kid_floor": (0.0005, 0.001), "recall": (0.88, 0.02), "recall_floor": (0.9, 0.01)},
+        {"recall": (0.5, 0.02)},
+    ),
 }
 RULES = {rule.name: rule for rule in advice.RULES}
 

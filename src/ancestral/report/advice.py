@@ -100,6 +100,12 @@ def _likeness_is_lacking(case: Case) -> bool:
     return _surely(case, "kid", 2 * max(_value(case, "kid_floor"), 0.0))
 
 
+def _varied(case: Case) -> bool:
+    """Whether what is drawn covers the data as far as held-out images do, within three errors."""
+    recall = case.numbers["recall"]
+    return recall.value + 3 * (recall.error or 0.0) >= _value(case, "recall_floor")
+
+
 def _regularised(case: Case) -> str:
     return case.again(f"model.dropout={min(case.config.model.dropout + 0.1, 0.5):g}")
 
@@ -173,8 +179,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "at-the-floor",
-        ("kid", "kid_floor"),
-        lambda case: not _surely(case, "kid", max(_value(case, "kid_floor"), 0.0)),
+        ("kid", "kid_floor", "recall", "recall_floor"),
+        lambda case: not _surely(case, "kid", max(_value(case, "kid_floor"), 0.0)) and _varied(case),
         lambda case: f"ancestral metrics {shlex.quote(case.run)} --num-images 10000",
     ),
 )

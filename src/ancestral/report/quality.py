@@ -80,11 +80,16 @@ def _samples(subject: Subject, found: Part) -> None:
         found.tables["metrics"] = [
             (name, *(_estimate(sides[side], again) if side in sides else "–" for side in likeness.SIDES))
             for name, sides in measured.by_name.items()
+            if name != "is"  # it asks for ImageNet's classes, which a good model of other images need not have
         ]
         if {"train", "floor"} <= set(measured.by_name.get("kid", {})):
             kid = measured.by_name["kid"]
             found.numbers["kid"] = _estimate(kid["train"], again)
             found.numbers["kid_floor"] = _estimate(kid["floor"], again)
+            if "recall" in measured.by_name:
+                recall = measured.by_name["recall"]
+                found.numbers["recall"] = _estimate(recall["train"], again)
+                found.numbers["recall_floor"] = _estimate(recall["floor"], again)
             found.facts["like"] = kid["train"].value - 3 * kid["train"].error <= max(kid["floor"].value, 0)
     near, again = likeness.neighbours(subject, drawn), "ancestral.metrics.copies"
     copied = near.copied

@@ -31,8 +31,8 @@ from ancestral.verbs.options import average_option, device_option, seed_option
 def explain(run: Path | None, **options: Any) -> None:
     """Explain the model in RUN by its own numbers, in one HTML file that needs nothing else.
 
-    It is measured on the held-out part of DATA, the run's own data when left out. Without RUN the report is about drawn
-    shapes whose denoiser is known exactly.
+    It is measured on the held-out part of DATA, the run's own data when left out, which takes a minute or some. Without
+    RUN the report is about drawn shapes whose denoiser is known exactly.
     """
     from ancestral.report import explain
 

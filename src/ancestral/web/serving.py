@@ -88,7 +88,7 @@ def configured(app: Any) -> uvicorn.Config:
     """uvicorn with its limits."""
     return uvicorn.Config(
         app,
-        log_level="warning",
+        log_level="critical",  # a stream that stopping cuts short is no news; what goes wrong in a job its page is told
         access_log=False,
         server_header=False,
         proxy_headers=False,
