@@ -99,7 +99,7 @@ def _energies(plane: Plane, found: Part) -> None:
     last = edges[-1]
     found.numbers["to_b"] = Number(*_measured(torch.from_numpy(last.to_b), "nats", again))
     found.numbers["left"] = Number(float(np.sqrt(np.square(last.left).mean())), "nats", again)
-    found.numbers["left_share"] = Number(100 * found.numbers["left"].value / float(last.way.mean()), "%", again)
+    found.numbers["left_share"] = Number(100 * found.numbers["left"].value / max(float(last.way.mean()), 1e-9), "%", again)
     found.facts["valley"] = last.between < 0
     found.numbers["draws"] = Number(len(last.left), "", again)
 
@@ -149,7 +149,8 @@ def _compression(subject: Subject, found: Part) -> None:
     at = {"rate_model": rates.rate_at(QUALITY)}
     for name, points in formats.items():
         curve = [(one.psnr, one.payload_bits_per_dim) for one in points if math.isfinite(one.psnr)]
-        at[f"rate_{name}"] = float(np.interp(QUALITY, *zip(*curve, strict=True), left=math.nan, right=math.nan))
+        if curve:  # of one grey alone, every file is exact
+            at[f"rate_{name}"] = float(np.interp(QUALITY, *zip(*curve, strict=True), left=math.nan, right=math.nan))
     sources = {name: again if name == "rate_model" else "ancestral.baselines.lossy_points" for name in at}
     found.numbers.update(
         {name: Number(rate, "bits/dim", sources[name]) for name, rate in at.items() if math.isfinite(rate)}

@@ -88,6 +88,8 @@ class _Section:
 
     def shows(self, value: object) -> str:
         """What `{{ value }}` puts into the text: names of files and folders are words, whatever is in them."""
+        if isinstance(value, int):  # Markdown must see the numbers of a list
+            return str(value)
         return value if isinstance(value, Text) else self.keep(escape(str(value)))
 
     def code(self, text: str) -> Text:

@@ -100,7 +100,7 @@ class Plane:
         """Arrows on a grid about the triangle."""
         t, schedule = self.time(told), self.subject.schedule
         low, high = self.at.min(0), self.at.max(0)
-        margin = 0.3 * (high - low).max()
+        margin = max(0.3 * (high - low).max(), 1e-3)  # of three images that are one there is a point
         sides = [np.linspace(one - margin, other + margin, ACROSS) for one, other in zip(low, high, strict=True)]
         places = np.stack(np.meshgrid(*sides), -1).reshape(-1, 2)
         eps = Streams(self.subject.seed, "explain-plane", [0]).normal(self.subject.shape).flatten().to(self.middle)

@@ -235,6 +235,8 @@ def of_run(
         raise UserError(f"{folder}: trained at fewer than two times that show anything; a report needs two")
     source = source or saved.config.source
     images = images_for(saved, source)
+    if len(images.train) < 2:
+        raise UserError(f"{source}: one image to train on; a report needs two, to tell near from nearest")
     saved = monitor.calibrated(saved, model, images.train)
     on = device_of(model)
 
