@@ -35,7 +35,7 @@ def part(subject: Subject) -> Part:
     found.facts["known"] = set(found.numbers)
     found.facts["exact"] = subject.run is None
     found.facts["run"] = "RUN" if subject.run is None else shlex.quote(str(subject.run))
-    found.facts["source"] = shlex.quote(subject.source)
+    found.facts["source"] = "DATA" if subject.run is None else shlex.quote(subject.source)
     found.facts["dimensions"] = math.prod(subject.shape)
     return found
 
@@ -99,7 +99,8 @@ def _energies(plane: Plane, found: Part) -> None:
     last = edges[-1]
     found.numbers["to_b"] = Number(*_measured(torch.from_numpy(last.to_b), "nats", again))
     found.numbers["left"] = Number(float(np.sqrt(np.square(last.left).mean())), "nats", again)
-    found.numbers["left_share"] = Number(100 * found.numbers["left"].value / max(float(last.way.mean()), 1e-9), "%", again)
+    share = found.numbers["left"].value / max(float(last.way.mean()), 1e-9)
+    found.numbers["left_share"] = Number(100 * share, "%", again)
     found.facts["valley"] = last.between < 0
     found.numbers["draws"] = Number(len(last.left), "", again)
 
