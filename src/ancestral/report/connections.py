@@ -126,7 +126,9 @@ def _order(subject: Subject, found: Part) -> None:
         found.numbers[f"{name}_model"] = Number(round(float(own[ring])), "", again)
         found.numbers[f"{name}_linear"] = Number(round(float(linear[ring])), "", again)
     if len(both):
-        found.facts["in_order"] = bool(own[both[0]] > own[both[-1]])
+        known_at = [float(own[place]) for place in both]
+        found.facts["in_order"] = known_at == sorted(known_at, reverse=True)
+        found.facts["mostly"] = known_at[0] > known_at[-1]
         found.facts["ahead"] = bool((own[both] > linear[both]).all())
     T, per_step = len(subject.times) - 1, subject.bound.bits(subject.bound.terms * subject.bound.weight)
     found.numbers["T"] = Number(T, "", "ancestral.build.training_grid")
