@@ -99,7 +99,9 @@ def _energies(plane: Plane, found: Part) -> None:
     last = edges[-1]
     found.numbers["to_b"] = Number(*_measured(torch.from_numpy(last.to_b), "nats", again))
     found.numbers["left"] = Number(float(np.sqrt(np.square(last.left).mean())), "nats", again)
-    found.numbers["left_share"] = Number(100 * found.numbers["left"].value / max(float(last.way.mean()), 1e-9), "%", again)
+    found.numbers["left_share"] = Number(
+        100 * found.numbers["left"].value / max(float(last.way.mean()), 1e-9), "%", again
+    )
     found.facts["valley"] = last.between < 0
     found.numbers["draws"] = Number(len(last.left), "", again)
 
@@ -140,7 +142,7 @@ def _compression(subject: Subject, found: Part) -> None:
     formats = progressive.formats(compared)
     found.numbers["sent"] = Number(*_measured(rates.sent, "bits/dim", subject.evaluation))
     share = rates.late.mean() / rates.sent.mean()
-    off = float((rates.late - share * rates.sent).std() / rates.sent.mean() / len(rates.sent) ** 0.5)
+    off = mean_and_error(rates.late - share * rates.sent)[1] / float(rates.sent.mean())
     found.numbers["late"] = Number(100 * float(share), "%", again, 100 * off or None)
     found.facts["mostly_late"] = float(share) > 0.5
     found.numbers["rmse"] = Number(float(rates.rmse[-1]), "", again)
