@@ -169,8 +169,10 @@ def bound(
         terms: how many terms an image are measured (`random_places`); all when left out, or where there is only one.
     """
     schedule, steps, images = denoiser.schedule, len(grid) - 1, len(x0)
-    every = terms is None or steps == 1
-    places, weight = all_places(steps, images) if every else random_places(steps, images, terms, noise)
+    if terms is None or steps == 1:
+        places, weight = all_places(steps, images)
+    else:
+        places, weight = random_places(steps, images, terms, noise)
     times = torch.tensor(grid)
     measured, errors = [], []
     for place in places.T:

@@ -69,7 +69,8 @@ def _score(subject: Subject, plane: Plane, found: Part) -> None:
         rows.append([Number(level, "", t.again), t, Number(*_measured(eps, "", again)), rmse])
     found.tables["levels"] = rows
     of_noise, of_image = ([row[column].value for row in rows] for column in (2, 3))
-    found.facts["as_expected"] = of_noise == sorted(of_noise) and of_image == sorted(of_image, reverse=True)
+    found.facts["image_in_order"] = of_image == sorted(of_image, reverse=True)
+    found.facts["noise_last"] = len(rows) > 1 and of_noise[-1] == max(of_noise)
 
 
 def _langevin(subject: Subject, plane: Plane, found: Part) -> None:
