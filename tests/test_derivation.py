@@ -107,3 +107,12 @@ def test_random_places_are_unbiased_counts():
     places, weights = random_places(50, 2000, 8, Streams(0, "p", range(2000)))
     counted = torch.zeros(50).double().index_add_(0, places.flatten(), weights.flatten()) / 2000
     assert torch.allclose(counted, torch.ones(50).double(), atol=0.35)
+
+
+def test_a_chain_of_one_step_is_measured_whole():
+    data = MIXTURE.sample(torch.Generator().manual_seed(1), 3)
+    few, every = (
+        bound(MIXTURE, data, [50, 0], PAPER, Streams(0, "one", range(3)), Normal.log_prob, terms).nats
+        for terms in (1, None)
+    )
+    torch.testing.assert_close(few, every)

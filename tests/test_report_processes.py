@@ -156,9 +156,9 @@ def test_distances_between_images():
 
 def test_the_error_of_a_mean_over_pairs_is_its_spread_over_repetitions():
     """Pairs share images: the spread of the pairs' means alone would say less than half of it."""
-    many = torch.rand(2000, 6, 1, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    many = torch.rand(500, 30, 1, 1, 1, generator=torch.Generator().manual_seed(0)) * 2 - 1
     means, errors = np.array([walks.mean_apart(images) for images in many]).T
-    assert np.sqrt(np.square(errors).mean()) == pytest.approx(means.std(), rel=0.25)
+    assert np.sqrt(np.square(errors).mean()) == pytest.approx(means.std(), rel=0.15)
 
 
 def test_more_steps_of_the_solver_come_nearer(explained):

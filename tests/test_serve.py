@@ -177,7 +177,7 @@ def test_edits_are_the_commands_to_the_byte(live, tmp_path):
 
 
 def test_another_average_is_in_the_command_and_in_no_file(trained_run, tmp_path):
-    run = shutil.copytree(trained_run, tmp_path / "run")
+    run = shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns("codec"))
     with serving_at(run, average_width=0.2) as server:
         told = result(server, "draw", seed=1, images=2, steps=4)
         edited(server, tmp_path)

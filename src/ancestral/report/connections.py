@@ -69,7 +69,8 @@ def _score(subject: Subject, plane: Plane, found: Part) -> None:
         rows.append([Number(level, "", t.again), t, Number(*_measured(eps, "", again)), rmse])
     found.tables["levels"] = rows
     of_noise, of_image = ([row[column].value for row in rows] for column in (2, 3))
-    found.facts["as_expected"] = of_noise == sorted(of_noise) and of_image == sorted(of_image, reverse=True)
+    found.facts["image_in_order"] = of_image == sorted(of_image, reverse=True)
+    found.facts["noise_last"] = len(rows) > 1 and of_noise[-1] == max(of_noise)
 
 
 def _langevin(subject: Subject, plane: Plane, found: Part) -> None:
@@ -143,7 +144,7 @@ def _compression(subject: Subject, found: Part) -> None:
     formats = progressive.formats(compared)
     found.numbers["sent"] = Number(*_measured(rates.sent, "bits/dim", subject.evaluation))
     share = rates.late.mean() / rates.sent.mean()
-    off = float((rates.late - share * rates.sent).std() / rates.sent.mean() / len(rates.sent) ** 0.5)
+    off = mean_and_error(rates.late - share * rates.sent)[1] / float(rates.sent.mean())
     found.numbers["late"] = Number(100 * float(share), "%", again, 100 * off or None)
     found.facts["mostly_late"] = float(share) > 0.5
     found.numbers["rmse"] = Number(float(rates.rmse[-1]), "", again)

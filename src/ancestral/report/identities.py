@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ancestral.bound import mean_and_error
 from ancestral.denoiser import Prediction
 from ancestral.objective import bound_weight
 from ancestral.report.parts import Number, Part
@@ -129,12 +130,12 @@ def _targets(subject: Subject, seen: Look) -> list[list[Number | str]]:
         error = (told - target.of(seen.x0, seen.eps, schedule, seen.t)).square().flatten(1).mean(1)
         a, b = (float(one) for one in target.coefficients(schedule, seen.t))
         again = "ancestral.target.TARGETS"
-        deviation = float(error.std() / len(error) ** 0.5)
+        mean, deviation = mean_and_error(error)
         rows.append(
             [
                 name,
                 FORMULAS.get(name, OTHER),
-                Number(float(error.mean()), "", again, deviation),
+                Number(mean, "", again, deviation),
                 Number(a**2 * spread + b**2, "", again),
             ]
         )

@@ -78,7 +78,7 @@ def errors(subject: Subject, scale: Tensor) -> Errors:
     bound = subject.bound
     values = bound.mse * scale
     order = bound.t.double().mean(0).argsort()
-    deviation = values.std(0) / len(values) ** 0.5
+    deviation = torch.tensor([mean_and_error(part)[1] for part in values.T], dtype=torch.float64)
     return Errors(bound.t.double().mean(0)[order], values.mean(0)[order], deviation[order])
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ancestral.bound import strata
+from ancestral.bound import mean_and_error, strata
 from ancestral.derivation import noise_variance, random_terms_variance
 from ancestral.figures import ACCENT, SECOND
 from ancestral.objective import bound_weight
@@ -130,9 +130,9 @@ def _totals(subject: Subject) -> dict[str, Number]:
     for way, (variance, calls, again) in variances.items():
         ends = noise_variance(chains.log_p_end) if way.startswith("plain") else 0.0  # -log p(x_T) is drawn too
         bits = (variance + ends) / unit**2
-        mean, images = max(float(bits.mean()), 0.0), len(bits)
+        mean = max(float(bits.mean()), 0.0)
         std = mean**0.5
-        error = float(bits.std()) / images**0.5 / (2 * std) if std else None
+        error = mean_and_error(bits)[1] / (2 * std) if std else None
         made[f"std_{way}"] = Number(std, "bits/dim", again, error)
         made[f"calls_{way}"] = Number(calls, "", again)
         made[f"need_{way}"] = Number(_rounded(calls * max(1.0, mean / ERROR**2)), "", again)

@@ -97,9 +97,8 @@ def _drawn(subject: Subject, move: Transition | Planned, times: list[int], numbe
 def draw_chains(levels: list[Wandering], shown: int, words: Words) -> str:
     """A row a chain, a column for each number of steps."""
     states = torch.cat([one.x0[:shown] for one in levels])
-    images = to_bytes(states.flatten(0, 1)).reshape(*states.shape[:2], *states.shape[3:], states.shape[2])
     rows = [f"t = {one.t}" if k == 0 else "" for one in levels for k in range(min(shown, len(one.x0)))]
-    return plots.sheet(images, [words["axes"]["steps"].format(SHOWN[0]), *map(str, SHOWN[1:])], rows)
+    return plots.sheet(plots.pixels(states), [words["axes"]["steps"].format(SHOWN[0]), *map(str, SHOWN[1:])], rows)
 
 
 def draw_ways(ways: dict[str, tuple[np.ndarray, int]], words: Words) -> str:
