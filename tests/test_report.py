@@ -99,7 +99,9 @@ def test_names_are_words_whatever_is_in_them(toy):
 
 def test_a_report_that_cannot_be_written_is_not_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(explain, "exact", lambda *given: pytest.fail("measured"))
-    found = run_command("explain", "--out", tmp_path)
+    folder = tmp_path / "report.html"
+    folder.mkdir()
+    found = run_command("explain", "--out", folder)
     assert found.exit_code == 2
     assert "cannot be written" in found.output
     assert len(found.output.strip().splitlines()) == 1
