@@ -150,16 +150,16 @@ class _Section:
     def line(self, equation_name: str, number_name: str | None, why: str) -> Text:
         """One line of a derivation: the formula, its value in this model, and why it follows."""
         value = self.number(number_name) if number_name else ""
-        return self.keep(
-            f'<div class="line"><div class="formula">{equation(equation_name)}</div>'
-            f'<div class="value">{value}</div><div class="why">{inline(why)}</div></div>'
-        )
+        return self.row(equation(equation_name), value, why)
 
     def step(self, code: str, number_names: Sequence[str], why: str) -> Text:
         """One line of pseudo-code (LaTeX between $ signs allowed), the numbers that it made, and the function."""
         values = " ".join(self.number(name) for name in number_names)
+        return self.row(inline(code), values, why)
+
+    def row(self, formula: str, values: str, why: str) -> Text:
         return self.keep(
-            f'<div class="line"><div class="formula">{inline(code)}</div>'
+            f'<div class="line"><div class="formula">{formula}</div>'
             f'<div class="value">{values}</div><div class="why">{inline(why)}</div></div>'
         )
 

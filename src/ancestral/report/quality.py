@@ -123,9 +123,9 @@ def _bits(subject: Subject, found: Part) -> None:
     late = 100 * float(sent.late.mean() / sent.sent.mean())
     found.numbers["late"] = Number(late, "%", "ancestral.report.progressive.rates")
     if subject.saved is not None and subject.variance != "optimal" and subject.saved.calibration is not None:
-        few, terms = subject.test.spread(FEW), min(TERMS, len(subject.times) - 1)
+        few = subject.test.spread(FEW)
         moves = (subject.move, build.transition(subject.saved, "optimal"))
-        own, best = (bits(subject, few, move, subject.times, terms) for move in moves)
+        own, best = (bits(subject, few, move, subject.times, subject.terms) for move in moves)
         costs = own - best
         found.numbers["variance_costs"] = Number(*_with_error(costs, "bits/dim", "ancestral.report.quality.bits"))
 
