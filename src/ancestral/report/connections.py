@@ -14,7 +14,7 @@ from ancestral import baselines
 from ancestral.bound import mean_and_error
 from ancestral.report import progressive, spectrum, wandering
 from ancestral.report.parts import Number, Part
-from ancestral.report.plane import SHOWN, WALKED, Edges, Plane, draw_edges, draw_slices
+from ancestral.report.plane import SHOWN, WALKED, Edges, Plane, draw_edges, draw_slices, several
 from ancestral.report.progressive import QUALITY
 from ancestral.report.subject import Subject
 
@@ -74,7 +74,8 @@ def _score(subject: Subject, plane: Plane, found: Part) -> None:
 
 
 def _langevin(subject: Subject, plane: Plane, found: Part) -> None:
-    images = subject.images.test.spread(wandering.CHAINS)
+    held_out = subject.images.test
+    images = (held_out if len(held_out) >= 3 else several(subject)).spread(wandering.CHAINS)
     levels = [wandering.wander(subject, images, plane.time(told)) for told in SHOWN]
     again, share = "ancestral.langevin.langevin", wandering.SHARE
     for name, one in zip(("high", "low"), levels, strict=True):

@@ -141,12 +141,21 @@ def states_around(plane: Plane, t: int) -> list[Tensor]:
     return found
 
 
+def several(subject: Subject) -> ImageSet:
+    """The held-out images, of one class where the model is told the class; those of both parts, where they are few."""
+    held_out = _alike(subject, subject.images.test)
+    return held_out if len(held_out) >= 3 else _alike(subject, joined(subject.images))
+
+
+def _alike(subject: Subject, images: ImageSet) -> ImageSet:
+    if not subject.config.model.labels or images.labels is None:
+        return images
+    return images.take(np.flatnonzero(images.labels == images.labels[0]))
+
+
 def three(subject: Subject) -> ImageSet:
-    """Three images far from each other; of one class where the model is told the class."""
-    held_out = subject.images.test
-    if subject.config.model.labels and held_out.labels is not None:
-        held_out = held_out.take(np.flatnonzero(held_out.labels == held_out.labels[0]))
-    pool = (held_out if len(held_out) >= 3 else joined(subject.images)).spread(16)
+    """Three images far from each other."""
+    pool = several(subject).spread(16)
     flat = torch.from_numpy(np.asarray(pool.images[:])).flatten(1).double()
     distances, chosen = torch.cdist(flat, flat), [0]
     while len(chosen) < 3:
