@@ -1,8 +1,8 @@
 """Quality by number of steps: every solver of ours on a run, and diffusers' schedulers on the same weights.
 
-Run: .venv-peers/bin/python benchmarks/steps.py RUN. The run must be one that `ancestral export` can write, or only ours
-are measured: train it with --set diffusion.clock=zero-based --set model.groups=8. What is measured is kept under
-runs/benchmarks and not measured again. The table is written into docs/benchmarks.md.
+Run: .venv-peers/bin/python benchmarks/steps.py RUN. Of a run that `ancestral export` cannot write only ours are
+measured; one that it can is trained with --preset tiny --set diffusion.clock=zero-based --set model.groups=8. What is
+measured is kept under runs/benchmarks and not measured again. Each kind of run has its table in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -99,11 +99,11 @@ def main() -> None:
     given = parsed(parser)
     saved, _ = checkpoint.open_run(given.run)
     train = data.load(saved.config.source, saved.config.data).train
-    draws, note = ours(saved, given.run, given.images), ""
+    draws, block = ours(saved, given.run, given.images), "steps-beside"
     try:
         draws |= theirs(saved, given.run, given.images)
-    except UserError as error:
-        note = f" Without diffusers: {error}."
+    except UserError:  # it has what diffusers' network has not
+        block = "steps"
     results = Results(WORK / "steps.jsonl", ("model", "name", "calls", "images"))
     every = len(build.training_grid(saved.config)) - 1
     found: dict[str, list[dict]] = {}
@@ -118,13 +118,13 @@ def main() -> None:
                 return {**quality(to_bytes(images.nan_to_num()), train), "not_finite": int((~finite).sum())}
 
             found.setdefault(name, []).append(results.once(measure, **key))
-    parts = [f"`{given.run.name}`, {Path(saved.config.source).name}, {given.images} images, the same latents.{note}"]
+    parts = [f"`{given.run.name}`, {Path(saved.config.source).name}, {given.images} images, the same latents."]
     chain = found.pop("ancestral, every step")[0]
     for metric, digits in (("fd-lite0", 2), ("kid-lite0", 4)):
         rows = [[name, *(shown(one[metric], digits) for one in lines)] for name, lines in found.items()]
         title = f"{metric}; {every} ancestral steps: {shown(chain[metric], digits)}"
         parts.append(table([title, *(f"{calls} calls" for calls in given.calls)], rows))
-    publish("steps", "\n\n".join(parts), given.docs, [chain, *(one for lines in found.values() for one in lines)])
+    publish(block, "\n\n".join(parts), given.docs, [chain, *(one for lines in found.values() for one in lines)])
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ import torch
 
 from ancestral import grids, schedule
 from ancestral.analytic import Mixture, gaussian
-from ancestral.bound import bound, naive_bound, random_places
+from ancestral.bound import bound, naive_bound, random_places, strata
 from ancestral.derivation import along_chains, log_ratio_variance, noise_variance, random_terms_variance
 from ancestral.gaussian import Normal
 from ancestral.reverse import Ancestral, large, optimal, small
 from ancestral.rng import Streams
 
+F64 = torch.float64
 MIXTURE = Mixture(
     schedule.linear(50), torch.tensor([[-0.7, 0.2], [0.6, -0.1]]).double(), torch.full((2,), 0.02).double()
 )
@@ -83,7 +84,7 @@ def test_noise_of_random_terms_is_that_of_the_command():
     ).nats
     noise = Streams(0, "pairs", range(2 * many))
     pairs = along_chains(MIXTURE, one.expand(2 * many, -1), grid, PAPER, noise, Normal.log_prob)
-    estimated = random_terms_variance(pairs.kl, count)
+    estimated = random_terms_variance(pairs.kl, strata(MIXTURE.schedule, grid, count)[1])
     error = math.hypot(float(estimated.std()) / many**0.5, float(again.var()) * (2 / many) ** 0.5 * 2)
     assert float(estimated.mean()) == pytest.approx(float(again.var()), abs=4 * error)
     assert 4 * error < float(again.var()) / 2
@@ -104,9 +105,35 @@ def test_terms_by_tenth_are_all_of_them():
 
 
 def test_random_places_are_unbiased_counts():
-    places, weights = random_places(50, 2000, 8, Streams(0, "p", range(2000)))
-    counted = torch.zeros(50).double().index_add_(0, places.flatten(), weights.flatten()) / 2000
-    assert torch.allclose(counted, torch.ones(50).double(), atol=0.35)
+    grid, many = grids.full(MIXTURE.schedule), 2000
+    places, weights = random_places(MIXTURE.schedule, grid, many, 8, Streams(0, "p", range(many)))
+    counted = torch.zeros(50).double().index_add_(0, places.flatten(), weights.flatten()) / many
+    # A place in a stratum of w steps is drawn about many / w times, each counting w.
+    assert torch.allclose(counted, torch.ones(50).double(), atol=5 * float(weights.max() / many) ** 0.5)
+
+
+@pytest.mark.parametrize("made", [schedule.cosine(1000), schedule.linear(1000), schedule.linear_log_snr(1000, 13, -5)])
+def test_strata_cover_every_step_but_the_last_once(made):
+    for grid in (grids.full(made), grids.trailing(made, 7), [made.T, 1, 0]):
+        steps = len(grid) - 1
+        for count in {2, min(6, steps), min(50, steps), steps}:
+            first, width = strata(made, grid, count)
+            assert len(width) == count - 1
+            assert int(width.min()) >= 1
+            assert torch.equal(first, width.cumsum(0) - width)
+            assert int(width.sum()) == steps - 1
+
+
+def test_strata_make_the_bound_surer_than_equal_ones():
+    """A Gaussian of variance 1, whose terms fall as 1/t: unequal strata must leave much less to the draw."""
+    made = schedule.linear(1000)
+    oracle, many, count = gaussian(made, torch.zeros(4, dtype=F64), 1.0), 2, 20
+    grid, noise = grids.full(made), Streams(0, "sure", range(2 * many))
+    x0 = torch.randn(many, 4, generator=torch.Generator().manual_seed(0), dtype=F64).repeat(2, 1)
+    terms = along_chains(oracle, x0, grid, Ancestral(optimal), noise, Normal.log_prob).kl
+    equal = torch.linspace(0, len(grid) - 2, count).round().long().diff()
+    own, other = (float(random_terms_variance(terms, one).mean()) for one in (strata(made, grid, count)[1], equal))
+    assert own < other / 4
 
 
 def test_a_chain_of_one_step_is_measured_whole():

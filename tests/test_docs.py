@@ -23,10 +23,10 @@ PAGES.remove(ROOT / "docs" / "hub.md")  # needs the hub
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_on_the_page_runs(page, monkeypatch, tmp_path):
-    from ancestral import data, features, grids, objective, reverse, target
+    from ancestral import data, features, grids, objective, reverse, solvers, target
 
     tables = (schedule.SCHEDULES, target.TARGETS, reverse.VARIANCES, grids.GRIDS, objective.OBJECTIVES)
-    tables += (data.BUILT_IN, features.NETWORKS)
+    tables += (data.BUILT_IN, features.NETWORKS, solvers.SOLVERS)
     before = [dict(table) for table in tables]
     torch.manual_seed(0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -14,8 +14,8 @@ from ancestral import data, drawing, features, lite0, measuring, metrics
 from ancestral.cli import main
 from ancestral.errors import UserError
 from ancestral.features import measure, network, unlabelled
-from ancestral.imageset import DataOptions, Rows, joined
-from ancestral.metrics import against, copies, frechet, kernel, manifold, nearest, score, with_errors
+from ancestral.imageset import DataOptions, ImageSet, Rows, Splits, joined
+from ancestral.metrics import against, closest, copies, frechet, kernel, manifold, nearest, score, with_errors
 from conftest import TINY, run_command
 
 pytest.importorskip("sklearn")
@@ -181,6 +181,21 @@ def test_nearest_is_its_loop(rows):
         all_of_them = [float(torch.dist(one, other)) for other in y]
         assert int(places[row]) == int(np.argmin(all_of_them))
         assert float(distances[row]) == pytest.approx(min(all_of_them))
+
+
+@pytest.mark.parametrize("values", [40, 1 << 24])
+def test_closest_are_those_of_a_sort(monkeypatch, values):
+    """In parts of ten, whose last is smaller than what is asked for, and at once; images as they lie."""
+    monkeypatch.setattr(metrics, "VALUES", values)
+    chance = np.random.default_rng(0)
+    x, y = (chance.integers(0, 256, (count, 2, 2, 1), dtype=np.uint8) for count in (15, 61))
+    looked = []
+    distances, places = closest(x, y, 7, lambda: looked.append(1))
+    flat_x, flat_y = (one.reshape(len(one), -1).astype(float) for one in (x, y))
+    every = np.linalg.norm(flat_x[:, None] - flat_y[None], axis=2)
+    np.testing.assert_allclose(distances, np.sort(every, 1)[:, :7])
+    np.testing.assert_allclose(np.take_along_axis(every, places.numpy(), 1), distances)
+    assert len(looked) == (14 if values == 40 else 1)
 
 
 def test_copies_are_found_and_strangers_are_not():
@@ -480,6 +495,14 @@ def test_training_images_are_copies_and_other_software_s_arrays_are_read(digits,
     assert sides["floor"]["value"] == pytest.approx(value(kernel(train), test)["kid"], rel=1e-9)
 
 
+def test_a_joined_split_keeps_its_vectors():
+    images, vectors = np.zeros((5, 2, 2, 1), np.uint8), np.arange(10.0).reshape(5, 2)
+    whole = ImageSet(images, None, (), tuple("abcde"), vectors)
+    again = joined(Splits(whole.take([0, 3]), whole.take([1, 2, 4])))
+    assert again.embeddings is not None
+    assert again.embeddings.tolist() == vectors[[0, 3, 1, 2, 4]].tolist()
+
+
 def test_a_split_is_joined_where_it_lies(tmp_path):
     np.save(tmp_path / "x.npy", np.arange(200, dtype=np.uint8).reshape(50, 2, 2))
     whole = joined(data.load(str(tmp_path / "x.npy"), DataOptions()))
@@ -532,12 +555,13 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, named, trained_run, tm
     np.save(tmp_path / "x.npy", np.zeros((60, 8, 9), np.uint8))
     np.save(tmp_path / "few.npy", np.zeros((10, 8, 8), np.uint8))
     filled = [argument.replace("{run}", str(trained_run)).replace("{tmp}", str(tmp_path)) for argument in arguments]
+    before = sorted(trained_run.glob("metrics-*"))
     result = run_command("metrics", *filled, "--cache", tmp_path / "cache")
     assert result.exit_code == 2, result.output
     lines = [line for line in result.output.splitlines() if line.lower().startswith("error")]
     assert len(lines) == 1, result.output
     assert named in lines[0]
-    assert not list(trained_run.glob("metrics-*"))
+    assert sorted(trained_run.glob("metrics-*")) == before
 
 
 def test_the_help_names_every_network():

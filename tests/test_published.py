@@ -101,8 +101,8 @@ PROPER_LOOPS = {
     "Euler with churn 0": (Euler(), linspace, (132.2224, 169.4608, 184.2276)),
     "Euler karras": (DDIM(), lambda steps: spaced(steps, 7), (127.6417, 160.3038, 180.2378)),
     "Euler ancestral": (DDIM(1.0), linspace, (186.5861, 234.5905, 252.0470)),
-    "Heun": (Heun(), linspace, (345.2211, 241.8154, 215.7045)),
-    "Heun karras": (Heun(), lambda steps: spaced(steps, 7), (570.6841, 237.6863, 206.1823)),
+    "Heun": (Heun(reach=torch.inf), linspace, (345.2211, 241.8154, 215.7045)),
+    "Heun karras": (Heun(reach=torch.inf), lambda steps: spaced(steps, 7), (570.6841, 237.6863, 206.1823)),
 }
 
 
@@ -128,8 +128,8 @@ SCALED_STATE = {
     "Euler ancestral": (DDIM(1.0), EPS, linspace(10, 1100), False, 152.3192),
     "Euler ancestral v": (DDIM(1.0), V, linspace(10, 1100), False, 108.4439),
     "Euler ancestral noised": (DDIM(1.0), EPS, linspace(10, 1100), True, 56163.0508),
-    "Heun": (Heun(), EPS, linspace(10, 1100), False, 0.1233),
-    "Heun noised": (Heun(), EPS, linspace(10, 1100), True, 75074.8906),
+    "Heun": (Heun(reach=torch.inf), EPS, linspace(10, 1100), False, 0.1233),
+    "Heun noised": (Heun(reach=torch.inf), EPS, linspace(10, 1100), True, 75074.8906),
     "LMS": (Multistep(Lms, 4), EPS, linspace(10, 1100), False, 1006.388),
     "LMS karras": (Multistep(Lms, 4), EPS, spaced(10, 7, 1100), False, 3812.9927),
 }

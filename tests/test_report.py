@@ -1,5 +1,7 @@
 """The report: every number the text names was measured, languages say the same, and it needs nothing but itself."""
 
+import json
+import math
 import re
 from dataclasses import replace
 from html import unescape
@@ -8,11 +10,13 @@ from importlib.resources import files
 
 import pytest
 
-from ancestral.report import explain, page
+from ancestral.report import LANGUAGES, explain, page
 from ancestral.report.mathematics import mathml
-from ancestral.report.subject import exact
+from ancestral.report.parts import Number, Part
+from ancestral.report.toy import exact
 from conftest import run_command
 
+DATA = re.compile(r'<data class="number" data-name="([^"]*)" value="([^"]*)"')
 CALLS = re.compile(r"""\b(n|eq|figure|table|line)\(\s*["']([^"']+)["']""")
 STEPS = re.compile(r"""\bstep\(\s*".*?",\s*(\[[^\]]*\])""", re.DOTALL)  # the code is words, the numbers are not
 
@@ -23,7 +27,7 @@ def source(language, name):
 
 @pytest.mark.parametrize("name", explain.SECTIONS)
 def test_languages_show_the_same_things_in_the_same_order(name):
-    shown = [CALLS.findall(source(one, name)) + STEPS.findall(source(one, name)) for one in page.LANGUAGES]
+    shown = [CALLS.findall(source(one, name)) + STEPS.findall(source(one, name)) for one in LANGUAGES]
     assert shown[0] == shown[1]
 
 
@@ -33,7 +37,7 @@ def test_languages_have_the_same_words():
             return {path}
         return set().union(*(keys(value, (*path, key)) for key, value in node.items())) if node else set()
 
-    first, second = (keys(page.words(one)) for one in page.LANGUAGES)
+    first, second = (keys(page.words(one)) for one in LANGUAGES)
     assert first == second
 
 
@@ -62,13 +66,16 @@ def drawn_nowhere(words):
     return "<svg></svg>"
 
 
-@pytest.mark.parametrize("language", page.LANGUAGES)
+def undrawn(parts):
+    """Without what takes most of the time of a page."""
+    return {name: replace(part, figures=dict.fromkeys(part.figures, drawn_nowhere)) for name, part in parts.items()}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
 def test_the_page_needs_nothing_else_and_says_everything(toy, language):
     subject, parts = toy
-    if language != "en":  # drawing takes most of the time; that every word is there, another test says
-        parts = {
-            name: replace(part, figures=dict.fromkeys(part.figures, drawn_nowhere)) for name, part in parts.items()
-        }
+    if language != "en":  # that every word is there, another test says
+        parts = undrawn(parts)
     html = explain.written(subject, parts, language, 1.0)
     links = Links()
     links.feed(html)
@@ -91,10 +98,41 @@ def test_names_are_words_whatever_is_in_them(toy):
     for section, fields in (("onestep", ("name", "code")), ("connections", ("run", "source"))):
         facts = parts[section].facts | dict.fromkeys(fields, name)
         parts = {section: replace(parts[section], facts=facts)} | {key: parts[key] for key in parts if key != section}
-    shown = {key: parts[key] for key in ("onestep", "connections")}
-    html = page.render(shown, "en", {"title": name, "facts": name, "made": name})
+    shown = {key: parts[key] for key in ("bound", "onestep", "connections")}
+    html = page.render(shown, "en", {"title": name, "facts": name, "made": name, "numbers": name})
     assert "<script" not in html
-    assert unescape(html).count(name) == 10
+    assert unescape(html).count(name) == 13
+
+
+def test_every_number_of_the_page_is_in_the_json_by_its_name(toy):
+    subject, parts = toy
+    found = json.loads(explain.numbers(subject, parts, "en", 1.0))
+    html = explain.written(subject, undrawn(parts), "en", 1.0)
+    for section, body in zip(parts, html.split("<section id=")[1:], strict=True):
+        shown = DATA.findall(body)
+        assert len(shown) > 5
+        for name, value in shown:
+            where, _, own = name.rpartition(".")
+            made = found[where or section]
+            cell = re.fullmatch(r"(.+)\[(\d+)\]\[(\d+)\]", own)
+            one = made["tables"][cell[1]][int(cell[2])][int(cell[3])] if cell else made["numbers"][own]
+            assert float(value) == float(one["value"]), name
+
+
+def test_an_error_that_nobody_knows_is_no_number_in_the_json():
+    one = Part(
+        numbers={"one": Number(1.0, "", "made up", math.nan)}, tables={"rows": [["a", Number(math.inf, "", "")]]}
+    )
+    found = json.loads(explain.numbers(None, {"forward": one}, "en", 1.0))["forward"]
+    assert found["numbers"]["one"] == {"value": 1.0, "standard_error": "nan", "unit": "", "again": "made up"}
+    assert found["tables"]["rows"][0][1]["value"] == "inf"
+
+
+def test_a_report_is_of_a_kind_that_is_known(tmp_path):
+    found = run_command("explain", "--out", tmp_path / "report.pdf")
+    assert found.exit_code == 2
+    assert ".html" in found.output
+    assert ".json" in found.output
 
 
 def test_a_report_that_cannot_be_written_is_not_measured(tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ import torch
 from scipy.stats import norm
 
 from ancestral.feed import to_unit
-from ancestral.report import bound, effort, explain, onestep, page, spread
-from ancestral.report.subject import exact, of_run
-from ancestral.report.toy import SPREAD, Shapes
+from ancestral.report import LANGUAGES, bound, effort, explain, onestep, page, spread
+from ancestral.report.subject import of_run
+from ancestral.report.toy import SPREAD, Shapes, exact
 from conftest import run_command
 
 SECTIONS = {"bound": bound, "spread": spread, "onestep": onestep}
@@ -194,6 +194,6 @@ def test_every_kind_of_run_has_these_sections(tmp_path):
     parts = {name: section.part(subject) for name, section in SECTIONS.items()}
     lines = parts["bound"].numbers
     assert lines["telescoped"].value == pytest.approx(lines["joint"].value, rel=1e-9)
-    for language in page.LANGUAGES:
+    for language in LANGUAGES:
         html = page.render(parts, language, explain._about(subject, language, 1.0))
         assert not any(word in html for word in (">nan", ">inf", ">None"))

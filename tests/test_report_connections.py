@@ -13,8 +13,8 @@ from ancestral.figures import png
 from ancestral.imageset import ImageSet, Splits
 from ancestral.rate_distortion import along_chain, curve
 from ancestral.report import connections, plane, progressive, spectrum, wandering
-from ancestral.report.subject import exact, of_run
-from ancestral.report.toy import Shapes
+from ancestral.report.subject import of_run
+from ancestral.report.toy import Shapes, exact
 from ancestral.rng import Streams
 
 
@@ -114,11 +114,11 @@ def test_rates_are_those_of_the_curve(white):
     x0, grid = white.x0(white.images.test.spread(64)), list(range(1000, -1, -20))
     noise = Streams(0, "test-rates", range(64))
     chain = along_chain(white.told(white.test), x0, grid, white.move, noise)
-    ours, true = progressive.rates(chain), curve(chain)
+    ours, true = progressive.rates(chain, 1000), curve(chain)
     assert ours.rate == pytest.approx(true.rate.numpy())
     assert ours.rmse == pytest.approx(true.rmse.numpy())
     part = bound(white.told(white.test), x0, grid, white.move, Streams(1, "test-rates", range(64)), terms=25)
-    few = progressive.rates(part)
+    few = progressive.rates(part, 1000)
     mean, error = mean_and_error(few.sent)
     assert mean == pytest.approx(float(true.rate[-1]), abs=5 * error)
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ancestral.report import explain, page
-from ancestral.report.subject import exact
+from ancestral.report import LANGUAGES, explain
+from ancestral.report.toy import exact
 from browser import chromium, open_page
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "report.html"
@@ -19,7 +19,7 @@ def reports(tmp_path_factory):
     """In both languages: as the command without a run makes them, measured once."""
     folder, subject = tmp_path_factory.mktemp("reports"), exact(num_images=256, seed=0)
     parts = explain.measured(subject)
-    made = {language: folder / f"{language}.html" for language in page.LANGUAGES}
+    made = {language: folder / f"{language}.html" for language in LANGUAGES}
     for language, path in made.items():
         path.write_text(explain.written(subject, parts, language, 1.0), "utf-8")
     return made

@@ -15,9 +15,21 @@ from ancestral.bound import mean_and_error
 from ancestral.denoiser import predict
 from ancestral.feed import to_bytes
 from ancestral.figures import read_png
-from ancestral.report import chain, distance, forward, identities, page, posterior, predictions, reverse, walks
+from ancestral.report import (
+    LANGUAGES,
+    chain,
+    distance,
+    forward,
+    identities,
+    page,
+    posterior,
+    predictions,
+    reverse,
+    walks,
+)
 from ancestral.report.parts import Number
-from ancestral.report.subject import exact, of_run
+from ancestral.report.subject import of_run
+from ancestral.report.toy import exact
 from ancestral.solvers import FEW_STEPS, SOLVERS
 
 
@@ -200,8 +212,8 @@ def test_unusual_processes_are_explained_too(name, T, train_steps, monkeypatch):
     subject = exact(num_images=4, seed=0)
     monkeypatch.setattr(walks, "FEWER", 20)
     parts = {"forward": forward.part(subject), "reverse": reverse.part(subject)}
-    about = {"title": "", "facts": "", "made": ""}
-    assert ">nan" not in page.render(parts, page.LANGUAGES[T % 2], about)
+    about = {"title": "", "facts": "", "made": "", "numbers": ""}
+    assert ">nan" not in page.render(parts, LANGUAGES[T % 2], about)
     assert not math.isnan(parts["reverse"].numbers["x0_low"].value)
 
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from ancestral import config, features
-from ancestral.report import advice, likeness, page, quality, training
+from ancestral.report import LANGUAGES, advice, likeness, page, quality, training
 from ancestral.report.advice import Case
 from ancestral.report.parts import Number
-from ancestral.report.subject import exact, of_run
+from ancestral.report.subject import of_run
+from ancestral.report.toy import exact
 
 LINEAR = config.resolve("mnist", "cifar10", {"diffusion.variance": "large", "train.flip": False})
 
@@ -26,12 +27,18 @@ BOTH_SIDES = {
     "prior": ({"L_T": (0.02, 0.001), "bound": (3, 0.1)}, {"L_T": (2e-3, 1e-4)}),
     "variance": ({"variance_costs": (0.2, 0.01), "bound": (3, 0.1)}, {"variance_costs": (0.2, 0.1)}),
     "capacity": (
-        {"kid": (0.2, 0.01), "kid_floor": (0.001, 0.001), "parameters": (7e5, None)},
+        {
+            "kid": (0.2, 0.01),
+            "kid_floor": (0.001, 0.001),
+            "parameters": (7e5, None),
+            "fell": (0.5, 0.2),
+            "gap": (0, 0.1),
+        },
         {"parameters": (7e7, None)},
     ),
     "late-bits": ({"late": (95, 1)}, {"late": (60, 1)}),
     "few-steps": ({"missed": (20, 1), "missed_share": (25, None)}, {"missed_share": (5, None)}),
-    "bits": ({"bound": (3, 0.1), "lossless": (2.5, 0.1)}, {"lossless": (3.5, 0.1)}),
+    "bits": ({"bound": (3, 0.1), "lossless": (2.5, 0.1), "excess": (0.5, 0.1)}, {"excess": (0.2, 0.1)}),
     "at-the-floor": (
         {"kid": (0.001, 0.001), "kid_floor": (0.0005, 0.001), "recall": (0.88, 0.02), "recall_floor": (0.9, 0.01)},
         {"recall": (0.5, 0.02)},
@@ -66,7 +73,7 @@ def test_weightier_rules_come_first_and_a_small_network_is_no_answer_to_an_unfin
     assert [rule.name for rule in advice.advise(case(numbers))] == ["memorises", "unfinished"]
 
 
-@pytest.mark.parametrize("language", page.LANGUAGES)
+@pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("name", RULES)
 def test_advice_quotes_its_numbers_and_names_a_command(name, language):
     one = case(BOTH_SIDES[name][0])
@@ -125,6 +132,21 @@ def test_the_fall_at_the_end_of_a_training():
     assert falling.spike == 30
     assert falling.left_out == 1
     assert training.course(records([1.0] * 5)) is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "ending"),
+    [
+        (np.exp(-np.arange(100) / 100), "falling"),
+        (np.exp(np.arange(100) / 100), "rising"),
+        (1 + 0.01 * np.resize([1, -1], 100), "settled"),
+        (1 + 0.3 * np.resize([1, -1], 100), "unsure"),
+    ],
+)
+def test_how_a_training_ended(losses, ending):
+    made = training.course(records(losses))
+    assert made is not None
+    assert made.ending == ending
 
 
 def test_copies_are_found_and_smooth_images_are_none():

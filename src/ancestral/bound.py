@@ -122,24 +122,35 @@ def all_places(steps: int, images: int) -> tuple[Tensor, Tensor]:
     return places, torch.ones(places.shape, dtype=torch.float64)
 
 
-def strata(steps: int, count: int) -> tuple[Tensor, Tensor]:
-    """(first places, widths), float (count - 1,), of the equal strata of all steps but the last; whole numbers."""
-    edges = torch.linspace(0, steps - 1, count).round()
+def strata(schedule: NoiseSchedule, grid: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+    """(first places, widths), int64 (count - 1,), of the strata of all steps but the last.
+
+    Each has about as much of log(noise_var), the bits that the steps would cost were the image Gaussian of variance 1,
+    and of the number of steps, half and half: a draw stands for few steps where these cost much and differ most.
+    """
+    steps, order = len(grid) - 1, torch.arange(count)
+    known = -schedule.noise_var(torch.tensor(grid[:-1])).log()
+    share = (known - known[0]) / (known[-1] - known[0]) + torch.linspace(0, 1, steps, dtype=torch.float64)
+    edges = torch.searchsorted(share, 2 * order.double() / (count - 1))
+    edges = (edges - order).cummax(0).values.clamp(max=steps - count) + order  # no stratum without a step
     return edges[:-1], edges.diff()
 
 
-def random_places(steps: int, images: int, count: int, noise: Streams) -> tuple[Tensor, Tensor]:
+def random_places(
+    schedule: NoiseSchedule, grid: Sequence[int], images: int, count: int, noise: Streams
+) -> tuple[Tensor, Tensor]:
     """`count` steps for each image, so that the weighted sum of their terms is unbiased: (places, weights), (B, count).
 
-    L_0, by far the largest term, is always among them; the others are one from each of count - 1 equal strata,
+    L_0, by far the largest term, is always among them; the others are one from each of count - 1 `strata`,
     drawn for each image on its own, so that the spread over images is all the error there is.
 
     Raises:
         ValueError: unless 2 <= count <= steps.
     """
+    steps = len(grid) - 1
     if not 2 <= count <= steps:
         raise ValueError(f"the number of terms must be between 2 and {steps}, got {count}")
-    edges, width = strata(steps, count)
+    edges, width = strata(schedule, grid, count)
     u = torch.stack([noise.uniform() for _ in width], 1)
     places = (edges + (u * width).floor()).long()
     last = torch.full((images, 1), steps - 1)
@@ -172,7 +183,7 @@ def bound(
     if terms is None or steps == 1:
         places, weight = all_places(steps, images)
     else:
-        places, weight = random_places(steps, images, terms, noise)
+        places, weight = random_places(schedule, grid, images, terms, noise)
     times = torch.tensor(grid)
     measured, errors = [], []
     for place in places.T:

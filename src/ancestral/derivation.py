@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ancestral.bound import strata
 from ancestral.denoiser import Prediction, Predictor
 from ancestral.gaussian import Normal
 from ancestral.reverse import Transition
@@ -143,16 +142,15 @@ def noise_variance(values: Tensor) -> Tensor:
     return (first - second) ** 2 / 2
 
 
-def random_terms_variance(terms: Tensor, count: int) -> Tensor:
-    """Variance by the draws alone, (M,), of the sum of terms as `bound.random_places` estimates it from `count`.
+def random_terms_variance(terms: Tensor, width: Tensor) -> Tensor:
+    """Variance by the draws alone, (M,), of the sum of terms that `bound.random_places` draws from strata so wide.
 
     terms (2M, K), as `noise_variance`; nats^2 if these are nats. Unbiased: E[x]^2 is the product of independent draws.
     """
     first, second = terms.chunk(2)
-    edges, width = strata(terms.shape[1], count)
     squares = (first**2 + second**2) / 2
     variance = noise_variance(terms[:, -1])
-    for start, size in zip(edges.long().tolist(), width.long().tolist(), strict=True):
-        inside = slice(start, start + size)
-        variance = variance + size * squares[:, inside].sum(1) - first[:, inside].sum(1) * second[:, inside].sum(1)
+    parts = (one[:, :-1].split(width.tolist(), 1) for one in (squares, first, second))
+    for size, square, one, other in zip(width.tolist(), *parts, strict=True):
+        variance = variance + size * square.sum(1) - one.sum(1) * other.sum(1)
     return variance

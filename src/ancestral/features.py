@@ -199,6 +199,17 @@ def compared(samples: Tensor, metric: Metric, by: Network) -> dict[str, Estimate
     return {f"{name}-{by.name}": estimate for name, estimate in found.items()}
 
 
+def on_sides(samples: Tensor, test: Tensor, train: Tensor, by: Network) -> dict[str, dict[str, Estimate]]:
+    """Every metric by name, then by side: of samples against "train" and "test", and of test against train: "floor"."""
+    to_train = against(train)
+    columns = {
+        "train": compared(samples, to_train, by),
+        "test": compared(samples, against(test), by),
+        "floor": compared(test, to_train, by),
+    }
+    return {name: {side: column[name] for side, column in columns.items()} for name in columns["train"]}
+
+
 def measure(samples: np.ndarray, reference: ImageSet, by: Network, cache: Path | None = None) -> dict[str, Estimate]:
     """Every metric of drawn images against real ones, on equal numbers of both.
 

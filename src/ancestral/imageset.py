@@ -155,7 +155,9 @@ def joined(splits: Splits) -> ImageSet:
         images = Rows(train.images.source, np.concatenate([train.images.rows, test.images.rows]))
     else:
         images = np.concatenate([train.images[:], test.images[:]])
-    return ImageSet(images, labels, train.class_names, train.names + test.names)
+    vectors = [one for one in (train.embeddings, test.embeddings) if one is not None]
+    embeddings = np.concatenate(vectors) if len(vectors) == 2 else None
+    return ImageSet(images, labels, train.class_names, train.names + test.names, embeddings)
 
 
 def split_off(whole: ImageSet, share: float, source: str) -> Splits:

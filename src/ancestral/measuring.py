@@ -23,12 +23,12 @@ from ancestral.conditions import all_of, wanted
 from ancestral.console import screen, together, write_text
 from ancestral.drawing import Drawing, How
 from ancestral.errors import UserError
-from ancestral.features import Network, compared, default_cache, features_of, unlabelled
+from ancestral.features import Network, default_cache, features_of, on_sides, unlabelled
 from ancestral.feed import images_for, to_bytes
 from ancestral.images import adapt
 from ancestral.imageset import DataOptions, ImageSet, Splits, joined, spread
 from ancestral.jobs import PATIENCE, Job, pieces, place
-from ancestral.metrics import GROUPS, Estimate, against, copies, nearest
+from ancestral.metrics import GROUPS, Estimate, copies, nearest
 from ancestral.parallel import Processes
 from ancestral.rng import permutation
 from ancestral.sample import finish
@@ -160,13 +160,7 @@ def _measured(
     drawn: Tensor, held_out: Tensor, known: Tensor, reference: Tensor, by: Network
 ) -> tuple[Found, tuple[Tensor, Tensor]]:
     """Each metric of the samples against train and test, its floor, and each sample's nearest training image."""
-    to_train = against(reference)
-    columns = {
-        "train": compared(drawn, to_train, by),
-        "test": compared(drawn, against(held_out), by),
-        "floor": compared(held_out, to_train, by),
-    }
-    found = {name: {side: column[name] for side, column in columns.items()} for name in columns["train"]}
+    found = on_sides(drawn, held_out, reference, by)
     pairs, limits = nearest(drawn, known), nearest(held_out, known)[0]
     found[f"copies-{by.name}"] = {"train": copies(pairs[0], limits), "floor": copies(limits, limits)}
     return found, pairs

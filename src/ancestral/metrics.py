@@ -6,9 +6,11 @@ of the samples: all of them, and all but a tenth, from which its error comes. Th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from ancestral.rng import permutation
 GROUPS = 10  # of the jackknife
 NEIGHBOURS = 5  # that span the manifold, as Naeem et al. 2020 chose
 ROWS = 1024  # of a pairwise matrix that are held at a time
+VALUES = 1 << 24  # of what is compared that are held at a time
 
 Metric = Callable[[Tensor, Tensor], dict[str, Tensor]]
 """Samples (N, D) and subsets of them, bool (V, N), to the named values (V,)."""
@@ -135,16 +138,39 @@ def with_errors(metric: Metric, samples: Tensor) -> dict[str, Estimate]:
 
 def nearest(samples: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     """Distance (N,) of each sample to the nearest of the others, and that one's row (N,)."""
-    distances = torch.full((len(samples),), torch.inf, dtype=torch.float64)
-    places = torch.zeros(len(samples), dtype=torch.int64)
-    for rows in torch.arange(len(samples)).split(ROWS):
-        x = samples[rows].double()
-        for others in torch.arange(len(among)).split(4 * ROWS):
-            here = torch.cdist(x, among[others].double()).min(1)
-            closer = here.values < distances[rows]
-            distances[rows] = torch.where(closer, here.values, distances[rows])
-            places[rows] = torch.where(closer, others[here.indices], places[rows])
-    return distances, places
+    distances, rows = closest(samples, among, 1)
+    return distances[:, 0], rows[:, 0]
+
+
+def closest(samples: Any, among: Any, count: int, between: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
+    """Distances (N, count) of each sample to the nearest of the others, nearest first, and their rows (N, count).
+
+    Args:
+        samples: (N, ...), tensors or arrays; only parts are copied.
+        among: (M, ...), of which slices are taken.
+        count: how many, at most M.
+        between: is called before each part.
+    """
+    size = max(1, min(4 * ROWS, VALUES // math.prod(samples.shape[1:])))
+    found = []
+    for part in range(0, len(samples), min(ROWS, size)):
+        x = _flat(samples[part : part + min(ROWS, size)])
+        distances, rows = x.new_empty(len(x), 0), torch.empty(len(x), 0, dtype=torch.int64)
+        for first in range(0, len(among), size):
+            between()
+            here = torch.cdist(x, _flat(among[first : first + size]))
+            places = torch.arange(first, first + here.shape[1]).expand_as(here)
+            both, known = torch.cat([distances, here], 1), torch.cat([rows, places], 1)
+            distances, chosen = both.topk(min(count, both.shape[1]), largest=False)
+            rows = known.gather(1, chosen)
+        found.append((distances, rows))
+    distances, rows = (torch.cat(one) for one in zip(*found, strict=True))
+    return distances, rows
+
+
+def _flat(part: Any) -> Tensor:
+    wide = part.double() if isinstance(part, Tensor) else torch.from_numpy(np.asarray(part).astype(np.float64))
+    return wide.flatten(1)
 
 
 def copies(distances: Tensor, held_out: Tensor, quantile: float = 0.01) -> Estimate:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ancestral.config import Config, resolve
 from ancestral.report.parts import Number
+from ancestral.report.training import SETTLED
 from ancestral.runner import flat
 
 Numbers = Mapping[str, Number]
@@ -144,10 +145,11 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "capacity",
-        ("kid", "kid_floor", "parameters"),
+        ("kid", "kid_floor", "parameters", "fell", "gap"),
         lambda case: (
             _trained(case)
             and _value(case, "parameters") < 2e6
+            and abs(_value(case, "fell")) + 3 * (case.numbers["fell"].error or 0.0) < 100 * SETTLED
             and _likeness_is_lacking(case)
             and not any(_holds(name, case) for name in ("memorises", "overfits", "unfinished"))
         ),
@@ -171,10 +173,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "bits",
-        ("bound", "lossless"),
-        lambda case: (
-            _trained(case) and not case.config.model.fourier and _value(case, "bound") > _value(case, "lossless")
-        ),
+        ("bound", "lossless", "excess"),
+        lambda case: _trained(case) and not case.config.model.fourier and _surely(case, "excess", 0.0),
         lambda case: case.again("model.fourier=[6,7]"),
     ),
     Rule(

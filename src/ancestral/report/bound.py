@@ -79,7 +79,7 @@ def _lines(subject: Subject) -> dict[str, Number]:
         made[f"noise_{name}"] = Number(spread, "bits/dim", "ancestral.derivation.noise_variance")
     same = torch.stack([values for name, values in chains.lines.items() if name != "kl"])
     rows = spread_of(len(subject.test), pairs)  # those of `Subject.chained`
-    spread = float(random_terms_variance(chains.kl, subject.terms).mean().clamp(min=0).sqrt()) / pairs**0.5
+    spread = float(random_terms_variance(chains.kl, subject.widths).mean().clamp(min=0).sqrt()) / pairs**0.5
     bits = found.bits(torch.tensor(spread))
     made["drawn"] = Number(float(found.bits_per_dim[rows].mean()), "bits/dim", "ancestral.bound.bound", float(bits))
     apart = mean_and_error(lines["joint"] - lines["kl"])

@@ -14,7 +14,7 @@ from ancestral import baselines
 from ancestral.bound import mean_and_error
 from ancestral.report import progressive, spectrum, wandering
 from ancestral.report.parts import Number, Part
-from ancestral.report.plane import SHOWN, WALKED, Edges, Plane, draw_edges, draw_slices, several
+from ancestral.report.plane import SHOWN, WALKED, Edges, Plane, draw_edges, draw_slices, lent, several
 from ancestral.report.progressive import QUALITY
 from ancestral.report.subject import Subject
 
@@ -32,7 +32,7 @@ def part(subject: Subject) -> Part:
     _energies(plane, found)
     _order(subject, found)
     _compression(subject, found)
-    found.facts["known"] = set(found.numbers)
+    found.facts["known"], found.facts["lent"] = set(found.numbers), lent(subject)
     found.facts["exact"] = subject.run is None
     found.facts["run"] = "RUN" if subject.run is None else shlex.quote(str(subject.run))
     found.facts["source"] = "DATA" if subject.run is None else shlex.quote(subject.source)
@@ -74,8 +74,7 @@ def _score(subject: Subject, plane: Plane, found: Part) -> None:
 
 
 def _langevin(subject: Subject, plane: Plane, found: Part) -> None:
-    held_out = subject.images.test
-    images = (held_out if len(held_out) >= 3 else several(subject)).spread(wandering.CHAINS)
+    images = several(subject).spread(wandering.CHAINS)
     levels = [wandering.wander(subject, images, plane.time(told)) for told in SHOWN]
     again, share = "ancestral.langevin.langevin", wandering.SHARE
     for name, one in zip(("high", "low"), levels, strict=True):
@@ -87,6 +86,7 @@ def _langevin(subject: Subject, plane: Plane, found: Part) -> None:
     found.facts["share"] = f"{share:g}"
     calls = len(subject.times) - 1
     found.facts["pc_steps"], found.facts["langevin_steps"] = min(20, calls), min(200, calls)
+    found.facts["long"] = calls > 2 * found.facts["pc_steps"]
     found.numbers["steps"] = Number(wandering.SHOWN[-1], "", again)
     ways = wandering.drawn(subject)
     found.figures["chains"] = lambda words: wandering.draw_chains(levels, 3, words)
@@ -139,15 +139,14 @@ def _order(subject: Subject, found: Part) -> None:
 
 
 def _compression(subject: Subject, found: Part) -> None:
-    rates, test = progressive.rates(subject.bound), subject.test
+    rates, test = progressive.rates(subject.bound, subject.times[0]), subject.test
     again = "ancestral.report.progressive.rates"
     compared = test.spread(progressive.COMPARED).images[:]
     formats = progressive.formats(compared)
     found.numbers["sent"] = Number(*_measured(rates.sent, "bits/dim", subject.evaluation))
-    share = rates.late.mean() / rates.sent.mean()
-    off = mean_and_error(rates.late - share * rates.sent)[1] / float(rates.sent.mean())
-    found.numbers["late"] = Number(100 * float(share), "%", again, 100 * off or None)
-    found.facts["mostly_late"] = float(share) > 0.5
+    share, off = rates.late_share
+    found.numbers["late"] = Number(100 * share, "%", again, 100 * off or None)
+    found.facts["mostly_late"] = share > 0.5
     found.numbers["rmse"] = Number(float(rates.rmse[-1]), "", again)
     found.numbers["compared"] = Number(len(compared), "images", "ancestral.baselines.lossy_points")
     found.numbers["quality"] = Number(QUALITY, "dB", again)

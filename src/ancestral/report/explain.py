@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -14,8 +17,9 @@ from ancestral.console import need_writable, screen, write_text
 from ancestral.errors import UserError
 from ancestral.report import bound, connections, forward, models, onestep, quality, reverse, spread
 from ancestral.report.page import render, words
-from ancestral.report.parts import Part
-from ancestral.report.subject import Subject, exact, of_run
+from ancestral.report.parts import Number, Part
+from ancestral.report.subject import Subject, of_run
+from ancestral.report.toy import exact
 
 SECTIONS: dict[str, Callable[[Subject], Part]] = {
     "models": models.part,
@@ -53,8 +57,9 @@ def explain(
     device: str,
 ) -> None:
     """Measure a run's model, or the exact one, and write the report."""
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out: the report is an HTML file, and {out} does not end with .html")
+    write = WRITERS.get(out.suffix.lower())
+    if write is None:
+        raise UserError(f"--out: {out} ends with neither .html, for the report, nor .json, for its numbers alone")
     need_writable(out)
     began = time.monotonic()
     subject = (
@@ -62,7 +67,7 @@ def explain(
     )
     parts = measured(subject)
     seconds = time.monotonic() - began
-    write_text(out, written(subject, parts, language, seconds))
+    write_text(out, write(subject, parts, language, seconds))
     screen.print(f"{seconds:.0f} s: {out}")
 
 
@@ -88,9 +93,36 @@ def measured(subject: Subject) -> dict[str, Part]:
     return parts
 
 
-def written(subject: Subject, parts: dict[str, Part], language: str, seconds: float) -> str:
+def written(subject: Subject, parts: Mapping[str, Part], language: str, seconds: float) -> str:
     """The page in a language, of what was measured in so many seconds."""
     return render(parts, language, _about(subject, language, seconds))
+
+
+def numbers(subject: Subject, parts: Mapping[str, Part], language: str, seconds: float) -> str:
+    """Every number by section and name, and the rows of every table, as JSON; not of any language."""
+
+    def record(cell: Number | str) -> dict[str, Any] | str:
+        if isinstance(cell, str):
+            return cell
+        error = None if cell.error is None else _known(cell.error)
+        return {"value": _known(cell.value), "standard_error": error, "unit": cell.unit, "again": cell.again}
+
+    found = {
+        name: {
+            "numbers": {key: record(one) for key, one in part.numbers.items()},
+            "tables": {key: [[record(cell) for cell in row] for row in rows] for key, rows in part.tables.items()},
+        }
+        for name, part in parts.items()
+    }
+    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _known(value: float) -> float | str:
+    """JSON has neither infinity nor nan, which is the error of a single image."""
+    return value if math.isfinite(value) else str(value)
+
+
+WRITERS = {".html": written, ".htm": written, ".json": numbers}
 
 
 def _about(subject: Subject, language: str, seconds: float) -> Mapping[str, str]:
@@ -109,6 +141,7 @@ def _about(subject: Subject, language: str, seconds: float) -> Mapping[str, str]
     made = {"version": __version__, "date": date.today().isoformat(), "seconds": f"{seconds:.0f}", "seed": subject.seed}
     return {
         "title": subject.title,
+        "numbers": subject.numbers,
         "facts": known["exact" if subject.saved is None else "run"].format(**facts),
         "made": known["made"].format(**made),
     }

@@ -72,8 +72,9 @@ def part(subject: Subject) -> Part:
         "look": Number(seen.t, "", "ancestral.schedule.NoiseSchedule.alpha_bar"),
         "look_images": Number(len(seen.x0), "images", again),
     }
-    facts = {"variance": subject.variance}
-    return Part(numbers | _variances(subject, seen), {}, {"targets": _targets(subject, seen)}, facts)
+    numbers |= _variances(subject, seen)
+    facts = {"variance": subject.variance, "jumps": "jump_to" in numbers}
+    return Part(numbers, {}, {"targets": _targets(subject, seen)}, facts)
 
 
 def look(subject: Subject) -> Look:
@@ -145,12 +146,12 @@ def _targets(subject: Subject, seen: Look) -> list[list[Number | str]]:
 def _variances(subject: Subject, seen: Look) -> dict[str, Number]:
     """The mean of each variance for the step t -> t-1, and for a jump over a twentieth of T."""
     schedule, again, numbers = subject.schedule, "ancestral.reverse.VARIANCES", {}
-    jump = max(1, seen.t - max(1, schedule.T // 20))
-    for kind, s in (("step", seen.t - 1), ("jump", jump)):
+    jump = max(1, seen.t - schedule.T // 20)
+    ends = {"step": seen.t - 1} | ({"jump": jump} if jump < seen.t - 1 else {})
+    for kind, s in ends.items():
         for name, variance in (("small", small), ("optimal", optimal), ("large", large)):
             if name == "optimal" and seen.prediction.x0_var is None:
                 continue
             value = float(variance(schedule, seen.prediction, seen.t, s).mean())
             numbers[f"{name}_{kind}"] = Number(value, "", again)
-    numbers["jump_to"] = Number(jump, "", again)
-    return numbers
+    return numbers | ({"jump_to": Number(jump, "", again)} if "jump" in ends else {})

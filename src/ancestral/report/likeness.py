@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ancestral import card, features
-from ancestral.features import compared, features_of, unlabelled
+from ancestral.features import features_of, on_sides, unlabelled
 from ancestral.feed import to_bytes
 from ancestral.figures import ACCENT, SECOND
 from ancestral.imageset import ImageSet
-from ancestral.metrics import GROUPS, Estimate, against, copies
+from ancestral.metrics import GROUPS, Estimate, closest, copies
 from ancestral.report import plots
 from ancestral.report.parts import Words
 from ancestral.report.subject import BATCH, Subject
@@ -118,11 +118,7 @@ def _measured(subject: Subject, drawn: Drawn) -> Found | None:
     by = features.network("lite0" if has_network else "pixels", subject.device)
     sides = (drawn.images, subject.images.test.spread(count), subject.images.train.spread(count))
     own, test, train = (features_of(one, by) if has_network else by.look(one.images[:]) for one in sides)
-    to_train = against(train)
-    columns = (compared(own, to_train, by), compared(own, against(test), by), compared(test, to_train, by))
-    names = [name.removesuffix(f"-{by.name}") for name in columns[0]]
-    values = [[column[f"{name}-{by.name}"] for column in columns] for name in names]
-    by_name = {name: dict(zip(SIDES, row, strict=True)) for name, row in zip(names, values, strict=True)}
+    by_name = {name.removesuffix(f"-{by.name}"): row for name, row in on_sides(own, test, train, by).items()}
     return Found(by.name, count, False, drawn.steps, by_name)
 
 
@@ -174,9 +170,8 @@ def neighbours(subject: Subject, drawn: Drawn) -> Neighbours:
 
 def near(images: np.ndarray, among: np.ndarray) -> Near:
     """The two of at least two others (M, H, W, C) that are nearest to each image (N, H, W, C)."""
-    own, known = (torch.from_numpy(np.asarray(one)).flatten(1).float() for one in (images, among))
-    found = torch.cdist(own, known).topk(2, largest=False)
-    return Near(found.values.double() * own.shape[1] ** -0.5, found.indices[:, 0])
+    distances, rows = closest(images, among, 2)
+    return Near(distances * images[0].size ** -0.5, rows[:, 0])
 
 
 def draw_neighbours(found: Neighbours, drawn: Drawn, held_out: ImageSet, words: Words, count: int = 10) -> str:

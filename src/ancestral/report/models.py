@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ def part(subject: Subject) -> Part:
     """The measurements on the user's data where these were measured, otherwise on the first that were."""
     documents = json.loads((_MEASURED / "generators.json").read_text("utf-8"))
     stem = Path(subject.source).stem
-    document = next((one for one in documents if stem.startswith(one["data"])), documents[0])
+    own = next((one for one in documents if re.fullmatch(rf"{one['data']}(-\d+)?", stem)), None)
+    document = own or documents[0]
     again, models = document["command"], document["models"]
     grids = np.stack([_pixels(one["grid"]) for one in models])
     names = [one["name"] for one in models]
@@ -40,7 +42,7 @@ def part(subject: Subject) -> Part:
         },
         tables={"quality": [_quality(one, again) for one in models], "cost": [_cost(one, again) for one in models]},
         facts={"machine": document["machine"], "data": document["data"], "date": document["date"]}
-        | {"commit": document["commit"], "own": stem.startswith(document["data"]), "best": _best(models)},
+        | {"commit": document["commit"], "own": own is not None, "best": _best(models)},
     )
 
 

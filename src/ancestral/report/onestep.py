@@ -194,7 +194,7 @@ def _code(subject: Subject, taken: _Taken) -> str:
     """Python that takes the same step and prints the pixel."""
     if subject.run is None:
         made = f"exact(num_images={subject.num_images}, seed={subject.seed})"
-        imports = ["from ancestral.report.subject import exact"]
+        imports = ["from ancestral.report.toy import exact"]
     else:
         arguments = (subject.source, subject.num_images, subject.seed, str(subject.device), subject.average_width)
         made = f"of_run(Path({str(subject.run)!r}), {', '.join(map(repr, arguments))})"

@@ -16,11 +16,11 @@ from markupsafe import Markup
 from ancestral.report.mathematics import equation, inline
 from ancestral.report.parts import Number, Part, Text, Words
 
-LANGUAGES = ("en", "zh-TW")
 _HERE = files("ancestral.report")
 _CHINESE_LINES = re.compile(
     r"(?<=[。，、；：！？）])\n(?=[\u4e00-\u9fff「（\x02$])"
 )  # a new line would show as a space
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")
 _SLOT = re.compile(r"(<p>)?\x02(\d+)\x03(?(1)</p>|)")
 
 
@@ -34,33 +34,39 @@ def render(parts: Mapping[str, Part], language: str, about: Mapping[str, Any]) -
 
     Args:
         parts: of the sections, in order.
-        language: of LANGUAGES.
-        about: what the head of the page says: title, facts, version, date.
+        language: of `report.LANGUAGES`.
+        about: what the page says of itself: title, facts, how it was made, and the command that writes its numbers.
     """
     known = words(language)
-    sections = [_Section(name, part, parts, language, known).html() for name, part in parts.items()]
+    sections = [_Section(name, parts, language, known, about["numbers"]).html() for name in parts]
     headings = [(name, known["sections"][name]) for name in parts]
-    template = _environment().from_string((_HERE / "page.html.j2").read_text("utf-8"))
+    template = _environment(autoescape=True).from_string((_HERE / "page.html.j2").read_text("utf-8"))
     style = (_HERE / "page.css").read_text("utf-8")
     body = zip(headings, sections, strict=True)
     return template.render(language=language, words=known["page"], style=Markup(style), body=list(body), about=about)
 
 
-def _environment() -> Environment:
-    return Environment(undefined=StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+def _environment(**settings: Any) -> Environment:
+    return Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, **settings)
+
+
+def _word(text: str) -> str:
+    """As HTML; control characters, of which two mark the slots, are shown as unknown ones."""
+    return escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
 
 
 class _Section:
     """One section's text, filled in: Jinja first, then mathematics, then Markdown; markup waits in slots until then."""
 
-    def __init__(self, name: str, part: Part, parts: Mapping[str, Part], language: str, known: Words) -> None:
-        self.name, self.part, self.parts, self.words = name, part, parts, known
+    def __init__(self, name: str, parts: Mapping[str, Part], language: str, known: Words, numbers: str) -> None:
+        self.name, self.part, self.parts, self.words = name, parts[name], parts, known
+        self.all_numbers = numbers  # the command that writes them
         self.source = (_HERE / "text" / language / f"{name}.md").read_text("utf-8")
         self.slots: list[str] = []
-        self.used: dict[str, list[str]] = {}  # by how to get them again, the numbers shown
+        self.used: dict[str, dict[str, list[str]]] = {}  # by how to get them again, then by name: the numbers shown
 
     def html(self) -> str:
-        environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=self.shows)
+        environment = _environment(finalize=self.shows)
         tools: dict[str, Callable[..., Any]] = {
             "n": self.number,
             "plain": self.plain,
@@ -90,11 +96,11 @@ class _Section:
         """What `{{ value }}` puts into the text: names of files and folders are words, whatever is in them."""
         if isinstance(value, int):  # Markdown must see the numbers of a list
             return str(value)
-        return value if isinstance(value, Text) else self.keep(escape(str(value)))
+        return value if isinstance(value, Text) else self.keep(_word(str(value)))
 
     def code(self, text: str) -> Text:
         """A command or a name as it is typed."""
-        return self.keep(f"<code>{escape(text)}</code>")
+        return self.keep(f"<code>{_word(text)}</code>")
 
     def find(self, name: str) -> Number:
         """A number of this section, or SECTION.NAME of another."""
@@ -110,12 +116,13 @@ class _Section:
 
     def number(self, name: str) -> Text:
         """The number as people read it, with its unit; programs find all its digits in `value`."""
-        return self.keep(self.data(self.find(name), f' data-name="{escape(name)}"'))
+        return self.keep(self.data(self.find(name), name, name))
 
-    def data(self, number: Number, named: str = "") -> str:
+    def data(self, number: Number, name: str, listed: str) -> str:
         shown, again = escape(self.shown(number)), escape(number.again)
-        self.used.setdefault(number.again, []).append(shown)
-        return f'<data class="number"{named} value="{number.value!r}" title="{again}">{shown}</data>'
+        self.used.setdefault(number.again, {}).setdefault(listed, []).append(shown)
+        attributes = f'data-name="{escape(name)}" value="{number.value!r}" title="{again}"'
+        return f'<data class="number" {attributes}>{shown}</data>'
 
     def plain(self, name: str) -> str:
         """The number without markup, for alternative texts."""
@@ -134,7 +141,10 @@ class _Section:
 
     def table(self, name: str, headings: Sequence[str]) -> Text:
         """Rows of words and numbers."""
-        rows = ["".join(f"<td>{self.cell(value)}</td>" for value in row) for row in self.part.tables[name]]
+        rows = [
+            "".join(f"<td>{self.cell(value, name, f'[{i}][{j}]')}</td>" for j, value in enumerate(row))
+            for i, row in enumerate(self.part.tables[name])
+        ]
         head = "".join(f'<th scope="col">{inline(heading)}</th>' for heading in headings)
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return self.keep(
@@ -142,10 +152,10 @@ class _Section:
             f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
         )
 
-    def cell(self, value: Number | str) -> str:
+    def cell(self, value: Number | str, table: str, place: str) -> str:
         if isinstance(value, str):
             return inline(escape(self.words["names"].get(value, value)))
-        return self.data(value)
+        return self.data(value, table + place, f"{table}[…]")
 
     def line(self, equation_name: str, number_name: str | None, why: str) -> Text:
         """One line of a derivation: the formula, its value in this model, and why it follows."""
@@ -168,9 +178,14 @@ class _Section:
         if not self.used:
             return ""
         rows = "".join(
-            f"<tr><td><code>{escape(how)}</code></td><td>{', '.join(dict.fromkeys(shown))}</td></tr>"
-            for how, shown in self.used.items()
+            f"<tr><td><code>{escape(how)}</code></td><td>{'; '.join(map(self.listed, named.items()))}</td></tr>"
+            for how, named in self.used.items()
         )
-        title = escape(self.words["page"]["again"])
-        table = f'<div class="scroll"><table>{rows}</table></div>'
-        return f'<details class="again"><summary>{title}</summary>{table}</details>'
+        known = self.words["page"]
+        every = escape(known["numbers"]).format(command=f"<code>{escape(self.all_numbers)}</code>")
+        table = f'<div class="scroll" tabindex="0"><table>{rows}</table></div>'
+        return f'<details class="again"><summary>{escape(known["again"])}</summary><p>{every}</p>{table}</details>'
+
+    def listed(self, named: tuple[str, list[str]]) -> str:
+        """One name with the numbers that are shown under it: of a table, all of its cells."""
+        return f"<code>{escape(named[0])}</code> {', '.join(dict.fromkeys(named[1]))}"

@@ -143,8 +143,12 @@ def states_around(plane: Plane, t: int) -> list[Tensor]:
 
 def several(subject: Subject) -> ImageSet:
     """The held-out images, of one class where the model is told the class; those of both parts, where they are few."""
-    held_out = _alike(subject, subject.images.test)
-    return held_out if len(held_out) >= 3 else _alike(subject, joined(subject.images))
+    return _alike(subject, joined(subject.images) if lent(subject) else subject.images.test)
+
+
+def lent(subject: Subject) -> bool:
+    """Whether the held-out images are too few, so that images to train on are among those shown."""
+    return len(_alike(subject, subject.images.test)) < 3
 
 
 def _alike(subject: Subject, images: ImageSet) -> ImageSet:
@@ -199,7 +203,7 @@ def draw_edges(edges: list[Edges], words: Words) -> str:
 
 
 def _at(words: Words, t: int, log_snr: float) -> str:
-    return f"t = {t}, {words['axes']['log_snr']} = {log_snr:.1f}"
+    return f"t = {t}, {words['axes']['log_snr']} = {log_snr:.1f}".replace("-", "\N{MINUS SIGN}")
 
 
 def _arrows(axes: Axes, one: Slice) -> None:

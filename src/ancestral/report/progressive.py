@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ancestral import baselines, build, compressing
-from ancestral.bound import Bound
+from ancestral.bound import Bound, mean_and_error
 from ancestral.codec import codebook
 from ancestral.codec.prefixes import Prefixes, prefixes
+from ancestral.errors import UserError
 from ancestral.feed import to_bytes
 from ancestral.figures import ACCENT, SECOND
 from ancestral.imageset import ImageSet
@@ -46,19 +47,25 @@ class Rates:
         """In dB."""
         return 20 * np.log10(255 / np.maximum(self.rmse, 1e-9))
 
+    @property
+    def late_share(self) -> tuple[float, float]:
+        """The share of what is sent that is sent late, and its standard error."""
+        share, sent = float(self.late.mean() / self.sent.mean()), float(self.sent.mean())
+        return share, mean_and_error(self.late - share * self.sent)[1] / sent
+
     def rate_at(self, decibels: float) -> float:
         """The lowest rate that shows so much, linear between places; nan where none does."""
         rises = np.maximum.accumulate(self.psnr)
         return float(np.interp(decibels, rises, self.rate, left=np.nan, right=np.nan))
 
 
-def rates(bound: Bound) -> Rates:
-    """The curve of Figure 5 from the terms that `evaluate` measures, each standing for its share of the steps."""
+def rates(bound: Bound, last: int) -> Rates:
+    """The curve of Figure 5 from the terms that `evaluate` measures, each standing for its share of the steps to T."""
     own = bound.bits(bound.terms * bound.weight)
     own = torch.where(bound.last, 0.0, own)
     inner = (bound.weight - 1) / (2 * bound.weight) * own  # half of the steps that a term stands for, but its own
     before = torch.cat([bound.bits(bound.prior)[:, None], own[:, :-1]], 1).cumsum(1)
-    late = (bound.t <= bound.t.max() / 10) & ~bound.last
+    late = (bound.t <= last / 10) & ~bound.last
     return Rates(
         rate=(before + inner).mean(0).numpy(),
         rmse=(bound.mse.mean(0).sqrt() * BYTES).numpy(),
@@ -103,10 +110,15 @@ def receive(subject: Subject, images: ImageSet) -> Received:
 
 
 def files(subject: Subject, images: ImageSet) -> Prefixes | None:
-    """Files of the images as `ancestral compress` writes them, where this checkpoint has been measured for them."""
-    if subject.run is None or subject.saved is None or codebook.load(subject.run, subject.saved) is None:
+    """Files of the images as `ancestral compress` writes them, where this very model has been measured for them."""
+    if subject.run is None or subject.saved is None or subject.average_width is not None:
         return None
-    saved, model, known = compressing.opened(subject.run, str(subject.device))
+    try:
+        if codebook.load(subject.run, subject.saved) is None:
+            return None
+        saved, model, known = compressing.opened(subject.run, str(subject.device))
+    except UserError:  # a damaged codebook, or a device without float64: `compress` says so
+        return None
     codec = compressing.codec_of(model, model, saved, known)
     originals, number = list(images.images[:]), compressing.PROFILES[PROFILE]
     return prefixes(codec, originals, number, codec.encode(originals, number))

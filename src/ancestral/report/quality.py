@@ -28,9 +28,13 @@ TERMS, FEW = 20, 64  # terms an image, and images, on which another variance is 
 def part(subject: Subject) -> Part:
     """Everything measured, then the rules asked."""
     found = Part()
-    found.facts["exact"] = subject.run is None
-    _samples(subject, found)
+    found.facts.update(exact=subject.run is None, own=subject.own)
+    drawn = likeness.draw(subject)
+    _samples(subject, drawn, found)
     _bits(subject, found)
+    if subject.own:
+        _copies(subject, drawn, found)
+        _overfitting(subject, found)
     _course(subject, found)
     case = _case(subject, found)
     found.facts["advice"] = advise(case)
@@ -54,8 +58,7 @@ def bits(subject: Subject, images: ImageSet, move: Transition, grid: Sequence[in
     return concatenate(parts).bits_per_dim
 
 
-def _samples(subject: Subject, found: Part) -> None:
-    drawn = likeness.draw(subject)
+def _samples(subject: Subject, drawn: likeness.Drawn, found: Part) -> None:
     steps = ["--steps", str(drawn.steps)] if drawn.steps < len(subject.times) - 1 else []
     again = subject.command("sample", *steps)
     found.numbers["per_second"] = Number(drawn.per_second, "images/s", again)
@@ -74,6 +77,8 @@ def _samples(subject: Subject, found: Part) -> None:
         shown = [] if measured.steps is None else ["--steps", str(measured.steps)]
         network = [] if measured.network == "lite0" else ["--network", measured.network]
         again = subject.command("metrics", "--num-images", str(measured.images), *shown, *network)
+        if measured.kept:  # the file says how its images were drawn
+            again = f"{subject.run}/metrics-{measured.network}.json"
         found.facts.update(network=measured.network, kept=measured.kept)
         found.numbers["compared"] = Number(measured.images, "images", again)
         found.numbers["metric_steps"] = Number(measured.steps or len(subject.times) - 1, "", again)
@@ -91,6 +96,9 @@ def _samples(subject: Subject, found: Part) -> None:
                 found.numbers["recall"] = _estimate(recall["train"], again)
                 found.numbers["recall_floor"] = _estimate(recall["floor"], again)
             found.facts["like"] = kid["train"].value - 3 * kid["train"].error <= max(kid["floor"].value, 0)
+
+
+def _copies(subject: Subject, drawn: likeness.Drawn, found: Part) -> None:
     near, again = likeness.neighbours(subject, drawn), "ancestral.metrics.copies"
     copied = near.copied
     found.numbers["copied"] = Number(100 * copied.value, "%", again, 100 * copied.error or None)
@@ -111,17 +119,16 @@ def _bits(subject: Subject, found: Part) -> None:
     found.numbers["L_T"] = Number(*_with_error(subject.bound.parts["L_T"], "bits/dim", again))
     shortest = "ancestral.baselines.shortest_bits_per_dim"
     found.numbers["lossless"] = Number(*_with_error(subject.shortest, "bits/dim", shortest))
-    found.facts["against_formats"] = compared(subject.against_formats)
+    excess = _with_error(subject.against_formats, "bits/dim", shortest)
+    found.facts["against_formats"], found.numbers["excess"] = compared(subject.against_formats), Number(*excess)
     if (of_formats := found.numbers["lossless"].value) > 0:
         ratio = own.value / of_formats
         _, off = mean_and_error(subject.bound.bits_per_dim - ratio * subject.shortest)
         found.numbers["saved"] = Number(100 * abs(1 - ratio), "%", shortest, 100 * off / of_formats)
     rows = [("bound", own), *((name, Number(value, "bits/dim", again)) for name, value in subject.formats.items())]
     found.tables["lossless"] = [*rows, ("shortest", found.numbers["lossless"])]
-    _overfitting(subject, found)
-    sent = rates(subject.bound)
-    late = 100 * float(sent.late.mean() / sent.sent.mean())
-    found.numbers["late"] = Number(late, "%", "ancestral.report.progressive.rates")
+    late, off = rates(subject.bound, subject.times[0]).late_share
+    found.numbers["late"] = Number(100 * late, "%", "ancestral.report.progressive.rates", 100 * off or None)
     if subject.saved is not None and subject.variance != "optimal" and subject.saved.calibration is not None:
         few = subject.test.spread(FEW)
         moves = (subject.move, build.transition(subject.saved, "optimal"))
@@ -171,7 +178,8 @@ def _course(subject: Subject, found: Part) -> None:
         found.numbers["fell"] = Number(100 * course.fell, "%", again, 100 * course.fell_error)
         found.numbers["spike"] = Number(course.spike, "", again)
         found.numbers["left_out"] = Number(course.left_out, "", again)
-        found.facts["still"] = course.fell - 3 * course.fell_error > 0.01
+        found.numbers["rose"] = Number(-100 * course.fell, "%", again, 100 * course.fell_error)
+        found.facts["course"] = course.ending
 
 
 def _case(subject: Subject, found: Part) -> Case:

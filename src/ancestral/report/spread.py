@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ancestral.bound import mean_and_error, strata
+from ancestral.bound import mean_and_error
 from ancestral.derivation import noise_variance, random_terms_variance
 from ancestral.figures import ACCENT, SECOND
 from ancestral.objective import bound_weight
@@ -120,7 +120,7 @@ def _totals(subject: Subject) -> dict[str, Number]:
         # The states of a chain depend on each other, but each by itself is as good as a fresh one.
         **{f"{name}_every": (noise_variance(terms).sum(1), steps, NOISE) for name, terms in forms.items()},
         **{
-            f"{name}_random": (random_terms_variance(terms, subject.terms), subject.terms, RANDOM)
+            f"{name}_random": (random_terms_variance(terms, subject.widths), subject.terms, RANDOM)
             for name, terms in forms.items()
         },
         "kl_chain": (noise_variance(lines["kl"]), steps, NOISE),
@@ -136,20 +136,15 @@ def _totals(subject: Subject) -> dict[str, Number]:
         made[f"std_{way}"] = Number(std, "bits/dim", again, error)
         made[f"calls_{way}"] = Number(calls, "", again)
         made[f"need_{way}"] = Number(_rounded(calls * max(1.0, mean / ERROR**2)), "", again)
-    by_choice = 1 - float((noise_variance(chains.kl) * _widths(steps, subject.terms)).sum(1).mean() / unit**2) / (
+    shared = torch.cat([subject.widths.repeat_interleave(subject.widths), torch.ones(1)])  # a call, by so many steps
+    by_choice = 1 - float((noise_variance(chains.kl) * shared).sum(1).mean() / unit**2) / (
         made["std_kl_random"].value ** 2 or 1.0
     )
-    ratio = made["std_regrouped_every"].value / made["std_kl_every"].value
+    needs = [max(ERROR, made[f"std_{form}_every"].value) ** 2 for form in ("regrouped", "kl")]
     return made | {
         "choice": Number(100 * max(by_choice, 0.0) if subject.terms < steps else 0.0, "%", RANDOM, digits=3),
-        "saved": Number(ratio**2, "", NOISE, digits=3),
+        "saved": Number(needs[0] / needs[1], "", NOISE, digits=3),
     }
-
-
-def _widths(steps: int, count: int) -> Tensor:
-    """How many steps share a call with each, (steps,): those of its stratum; the last has its own."""
-    _, width = strata(steps, count)
-    return torch.cat([width.repeat_interleave(width.long()), torch.ones(1)]).double()
 
 
 def _rounded(calls: float) -> float:

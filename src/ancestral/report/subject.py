@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ancestral import baselines, build, config, monitor, runner
-from ancestral.bound import Bound, concatenate
+from ancestral import baselines, build, monitor, runner
+from ancestral.bound import Bound, concatenate, strata
 from ancestral.checkpoint import Checkpoint
 from ancestral.conditions import Conditions, conditions_of
 from ancestral.config import Config
@@ -26,8 +26,7 @@ from ancestral.evaluation import TERMS, bound_of
 from ancestral.feed import images_for, to_unit
 from ancestral.imageset import ImageSet, Splits
 from ancestral.jobs import pieces
-from ancestral.report.toy import Shapes
-from ancestral.reverse import Ancestral, Planned, Transition, optimal
+from ancestral.reverse import Planned, Transition
 from ancestral.rng import Streams
 from ancestral.sample import latents, trajectory
 from ancestral.schedule import NoiseSchedule
@@ -36,7 +35,7 @@ from ancestral.walk import Step
 
 BATCH = 64
 # Commands that make random draws, and whether they take the data; their other settings are this report's.
-DRAWING = {"evaluate": True, "metrics": True, "sample": False}
+DRAWING = {"evaluate": True, "explain": True, "metrics": True, "sample": False}
 CHAINS = 6  # images that have two chains of q each, at most
 
 
@@ -155,6 +154,11 @@ class Subject:
         return min(TERMS, len(self.times) - 1)
 
     @cached_property
+    def widths(self) -> Tensor:
+        """How many steps each of these terms stands for, (terms - 1,); the last step has a term of its own."""
+        return strata(self.schedule, self.times, self.terms)[1]
+
+    @cached_property
     def chained(self) -> ImageSet:
         """Those of the held-out images that have chains: the network is called about as often as for the bound."""
         most = self.num_images * self.terms // (2 * (len(self.times) - 1))
@@ -179,17 +183,19 @@ class Subject:
         return trajectory(self.drawn(numbers), start, grid, move, self.seed, numbers)
 
     def command(self, verb: str, *options: str) -> str:
-        """What gives a number again: `ancestral VERB RUN OPTIONS`; for the exact subject, the report itself.
-
-        The data, the seed and the weights' average are those of this report.
-        """
-        images, seed = self._count, [] if self.seed == 0 else [f"--seed {self.seed}"]
+        """What gives a number again, with this report's data, seed and average; the exact subject has one for all."""
         if self.run is None:
-            return " ".join(["ancestral explain --out report.html", *images, *seed])
-        own = [shlex.quote(self.source)] if DRAWING.get(verb) and self.source != self.config.source else []
-        width = [] if self.average_width is None else [f"--average-width {self.average_width:g}"]
-        draws = [*seed, *width] if verb in DRAWING else []
-        return " ".join(["ancestral", verb, shlex.quote(str(self.run)), *own, *options, *draws])
+            verb, options = "explain", (*self._count, "--out report.json")
+        own = [] if self.run is None else [shlex.quote(str(self.run))]
+        own += [shlex.quote(self.source)] if DRAWING.get(verb) and self.source != self.config.source else []
+        draws = [] if self.seed == 0 else [f"--seed {self.seed}"]
+        draws += [] if self.average_width is None else [f"--average-width {self.average_width:g}"]
+        return " ".join(["ancestral", verb, *own, *options, *(draws if verb in DRAWING else [])])
+
+    @cached_property
+    def numbers(self) -> str:
+        """The command that writes every number of this report."""
+        return self.command("explain", *self._count, "--out report.json")
 
     @property
     def _count(self) -> list[str]:
@@ -214,6 +220,11 @@ class Subject:
     def formats(self) -> dict[str, float]:
         """Bits/dim of the held-out images in PNG and in WebP, as `ancestral evaluate` prints them."""
         return baselines.lossless_bits_per_dim(self.test.images[:])
+
+    @property
+    def own(self) -> bool:
+        """Whether these are the images that the model was trained on, so that it may have copied them."""
+        return self.source == self.config.source
 
     @property
     def is_told(self) -> bool:
@@ -268,29 +279,4 @@ def of_run(
         average_width=average_width,
         device=on,
         dtype=state_type(model),
-    )
-
-
-def exact(num_images: int, seed: int) -> Subject:
-    """Drawn shapes whose denoiser is known in closed form; nothing is trained."""
-    options = config.resolve("shapes", "tiny", {})
-    shapes = Shapes(build.schedule(options))
-    return Subject(
-        title="exact shapes",
-        run=None,
-        saved=None,
-        config=options,
-        images=shapes.splits(seed),
-        source="shapes",
-        move=Ancestral(optimal),
-        variance="optimal",
-        told=lambda shown: shapes,
-        model=None,
-        log_prob=lambda shown: shapes.log_prob(to_unit(shown.images)),
-        drawn=lambda numbers: shapes,
-        num_images=num_images,
-        seed=seed,
-        average_width=None,
-        device=torch.device("cpu"),
-        dtype=torch.float64,
     )

@@ -9,11 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ancestral import build, config
 from ancestral.analytic import Mixture
 from ancestral.denoiser import Prediction, predict
-from ancestral.feed import to_bytes
+from ancestral.feed import to_bytes, to_unit
 from ancestral.gaussian import Normal
 from ancestral.imageset import ImageSet, Splits
+from ancestral.report.subject import Subject
+from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
 from ancestral.schedule import NoiseSchedule, Time
 
@@ -71,3 +74,28 @@ class Shapes:
     def splits(self, seed: int) -> Splits:
         """Images for both sides."""
         return Splits(self.images("train", TRAIN, seed), self.images("test", TEST, seed))
+
+
+def exact(num_images: int, seed: int) -> Subject:
+    """Drawn shapes whose denoiser is known in closed form; nothing is trained."""
+    options = config.resolve("shapes", "tiny", {})
+    shapes = Shapes(build.schedule(options))
+    return Subject(
+        title="exact shapes",
+        run=None,
+        saved=None,
+        config=options,
+        images=shapes.splits(seed),
+        source="shapes",
+        move=Ancestral(optimal),
+        variance="optimal",
+        told=lambda shown: shapes,
+        model=None,
+        log_prob=lambda shown: shapes.log_prob(to_unit(shown.images)),
+        drawn=lambda numbers: shapes,
+        num_images=num_images,
+        seed=seed,
+        average_width=None,
+        device=torch.device("cpu"),
+        dtype=torch.float64,
+    )

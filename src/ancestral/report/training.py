@@ -15,6 +15,7 @@ from ancestral.report.parts import Words
 Log = Sequence[dict[str, Any]]
 LEAST = 20  # records from which a fall is told
 TENTHS = (0, 2, 5, 9)  # of t that are drawn
+SETTLED = 0.03  # of the loss, in a fifth of the run: what moves surely less has settled
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,14 @@ class Course:
     spike: float
     left_out: int
     risen: float
+
+    @property
+    def ending(self) -> str:
+        """ "falling" or "rising", by more than three errors; "settled", within 3 %; or "unsure"."""
+        off = 3 * self.fell_error
+        if abs(self.fell) - off > 0.01:
+            return "falling" if self.fell > 0 else "rising"
+        return "settled" if abs(self.fell) + off < SETTLED else "unsure"
 
 
 def course(log: Log) -> Course | None:

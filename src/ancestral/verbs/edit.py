@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ancestral.verbs.options import HOW, POSITIVE, device_option, how, one_way_to_step, run_argument
+from ancestral.verbs.options import HOW, POSITIVE, device_option, how, one_way_to_step, run_argument, solver_option
 
 FILE = click.Path(path_type=Path)
 images_argument = click.argument("paths", metavar="IMAGE...", type=FILE, nargs=-1, required=True)
@@ -18,7 +18,9 @@ def edit_options(steps: int) -> Any:
     """What every edit takes: how images are drawn in so many steps, and how they are read and written."""
     options = (
         click.option("--steps", type=POSITIVE, default=steps, show_default=True, help="Steps from T to clean images."),
-        *HOW[1:],
+        HOW[1],
+        solver_option("without a way to step --eta 1, and unipc3 for --encoder inversion"),
+        *HOW[3:],
         click.option("--num-images", type=POSITIVE, default=1, show_default=True, help="Variants of each image."),
         click.option("--label", help="Class of the images, by name, for a model with labels."),
         click.option("--fit", is_flag=True, help="Cut an image's middle square and scale it to the model's size."),

@@ -7,17 +7,23 @@ from typing import Any
 
 import click
 
+from ancestral.report import LANGUAGES
 from ancestral.verbs.options import average_option, device_option, seed_option
 
 
 @click.command(short_help="Explain a model by its own numbers, in one file.")
 @click.argument("run", type=click.Path(path_type=Path), required=False)
 @click.argument("data_source", metavar="[DATA]", required=False)
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="The HTML file to write.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The file to write: .html for the report, .json for its numbers alone.",
+)
 @click.option(
     "--lang",
     "language",
-    type=click.Choice(["en", "zh-TW"]),
+    type=click.Choice(LANGUAGES),
     default="en",
     show_default=True,
     help="English or Traditional Chinese.",
@@ -31,7 +37,7 @@ from ancestral.verbs.options import average_option, device_option, seed_option
 def explain(run: Path | None, **options: Any) -> None:
     """Explain the model in RUN by its own numbers, in one HTML file that needs nothing else.
 
-    It is measured on the held-out part of DATA, the run's own data when left out, which takes a minute or some. Without
+    It is measured on the held-out part of DATA, the run's own data when left out, which takes a minute or two. Without
     RUN the report is about drawn shapes whose denoiser is known exactly.
     """
     from ancestral.report import explain

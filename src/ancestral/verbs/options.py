@@ -65,6 +65,11 @@ embeddings_option = click.option(
 )
 
 
+def solver_option(unsaid: str) -> Any:
+    """`--solver`; what it is when no way to step is named."""
+    return click.option("--solver", help=f"dpm++3m, ipndm4, heun, ... (docs/solvers.md); {unsaid}.")
+
+
 HOW = (
     click.option("--steps", type=POSITIVE, help="Network calls an image; every time step when left out."),
     click.option(
@@ -73,10 +78,7 @@ HOW = (
         show_default=True,
         help="trailing, uniform, quadratic, log-snr, karras, leading, tuned.",
     ),
-    click.option(
-        "--solver",
-        help="A solver for few steps: dpm++3m, ipndm4, heun, ... (docs/solvers.md); unipc3 when only --steps is given.",
-    ),
+    solver_option("unipc3 when only --steps is given"),
     click.option("--eta", type=click.FloatRange(min=0, max=1), help="DDIM with this eta; 0 is deterministic."),
     click.option("--variance", help="Ancestral steps with small, large, learned or optimal variance."),
     click.option(

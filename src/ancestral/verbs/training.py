@@ -18,7 +18,7 @@ from ancestral.verbs.options import POSITIVE, Duration, device_option, processes
 @click.option(
     "--preset", default="images", show_default=True, help="images, likelihood, absorbing, tiny, cifar10 or paper-256."
 )
-@click.option("--budget", type=Duration(), help="Wall time to plan for: 90s, 10m, 2h.")
+@click.option("--budget", type=Duration(), help="Wall time to plan for: 90s, 10m, 2h; 10m when no length is given.")
 @click.option("--images", type=POSITIVE, help="Length of the run in images seen, instead of a time.")
 @click.option("--steps", type=POSITIVE, help="Length of the run in updates, instead of a time.")
 @click.option("--batch-size", type=POSITIVE, help="Images an update.")

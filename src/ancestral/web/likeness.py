@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ancestral import data
 from ancestral.errors import UserError
 from ancestral.features import Network, kept_features, network
 from ancestral.imageset import ImageSet
-from ancestral.jobs import pieces
+from ancestral.metrics import closest
 from ancestral.shards import is_pattern
 from ancestral.web import bodies
 from ancestral.web.record import Record, going_on
@@ -22,7 +21,6 @@ from ancestral.web.studio import Studio
 from ancestral.web.uploads import uri_of
 from ancestral.web.work import Full, Work
 
-ROWS = 4096  # images that are looked at together
 READING = 2  # seconds after which who comes while the images are read may ask again
 
 
@@ -65,13 +63,13 @@ class Likeness:
             train, looked = self._images()
             if looked is None:
                 metric, scale = "root mean square difference of pixels, on 0 to 255", pixels.size**0.5
-                distance = _to_all(pixels, train) / scale
+                found = closest(pixels[None], train.images, count, going_on)
             else:
                 by, features = looked
-                metric = f"distance of {by.name} features"
-                distance = torch.cdist(by.look(pixels[None]).double(), features.double())[0]
-            found = distance.topk(min(count, len(train)), largest=False)
-            rows = list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
+                metric, scale = f"distance of {by.name} features", 1.0
+                found = closest(by.look(pixels[None]), features, count, going_on)
+            distances, places = (one[0].tolist() for one in found)
+            rows = [(place, far / scale) for place, far in zip(places, distances, strict=True)]
             images = np.asarray(train.images[[row for row, _ in rows]])
             return {
                 "neighbours": [
@@ -103,14 +101,3 @@ def _lite0(train: ImageSet) -> tuple[Network, Tensor] | None:
         return None
     features = kept_features(train, by)
     return None if features is None else (by, features)
-
-
-def _to_all(pixels: np.ndarray, train: ImageSet) -> Tensor:
-    """Euclidean distances of one image to all, float64 (N,)."""
-    x = torch.from_numpy(pixels.reshape(1, -1).astype(np.float64))
-    parts = []
-    for part in pieces(len(train), ROWS):
-        going_on()
-        others = np.asarray(train.images[part.start : part.stop]).reshape(len(part), -1).astype(np.float64)
-        parts.append(torch.cdist(x, torch.from_numpy(others))[0])
-    return torch.cat(parts)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ancestral.console import screen
 from ancestral.errors import UserError
@@ -22,6 +23,26 @@ from ancestral.web.studio import open_studio
 from ancestral.web.work import Limits, Workshop
 
 CONNECTIONS = 256
+PATIENCE = 15.0  # seconds for a request to come in
+
+
+class Patient(H11Protocol):
+    """uvicorn's, which counts those who connect and waits for their requests for ever: here they are let go."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Look now and then whether anything came."""
+        super().connection_made(transport)
+        self._look(self)
+
+    def _look(self, before: Any) -> None:
+        """Let go who has asked nothing new since `before`, the request of the last look."""
+        answered = self.cycle is None or self.cycle.response_complete
+        if self.transport.is_closing():
+            return
+        if answered and self.cycle is before:
+            self.transport.close()
+            return
+        self.loop.call_later(PATIENCE, self._look, self.cycle if answered else self)
 
 
 class Server(uvicorn.Server):
@@ -88,6 +109,7 @@ def configured(app: Any) -> uvicorn.Config:
     """uvicorn with its limits."""
     return uvicorn.Config(
         app,
+        http=Patient,
         log_level="critical",  # a stream that stopping cuts short is no news; what goes wrong in a job its page is told
         access_log=False,
         server_header=False,

@@ -63,7 +63,7 @@ class Workshop:
         self._closed = False
         self._threads = ThreadPoolExecutor(limits.active, "job")
         self._urgent = ThreadPoolExecutor(2, "urgent")
-        self._hurried = 0
+        self._hurried: list[Record] = []
 
     def submit(self, work: Work, rows: int) -> Record:
         """Put a job at the end of the queue.
@@ -88,8 +88,8 @@ class Workshop:
         """
         record = Record(urgent=True)
         with self._lock:
-            self._refuse(self._hurried >= self.limits.urgent)
-            self._hurried += 1
+            self._refuse(len(self._hurried) >= self.limits.urgent)
+            self._hurried.append(record)
             self._urgent.submit(self._hurry, record, work)
         return record
 
@@ -123,7 +123,7 @@ class Workshop:
         """Cancel everything and wait until every thread has ended."""
         with self._lock:
             self._closed = True
-            records = [*self._records.values(), *(record for record, _, _ in self._waiting)]
+            records = [*self._records.values(), *(record for record, _, _ in self._waiting), *self._hurried]
         for record in records:
             self.cancel(record)
         self._threads.shutdown()
@@ -169,7 +169,7 @@ class Workshop:
     def _hurry(self, record: Record, work: Work) -> None:
         self._do(record, work)
         with self._lock:
-            self._hurried -= 1
+            self._hurried = [one for one in self._hurried if one is not record]
 
     def _do(self, record: Record, work: Work) -> None:
         record.deadline = time.monotonic() + self.limits.seconds

@@ -114,13 +114,25 @@ export class Job {
     source.addEventListener("error", (event) => {
       // The server's own "error" carries data; the stream's, when it breaks, does not.
       if (event.data !== undefined) end(() => this.on.failed(JSON.parse(event.data).detail));
-      else if (source.readyState === EventSource.CLOSED)
-        end(() => this.on.failed("The server no longer knows this job, it was started anew; run it again"));
+      else if (source.readyState === EventSource.CLOSED) this.#refused();
       else {
         server.lost();
         this.on.lost();
       }
     });
+  }
+
+  // The stream was answered with something else: the job is gone, or too many streams are open just now.
+  async #refused() {
+    try {
+      await call("GET", `jobs/${this.#id}`);
+      this.on.lost();
+      await pause(PAUSES[1], this.#abort.signal);
+      this.#listen();
+    } catch (error) {
+      if (error.name !== "AbortError")
+        this.on.failed("The server no longer knows this job, it was started anew; run it again");
+    }
   }
 
   async cancel() {

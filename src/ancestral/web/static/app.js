@@ -11,6 +11,7 @@ import { Nearest } from "./nearest.js";
 import { Time } from "./time.js";
 import { Hand, listen } from "./well.js";
 
+const IDLE = 15_000; // milliseconds between looks for the server while nothing is asked of it
 const CHANNELS = { 1: "grey", 3: "colour", 4: "colour and opacity" };
 const tabs = $$("[role=tab]");
 const hand = new Hand(); // one picture for all tools that take one
@@ -106,6 +107,7 @@ async function start() {
     tab.addEventListener("click", () => go(tab.getAttribute("aria-controls")));
     tab.addEventListener("keydown", move);
   }
+  setInterval(() => document.hidden || call("GET", "model").catch(() => {}), IDLE);
   window.addEventListener("popstate", route);
   route();
   document.body.dataset.state = "ready";

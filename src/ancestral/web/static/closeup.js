@@ -35,7 +35,7 @@ export function closeup(uri) {
     dialog.dataset.state = "ready";
     return say(status, nearest);
   }
-  say(status, "Looking");
+  say(status, "Looking; the first time all training images are read");
   const still = () => looked === looks; // another picture may have been opened meanwhile
   const told = (text, kind) => still() && say(status, text, kind);
   return neighbours(uri, 8, list, told, still)

@@ -2,7 +2,7 @@
 
 import { Chart } from "./chart.js";
 import { closeup } from "./closeup.js";
-import { $, $$, bytes, decimal, fill, keepCopies, shell, show, size } from "./dom.js";
+import { $, $$, bytes, decimal, fill, offerShell, shell, show, size } from "./dom.js";
 import { Task } from "./task.js";
 import { Well } from "./well.js";
 
@@ -21,7 +21,7 @@ export class Compress {
       begin: () => shell(panel, null),
       done: (file) => this.#take(file),
     });
-    keepCopies(panel, { command: () => $("code", panel).textContent });
+    offerShell(panel);
   }
 
   #take(file) {

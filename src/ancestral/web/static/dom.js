@@ -122,7 +122,20 @@ export function offerClasses(list, model) {
   list.closest("label").hidden = model.classes.length === 0;
 }
 
-export function keepCopies(root, texts) {
+// A button that puts another seed into the form, as if it were typed.
+export function offerSeeds(form) {
+  const button = $(".dice", form);
+  button.append(clone("dice"));
+  button.addEventListener("click", () => {
+    form.elements.seed.value = Math.floor(Math.random() * 1e6);
+    for (const name of ["input", "change"]) form.elements.seed.dispatchEvent(new Event(name, { bubbles: true }));
+  });
+}
+
+// The place of the command that does the same, with a button to copy it; `texts` makes those of other buttons.
+export function offerShell(root, others = {}) {
+  $(".after", root).prepend(clone("after"));
+  const texts = { command: () => $("code", root).textContent, ...others };
   for (const button of $$(".copy", root)) {
     const label = button.textContent;
     button.addEventListener("click", async () => {

@@ -1,6 +1,6 @@
 // Draw: the settings, the walk as it runs, and the two ways to get the same images again.
 
-import { $, keepCopies, offerClasses, shell } from "./dom.js";
+import { $, offerClasses, offerSeeds, offerShell, shell } from "./dom.js";
 import { Film } from "./film.js";
 import { Task } from "./task.js";
 
@@ -32,7 +32,7 @@ export class Draw {
         shell(panel, again);
       },
     });
-    keepCopies(panel, { command: () => $("code", panel).textContent, link: () => location.href });
+    offerShell(panel, { link: () => location.href });
     this.form.addEventListener("change", () => {
       this.#choose();
       history.replaceState(null, "", `#${this.fragment()}`);
@@ -51,10 +51,7 @@ export class Draw {
     solver.value = model.default.solver ?? "";
     offerClasses(label, model);
     guidance.closest("label").hidden = !model.guidance;
-    $(".dice", this.form).addEventListener("click", () => {
-      this.form.elements.seed.value = Math.floor(Math.random() * 1e6);
-      this.form.dispatchEvent(new Event("change"));
-    });
+    offerSeeds(this.form);
     eta.closest("label").hidden = true;
   }
 

@@ -1,6 +1,6 @@
 // Inpaint: a mask over the picture in hand, and variants of what it hides.
 
-import { $, keepCopies, offerClasses, shell, show } from "./dom.js";
+import { $, offerClasses, offerSeeds, offerShell, shell, show } from "./dom.js";
 import { Film } from "./film.js";
 import { Mask } from "./mask.js";
 import { Task } from "./task.js";
@@ -8,14 +8,14 @@ import { Well } from "./well.js";
 
 export class Inpaint {
   constructor(panel, model, hand) {
-    const { images, steps, seed, label } = $("form", panel).elements;
+    const { images, steps, label } = $("form", panel).elements;
     offerClasses(label, model);
     images.max = model.limits.images;
     images.value = Math.min(4, model.limits.images);
     steps.min = model.limits.least_inpaint_steps;
     steps.max = model.limits.steps;
     steps.value = Math.max(model.default.steps, steps.min);
-    $(".dice", panel).addEventListener("click", () => (seed.value = Math.floor(Math.random() * 1e6)));
+    offerSeeds($("form", panel));
     new Well($(".well", panel), hand, model);
     const mask = new Mask($(".mask", panel), model.shape);
     const film = new Film($(".film", panel));
@@ -39,6 +39,6 @@ export class Inpaint {
         shell(panel, again, { "image.png": image, "mask.png": painted });
       },
     });
-    keepCopies(panel, { command: () => $("code", panel).textContent });
+    offerShell(panel);
   }
 }

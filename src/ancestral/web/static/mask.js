@@ -139,6 +139,7 @@ export class Mask {
     const colour = getComputedStyle(this.canvas).color.match(/\d+/g).slice(0, 3).map(Number);
     this.#fill(this.canvas, (on) => [...colour, OPAQUE * on]);
     this.root.dataset.painted = this.count;
+    this.canvas.dispatchEvent(new Event("input", { bubbles: true }));
     this.#outline();
   }
 

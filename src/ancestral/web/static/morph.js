@@ -1,7 +1,7 @@
 // Morph: frames between two pictures, looked through by slider or as a film that goes to and fro.
 
 import { closeup } from "./closeup.js";
-import { $, $$, enter, fill, keepCopies, offerClasses, roving, shell, show, tiles } from "./dom.js";
+import { $, $$, enter, fill, offerClasses, offerSeeds, offerShell, roving, shell, show, tiles } from "./dom.js";
 import { Task } from "./task.js";
 import { Hand, Well } from "./well.js";
 
@@ -38,11 +38,11 @@ export class Morph {
         shell(panel, again, { "a.png": a, "b.png": b });
       },
     });
-    keepCopies(panel, { command: () => $("code", panel).textContent });
+    offerShell(panel);
   }
 
   #offer(model) {
-    const { t, frames, steps, seed, label } = $("form", this.panel).elements;
+    const { t, frames, steps, label } = $("form", this.panel).elements;
     offerClasses(label, model);
     const tell = () => {
       $("output", t.closest("label")).textContent = `t = ${t.value}`;
@@ -56,7 +56,7 @@ export class Morph {
     frames.value = Math.min(9, model.limits.images);
     steps.max = model.limits.steps;
     steps.value = Math.min(model.limits.steps, Math.max(model.default.steps, 50));
-    $(".dice", this.panel).addEventListener("click", () => (seed.value = Math.floor(Math.random() * 1e6)));
+    offerSeeds($("form", this.panel));
   }
 
   #take(frames) {

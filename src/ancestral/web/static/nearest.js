@@ -21,7 +21,7 @@ export class Nearest {
       if (!this.hand.image) throw new Error("Choose a picture first");
       const { count } = values($("form", this.panel));
       this.panel.dataset.state = "running";
-      say(this.status, "Looking");
+      say(this.status, "Looking; the first time all training images are read");
       const metric = await neighbours(this.hand.image, count, $(".stage .neighbours", this.panel), (text) => say(this.status, text));
       $(".empty", this.panel).hidden = true;
       this.panel.dataset.state = "done";

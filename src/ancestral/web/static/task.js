@@ -31,6 +31,8 @@ export class Task {
       }
     });
     this.stop.addEventListener("click", () => this.#job?.cancel());
+    // What was wrong may be mended with that.
+    this.form.addEventListener("input", () => panel.dataset.state === "failed" && this.turn("idle"));
   }
 
   get busy() {

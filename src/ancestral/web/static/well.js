@@ -86,6 +86,7 @@ export class Well {
     this.#picture(this.hand.image);
     this.root.dataset.state = "ready";
     this.root.dataset.filled = "";
+    this.root.dispatchEvent(new Event("input", { bubbles: true }));
     say(this.status, "");
   }
 
