@@ -99,4 +99,4 @@ def test_it_prints(reports, browser):
         assert printed.startswith(b"%PDF-")
         assert 10 < len(re.findall(rb"/Type\s*/Page\b", printed)) < 60
         page.emulate_media(media="print")
-        assert page.locator("details.again table").first.is_visible()
+        assert page.locator("details.again dl").first.is_visible()

@@ -178,13 +178,13 @@ class _Section:
         if not self.used:
             return ""
         rows = "".join(
-            f"<tr><td><code>{escape(how)}</code></td><td>{'; '.join(map(self.listed, named.items()))}</td></tr>"
+            f"<dt><code>{escape(how)}</code></dt><dd>{'; '.join(map(self.listed, named.items()))}</dd>"
             for how, named in self.used.items()
         )
         known = self.words["page"]
         every = escape(known["numbers"]).format(command=f"<code>{escape(self.all_numbers)}</code>")
-        table = f'<div class="scroll" tabindex="0"><table>{rows}</table></div>'
-        return f'<details class="again"><summary>{escape(known["again"])}</summary><p>{every}</p>{table}</details>'
+        title = escape(known["again"])
+        return f'<details class="again"><summary>{title}</summary><p>{every}</p><dl>{rows}</dl></details>'
 
     def listed(self, named: tuple[str, list[str]]) -> str:
         """One name with the numbers that are shown under it: of a table, all of its cells."""
