@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ancestral import build, grids, rng, schedule
+from ancestral import build, console, grids, rng, schedule
 from ancestral.analytic import gaussian
-from ancestral.denoiser import Denoiser, clip_dynamic, clip_static
+from ancestral.denoiser import CLIPS, Denoiser, clip_dynamic, clip_static
+from ancestral.feed import to_bytes
 from ancestral.reverse import DDIM, Ancestral, large, optimal, small
 from ancestral.rng import Streams
 from ancestral.sample import film, finish, latents, sample, trajectory
+from ancestral.solvers import SOLVERS
 from ancestral.target import V
 from ancestral.unet import UNet
 from ancestral.walk import Move, from_model, from_model_to_the_end, from_posterior, walk
@@ -220,6 +222,25 @@ def test_the_film_of_a_method_with_visits_of_its_own_has_a_frame_a_time(trained_
     with Image.open(tmp_path / "film.png") as shown:
         columns = (shown.width - 2) // 64
     assert 7 <= columns <= 13  # times, and the image
+
+
+@pytest.mark.parametrize("name", CLIPS)
+def test_another_clipping_for_drawing(trained_run, command, tmp_path, name):
+    result = command("sample", trained_run, "--num-images", 4, "--steps", 5, "--clip", name, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    saved, model = console.open_model(trained_run, "cpu", None)
+    model.clip = CLIPS[name]
+    times, predictor = grids.trailing(model.schedule, 5), build.predictor(model, saved.calibration)
+    images = to_bytes(sample(predictor, saved.facts.shape, 4, times, SOLVERS["unipc3"]))
+    for number, image in enumerate(images):
+        assert np.array_equal(np.asarray(Image.open(tmp_path / f"{number:06d}.png")), image.squeeze(2))
+
+
+def test_a_clipping_that_is_none_is_named(trained_run, command, tmp_path):
+    result = command("sample", trained_run, "--steps", 5, "--clip", "hard", "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "--clip" in result.output
+    assert "static" in result.output
 
 
 def test_a_film_holds_nothing_else():

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ancestral import build, checkpoint
+from ancestral.chains import choose, need_gaussian
 from ancestral.conditions import Conditions
 from ancestral.console import device_of, open_model, state_type
-from ancestral.denoiser import Denoiser
+from ancestral.denoiser import CLIPS, Denoiser
 from ancestral.errors import UserError
 from ancestral.grids import explicit
 from ancestral.guiding import Guiding
@@ -42,6 +43,7 @@ class How:
     guidance_rescale: float | None = None
     guidance_interval: tuple[float, float] | None = None
     guide: str | None = None
+    clip: str | None = None
 
 
 class Drawing:
@@ -61,6 +63,9 @@ class Drawing:
         self.saved, self.model = opener(folder, device, how.average_width)
         precision = build.precision(how.precision, device_of(self.model))
         self.model = build.lowered(self.model, how.precision)
+        if how.clip is not None:
+            need_gaussian(self.saved.config, "--clip")
+            self.model.clip = choose(CLIPS, how.clip, "--clip")
         self.guiding = Guiding(asdict(how), self.saved, self.model)
         solver = how.solver
         kind = build.chain(self.saved.config)

@@ -133,7 +133,7 @@ def like(pool: np.ndarray, count: int, seed: int) -> Tensor:
 
 def _of_images(path: Path, how: How, data_source: str | None) -> _Source:
     drawn = {"steps": how.steps, "solver": how.solver, "eta": how.eta, "variance": how.variance}
-    drawn |= {"average-width": how.average_width, "guidance": how.guidance, "guide": how.guide}
+    drawn |= {"average-width": how.average_width, "guidance": how.guidance, "guide": how.guide, "clip": how.clip}
     drawn |= {"guidance-rescale": how.guidance_rescale, "guidance-interval": how.guidance_interval}
     given = [f"--{name}" for name, value in drawn.items() if value is not None]
     if given:

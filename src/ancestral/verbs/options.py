@@ -98,6 +98,7 @@ HOW = (
     ),
     click.option("--guidance-rescale", type=click.FloatRange(0, 1), help="Share of the contrast gained to take back."),
     click.option("--guidance-interval", type=Interval(), help="Guide only at log SNRs from LO to HI."),
+    click.option("--clip", help="Of each predicted x0: none, static or dynamic; the run's own when left out."),
     click.option("--guide", metavar="RUN", help="Guide by this weaker model, a run or RUN/averages/IMAGES of one."),
 )
 
