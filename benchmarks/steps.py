@@ -34,6 +34,7 @@ THEIRS = {  # name: (class, its fields)
     "DEIS": ("DEISMultistepScheduler", {}),
     "Heun": ("HeunDiscreteScheduler", {}),
 }
+SLOW = ("langevin", "pc")  # several calls a level: not for few
 SPACINGS = {"trailing": {"timestep_spacing": "trailing"}, "its default": {}}
 Draw = Callable[[int], Tensor]  # from network calls to images on [-1, 1]
 
@@ -49,7 +50,9 @@ def ours(saved: checkpoint.Checkpoint, run: Path, count: int) -> dict[str, Draw]
             return sample(predictor, saved.facts.shape, count, grid, move, batch_size=ROUND)
 
     draws = {
-        f"ancestral {name}": lambda calls, name=name: drawn(SOLVERS[name], steps_of(name, calls)) for name in SOLVERS
+        f"ancestral {name}": lambda calls, name=name: drawn(SOLVERS[name], steps_of(name, calls))
+        for name in SOLVERS
+        if name not in SLOW
     }
     return {"ancestral, every step": lambda calls: drawn(build.transition(saved, None), None), **draws}
 
