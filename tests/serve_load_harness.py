@@ -17,6 +17,7 @@ import sys
 import time
 from base64 import b64encode
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -181,21 +182,28 @@ def percentiles(values):
     return [round(float(np.percentile(values, share)), 4) for share in (50, 90, 99, 100)]
 
 
-def run(folder, clients, seconds, seed=0):
-    """Start the server, load it, stop it. The record of what was seen."""
+@contextmanager
+def serving(folder):
+    """`ancestral serve` of a run as a process of its own, and its address; it does not outlive this."""
     command = [sys.executable, "-m", "ancestral", "serve", str(folder), "--port", "0", "--device", "cpu"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         line = process.stdout.readline()
-        url = re.search(r"http://\S+", line)
+        url = re.search(r"http://127\.0\.0\.1:\d+/", line)
         assert url, line
-        load, sizes = asyncio.run(loaded(process, url[0], clients, seconds, seed))
-        started = time.monotonic()
-        os.kill(process.pid, signal.SIGINT)
-        said, code = process.communicate(timeout=60)[0], process.returncode
+        yield process, url[0]
     finally:
         process.kill()
         process.wait()
+
+
+def run(folder, clients, seconds, seed=0):
+    """Start the server, load it, stop it. The record of what was seen."""
+    with serving(folder) as (process, url):
+        load, sizes = asyncio.run(loaded(process, url, clients, seconds, seed))
+        started = time.monotonic()
+        os.kill(process.pid, signal.SIGINT)
+        said, code = process.communicate(timeout=60)[0], process.returncode
     return {
         "clients": clients,
         "seconds": seconds,

@@ -4,7 +4,6 @@ import asyncio
 import json
 import math
 import os
-import re
 import shlex
 import shutil
 import signal
@@ -873,13 +872,10 @@ def test_a_body_that_does_not_come_is_not_waited_for(live, monkeypatch):
 
 def test_a_server_told_to_stop_ends_its_streams_and_exits_with_0(trained_run):
     # By SIGTERM; `test_many_clients_at_once` ends its server by SIGINT.
-    command = [sys.executable, "-m", "ancestral", "serve", str(trained_run), "--port", "0", "--device", "cpu"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        line = process.stdout.readline()
-        url = re.search(r"http://127\.0\.0\.1:\d+/", line)
-        assert url, line
-        with httpx.Client(base_url=url[0], timeout=30, trust_env=False) as client:
+    import serve_load_harness
+
+    with serve_load_harness.serving(trained_run) as (process, url):
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as client:
             server = SimpleNamespace(client=client)
             job = submit(server, "draw", **SLOW)
             with client.stream("GET", f"/api/jobs/{job}/events") as answer:
@@ -891,8 +887,6 @@ def test_a_server_told_to_stop_ends_its_streams_and_exits_with_0(trained_run):
         assert process.stdout.readline().strip() == "stopped"
         assert time.monotonic() - started < 30
         assert process.wait(60) == 0
-    finally:
-        process.kill()
         process.wait()
         process.stdout.close()
 

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from ancestral import baselines
-from ancestral.bound import mean_and_error
 from ancestral.report import progressive, spectrum, wandering
-from ancestral.report.parts import Number, Part
+from ancestral.report.parts import Number, Part, mean_of
 from ancestral.report.plane import SHOWN, WALKED, Edges, Plane, draw_edges, draw_slices, lent, several
 from ancestral.report.progressive import QUALITY
 from ancestral.report.subject import Subject
@@ -53,7 +52,7 @@ def of_eps(subject: Subject) -> Tensor:
 
 def _score(subject: Subject, plane: Plane, found: Part) -> None:
     again = "ancestral.report.connections.of_eps"
-    found.numbers["dsm"] = Number(*_measured(dsm(subject), "", "ancestral.report.connections.dsm"))
+    found.numbers["dsm"] = mean_of(dsm(subject), "", "ancestral.report.connections.dsm")
     slices = [plane.slice(told) for told in SHOWN]
     found.figures["score"] = lambda words: draw_slices(slices, plane, words)
     errors, log_snr, rows = of_eps(subject), subject.schedule.log_snr(subject.bound.t), []
@@ -66,7 +65,7 @@ def _score(subject: Subject, plane: Plane, found: Part) -> None:
         eps, x0 = ((one * near).sum(1)[seen] / near.sum(1)[seen] for one in (errors, subject.bound.mse))
         t = Number(subject.at(level), "", "ancestral.schedule.NoiseSchedule.log_snr")
         rmse = Number(float(x0.mean().sqrt()) * 127.5, "", again)
-        rows.append([Number(level, "", t.again), t, Number(*_measured(eps, "", again)), rmse])
+        rows.append([Number(level, "", t.again), t, mean_of(eps, "", again), rmse])
     found.tables["levels"] = rows
     of_noise, of_image = ([row[column].value for row in rows] for column in (2, 3))
     found.facts["image_in_order"] = of_image == sorted(of_image, reverse=True)
@@ -79,9 +78,9 @@ def _langevin(subject: Subject, plane: Plane, found: Part) -> None:
     again, share = "ancestral.langevin.langevin", wandering.SHARE
     for name, one in zip(("high", "low"), levels, strict=True):
         found.numbers[f"t_{name}"] = Number(one.t, "", "ancestral.schedule.NoiseSchedule.log_snr")
-        found.numbers[f"forgotten_{name}"] = Number(*_measured(one.forgotten, "", again))
+        found.numbers[f"forgotten_{name}"] = mean_of(one.forgotten, "", again)
         found.facts[f"forgets_{name}"] = float(one.forgotten.mean()) > 0.5
-    found.numbers["moved"] = Number(*_measured(levels[1].moved, "", again))
+    found.numbers["moved"] = mean_of(levels[1].moved, "", again)
     found.numbers["moved_law"] = Number(math.sqrt(2 * share + share**2), "", again)
     found.facts["share"] = f"{share:g}"
     calls = len(subject.times) - 1
@@ -99,7 +98,7 @@ def _energies(plane: Plane, found: Part) -> None:
     found.figures["edges"] = lambda words: draw_edges(edges, words)
     found.tables["edges"] = [_row(one, again) for one in edges]
     last = edges[-1]
-    found.numbers["to_b"] = Number(*_measured(torch.from_numpy(last.to_b), "nats", again))
+    found.numbers["to_b"] = mean_of(torch.from_numpy(last.to_b), "nats", again)
     found.numbers["left"] = Number(float(np.sqrt(np.square(last.left).mean())), "nats", again)
     share = found.numbers["left"].value / max(float(last.way.mean()), 1e-9)
     found.numbers["left_share"] = Number(100 * share, "%", again)
@@ -110,7 +109,7 @@ def _energies(plane: Plane, found: Part) -> None:
 def _row(one: Edges, again: str) -> Row:
     return (
         Number(one.t, "", "ancestral.schedule.NoiseSchedule.log_snr"),
-        Number(*_measured(torch.from_numpy(one.to_b), "nats", again)),
+        mean_of(torch.from_numpy(one.to_b), "nats", again),
         Number(float(one.way.mean()), "nats", again),
         Number(float(np.sqrt(np.square(one.left).mean())), "nats", again),
     )
@@ -135,7 +134,7 @@ def _order(subject: Subject, found: Part) -> None:
     T, per_step = len(subject.times) - 1, subject.bound.bits(subject.bound.terms * subject.bound.weight)
     found.numbers["T"] = Number(T, "", "ancestral.build.training_grid")
     high = (per_step * (subject.bound.t > subject.schedule.T / 2)).sum(1) + subject.bound.bits(subject.bound.prior)
-    found.numbers["first_half"] = Number(*_measured(high, "bits/dim", "ancestral.bound.bound"))
+    found.numbers["first_half"] = mean_of(high, "bits/dim", "ancestral.bound.bound")
 
 
 def _compression(subject: Subject, found: Part) -> None:
@@ -143,7 +142,7 @@ def _compression(subject: Subject, found: Part) -> None:
     again = "ancestral.report.progressive.rates"
     compared = test.spread(progressive.COMPARED).images[:]
     formats = progressive.formats(compared)
-    found.numbers["sent"] = Number(*_measured(rates.sent, "bits/dim", subject.evaluation))
+    found.numbers["sent"] = mean_of(rates.sent, "bits/dim", subject.evaluation)
     share, off = rates.late_share
     found.numbers["late"] = Number(100 * share, "%", again, 100 * off or None)
     found.facts["mostly_late"] = share > 0.5
@@ -200,9 +199,3 @@ def _sizes(received: progressive.Received, pixels: np.ndarray, again: str) -> li
             shown = Number(round(point.psnr, 1), "dB", codecs) if math.isfinite(point.psnr) else "exact"
             rows.append((f"{name}-picture", *(Number(size, "", codecs) for size in sizes), shown))
     return rows
-
-
-def _measured(values: Tensor, unit: str, again: str) -> tuple[float, str, str, float | None]:
-    """The arguments of a Number: the mean of (B,) and its standard error."""
-    mean, error = mean_and_error(values.double().cpu())
-    return mean, unit, again, error or None

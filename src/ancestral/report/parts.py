@@ -49,6 +49,12 @@ class Number:
         return f"{self.value:,.{places}f} ± {self.error:,.{places}f}"
 
 
+def mean_of(values: Tensor, unit: str, again: str) -> Number:
+    """The mean of (B,) with its standard error; without one where all are alike."""
+    mean, error = mean_and_error(values.double().cpu())
+    return Number(mean, unit, again, error or None)
+
+
 class Text(str):
     """Markdown that goes into a page as it is. Every other string that a text shows is escaped first."""
 

@@ -16,7 +16,7 @@ from ancestral.jobs import pieces
 from ancestral.metrics import Estimate
 from ancestral.report import likeness, training
 from ancestral.report.advice import Case, Rule, advise
-from ancestral.report.parts import Number, Part, Text, Words, compared
+from ancestral.report.parts import Number, Part, Text, Words, compared, mean_of
 from ancestral.report.progressive import rates
 from ancestral.report.subject import BATCH, Subject
 from ancestral.reverse import Transition
@@ -114,13 +114,13 @@ def _copies(subject: Subject, drawn: likeness.Drawn, found: Part) -> None:
 
 def _bits(subject: Subject, found: Part) -> None:
     again = subject.evaluation
-    own = Number(*_with_error(subject.bound.bits_per_dim, "bits/dim", again))
+    own = mean_of(subject.bound.bits_per_dim, "bits/dim", again)
     found.numbers["bound"] = own
-    found.numbers["L_T"] = Number(*_with_error(subject.bound.parts["L_T"], "bits/dim", again))
+    found.numbers["L_T"] = mean_of(subject.bound.parts["L_T"], "bits/dim", again)
     shortest = "ancestral.baselines.shortest_bits_per_dim"
-    found.numbers["lossless"] = Number(*_with_error(subject.shortest, "bits/dim", shortest))
-    excess = _with_error(subject.against_formats, "bits/dim", shortest)
-    found.facts["against_formats"], found.numbers["excess"] = compared(subject.against_formats), Number(*excess)
+    found.numbers["lossless"] = mean_of(subject.shortest, "bits/dim", shortest)
+    found.numbers["excess"] = mean_of(subject.against_formats, "bits/dim", shortest)
+    found.facts["against_formats"] = compared(subject.against_formats)
     if (of_formats := found.numbers["lossless"].value) > 0:
         ratio = own.value / of_formats
         _, off = mean_and_error(subject.bound.bits_per_dim - ratio * subject.shortest)
@@ -134,7 +134,7 @@ def _bits(subject: Subject, found: Part) -> None:
         moves = (subject.move, build.transition(subject.saved, "optimal"))
         own, best = (bits(subject, few, move, subject.times, subject.terms) for move in moves)
         costs = own - best
-        found.numbers["variance_costs"] = Number(*_with_error(costs, "bits/dim", "ancestral.report.quality.bits"))
+        found.numbers["variance_costs"] = mean_of(costs, "bits/dim", "ancestral.report.quality.bits")
 
 
 def gap(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[float, float]:
@@ -160,7 +160,7 @@ def _overfitting(subject: Subject, found: Part) -> None:
         shown = images.spread(min(COMPARED, max(subject.num_images, likeness.LEAST)))
         values = bits(subject, shown, subject.move, grid, None)
         sides.append((values, torch.from_numpy(baselines.shortest_bits_per_dim(shown.images[:]))))
-        found.numbers[name] = Number(*_with_error(values, "bits/dim", "ancestral.bound.bound"))
+        found.numbers[name] = mean_of(values, "bits/dim", "ancestral.bound.bound")
     if min(len(values) for values, _ in sides) >= likeness.LEAST:
         above, off = gap(*sides)
         found.numbers["gap"] = Number(above, "bits/dim", "ancestral.report.quality.gap", off)
@@ -193,8 +193,3 @@ def _case(subject: Subject, found: Part) -> Case:
 
 def _estimate(one: Estimate, again: str) -> Number:
     return Number(one.value, "", again, one.error or None)
-
-
-def _with_error(values: Tensor, unit: str, again: str) -> tuple[float, str, str, float | None]:
-    mean, error = mean_and_error(values)
-    return mean, unit, again, error or None
