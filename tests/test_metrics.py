@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,8 +114,8 @@ def test_the_manifolds_are_their_loops(rows):
     for place, kept in enumerate(subsets):
         part = x[kept]
         own = [radius(part, n) for n in range(len(part))]
-        inside = [[float(torch.dist(one, real)) < r for real, r in zip(y, radii, strict=True)] for one in part]
-        within = [[float(torch.dist(one, real)) < r for one, r in zip(part, own, strict=True)] for real in y]
+        inside = [[float(torch.dist(one, real)) <= r for real, r in zip(y, radii, strict=True)] for one in part]
+        within = [[float(torch.dist(one, real)) <= r for one, r in zip(part, own, strict=True)] for real in y]
         assert float(found["precision"][place]) == pytest.approx(np.mean([any(row) for row in inside]))
         assert float(found["density"][place]) == pytest.approx(np.mean([sum(row) for row in inside]) / 5)
         assert float(found["coverage"][place]) == pytest.approx(np.mean(np.any(inside, axis=0)))
@@ -125,12 +126,36 @@ def test_known_manifolds():
     """The same set, another place, and a sampler that has lost one of two modes."""
     clusters = torch.cat([normal(0, 30, 4), normal(1, 30, 4) + 100])
     same = value(manifold(clusters), clusters)
-    assert same == pytest.approx({"precision": 1, "recall": 1, "density": 1, "coverage": 1})
+    assert same == pytest.approx({"precision": 1, "recall": 1, "density": 6 / 5, "coverage": 1})
     assert set(value(manifold(clusters), clusters - 1000).values()) == {0}
     lost = value(manifold(clusters), clusters[:30].repeat(2, 1) + 1e-6)
     assert lost["precision"] == 1
     assert lost["coverage"] == 0.5
     assert lost["recall"] <= 0.5
+
+
+def alike(kind, channels):
+    """Forty images as `pixels` sees them: different ones, one forty times, or five eight times each."""
+    different = np.random.default_rng(7).integers(0, 256, (40, 8, 8, channels), dtype=np.uint8)
+    chosen = {"different": np.arange(40), "one": np.zeros(40, int), "five": np.arange(40) % 5}[kind]
+    return network("pixels").look(different[chosen])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("kind", "density"), [("different", 6 / 5), ("one", 40 / 5), ("five", 8 / 5)])
+def test_equal_sets_are_within_each_other_also_where_every_radius_is_0(rows, kind, density, channels):
+    """By the definition, closed balls: a point is in its own, in its five neighbours' and in those of its equals."""
+    points = alike(kind, channels)
+    subsets = torch.ones(2, 40, dtype=torch.bool)
+    subsets[1, ::2] = False
+    found = manifold(points)(points, subsets)
+    assert float(found["density"][0]) == pytest.approx(density)
+    for name in ("precision", "recall", "coverage"):
+        assert float(found[name][0]) == 1
+    if kind == "one":  # half as many are still everywhere; what is left out is no ball of radius 0
+        assert all(float(found[name][1]) == 1 for name in ("precision", "recall", "coverage"))
+    apart = value(manifold(points), points + 1 / 255)
+    assert kind == "different" or set(apart.values()) == {0}
 
 
 def test_known_scores():
@@ -183,12 +208,13 @@ def test_nearest_is_its_loop(rows):
         assert float(distances[row]) == pytest.approx(min(all_of_them))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("values", [40, 1 << 24])
-def test_closest_are_those_of_a_sort(monkeypatch, values):
+def test_closest_are_those_of_a_sort(monkeypatch, values, channels):
     """In parts of ten, whose last is smaller than what is asked for, and at once; images as they lie."""
-    monkeypatch.setattr(metrics, "VALUES", values)
+    monkeypatch.setattr(metrics, "VALUES", values * channels)
     chance = np.random.default_rng(0)
-    x, y = (chance.integers(0, 256, (count, 2, 2, 1), dtype=np.uint8) for count in (15, 61))
+    x, y = (chance.integers(0, 256, (count, 2, 2, channels), dtype=np.uint8) for count in (15, 61))
     looked = []
     distances, places = closest(x, y, 7, lambda: looked.append(1))
     flat_x, flat_y = (one.reshape(len(one), -1).astype(float) for one in (x, y))
@@ -293,12 +319,13 @@ def counting(looked):
     return features.Network("counting", {"network": "counting"}, look)
 
 
-def test_features_are_kept_and_only_what_is_missing_is_looked_at(tmp_path, monkeypatch):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_features_are_kept_and_only_what_is_missing_is_looked_at(tmp_path, monkeypatch, channels):
     monkeypatch.setattr(features, "PIECE", 40)
     looked, random = [], np.random.default_rng(0)
-    images = unlabelled(random.integers(0, 256, (100, 4, 4, 1), dtype=np.uint8))
+    images = unlabelled(random.integers(0, 256, (100, 4, 4, channels), dtype=np.uint8))
     first = features.features_of(images, counting(looked), tmp_path)
-    assert torch.equal(first, torch.from_numpy(images.images.reshape(100, 16)).float())
+    assert torch.equal(first, torch.from_numpy(images.images.reshape(100, 16 * channels)).float())
     assert sum(looked) == 100
     looked.clear()
     assert torch.equal(features.features_of(images, counting(looked), tmp_path), first)
@@ -310,7 +337,7 @@ def test_features_are_kept_and_only_what_is_missing_is_looked_at(tmp_path, monke
     # Other pixels, another shape of the same bytes, or another network are other features.
     looked.clear()
     features.features_of(images.take(range(99, -1, -1)), counting(looked), tmp_path)
-    features.features_of(unlabelled(images.images.reshape(100, 2, 8, 1)), counting(looked), tmp_path)
+    features.features_of(unlabelled(images.images.reshape(100, 2, 8, channels)), counting(looked), tmp_path)
     assert sum(looked) == 200
     assert torch.equal(features.features_of(images, network("pixels"), tmp_path), first / 255)
 
@@ -320,14 +347,14 @@ def digits():
     return data.load("digits", DataOptions())
 
 
-def test_the_library_measures_arrays_at_equal_numbers(digits, tmp_path):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_library_measures_arrays_at_equal_numbers(digits, tmp_path, channels):
     by = network("pixels")
-    found = measure(digits.test.images[:100], digits.train, by, tmp_path)
+    samples = digits.test.images[:100].repeat(channels, 3)
+    reference = replace(digits.train, images=digits.train.images.repeat(channels, 3))
+    found = measure(samples, reference, by, tmp_path)
     assert set(found) == {f"{name}-pixels" for name in ("fd", "kid", "precision", "recall", "density", "coverage")}
-    x, y = (
-        torch.from_numpy(np.asarray(one)).reshape(100, -1) / 255
-        for one in (digits.test.images[:100], digits.train.spread(100).images)
-    )
+    x, y = (torch.from_numpy(np.asarray(one)).reshape(100, -1) / 255 for one in (samples, reference.spread(100).images))
     expected = with_errors(against(y), x)
     assert {name: found[f"{name}-pixels"] for name in expected} == expected
     assert found["fd-pixels"].error > 0
@@ -383,17 +410,40 @@ def script(path, module):
     return str(path)
 
 
-def test_a_file_of_the_users_is_a_network(tmp_path):
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_file_of_the_users_is_a_network(tmp_path, channels):
     by = network(script(tmp_path / "net.pt", Script()))
-    images = np.random.default_rng(0).integers(0, 256, (5, 6, 6, 1), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 6, channels), dtype=np.uint8)
     found = features.features_of(unlabelled(images), by, tmp_path)
-    assert torch.allclose(found, torch.from_numpy(images.mean((1, 2)).repeat(3, 1)).float())
+    assert torch.allclose(found, torch.from_numpy(images.mean((1, 2)).repeat(3 // channels, 1)).float())
     assert by.name == "inception"
     with pytest.raises(UserError, match="return_features"):
         network(script(tmp_path / "plain.pt", Plain()))
     (tmp_path / "noise.pt").write_bytes(b"noise")
     with pytest.raises(UserError, match="no TorchScript"):
         network(str(tmp_path / "noise.pt"))
+
+
+@pytest.mark.parametrize("chain", ["gaussian", "absorbing"])
+def test_a_colour_run_is_measured(tmp_path, chain):
+    images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "colour.npz", train_images=images[:40], test_images=images[40:])
+    run, preset = tmp_path / "run", "tiny" if chain == "gaussian" else "absorbing"
+    made = run_command("train", tmp_path / "colour.npz", "--preset", preset, "--steps", 2, "--out", run, *TINY)
+    assert made.exit_code == 0, made.output
+    for again in range(2):  # drawn, then from the cache
+        result = run_command("metrics", run, *QUICK, "--cache", tmp_path / "cache")
+        assert result.exit_code == 0, (again, result.output)
+    drawn = run_command("sample", run, "--steps", 3, "--num-images", 20, "--device", "cpu")
+    assert drawn.exit_code == 0, drawn.output
+    found = json.loads((run / "metrics-pixels.json").read_text())
+    shown = data.load(str(run / "samples"), DataOptions(holdout=0.01))
+    order = sorted(zip(joined(shown).names, joined(shown).images[:], strict=True), key=lambda pair: pair[0])
+    samples = torch.from_numpy(np.stack([pixels for _, pixels in order]).reshape(20, -1)) / 255
+    train = torch.from_numpy(ImageSet(images[:40], None, (), tuple(map(str, range(40)))).spread(20).images).flatten(1)
+    assert found["metrics"]["fd-pixels"]["train"]["value"] == pytest.approx(
+        value(frechet(train / 255), samples)["fd"], rel=1e-5
+    )
 
 
 def test_a_run_is_measured_and_a_second_time_nothing_is_drawn_or_looked_at(trained_run, digits, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def to_unit(images: np.ndarray | Rows) -> Tensor:
 
 def to_bytes(images: Tensor) -> np.ndarray:
     """[-1, 1] (B, C, H, W) to the nearest bytes (B, H, W, C)."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 @lru_cache(maxsize=2)

@@ -20,6 +20,7 @@ GROUPS = 10  # of the jackknife
 NEIGHBOURS = 5  # that span the manifold, as Naeem et al. 2020 chose
 ROWS = 1024  # of a pairwise matrix that are held at a time
 VALUES = 1 << 24  # of what is compared that are held at a time
+ROUNDING = 1e-6  # of the vectors' length, within which distances are equal
 
 Metric = Callable[[Tensor, Tensor], dict[str, Tensor]]
 """Samples (N, D) and subsets of them, bool (V, N), to the named values (V,)."""
@@ -64,24 +65,28 @@ def kernel(reference: Tensor) -> Metric:
 def manifold(reference: Tensor) -> Metric:
     """Precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    A set's manifold is the union of balls about its points, each out to the point's fifth nearest neighbour.
+    A set's manifold is the union of closed balls about its points, each out to the point's fifth nearest neighbour: of
+    radius 0 where an image is there six times. So precision, recall and coverage of equal sets are 1, always, and their
+    density is 6/5, or more where points are equally far: N/5 of N equal images.
     """
     y = reference.double()
     radii = _radii(y, torch.ones(1, len(y), dtype=torch.bool))[0]
+    length = y.square().sum(1).mean().sqrt()
 
     def measure(samples: Tensor, subsets: Tensor) -> dict[str, Tensor]:
         x, chosen = samples.double(), subsets.double()
+        slack = ROUNDING * torch.maximum(length, x.square().sum(1).mean().sqrt())
         reach = _radii(x, subsets)
         counts = torch.zeros(len(x), dtype=torch.float64)
         covered = torch.zeros(len(subsets), len(y), dtype=torch.float64)
         recalled = torch.zeros(len(subsets), len(y), dtype=torch.bool)
         for rows in torch.arange(len(x)).split(ROWS):
             distances = torch.cdist(x[rows], y)
-            inside = (distances < radii).double()
+            inside = (distances <= radii + slack).double()
             counts[rows] = inside.sum(1)
             covered += chosen[:, rows] @ inside
             for found, own in zip(recalled, reach[:, rows], strict=True):
-                found |= (distances < own[:, None]).any(0)
+                found |= (distances <= own[:, None] + slack).any(0)
         return {
             "precision": chosen @ (counts > 0).double() / chosen.sum(1),
             "recall": recalled.double().mean(1),
@@ -209,12 +214,12 @@ def _mean_of_pairs(x: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _radii(points: Tensor, subsets: Tensor) -> Tensor:
-    """Distance of each point to its fifth nearest other in each subset (V, N); 0 for points outside of it."""
-    radii = torch.zeros(subsets.shape, dtype=torch.float64)
+    """Distance of each point to its fifth nearest other in each subset (V, N); -inf for points outside of it."""
+    radii = torch.full(subsets.shape, -torch.inf, dtype=torch.float64)
     for rows in torch.arange(len(points)).split(ROWS):
         distances = torch.cdist(points[rows], points)
         distances.diagonal(int(rows[0])).fill_(torch.inf)
         for own, kept in zip(radii, subsets, strict=True):
             fifth = distances[:, kept].topk(NEIGHBOURS, largest=False).values[:, -1]
-            own[rows] = torch.where(kept[rows], fifth, 0.0)
+            own[rows] = torch.where(kept[rows], fifth, -torch.inf)
     return radii
