@@ -16,6 +16,7 @@ import numpy as np
 from ancestral.errors import UserError
 from ancestral.images import SUFFIXES, BadImage, decode, is_grey
 from ancestral.imageset import DataOptions, Item, Splits, split_off
+from ancestral.reading import Reading
 from ancestral.store import gather, listing
 
 
@@ -43,7 +44,10 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
     if len(shapes) > 1:
         raise UserError(f"{root}: images differ in size between the splits; set one: --set data.size=32")
     splits = split_off(sets[0], options.holdout, str(root)) if len(sets) == 1 else Splits(sets[0], sets[1])
-    return replace(splits, skipped=tuple(dict.fromkeys(skipped)))
+    skipped = list(dict.fromkeys(skipped))
+    used = len(splits.train) + len(splits.test)
+    reading = Reading(str(root), used + len(skipped), used, {"cannot be read": tuple(skipped)} if skipped else {})
+    return replace(splits, skipped=tuple(skipped), reading=reading)
 
 
 def _is_shown(name: str) -> bool:

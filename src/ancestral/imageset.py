@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b, sha256
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import Meta
 
 from ancestral.errors import UserError
+from ancestral.reading import Reading
 
 
 @dataclass(frozen=True)
@@ -111,11 +112,12 @@ def spread(total: int, count: int) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """Images to train on, images never trained on, and a line for each file that was left out."""
+    """Images to train on, images never trained on, a line for each bad file left out, and all that was understood."""
 
     train: ImageSet
     test: ImageSet
     skipped: tuple[str, ...] = ()
+    reading: Reading = field(default_factory=Reading)
 
 
 def held_out(names: Sequence[str], share: float, source: str) -> np.ndarray:

@@ -1,0 +1,46 @@
+"""What was understood of a source of images: what was found, what is used, what is left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+KEPT = 20  # names of a kind in JSON; the number of all is beside them
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Said at the head of every training and kept in the run; `found - used` files are in `left_out`.
+
+    Args:
+        source: as it was given.
+        found: files, or images of an array, that were looked at.
+        used: images of both parts.
+        left_out: names by reason.
+        split: where the part that is never trained on comes from.
+        classes: where the labels come from.
+        white: the stored value that became 255.
+        sizes: height x width before cutting and scaling: `16x16`, or `from 16x16 to 640x480`.
+        notes: what else was decided, a sentence each.
+    """
+
+    source: str = ""
+    found: int = 0
+    used: int = 0
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    split: str = ""
+    classes: str = ""
+    white: int = 255
+    sizes: str = ""
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The same with at most `KEPT` names of a kind."""
+        kinds = {reason: {"count": len(names), "names": names[:KEPT]} for reason, names in self.left_out.items()}
+        return {**asdict(self), "left_out": kinds}
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
