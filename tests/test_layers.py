@@ -24,7 +24,7 @@ LAYERS = [
     {"objective", "times", "guidance"},
     {"bound", "flow", "sample", "tuning", "metrics", "inverse", "energy"},
     {"derivation", "orders", "anomaly", "rate_distortion", "edits", "composition", "mcmc"},
-    {"reading"},
+    {"reading", "duplicates"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
     {"codec.errors", "codec.randomness", "codec.tiles", "codec.planning", "codec.finish"},
     {"codec.bits_back", "codec.archive", "codec.cells", "codec.channel", "codec.bits"},

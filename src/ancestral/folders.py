@@ -47,6 +47,7 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
     skipped = list(dict.fromkeys(skipped))
     used = len(splits.train) + len(splits.test)
     reading = Reading(str(root), used + len(skipped), used, {"cannot be read": tuple(skipped)} if skipped else {})
+    reading = replace(reading, split=splits.reading.split)
     return replace(splits, skipped=tuple(skipped), reading=reading)
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 from msgspec import Meta
 
+from ancestral.duplicates import groups
 from ancestral.errors import UserError
 from ancestral.reading import Reading
 
@@ -120,8 +121,17 @@ class Splits:
     reading: Reading = field(default_factory=Reading)
 
 
-def held_out(names: Sequence[str], share: float, source: str) -> np.ndarray:
+def held_out(names: Sequence[str], share: float, source: str, groups: np.ndarray | None = None) -> np.ndarray:
     """Which of the names are for testing: a function of each name alone, so that new files move no old one.
+
+    Args:
+        names: of the images.
+        share: about so many are for testing.
+        source: for messages.
+        groups: for each image one of its group (see `duplicates.groups`), which stays together: where the smallest of
+            its names goes. So only a new file that repeats an old one, under a smaller name or as a link between two
+            groups, can move that one. A group of more than half of the images is for training. One group of all is
+            split by name as if there were none.
 
     Raises:
         UserError: when there are fewer than two.
@@ -130,12 +140,19 @@ def held_out(names: Sequence[str], share: float, source: str) -> np.ndarray:
         raise UserError(
             f"{source}: at least 2 images are needed, one to train on and one to test on; found {len(names)}"
         )
-    place = [int.from_bytes(blake2b(os.fsencode(name), digest_size=8).digest(), "big") / 2**64 for name in names]
-    test = np.array(place) < share
+    own = [int.from_bytes(blake2b(os.fsencode(name), digest_size=8).digest(), "big") / 2**64 for name in names]
+    group = np.arange(len(names)) if groups is None or (groups == groups[0]).all() else groups
+    smallest: dict[int, str] = {}
+    for name, key in zip(names, group.tolist(), strict=True):
+        smallest[key] = min(name, smallest.get(key, name))
+    by_name = dict(zip(names, own, strict=True))
+    place = np.array([by_name[smallest[key]] for key in group.tolist()])
+    test = place < share
+    test[np.bincount(group, minlength=len(names))[group] * 2 > len(names)] = False
     if not test.any():
-        test[np.argmin(place)] = True
+        test = place == place.min()
     if test.all():
-        test[np.argmax(place)] = False
+        test = place < place.max()
     return test
 
 
@@ -163,10 +180,16 @@ def joined(splits: Splits) -> ImageSet:
 
 
 def split_off(whole: ImageSet, share: float, source: str) -> Splits:
-    """A set without a split of its own, with a share of it held out for testing.
+    """A set without a split of its own, a share of it held out for testing; images that repeat each other stay together.
 
     Raises:
         UserError: when there are fewer than two images.
     """
-    test = held_out(whole.names, share, source)
-    return Splits(whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test)))
+    together = groups(whole.images)
+    test = held_out(whole.names, share, source, together)
+    repeated = int((np.bincount(together)[together] > 1).sum())
+    said = f"about {share:.3g} of the images held out, by their names (data.holdout)"
+    if repeated:
+        said += f"; {repeated:,} equal or nearly equal ones are kept on one side"
+    reading = Reading(source, len(whole), len(whole), split=said)
+    return Splits(whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test)), reading=reading)
