@@ -3,13 +3,15 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
+import scipy.special
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ancestral import grids, schedule
-from ancestral.gaussian import Normal
+from ancestral.gaussian import Normal, log_ndtr
 from ancestral.schedule import NoiseSchedule, from_betas
 from ancestral.target import EPS, MEAN, SCORE, TARGETS, X0, V
 
@@ -207,6 +209,28 @@ def test_byte_probabilities_sum_to_one(mean, log10_std):
     log_prob = p.log_prob_byte(grid)
     assert float(log_prob.exp().sum()) == pytest.approx(1, abs=1e-12)
     assert bool(log_prob.isfinite().all()) or log10_std < -2
+
+
+@pytest.mark.parametrize(("kind", "lowest", "digits"), [(F64, -1e150, 4e-16), (torch.float32, -1e18, 1.5e-7)])
+def test_log_ndtr_is_scipys_in_both_tails(kind, lowest, digits):
+    """Above 0 the rounding of x alone moves the result by x^2 times as much."""
+    magnitudes = torch.logspace(-6, math.log10(-lowest), 5000, dtype=F64)
+    highest = 37 if kind == F64 else 12  # beyond it is 0 to rounding
+    x = torch.cat([-magnitudes, magnitudes[magnitudes < highest], values(0.0)]).to(kind).requires_grad_()
+    found = log_ndtr(x)
+    wide = x.detach().double().numpy()
+    expected = scipy.special.log_ndtr(wide)
+    assert (np.abs(found.detach().double().numpy() / expected - 1) <= digits * (2 + wide.clip(0) ** 2)).all()
+    assert found.dtype == kind
+    found.sum().backward()
+    # The hazard of the mirrored normal: exp(-x^2/2) / sqrt(2 pi) over P(z < x), here without its underflow.
+    below = np.sqrt(2 / np.pi) / scipy.special.erfcx(-wide.clip(None, 0) / 2**0.5)
+    above = np.exp(-(wide.clip(0) ** 2) / 2 - expected.clip(-1)) / np.sqrt(2 * np.pi)
+    errors = np.abs(x.grad.double().numpy() / np.where(wide < 0, below, above) - 1)
+    assert (errors <= digits * (10 + wide.clip(0) ** 2)).all()
+    ends = log_ndtr(torch.tensor([-math.inf, math.inf, math.nan], dtype=kind))
+    assert torch.equal(ends[:2], torch.tensor([-math.inf, 0.0], dtype=kind))
+    assert bool(ends[2].isnan())
 
 
 def test_byte_probability_far_in_a_tail():

@@ -15,7 +15,21 @@ from torch import Tensor
 
 HALF_BIN = 1 / 255  # half the distance between two neighbouring byte values on [-1, 1]
 _LOG_2PI = math.log(2 * math.pi)
-_log_ndtr: Callable[[Tensor], Tensor] = torch.special.log_ndtr  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+_erfc: Callable[[Tensor], Tensor] = torch.special.erfc  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+_erfcx: Callable[[Tensor], Tensor] = torch.special.erfcx  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+_HALF_ROOT = math.sqrt(0.5)
+
+
+def log_ndtr(x: Tensor) -> Tensor:
+    """log P(z < x) of a standard normal z, to the last digits in both tails.
+
+    As `torch.special.log_ndtr`, which has no kernel on MPS; `erfc` and `erfcx` have one. Each branch is kept away from
+    the other's values, so that its gradient is finite too.
+    """
+    far = x < -1
+    tail, body = torch.where(far, x, -1.0), torch.where(far, 0.0, x)
+    log_tail = torch.log(_erfcx(-_HALF_ROOT * tail) / 2) - tail.square() / 2
+    return torch.where(far, log_tail, torch.log1p(_erfc(_HALF_ROOT * body) / -2))
 
 
 class Normal(NamedTuple):
@@ -62,8 +76,8 @@ class Normal(NamedTuple):
         mirrored = centred > 0
         high = torch.where(mirrored, -lower, upper)
         low = torch.where(mirrored, -upper, lower)
-        log_high = _log_ndtr(high)
-        log_low = _log_ndtr(low)
+        log_high = log_ndtr(high)
+        log_low = log_ndtr(low)
         # Where the lower edge is -inf the subtracted mass is exactly zero; masked twice so that its gradient is too.
         closed = torch.isfinite(low)
         gap = torch.where(closed, log_low - log_high, -1.0)

@@ -83,4 +83,4 @@ def acceptance(steps: Iterable[Step[Prediction, Normal]]) -> Tensor:
     moved = [(step.x_s != step.x_t).flatten(1).any(1) for step in steps if step.t == step.s]
     if not moved:
         raise ValueError("the walk had no move from a time to itself; repeat levels, as `Corrected` does")
-    return torch.stack(moved).double().mean(0)
+    return torch.stack(moved).cpu().double().mean(0)

@@ -107,7 +107,7 @@ def measured(subject: Subject) -> Effort:
     for some in pieces(len(numbers), BATCH):
         rows = slice(some.start, some.stop)
         losses = _losses(subject, some, sampler.t[place[rows]], sampler.s[place[rows]])
-        simple[rows], own[rows] = (values.double().cpu() for values in losses)
+        simple[rows], own[rows] = (values.cpu().double() for values in losses)
     found, last = subject.bound, subject.times[0]
     tenth = ((sampler.t[place] - 1) * 10 // last).clamp(max=9)
     chance, importance = _choice(subject)

@@ -121,7 +121,7 @@ def _taken(subject: Subject) -> _Taken:
         "x_s": "ancestral.gaussian.Normal.sample",
     }
     pixel = np.unravel_index(int((x0.abs() + x0_raw.abs())[0].argmin()), x0.shape[1:])
-    clipped = float(((x0_raw - prediction.x0).abs() > ROUNDING).double().mean())
+    clipped = float(((x0_raw - prediction.x0).abs() > ROUNDING).cpu().double().mean())
     channel, row, column = (int(place) for place in pixel)
     scalars |= {
         "loss": Number(float(states["squared"].mean()), "", again["squared"]),

@@ -51,7 +51,7 @@ class Number:
 
 def mean_of(values: Tensor, unit: str, again: str) -> Number:
     """The mean of (B,) with its standard error; without one where all are alike."""
-    mean, error = mean_and_error(values.double().cpu())
+    mean, error = mean_and_error(values.cpu().double())
     return Number(mean, unit, again, error or None)
 
 
