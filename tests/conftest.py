@@ -1,6 +1,8 @@
 """Shared pieces: one tiny trained run for all tests of the commands."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,14 @@ def trained_run(tmp_path_factory) -> Path:
 
 
 TINY = ("--device", "cpu", "--set", "model.width=8", "--set", "train.batch_size=16", "--set", "train.snapshots=3")
+
+
+@pytest.fixture(scope="session")
+def cases(tmp_path_factory) -> Path:
+    """The inputs on which something went wrong once, made on the spot."""
+    make = Path(__file__).parents[2] / "shared" / "cases" / "make.py"
+    if not make.is_file():
+        pytest.skip(f"{make.parent} is not there")
+    folder = tmp_path_factory.mktemp("cases")
+    subprocess.run([sys.executable, make, folder], check=True, capture_output=True)
+    return folder

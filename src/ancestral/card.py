@@ -52,6 +52,9 @@ class Measured:
     """What was measured on one checkpoint: rows of (name, value, standard error or None), and what with."""
 
     def __init__(self, path: Path, document: dict[str, Any]) -> None:
+        self.few = frozenset(
+            map(str, document.get("few") or ())
+        )  # metrics of too few images to be compared with others
         self.rows = list(_numbers(document, ""))
         self.title = path.stem
         made = _made(document)
@@ -61,7 +64,9 @@ class Measured:
         """The rows as Markdown."""
         lines = [f"From `{self.title}.json` ({self.how}):" if self.how else f"From `{self.title}.json`:", ""]
         lines += ["| | value | standard error |", "|---|---|---|"]
-        lines += [f"| {name} | {value:.4g} | {'' if e is None else f'{e:.2g}'} |" for name, value, e in self.rows]
+        for name, value, error in self.rows:
+            few = " (few images)" if name.partition(": ")[0] in self.few else ""
+            lines.append(f"| {name}{few} | {value:.4g} | {'' if error is None else f'{error:.2g}'} |")
         return "\n".join(lines)
 
 

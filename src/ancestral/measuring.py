@@ -28,11 +28,12 @@ from ancestral.feed import images_for, to_bytes
 from ancestral.images import adapt
 from ancestral.imageset import DataOptions, ImageSet, Splits, joined, spread
 from ancestral.jobs import PATIENCE, Job, pieces, place
-from ancestral.metrics import GROUPS, Estimate, copies, nearest
+from ancestral.metrics import GROUPS, Estimate, copies, few, nearest, repeats
 from ancestral.parallel import Processes
 from ancestral.rng import permutation
 from ancestral.sample import finish
 
+LEAST = 2 * GROUPS  # images on each side
 COLUMNS, SHOWN = 12, 24  # samples beside their nearest training images
 
 Found = dict[str, dict[str, Estimate]]  # by metric, then by what is compared
@@ -67,10 +68,10 @@ def metrics(
     made = _of_run(source, how, data_source, device) if is_run else _of_images(source, how, data_source)
     train, test = made.splits.train, made.splits.test
     count = min(num_images, len(train), len(test), made.available or num_images)
-    if count < 2 * GROUPS:
+    if count < LEAST:
         raise UserError(
-            f"--num-images: at least {2 * GROUPS} are needed on each side; there are {len(train)} training and "
-            f"{len(test)} test images, and {made.available or num_images} samples"
+            f"--num-images: at least {LEAST} are needed on each side; there are {len(train)} training and "
+            f"{len(test)} test images, and {made.available or num_images} samples; {_mend(made, num_images)}"
         )
     searched = train if train_images is None else train.spread(max(train_images, count))
     out = source if out is None and is_run else out
@@ -84,13 +85,15 @@ def metrics(
             )
         if processes.first:
             reference = known[spread(len(known), count)]
-            found, pairs = _measured(drawn, held_out, known, reference, by)
+            found, pairs, repeated = _measured(drawn, held_out, known, reference, by)
             document = {
                 "source": str(source),
                 "data": made.data,
                 "images": count,
                 "searched": len(known),
                 "network": by.key,
+                "repeated_held_out": repeated,
+                "few": few(found, count, drawn.shape[1], by.name),
                 "drawing": made.settings,
                 "metrics": {
                     name: {side: {"value": one.value, "standard_error": one.error} for side, one in sides.items()}
@@ -156,14 +159,30 @@ def _of_images(path: Path, how: How, data_source: str | None) -> _Source:
     return _Source(splits, data_source, len(samples), take, {})
 
 
+def _mend(made: _Source, num_images: int) -> str:
+    """What to do where there are too few images."""
+    if num_images < LEAST:
+        return f"ask for {LEAST} or more"
+    if made.available is not None and made.available < LEAST:
+        return "draw more"
+    part = "test" if len(made.splits.test) < LEAST else "training"
+    share = ", or a larger share held out by --set data.holdout=0.3 in a new training" if part == "test" else ""
+    return f"name DATA with more {part} images{share}"
+
+
 def _measured(
     drawn: Tensor, held_out: Tensor, known: Tensor, reference: Tensor, by: Network
-) -> tuple[Found, tuple[Tensor, Tensor]]:
-    """Each metric of the samples against train and test, its floor, and each sample's nearest training image."""
+) -> tuple[Found, tuple[Tensor, Tensor], int]:
+    """Each metric of the samples against train and test, its floor; each sample's nearest training image; and how many
+    held-out images repeat one. Where all do, nothing says how near a copy is.
+    """
     found = on_sides(drawn, held_out, reference, by)
     pairs, limits = nearest(drawn, known), nearest(held_out, known)[0]
-    found[f"copies-{by.name}"] = {"train": copies(pairs[0], limits), "floor": copies(limits, limits)}
-    return found, pairs
+    repeated = repeats(limits)
+    if not repeated.all():
+        sides = {"train": pairs[0], "floor": limits}
+        found[f"copies-{by.name}"] = {side: copies(one, limits[~repeated]) for side, one in sides.items()}
+    return found, pairs, int(repeated.sum())
 
 
 def _sheet(samples: ImageSet, known: ImageSet, pairs: tuple[Tensor, Tensor]) -> np.ndarray:
@@ -180,13 +199,31 @@ def _write(found: Found, document: dict[str, Any], sheet: np.ndarray, by: Networ
     for heading in ("samples : train", "samples : test", "floor, test : train"):
         table.add_column(heading, justify="right")
     for name, sides in found.items():
-        table.add_row(name, *(_shown(sides[side]) if side in sides else "" for side in ("train", "test", "floor")))
+        shown = f"{name}*" if name in document["few"] else name
+        table.add_row(shown, *(_shown(sides[side]) if side in sides else "" for side in ("train", "test", "floor")))
     screen.print(table)
+    for line in _notes(document):
+        screen.print(line)
     if out is None:
         return
     write_text(out / f"metrics-{by.name}.json", json.dumps(document, indent=1) + "\n")
     figures.save_sheet(out / f"nearest-{by.name}.png", sheet, COLUMNS)
     screen.print(f"written: {out / f'metrics-{by.name}.json'}, {out / f'nearest-{by.name}.png'}")
+
+
+def _notes(document: dict[str, Any]) -> list[str]:
+    """What to know before these numbers are believed."""
+    count, repeated, lines = document["images"], document["repeated_held_out"], []
+    if document["few"]:
+        lines.append(
+            f"* of few images, {count}, and comparable within this table alone; read kid, whose mean does not depend "
+            "on their number, or compare more"
+        )
+    if repeated == count:
+        lines.append("copies: not measured, as every held-out image repeats a training image")
+    elif repeated:
+        lines.append(f"{repeated} of {count} held-out images repeat training images; they set no limit for copies")
+    return lines
 
 
 def _shown(estimate: Estimate) -> str:

@@ -17,10 +17,11 @@ from torch import Tensor
 from ancestral.rng import permutation
 
 GROUPS = 10  # of the jackknife
+APART = 5  # standard deviations of the logarithm, and at least a factor of two, by which a repetition is nearer
 NEIGHBOURS = 5  # that span the manifold, as Naeem et al. 2020 chose
 ROWS = 1024  # of a pairwise matrix that are held at a time
 VALUES = 1 << 24  # of what is compared that are held at a time
-ROUNDING = 1e-6  # of the vectors' length, within which distances are equal
+ROUNDING = 1e-5  # of the vectors' length, within which distances are equal
 
 Metric = Callable[[Tensor, Tensor], dict[str, Tensor]]
 """Samples (N, D) and subsets of them, bool (V, N), to the named values (V,)."""
@@ -71,22 +72,20 @@ def manifold(reference: Tensor) -> Metric:
     """
     y = reference.double()
     radii = _radii(y, torch.ones(1, len(y), dtype=torch.bool))[0]
-    length = y.square().sum(1).mean().sqrt()
 
     def measure(samples: Tensor, subsets: Tensor) -> dict[str, Tensor]:
         x, chosen = samples.double(), subsets.double()
-        slack = ROUNDING * torch.maximum(length, x.square().sum(1).mean().sqrt())
         reach = _radii(x, subsets)
         counts = torch.zeros(len(x), dtype=torch.float64)
         covered = torch.zeros(len(subsets), len(y), dtype=torch.float64)
         recalled = torch.zeros(len(subsets), len(y), dtype=torch.bool)
         for rows in torch.arange(len(x)).split(ROWS):
             distances = torch.cdist(x[rows], y)
-            inside = (distances <= radii + slack).double()
+            inside = (distances <= radii).double()
             counts[rows] = inside.sum(1)
             covered += chosen[:, rows] @ inside
             for found, own in zip(recalled, reach[:, rows], strict=True):
-                found |= (distances <= own[:, None] + slack).any(0)
+                found |= (distances <= own[:, None]).any(0)
         return {
             "precision": chosen @ (counts > 0).double() / chosen.sum(1),
             "recall": recalled.double().mean(1),
@@ -141,6 +140,16 @@ def with_errors(metric: Metric, samples: Tensor) -> dict[str, Estimate]:
     }
 
 
+def few(names: Iterable[str], count: int, features: int, network: str) -> list[str]:
+    """Those of the metrics, named as `name-network`, that so few images on each side distort beyond their error.
+
+    A Frechet distance of no more images than features is of covariances without full rank; the balls of the manifolds
+    hold more than a hundredth of a set of fewer than 500.
+    """
+    least = {"fd": features + 1} | dict.fromkeys(("precision", "recall", "density", "coverage"), 100 * NEIGHBOURS)
+    return [name for name in names if count < least.get(name.removesuffix(f"-{network}"), 0)]
+
+
 def nearest(samples: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     """Distance (N,) of each sample to the nearest of the others, and that one's row (N,)."""
     distances, rows = closest(samples, among, 1)
@@ -149,6 +158,8 @@ def nearest(samples: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
 
 def closest(samples: Any, among: Any, count: int, between: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
     """Distances (N, count) of each sample to the nearest of the others, nearest first, and their rows (N, count).
+
+    Within rounding of the samples' length they are 0.
 
     Args:
         samples: (N, ...), tensors or arrays; only parts are copied.
@@ -168,7 +179,7 @@ def closest(samples: Any, among: Any, count: int, between: Callable[[], None] = 
             both, known = torch.cat([distances, here], 1), torch.cat([rows, places], 1)
             distances, chosen = both.topk(min(count, both.shape[1]), largest=False)
             rows = known.gather(1, chosen)
-        found.append((distances, rows))
+        found.append((torch.where(distances <= ROUNDING * x.norm(dim=1, keepdim=True), 0, distances), rows))
     distances, rows = (torch.cat(one) for one in zip(*found, strict=True))
     return distances, rows
 
@@ -178,6 +189,20 @@ def _flat(part: Any) -> Tensor:
     return wide.flatten(1)
 
 
+def repeats(distances: Tensor) -> Tensor:
+    """Which images repeat one of those that they are nearest to, bool (N,): equal, or far nearer than is usual here.
+
+    Far is an outlier among the logarithms of those that are not 0, by their median and its absolute deviation: no scale
+    need be known, and up to half may be near repetitions.
+    """
+    logs = distances.log()
+    others = logs[distances > 0]
+    if not len(others):
+        return torch.ones_like(distances, dtype=torch.bool)
+    deviation = 1.4826 * (others - others.median()).abs().median()  # the standard deviation of a Gaussian
+    return logs < others.median() - (APART * deviation).clamp(min=math.log(2))
+
+
 def copies(distances: Tensor, held_out: Tensor, quantile: float = 0.01) -> Estimate:
     """The share of samples nearer to a training image than all but a hundredth of the held-out images are.
 
@@ -185,7 +210,7 @@ def copies(distances: Tensor, held_out: Tensor, quantile: float = 0.01) -> Estim
 
     Args:
         distances: of the samples to their nearest training images, (N,).
-        held_out: the same of images that were never trained on.
+        held_out: the same of images that were never trained on, without those that `repeats` finds.
         quantile: the share of the held-out ones that are as near.
     """
     found = (distances <= held_out.quantile(quantile)).double()
@@ -214,12 +239,16 @@ def _mean_of_pairs(x: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _radii(points: Tensor, subsets: Tensor) -> Tensor:
-    """Distance of each point to its fifth nearest other in each subset (V, N); -inf for points outside of it."""
+    """Distance of each point to its fifth nearest other in each subset (V, N); -inf for points outside of it.
+
+    A little more, as distances are rounded: at least within what vectors are equal.
+    """
     radii = torch.full(subsets.shape, -torch.inf, dtype=torch.float64)
+    least = ROUNDING * points.square().sum(1).mean().sqrt()
     for rows in torch.arange(len(points)).split(ROWS):
         distances = torch.cdist(points[rows], points)
         distances.diagonal(int(rows[0])).fill_(torch.inf)
         for own, kept in zip(radii, subsets, strict=True):
             fifth = distances[:, kept].topk(NEIGHBOURS, largest=False).values[:, -1]
-            own[rows] = torch.where(kept[rows], fifth, -torch.inf)
+            own[rows] = torch.where(kept[rows], (fifth * (1 + 1e-7)).clamp(min=least), -torch.inf)
     return radii

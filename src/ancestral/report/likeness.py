@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 
 import numpy as np
@@ -16,7 +17,7 @@ from ancestral.features import features_of, on_sides, unlabelled
 from ancestral.feed import to_bytes
 from ancestral.figures import ACCENT, SECOND
 from ancestral.imageset import ImageSet
-from ancestral.metrics import GROUPS, Estimate, closest, copies
+from ancestral.metrics import GROUPS, Estimate, closest, copies, few, repeats
 from ancestral.report import plots
 from ancestral.report.parts import Words
 from ancestral.report.subject import BATCH, Subject
@@ -79,6 +80,7 @@ class Found:
         kept: whether `ancestral metrics` measured them before, for this checkpoint.
         steps: of the drawing.
         by_name: the estimates.
+        few: those that so few images distort.
     """
 
     network: str
@@ -86,6 +88,7 @@ class Found:
     kept: bool
     steps: int | None
     by_name: dict[str, dict[str, Estimate]]
+    few: tuple[str, ...] = ()
 
 
 def metrics(subject: Subject, drawn: Drawn) -> Found | None:
@@ -105,8 +108,9 @@ def _kept(subject: Subject) -> Found | None:
         for name, value, error in one.rows:
             metric, _, side = name.partition(": ")
             by_name.setdefault(metric.removesuffix(f"-{network}"), {})[side] = Estimate(value, error or 0.0)
+        few_of = tuple(name for name in by_name if f"{name}-{network}" in one.few)
         times = (document.get("drawing") or {}).get("times")
-        return Found(network, int(document["images"]), True, len(times) - 1 if times else None, by_name)
+        return Found(network, int(document["images"]), True, len(times) - 1 if times else None, by_name, few_of)
     return None
 
 
@@ -119,7 +123,8 @@ def _measured(subject: Subject, drawn: Drawn) -> Found | None:
     sides = (drawn.images, subject.images.test.spread(count), subject.images.train.spread(count))
     own, test, train = (features_of(one, by) if has_network else by.look(one.images[:]) for one in sides)
     by_name = {name.removesuffix(f"-{by.name}"): row for name, row in on_sides(own, test, train, by).items()}
-    return Found(by.name, count, False, drawn.steps, by_name)
+    few_of = tuple(few(by_name, count, train.shape[1], by.name))
+    return Found(by.name, count, False, drawn.steps, by_name, few_of)
 
 
 @dataclass(frozen=True)
@@ -148,15 +153,20 @@ class Neighbours:
     held_out: Near
     searched: ImageSet
 
+    @cached_property
+    def repeated(self) -> Tensor:
+        """Which held-out images repeat a training image, bool (M,); these say nothing of how near a copy is."""
+        return repeats(self.held_out.distances[:, 0])
+
     @property
     def copied(self) -> Estimate:
-        """The share of samples of a smaller ratio than all but a hundredth of the held-out images have."""
-        return copies(self.samples.ratio, self.held_out.ratio)
+        """The share of samples of a smaller ratio than all but a hundredth of the other held-out images have."""
+        return copies(self.samples.ratio, self.held_out.ratio[~self.repeated])
 
     @property
     def usual(self) -> float:
         """What `copied` is on the average where samples and held-out images are alike: a hundredth, of many."""
-        count = len(self.held_out.row)
+        count = int((~self.repeated).sum())
         return (1 + 0.01 * (count - 1)) / (count + 1)
 
 

@@ -79,7 +79,7 @@ def _samples(subject: Subject, drawn: likeness.Drawn, found: Part) -> None:
         again = subject.command("metrics", "--num-images", str(measured.images), *shown, *network)
         if measured.kept:  # the file says how its images were drawn
             again = f"{subject.run}/metrics-{measured.network}.json"
-        found.facts.update(network=measured.network, kept=measured.kept)
+        found.facts.update(network=measured.network, kept=measured.kept, few=measured.few)
         found.numbers["compared"] = Number(measured.images, "images", again)
         found.numbers["metric_steps"] = Number(measured.steps or len(subject.times) - 1, "", again)
         found.tables["metrics"] = [
@@ -100,16 +100,20 @@ def _samples(subject: Subject, drawn: likeness.Drawn, found: Part) -> None:
 
 def _copies(subject: Subject, drawn: likeness.Drawn, found: Part) -> None:
     near, again = likeness.neighbours(subject, drawn), "ancestral.metrics.copies"
-    copied = near.copied
-    found.numbers["copied"] = Number(100 * copied.value, "%", again, 100 * copied.error or None)
     found.numbers["searched"] = Number(len(near.searched), "images", again)
     for name, one in (("near", near.samples), ("near_held_out", near.held_out)):
         found.numbers[name] = Number(float(one.distances[:, 0].median()), "", again)
-    found.numbers["copied_usual"] = Number(100 * near.usual, "%", "ancestral.report.likeness.Neighbours", digits=2)
-    found.facts["copies"] = copied.value - 3 * copied.error > 3 * near.usual
     held_out = subject.images.test.spread(len(drawn.images))
     found.figures["neighbours"] = lambda words: likeness.draw_neighbours(near, drawn, held_out, words)
     found.figures["ratios"] = lambda words: likeness.draw_ratios(near, words)
+    if near.repeated.any():
+        found.numbers["repeated"] = Number(int(near.repeated.sum()), "images", again)
+    if near.repeated.all():
+        return
+    copied = near.copied
+    found.numbers["copied"] = Number(100 * copied.value, "%", again, 100 * copied.error or None)
+    found.numbers["copied_usual"] = Number(100 * near.usual, "%", "ancestral.report.likeness.Neighbours", digits=2)
+    found.facts["copies"] = copied.value - 3 * copied.error > 3 * near.usual
 
 
 def _bits(subject: Subject, found: Part) -> None:
