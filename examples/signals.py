@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from ancestral import grids, schedule
 from ancestral.analytic import Correlated
-from ancestral.bound import bound, calibrate, mean_and_error
+from ancestral.bound import bound, mean_and_error
+from ancestral.calibration import calibrate
 from ancestral.denoiser import Calibrated, Denoiser
 from ancestral.fitting import fit
 from ancestral.gaussian import Normal

@@ -233,6 +233,25 @@ def test_log_ndtr_is_scipys_in_both_tails(kind, lowest, digits):
     assert bool(ends[2].isnan())
 
 
+@given(st.floats(-1.5, 1.5), st.floats(-5, 1))
+def test_a_coded_byte_is_a_mixture_with_the_uniform_distribution(mean, log10_std):
+    """It sums to one, no byte costs more than 24 bits, and none log2(1 / (1 - 2^-16)) bits more than by Eq. 13."""
+    grid = torch.arange(256, dtype=F64) / 127.5 - 1
+    p = Normal(torch.full((256,), mean, dtype=F64), torch.full((256,), 10 ** (2 * log10_std), dtype=F64))
+    bits, gaussian = -p.log_prob_coded(grid) / math.log(2), -p.log_prob_byte(grid) / math.log(2)
+    assert float((-bits * math.log(2)).exp().sum()) == pytest.approx(1, abs=1e-12)
+    assert float(bits.max()) <= 24 + 1e-12
+    assert bool((bits <= gaussian - math.log2(1 - 2**-16) + 1e-12).all())
+
+
+def test_a_sure_gaussian_pays_24_bits_for_a_byte_it_excludes():
+    """Closed form: beyond its reach only the uniform part is left. By Eq. 13 it is 236 nats for one byte."""
+    p = Normal(values(-1.0), values((0.023 / 127.5) ** 2))
+    assert float(-p.log_prob_byte(values(1 / 127.5 - 1))) > (0.5 / 0.023) ** 2 / 2  # > 236
+    for byte in (1, 2, 100, 255):
+        assert float(-p.log_prob_coded(values(byte / 127.5 - 1))) == pytest.approx(24 * math.log(2), rel=1e-9)
+
+
 def test_byte_probability_far_in_a_tail():
     """30 standard deviations away: log of Mills' ratio expansion, 1/z - 1/z^3 + 3/z^5 - 15/z^7."""
     std, steps = 0.01, 40

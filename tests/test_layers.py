@@ -22,7 +22,7 @@ LAYERS = [
     {"walk", "multistep", "revealing", "langevin"},
     {"solvers"},
     {"objective", "times", "guidance"},
-    {"bound", "flow", "sample", "tuning", "metrics", "inverse", "energy"},
+    {"bound", "calibration", "flow", "sample", "tuning", "metrics", "inverse", "energy"},
     {"derivation", "orders", "anomaly", "rate_distortion", "edits", "composition", "mcmc"},
     {"reading", "duplicates"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},

@@ -169,7 +169,7 @@ def test_the_bound_objective_is_the_bound():
     x0, *_ = batch()
     denoiser = Denoiser(Affine(), SCHEDULE, X0)
     grid = grids.full(SCHEDULE)
-    whole = bound(denoiser, x0, grid, Ancestral(small), Streams(0, "x", range(6)))
+    whole = bound(denoiser, x0, grid, Ancestral(small), Streams(0, "x", range(6)), Normal.log_prob_byte)
     noise, objective = Streams(0, "x", range(6)), VariationalBound(Ancestral(small), 20)
     losses = []
     for t in range(20, 0, -1):
@@ -357,7 +357,7 @@ def test_a_term_is_a_divergence(likelihood):
 def test_the_bound_objective_is_the_bound_on_a_sub_grid(grid, variance):
     x0, *_ = batch()
     denoiser = Denoiser(Affine(4 if variance is learned else 2), SCHEDULE, V)
-    whole = bound(denoiser, x0, grid, Ancestral(variance), Streams(1, "x", range(6)))
+    whole = bound(denoiser, x0, grid, Ancestral(variance), Streams(1, "x", range(6)), Normal.log_prob_byte)
     noise, objective = Streams(1, "x", range(6)), VariationalBound(Ancestral(variance), len(grid) - 1)
     losses = []
     for t, s in itertools.pairwise(grid):

@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import chi2
 
 from ancestral import grids, schedule
 from ancestral.analytic import Mixture, dataset, gaussian
-from ancestral.bound import bound, calibrate, mean_and_error, naive_bound
-from ancestral.denoiser import Calibrated, score
+from ancestral.bound import bound, largest_share, mean_and_error, naive_bound
+from ancestral.calibration import LEAST_ERROR, calibrate
+from ancestral.denoiser import X0_EDGES, Calibrated, predict, score
 from ancestral.gaussian import Normal
 from ancestral.reverse import DDIM, Ancestral, large, optimal, small
 from ancestral.rng import Streams
@@ -231,6 +233,60 @@ def test_calibrated_variance_finds_the_exact_one():
     assert torch.allclose(table[1:, middle], exact, rtol=0.06)
     prediction = Calibrated(oracle, table)(x0, 50)
     assert torch.equal(prediction.x0, oracle(x0, 50).x0)
+
+
+class Black:
+    """Predicts black, whatever it sees."""
+
+    schedule = schedule.cosine(20)
+
+    def __call__(self, x_t, t):
+        return predict(torch.full_like(x_t, -1.0), x_t, self.schedule, t)
+
+
+def nearly_black(seed, images, pixels=64):
+    """Bytes that are 0, but one in 500 is 1, and one in 2,000 anything up to 60: the odds of each, and images."""
+    odds = torch.zeros(256, dtype=F64)
+    odds[1], odds[2:61] = 1 / 500, 1 / 2000 / 59
+    odds[0] = 1 - odds.sum()
+    drawn = torch.multinomial(odds, images * pixels, replacement=True, generator=torch.Generator().manual_seed(seed))
+    return odds, drawn.reshape(images, 1, 8, 8).double() / 127.5 - 1
+
+
+@pytest.mark.parametrize("terms", [None, 4])
+def test_claimed_errors_are_those_that_other_images_and_terms_show(terms):
+    """Sixteen measurements of other images at other times: their spread against what each claims of itself.
+
+    The predictor is as sure as a table can be. By Eq. 13 a single pixel can be the whole mean, and claims are untrue.
+    """
+    black = Calibrated(Black(), torch.full((21, len(X0_EDGES) + 1), LEAST_ERROR, dtype=F64))
+    claims = {}
+    for name, likelihood in {"coded": Normal.log_prob_coded, "byte": Normal.log_prob_byte}.items():
+        found = [
+            bound(black, nearly_black(1 + seed, 256)[1], [20, 11, 5, 2, 1, 0], Ancestral(optimal),
+                  Streams(seed, "e", range(256)), likelihood, terms).parts["L_0"]
+            for seed in range(16)
+        ]  # fmt: skip
+        claims[name] = [mean_and_error(one) for one in found]
+    means, errors = torch.tensor(claims["coded"], dtype=F64).unbind(1)
+    claimed = float(errors.square().mean().sqrt())
+    low, high = (chi2(15).ppf(part) / 15 for part in (0.001, 0.999))
+    assert low < float(means.var()) / claimed**2 < high
+    assert float(errors.max() / errors.min()) < 2
+    # The truth, by the odds of each byte.
+    odds, _ = nearly_black(0, 1)
+    p = Normal(torch.tensor(-1.0, dtype=F64), black(torch.zeros(1, 1, dtype=F64), 1).x0_var.squeeze())
+    exact = -float((odds * p.log_prob_coded(torch.arange(256).double() / 127.5 - 1)).sum()) / math.log(2)
+    assert float(means.mean()) == pytest.approx(exact, abs=4 * claimed / 4)
+    untrue = torch.tensor(claims["byte"], dtype=F64)[:, 1]
+    assert float(untrue.max() / untrue.min()) > 3
+
+
+def test_the_largest_share_is_the_part_of_one_image_in_the_sum():
+    assert largest_share(torch.tensor([1.0, 2.0, 5.0])) == pytest.approx(5 / 8)
+    assert largest_share(torch.tensor([-1.0, 3.0, 0.0])) == pytest.approx(3 / 4)  # of the sizes, where signs differ
+    assert largest_share(torch.tensor([2.0, 2.0])) == pytest.approx(1 / 2)
+    assert math.isnan(largest_share(torch.zeros(3)))
 
 
 def test_bytes_bound_is_above_the_entropy_of_bytes():

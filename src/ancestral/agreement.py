@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ancestral import build, checkpoint, sealed
 from ancestral.archiving import Archived, compressed, expanded, open_coder
-from ancestral.bound import bound, mean_and_error, naive_bound
+from ancestral.bound import bound, largest_share, mean_and_error, naive_bound
 from ancestral.chains import need_every_time
 from ancestral.codec.archive import Archive
 from ancestral.codec.blocks import MOST
@@ -50,6 +50,7 @@ class Row(NamedTuple):
 
     mean: float
     error: float  # standard error, over images
+    largest_share: float  # of one image in the sum
     difference: float
     difference_error: float
 
@@ -57,7 +58,10 @@ class Row(NamedTuple):
 def rows(ways: dict[str, Tensor]) -> dict[str, Row]:
     """Each way's bits per dimension of the same images, (N,), against the first way's."""
     first = next(iter(ways.values()))
-    return {name: Row(*mean_and_error(bits), *mean_and_error(bits - first)) for name, bits in ways.items()}
+    return {
+        name: Row(*mean_and_error(bits), largest_share(bits), *mean_and_error(bits - first))
+        for name, bits in ways.items()
+    }
 
 
 def agree(
@@ -100,13 +104,14 @@ def _report(folder: Path, found: dict[str, Row], made: Archived, out: Path, pixe
     }
     first, own = (found[name] for name in (next(iter(found)), list(found)[-1]))
     table = Table(title=f"{len(pixels)} held-out images, {what['steps']} steps, bits/dim", title_justify="left")
-    for heading in ("", "mean", "± of it", "- first row", "± of it"):
+    for heading in ("", "mean", "± of it", "largest image", "- first row", "± of it"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, row in found.items():
-        table.add_row(name, *(f"{value:.4f}" for value in row))
+        shown = (f"{row.mean:.4f}", f"{row.error:.4f}", f"{row.largest_share:.1%}")
+        table.add_row(name, *shown, f"{row.difference:.4f}", f"{row.difference_error:.4f}")
     # The images differ far more than the ways do: the archive's error is that of its own chains.
     table.add_row(
-        "archive, bytes on disk", f"{bits['on_disk']:.4f}", f"{own.error:.4f}",
+        "archive, bytes on disk", f"{bits['on_disk']:.4f}", f"{own.error:.4f}", f"{own.largest_share:.1%}",
         f"{bits['on_disk'] - first.mean:.4f}", f"{own.difference_error:.4f}",
     )  # fmt: skip
     for name in ("of_which_header", "of_which_begin_blocks"):

@@ -12,13 +12,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral.denoiser import X0_EDGES, Predictor, x0_bucket
+from ancestral.denoiser import Predictor
 from ancestral.gaussian import Normal, standard_normal_like
-from ancestral.grids import log_snr
 from ancestral.objective import Likelihood, bound_term
 from ancestral.reverse import Transition
 from ancestral.rng import Streams
@@ -90,6 +88,23 @@ class Bound:
 def mean_and_error(values: Tensor) -> tuple[float, float]:
     """The mean of (B,) and its standard error; the error of a single value is nan."""
     return float(values.mean()), float(values.std() / len(values) ** 0.5) if len(values) > 1 else math.nan
+
+
+def largest_share(values: Tensor) -> float:
+    """How much of the sum of (B,) sizes a single one is: where it is much, an error from their spread says little."""
+    sizes = values.abs()
+    return float(sizes.max() / sizes.sum())
+
+
+def in_json(values: Tensor) -> dict[str, float | None]:
+    """The mean of (B,), its standard error or none of a single value, and the largest share, for a document."""
+    mean, error = mean_and_error(values)
+    share = largest_share(values)
+    return {
+        "mean": mean,
+        "standard_error": None if math.isnan(error) else error,
+        "largest_share": None if math.isnan(share) else share,
+    }
 
 
 def concatenate(bounds: Sequence[Bound]) -> Bound:
@@ -165,7 +180,7 @@ def bound(
     grid: Sequence[int],
     transition: Transition,
     noise: Streams,
-    likelihood: Likelihood = Normal.log_prob_byte,
+    likelihood: Likelihood = Normal.log_prob_coded,
     terms: int | None = None,
 ) -> Bound:
     """The bound of images x0 (B, ...) on a grid, each term at an x_t of its own drawn from q(x_t | x0).
@@ -198,44 +213,13 @@ def bound(
 
 
 @torch.no_grad()
-def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = 40) -> Tensor:
-    """The table that `Calibrated` needs: E|x0 - x0_hat|^2 at each t and bucket of x0_hat, float64 (T + 1, buckets).
-
-    Measured at `points` times spread evenly in log SNR on images x0 (B, ...), interpolated in log-log between them. Use
-    training images: the table is a parameter of the model.
-    """
-    schedule, buckets = denoiser.schedule, len(X0_EDGES) + 1
-    times = log_snr(schedule, min(points, schedule.T))[-2::-1]
-    errors = []
-    for t in times:
-        x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
-        x0_hat = denoiser(x_t, t).x0
-        squared = (x0_hat - x0).cpu().double().square().flatten()
-        bucket = x0_bucket(x0_hat).flatten().cpu()
-        sums = torch.zeros(buckets, dtype=torch.float64).index_add_(0, bucket, squared)
-        # A bucket with few pixels leans on the mean of all, by the weight of 50 pixels.
-        errors.append((sums + 50 * squared.mean()) / (bucket.bincount(minlength=buckets) + 50))
-    return interpolated(schedule, times[::-1], torch.stack(errors).flip(0))
-
-
-def interpolated(schedule: NoiseSchedule, times: Sequence[int], x0_var: Tensor) -> Tensor:
-    """Squared errors (times, buckets) at strictly falling times as a table over t, (T + 1, buckets): log-log in SNR."""
-    known = schedule.log_snr(torch.tensor(times)).numpy()
-    wanted = schedule.log_snr(torch.arange(1, schedule.T + 1)).numpy()
-    logs = x0_var.clamp(min=1e-12).log().numpy()
-    columns = [np.interp(wanted, known, logs[:, bucket]) for bucket in range(logs.shape[1])]
-    table = torch.from_numpy(np.stack(columns, 1)).exp()
-    return torch.cat([torch.zeros(1, logs.shape[1], dtype=torch.float64), table])
-
-
-@torch.no_grad()
 def naive_bound(
     denoiser: Predictor,
     x0: Tensor,
     grid: Sequence[int],
     transition: Transition,
     noise: Streams,
-    likelihood: Likelihood = Normal.log_prob_byte,
+    likelihood: Likelihood = Normal.log_prob_coded,
 ) -> Bound:
     """Eq. 3 by plain Monte Carlo along one chain of q: -log p(x_T), then log q(x_t | x_s) - log p(x_s | x_t) a step.
 

@@ -83,7 +83,7 @@ def along_chains(
     grid: Sequence[int],
     transition: Transition,
     noise: Streams,
-    likelihood: Likelihood = Normal.log_prob_byte,
+    likelihood: Likelihood = Normal.log_prob_coded,
 ) -> Chains:
     """One chain of q for each image, and all that the lines ask of it. Arguments as of `bound.bound`."""
     schedule = denoiser.schedule

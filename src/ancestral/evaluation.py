@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ancestral import baselines, build, checkpoint, figures, monitor, surprise
-from ancestral.bound import Bound, bound, concatenate, mean_and_error, repeated
+from ancestral.bound import Bound, bound, concatenate, in_json, repeated
 from ancestral.chains import need_gaussian
 from ancestral.conditions import conditions_of
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
@@ -123,21 +123,23 @@ def evaluate(
 def _write_evaluation(
     folder: Path, result: Bound, reverse: str, measured: dict[str, Any], images: np.ndarray, exact: bool
 ) -> None:
-    mean, error = mean_and_error(result.bits_per_dim)
-    rows = {"bound, bits/dim": (mean, error)}
-    rows |= {f"  {name}": mean_and_error(values) for name, values in result.parts.items()}
-    rows |= {name: (value, float("nan")) for name, value in baselines.lossless_bits_per_dim(images).items()}
+    rows = {"bound, bits/dim": in_json(result.bits_per_dim)}
+    rows |= {f"  {name}": in_json(values) for name, values in result.parts.items()}
+    formats = baselines.lossless_bits_per_dim(images)
+    rows |= {name: {"mean": value, "standard_error": None, "largest_share": None} for name, value in formats.items()}
     kind = "every term" if exact else f"{result.terms.shape[1]} terms an image, unbiased"
     table = Table(title=f"{len(images)} held-out images, {reverse}, {kind}", title_justify="left")
-    for heading in ("", "bits/dim", "standard error"):
+    for heading in ("", "bits/dim", "standard error", "largest image"):
         table.add_column(heading, justify="left" if not heading else "right")
-    for name, (value, spread) in rows.items():
-        table.add_row(name, f"{value:.4f}", "" if np.isnan(spread) else f"{spread:.4f}")
+    for name, row in rows.items():
+        value, spread, share = row["mean"], row["standard_error"], row["largest_share"]
+        spread, share = "" if spread is None else f"{spread:.4f}", "" if share is None else f"{share:.1%}"
+        table.add_row(name, f"{value:.4f}", spread, share)
     screen.print(table)
     times, nats = result.per_t(result.terms)
     _, mse = result.per_t(result.mse)
     bits = result.bits(nats).numpy()
-    figures.bound_plot(folder / "bound.png", times.numpy(), bits, mean)
+    figures.bound_plot(folder / "bound.png", times.numpy(), bits, float(result.bits_per_dim.mean()))
     with open(folder / "bound.csv", "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["t", "bits_per_dim", "mse"])
@@ -147,10 +149,7 @@ def _write_evaluation(
         **measured,
         "terms": result.terms.shape[1],
         "nats_per_image": float(result.nats.mean()),
-        "bits_per_dim": {
-            name.strip(): {"mean": value, "standard_error": None if np.isnan(spread) else spread}
-            for name, (value, spread) in rows.items()
-        },
+        "bits_per_dim": {name.strip(): row for name, row in rows.items()},
     }
     write_text(folder / "evaluation.json", json.dumps(document, indent=1) + "\n")
     screen.print(f"written: {folder / 'evaluation.json'}, {folder / 'bound.csv'}, {folder / 'bound.png'}")

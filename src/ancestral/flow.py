@@ -162,7 +162,7 @@ class Noised:
 
     transition: Transition = field(default_factory=Ancestral)
     t: int = 1
-    likelihood: Likelihood = Normal.log_prob_byte
+    likelihood: Likelihood = Normal.log_prob_coded
 
     @torch.no_grad()
     def __call__(self, predictor: Predictor, x0: Tensor, noise: Streams) -> Lifted:

@@ -13,7 +13,7 @@ import torch
 from rich.progress import Progress
 
 from ancestral import build, checkpoint, monitor
-from ancestral.bound import mean_and_error
+from ancestral.bound import in_json
 from ancestral.chains import need_every_time
 from ancestral.conditions import conditions_of
 from ancestral.console import device_of, open_gaussian, screen, state_type, together, write_text
@@ -91,21 +91,23 @@ def _write(
     folder: Path, settings: dict[str, Any], nats: torch.Tensor, dimensions: int, calls: list[int], seconds: float
 ) -> None:
     bits = nats / dimensions / math.log(2)
-    mean, error = mean_and_error(bits.mean(1))
+    flow = in_json(bits.mean(1))
+    error, share = flow["standard_error"], flow["largest_share"]
     document: dict[str, Any] = {
         "images": len(nats),
         **settings,
         "nats_per_image": float(nats.mean()),
-        "bits_per_dim": {"flow": {"mean": mean, "standard_error": None if math.isnan(error) else error}},
+        "bits_per_dim": {"flow": flow},
         "network_calls": calls,  # of each batch; beside each there are as many backward passes as probes
         "seconds": seconds,
     }
-    spread = f" ± {error:.4f}" if not math.isnan(error) else ""
+    spread = f" ± {error:.4f}" if error is not None else ""
     if nats.shape[1] > 1:
         # Of the mean over images: what of its error is the probes', and not the images'.
         of_trace = float((bits.var(1) / bits.shape[1]).mean() / len(bits)) ** 0.5
         document["standard_error_of_trace"] = of_trace
         spread += f" (of the trace: {of_trace:.4f})"
     write_text(folder / "likelihood.json", json.dumps(document, indent=1) + "\n")
-    screen.print(f"at most {mean:.4f}{spread} bits/dim in expectation, {len(nats)} held-out images")
+    largest = f", the largest {share:.1%} of the sum" if share is not None else ""
+    screen.print(f"at most {flow['mean']:.4f}{spread} bits/dim in expectation, {len(nats)} held-out images{largest}")
     screen.print(f"{min(calls)} to {max(calls)} network calls a batch, {seconds:.1f} s: {folder / 'likelihood.json'}")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ancestral import build
-from ancestral.bound import bound, calibrate, mean_and_error
+from ancestral.bound import bound, mean_and_error
+from ancestral.calibration import calibrate
 from ancestral.checkpoint import Checkpoint
 from ancestral.conditions import conditions_of
 from ancestral.config import Config, Facts
@@ -56,7 +57,7 @@ def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, d
 
 
 def calibration(config: Config, shown: Denoiser, train_images: ImageSet, device: torch.device) -> Tensor | None:
-    """The model's own squared error, measured on training images (see `bound.calibrate`); None where it has no use."""
+    """The model's own squared error, measured on training images (`calibrate`); None where it has no use."""
     if not build.chain(config).calibrated:
         return None
     images = train_images.spread(CALIBRATED)

@@ -32,7 +32,7 @@ def along_chain(
     grid: Sequence[int],
     transition: Transition,
     noise: Streams,
-    likelihood: Likelihood = Normal.log_prob_byte,
+    likelihood: Likelihood = Normal.log_prob_coded,
 ) -> Bound:
     """The bound's KL terms along one chain of q(x_T .. x_1 | x0), as a receiver of x0 (B, ...) meets it (Algorithm 4).
 

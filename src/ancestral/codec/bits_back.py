@@ -35,7 +35,7 @@ AnsCoder, QuantizedGaussian = _stream.stack.AnsCoder, _stream.model.QuantizedGau
 WINDOW = 7.0  # standard deviations of q on either side of its mean
 TAIL = 10.0  # the same of p, besides the largest error of x0
 SUREST = 1e-4  # bytes: the smallest standard deviation of L_0
-BYTES = QuantizedGaussian(0, 255)  # its first and last bins are open: the probabilities of `Normal.log_prob_byte`
+BYTES = QuantizedGaussian(0, 255)  # its first and last bins are open: the probabilities of `Normal.log_prob_coded`
 
 
 class OutOfReach(Exception):
@@ -138,7 +138,7 @@ class Chain:
             (step,) = walk(
                 self.denoiser, x_t, (t, s), self.transition, lambda move, x_s=x_s: self._put(stack, move, x_s)
             )
-            log_p = step.p.log_prob(x_s) if s else step.p.log_prob_byte(x_s)
+            log_p = step.p.log_prob(x_s) if s else step.p.log_prob_coded(x_s)
             nats += (q.log_prob(x_t) - log_p).flatten(1).sum(1)
             x_s = x_t
         self._push(stack, standard_normal_like(x_s), self.times[0], self.half[self.times[0]], x_s)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ancestral import build, checkpoint
-from ancestral.bound import interpolated
+from ancestral.calibration import interpolated
 from ancestral.codec import tables
 from ancestral.codec.channel import CHANNELS
 from ancestral.codec.codebook import Codebook, Profile, canary_of, identity, load, save

@@ -117,7 +117,7 @@ def normal_end(prediction: Prediction, x0: Tensor) -> Tensor:
     """L_0 of a calibrated predictor in bits an image, (B,): bytes under N(x0_hat, Var[x0 | x_t])."""
     if prediction.x0_var is None:
         raise ValueError("the rate needs Var[x0 | x_t]: an exact denoiser, or a Calibrated one")
-    nats = -Normal(prediction.x0, prediction.x0_var.expand_as(prediction.x0)).log_prob_byte(x0)
+    nats = -Normal(prediction.x0, prediction.x0_var.expand_as(prediction.x0)).log_prob_coded(x0)
     return nats.flatten(1).sum(1) / np.log(2)
 
 

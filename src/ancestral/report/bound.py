@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral.bound import mean_and_error
+from ancestral.bound import largest_share, mean_and_error
 from ancestral.derivation import noise_variance, random_terms_variance
 from ancestral.figures import ACCENT, SECOND
 from ancestral.gaussian import Normal
@@ -30,7 +30,15 @@ def part(subject: Subject) -> Part:
     terms = {name: Number(*_with_error(values, subject.evaluation)) for name, values in found.parts.items()}
     bits, pixel, share = Number(mean, "bits/dim", subject.evaluation, error), _pixel(subject), _shares(subject)
     byte_count = Number(mean * found.dimensions / 8, "bytes", subject.evaluation)
-    own = {"L_T": terms["L_T"], "L_mid": terms["L_1:T-1"], "L_0": terms["L_0"], "bits": bits, "bytes": byte_count}
+    largest = Number(100 * largest_share(found.bits_per_dim), "%", subject.evaluation, digits=2)
+    own = {
+        "largest": largest,
+        "L_T": terms["L_T"],
+        "L_mid": terms["L_1:T-1"],
+        "L_0": terms["L_0"],
+        "bits": bits,
+        "bytes": byte_count,
+    }
     return Part(
         numbers=lines | own | truth | pixel.numbers() | share.numbers,
         figures={
@@ -122,10 +130,10 @@ class _Pixel:
         """Of each byte, (256,)."""
         bins = torch.arange(256).double() / 127.5 - 1
         belief = Normal(torch.full_like(bins, self.mean), torch.full_like(bins, self.var))
-        return belief.log_prob_byte(bins).exp().numpy()
+        return belief.log_prob_coded(bins).exp().numpy()
 
     def numbers(self) -> dict[str, Number]:
-        again, chance = "ancestral.gaussian.Normal.log_prob_byte", float(self.chances[self.byte])
+        again, chance = "ancestral.gaussian.Normal.log_prob_coded", float(self.chances[self.byte])
         values = {
             "pixel_channel": (self.place[0] + 1, ""),
             "pixel_row": (self.place[1], ""),
