@@ -18,6 +18,7 @@ from ancestral.cli import main
 from ancestral.config import PRESETS
 from ancestral.grids import GRIDS
 from ancestral.signals import until_told
+from ancestral.solvers import CALLS, FEW_STEPS
 from codec_toy import GOLDEN
 from conftest import TINY, run_command
 
@@ -60,6 +61,7 @@ def test_samples_do_not_depend_on_the_batch_size(trained_run, tmp_path):
     "options",
     [
         (),
+        ("--steps", "all"),
         ("--eta", 1, "--steps", 5),
         ("--variance", "optimal", "--steps", 5, "--grid", "karras"),
         ("--precision", "bfloat16", "--steps", 3),
@@ -70,6 +72,56 @@ def test_every_kind_of_sampling(trained_run, tmp_path, options):
     result = run_command("sample", run, "--num-images", 1, *options, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert pixels(run / "samples")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("preset", ["tiny", "absorbing"])
+def test_what_is_quick_is_drawn_and_the_whole_chain_where_it_is_asked_for(tmp_path, preset, channels):
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, channels), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images)
+    run = tmp_path / "run"
+    trained = run_command(
+        *("train", tmp_path / "data.npz", "--preset", preset, "--steps", 2, "--out", run, *TINY),
+        *("--set", "diffusion.T=48"),
+    )
+    assert trained.exit_code == 0, trained.output
+    own = {"tiny": ("--variance", "optimal"), "absorbing": ()}[preset]
+    few = {"tiny": ("--solver", "unipc3"), "absorbing": ()}[preset]
+    drawn, calls = {}, {"default": 20, "few": 20, "all": 48, "own": 48}
+    for name, options in {
+        "default": (),
+        "few": (*few, "--steps", 20),
+        "all": ("--steps", "all"),
+        "own": own or ("--steps", 48),
+    }.items():
+        arguments = ("--num-images", 2, *options, "--out", tmp_path / name, "--device", "cpu")
+        result = run_command("sample", run, *arguments)
+        assert result.exit_code == 0, result.output
+        assert f"{calls[name]} network calls each" in result.output
+        assert ("the whole chain, of 48 steps: --steps all" in result.output) == (name == "default")
+        drawn[name] = np.stack(pixels(tmp_path / name))
+    assert np.array_equal(drawn["default"], drawn["few"])
+    assert np.array_equal(drawn["all"], drawn["own"])
+    assert not np.array_equal(drawn["default"], drawn["all"])
+
+
+def test_a_chain_shorter_than_the_default_is_drawn_whole(tmp_path):
+    run = tmp_path / "run"
+    assert (
+        run_command(
+            *("train", "digits", "--preset", "tiny", "--steps", 2, "--out", run, *TINY, "--set", "diffusion.T=5")
+        ).exit_code
+        == 0
+    )
+    assert "5 network calls each" in run_command("sample", run, "--num-images", 1, "--device", "cpu").output
+
+
+def test_every_place_that_names_the_default_names_the_same():
+    for command in ("sample", "metrics"):
+        assert f"{CALLS} when left out" in " ".join(run_command(command, "--help").output.split())
+    root = Path(__file__).parent.parent
+    assert f"Left out, they are {CALLS} steps of `{FEW_STEPS}`" in (root / "docs" / "solvers.md").read_text()
+    assert f"`sample` takes {CALLS} of UniPC-3" in (root / "README.md").read_text()
 
 
 def test_few_steps_are_unipcs_and_eta_0_is_ddim(trained_run, tmp_path):
@@ -225,6 +277,9 @@ BAD = [
     (("sample", "{run}", "--variance", "small", "--eta", "0"), "leave one out"),
     (("sample", "{run}", "--variance", "learned", "--steps", "2"), "2C"),
     (("sample", "{run}", "--eta", "2"), "--eta"),
+    (("sample", "{run}", "--steps", "none"), "neither a number of steps"),
+    (("sample", "{run}", "--steps", "0"), "neither a number of steps"),
+    (("sample", "{run}", "--steps", "all", "--grid", "tuned"), "for how many --steps"),
     (("sample", "{run}", "--label", "3"), "without labels"),
     (("sample", "{run}", "--num-images", "0"), "--num-images"),
     (("sample", "{run}", "--average-width", "0.9"), "--average-width"),

@@ -10,7 +10,7 @@ from typing import Any
 
 from ancestral import checkpoint, sealed
 from ancestral.checkpoint import Checkpoint
-from ancestral.solvers import FEW_STEPS
+from ancestral.solvers import CALLS, FEW_STEPS
 
 _GUIDANCE = ("guidance", "guidance_rescale", "guidance_interval", "guide")
 _SHOWN = ("images", "terms", "network", "searched", "steps", "solver", "eta", "variance", *_GUIDANCE)
@@ -21,7 +21,7 @@ T = {T}, schedule {schedule}{target}. Data: `{source}`{seen}.{classes}
 
 ```sh
 ancestral import hf:{name} --out {title}
-ancestral sample {title} --num-images 64 --steps 10
+ancestral sample {title} --num-images 64
 ```
 
 ```python
@@ -31,7 +31,7 @@ from ancestral.sample import sample
 from ancestral.solvers import SOLVERS
 
 model = ancestral.from_pretrained("{name}")
-times = trailing(model.schedule, 10)
+times = trailing(model.schedule, {calls})
 images = sample({model}, ({channels}, {height}, {width}), 16, times, SOLVERS["{solver}"])
 ```
 
@@ -124,6 +124,7 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         target=f", target {diffusion.target}" if diffusion.chain == "gaussian" else "",
         classes=f" Classes: {classes}." if classes else "",
         solver=FEW_STEPS,
+        calls=min(CALLS, diffusion.T),
         model=f"Given(model, {', '.join(told)})" if told else "model",
         measured="\n\n".join(one.table() for one in found) or "Not measured.",
     )

@@ -19,7 +19,7 @@ from ancestral.guiding import Guiding
 from ancestral.reverse import begin
 from ancestral.sample import beginning, latents, trajectory
 from ancestral.schedule import NoiseSchedule
-from ancestral.solvers import FEW_STEPS
+from ancestral.solvers import CALLS, FEW_STEPS
 from ancestral.walk import Step
 
 TUNED = "tuned.json"
@@ -30,7 +30,7 @@ Opener = Callable[[Path, str, float | None], tuple[checkpoint.Checkpoint, Denois
 class How:
     """The options of drawing, as the command takes them."""
 
-    steps: int | None
+    steps: int | str | None  # "all": every time that was trained at
     grid: str
     solver: str | None
     eta: float | None
@@ -69,14 +69,16 @@ class Drawing:
         self.guiding = Guiding(asdict(how), self.saved, self.model)
         solver = how.solver
         kind = build.chain(self.saved.config)
-        if how.eta is how.variance is solver is kind.reverse is None and how.steps is not None:
+        self.every = len(build.training_grid(self.saved.config)) - 1
+        steps = _steps(how, self.every)
+        if how.eta is how.variance is solver is kind.reverse is None and steps is not None:
             solver = FEW_STEPS  # the ODE wins below a hundred steps, the full chain above
         self.move = build.method(self.saved, solver, how.variance, how.eta)
         tuned = how.grid == "tuned"
         self.times = (
-            _tuned(folder, self.model.schedule, how.steps)
+            _tuned(folder, self.model.schedule, steps)
             if tuned
-            else build.sampling_grid(self.saved.config, how.grid, how.steps)
+            else build.sampling_grid(self.saved.config, how.grid, steps)
         )
         self.seed = how.seed
         self.visits = begin(self.move, self.model.schedule, self.times)[1]
@@ -110,6 +112,13 @@ class Drawing:
         for step in trajectory(predictor, start, self.times, self.move, self.seed, numbers, draw):
             told(len(numbers))
             yield step
+
+
+def _steps(how: How, every: int) -> int | None:
+    """So many steps; None is every one: where that is asked for, and where a variance of the paper's chain is named."""
+    if how.steps == "all" or (how.steps is None and how.variance is not None):
+        return None
+    return min(CALLS, every) if how.steps is None else int(how.steps)
 
 
 def _tuned(folder: Path, schedule: NoiseSchedule, steps: int | None) -> list[int]:

@@ -81,6 +81,8 @@ def sample(
         drawn = bar.tasks[task].completed / drawing.steps * processes.size
         speed = f"{drawn / (time.monotonic() - started):.1f} images/s" if drawn else "all drawn before"
         screen.print(f"{num_images} images, {drawing.calls} network calls each, {speed}: {out / 'grid.png'}")
+        if how.steps is None and drawing.steps < drawing.every:
+            screen.print(f"the whole chain, of {drawing.every:,} steps: --steps all")
 
 
 def tune_steps(

@@ -152,3 +152,4 @@ SOLVERS: dict[str, Transition | Planned] = {
     "pc": Corrected(),
 }
 FEW_STEPS = "unipc3"  # what few steps are taken with when nothing else is named (docs/benchmarks.md)
+CALLS = 20  # an image, where nothing is said; chosen by measurement too (docs/benchmarks.md)

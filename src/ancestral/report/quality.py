@@ -59,7 +59,7 @@ def bits(subject: Subject, images: ImageSet, move: Transition, grid: Sequence[in
 
 
 def _samples(subject: Subject, drawn: likeness.Drawn, found: Part) -> None:
-    steps = ["--steps", str(drawn.steps)] if drawn.steps < len(subject.times) - 1 else []
+    steps = ["--steps", str(drawn.steps) if drawn.steps < len(subject.times) - 1 else "all"]
     again = subject.command("sample", *steps)
     found.numbers["per_second"] = Number(drawn.per_second, "images/s", again)
     found.numbers["steps"] = Number(drawn.steps, "", again)
@@ -74,7 +74,8 @@ def _samples(subject: Subject, drawn: likeness.Drawn, found: Part) -> None:
     measured = likeness.metrics(subject, drawn)
     found.tables["metrics"] = []
     if measured is not None:
-        shown = [] if measured.steps is None else ["--steps", str(measured.steps)]
+        steps = measured.steps if (measured.steps or math.inf) < len(subject.times) - 1 else "all"
+        shown = ["--steps", str(steps)]
         network = [] if measured.network == "lite0" else ["--network", measured.network]
         again = subject.command("metrics", "--num-images", str(measured.images), *shown, *network)
         if measured.kept:  # the file says how its images were drawn

@@ -20,7 +20,7 @@ def import_model(source: str, run: Path) -> None:
     """
     from ancestral import hub
 
-    click.echo(f"imported: {hub.import_model(source, run)}; now: ancestral sample {run} --steps 50")
+    click.echo(f"imported: {hub.import_model(source, run)}; now: ancestral sample {run}")
 
 
 @click.command(short_help="Write a model as a diffusers folder.")

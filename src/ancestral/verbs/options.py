@@ -27,6 +27,24 @@ class Duration(click.ParamType):
         return seconds
 
 
+class Steps(click.ParamType):
+    """Network calls an image, or `all`."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """The number, or "all"."""
+        if value == "all":
+            return value
+        try:
+            steps = int(value)
+        except ValueError:
+            steps = 0
+        if steps < 1:
+            self.fail(f"'{value}' is neither a number of steps, 1 or more, nor all", param, ctx)
+        return steps
+
+
 seed_option = click.option(
     "--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Seed of every draw."
 )
@@ -71,14 +89,18 @@ def solver_option(unsaid: str) -> Any:
 
 
 HOW = (
-    click.option("--steps", type=POSITIVE, help="Network calls an image; every time step when left out."),
+    click.option(
+        "--steps",
+        type=Steps(),
+        help="Network calls an image, 20 when left out; all: the whole chain, as with --variance.",
+    ),
     click.option(
         "--grid",
         default="trailing",
         show_default=True,
         help="trailing, uniform, quadratic, log-snr, karras, leading, tuned.",
     ),
-    solver_option("unipc3 when only --steps is given"),
+    solver_option("unipc3 when left out, but for --steps all"),
     click.option("--eta", type=click.FloatRange(min=0, max=1), help="DDIM with this eta; 0 is deterministic."),
     click.option("--variance", help="Ancestral steps with small, large, learned or optimal variance."),
     click.option(

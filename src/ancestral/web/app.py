@@ -20,7 +20,7 @@ from starlette.routing import Match
 
 from ancestral import __version__, build
 from ancestral.errors import UserError
-from ancestral.solvers import FEW_STEPS, SOLVERS
+from ancestral.solvers import CALLS, FEW_STEPS, SOLVERS
 from ancestral.web import actions, bodies, stream, uploads
 from ancestral.web.coding import Coding
 from ancestral.web.doors import Doors, Rules
@@ -30,7 +30,6 @@ from ancestral.web.studio import Studio
 from ancestral.web.work import Full, Work, Workshop
 
 STATIC = Path(__file__).parent / "static"
-DEFAULT_STEPS = 20
 LABELS = {
     "euler": "DDIM: straight steps, no noise",
     "euler-ancestral": "Ancestral: new noise at each step, as in the paper",
@@ -242,7 +241,7 @@ def describe(studio: Studio, workshop: Workshop, features: bodies.Features) -> t
         T=schedule.T,
         classes=list(classes),
         solvers=[bodies.Solver(name=name, label=LABELS.get(name, name)) for name in SOLVERS],
-        default=bodies.Default(steps=min(DEFAULT_STEPS, steps), solver=FEW_STEPS),
+        default=bodies.Default(steps=min(CALLS, steps), solver=FEW_STEPS),
         guidance=guidance,
         schedule=bodies.Schedule(t=t.tolist(), log_snr=log_snr, **scale),
         limits=bodies.Limits(
