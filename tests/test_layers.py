@@ -14,7 +14,7 @@ MODULES = {
     if not path.stem.startswith("__")
 }
 LAYERS = [
-    {"errors", "gaussian", "rng"},
+    {"errors", "gaussian", "rng", "text"},
     {"schedule"},
     {"target"},
     {"denoiser", "form", "discrete", "operators"},

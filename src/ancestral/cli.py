@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from ancestral import __version__
+from ancestral.text import shown
 from ancestral.verbs import archive, codec, drawing, edit, explain, measuring, models, rate, score, serve, training
 
 VERBS = (
@@ -18,19 +21,34 @@ VERBS = (
 )
 
 
+@contextmanager
+def _plain() -> Iterator[None]:
+    """Complaints about options quote what was typed: shown as text."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = shown(error.message)  # pyright: ignore[reportAttributeAccessIssue]
+        raise
+
+
 class _Group(click.Group):
     """Commands, with every mistake of the user's as one line and exit code 2."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _plain():
+            return super().make_context(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         from ancestral.errors import UserError
 
         try:
-            return super().invoke(ctx)
+            with _plain():
+                return super().invoke(ctx)
         except UserError as error:
             problem = str(error)
         except OSError as error:
             problem = f"{error.filename}: cannot be read or written ({error.strerror})"
-        click.echo(f"error: {' '.join(problem.split())}", err=True)
+        click.echo(f"error: {shown(problem)}", err=True)
         return ctx.exit(2)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

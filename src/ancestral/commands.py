@@ -152,13 +152,15 @@ def _describe(settings: config.Config, run: runner.Run, length: Length) -> None:
     for key in config.known_keys():
         group, name = key.split(".")
         screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
-    screen.print(
-        f"\n{cost.parameters:,} parameters; an update of {batch} images: {cost.flops / 1e9:,.1f} GFLOP in "
-        f"{batch / speed:.3f} s ({speed:.0f} images/s here, {cost.flops / batch * speed / 1e9:,.1f} GFLOP/s)\n"
+    screen.print("")
+    for line in (
+        f"{cost.parameters:,} parameters; an update of {batch} images: {cost.flops / 1e9:,.1f} GFLOP in "
+        f"{batch / speed:.3f} s ({speed:.0f} images/s here, {cost.flops / batch * speed / 1e9:,.1f} GFLOP/s)",
         f"memory: {cost.state_bytes / 1e6:,.0f} MB of weights, gradients, moments and averages, "
         f"{cost.activation_bytes / 1e6:,.0f} MB of activations, "
-        f"{len(run.data.train) * prod(run.facts.shape) / 1e6:,.0f} MB of images\n"
-        f"disk: {cost.state_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept\n"
+        f"{len(run.data.train) * prod(run.facts.shape) / 1e6:,.0f} MB of images",
+        f"disk: {cost.state_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept",
         f"{length}: {total:,} images = {total // batch:,} updates = {total / len(run.data.train):.1f} epochs of "
-        f"{len(run.data.train):,} images, in about {total / speed / 60:.1f} min of training steps"
-    )
+        f"{len(run.data.train):,} images, in about {total / speed / 60:.1f} min of training steps",
+    ):
+        screen.print(line)

@@ -6,16 +6,31 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
 from ancestral import build, chains, checkpoint, parallel
 from ancestral.denoiser import Denoiser, Prediction, Predictor
 from ancestral.errors import UserError
 from ancestral.schedule import Time
+from ancestral.text import shown
 
-screen = Console(highlight=False, soft_wrap=True)
+
+class Screen(Console):
+    """A console on which every string, also a table's, is text of one line: no markup, nothing that is not printed."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **settings)
+
+    def render_str(self, text: str, **how: Any) -> Text:  # the one way from a string to the screen
+        """As it is shown."""
+        return super().render_str(shown(text), **how)
+
+
+screen = Screen()
 
 
 def open_model(folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:

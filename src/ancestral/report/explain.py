@@ -20,6 +20,7 @@ from ancestral.report.page import render, words
 from ancestral.report.parts import Number, Part
 from ancestral.report.subject import Subject, of_run
 from ancestral.report.toy import exact
+from ancestral.text import shown
 
 SECTIONS: dict[str, Callable[[Subject], Part]] = {
     "models": models.part,
@@ -114,7 +115,7 @@ def numbers(subject: Subject, parts: Mapping[str, Part], language: str, seconds:
         }
         for name, part in parts.items()
     }
-    return json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return json.dumps(found, indent=1, allow_nan=False) + "\n"
 
 
 def _known(value: float) -> float | str:
@@ -140,8 +141,8 @@ def _about(subject: Subject, language: str, seconds: float) -> Mapping[str, str]
         facts["seen"] = f"{subject.saved.images:,}"
     made = {"version": __version__, "date": date.today().isoformat(), "seconds": f"{seconds:.0f}", "seed": subject.seed}
     return {
-        "title": subject.title,
+        "title": shown(subject.title),
         "numbers": subject.numbers,
-        "facts": known["exact" if subject.saved is None else "run"].format(**facts),
+        "facts": shown(known["exact" if subject.saved is None else "run"].format(**facts)),
         "made": known["made"].format(**made),
     }

@@ -15,12 +15,12 @@ from markupsafe import Markup
 
 from ancestral.report.mathematics import equation, inline
 from ancestral.report.parts import Number, Part, Text, Words
+from ancestral.text import shown
 
 _HERE = files("ancestral.report")
 _CHINESE_LINES = re.compile(
     r"(?<=[。，、；：！？）])\n(?=[\u4e00-\u9fff「（\x02$])"
 )  # a new line would show as a space
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f]")
 _SLOT = re.compile(r"(<p>)?\x02(\d+)\x03(?(1)</p>|)")
 
 
@@ -51,8 +51,8 @@ def _environment(**settings: Any) -> Environment:
 
 
 def _word(text: str) -> str:
-    """As HTML; control characters, of which two mark the slots, are shown as unknown ones."""
-    return escape(_CONTROL.sub("\N{REPLACEMENT CHARACTER}", text))
+    """As HTML, on one line; no control character is left, of which two mark the slots."""
+    return escape(shown(text))
 
 
 class _Section:
@@ -119,10 +119,10 @@ class _Section:
         return self.keep(self.data(self.find(name), name, name))
 
     def data(self, number: Number, name: str, listed: str) -> str:
-        shown, again = escape(self.shown(number)), escape(number.again)
-        self.used.setdefault(number.again, {}).setdefault(listed, []).append(shown)
+        value, again = escape(self.shown(number)), _word(number.again)
+        self.used.setdefault(number.again, {}).setdefault(listed, []).append(value)
         attributes = f'data-name="{escape(name)}" value="{number.value!r}" title="{again}"'
-        return f'<data class="number" {attributes}>{shown}</data>'
+        return f'<data class="number" {attributes}>{value}</data>'
 
     def plain(self, name: str) -> str:
         """The number without markup, for alternative texts."""
@@ -154,7 +154,7 @@ class _Section:
 
     def cell(self, value: Number | str, table: str, place: str) -> str:
         if isinstance(value, str):
-            return inline(escape(self.words["names"].get(value, value)))
+            return inline(_word(self.words["names"].get(value, value)))
         return self.data(value, table + place, f"{table}[…]")
 
     def line(self, equation_name: str, number_name: str | None, why: str) -> Text:
@@ -178,11 +178,11 @@ class _Section:
         if not self.used:
             return ""
         rows = "".join(
-            f"<dt><code>{escape(how)}</code></dt><dd>{'; '.join(map(self.listed, named.items()))}</dd>"
+            f"<dt><code>{_word(how)}</code></dt><dd>{'; '.join(map(self.listed, named.items()))}</dd>"
             for how, named in self.used.items()
         )
         known = self.words["page"]
-        every = escape(known["numbers"]).format(command=f"<code>{escape(self.all_numbers)}</code>")
+        every = escape(known["numbers"]).format(command=f"<code>{_word(self.all_numbers)}</code>")
         title = escape(known["again"])
         return f'<details class="again"><summary>{title}</summary><p>{every}</p><dl>{rows}</dl></details>'
 

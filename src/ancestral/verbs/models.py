@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ancestral.text import shown
 from ancestral.verbs.options import run_argument
 
 
@@ -20,7 +21,7 @@ def import_model(source: str, run: Path) -> None:
     """
     from ancestral import hub
 
-    click.echo(f"imported: {hub.import_model(source, run)}; now: ancestral sample {run}")
+    click.echo(shown(f"imported: {hub.import_model(source, run)}; now: ancestral sample {run}"))
 
 
 @click.command(short_help="Write a model as a diffusers folder.")
@@ -31,7 +32,7 @@ def export(run: Path, folder: Path) -> None:
     from ancestral import interop
 
     interop.export_run(run, folder)
-    click.echo(f"exported: {folder}")
+    click.echo(shown(f"exported: {folder}"))
 
 
 @click.command(short_help="Publish a model on the hub, with its card.")
@@ -48,4 +49,4 @@ def push(run: Path, name: str, public: bool, license_name: str) -> None:
     """
     from ancestral import hub
 
-    click.echo(f"published: {hub.push(run, name, public=public, license_name=license_name)}")
+    click.echo(shown(f"published: {hub.push(run, name, public=public, license_name=license_name)}"))
