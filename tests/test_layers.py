@@ -24,6 +24,8 @@ LAYERS = [
     {"objective", "times", "guidance"},
     {"bound", "calibration", "flow", "sample", "tuning", "metrics", "inverse", "energy"},
     {"derivation", "orders", "anomaly", "rate_distortion", "edits", "composition", "mcmc"},
+    {"disk"},
+    {"tensors", "arrays"},
     {"reading", "duplicates"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
     {"codec.errors", "codec.randomness", "codec.tiles", "codec.planning", "codec.finish"},

@@ -15,13 +15,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ancestral import disk
+from ancestral.disk import Damaged as Damaged
 from ancestral.errors import UserError
 
 MANIFEST = "manifest.json"
-
-
-class Damaged(UserError):
-    """A sealed folder that is not what was written."""
 
 
 class Unwritable(UserError):
@@ -73,23 +71,46 @@ def read(folder: Path, names: Sequence[str] | None = None) -> dict[str, bytes]:
     Raises:
         Damaged: naming the file that is missing, changed or unreadable.
     """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        files = {}
-        for name, entry in manifest.items():
-            if Path(name).name != name:
-                raise Damaged(f"{folder / MANIFEST}: names a file outside its folder")
-            if names is not None and name not in names:
-                continue
-            content = (folder / name).read_bytes()
+    files = {}
+    for name, entry in manifest(folder).items():
+        if names is None or name in names:
+            content = disk.read(folder / name, entry["bytes"])
+            if len(content) < entry["bytes"]:
+                raise Damaged(f"{folder / name}: damaged (ends too early)")
             if sha256(content).hexdigest() != entry["sha256"]:
                 raise Damaged(f"{folder / name}: damaged (its digest is not the manifest's)")
             files[name] = content
-    except OSError as error:
-        raise Damaged(f"{error.filename}: cannot be read ({error.strerror})") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise Damaged(f"{folder / MANIFEST}: damaged (not a manifest)") from None
+    for name in names or ():
+        if name not in files:
+            raise Damaged(f"{folder / MANIFEST}: names no {name}")
     return files
+
+
+def manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """{name: {"sha256": hexadecimal, "bytes": size}} of a sealed folder.
+
+    Raises:
+        Damaged: when it is missing or not a manifest.
+    """
+    path = folder / MANIFEST
+    found = disk.document(path)
+    if not isinstance(found, dict):
+        raise Damaged(f"{path}: damaged (not a manifest)")
+    for name, entry in found.items():
+        if Path(name).name != name or name in ("", MANIFEST):
+            raise Damaged(f"{path}: names a file outside its folder")
+        if not (isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int):
+            raise Damaged(f"{path}: damaged (not a manifest)")
+    return found
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of a sealed folder's manifest, which names the digest of every file.
+
+    Raises:
+        Damaged: when it cannot be read.
+    """
+    return sha256(disk.read(folder / MANIFEST, disk.LARGEST_JSON)).hexdigest()
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -110,8 +131,8 @@ def write_file(path: Path, content: bytes) -> None:
 def is_file(path: Path, digest: str) -> bool:
     """Whether the file is there with this SHA-256."""
     try:
-        return sha256(path.read_bytes()).hexdigest() == digest
-    except OSError:
+        return sha256(disk.read(path)).hexdigest() == digest
+    except Damaged:
         return False
 
 
