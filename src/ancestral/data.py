@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from PIL import ImageColor
 
+from ancestral.deep import scaled, white_for
 from ancestral.errors import UserError
-from ancestral.folders import load_folder
+from ancestral.folders import load_folder, read_as, white_note
 from ancestral.hub_data import load_hub
 from ancestral.images import adapt
-from ancestral.imageset import MOST_CLASSES, DataOptions, ImageSet, Splits, split_off
+from ancestral.imageset import MOST_CLASSES, DataOptions, ImageSet, Item, Splits, split_off
 from ancestral.shards import is_pattern, load_shards
-from ancestral.store import array, checked_vectors
+from ancestral.store import array, checked_images, checked_vectors, gather, listing
 
 
 def load(source: str, options: DataOptions) -> Splits:
@@ -30,7 +31,8 @@ def load(source: str, options: DataOptions) -> Splits:
     _check_background(options.background)
     path = Path(source)
     if source in BUILT_IN:
-        splits = _adapted(BUILT_IN[source](), options)
+        splits = read_as(BUILT_IN[source](), source, split="a fifth of each class", classes="the set's own labels")
+        splits = _adapted(splits, options)
     elif source.startswith("hf:"):
         splits = load_hub(source.removeprefix("hf:"), options)
     elif is_pattern(source):
@@ -40,8 +42,7 @@ def load(source: str, options: DataOptions) -> Splits:
     elif path.is_file() and path.suffix.lower() == ".npz":
         splits = _adapted(_npz(path, options), options)
     elif path.is_file() and path.suffix.lower() == ".npy":
-        splits = split_off(array(path), options.holdout, source)
-        _refuse_conversion(splits.train, options, source)
+        splits = _npy(path, options, source)
     elif path.exists():
         raise UserError(f"{source}: not a folder of images, nor a .npz, .npy or .tar file")
     else:
@@ -49,9 +50,15 @@ def load(source: str, options: DataOptions) -> Splits:
         raise UserError(
             f"{source}: no such file or folder, and no built-in set; {near}built in are: {', '.join(BUILT_IN)}"
         )
-    if options.limit is not None:
-        splits = replace(splits, train=splits.train.take(range(min(options.limit, len(splits.train)))))
-    return splits
+    return splits if options.limit is None else _limited(splits, options.limit)
+
+
+def _limited(splits: Splits, limit: int) -> Splits:
+    """With the first training images only."""
+    beyond, reading = splits.train.names[limit:], splits.reading
+    left_out = {**reading.left_out, **({f"beyond data.limit={limit}": beyond} if beyond else {})}
+    reading = replace(reading, used=reading.used - len(beyond), left_out=left_out)
+    return replace(splits, train=splits.train.take(range(min(limit, len(splits.train)))), reading=reading)
 
 
 def _check_background(name: str) -> None:
@@ -66,6 +73,7 @@ def _check_background(name: str) -> None:
 def _adapted(splits: Splits, options: DataOptions) -> Splits:
     """Arrays, with the size and channels asked for."""
     height, width, channels = splits.train.shape
+    splits = replace(splits, reading=replace(splits.reading, sizes=f"{height}x{width}"))
     if options.size in (None, height if height == width else None) and options.channels in (None, channels):
         return splits
     wanted = options.channels or channels
@@ -74,7 +82,40 @@ def _adapted(splits: Splits, options: DataOptions) -> Splits:
         images = [adapt(one, wanted, options.size, options.background) for one in part.images[:]]
         return replace(part, images=np.stack(images))
 
-    return Splits(adapted(splits.train), adapted(splits.test))
+    return replace(splits, train=adapted(splits.train), test=adapted(splits.test))
+
+
+def _npy(path: Path, options: DataOptions, source: str) -> Splits:
+    """A mapped array; of more than 8 bits it is decoded, into data.cache where that is given."""
+    whole, notes, white = array(path), (), 255
+    _refuse_conversion(whole, options, source)
+    if whole.images.dtype != np.uint8:
+        rows = whole.images
+        largest = max(int(rows[start : start + 256].max()) for start in range(0, len(rows), 256))
+        white, notes = _white(len(rows), largest, options, source)
+
+        def read(skipped: list[str]) -> Iterator[Item]:
+            for row, name in enumerate(whole.names):
+                yield Item(scaled(rows[row], white), None, name)
+
+        key = [listing([path]), white]
+        whole = replace(whole, images=gather(read, None, source, options.cache, key, []).images)
+    splits = split_off(whole, options.holdout, source)
+    height, width, _ = whole.shape
+    classes = "none" if whole.labels is None else f"{path.stem}.labels.npy"
+    return read_as(splits, source, classes=classes, sizes=f"{height}x{width}", white=white, notes=notes)
+
+
+def _white(count: int, largest: int, options: DataOptions, source: str) -> tuple[int, tuple[str, ...]]:
+    """(the value that is white, what to say of it), where only the set says which.
+
+    Raises:
+        UserError: where data.white is below the largest value.
+    """
+    white = options.white or white_for(largest)
+    if largest > white:
+        raise UserError(f"{source}: has the value {largest}, above data.white={white}; raise data.white")
+    return white, (white_note(count, largest, options.white),)
 
 
 def _refuse_conversion(images: ImageSet, options: DataOptions, source: str) -> None:
@@ -136,16 +177,26 @@ def _npz(path: Path, options: DataOptions) -> Splits:
             arrays = {names[name]: np.asarray(archive[name]) for name in names if name in held}
     except Exception as error:  # a damaged archive raises zlib.error, NotImplementedError, ...
         raise UserError(f"{path}: cannot be read as .npz without pickled objects ({error})") from None
-    named = _class_names(path, arrays)
+    for name in [one for one in arrays if one.endswith("images")]:
+        arrays[name] = checked_images(arrays[name], f"{path}: {name}")
+    named, white, notes = _class_names(path, arrays), 255, ()
+    wide = {name: one for name, one in arrays.items() if name.endswith("images") and one.dtype != np.uint8}
+    if wide:
+        count, largest = sum(map(len, wide.values())), max(int(one.max()) for one in wide.values())
+        white, notes = _white(count, largest, options, str(path))
+        arrays |= {name: scaled(one, white) for name, one in wide.items()}
+    said = "labels" if any(name.endswith("labels") for name in arrays) else "none"
     if "train_images" in arrays and "test_images" in arrays:
         train, test = (_npz_part(path, arrays, f"{part}_", named) for part in ("train", "test"))
         if train.shape != test.shape:
             raise UserError(f"{path}: train_images are {train.shape}, test_images {test.shape}; they must agree")
-        return Splits(train, test)
+        split = "the arrays train_images and test_images"
+        return read_as(Splits(train, test), str(path), split=split, classes=said, white=white, notes=notes)
     if "images" not in arrays:
         raise UserError(f"{path}: needs the arrays train_images and test_images, or images; has {held}")
     whole = _npz_part(path, arrays, "", named)
-    return split_off(whole, options.holdout, str(path))
+    splits = split_off(whole, options.holdout, str(path))
+    return read_as(splits, str(path), classes=said, white=white, notes=notes)
 
 
 def _class_names(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
@@ -164,12 +215,6 @@ def _class_names(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
 
 def _npz_part(path: Path, arrays: dict[str, np.ndarray], prefix: str, class_names: tuple[str, ...]) -> ImageSet:
     images, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
-    if images.dtype != np.uint8:
-        raise UserError(f"{path}: {prefix}images must be uint8 (0..255), not {images.dtype}")
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or not 1 <= images.shape[3] <= 4 or 0 in images.shape:
-        raise UserError(f"{path}: {prefix}images must be (N, H, W) or (N, H, W, 1 to 4), not {images.shape}")
     names = tuple(f"{prefix}images[{row}]" for row in range(len(images)))
     told = f"{prefix}embeddings"
     vectors = checked_vectors(arrays[told], f"{path}: {told}", len(images)) if told in arrays else None

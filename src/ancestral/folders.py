@@ -1,165 +1,148 @@
-"""A folder of images: which files, which labels, which split."""
+"""A folder of images: which of them, as what, in which split."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ancestral.deep import white_for
 from ancestral.errors import UserError
-from ancestral.images import SUFFIXES, BadImage, decode, is_grey
-from ancestral.imageset import DataOptions, Item, Splits, split_off
-from ancestral.reading import Reading
+from ancestral.files import Listing, parts_of
+from ancestral.images import BadImage, Look, decode, look
+from ancestral.imageset import DataOptions, ImageSet, Item, Splits, split_off
+from ancestral.labels import in_order, label
+from ancestral.reading import BAD, Reading, listed
 from ancestral.store import gather, listing
 
 
 def load_folder(root: Path, options: DataOptions) -> Splits:
-    """The images below a folder; sub-folders are classes, `train` and `test` (or `validation`, `val`) are splits.
+    """The images below a folder; its sub-folders are classes, or parts of a split (see `files.TRAIN` and `files.TEST`).
 
     Raises:
-        UserError: naming the file that is missing, damaged or of another size.
+        UserError: naming the files that are missing, damaged or of another size.
     """
-    parts = {name: root / name for name in ("train", "test", "validation", "val") if (root / name).is_dir()}
-    own_test = next((parts[name] for name in ("test", "validation", "val") if name in parts), None)
-    folders = [parts["train"], own_test] if "train" in parts and own_test else [root]
-    if list(parts) == ["train"] and not any(one != parts["train"] and _is_shown(one.name) for one in root.iterdir()):
-        folders = [parts["train"]]
-    listings = [_label(folder, _files(folder)) for folder in folders]
-    class_names = tuple(sorted({label for listing in listings for label in listing.values() if label is not None}))
+    parts = parts_of(root)
+    labels = [label(part.root, part.images) for part in parts.folders]
+    class_names = in_order((one for part in labels for one in part.by_file.values()), labels[0].said)
     skipped: list[str] = []
-    channels = options.channels or _common_channels(folders, listings, options, skipped)
+    seen = _survey(parts.folders, options, skipped)
     sets = []
-    for folder, labels in zip(folders, listings, strict=True):
-        key = [listing(folder / file for file in labels), list(labels.values()), channels, asdict(options)]
-        read = partial(_read, folder, labels, class_names, channels, options)
-        sets.append(gather(read, class_names, str(folder), options.cache, key, skipped))
+    for part, (by_file, _) in zip(parts.folders, labels, strict=True):
+        files = [file for file in by_file if str(part.root / file) not in seen.bad]
+        key = [listing(part.root / file for file in files), [by_file[file] for file in files], asdict(options)]
+        key += [seen.channels, seen.white]
+        read = partial(_read, part.root, {file: by_file[file] for file in files}, class_names, seen, options)
+        sets.append(gather(read, class_names, str(part.root), options.cache, key, skipped))
+    refuse_bad(skipped, options)
     shapes = {one.shape for one in sets}
     if len(shapes) > 1:
         raise UserError(f"{root}: images differ in size between the splits; set one: --set data.size=32")
     splits = split_off(sets[0], options.holdout, str(root)) if len(sets) == 1 else Splits(sets[0], sets[1])
-    skipped = list(dict.fromkeys(skipped))
-    used = len(splits.train) + len(splits.test)
-    reading = Reading(str(root), used + len(skipped), used, {"cannot be read": tuple(skipped)} if skipped else {})
-    reading = replace(reading, split=splits.reading.split)
-    return replace(splits, skipped=tuple(skipped), reading=reading)
+    left_out: dict[str, tuple[str, ...]] = {BAD: tuple(skipped)} if skipped else {}
+    for others in (parts.others, *(part.others for part in parts.folders)):
+        for reason, names in others.items():
+            left_out[reason] = left_out.get(reason, ()) + tuple(names)
+    return read_as(
+        splits,
+        str(root),
+        split=parts.split or splits.reading.split,
+        classes="; ".join(dict.fromkeys(one.said for one in labels)),
+        left_out=left_out,
+        white=seen.white or 255,
+        sizes=said_sizes(seen.sizes),
+        notes=seen.notes,
+        skipped=tuple(skipped),
+    )
 
 
-def _is_shown(name: str) -> bool:
-    return not name.startswith(".")
+def said_sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    """Heights x widths: the one, or the smallest and the largest area."""
+    smallest, largest = (f"{h}x{w}" for h, w in (min(sizes, key=np.prod), max(sizes, key=np.prod)))
+    return smallest if len(sizes) == 1 else f"from {smallest} to {largest}"
 
 
-def _files(root: Path) -> list[str]:
-    """Relative names of the images below a folder, sorted; links to folders are not followed, so that none can loop."""
+class _Seen(NamedTuple):
+    """What all files together hold, before any is decoded."""
 
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); make it readable or move it away")
-
-    found, drawn = [], (root / ".job").is_dir()  # by `ancestral sample`, which puts sheets beside the numbered images
-    for folder, inner, files in os.walk(root, onerror=refuse):
-        inner[:] = filter(_is_shown, inner)
-        for name in filter(_is_shown, files):
-            if Path(name).suffix.lower() in SUFFIXES and (Path(name).stem.isdigit() or not drawn):
-                found.append((Path(folder) / name).relative_to(root).as_posix())
-    if not found:
-        raise UserError(f"{root}: no images below it; looked for {', '.join(sorted(SUFFIXES))} in any case")
-    return sorted(found)
+    channels: int
+    white: int | None  # of values with more than 8 bits, where there are any and no file says
+    sizes: list[tuple[int, int]]
+    notes: tuple[str, ...]
+    bad: frozenset[str]
 
 
-def _label(root: Path, files: list[str]) -> dict[str, str | None]:
-    """A label for each file: from metadata where they have one, otherwise its first folder, otherwise none."""
-    first = [file.partition("/")[0] if "/" in file else None for file in files]
-    by_folder = dict(zip(files, first if None not in first else [None] * len(files), strict=True))
-    for name, read in (("metadata.csv", _csv_rows), ("metadata.jsonl", _jsonl_rows)):
-        if (root / name).is_file():
-            return _metadata_labels(root / name, files, read(root / name)) or by_folder
-    return by_folder
-
-
-def _csv_rows(path: Path) -> list[dict[str, Any]]:
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-
-
-def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    rows.append(json.loads(line))
-                    if not isinstance(rows[-1], dict):
-                        raise UserError(f"{path}:{number}: each line must be a JSON object with file_name and label")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    return rows
-
-
-def _metadata_labels(path: Path, files: list[str], rows: list[dict[str, Any]]) -> dict[str, str | None]:
-    """A label for every file, or nothing where the metadata have none."""
-    column = next((name for name in ("label", "class") if any(name in row for row in rows)), None)
-    known, listed = set(files), dict[str, str | None]()
-    for number, row in enumerate(rows, 1):
-        name = row.get("file_name")
-        if not isinstance(name, str):
-            raise UserError(f"{path}: row {number} has no file_name")
-        if name not in known:
-            raise UserError(f"{path}: names {name}, which is not among the images beside it")
-        if name in listed:
-            raise UserError(f"{path}: has two rows for {name}; keep one")
-        label = row.get(column) if column else None
-        if column and not (isinstance(label, (str, int)) and str(label)):
-            raise UserError(f"{path}: row {number} ({name}) has no {column}; give every row one, or none")
-        listed[name] = None if label is None else str(label)
-    for file in files:
-        if file not in listed:
-            raise UserError(f"{path}: has no row for {file}; add one or move the file away")
-    return listed if column else {}
-
-
-def _common_channels(
-    folders: list[Path], listings: list[dict[str, str | None]], options: DataOptions, skipped: list[str]
-) -> int:
-    def grey(path: Path) -> bool:
+def _survey(folders: Sequence[Listing], options: DataOptions, skipped: list[str]) -> _Seen:
+    looks: dict[str, Look] = {}
+    bad: set[str] = set()
+    for path in (folder.root / file for folder in folders for file in folder.images):
         try:
-            return is_grey(path, options.max_pixels)
-        except BadImage as error:
-            _skip_or_raise(error, options, skipped)
-            return True
+            looks[str(path)] = look(path, options.max_pixels)
+        except BadImage as error:  # all are looked at, so that every bad one is named
+            skipped.append(str(error))
+            bad.add(str(path))
+    if not looks:
+        refuse_bad(skipped, options)
+        raise UserError(f"{folders[0].root}: none of its images can be read; the first: {skipped[0]}")
+    unsaid = [one.largest for one in looks.values() if one.largest is not None]
+    white = options.white or (white_for(max(unsaid)) if unsaid else None)
+    notes = []
+    if unsaid:
+        notes.append(white_note(len(unsaid), max(unsaid), options.white))
+    if declared := sum(one.deep and one.largest is None for one in looks.values()):
+        notes.append(f"{declared:,} files have more than 8 bits a value; rounded to 8")
+    if several := [name for name, one in looks.items() if one.frames > 1]:
+        notes.append(f"{len(several):,} files have several frames, of which the first is used: {listed(several)}")
+    channels = options.channels or (1 if all(one.grey for one in looks.values()) else 3)
+    return _Seen(channels, white, list(Counter(one.size for one in looks.values())), tuple(notes), frozenset(bad))
 
-    everywhere = (folder / file for folder, listing in zip(folders, listings, strict=True) for file in listing)
-    modes = [grey(path) for path in everywhere]  # of all files, so that every bad one is named
-    return 1 if all(modes) else 3
+
+def white_note(count: int, largest: int, told: int | None) -> str:
+    """What was made of values with more than 8 bits, whose range nothing but the set says."""
+    if told is not None:
+        return f"{count:,} images have more than 8 bits a value: {told} is white (data.white), rounded to 8 bits"
+    return (
+        f"{count:,} images have more than 8 bits a value: the largest of all is {largest}, so that "
+        f"{white_for(largest)} is white; rounded to 8 bits (another: --set data.white=65535)"
+    )
 
 
-def _skip_or_raise(error: BadImage, options: DataOptions, skipped: list[str]) -> None:
-    if options.bad_images == "refuse":
-        raise UserError(f"{error}; mend or remove it, or leave such files out: --set data.bad_images=skip") from None
-    skipped.append(str(error))
+def refuse_bad(skipped: list[str], options: DataOptions) -> None:
+    """Refuse all bad images in one message, unless they are to be left out.
+
+    Raises:
+        UserError: naming them.
+    """
+    if skipped and options.bad_images == "refuse":
+        many = "" if len(skipped) == 1 else f"{len(skipped):,} bad images: "
+        more = f"; and {len(skipped) - MOST_NAMED:,} more" if len(skipped) > MOST_NAMED else ""
+        named = "; ".join(skipped[:MOST_NAMED]) + more
+        raise UserError(f"{many}{named}; mend or remove them, or leave such files out: --set data.bad_images=skip")
+
+
+MOST_NAMED = 50  # bad images in one message
 
 
 def _read(
     root: Path,
     labels: dict[str, str | None],
     class_names: tuple[str, ...],
-    channels: int,
+    seen: _Seen,
     options: DataOptions,
     skipped: list[str],
 ) -> Iterator[Item]:
+    number = {name: place for place, name in enumerate(class_names)}
+
     def items() -> Iterator[Item]:
-        for file, label in labels.items():
-            pixels = decoded(root / file, channels, options, skipped)
+        for file, name in labels.items():
+            pixels = decoded(root / file, seen.channels, replace(options, white=seen.white), skipped)
             if pixels is not None:
-                yield Item(pixels, None if label is None else class_names.index(label), file)
+                yield Item(pixels, None if name is None else number[name], file)
 
     return of_one_size(items(), str(root))
 
@@ -167,15 +150,11 @@ def _read(
 def decoded(
     file: Path | bytes, channels: int, options: DataOptions, skipped: list[str], name: str | None = None
 ) -> np.ndarray | None:
-    """One image as the options say, or None where it is bad and such are left out.
-
-    Raises:
-        UserError: naming a bad image, where such are refused.
-    """
+    """One image as the options say, or None where it is bad, which `skipped` then says; see `refuse_bad`."""
     try:
-        return decode(file, channels, options.size, options.background, options.max_pixels, name)
+        return decode(file, channels, options.size, options.background, options.max_pixels, name, options.white)
     except BadImage as error:
-        _skip_or_raise(error, options, skipped)
+        skipped.append(str(error))
         return None
 
 
@@ -185,7 +164,7 @@ def channels_of(file: bytes, options: DataOptions, name: str) -> int:
     Raises:
         BadImage: as `decode`.
     """
-    pixels = decode(file, 3, options.size, options.background, options.max_pixels, name)
+    pixels = decode(file, 3, options.size, options.background, options.max_pixels, name, options.white)
     return 1 if (pixels == pixels[..., :1]).all() else 3
 
 
@@ -205,3 +184,19 @@ def of_one_size(items: Iterator[Item], source: str) -> Iterator[Item]:
                 f"{height}x{width}; set one size for all: --set data.size=32"
             )
         yield item
+
+
+def read_as(splits: Splits, source: str, *, skipped: tuple[str, ...] = (), **facts: Any) -> Splits:
+    """Splits with what was understood of their source; the numbers found and used are theirs, with those left out."""
+    used = len(splits.train) + len(splits.test)
+    left_out: dict[str, tuple[str, ...]] = facts.get("left_out", {})
+    facts = {"split": splits.reading.split, "found": used + sum(map(len, left_out.values())), **facts}
+    return replace(splits, skipped=skipped, reading=Reading(source, used=used, **facts))
+
+
+def streamed(images: ImageSet, options: DataOptions) -> dict[str, Any]:
+    """What is known of a source that is read once, from front to back."""
+    height, width, _ = images.shape
+    if options.size is None:
+        return {"white": options.white or 255, "sizes": f"{height}x{width}", "notes": ()}
+    return {"white": options.white or 255, "sizes": "", "notes": ("sizes before scaling were not looked at",)}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ancestral.errors import UserError
-from ancestral.folders import channels_of, decoded, of_one_size
+from ancestral.files import TEST, TRAIN
+from ancestral.folders import channels_of, decoded, of_one_size, read_as, refuse_bad, streamed
 from ancestral.imageset import DataOptions, Item, Splits, split_off
+from ancestral.reading import BAD, listed
 from ancestral.store import gather, listing
 
 
@@ -40,8 +42,10 @@ def load_hub(name: str, options: DataOptions) -> Splits:
     except Exception as error:  # a missing file, no network, a set of another kind: each library below has its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"hf:{name}: cannot be opened ({reason})") from None
-    parts = [split for split in ("train", "test", "validation") if split in splits][:2]
-    if not parts or parts[0] != "train":
+    named = {split.lower(): split for split in splits}
+    trains, tests = ([named[one] for one in names if one in named] for names in (TRAIN, TEST))
+    parts = trains[:1] + tests[:1]
+    if not trains:
         raise UserError(f"hf:{name}: has no split named train; it has {', '.join(splits)}")
     files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
     skipped: list[str] = []
@@ -53,8 +57,20 @@ def load_hub(name: str, options: DataOptions) -> Splits:
         read = partial(_read, rows, image, label, f"hf:{name}/{part}", channels, options)
         key = [name, part, listing(files), channels, asdict(options)]
         sets.append(gather(read, class_names, f"hf:{name}/{part}", options.cache, key, skipped))
+    refuse_bad(skipped, options)
     result = Splits(sets[0], sets[1]) if len(sets) == 2 else split_off(sets[0], options.holdout, f"hf:{name}")
-    return replace(result, skipped=tuple(skipped))
+    more = [split for split in splits if split not in parts]
+    how = streamed(sets[0], options)
+    how["notes"] += (f"the splits {listed(more)} are not used",) if more else ()
+    return read_as(
+        result,
+        f"hf:{name}",
+        split=result.reading.split or f"the set's own {parts[0]} and {parts[1]}",
+        classes="none" if sets[0].labels is None else "the column of labels",
+        left_out={BAD: tuple(skipped)} if skipped else {},
+        skipped=tuple(skipped),
+        **how,
+    )
 
 
 def _columns(name: str, features: Any) -> tuple[str, str | None, tuple[str, ...] | None]:

@@ -26,6 +26,7 @@ class DataOptions:
     bad_images: Literal["refuse", "skip"] = "refuse"
     holdout: Annotated[float, Meta(gt=0, lt=1)] = 0.1  # for testing, where the source has no split of its own
     max_pixels: Annotated[int, Meta(ge=1, le=178_000_000)] = 32_000_000  # above it Pillow has a limit of its own
+    white: Annotated[int, Meta(ge=1, le=65535)] | None = None  # of more than 8 bits; None: 2^k - 1 above the largest
     limit: Annotated[int, Meta(ge=1)] | None = None  # use only the first so many training images
     cache: str | None = None  # folder for decoded images, which are then mapped instead of held in memory
 
@@ -38,7 +39,7 @@ class Rows:
 
     def __init__(self, source: np.ndarray, rows: np.ndarray) -> None:
         self.source, self.rows = source, rows
-        self.shape = (len(rows), *source.shape[1:])
+        self.shape, self.dtype = (len(rows), *source.shape[1:]), source.dtype
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -180,7 +181,7 @@ def joined(splits: Splits) -> ImageSet:
 
 
 def split_off(whole: ImageSet, share: float, source: str) -> Splits:
-    """A set without a split of its own, a share of it held out for testing; images that repeat each other stay together.
+    """A set without a split of its own, a share of it held out; images that repeat each other stay together.
 
     Raises:
         UserError: when there are fewer than two images.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+BAD = "damaged or not readable"  # the reason whose names say more: `a.png: truncated`
 KEPT = 20  # names of a kind in JSON; the number of all is beside them
 
 

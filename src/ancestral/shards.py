@@ -11,15 +11,16 @@ import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ancestral.errors import UserError
-from ancestral.folders import channels_of, decoded, of_one_size
+from ancestral.folders import channels_of, decoded, of_one_size, read_as, refuse_bad, streamed
 from ancestral.images import SUFFIXES, BadImage
 from ancestral.imageset import MOST_CLASSES, DataOptions, Item, Splits, split_off
+from ancestral.reading import BAD
 from ancestral.store import gather, listing
 
 _TEXT = {".cls", ".json", ".txt"}
@@ -29,7 +30,11 @@ _LARGEST = {"image": 64_000_000, "text": 100_000}  # bytes of a member
 def is_pattern(source: str) -> bool:
     """Whether a source names tar files: one, a range `data-{000..031}.tar`, or a folder of them."""
     path = Path(source)
-    return source.endswith(".tar") or (path.is_dir() and any(path.glob("*.tar")))
+    return source.endswith(".tar") or (path.is_dir() and bool(_tars(path)))
+
+
+def _tars(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*.tar") if path.is_file())
 
 
 def files_of(source: str) -> list[Path]:
@@ -40,7 +45,7 @@ def files_of(source: str) -> list[Path]:
     """
     path = Path(source)
     if path.is_dir():
-        return sorted(path.glob("*.tar"))
+        return _tars(path)
     span = re.search(r"\{(\d+)\.\.(\d+)\}", source)
     if span is None:
         names = [source]
@@ -67,7 +72,19 @@ def load_shards(source: str, options: DataOptions) -> Splits:
     key = [listing(shards), channels, asdict(options)]
     read = partial(_read, shards, channels, options)
     whole = gather(read, None, source, options.cache, key, skipped)
-    return replace(split_off(whole, options.holdout, source), skipped=tuple(skipped))
+    refuse_bad(skipped, options)
+    left_out = {BAD: tuple(skipped)} if skipped else {}
+    beside = sorted(one.name for one in Path(source).iterdir()) if Path(source).is_dir() else []
+    if beside := [name for name in beside if name not in {shard.name for shard in shards}]:
+        left_out["beside the shards"] = tuple(beside)
+    return read_as(
+        split_off(whole, options.holdout, source),
+        source,
+        classes="none" if whole.labels is None else "the members .cls or .json, as numbers",
+        left_out=left_out,
+        skipped=tuple(skipped),
+        **streamed(whole, options),
+    )
 
 
 def _samples(shards: list[Path]) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -135,8 +152,9 @@ def _label(name: str, parts: dict[str, bytes]) -> int | None:
     return label
 
 
-def _image(name: str, parts: dict[str, bytes]) -> bytes:
-    images = [content for suffix, content in parts.items() if suffix in SUFFIXES]
+def _image(name: str, parts: dict[str, bytes]) -> tuple[bytes, str]:
+    """(content, suffix)."""
+    images = [(content, suffix) for suffix, content in parts.items() if suffix in SUFFIXES]
     if len(images) != 1:
         raise UserError(f"{name}: has {len(images)} images; one is needed")
     return images[0]
@@ -146,14 +164,16 @@ def _channels(shards: list[Path], options: DataOptions) -> int:
     """Of the first image: looking at all would read every shard twice."""
     for name, parts in _samples(shards):
         with suppress(BadImage):
-            return channels_of(_image(name, parts), options, name)
+            content, suffix = _image(name, parts)
+            return channels_of(content, options, name + suffix)
     raise UserError(f"{shards[0]}: no image can be read")
 
 
 def _read(shards: list[Path], channels: int, options: DataOptions, skipped: list[str]) -> Iterator[Item]:
     def items() -> Iterator[Item]:
         for name, parts in _samples(shards):
-            pixels = decoded(_image(name, parts), channels, options, skipped, name)
+            content, suffix = _image(name, parts)
+            pixels = decoded(content, channels, options, skipped, name + suffix)
             if pixels is not None:
                 yield Item(pixels, _label(name, parts), name)
 

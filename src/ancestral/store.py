@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
@@ -86,7 +87,7 @@ def _index(folder: Path) -> Any:
 
 
 def array(path: Path) -> ImageSet:
-    """A .npy file of images, uint8 (N, H, W, C) or (N, H, W), mapped.
+    """A .npy file of images, uint8 or uint16 (N, H, W, C) or (N, H, W), mapped as they are.
 
     Labels and vectors come from NAME.labels.npy and NAME.embeddings.npy beside it.
 
@@ -94,22 +95,36 @@ def array(path: Path) -> ImageSet:
         UserError: when it holds anything else.
     """
     images = _mapped(path)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
-        raise UserError(f"{path}: must be uint8 (N, H, W) or (N, H, W, C), not {images.dtype} {images.shape}")
-    images = images[..., None] if images.ndim == 3 else images
+    images = checked_images(images, str(path))
     names = tuple(f"{path.stem}[{row}]" for row in range(len(images)))
     beside = path.with_suffix(".labels.npy")
-    labels = _mapped(beside) if beside.exists() else None
+    labels = _mapped(beside) if os.path.lexists(beside) else None
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0):
         raise UserError(f"{beside}: must be {len(images)} class numbers, not {labels.dtype} {labels.shape}")
     told = path.with_suffix(".embeddings.npy")
-    embeddings = checked_vectors(_mapped(told), str(told), len(images)) if told.exists() else None
+    embeddings = checked_vectors(_mapped(told), str(told), len(images)) if os.path.lexists(told) else None
     count = 0 if labels is None else int(labels.max()) + 1
     if count > MOST_CLASSES:
         raise UserError(f"{beside}: the label {count - 1} is no class number; count classes from 0")
     rows = Rows(images, np.arange(len(images)))
     classes = tuple(map(str, range(count)))
     return ImageSet(rows, None if labels is None else labels.astype(np.int64), classes, names, embeddings)
+
+
+def checked_images(images: np.ndarray, called: str) -> np.ndarray:
+    """The same as (N, H, W, C).
+
+    Raises:
+        UserError: unless they are images of 8 or 16 bits with 1, 3 or 4 channels.
+    """
+    if images.dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"{called}: must be uint8 (0..255) or uint16 (see data.white), not {images.dtype}; convert it to one"
+        )
+    shaped = images[..., None] if images.ndim == 3 else images
+    if shaped.ndim != 4 or shaped.shape[3] not in (1, 3, 4) or 0 in shaped.shape:
+        raise UserError(f"{called}: must be (N, H, W) or (N, H, W, C) with C 1, 3 or 4, not {images.shape}")
+    return shaped
 
 
 def vectors(path: Path) -> np.ndarray:
@@ -136,6 +151,8 @@ def checked_vectors(found: np.ndarray, called: str, count: int | None = None) ->
 
 
 def _mapped(path: Path) -> np.ndarray:
+    if not path.is_file():
+        raise UserError(f"{path}: not a regular file")  # a pipe would be waited for without end
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # a damaged header raises tokenize.TokenError, OverflowError, ...
