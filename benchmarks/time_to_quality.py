@@ -106,7 +106,7 @@ class Plain(Ours):
 
     options = (
         *("--preset", "cifar10", "--batch-size", "64", "--set", "model.width=64", "--set", "model.multipliers=1,2,2"),
-        *("--set", "model.dropout=0", "--set", "train.flip=false", "--set", "diffusion.variance=small"),
+        *("--set", "model.dropout=0", "--set", "train.flip=false", "--set", "diffusion.variance=fixedsmall"),
     )
     samplers: ClassVar = {"25 DDIM": ("--steps", "25", "--eta", "0")}
 

@@ -135,7 +135,7 @@ def test_wrong_settings_are_named(tmp_path, overrides, words):
     assert all(word in result.output for word in words), result.output
 
 
-@pytest.mark.parametrize("options", [("--solver", "heun"), ("--eta", 0), ("--variance", "small")])
+@pytest.mark.parametrize("options", [("--solver", "heun"), ("--eta", 0), ("--variance", "fixedsmall")])
 def test_other_ways_to_step_are_refused(run, tmp_path, options):
     result = run_command("sample", run, "--out", tmp_path, *options)
     assert result.exit_code == 2

@@ -274,7 +274,7 @@ BAD = [
     (("sample", "{run}", "--steps", "2000"), "T = 1000"),
     (("sample", "{run}", "--steps", "5", "--grid", "trail"), "did you mean 'trailing'"),
     (("sample", "{run}", "--variance", "tiny"), "--variance"),
-    (("sample", "{run}", "--variance", "small", "--eta", "0"), "leave one out"),
+    (("sample", "{run}", "--variance", "fixedsmall", "--eta", "0"), "leave one out"),
     (("sample", "{run}", "--variance", "learned", "--steps", "2"), "2C"),
     (("sample", "{run}", "--eta", "2"), "--eta"),
     (("sample", "{run}", "--steps", "none"), "neither a number of steps"),

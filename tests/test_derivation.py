@@ -10,7 +10,7 @@ from ancestral.analytic import Mixture, gaussian
 from ancestral.bound import bound, naive_bound, random_places, strata
 from ancestral.derivation import along_chains, log_ratio_variance, noise_variance, random_terms_variance
 from ancestral.gaussian import Normal
-from ancestral.reverse import Ancestral, large, optimal, small
+from ancestral.reverse import Ancestral, beta, fixedsmall, optimal
 from ancestral.rng import Streams
 
 F64 = torch.float64
@@ -19,7 +19,7 @@ MIXTURE = Mixture(
 )
 
 
-PAPER = Ancestral(large)
+PAPER = Ancestral(beta)
 
 
 def chains_of(count, move=PAPER, model=MIXTURE, seed=0):
@@ -29,7 +29,7 @@ def chains_of(count, move=PAPER, model=MIXTURE, seed=0):
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "linear-zero-snr"])
-@pytest.mark.parametrize("variance", [small, large, optimal])
+@pytest.mark.parametrize("variance", [fixedsmall, beta, optimal])
 def test_lines_before_the_last_are_one_number(name, variance):
     model = Mixture(schedule.SCHEDULES[name](50), MIXTURE.means, torch.full((2,), 0.02).double())
     lines = chains_of(20, Ancestral(variance), model)[0].lines

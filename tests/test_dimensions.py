@@ -21,7 +21,7 @@ from ancestral.form import Form, fold, unfold
 from ancestral.gaussian import Normal
 from ancestral.guidance import Guided, beside
 from ancestral.objective import OBJECTIVES
-from ancestral.reverse import DDIM, Ancestral, optimal, small
+from ancestral.reverse import DDIM, Ancestral, fixedsmall, optimal
 from ancestral.rng import Streams
 from ancestral.sample import sample
 from ancestral.target import X0, V
@@ -141,7 +141,7 @@ def test_samples_have_the_covariance_between_places(shape):
     covariance = 0.5 * 0.8 ** (place[:, None] - place).abs()
     oracle = Correlated(schedule.cosine(100), torch.linspace(-1, 1, size, dtype=F64), covariance)
     grid = grids.full(oracle.schedule)
-    for transition in (Ancestral(small), DDIM()):
+    for transition in (Ancestral(fixedsmall), DDIM()):
         x = sample(Shaped(oracle), shape, count, grid, transition, batch_size=count)
         assert x.shape == (count, *shape)
         assert torch.allclose(x.flatten(1).mean(0), oracle.mean, atol=5 * (0.5 / count) ** 0.5)
@@ -186,7 +186,7 @@ def test_every_loss_is_that_of_the_flat_data(name, shape):
             return torch.cat([0.5 * x, x.tanh()], 1)
 
     q = schedule.cosine(30)
-    loss = OBJECTIVES[name](Ancestral(small), 30)
+    loss = OBJECTIVES[name](Ancestral(fixedsmall), 30)
     x0, eps = torch.randn(2, count, *shape, dtype=F64, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     t = torch.arange(2, 2 + count)
     array, flat = (

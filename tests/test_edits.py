@@ -11,7 +11,7 @@ from PIL import Image
 from ancestral import grids, schedule
 from ancestral.analytic import Correlated, Mixture, gaussian
 from ancestral.edits import Resampled, below, inverted, known_region, mix, slerp
-from ancestral.reverse import DDIM, Ancestral, optimal, small
+from ancestral.reverse import DDIM, Ancestral, fixedsmall, optimal
 from ancestral.sample import finish, latents, trajectory
 from ancestral.solvers import SOLVERS
 from ancestral.walk import from_model, from_model_to_the_end, walk
@@ -49,7 +49,7 @@ def test_repaint_comes_to_the_conditional_as_resamples_grow():
     mean, variance = SHARES * 0.8, (1 - SHARES**2) * 0.5
     errors = []
     for resamples in (1, 4, 16):
-        x0 = inpainted(Resampled(Ancestral(small), jump=5, resamples=resamples))
+        x0 = inpainted(Resampled(Ancestral(fixedsmall), jump=5, resamples=resamples))
         assert bool((x0[:, 0] == 0.8).all())
         errors.append(abs(float(x0[:, 1].mean()) - mean))
     standard_error = (variance / 4000) ** 0.5

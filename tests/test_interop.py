@@ -218,7 +218,7 @@ def test_published_configurations_are_the_papers(tmp_path, name):
     process = diffusers_config.diffusion(diffusers_config.Fields(tmp_path / "scheduler_config.json"))
     paper = PRESETS["cifar10" if side == 32 else "paper-256"]
     assert (process.variance, process.schedule, process.target, process.clip) == (
-        paper.get("diffusion.variance", "large"), "linear", "eps", "static",
+        paper.get("diffusion.variance", "fixedlarge"), "linear", "eps", "static",
     )  # fmt: skip
     with torch.device("meta"):
         network = build.network(config := Config("x", model), Facts(shape))

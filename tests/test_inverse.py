@@ -23,7 +23,7 @@ from ancestral.inverse import (
     psnr,
 )
 from ancestral.operators import Known, Separable, box_means, gaussian_blur, grey
-from ancestral.reverse import DDIM, Ancestral, optimal, small
+from ancestral.reverse import DDIM, Ancestral, fixedsmall, optimal
 from ancestral.sample import finish
 from ancestral.walk import from_model, walk
 
@@ -217,7 +217,7 @@ def test_dps_goes_to_the_measurement_and_is_not_the_posterior():
     guided = Dps(ROUND, seen(count), scale=0.05)
     draw = guided.after(from_model(Noise(count)))
     grid = grids.trailing(ROUND.schedule, 200)
-    x0 = finish(walk(guided, drawn(count, 3, seed=5), grid, Ancestral(small), draw))
+    x0 = finish(walk(guided, drawn(count, 3, seed=5), grid, Ancestral(fixedsmall), draw))
     prior = MEAN + 0.5**0.5 * drawn(count, 3, seed=6)
     assert seen(count).residual(x0).norm(dim=1).mean() < 0.3 * seen(count).residual(prior).norm(dim=1).mean()
     _, spread = posterior(MEAN, 0.5 * torch.eye(3, dtype=F64), matrix(A, (3,)), Y[0], Y_VAR)

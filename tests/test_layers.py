@@ -14,7 +14,7 @@ MODULES = {
     if not path.stem.startswith("__")
 }
 LAYERS = [
-    {"errors", "gaussian", "rng", "text"},
+    {"errors", "gaussian", "rng", "text", "versions"},
     {"schedule"},
     {"target"},
     {"denoiser", "form", "discrete", "operators"},

@@ -26,7 +26,7 @@ from ancestral.objective import (
     score_matching,
     unweighted,
 )
-from ancestral.reverse import Ancestral, learned, small
+from ancestral.reverse import Ancestral, fixedsmall, learned
 from ancestral.rng import Streams
 from ancestral.target import EPS, SCORE, TARGETS, X0, V
 from ancestral.times import UNIFORMS, LogNormal, LossImportance, TimeSampler
@@ -60,7 +60,7 @@ def batch(count=6):
 @pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_serves_every_target(name, target):
-    variance = learned if name in ("hybrid", "bound") else small
+    variance = learned if name in ("hybrid", "bound") else fixedsmall
     denoiser = Denoiser(Affine(4 if variance is learned else 2), SCHEDULE, target)
     objective = OBJECTIVES[name](Ancestral(variance), 20)
     losses = objective(denoiser, *batch())
@@ -151,7 +151,7 @@ def test_kl_term_is_the_weighted_error_of_x0():
     x0, t, s, eps = x0[2:], t[2:], s[2:], eps[2:]
     x_t = SCHEDULE.marginal(x0, t).sample(eps)
     guess = Prediction(x0 + 0.1 * eps, eps)
-    p = Ancestral(small)(SCHEDULE, x_t, guess, t, s)
+    p = Ancestral(fixedsmall)(SCHEDULE, x_t, guess, t, s)
     expected = bound_weight(SCHEDULE, t, s) * (0.1 * eps).square().sum((1, 2, 3))
     assert torch.allclose(bound_term(SCHEDULE, p, x_t, x0, t, s), expected)
 
@@ -169,8 +169,8 @@ def test_the_bound_objective_is_the_bound():
     x0, *_ = batch()
     denoiser = Denoiser(Affine(), SCHEDULE, X0)
     grid = grids.full(SCHEDULE)
-    whole = bound(denoiser, x0, grid, Ancestral(small), Streams(0, "x", range(6)), Normal.log_prob_byte)
-    noise, objective = Streams(0, "x", range(6)), VariationalBound(Ancestral(small), 20)
+    whole = bound(denoiser, x0, grid, Ancestral(fixedsmall), Streams(0, "x", range(6)), Normal.log_prob_byte)
+    noise, objective = Streams(0, "x", range(6)), VariationalBound(Ancestral(fixedsmall), 20)
     losses = []
     for t in range(20, 0, -1):
         times = torch.full((6,), t)
@@ -272,7 +272,7 @@ class Says(nn.Module):
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_serves_any_pair_of_times(name, target):
     """Strides, the last step from any t to 0, and a batch of nothing but last steps."""
-    variance = learned if name in ("hybrid", "bound") else small
+    variance = learned if name in ("hybrid", "bound") else fixedsmall
     x0, *_, eps = batch()
     for t, s in (([20, 20, 7, 3, 2, 1], [0, 5, 2, 0, 1, 0]), ([1, 2, 5, 10, 19, 20], [0] * 6)):
         denoiser = Denoiser(Affine(4 if variance is learned else 2), SCHEDULE, target)
@@ -321,7 +321,7 @@ def test_kl_term_on_any_stretch_of_any_schedule(beta, data):
     generator = torch.Generator().manual_seed(0)
     x0, x_t, error = torch.randn(3, 2, 1, 2, 2, dtype=F64, generator=generator)
     pair = torch.tensor([t, t]), torch.tensor([s, s])
-    p = Ancestral(small)(made, x_t, Prediction(x0 + error, x_t), *pair)
+    p = Ancestral(fixedsmall)(made, x_t, Prediction(x0 + error, x_t), *pair)
     expected = (snr[s - 1] - snr[t - 1]) / 2 * error.square().sum((1, 2, 3))
     assert torch.allclose(bound_term(made, p, x_t, x0, *pair), expected, rtol=1e-6)
     assert torch.allclose(bound_weight(made, *pair), ((snr[s - 1] - snr[t - 1]) / 2).expand(2), rtol=1e-6)
@@ -352,7 +352,7 @@ def test_a_term_is_a_divergence(likelihood):
     assert torch.allclose(nll, -likelihood(p, x0).sum(1))
 
 
-@pytest.mark.parametrize("variance", [small, learned])
+@pytest.mark.parametrize("variance", [fixedsmall, learned])
 @pytest.mark.parametrize("grid", [[20, 0], [20, 11, 4, 0], [13, 2, 1, 0]], ids=str)
 def test_the_bound_objective_is_the_bound_on_a_sub_grid(grid, variance):
     x0, *_ = batch()

@@ -15,7 +15,7 @@ from ancestral.bound import bound, largest_share, mean_and_error, naive_bound
 from ancestral.calibration import LEAST_ERROR, calibrate
 from ancestral.denoiser import X0_EDGES, Calibrated, predict, score
 from ancestral.gaussian import Normal
-from ancestral.reverse import DDIM, Ancestral, large, optimal, small
+from ancestral.reverse import DDIM, Ancestral, beta, fixedsmall, optimal
 from ancestral.rng import Streams
 from ancestral.sample import finish, latents
 from ancestral.walk import from_model, from_model_to_the_end, walk
@@ -56,9 +56,9 @@ def test_exact_variance_reproduces_the_data_on_any_grid(grid):
 def test_large_variance_is_exact_for_standard_normal_data_and_small_for_one_point(T):
     unit = gaussian(schedule.linear(T), torch.zeros(1, dtype=F64), 1.0)
     grid = grids.full(unit.schedule)
-    assert reverse_moments(unit, grid, Ancestral(large), 0.0, 1.0) == pytest.approx((0.0, 1.0), abs=1e-9)
+    assert reverse_moments(unit, grid, Ancestral(beta), 0.0, 1.0) == pytest.approx((0.0, 1.0), abs=1e-9)
     point = dataset(unit.schedule, torch.tensor([[0.7]], dtype=F64))
-    no_decoder = reverse_moments(point, grid[:-1], Ancestral(small), 0.7, 0.0) if T > 1 else None
+    no_decoder = reverse_moments(point, grid[:-1], Ancestral(fixedsmall), 0.7, 0.0) if T > 1 else None
     if no_decoder:
         signal, noise_var = point.schedule.signal(1), point.schedule.noise_var(1)
         assert no_decoder == pytest.approx((0.7 * float(signal), float(noise_var)), abs=1e-12)
@@ -127,7 +127,7 @@ def test_gap_of_the_fixed_variances_is_what_theory_says(T):
     oracle = gaussian(schedule.linear(T), torch.zeros(1, dtype=F64), variance)
     grid = grids.full(oracle.schedule)
     exact, _ = expected_bound(oracle, grid, Ancestral(optimal), 0.0, variance)
-    for fixed in (large, small):
+    for fixed in (beta, fixedsmall):
         measured, _ = expected_bound(oracle, grid, Ancestral(fixed), 0.0, variance)
         gap = 0.0
         for t, s in itertools.pairwise(grid):
@@ -153,7 +153,7 @@ def test_sampled_moments_of_a_mixture():
     )
     count = 2000
     grid = grids.full(oracle.schedule)
-    for transition in (Ancestral(optimal), Ancestral(large), Ancestral(small), DDIM(0.0), DDIM(1.0)):
+    for transition in (Ancestral(optimal), Ancestral(beta), Ancestral(fixedsmall), DDIM(0.0), DDIM(1.0)):
         start = latents([1], 0, range(count))
         noise = Streams(0, "reverse", range(count))
         x0 = finish(walk(oracle, start, grid, transition, from_model(noise)))
@@ -171,7 +171,7 @@ def test_samples_of_a_finite_set_are_its_points():
     oracle = dataset(schedule.cosine(200), points)
     start = latents([2], 1, range(300))
     noise = Streams(1, "reverse", range(300))
-    x0 = finish(walk(oracle, start, grids.full(oracle.schedule), Ancestral(small), from_model(noise)))
+    x0 = finish(walk(oracle, start, grids.full(oracle.schedule), Ancestral(fixedsmall), from_model(noise)))
     distance, which = torch.cdist(x0, points).min(1)
     assert float(distance.max()) < 1e-6
     assert all(60 < int((which == k).sum()) < 140 for k in range(3))
@@ -199,8 +199,8 @@ def test_subset_of_terms_is_unbiased_and_its_error_bar_is_honest():
     oracle = normal_data(50)
     x0 = oracle.sample(torch.Generator().manual_seed(0), 2000)
     grid = grids.full(oracle.schedule)
-    whole = bound(oracle, x0, grid, Ancestral(large), Streams(0, "a", range(2000)), Normal.log_prob)
-    part = bound(oracle, x0, grid, Ancestral(large), Streams(0, "b", range(2000)), Normal.log_prob, terms=6)
+    whole = bound(oracle, x0, grid, Ancestral(beta), Streams(0, "a", range(2000)), Normal.log_prob)
+    part = bound(oracle, x0, grid, Ancestral(beta), Streams(0, "b", range(2000)), Normal.log_prob, terms=6)
     difference, error = mean_and_error(part.nats - whole.nats)
     assert abs(difference) < 4 * error
     assert part.terms.shape == (2000, 6)
@@ -213,8 +213,8 @@ def test_kl_form_has_less_variance_than_monte_carlo():
     oracle = Mixture(schedule.linear(100), means, variances)
     x0 = oracle.sample(torch.Generator().manual_seed(0), 2000)
     grid = grids.full(oracle.schedule)
-    kl = bound(oracle, x0, grid, Ancestral(large), Streams(0, "a", range(2000)), Normal.log_prob)
-    naive = naive_bound(oracle, x0, grid, Ancestral(large), Streams(0, "b", range(2000)), Normal.log_prob)
+    kl = bound(oracle, x0, grid, Ancestral(beta), Streams(0, "a", range(2000)), Normal.log_prob)
+    naive = naive_bound(oracle, x0, grid, Ancestral(beta), Streams(0, "b", range(2000)), Normal.log_prob)
     difference, error = mean_and_error(kl.nats - naive.nats)
     assert abs(difference) < 4 * error
     # One term at a random t, which is what a training step sees: the spread around that term's own mean.
@@ -313,7 +313,7 @@ def test_score_is_the_gradient_of_the_log_density():
 def test_last_step_is_the_mean_unless_asked():
     oracle = normal_data(5)
     x = torch.zeros(3, 2, dtype=F64)
-    steps = list(walk(oracle, x, [1, 0], Ancestral(large), from_model(Streams(0, "a", range(3)))))
+    steps = list(walk(oracle, x, [1, 0], Ancestral(beta), from_model(Streams(0, "a", range(3)))))
     assert torch.equal(steps[0].x_s, steps[0].p.mean)
-    steps = list(walk(oracle, x, [1, 0], Ancestral(large), from_model_to_the_end(Streams(0, "a", range(3)))))
+    steps = list(walk(oracle, x, [1, 0], Ancestral(beta), from_model_to_the_end(Streams(0, "a", range(3)))))
     assert not torch.equal(steps[0].x_s, steps[0].p.mean)

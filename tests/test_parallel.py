@@ -106,7 +106,7 @@ def pictures(folder):
 
 
 def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(trained_run, tmp_path):
-    size = ("--steps", 3, "--batch-size", 4, "--device", "cpu", "--variance", "small")
+    size = ("--steps", 3, "--batch-size", 4, "--device", "cpu", "--variance", "fixedsmall")
     job = ("--num-images", 20, *size, "--film")
     command("sample", trained_run, *job, "--out", tmp_path / "one")
     command("sample", trained_run, *job, "--out", tmp_path / "two", "--processes", 2)

@@ -10,7 +10,7 @@ from torch import nn
 
 from ancestral import grids, schedule
 from ancestral.denoiser import Denoiser, clip_dynamic, clip_static, unclipped
-from ancestral.reverse import DDIM, Ancestral, large, learned, small
+from ancestral.reverse import DDIM, Ancestral, beta, fixedsmall, learned
 from ancestral.sample import finish
 from ancestral.target import EPS, X0, V
 from ancestral.walk import walk
@@ -57,8 +57,8 @@ def noised(t):
 @pytest.mark.parametrize(
     ("transition", "times", "target", "total", "mean"),
     [
-        (Ancestral(small), grids.full(LINEAR), EPS, 258.9606, 0.3372),
-        (Ancestral(small), grids.full(LINEAR), V, 202.0296, 0.2631),
+        (Ancestral(fixedsmall), grids.full(LINEAR), EPS, 258.9606, 0.3372),
+        (Ancestral(fixedsmall), grids.full(LINEAR), V, 202.0296, 0.2631),
         (DDIM(), grids.leading(LINEAR, 10), EPS, 172.0067, 0.223967),
         (DDIM(), grids.leading(LINEAR, 10), V, 52.5302, 0.0684),
     ],
@@ -72,7 +72,7 @@ def test_published_values(transition, times, target, total, mean):
 
 def test_published_values_from_a_noised_start():
     # DDPM from 0-based t = 1, noise ramp added at that level; DDIM from 100.
-    result = run(Ancestral(small), [2, 1, 0], start=noised(2)).abs()
+    result = run(Ancestral(fixedsmall), [2, 1, 0], start=noised(2)).abs()
     # Their float32 tables lose three digits of 1 - alpha_bar at t = 1 and 2, which moves their sum by 5e-5 of itself.
     assert float(result.sum()) == pytest.approx(387.9466, rel=1e-4)
     result = run(DDIM(), [101, 1, 0], start=noised(101)).abs()
@@ -85,8 +85,8 @@ def test_published_value_with_another_beta():
 
 
 PROPER_LOOPS = {
-    "DDPM leading small": (Ancestral(small), grids.leading, (204.1339, 234.8491, 250.5724)),
-    "DDPM trailing large": (Ancestral(large), grids.trailing, (460.9327, 383.4408, 320.7786)),
+    "DDPM leading small": (Ancestral(fixedsmall), grids.leading, (204.1339, 234.8491, 250.5724)),
+    "DDPM trailing large": (Ancestral(beta), grids.trailing, (460.9327, 383.4408, 320.7786)),
     "DDIM leading": (DDIM(), grids.leading, (145.3827, 172.0067, 184.7698)),
     "DDIM trailing": (DDIM(), grids.trailing, (143.4717, 170.0350, 182.8213)),
     "DDIM leading eta 1": (DDIM(1.0), grids.leading, (204.1339, 234.8298, 250.2655)),
@@ -169,7 +169,7 @@ def test_whole_runs_of_diffusers(kind, steps, options):
         eps = next(noises).double()
         return move.p.sample(eps) if move.s else move.p.mean
 
-    transition = {"fixed_small": Ancestral(small), "fixed_large": Ancestral(large)}.get(
+    transition = {"fixed_small": Ancestral(fixedsmall), "fixed_large": Ancestral(beta)}.get(
         options.get("variance_type"), DDIM()
     )
     ours = finish(walk(denoiser, start.double(), grids.trailing(LINEAR, steps), transition, draw))
@@ -207,7 +207,7 @@ def test_published_variances_are_those_of_the_transitions():
     x = ramp()
     for t, s, expected in ((420, 400, 0.14771), (980, 960, 0.32460), (487, 486, 0.00979), (999, 998, 0.02)):
         prediction = Denoiser(Dummy(), LINEAR, EPS)(x, t + 1)
-        for transition in (DDIM(1.0), Ancestral(small)):
+        for transition in (DDIM(1.0), Ancestral(fixedsmall)):
             variance = transition(LINEAR, x, prediction, t + 1, s + 1).var
             assert torch.allclose(variance, torch.tensor(expected).double(), atol=1e-5)
         assert not DDIM(0.0)(LINEAR, x, prediction, t + 1, s + 1).var.any()
@@ -215,7 +215,7 @@ def test_published_variances_are_those_of_the_transitions():
         assert torch.allclose(half, torch.tensor(expected / 4).double(), atol=1e-5)
         # fixed_large is 1 - alpha_bar / alpha_bar' for any stride.
         stride = 1 - LINEAR.alpha_bar(t + 1) / LINEAR.alpha_bar(s + 1)
-        assert torch.allclose(Ancestral(large)(LINEAR, x, prediction, t + 1, s + 1).var, stride.expand_as(x))
+        assert torch.allclose(Ancestral(beta)(LINEAR, x, prediction, t + 1, s + 1).var, stride.expand_as(x))
 
 
 class TwoHeads(nn.Module):
@@ -232,22 +232,22 @@ class TwoHeads(nn.Module):
 ZERO_SNR = schedule.linear(1000).zero_terminal_snr()
 SCALED = schedule.scaled_linear(1000)
 WHOLE_RUNS = {
-    "DDPM small": ("DDPM", {"variance_type": "fixed_small"}, LINEAR, EPS, clip_static, Ancestral(small), 1000),
-    "DDPM large": ("DDPM", {"variance_type": "fixed_large"}, LINEAR, EPS, clip_static, Ancestral(large), 100),
+    "DDPM small": ("DDPM", {"variance_type": "fixed_small"}, LINEAR, EPS, clip_static, Ancestral(fixedsmall), 1000),
+    "DDPM large": ("DDPM", {"variance_type": "fixed_large"}, LINEAR, EPS, clip_static, Ancestral(beta), 100),
     "DDPM learned": ("DDPM", {"variance_type": "learned_range"}, LINEAR, EPS, clip_static, Ancestral(learned), 50),
     "DDPM x0": (
-        "DDPM", {"prediction_type": "sample"}, LINEAR, X0, clip_static, Ancestral(small), 100,
+        "DDPM", {"prediction_type": "sample"}, LINEAR, X0, clip_static, Ancestral(fixedsmall), 100,
     ),
     "DDPM dynamic clip": (
-        "DDPM", {"thresholding": True, "sample_max_value": 1e6}, LINEAR, EPS, clip_dynamic, Ancestral(small), 100,
+        "DDPM", {"thresholding": True, "sample_max_value": 1e6}, LINEAR, EPS, clip_dynamic, Ancestral(fixedsmall), 100,
     ),
     "DDPM scaled linear": (
         "DDPM", {"beta_schedule": "scaled_linear", "beta_start": 8.5e-4, "beta_end": 0.012, "clip_sample": False,
-                 "prediction_type": "v_prediction"}, SCALED, V, unclipped, Ancestral(small), 100,
+                 "prediction_type": "v_prediction"}, SCALED, V, unclipped, Ancestral(fixedsmall), 100,
     ),
     "DDPM cosine": (
         "DDPM", {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
-        schedule.cosine(1000), V, clip_static, Ancestral(small), 100,
+        schedule.cosine(1000), V, clip_static, Ancestral(fixedsmall), 100,
     ),
     "DDIM eta 0": ("DDIM", {"clip_sample": False}, LINEAR, EPS, unclipped, DDIM(0.0), 50),
     "DDIM eta 1/2": ("DDIM", {"clip_sample": False}, LINEAR, EPS, unclipped, DDIM(0.5), 20),

@@ -15,7 +15,7 @@ from ancestral.report.parts import Number
 from ancestral.report.subject import of_run
 from ancestral.report.toy import exact
 
-LINEAR = config.resolve("mnist", "cifar10", {"diffusion.variance": "large", "train.flip": False})
+LINEAR = config.resolve("mnist", "cifar10", {"diffusion.variance": "beta", "train.flip": False})
 
 # For each rule: numbers (value, error) for which it holds, and one change after which it does not.
 BOTH_SIDES = {

@@ -12,7 +12,7 @@ from ancestral import build, console, grids, rng, schedule
 from ancestral.analytic import gaussian
 from ancestral.denoiser import CLIPS, Denoiser, clip_dynamic, clip_static
 from ancestral.feed import to_bytes
-from ancestral.reverse import DDIM, Ancestral, large, optimal, small
+from ancestral.reverse import DDIM, Ancestral, beta, fixedsmall, optimal
 from ancestral.rng import Streams
 from ancestral.sample import film, finish, latents, sample, trajectory
 from ancestral.solvers import SOLVERS
@@ -25,7 +25,7 @@ ORACLE = gaussian(schedule.cosine(30), torch.tensor([0.3, -0.2, 0.0], dtype=F64)
 GRID = grids.trailing(ORACLE.schedule, 10)
 
 
-@pytest.mark.parametrize("transition", [Ancestral(large), DDIM(0.0), DDIM(0.7)])
+@pytest.mark.parametrize("transition", [Ancestral(beta), DDIM(0.0), DDIM(0.7)])
 def test_an_image_does_not_depend_on_its_batch(transition):
     whole = sample(ORACLE, [3], 11, GRID, transition, seed=5, batch_size=11)
     parts = sample(ORACLE, [3], 11, GRID, transition, seed=5, batch_size=3)
@@ -55,7 +55,7 @@ def test_a_walk_can_be_cut_and_taken_up():
 def test_ddim_with_eta_1_is_ancestral_with_the_small_variance():
     x, t, s = latents([3], 0, range(4)), 20, 11
     a = DDIM(1.0)(ORACLE.schedule, x, ORACLE(x, t), t, s)
-    b = Ancestral(small)(ORACLE.schedule, x, ORACLE(x, t), t, s)
+    b = Ancestral(fixedsmall)(ORACLE.schedule, x, ORACLE(x, t), t, s)
     assert torch.allclose(a.mean, b.mean)
     assert torch.allclose(a.var, b.var)
 
@@ -101,7 +101,7 @@ def test_a_chain_of_q_seen_backwards_has_its_marginals():
     noise = Streams(0, "q", range(4000))
     start = ORACLE.schedule.marginal(x0, 30).sample(noise.normal([1]))
     oracle = gaussian(ORACLE.schedule, torch.zeros(1, dtype=F64), 1.0)
-    for step in walk(oracle, start, GRID, Ancestral(large), from_posterior(ORACLE.schedule, x0, noise)):
+    for step in walk(oracle, start, GRID, Ancestral(beta), from_posterior(ORACLE.schedule, x0, noise)):
         q = ORACLE.schedule.marginal(x0[:1], step.s)
         assert float(step.x_s.mean()) == pytest.approx(float(q.mean), abs=5 * float(q.var.sqrt()) / 4000**0.5 + 1e-12)
         assert float(step.x_s.var()) == pytest.approx(float(q.var), rel=0.12, abs=1e-12)
@@ -123,7 +123,7 @@ def test_clips():
     assert torch.equal(clip_dynamic(calm), calm)
 
 
-TRANSITIONS = {"small": Ancestral(small), "large": Ancestral(large), "DDIM": DDIM(1)}
+TRANSITIONS = {"small": Ancestral(fixedsmall), "large": Ancestral(beta), "DDIM": DDIM(1)}
 
 
 @pytest.mark.parametrize("name", TRANSITIONS)
@@ -147,8 +147,8 @@ def test_a_network_in_float32_does_not_mix_images_either():
         for parameter in network.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
     denoiser, grid = Denoiser(network, ORACLE.schedule, V), grids.trailing(ORACLE.schedule, 5)
-    together = sample(denoiser, [1, 8, 8], 5, grid, Ancestral(large), seed=0)
-    alone = sample(denoiser, [1, 8, 8], 5, grid, Ancestral(large), seed=0, batch_size=1)
+    together = sample(denoiser, [1, 8, 8], 5, grid, Ancestral(beta), seed=0)
+    alone = sample(denoiser, [1, 8, 8], 5, grid, Ancestral(beta), seed=0, batch_size=1)
     assert together.shape == (5, 1, 8, 8)
     assert torch.allclose(together, alone, atol=1e-4, rtol=0)
 
@@ -173,9 +173,9 @@ def test_latents_are_the_start_and_the_global_generators_are_left_alone():
     before = torch.get_rng_state()
     legacy = np.random.get_state()[1].copy()
     start = latents([3], 4, range(5))
-    steps = list(trajectory(ORACLE, start, GRID, Ancestral(large), 4))
+    steps = list(trajectory(ORACLE, start, GRID, Ancestral(beta), 4))
     assert torch.equal(steps[0].x_t, start)
-    assert torch.equal(steps[-1].x_s, sample(ORACLE, [3], 5, GRID, Ancestral(large), seed=4))
+    assert torch.equal(steps[-1].x_s, sample(ORACLE, [3], 5, GRID, Ancestral(beta), seed=4))
     assert all(torch.equal(a.x_s, b.x_t) for a, b in itertools.pairwise(steps))
     assert torch.equal(torch.get_rng_state(), before)
     assert np.array_equal(np.random.get_state()[1], legacy)
@@ -202,7 +202,7 @@ def test_a_walk_may_start_from_any_x_t(grid):
 def test_a_walk_is_lazy():
     """Nothing is computed before it is asked for, and each step calls the predictor once at the times of the grid."""
     counting, calls = counted(ORACLE)
-    steps = trajectory(counting, latents([3], 0, [0]), GRID, Ancestral(large))
+    steps = trajectory(counting, latents([3], 0, [0]), GRID, Ancestral(beta))
     assert calls == []
     next(steps)
     assert calls == GRID[:1]
@@ -263,11 +263,11 @@ def test_a_film_holds_nothing_else():
 
 
 def test_film_frames_agree_with_their_times():
-    oracle_frames = film(trajectory(ORACLE, latents([3], 0, range(2)), GRID, Ancestral(large)))
+    oracle_frames = film(trajectory(ORACLE, latents([3], 0, range(2)), GRID, Ancestral(beta)))
     assert oracle_frames.t == GRID[:-1]
     for t, x_t, x0 in zip(oracle_frames.t, oracle_frames.x_t, oracle_frames.x0, strict=True):
         assert torch.equal(ORACLE(x_t, t).x0, x0)
-    nowhere = film(trajectory(ORACLE, latents([3], 0, range(2)), GRID, Ancestral(large)), keep={-1})
+    nowhere = film(trajectory(ORACLE, latents([3], 0, range(2)), GRID, Ancestral(beta)), keep={-1})
     assert torch.equal(nowhere.final, oracle_frames.final)
 
 
@@ -281,7 +281,7 @@ def test_the_chain_of_q_has_the_joint_moments_of_the_forward_process():
     states = {28: start}
     fresh = Streams(3, "q", range(count))
     fresh.normal([1])  # the start's
-    for step in walk(oracle, start, grid, Ancestral(large), from_posterior(made, x0, noise)):
+    for step in walk(oracle, start, grid, Ancestral(beta), from_posterior(made, x0, noise)):
         states[step.s] = step.x_s
         # A step is Eq. 7 and its own noise, exactly: beta~ and mu~ for a stride, in the paper's symbols.
         ab, before = made.alpha_bar(step.t), made.alpha_bar(step.s)
@@ -351,7 +351,7 @@ def test_the_last_draw():
     x, numbers = torch.ones(4, 3, dtype=F64), range(4)
     quiet, noisy = from_model(Streams(0, "a", numbers)), from_model_to_the_end(Streams(0, "a", numbers))
     for t, s in ((5, 3), (3, 0)):
-        p = Ancestral(large)(ORACLE.schedule, x, ORACLE(x, t), t, s)
+        p = Ancestral(beta)(ORACLE.schedule, x, ORACLE(x, t), t, s)
         move = Move(t, s, x, ORACLE(x, t), p)
         expected = p.mean + p.var.sqrt() * Streams(0, "a", numbers).normal([6])[:, (0 if s else 3) : (3 if s else 6)]
         assert torch.allclose(noisy(move), expected)

@@ -11,7 +11,7 @@ from ancestral.analytic import Mixture, gaussian
 from ancestral.gaussian import Normal
 from ancestral.langevin import Langevin
 from ancestral.multistep import Deis, Dpm, DpmSde, DpmSingle, Lms
-from ancestral.reverse import DDIM, VARIANCES, Ancestral, begin, learned, small
+from ancestral.reverse import DDIM, VARIANCES, Ancestral, begin, fixedsmall, learned
 from ancestral.rng import Streams
 from ancestral.sample import finish, latents, trajectory
 from ancestral.solvers import SOLVERS, Euler, Heun, Multistep, UniPC
@@ -281,7 +281,7 @@ def test_euler_names_are_what_they_say():
     oracle, x = mixture(noise_schedule), latents([2], 0, range(3))
     grid = grids.trailing(noise_schedule, 7)
     first, second = (
-        list(trajectory(oracle, x, grid, method)) for method in (SOLVERS["euler-ancestral"], Ancestral(small))
+        list(trajectory(oracle, x, grid, method)) for method in (SOLVERS["euler-ancestral"], Ancestral(fixedsmall))
     )
     for one, two in zip(first, second, strict=True):
         assert torch.allclose(one.x_s, two.x_s, atol=1e-12)

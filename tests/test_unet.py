@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ancestral import schedule
 from ancestral.denoiser import Denoiser
-from ancestral.reverse import Ancestral, large, learned, small
+from ancestral.reverse import Ancestral, beta, fixedsmall, learned
 from ancestral.target import V
 from ancestral.unet import Attention, ResidualBlock, UNet
 
@@ -179,7 +179,7 @@ def test_learned_variance_has_its_own_channels():
     denoiser, x = Denoiser(network, noise_schedule, V), torch.randn(2, 2, 8, 8).double()
     with torch.no_grad():
         prediction = denoiser(x, 30)
-        low, high = small(noise_schedule, prediction, 30, 29), large(noise_schedule, prediction, 30, 29)
+        low, high = fixedsmall(noise_schedule, prediction, 30, 29), beta(noise_schedule, prediction, 30, 29)
         middle = Ancestral(learned)(noise_schedule, x, prediction, 30, 29).var
         assert torch.allclose(middle, (low * high).sqrt().expand_as(x))
         last = network.head[-1]

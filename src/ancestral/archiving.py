@@ -15,7 +15,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from ancestral import build, checkpoint, data, figures, sealed
+from ancestral import build, data, figures, sealed
 from ancestral.checkpoint import Checkpoint
 from ancestral.codec.archive import Archive, Block, Setting, rows_of
 from ancestral.codec.blocks import Coder
@@ -54,9 +54,9 @@ def open_coder(run: Path) -> tuple[Checkpoint, Predictor]:
 
 
 def model_id(saved: Checkpoint) -> bytes:
-    """8 bytes: which weights, configuration and table, wherever the run lies."""
-    digest = sha256()
-    for name, content in sorted(checkpoint.model_files(saved).items()):
+    """8 bytes: which weights, configuration and table, as they were written, wherever the run lies."""
+    digest, names = sha256(), ("calibration.safetensors", "config.json", "model.safetensors")
+    for name, content in sorted(sealed.read(saved.folder, names).items()):
         digest.update(sha256(content).digest() + name.encode())
     return digest.digest()[:8]
 

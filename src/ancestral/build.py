@@ -19,7 +19,7 @@ from ancestral.form import Form
 from ancestral.grids import GRIDS, full, trailing
 from ancestral.muon import Muon
 from ancestral.objective import OBJECTIVES, Objective
-from ancestral.reverse import DDIM, VARIANCES, Ancestral, Planned, Transition, learned, optimal, small
+from ancestral.reverse import DDIM, VARIANCES, Ancestral, Planned, Transition, fixedsmall, learned, optimal
 from ancestral.schedule import SCHEDULES, NoiseSchedule
 from ancestral.solvers import SOLVERS
 from ancestral.times import TIME_SAMPLERS
@@ -182,7 +182,9 @@ def transition(saved: checkpoint.Checkpoint, variance: str | None) -> Transition
     if chosen is learned and choose(VARIANCES, own, "diffusion.variance") is not learned:
         raise UserError("--variance: 'learned' needs a network with 2C output channels (diffusion.variance=learned)")
     if chosen is optimal and saved.calibration is None:
-        raise UserError("--variance: 'optimal' is measured when training ends; this run has not, so use small or large")
+        raise UserError(
+            "--variance: 'optimal' is measured when training ends; this run has not, so use fixedsmall or fixedlarge"
+        )
     return Ancestral(chosen)
 
 
@@ -231,7 +233,7 @@ def objective(config: Config, terms: int) -> Objective:
     make = choose(OBJECTIVES, config.diffusion.objective, "diffusion.objective")
     choose(TIME_SAMPLERS, config.diffusion.times, "diffusion.times")
     variance = choose(VARIANCES, config.diffusion.variance, "diffusion.variance")
-    made = make(chain(config).reverse or Ancestral(small if variance is optimal else variance), terms)
+    made = make(chain(config).reverse or Ancestral(fixedsmall if variance is optimal else variance), terms)
     if variance is learned and not made.teaches_variance:
         raise UserError("diffusion.variance: 'learned' is not taught by this objective; use diffusion.objective=hybrid")
     return made

@@ -15,7 +15,7 @@ from ancestral.discrete import VALUES
 from ancestral.errors import UserError
 from ancestral.orders import from_law, imagined_costs
 from ancestral.revealing import Masked, Reveal
-from ancestral.reverse import VARIANCES, Ancestral, Planned, Transition, large, learned
+from ancestral.reverse import VARIANCES, Ancestral, Planned, Transition, fixedlarge, learned
 from ancestral.rng import Streams
 from ancestral.schedule import NoiseSchedule
 from ancestral.solvers import FEW_STEPS, SOLVERS
@@ -122,7 +122,7 @@ CHAINS: dict[str, Chain] = {
         denoiser=_gaussian,
         draw=from_model,
         reverse=None,
-        measured=Ancestral(large),
+        measured=Ancestral(fixedlarge),
         quick=SOLVERS[FEW_STEPS],
         calibrated=True,
         fine="karras",

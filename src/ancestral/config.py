@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import msgspec
 from msgspec import Meta
 
+from ancestral import versions
 from ancestral.errors import UserError
 from ancestral.imageset import DataOptions
 
-SCHEMA = 1
+SCHEMA = 2
 
 Count = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -63,7 +64,7 @@ class DiffusionOptions:
     objective: str = "simple"
     times: str = "uniform"
     train_steps: Count | None = None  # train only at this many evenly spaced times
-    variance: str = "large"
+    variance: str = "fixedlarge"
     clip: str = "static"
     clock: str = "paper"  # what the network is told of t (see `ancestral.denoiser.CLOCKS`)
     values: str = "logistic"  # of an absorbing chain: the family of the distributions (see `ancestral.discrete.VALUES`)
@@ -154,7 +155,7 @@ PRESETS: dict[str, _Preset] = {
         "model.attention": (4,),
         "model.dropout": 0.0,
         "model.pad_end": True,
-        "diffusion.variance": "small",
+        "diffusion.variance": "fixedsmall",
         "train.batch_size": 64,
         "train.learning_rate": 2e-5,
         "train.flip": True,
@@ -168,7 +169,7 @@ PRESETS: dict[str, _Preset] = {
         "diffusion.schedule": "even",
         "diffusion.objective": "bound",
         "diffusion.times": "stratified",
-        "diffusion.variance": "large",
+        "diffusion.variance": "fixedlarge",
     },
     "tiny": {
         "model.width": 32,
@@ -260,9 +261,10 @@ def from_json(document: Any, where: str) -> tuple[Config, Facts]:
     if not isinstance(document, dict) or set(document) != {"config", "facts"}:
         raise UserError(f"{where}: not a run's configuration (expected the keys config and facts)")
     config = document["config"]
+    config = versions.updated(config)
     if isinstance(config, dict) and config.get("schema") != SCHEMA:
         version = config.get("schema")
-        raise UserError(f"{where}: config.schema is {version!r}, this version reads {SCHEMA}; update ancestral")
+        raise UserError(f"{where}: config.schema is {version!r}, this version reads 1 to {SCHEMA}; update ancestral")
     _refuse_unknown(config, Config, f"{where}: config")
     return _convert(config, Config, f"{where}: "), _convert(document["facts"], Facts, f"{where}: ")
 

@@ -26,7 +26,7 @@ class Prediction(NamedTuple):
     x0: Tensor
     eps: Tensor  # always consistent with x0: x_t = signal x0 + noise eps
     x0_var: Tensor | None = None  # Var[x0 | x_t]
-    range_mix: Tensor | None = None  # 0: the small reverse variance, 1: the large one
+    range_mix: Tensor | None = None  # 0: the reverse variance beta~, 1: beta
 
 
 class Predictor(Protocol):

@@ -22,7 +22,8 @@ _SCHEDULES = {  # name there: (name here, the other values that it stands for)
     "squaredcos_cap_v2": ("cosine", {}),
 }
 _TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-_VARIANCES = {"fixed_small": "small", "fixed_large": "large", "learned_range": "learned"}
+# Theirs is beta at the last step too, where they add no noise and have no decoder: the paper's name is the same chain.
+_VARIANCES = {"fixed_small": "fixedsmall", "fixed_large": "fixedlarge", "learned_range": "learned"}
 # Fields of the network that have one value here; the defaults of UNet2DModel where a folder leaves them out.
 _FIXED: dict[str, tuple[Any, Any]] = {
     "center_input_sample": (False, False),
@@ -211,7 +212,7 @@ def scheduler_document(run: Path, diffusion: DiffusionOptions) -> dict[str, Any]
         "rescale_betas_zero_snr": name != diffusion.schedule,
         "prediction_type": targets[diffusion.target],
         # The optimal variance is a measured table, which they have no field for.
-        "variance_type": variances.get(diffusion.variance, "fixed_small"),
+        "variance_type": {**variances, "beta": "fixed_large"}.get(diffusion.variance, "fixed_small"),
         "clip_sample": diffusion.clip == "static",
         "clip_sample_range": 1.0,
         "thresholding": diffusion.clip == "dynamic",

@@ -3,8 +3,10 @@
 A transition is `transition(schedule, x_t, prediction, t, s) -> Normal`. An ancestral one is the posterior
 q(x_s | x_t, x0) at the predicted x0 with a variance of its own, bounded by the two of section 3.2:
 
-    small  c noise_s^2   exact when the data are one point        (beta~ at s = t-1)
-    large  c noise_t^2   exact when the data are N(0, I)          (beta at s = t-1)
+    fixedsmall  c noise_s^2   exact when the data are one point        (beta~ at s = t-1)
+    beta        c noise_t^2   exact when the data are N(0, I)          (beta at s = t-1)
+
+`fixedlarge`, the paper's for CIFAR-10, is beta but for the decoder's step, s = 0, where both fixed ones are beta~_2.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def begin(
     return (method, grid) if callable(method) else method.begin(schedule, grid)
 
 
-def _small(schedule: NoiseSchedule, t: Time, s: Time) -> Tensor:
+def _beta_tilde(schedule: NoiseSchedule, t: Time, s: Time) -> Tensor:
     """c noise_s^2, which is 0 at s = 0: there the decoder takes the value of the step before, 2t -> t.
 
     At t = 1 this is beta~_2, the choice of the paper's code.
@@ -57,18 +59,24 @@ def _small(schedule: NoiseSchedule, t: Time, s: Time) -> Tensor:
     return torch.where(s == 0, stand_in, schedule.gain(t, s) * schedule.noise_var(s))
 
 
-def _large(schedule: NoiseSchedule, t: Time, s: Time) -> Tensor:
+def _beta(schedule: NoiseSchedule, t: Time, s: Time) -> Tensor:
     return schedule.gain(t, s) * schedule.noise_var(t)
 
 
-def small(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
-    """The posterior's own variance (reference name: `fixedsmall`)."""
-    return over(_small(schedule, t, s), prediction.x0)
+def fixedsmall(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
+    """The posterior's own variance, beta~; the next one where it is 0, at s = 0 (the paper's name)."""
+    return over(_beta_tilde(schedule, t, s), prediction.x0)
 
 
-def large(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
-    """beta_t, for any s (reference name: `fixedlarge`)."""
-    return over(_large(schedule, t, s), prediction.x0)
+def fixedlarge(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
+    """beta_t, for any s; at s = 0 that of `fixedsmall`, for a better decoder likelihood (the paper's name)."""
+    last = torch.as_tensor(s) == 0
+    return over(torch.where(last, _beta_tilde(schedule, t, s), _beta(schedule, t, s)), prediction.x0)
+
+
+def beta(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
+    """beta_t, for any s, at s = 0 as well: what section 3.2 says to the letter, and diffusers' `fixed_large`."""
+    return over(_beta(schedule, t, s), prediction.x0)
 
 
 def learned(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
@@ -76,7 +84,7 @@ def learned(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -
     if prediction.range_mix is None:
         raise ValueError("variance 'learned' needs a network with 2C output channels; this one predicts only x0")
     x0 = prediction.x0
-    log_small, log_large = over(_small(schedule, t, s).log(), x0), over(_large(schedule, t, s).log(), x0)
+    log_small, log_large = over(_beta_tilde(schedule, t, s).log(), x0), over(_beta(schedule, t, s).log(), x0)
     return (log_small + prediction.range_mix * (log_large - log_small)).exp()
 
 
@@ -89,14 +97,20 @@ def optimal(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -
     return over(gain * schedule.noise_var(s), prediction.x0) + uncertainty
 
 
-VARIANCES: dict[str, Variance] = {"small": small, "large": large, "learned": learned, "optimal": optimal}
+VARIANCES: dict[str, Variance] = {
+    "fixedsmall": fixedsmall,
+    "fixedlarge": fixedlarge,
+    "beta": beta,
+    "learned": learned,
+    "optimal": optimal,
+}
 
 
 @dataclass(frozen=True)
 class Ancestral:
     """The paper's reverse step, Eq. 11 and Algorithm 2 (reference name: `p_sample`)."""
 
-    variance: Variance = small
+    variance: Variance = fixedsmall
 
     def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
         """N(posterior mean at the predicted x0, variance)."""
@@ -108,8 +122,8 @@ class Ancestral:
 class DDIM:
     """x_s = signal_s x0 + sqrt(noise_s^2 - var) eps, var = eta^2 c noise_s^2 (Song et al. 2021, Eq. 12).
 
-    eta = 0 is deterministic, and goes upwards as well (s > t: DDIM inversion); eta = 1 is ancestral sampling with the
-    small variance.
+    eta = 0 is deterministic, and goes upwards as well (s > t: DDIM inversion); eta = 1 is ancestral sampling with
+    `fixedsmall`.
     """
 
     eta: float = 0.0

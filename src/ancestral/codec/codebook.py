@@ -21,7 +21,6 @@ from ancestral import checkpoint, sealed
 from ancestral.codec import tables
 from ancestral.codec.errors import CodecError
 from ancestral.codec.tables import ResidualTable
-from ancestral.config import to_json
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
 from ancestral.rng import Streams
@@ -179,8 +178,8 @@ def canary_of(model: Denoiser, saved: checkpoint.Checkpoint, times: tuple[int, .
 
 
 def identity(saved: checkpoint.Checkpoint, x0_var: Tensor, profiles: dict[int, Profile], table: ResidualTable) -> bytes:
-    """8 bytes that stand for everything that both sides must share."""
-    document = to_json(saved.config, saved.facts)
+    """8 bytes that stand for everything that both sides must share, the configuration as it was written."""
+    document = json.loads(sealed.read(saved.folder, ["config.json"])["config.json"])
     kept = {name: document["config"][name] for name in ("model", "diffusion")} | {"facts": document["facts"]}
     digest = sha256(json.dumps([kept, [asdict(one) for one in profiles.values()]], sort_keys=True).encode())
     arrays = {name: torch.from_numpy(value) for name, value in tables.to_tensors(table).items()}

@@ -15,7 +15,7 @@ from ancestral.denoiser import Prediction
 from ancestral.objective import bound_weight
 from ancestral.report.parts import Number, Part
 from ancestral.report.subject import Subject
-from ancestral.reverse import Ancestral, large, optimal, small
+from ancestral.reverse import Ancestral, beta, fixedsmall, optimal
 from ancestral.rng import Streams
 from ancestral.target import EPS, TARGETS, X0, V
 
@@ -93,7 +93,7 @@ def forms(subject: Subject, seen: Look) -> Forms:
     """The same term by every formula, each from its own symbols."""
     schedule, (t, x0, eps, x_t, told) = subject.schedule, seen
     q = schedule.posterior(x_t, x0, t, t - 1)
-    p = Ancestral(small)(schedule, x_t, told, t, t - 1)
+    p = Ancestral(fixedsmall)(schedule, x_t, told, t, t - 1)
     beta, noise_var = float(schedule.beta[t - 1]), float(schedule.noise_var(t))
     alpha, variance = 1 - beta, float(schedule.gain(t, t - 1) * schedule.noise_var(t - 1))
 
@@ -149,7 +149,7 @@ def _variances(subject: Subject, seen: Look) -> dict[str, Number]:
     jump = max(1, seen.t - schedule.T // 20)
     ends = {"step": seen.t - 1} | ({"jump": jump} if jump < seen.t - 1 else {})
     for kind, s in ends.items():
-        for name, variance in (("small", small), ("optimal", optimal), ("large", large)):
+        for name, variance in (("small", fixedsmall), ("optimal", optimal), ("large", beta)):
             if name == "optimal" and seen.prediction.x0_var is None:
                 continue
             value = float(variance(schedule, seen.prediction, seen.t, s).mean())

@@ -102,7 +102,7 @@ HOW = (
     ),
     solver_option("unipc3 when left out, but for --steps all"),
     click.option("--eta", type=click.FloatRange(min=0, max=1), help="DDIM with this eta; 0 is deterministic."),
-    click.option("--variance", help="Ancestral steps with small, large, learned or optimal variance."),
+    click.option("--variance", help="Ancestral steps with fixedsmall, fixedlarge, beta, learned or optimal variance."),
     click.option(
         "--batch-size", type=POSITIVE, default=64, show_default=True, help="Images at a time; changes no image."
     ),

@@ -1,0 +1,23 @@
+"""Configurations as earlier versions wrote them, said in today's words: the same numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_VARIANCES = {"small": "fixedsmall", "large": "beta"}  # `large` was beta_1 at t = 1 too, unlike `fixedlarge`
+
+
+def updated(config: Any) -> Any:
+    """The configuration of a run in the present schema where an earlier one is known; anything else as it is."""
+    return _from_1(config) if isinstance(config, dict) and config.get("schema") == 1 else config
+
+
+def _from_1(config: dict[str, Any]) -> dict[str, Any]:
+    """Schema 1: the fixed variances had other names."""
+    diffusion = config.get("diffusion")
+    if isinstance(diffusion, dict) and isinstance(diffusion.get("variance"), str):
+        told = diffusion["variance"]
+        # A chain that hides places has no variance: there it is a preset's word, which still is that preset's.
+        named = _VARIANCES.get(told, told) if diffusion.get("chain", "gaussian") == "gaussian" else "fixedlarge"
+        diffusion = {**diffusion, "variance": named}
+    return {**config, "diffusion": diffusion, "schema": 2} if "diffusion" in config else {**config, "schema": 2}
