@@ -12,6 +12,7 @@ from hypothesis import settings
 settings.register_profile("exact", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("exact")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["ANCESTRAL_STRICT"] = "1"  # see ancestral.beside
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when datasets is imported
 
 

@@ -198,7 +198,7 @@ def test_only_a_second_ctrl_c_stops_at_once():
 
 
 def test_every_command_says_what_it_does_in_one_whole_line():
-    lines = run_command("--help").output.partition("Commands:\n")[2].splitlines()
+    lines = run_command("--help").output.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
     assert len(lines) == len(main.commands)
     assert all(line.endswith(".") and not line.endswith("...") for line in lines)
 

@@ -27,6 +27,7 @@ LAYERS = [
     {"disk"},
     {"tensors", "arrays"},
     {"reading", "duplicates", "deep"},
+    {"owner", "beside"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
     {"codec.errors", "codec.randomness", "codec.tiles", "codec.planning", "codec.finish"},
     {"codec.bits_back", "codec.archive", "codec.cells", "codec.channel", "codec.bits"},

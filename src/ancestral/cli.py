@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from typing import Any
 import click
 
 from ancestral import __version__
+from ancestral.signals import BROKEN_PIPE, STOPPED, Told, raised
 from ancestral.text import shown
 from ancestral.verbs import archive, codec, drawing, edit, explain, measuring, models, rate, score, serve, training
 
@@ -19,6 +22,22 @@ VERBS = (
     *(codec.compress, codec.decompress, archive.archive, archive.unarchive),
     *(models.import_model, models.export, models.push, serve.serve),
 )
+
+
+IN_PIECES = "the pieces that are done are kept; the same command does what is missing"
+KEPT = {  # what is said when a command is stopped
+    "train": "the last checkpoint, where there is one, is kept; the same command goes on from it",
+    **dict.fromkeys(("sample", "evaluate", "metrics", "rd", "likelihood"), IN_PIECES),
+}
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    a fault of the program
+  2    refused: one line names the option, file or value, and the mend
+  75   train was told to stop and saved: the same command goes on
+  130  stopped by Ctrl-C (143: by SIGTERM, 138: by SIGUSR1)
+  141  whoever read the output went away
+"""
 
 
 @contextmanager
@@ -32,7 +51,7 @@ def _plain() -> Iterator[None]:
 
 
 class _Group(click.Group):
-    """Commands, with every mistake of the user's as one line and exit code 2."""
+    """Commands, with every mistake of the user's and every stop as one line and an exit code of its own."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _plain():
@@ -40,16 +59,30 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         from ancestral.errors import UserError
+        from ancestral.launch import spoken
 
         try:
-            with _plain():
+            with raised(), _plain():
                 return super().invoke(ctx)
         except UserError as error:
-            problem = str(error)
+            return _end(ctx, 2, f"error: {shown(str(error))}")
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed at the end goes nowhere
+            return ctx.exit(BROKEN_PIPE)
         except OSError as error:
             problem = f"{error.filename}: cannot be read or written ({error.strerror})"
-        click.echo(f"error: {shown(problem)}", err=True)
-        return ctx.exit(2)
+            return _end(ctx, 2, f"error: {shown(problem)}")
+        except KeyboardInterrupt as told:
+            number = told.number if isinstance(told, Told) else signal.SIGINT
+            verb = str(ctx.invoked_subcommand)
+            code = STOPPED if verb == "train" and number != signal.SIGINT else 128 + number
+            return _end(ctx, code, f"stopped: {KEPT.get(verb, 'the same command begins anew')}")
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:
+            if (code := spoken()) is None:  # or another process has said why this one cannot go on
+                raise
+            return ctx.exit(code)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         from difflib import get_close_matches
@@ -61,7 +94,18 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def _end(ctx: click.Context, code: int, line: str) -> None:
+    """Say why, once however many processes there are, and end."""
+    from ancestral.launch import speaks
+
+    if speaks(code):
+        click.echo(line, err=True)
+    ctx.exit(code)
+
+
+@click.group(
+    cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="ancestral")
 def main() -> None:
     """Train, sample, measure, explain, edit and compress with denoising diffusion probabilistic models."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
@@ -15,8 +16,11 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
 from ancestral import build, checkpoint, config, data, estimate, figures, runner, trackers
+from ancestral.beside import beside
 from ancestral.console import screen, together, write_text
 from ancestral.errors import UserError
+from ancestral.owner import FOLDER as OWNERS
+from ancestral.owner import own
 from ancestral.parallel import Processes
 from ancestral.signals import STOPPED, until_told
 
@@ -59,10 +63,9 @@ def train(
 ) -> None:
     """Train, or go on training, and say how it goes; told to stop at any time, it saves and exits with 75."""
     trackers.check(track)
-    with until_told() as told:
-        on = build.device(device)
-        with together(on) as processes:
-            _train(settings, folder, length, on, processes, told, dry_run=dry_run, fresh=fresh, track=track)
+    on = build.device(device)
+    with together(on) as processes:
+        _train(settings, folder, length, on, processes, dry_run=dry_run, fresh=fresh, track=track)
 
 
 def _train(
@@ -71,7 +74,6 @@ def _train(
     length: Length,
     on: torch.device,
     processes: Processes,
-    told: Callable[[], bool],
     *,
     dry_run: bool,
     fresh: bool,
@@ -79,20 +81,42 @@ def _train(
 ) -> None:
     images = data.load(settings.source, settings.data)
     for line in images.skipped:
-        screen.print(f"left out: {line}")
+        _say(f"left out: {line}")
     run = runner.Run(folder, settings, images, on, str(length), processes, _warn)
     if dry_run:
         _describe(settings, run, length)
         return
-    if fresh and processes.first and folder.exists():
+    run.owner = own(folder, _warn) if processes.first else None
+    try:
+        if fresh and processes.first:
+            _set_aside(folder)
+        processes.wait()
+        _go_on(run, length, track)
+    finally:
+        if run.owner is not None:
+            run.owner.release()
+
+
+def _set_aside(folder: Path) -> None:
+    """Move all of a run but its ownership into a folder beside it; its checkpoints last, so that it can be resumed."""
+    there = sorted(
+        (path for path in folder.iterdir() if path.name != OWNERS), key=lambda one: one.name == "checkpoints"
+    )
+    if there:
         aside = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
-        folder.rename(aside)
-        screen.print(f"the run that was there is now {aside}")
-    processes.wait()
+        aside.mkdir()
+        for path in there:
+            path.rename(aside / path.name)
+        _say(f"the run that was there is now {aside}")
+
+
+def _go_on(run: runner.Run, length: Length, track: Sequence[str]) -> None:
+    """Train what there is left to train of a run that is owned."""
+    folder, images, settings, processes = run.folder, run.data, run.config, run.training.processes
     for problem in run.resume():
         _warn(f"{problem}; the checkpoint before it is used")
     if run.complete:
-        screen.print(f"{folder} is complete ({run.total:,} images seen); --fresh trains it anew")
+        _say(f"{folder} is complete ({run.total:,} images seen); --fresh trains it anew")
         return
     if not run.total:
         # Only a length in time needs to know how fast this machine is.
@@ -101,23 +125,28 @@ def _train(
         if processes.first:
             write_text(folder / "config.json", json.dumps(run.document, indent=1) + "\n")
     height, width, channels = images.train.shape
-    screen.print(
-        f"{len(images.train):,} images of {height}x{width}x{channels} to train on, {len(images.test):,} held out; "
-        f"{_parameters(run):,} parameters on {on}; {run.training.images:,} of {run.total:,} images seen"
-    )
-    if processes.first:
-        run.tracker = trackers.open_trackers(track, folder, runner.flat(run.document), _warn)
-    _watch(run, told)
+    with until_told() as told:
+        _say(
+            f"{len(images.train):,} images of {height}x{width}x{channels} to train on, {len(images.test):,} held out; "
+            f"{_parameters(run):,} parameters on {run.training.device}; "
+            f"{run.training.images:,} of {run.total:,} images seen"
+        )
+        if processes.first:
+            with beside("trackers", _warn):
+                run.tracker = trackers.open_trackers(track, folder, runner.flat(run.document), _warn)
+        _watch(run, told)
     if run.tracker is not None:
-        run.tracker.close()
+        with beside("trackers", _warn):
+            run.tracker.close()
     if not run.complete:
-        screen.print(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
+        _say(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
         sys.exit(STOPPED)
     if not processes.first:
         return
-    entries = [entry for entry in runner.read_metrics(folder / "metrics.jsonl") if entry["loss"] is not None]
-    figures.loss_plot(folder / "loss.png", [entry["images"] for entry in entries], [entry["loss"] for entry in entries])
-    screen.print(f"trained in {run.seconds / 60:.1f} min; now: ancestral sample {folder}")
+    with beside("loss.png", _warn):
+        log = [entry for entry in runner.read_metrics(folder / "metrics.jsonl") if entry["loss"] is not None]
+        figures.loss_plot(folder / "loss.png", [entry["images"] for entry in log], [entry["loss"] for entry in log])
+    _say(f"trained in {run.seconds / 60:.1f} min; now: ancestral sample {folder}")
 
 
 def _watch(run: runner.Run, told: Any) -> None:
@@ -131,9 +160,10 @@ def _watch(run: runner.Run, told: Any) -> None:
             bits = "" if progress.held_out_bits is None else f", held out {progress.held_out_bits:.2f} bits/dim"
             left = f"{int(progress.seconds_left) // 60}:{int(progress.seconds_left) % 60:02d} left"
             text = f"loss {progress.loss:.4f}{bits}, {progress.images_per_second:.0f} images/s, {left}"
-            bar.update(task, completed=progress.images, description=text)
+            with suppress(OSError):
+                bar.update(task, completed=progress.images, description=text)
             if not screen.is_terminal and time.monotonic() - last_line > 30:
-                screen.print(f"{progress.images:,} of {progress.total:,} images: {text}")
+                _say(f"{progress.images:,} of {progress.total:,} images: {text}")
                 last_line = time.monotonic()
 
 
@@ -141,8 +171,14 @@ def _parameters(run: runner.Run) -> int:
     return sum(parameter.numel() for parameter in run.training.network.parameters())
 
 
+def _say(line: str) -> None:
+    """Print, if there is a screen: a training does not end because nobody reads what it says."""
+    with suppress(OSError):
+        screen.print(line)
+
+
 def _warn(line: str) -> None:
-    screen.print(f"warning: {line}")
+    _say(f"warning: {line}")
 
 
 def _describe(settings: config.Config, run: runner.Run, length: Length) -> None:

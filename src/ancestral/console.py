@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,7 +22,10 @@ from ancestral.text import shown
 
 
 class Screen(Console):
-    """A console on which every string, also a table's, is text of one line: no markup, nothing that is not printed."""
+    """A console on which every string, also a table's, is text of one line: no markup, nothing that is not printed.
+
+    That whoever reads it went away ends no program, as it does in rich: it is an error like another, once.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **settings)
@@ -28,6 +33,12 @@ class Screen(Console):
     def render_str(self, text: str, **how: Any) -> Text:  # the one way from a string to the screen
         """As it is shown."""
         return super().render_str(shown(text), **how)
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing more."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise BrokenPipeError
 
 
 screen = Screen()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,15 +14,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ancestral import build, checkpoint, figures, monitor
+from ancestral import build, checkpoint, figures, monitor, sealed
+from ancestral.beside import beside
 from ancestral.config import Config, to_json
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
 from ancestral.feed import facts
 from ancestral.imageset import Splits
+from ancestral.owner import Owner
 from ancestral.parallel import Processes
-from ancestral.sealed import Unwritable
-from ancestral.trackers import Tracker
+from ancestral.trackers import Tracker, numbers_of
 from ancestral.train import NotFinite, Record, Training
 from ancestral.train import train as records
 
@@ -53,6 +55,7 @@ class Run:
         length: as it was asked for; the total is planned from it once.
         warn: told, in one line each, what went wrong without stopping the run.
         tracker: told what metrics.jsonl is told.
+        owner: asked before each save whether this is still the folder's only trainer.
     """
 
     def __init__(
@@ -65,11 +68,12 @@ class Run:
         processes: Processes | None = None,
         warn: Callable[[str], None] = print,
         tracker: Tracker | None = None,
+        owner: Owner | None = None,
     ) -> None:
         self.folder, self.config, self.data = folder, config, data
         self.facts = facts(data.train)
         self.digest = data.train.digest()
-        self.length, self.warn, self.tracker = length, warn, tracker
+        self.length, self.warn, self.tracker, self.owner = length, warn, tracker, owner
         self.document = to_json(config, self.facts)
         self.training = Training(config, self.facts, device, processes)
         self.total = 0
@@ -83,11 +87,14 @@ class Run:
     def resume(self) -> list[str]:
         """Take up the newest whole checkpoint, if there is one; says which damaged ones were passed over.
 
+        What was logged, averaged and drawn after it is dropped: it will be again.
+
         Raises:
             UserError: when the folder's run has other settings, naming them.
         """
         saved, problems = checkpoint.latest(self.folder)
         if saved is None:
+            self._forget_after(0)
             return problems
         if saved.state["length"] != self.length:
             raise UserError(
@@ -108,9 +115,7 @@ class Run:
         self.total, self.seconds = saved.state["total"], saved.state["seconds"]
         self.held_out_bits = saved.state["held_out_bits"]
         self.complete = saved.state["complete"]
-        self.training.processes.wait()  # until each has read what the first will write over
-        if self.training.processes.first:
-            self._truncate_metrics(saved.images)
+        self._forget_after(saved.images)
         return problems
 
     def train(self, stop: Callable[[], bool]) -> Iterator[Progress]:
@@ -157,6 +162,8 @@ class Run:
     def save(self, calibration: torch.Tensor | None = None) -> None:
         """Write a checkpoint; all processes must take part, the first one writes."""
         training = self.training
+        if self.owner is not None:
+            self.owner.check()
         tensors = training.tensors()
         state = {
             "total": self.total,
@@ -175,7 +182,7 @@ class Run:
         try:
             self.save()
             self.failed_saves = 0
-        except Unwritable as error:
+        except sealed.Unwritable as error:
             self.failed_saves += 1
             if must or self.failed_saves == FAILED_SAVES:
                 raise
@@ -212,16 +219,14 @@ class Run:
                 f"the loss has risen to {entry['loss_over_lowest']:.1f} times its lowest: the run diverges; "
                 "stop it and lower train.learning_rate"
             )
-        try:
-            with open(self.folder / "metrics.jsonl", "a") as file:
-                file.write(json.dumps(entry) + "\n")
-        except OSError as error:
-            self.warn(f"{self.folder / 'metrics.jsonl'}: cannot be written ({error.strerror}); training goes on")
+        with beside(str(self.folder / "metrics.jsonl"), self.warn), open(self.folder / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(entry) + "\n")
         if self.tracker is not None:
-            self.tracker.log(entry["images"], numbers(entry))
-            if self.preview is not None:
-                sheet = np.asarray(figures.contact_sheet(self.preview.images).convert("RGB"))
-                self.tracker.picture(entry["images"], "preview", sheet)
+            with beside("trackers", self.warn):
+                self.tracker.log(entry["images"], numbers_of(entry))
+                if self.preview is not None:
+                    sheet = np.asarray(figures.contact_sheet(self.preview.images).convert("RGB"))
+                    self.tracker.picture(entry["images"], "preview", sheet)
         self.preview = None
 
     def _look(self) -> None:
@@ -230,15 +235,14 @@ class Run:
         if not self.training.processes.first:
             return
         images, started = self.training.images, time.monotonic()
-        try:
+        with beside("averages", self.warn):
             checkpoint.save_snapshot(self.folder, images, averages)
-            if self.preview_seconds <= PREVIEW_SHARE * self.seconds:
+        if self.preview_seconds <= PREVIEW_SHARE * self.seconds:
+            with beside("preview", self.warn):
                 shown = self._shown(averages[self.config.train.average].weights)
                 self.preview = monitor.preview(self.config, self.facts, shown, self.data.test, self.training.device)
                 self.held_out_bits = self.preview.bits_per_dim
                 figures.save_sheet(self.folder / "previews" / f"{images:09d}.png", self.preview.images)
-        except (Unwritable, OSError) as error:
-            self.warn(f"{error}; training goes on")
         self.preview_seconds += time.monotonic() - started
 
     def _shown(self, weights: dict[str, torch.Tensor]) -> Denoiser:
@@ -249,19 +253,27 @@ class Run:
         self.complete = True
         averages, table = self.training.whole_averages(), None
         if self.training.processes.first:
-            checkpoint.save_snapshot(self.folder, self.training.images, averages)
-            shown = self._shown(averages[self.config.train.average].weights)
-            table = monitor.calibration(self.config, shown, self.data.train, self.training.device)
+            with beside("averages", self.warn):
+                checkpoint.save_snapshot(self.folder, self.training.images, averages)
+            with beside("calibration", self.warn):
+                shown = self._shown(averages[self.config.train.average].weights)
+                table = monitor.calibration(self.config, shown, self.data.train, self.training.device)
         self.save(table)
 
-    def _truncate_metrics(self, images: int) -> None:
-        """Drop what was logged after the checkpoint, which will be logged again."""
+    def _forget_after(self, images: int) -> None:
+        """Drop what a run that was killed has left from after its checkpoint: records, averages, previews."""
+        self.training.processes.wait()  # until each has read what the first will write over
+        if not self.training.processes.first:
+            return
         path = self.folder / "metrics.jsonl"
-        if path.exists():
-            kept = [entry for entry in read_metrics(path) if entry["images"] <= images]
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(entry) + "\n" for entry in kept))
-            temporary.replace(path)
+        with beside(str(path), self.warn):
+            if path.exists():
+                kept = [entry for entry in read_metrics(path) if entry["images"] <= images]
+                sealed.write_file(path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
+        with beside("averages and previews of before", self.warn):
+            for later in (*self.folder.glob("averages/*"), *self.folder.glob("previews/*.png")):
+                if later.stem.isdigit() and int(later.stem) > images:
+                    shutil.rmtree(later) if later.is_dir() else later.unlink()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -273,15 +285,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return entries
-
-
-def numbers(entry: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a record, those in lists under a name of their own: for trackers."""
-    flat: dict[str, float] = {}
-    for name, value in entry.items():
-        values = {f"{name}/{k}": one for k, one in enumerate(value)} if isinstance(value, list) else {name: value}
-        flat |= {key: float(one) for key, one in values.items() if one is not None}
-    return flat
 
 
 def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

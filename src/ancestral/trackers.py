@@ -26,6 +26,15 @@ PENDING = 256  # entries
 PATIENCE = 10.0  # seconds to wait for a tracker at the end
 
 
+def numbers_of(entry: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record, those in lists under a name of their own."""
+    flat: dict[str, float] = {}
+    for name, value in entry.items():
+        values = {f"{name}/{k}": one for k, one in enumerate(value)} if isinstance(value, list) else {name: value}
+        flat |= {key: float(one) for key, one in values.items() if one is not None}
+    return flat
+
+
 class Tracker(Protocol):
     """Where curves and pictures go."""
 
