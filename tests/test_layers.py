@@ -25,7 +25,7 @@ LAYERS = [
     {"bound", "calibration", "flow", "sample", "tuning", "metrics", "inverse", "energy"},
     {"derivation", "orders", "anomaly", "rate_distortion", "edits", "composition", "mcmc"},
     {"disk"},
-    {"tensors", "arrays"},
+    {"tensors", "arrays", "history"},
     {"reading", "duplicates", "deep"},
     {"owner", "beside"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},

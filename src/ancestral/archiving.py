@@ -15,7 +15,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from ancestral import build, data, figures, sealed
+from ancestral import build, data, disk, figures, sealed
 from ancestral.checkpoint import Checkpoint
 from ancestral.codec.archive import Archive, Block, Setting, rows_of
 from ancestral.codec.blocks import Coder
@@ -156,10 +156,9 @@ def _natural(name: str) -> tuple[str, int, str]:
 def unarchive(run: Path, file: Path, *, out: Path, only: tuple[int, int] | None) -> None:
     """Write the images of a file as PNGs under their names, or as one .npz file."""
     saved, predictor = open_coder(run)
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
+    content = disk.read(file)
     try:
-        held = Archive.of_bytes(file.read_bytes())
+        held = Archive.of_bytes(content)
         wanted = range(*only) if only else range(held.count)
         if wanted.stop > held.count:
             raise UserError(f"--only: the file holds {held.count} images, numbered from 0")

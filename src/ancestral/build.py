@@ -22,6 +22,7 @@ from ancestral.objective import OBJECTIVES, Objective
 from ancestral.reverse import DDIM, VARIANCES, Ancestral, Planned, Transition, fixedsmall, learned, optimal
 from ancestral.schedule import SCHEDULES, NoiseSchedule
 from ancestral.solvers import SOLVERS
+from ancestral.tensors import fitting
 from ancestral.times import TIME_SAMPLERS
 from ancestral.unet import UNet
 
@@ -276,16 +277,13 @@ def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_w
     weights = saved.weights
     if average_width is not None:
         try:
-            weights = ema.rebuild(checkpoint.load_snapshots(run), average_width)
+            weights = ema.rebuild(checkpoint.load_snapshots(run, saved), average_width)
         except ValueError as error:
             raise UserError(f"--average-width: {error}") from None
-    try:
-        model = ready(saved.config, saved.facts, weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"{saved.folder}: the weights do not fit the configuration ({str(error).splitlines()[-1].strip()})"
-        ) from None
-    return model.to(on)
+    with torch.device("meta"):
+        wanted = network(saved.config, saved.facts).state_dict()
+    fitting(weights, wanted, str(saved.folder / "model.safetensors"))
+    return ready(saved.config, saved.facts, weights).to(on)
 
 
 def predictor(model: Denoiser, calibration: torch.Tensor | None, **cond: torch.Tensor) -> Predictor:

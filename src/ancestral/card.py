@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ancestral import checkpoint, sealed
+from ancestral import checkpoint, disk, sealed
 from ancestral.checkpoint import Checkpoint
+from ancestral.errors import UserError
 from ancestral.solvers import CALLS, FEW_STEPS
 
 _GUIDANCE = ("guidance", "guidance_rescale", "guidance_interval", "guide")
@@ -76,13 +76,16 @@ def measured(run: Path, saved: Checkpoint) -> list[Measured]:
     Args:
         run: the folder.
         saved: the checkpoint, its configuration as it is in the run.
+
+    Raises:
+        UserError: naming a file that is damaged.
     """
     found = []
     for path in sorted([*run.glob("evaluation.json"), *run.glob("metrics-*.json")]):
         try:
-            document = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
+            document = disk.document(path, float)
+        except disk.Damaged as error:
+            raise UserError(f"{error}; delete it, or measure again") from None
         if isinstance(document, dict) and _is_of(saved, document, path) and (one := Measured(path, document)).rows:
             found.append(one)
     return found

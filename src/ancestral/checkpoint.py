@@ -12,23 +12,35 @@ Folders are named by the images seen. No pickle is written or read.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import msgspec
 import safetensors.torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ancestral import ema, sealed
+from ancestral import disk, ema, sealed
 from ancestral.config import Config, Facts, from_json, to_json
 from ancestral.errors import UserError
+from ancestral.tensors import Tensors, finite, fitting, unpacked
+from ancestral.versions import OtherVersion
 
-Tensors = dict[str, Tensor]
 KEEP = 2
+
+
+class State(TypedDict):
+    """What a checkpoint must know of its run, beside the tensors."""
+
+    total: int
+    length: str
+    data: str
+    seconds: float
+    held_out_bits: float | None
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -78,19 +90,15 @@ def load(folder: Path) -> Checkpoint:
     """
     files = sealed.read(folder)
     config, facts, weights, calibration = model_of(files, folder)
+    where = str(folder / "state.safetensors")
+    tensors = unpacked(file_of(files, "state.safetensors", folder), where)
+    finite({name: value for name, value in tensors.items() if not name.startswith("guard/")}, where)
+    state = disk.parsed(file_of(files, "state.json", folder), str(folder / "state.json"), float)
     try:
-        return Checkpoint(
-            folder=folder,
-            images=int(folder.name),
-            config=config,
-            facts=facts,
-            weights=weights,
-            tensors=safetensors.torch.load(files["state.safetensors"]),
-            state=json.loads(files["state.json"]),
-            calibration=calibration,
-        )
-    except (KeyError, ValueError, SafetensorError) as error:
-        raise sealed.Damaged(f"{folder}: damaged or not a checkpoint ({error})") from None
+        msgspec.convert(state, State)
+    except msgspec.ValidationError as error:
+        raise sealed.Damaged(f"{folder / 'state.json'}: damaged ({error})") from None
+    return Checkpoint(folder, int(folder.name), config, facts, weights, tensors, state, calibration)
 
 
 def model_files(saved: Checkpoint) -> dict[str, bytes]:
@@ -109,12 +117,34 @@ def model_of(files: Mapping[str, bytes], folder: Path) -> tuple[Config, Facts, T
     Raises:
         Damaged, UserError: as `load`.
     """
+    where = str(folder / "config.json")
+    document = disk.parsed(file_of(files, "config.json", folder), where, float)
     try:
-        config, facts = from_json(json.loads(files["config.json"]), str(folder / "config.json"))
-        weights, calibration = safetensors.torch.load(files["model.safetensors"]), files.get("calibration.safetensors")
-        return config, facts, weights, safetensors.torch.load(calibration)["x0_var"] if calibration else None
-    except (KeyError, ValueError, SafetensorError) as error:
-        raise sealed.Damaged(f"{folder}: damaged or not a checkpoint ({error})") from None
+        config, facts = from_json(document, where)
+    except OtherVersion:
+        raise
+    except UserError as error:
+        raise sealed.Damaged(str(error)) from None
+    where = str(folder / "model.safetensors")
+    weights = finite(unpacked(file_of(files, "model.safetensors", folder), where), where)
+    if "calibration.safetensors" not in files:
+        return config, facts, weights, None
+    where = str(folder / "calibration.safetensors")
+    table = finite(unpacked(files["calibration.safetensors"], where), where).get("x0_var")
+    if table is None or table.ndim not in (1, 2) or len(table) != config.diffusion.T + 1:
+        raise sealed.Damaged(f"{where}: is not of a model with {config.diffusion.T} times")
+    return config, facts, weights, table
+
+
+def file_of(files: Mapping[str, bytes], name: str, folder: Path) -> bytes:
+    """One of a folder's files.
+
+    Raises:
+        Damaged: when the folder's manifest does not name it.
+    """
+    if name not in files:
+        raise sealed.Damaged(f"{folder / sealed.MANIFEST}: names no {name}")
+    return files[name]
 
 
 def adopt(run: Path, saved: Checkpoint) -> Path:
@@ -126,7 +156,7 @@ def adopt(run: Path, saved: Checkpoint) -> Path:
 
 def digest(saved: Checkpoint) -> str:
     """Which model this is: SHA-256 of its manifest, which names the digest of every file."""
-    return sha256((saved.folder / sealed.MANIFEST).read_bytes()).hexdigest()
+    return sealed.digest(saved.folder)
 
 
 def latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -185,16 +215,18 @@ def save_for_inspection(run: Path, images: int, batch: dict[str, Any], tensors: 
     return folder
 
 
-def load_snapshots(run: Path) -> list[ema.Snapshot]:
-    """Every average that was kept.
+def load_snapshots(run: Path, saved: Checkpoint) -> list[ema.Snapshot]:
+    """Every average that was kept up to a checkpoint.
 
     Raises:
-        UserError: when there is none, or one is damaged.
+        UserError: when there is none, or one is damaged: without it the average would be another.
     """
+    widths = {f"{width:g}.safetensors": width for width in saved.config.train.average_widths}
     snapshots = [
-        ema.Snapshot(int(folder.name), float(name.removesuffix(".safetensors")), safetensors.torch.load(content))
+        ema.Snapshot(int(folder.name), width, _average(sealed.read(folder, [name])[name], folder / name, saved.weights))
         for folder in _folders(run / "averages")
-        for name, content in sealed.read(folder).items()
+        if int(folder.name) <= saved.images
+        for name, width in widths.items()
     ]
     if not snapshots:
         raise UserError(
@@ -210,13 +242,18 @@ def snapshot(folder: Path, config: Config) -> Tensors:
         UserError: when it is absent or damaged.
     """
     name = f"{config.train.average_widths[config.train.average]:g}.safetensors"
-    return safetensors.torch.load(sealed.read(folder, [name])[name])
+    where = str(folder / name)
+    return finite(unpacked(sealed.read(folder, [name])[name], where), where)
+
+
+def _average(content: bytes, path: Path, wanted: Tensors) -> Tensors:
+    return finite(fitting(unpacked(content, str(path)), wanted, str(path)), str(path))
 
 
 def _folders(parent: Path) -> list[Path]:
     if not parent.is_dir():
         return []
-    return sorted(folder for folder in parent.iterdir() if folder.name.isdigit())
+    return sorted(folder for folder in parent.iterdir() if re.fullmatch("[0-9]{1,18}", folder.name))
 
 
 def _pack(tensors: Tensors) -> bytes:

@@ -19,6 +19,7 @@ from ancestral import build, checkpoint, config, data, estimate, figures, runner
 from ancestral.beside import beside
 from ancestral.console import screen, together, write_text
 from ancestral.errors import UserError
+from ancestral.history import read_metrics
 from ancestral.owner import FOLDER as OWNERS
 from ancestral.owner import own
 from ancestral.parallel import Processes
@@ -144,7 +145,7 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str]) -> None:
     if not processes.first:
         return
     with beside("loss.png", _warn):
-        log = [entry for entry in runner.read_metrics(folder / "metrics.jsonl") if entry["loss"] is not None]
+        log = [entry for entry in read_metrics(folder / "metrics.jsonl", _warn) if entry["loss"] is not None]
         figures.loss_plot(folder / "loss.png", [entry["images"] for entry in log], [entry["loss"] for entry in log])
     _say(f"trained in {run.seconds / 60:.1f} min; now: ancestral sample {folder}")
 

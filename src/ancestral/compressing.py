@@ -11,7 +11,7 @@ import torch
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
-from ancestral import build, checkpoint, data, figures, images, sealed
+from ancestral import build, checkpoint, data, disk, figures, images, sealed
 from ancestral.codec import calibration
 from ancestral.codec.codebook import Codebook, check, drift, widened
 from ancestral.codec.container import SUFFIX
@@ -72,7 +72,7 @@ def decompress(
     """Write the image of each file, or what its first bytes give."""
     saved, model, codebook = opened(run, device)
     targets = _targets(sources, out, ".png")
-    contents = [source.read_bytes()[:upto] for source in sources]
+    contents = [disk.read(source)[:upto] for source in sources]
     off, guards = drift(model, codebook.canary), [profile.guard for profile in codebook.profiles.values()]
     if off > min(guards):
         screen.print(f"warning: the network here is {off:.2g} grey levels off; exact pixels may not come out")

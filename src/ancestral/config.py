@@ -21,6 +21,7 @@ from ancestral.imageset import DataOptions
 
 SCHEMA = 2
 
+
 Count = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
@@ -264,7 +265,11 @@ def from_json(document: Any, where: str) -> tuple[Config, Facts]:
     config = versions.updated(config)
     if isinstance(config, dict) and config.get("schema") != SCHEMA:
         version = config.get("schema")
-        raise UserError(f"{where}: config.schema is {version!r}, this version reads 1 to {SCHEMA}; update ancestral")
+        if type(version) is not int:
+            raise UserError(f"{where}: config.schema is {version!r}, not a number")
+        raise versions.OtherVersion(
+            f"{where}: config.schema is {version!r}, this version reads 1 to {SCHEMA}; update ancestral"
+        )
     _refuse_unknown(config, Config, f"{where}: config")
     return _convert(config, Config, f"{where}: "), _convert(document["facts"], Facts, f"{where}: ")
 

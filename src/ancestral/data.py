@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageColor
 
+from ancestral.arrays import unpacked
 from ancestral.deep import scaled, white_for
 from ancestral.errors import UserError
 from ancestral.folders import load_folder, read_as, white_note
@@ -168,15 +168,9 @@ BUILT_IN: dict[str, Callable[[], Splits]] = {"mnist": _mnist, "digits": _digits}
 
 
 def _npz(path: Path, options: DataOptions) -> Splits:
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: not a .npz archive, or damaged; write it with numpy.savez")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            held = sorted(archive.files)
-            names: dict[str, str] = _UNNAMED if "arr_0" in held else {name: name for name in _ARRAYS}
-            arrays = {names[name]: np.asarray(archive[name]) for name in names if name in held}
-    except Exception as error:  # a damaged archive raises zlib.error, NotImplementedError, ...
-        raise UserError(f"{path}: cannot be read as .npz without pickled objects ({error})") from None
+    found, held = unpacked(path, (*_ARRAYS, *_UNNAMED))
+    names: dict[str, str] = _UNNAMED if "arr_0" in held else {name: name for name in _ARRAYS}
+    arrays = {names[name]: array for name, array in found.items() if name in names}
     for name in [one for one in arrays if one.endswith("images")]:
         arrays[name] = checked_images(arrays[name], f"{path}: {name}")
     named, white, notes = _class_names(path, arrays), 255, ()

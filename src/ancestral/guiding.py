@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ class Guide:
             saved = replace(saved, folder=path, weights=checkpoint.snapshot(path, saved.config))
         self.config: Config = saved.config
         self.model = build.lowered(build.trained(saved, run, device_of(model)), precision)
-        self.digest = sha256((saved.folder / sealed.MANIFEST).read_bytes()).hexdigest()
+        self.digest = sealed.digest(saved.folder)
         if saved.facts.shape != strong.facts.shape:
             raise UserError(f"--guide {path}: its images are {saved.facts.shape}, the model's {strong.facts.shape}")
         if not torch.equal(self.model.schedule.log_alpha_bar, model.schedule.log_alpha_bar):

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ancestral import build, checkpoint, interop, sealed
+from ancestral import build, checkpoint, disk, interop, sealed
 from ancestral.card import card, measured
 from ancestral.checkpoint import Checkpoint
 from ancestral.config import Config
@@ -131,7 +131,7 @@ def write(saved: Checkpoint, folder: Path, text: str) -> None:
 def _read(folder: Path) -> Checkpoint:
     files = sealed.read(folder)
     try:
-        images = json.loads(files["state.json"])["images"]
+        images = disk.parsed(checkpoint.file_of(files, "state.json", folder), str(folder / "state.json"))["images"]
         if type(images) is not int or images < 0:
             raise ValueError(f"images is {images!r}")
     except (KeyError, ValueError, TypeError) as error:

@@ -15,7 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ancestral import sealed
+from ancestral import disk, sealed
 from ancestral.parallel import Processes
 
 Files = dict[str, bytes]
@@ -55,7 +55,7 @@ class Job:
 
     def _settings(self) -> Any:
         try:
-            return json.loads(sealed.read(self.folder / "settings")["settings.json"])
+            return disk.parsed(sealed.read(self.folder / "settings")["settings.json"], "settings.json", float)
         except (sealed.Damaged, KeyError, ValueError):
             return None
 

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from ancestral import build, checkpoint, figures, monitor, sealed
+from ancestral import build, checkpoint, disk, figures, monitor, sealed
 from ancestral.beside import beside
 from ancestral.config import Config, to_json
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
 from ancestral.feed import facts
+from ancestral.history import read_metrics
 from ancestral.imageset import Splits
 from ancestral.owner import Owner
 from ancestral.parallel import Processes
@@ -266,25 +267,18 @@ class Run:
         if not self.training.processes.first:
             return
         path = self.folder / "metrics.jsonl"
-        with beside(str(path), self.warn):
-            if path.exists():
-                kept = [entry for entry in read_metrics(path) if entry["images"] <= images]
+        try:
+            kept = [entry for entry in read_metrics(path, self.warn) if entry["images"] <= images]
+            with beside(str(path), self.warn):
                 sealed.write_file(path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
+        except disk.Missing:
+            pass
+        except disk.Damaged as error:  # a pipe would be waited for at the first record
+            raise UserError(f"{error}; move it away, and the log begins anew") from None
         with beside("averages and previews of before", self.warn):
             for later in (*self.folder.glob("averages/*"), *self.folder.glob("previews/*.png")):
                 if later.stem.isdigit() and int(later.stem) > images:
                     shutil.rmtree(later) if later.is_dir() else later.unlink()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics file; a line torn by a crash is left out."""
-    entries = []
-    for line in path.read_text().splitlines():
-        try:
-            entries.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return entries
 
 
 def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:

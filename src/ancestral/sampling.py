@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from ancestral import build, checkpoint, config, figures, sealed, store
+from ancestral import build, checkpoint, config, disk, figures, sealed, store
 from ancestral.conditions import Conditions
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
-from ancestral.drawing import TUNED, Drawing, How
+from ancestral.drawing import TUNED, Drawing, How, tuned
 from ancestral.errors import UserError
 from ancestral.feed import to_bytes
 from ancestral.jobs import PATIENCE, Job, pieces
@@ -107,9 +107,13 @@ def tune_steps(
         times = [fine[place] for place in kind.best(predictor, beginning(model.schedule, noise), fine, steps)]
     except ValueError as error:
         raise UserError(f"--steps: {error}") from None
-    path = folder / TUNED
-    known = json.loads(path.read_text()) if path.exists() else {}
-    write_text(path, json.dumps({**known, str(steps): times}) + "\n")
+    try:
+        known = tuned(folder)
+    except disk.Damaged as error:
+        screen.print(f"warning: {error}; begun anew")
+        known = {}
+    kept = {"times": times, "model": checkpoint.digest(saved), "average_width": average_width}
+    write_text(folder / TUNED, json.dumps({**known, str(steps): kept}) + "\n")
     screen.print(f"{', '.join(map(str, times))}; now: ancestral sample {folder} --steps {steps} --grid tuned")
 
 

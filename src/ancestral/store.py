@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ancestral import sealed
+from ancestral import arrays, disk, sealed
 from ancestral.errors import UserError
 from ancestral.imageset import MOST_CLASSES, ImageSet, Item, Rows, labelled
 
@@ -79,7 +79,7 @@ def _need(count: int, source: str, skipped: list[str]) -> None:
 def _index(folder: Path) -> Any:
     """The index of a folder in the cache, or None where it is absent, damaged or not whole."""
     try:
-        index = json.loads(sealed.read(folder, ["index.json"])["index.json"])
+        index = disk.parsed(sealed.read(folder, ["index.json"])["index.json"], "index.json")
         wanted = int(np.prod([len(index["names"]), *index["shape"]]))
         return index if (folder / "images.bin").stat().st_size == wanted else None
     except (sealed.Damaged, OSError, KeyError, ValueError, TypeError):
@@ -94,15 +94,15 @@ def array(path: Path) -> ImageSet:
     Raises:
         UserError: when it holds anything else.
     """
-    images = _mapped(path)
+    images = arrays.mapped(path)
     images = checked_images(images, str(path))
     names = tuple(f"{path.stem}[{row}]" for row in range(len(images)))
     beside = path.with_suffix(".labels.npy")
-    labels = _mapped(beside) if os.path.lexists(beside) else None
+    labels = arrays.mapped(beside) if os.path.lexists(beside) else None
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0):
         raise UserError(f"{beside}: must be {len(images)} class numbers, not {labels.dtype} {labels.shape}")
     told = path.with_suffix(".embeddings.npy")
-    embeddings = checked_vectors(_mapped(told), str(told), len(images)) if os.path.lexists(told) else None
+    embeddings = checked_vectors(arrays.mapped(told), str(told), len(images)) if os.path.lexists(told) else None
     count = 0 if labels is None else int(labels.max()) + 1
     if count > MOST_CLASSES:
         raise UserError(f"{beside}: the label {count - 1} is no class number; count classes from 0")
@@ -133,7 +133,7 @@ def vectors(path: Path) -> np.ndarray:
     Raises:
         UserError: when it holds anything else.
     """
-    return checked_vectors(np.atleast_2d(_mapped(path)), str(path))
+    return checked_vectors(np.atleast_2d(arrays.mapped(path)), str(path))
 
 
 def checked_vectors(found: np.ndarray, called: str, count: int | None = None) -> np.ndarray:
@@ -148,15 +148,6 @@ def checked_vectors(found: np.ndarray, called: str, count: int | None = None) ->
     if not np.isfinite(found).all():
         raise UserError(f"{called}: has values that are not finite")
     return found.astype(np.float32)
-
-
-def _mapped(path: Path) -> np.ndarray:
-    if not path.is_file():
-        raise UserError(f"{path}: not a regular file")  # a pipe would be waited for without end
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a damaged header raises tokenize.TokenError, OverflowError, ...
-        raise UserError(f"{path}: cannot be read as .npy without pickled objects ({error})") from None
 
 
 def listing(files: Iterable[Path]) -> list[tuple[str, int, int]]:

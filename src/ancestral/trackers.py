@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ancestral import disk
 from ancestral.config import suggest
 from ancestral.errors import UserError
 
@@ -87,7 +88,7 @@ class WeightsAndBiases:
         self._run: Any = wandb.init(
             project="ancestral",
             name=folder.name,
-            id=name.read_text(),
+            id=disk.text(name, 100),
             resume="allow",
             dir=str(folder),
             config=dict(settings),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
@@ -14,16 +15,16 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from ancestral import checkpoint, sealed
+from ancestral import checkpoint, disk, sealed
 from ancestral.codec import tables
 from ancestral.codec.errors import CodecError
 from ancestral.codec.tables import ResidualTable
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
 from ancestral.rng import Streams
+from ancestral.tensors import unpacked
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,26 @@ def load(run: Path, saved: checkpoint.Checkpoint) -> Codebook | None:
     """The codebook of this checkpoint, or None where it was not measured.
 
     Raises:
-        Damaged: when what is there is not what was written.
+        Damaged: when what is there is not what was written, or was measured on another model.
     """
     folder = _folder(run, saved)
-    if not folder.is_dir():
+    if not os.path.lexists(folder):
         return None
-    files = sealed.read(folder)
     try:
-        document = json.loads(files["codebook.json"])
-        tensors = safetensors.torch.load(files["codebook.safetensors"])
+        found = _read(folder)
+        if found.model_id != identity(saved, found.x0_var, found.profiles, found.residual):
+            raise sealed.Damaged(f"{folder}: is of another model")
+    except sealed.Damaged as error:
+        raise sealed.Damaged(f"{error}; delete {folder} to measure again") from None
+    return found
+
+
+def _read(folder: Path) -> Codebook:
+    names = ("codebook.json", "codebook.safetensors")
+    files = sealed.read(folder, names)
+    try:
+        document = disk.parsed(files[names[0]], str(folder / names[0]), float)
+        tensors = unpacked(files[names[1]], str(folder / names[1]))
         profiles = {
             one["id"]: Profile(
                 one["id"], tuple(one["times"]), tuple(map(tuple, one["counts"])), one["channel"], one["guard"]
@@ -133,8 +145,8 @@ def load(run: Path, saved: checkpoint.Checkpoint) -> Codebook | None:
             canary=canary,
             report=document["report"],
         )
-    except (KeyError, ValueError, TypeError, SafetensorError, CodecError) as error:
-        raise sealed.Damaged(f"{folder}: damaged or not a codebook ({error}); delete it to measure again") from None
+    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, CodecError) as error:
+        raise sealed.Damaged(f"{folder}: damaged or not a codebook ({error})") from None
 
 
 def widened(model: Denoiser) -> Denoiser:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral import card, features
+from ancestral import card, disk, features
 from ancestral.features import features_of, on_sides, unlabelled
 from ancestral.feed import to_bytes
 from ancestral.figures import ACCENT, SECOND
@@ -103,7 +102,7 @@ def _kept(subject: Subject) -> Found | None:
         return None
     found = [one for one in card.measured(subject.run, subject.saved) if one.title.startswith("metrics-")]
     for one in sorted(found, key=lambda one: one.title != "metrics-lite0"):
-        document = json.loads((subject.run / f"{one.title}.json").read_text())
+        document = disk.document(subject.run / f"{one.title}.json", float)
         network, by_name = one.title.removeprefix("metrics-"), {}
         for name, value, error in one.rows:
             metric, _, side = name.partition(": ")

@@ -175,7 +175,7 @@ def _overfitting(subject: Subject, found: Part) -> None:
 
 
 def _course(subject: Subject, found: Part) -> None:
-    log, again = subject.log, "ancestral.runner.read_metrics"
+    log, again = subject.log, "ancestral.history.read_metrics"
     found.figures["course"] = lambda words: training.draw(log, words)
     found.facts["log"] = bool(log)
     course = training.course(log)

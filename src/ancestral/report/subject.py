@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,17 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ancestral import baselines, build, monitor, runner
+from ancestral import baselines, build, monitor
 from ancestral.bound import Bound, concatenate, strata
 from ancestral.checkpoint import Checkpoint
 from ancestral.conditions import Conditions, conditions_of
 from ancestral.config import Config
-from ancestral.console import device_of, open_gaussian, state_type
+from ancestral.console import device_of, open_gaussian, screen, state_type
 from ancestral.denoiser import Denoiser, Predictor
 from ancestral.derivation import Chains, along_chains
 from ancestral.errors import UserError
 from ancestral.evaluation import TERMS, bound_of
 from ancestral.feed import images_for, to_unit
+from ancestral.history import read_metrics
 from ancestral.imageset import ImageSet, Splits
 from ancestral.jobs import pieces
 from ancestral.reverse import Planned, Transition
@@ -121,7 +123,9 @@ class Subject:
     def log(self) -> list[dict[str, Any]]:
         """The records of the training, oldest first; none for the exact subject and for models from elsewhere."""
         path = None if self.run is None else self.run / "metrics.jsonl"
-        return [] if path is None or not path.exists() else runner.read_metrics(path)
+        if path is None or not os.path.lexists(path):
+            return []
+        return read_metrics(path, lambda line: screen.print(f"warning: {line}"))
 
     def at(self, log_snr: float) -> int:
         """The time trained at whose log SNR is nearest to this one, and finite."""
