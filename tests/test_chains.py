@@ -77,7 +77,7 @@ def test_evaluate_sample_and_tune_serve_it(run, tmp_path):
     )
     result = run_command("tune-steps", run, "--steps", 3, "--num-images", 4, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    times = json.loads((run / "tuned.json").read_text())["3"]
+    times = json.loads((run / "tuned.json").read_text())["3"]["times"]
     assert len(times) == 4
     assert times[0] == 16
     assert times[-1] == 0

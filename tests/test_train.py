@@ -370,7 +370,8 @@ def test_only_the_last_two_checkpoints_are_kept_and_every_average(tmp_path, digi
     run, _ = make_run(tmp_path / "run", digits, 80)
     list(run.train(lambda: False))
     assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
-    snapshots = checkpoint.load_snapshots(tmp_path / "run")
+    saved, _ = checkpoint.open_run(tmp_path / "run")
+    snapshots = checkpoint.load_snapshots(tmp_path / "run", saved)
     assert len(snapshots) == 2 * 4
     assert {snapshot.width for snapshot in snapshots} == {0.05, 0.1}
 
@@ -531,3 +532,39 @@ def test_memory_that_runs_out_changes_nothing_but_the_part(digits, monkeypatch, 
     monkeypatch.setattr(tight.network, "forward", lambda *args, **options: only_two_fit(torch.zeros(3)))
     with pytest.raises(UserError, match="single image"):
         tight.step(digits.train, 100)
+
+
+def resealed(folder, name, content):
+    """Change a file under a manifest that agrees with it; None takes it out of both."""
+    files = sealed.read(folder)
+    files.pop(name)
+    sealed.write(folder, files if content is None else {**files, name: content})
+
+
+@pytest.mark.parametrize("part", ["not finite", "manifest", "folder", "config.json", "state.json", "types"])
+def test_every_kind_of_damage_falls_back_with_the_file_named(tmp_path, digits, part):
+    run, _ = make_run(tmp_path / "run", digits, 80)
+    list(run.train(lambda: False))
+    older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    named = "manifest.json"
+    if part == "not finite":
+        weights = checkpoint.load(newest).weights
+        next(iter(weights.values())).view(-1)[0] = torch.inf
+        resealed(newest, "model.safetensors", safetensors.torch.save(weights))
+        named = f"model.safetensors: {next(iter(weights))} has 1 value"
+    elif part == "manifest":
+        (newest / sealed.MANIFEST).write_bytes(b"[" * 100_000)
+    elif part == "folder":
+        (newest / sealed.MANIFEST).unlink()
+        (newest / sealed.MANIFEST).mkdir()
+    elif part == "types":
+        resealed(newest, "state.json", b'{"total": "80"}')
+        named = "state.json"
+    else:
+        resealed(newest, part, None)
+        named = f"names no {part}"
+    saved, problems = checkpoint.open_run(tmp_path / "run")
+    assert saved.folder == older
+    assert len(problems) == 1
+    assert named in problems[0]
+    assert str(newest) in problems[0]

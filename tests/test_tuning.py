@@ -72,7 +72,8 @@ def test_the_command_stores_the_times_and_sampling_takes_them(trained_run, tmp_p
     assert "ancestral tune-steps" in result.output
     result = run_command("tune-steps", trained_run, "--steps", 5, "--num-images", 4, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    times = json.loads((trained_run / "tuned.json").read_text())["5"]
+    kept = json.loads((trained_run / "tuned.json").read_text())["5"]
+    times = kept["times"]
     assert len(times) == 6
     assert times[0] == 1000
     assert times[-1] == 0
@@ -80,8 +81,16 @@ def test_the_command_stores_the_times_and_sampling_takes_them(trained_run, tmp_p
     result = run_command("sample", trained_run, *arguments)
     assert result.exit_code == 0, result.output
     assert "5 network calls" in result.output
-    (trained_run / "tuned.json").write_text('{"5": [1, 2]}')
-    result = run_command("sample", trained_run, *arguments)
-    assert result.exit_code == 2
-    assert "tuned.json" in result.output
+    for other, said in (
+        ([1, 2], "which model"),  # as an earlier version wrote them
+        ({**kept, "model": "0" * 64}, "another model"),
+        ({**kept, "average_width": 0.1}, "another model"),
+        ({**kept, "times": [1, 2]}, "damaged"),
+    ):
+        (trained_run / "tuned.json").write_text(json.dumps({"5": other}))
+        result = run_command("sample", trained_run, *arguments)
+        assert result.exit_code == 2
+        assert "tuned.json" in result.output
+        assert said in result.output
+        assert "ancestral tune-steps" in result.output
     (trained_run / "tuned.json").unlink()

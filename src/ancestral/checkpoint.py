@@ -25,9 +25,8 @@ from torch import Tensor
 
 from ancestral import disk, ema, sealed
 from ancestral.config import Config, Facts, from_json, to_json
-from ancestral.errors import UserError
+from ancestral.errors import OtherVersion, UserError
 from ancestral.tensors import Tensors, finite, fitting, unpacked
-from ancestral.versions import OtherVersion
 
 KEEP = 2
 

@@ -16,11 +16,10 @@ import msgspec
 from msgspec import Meta
 
 from ancestral import versions
-from ancestral.errors import UserError
+from ancestral.errors import OtherVersion, UserError
 from ancestral.imageset import DataOptions
 
 SCHEMA = 2
-
 
 Count = Annotated[int, Meta(ge=1)]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
@@ -265,11 +264,8 @@ def from_json(document: Any, where: str) -> tuple[Config, Facts]:
     config = versions.updated(config)
     if isinstance(config, dict) and config.get("schema") != SCHEMA:
         version = config.get("schema")
-        if type(version) is not int:
-            raise UserError(f"{where}: config.schema is {version!r}, not a number")
-        raise versions.OtherVersion(
-            f"{where}: config.schema is {version!r}, this version reads 1 to {SCHEMA}; update ancestral"
-        )
+        kind = OtherVersion if type(version) is int else UserError
+        raise kind(f"{where}: config.schema is {version!r}, this version reads 1 to {SCHEMA}; update ancestral")
     _refuse_unknown(config, Config, f"{where}: config")
     return _convert(config, Config, f"{where}: "), _convert(document["facts"], Facts, f"{where}: ")
 

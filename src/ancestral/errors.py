@@ -6,3 +6,7 @@ class UserError(Exception):
 
     The command prints it and exits with code 2.
     """
+
+
+class OtherVersion(UserError):
+    """What a newer version of the package wrote; nothing is damaged."""

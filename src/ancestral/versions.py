@@ -4,13 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ancestral.errors import UserError
-
-
-class OtherVersion(UserError):
-    """What a newer version of the package wrote; nothing is damaged."""
-
-
 _VARIANCES = {"small": "fixedsmall", "large": "beta"}  # `large` was beta_1 at t = 1 too, unlike `fixedlarge`
 
 
