@@ -10,6 +10,7 @@ from typing import Any
 
 from ancestral import checkpoint, sealed
 from ancestral.checkpoint import Checkpoint
+from ancestral.places import same_place
 from ancestral.solvers import CALLS, FEW_STEPS
 
 _GUIDANCE = ("guidance", "guidance_rescale", "guidance_interval", "guide")
@@ -157,7 +158,7 @@ def _made(document: dict[str, Any]) -> dict[str, Any]:
 def _is_of(saved: Checkpoint, document: dict[str, Any], path: Path) -> bool:
     """Whether it is on the model's own data and names this checkpoint; where it names none, whether it is younger."""
     made = _made(document)
-    if made.get("data", saved.config.source) != saved.config.source:
+    if not same_place(made.get("data", saved.config.source), saved.config.source):
         return False
     if "model" in made:
         return made["model"] == checkpoint.digest(saved) and made.get("average_width") is None

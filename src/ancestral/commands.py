@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ancestral.errors import UserError
 from ancestral.owner import FOLDER as OWNERS
 from ancestral.owner import own
 from ancestral.parallel import Processes
+from ancestral.places import public
 from ancestral.signals import STOPPED, until_told
 
 PLANNED_SHARE = 0.92  # of a time budget goes to training steps; the rest to previews, saving and measuring
@@ -79,6 +80,7 @@ def _train(
     fresh: bool,
     track: Sequence[str],
 ) -> None:
+    settings = replace(settings, source=data.settled(settings.source))
     images = data.load(settings.source, settings.data)
     for line in images.skipped:
         _say(f"left out: {line}")
@@ -133,7 +135,8 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str]) -> None:
         )
         if processes.first:
             with beside("trackers", _warn):
-                run.tracker = trackers.open_trackers(track, folder, runner.flat(run.document), _warn)
+                known = {**runner.flat(run.document), "config.source": public(settings.source)}
+                run.tracker = trackers.open_trackers(track, folder, known, _warn)
         _watch(run, told)
     if run.tracker is not None:
         with beside("trackers", _warn):

@@ -23,6 +23,7 @@ from ancestral.feed import facts
 from ancestral.imageset import Splits
 from ancestral.owner import Owner
 from ancestral.parallel import Processes
+from ancestral.places import same_place
 from ancestral.trackers import Tracker, numbers_of
 from ancestral.train import NotFinite, Record, Training
 from ancestral.train import train as records
@@ -102,6 +103,8 @@ class Run:
                 f"{saved.state['total']:,} images); use that, another --out, or --fresh"
             )
         before, now = (flat(document) for document in (to_json(saved.config, saved.facts), self.document))
+        if same_place(before["config.source"], now["config.source"]):
+            before["config.source"] = now["config.source"]
         differing = [key for key in now if before.get(key) != now.get(key) and key not in HOW]
         changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing]
         if changed:
