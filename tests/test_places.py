@@ -86,7 +86,7 @@ def test_a_source_is_shown_from_here_or_from_home(tmp_path, monkeypatch):
         ("hf:a/b", "hf:a/b", "hf:a/b"),
         ("~/x", "~/x", "'~/x'"),
     ):
-        assert (places.shown(str(source)), places.typed(str(source))) == (shown, typed)
+        assert (places.public(str(source)), places.typed(str(source))) == (shown, typed)
     assert data.settled("mnist") == "mnist"
     (here / "mnist").mkdir()
     assert data.settled("mnist") == "mnist"

@@ -12,7 +12,7 @@ def same_place(one: str, other: str) -> bool:
     return one == other or os.path.realpath(one) == os.path.realpath(other)
 
 
-def shown(source: str) -> str:
+def public(source: str) -> str:
     """A source for others to read: from this folder or from `~` where it lies below, otherwise as it is."""
     path = Path(source)
     for root, before in ((Path.cwd(), ""), (Path.home(), "~/")):
@@ -22,7 +22,7 @@ def shown(source: str) -> str:
 
 
 def typed(source: str) -> str:
-    """`shown`, for a shell."""
-    text = shown(source)
+    """`public`, for a shell."""
+    text = public(source)
     below_home = text.startswith("~/") and text != source
     return f"~/{shlex.quote(text[2:])}" if below_home else shlex.quote(text)
