@@ -164,10 +164,9 @@ class Run:
 
     def save(self, calibration: torch.Tensor | None = None) -> None:
         """Write a checkpoint; all processes must take part, the first one writes."""
-        training = self.training
         if self.owner is not None:
             self.owner.check()
-        tensors = training.tensors()
+        training, tensors = self.training, self.training.tensors()
         state = {
             "total": self.total,
             "length": self.length,
