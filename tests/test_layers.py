@@ -45,7 +45,7 @@ LAYERS = [
     {"feed", "codec.single"},
     {"train", "monitor", "codec.image"},
     {"figures", "estimate", "interop", "codec.calibration", "fitting", "codec.prefixes"},
-    {"runner", "card"},
+    {"runner", "card", "opening"},
     {"console", "hub"},
     {"guiding"},
     {"drawing", "surprise"},

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ancestral import build, checkpoint, config, data, estimate, figures, runner, trackers
+from ancestral import build, checkpoint, config, data, estimate, figures, opening, runner, trackers
 from ancestral.beside import beside
 from ancestral.console import screen, together, write_text
 from ancestral.errors import UserError
@@ -84,6 +84,9 @@ def _train(
     images = data.load(settings.source, settings.data)
     for line in images.skipped:
         _say(f"left out: {line}")
+    known = opening.understood(images) if processes.first else {}
+    for line in opening.paragraph(images, known) if known else []:
+        _say(line)
     run = runner.Run(folder, settings, images, on, str(length), processes, _warn)
     if dry_run:
         _describe(settings, run, length)
@@ -93,7 +96,7 @@ def _train(
         if fresh and processes.first:
             _set_aside(folder)
         processes.wait()
-        _go_on(run, length, track)
+        _go_on(run, length, track, known)
     finally:
         if run.owner is not None:
             run.owner.release()
@@ -112,7 +115,7 @@ def _set_aside(folder: Path) -> None:
         _say(f"the run that was there is now {aside}")
 
 
-def _go_on(run: runner.Run, length: Length, track: Sequence[str]) -> None:
+def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[str, Any]) -> None:
     """Train what there is left to train of a run that is owned."""
     folder, images, settings, processes = run.folder, run.data, run.config, run.training.processes
     for problem in run.resume():
@@ -126,6 +129,7 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str]) -> None:
         run.total = length.plan(settings.train.batch_size, speed)
         if processes.first:
             write_text(folder / "config.json", json.dumps(run.document, indent=1) + "\n")
+            write_text(folder / "data.json", json.dumps(known, indent=1) + "\n")
     height, width, channels = images.train.shape
     with until_told() as told:
         _say(

@@ -103,9 +103,8 @@ class Run:
                 f"{saved.state['total']:,} images); use that, another --out, or --fresh"
             )
         before, now = (flat(document) for document in (to_json(saved.config, saved.facts), self.document))
-        if same_place(before["config.source"], now["config.source"]):
-            before["config.source"] = now["config.source"]
-        differing = [key for key in now if before.get(key) != now.get(key) and key not in HOW]
+        same = {"config.source"} if same_place(before["config.source"], now["config.source"]) else set()
+        differing = [key for key in now if before.get(key) != now.get(key) and key not in HOW | same]
         changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing]
         if changed:
             raise UserError(
