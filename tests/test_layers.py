@@ -42,7 +42,7 @@ LAYERS = [
     {"config"},
     {"checkpoint", "engine", "trackers", "diffusers_config", "chains", "conditions"},
     {"build", "codec.codebook"},
-    {"feed", "codec.single"},
+    {"feed", "codec.single", "probing"},
     {"train", "monitor", "codec.image"},
     {"figures", "estimate", "interop", "codec.calibration", "fitting", "codec.prefixes"},
     {"runner", "card", "opening"},

@@ -9,8 +9,23 @@ import pytest
 import safetensors.torch
 import torch
 
-from ancestral import build, checkpoint, config, data, estimate, feed, guard, monitor, runner, sealed, train
+from ancestral import (
+    build,
+    checkpoint,
+    commands,
+    config,
+    data,
+    estimate,
+    feed,
+    guard,
+    monitor,
+    probing,
+    runner,
+    sealed,
+    train,
+)
 from ancestral.errors import UserError
+from ancestral.parallel import Processes
 
 CPU = torch.device("cpu")
 
@@ -447,6 +462,68 @@ def test_automatic_precision_is_what_the_device_multiplies_fast(monkeypatch, dev
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert build.precision("auto", torch.device(device)) == expected
     assert build.precision("float16", torch.device(device)) == torch.float16
+
+
+def seconds(bfloat16):
+    """Injected timings: float32 takes 1 second."""
+    return lambda *run: lambda kind: bfloat16 if kind == torch.bfloat16 else 1.0
+
+
+@pytest.mark.parametrize(("bfloat16", "expected"), [(0.5, torch.bfloat16), (1.8, torch.float32)])
+def test_a_run_computes_in_what_its_layers_are_fastest_in(digits, monkeypatch, tmp_path, bfloat16, expected):
+    """As measured when it began; a resumed run asks nobody, on a machine that would choose otherwise either."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    run = runner.Run(tmp_path, settings(train__precision="auto"), digits, CPU, "--steps 2")
+    said = commands.choose_precision(run.training, seconds(bfloat16))
+    assert f"auto is {str(expected).removeprefix('torch.')}" in said
+    assert f"{1 / bfloat16:.2f} times" in said
+    assert run.training.precision == expected
+    run.total = 64
+    for _ in run.train(lambda: run.training.images >= 32):
+        pass
+    for capabilities in ({"avx512_bf16": True}, {}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        again = runner.Run(tmp_path, settings(train__precision="auto"), digits, CPU, "--steps 2")
+        again.resume()
+        assert again.training.images == 32
+        assert again.training.precision == expected
+
+
+@pytest.mark.parametrize("named", ["float32", "bfloat16"])
+def test_a_precision_that_is_named_is_not_measured(digits, named):
+    run = train.Training(settings(train__precision=named), feed.facts(digits.train), CPU)
+    assert commands.choose_precision(run, lambda *_: pytest.fail("measured")) is None
+    assert run.precision == getattr(torch, named)
+
+
+def test_a_processor_without_bfloat16_is_not_measured(digits, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    run = train.Training(settings(train__precision="auto"), feed.facts(digits.train), CPU)
+    assert commands.choose_precision(run, lambda *_: pytest.fail("measured")) is None
+    assert run.precision == torch.float32
+
+
+def test_the_first_process_chooses_for_all(digits, monkeypatch):
+    """The others are told, and measure nothing themselves."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    run = train.Training(settings(train__precision="auto"), feed.facts(digits.train), CPU)
+    monkeypatch.setattr(Processes, "from_first", lambda self, value: 0.7)
+    run.processes = Processes(1, 2)
+    assert "0.70 times" in commands.choose_precision(run, lambda *_: pytest.fail("measured"))
+    assert run.precision == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8)])
+def test_the_measurement_is_of_the_runs_layers_and_changes_nothing(shape):
+    """Of its width, its size after the patch and its layout; torch's own draws go on as if it had not been."""
+    configuration = settings(train__channels_last=True, model__patch=2)
+    torch.manual_seed(3)
+    expected = torch.rand(())
+    torch.manual_seed(3)
+    timed = probing.layers_of(configuration, config.Facts(shape), CPU)
+    assert timed(torch.float32) > 0
+    assert timed(torch.bfloat16) > 0
+    assert torch.equal(torch.rand(()), expected)
 
 
 def test_recomputing_keeps_less(digits):

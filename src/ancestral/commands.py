@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ancestral import build, checkpoint, config, data, estimate, figures, opening, runner, trackers
+from ancestral import build, checkpoint, config, data, estimate, figures, opening, probing, runner, trackers
 from ancestral.beside import beside
 from ancestral.console import screen, together, write_text
 from ancestral.errors import UserError
@@ -24,6 +24,7 @@ from ancestral.owner import own
 from ancestral.parallel import Processes
 from ancestral.places import public
 from ancestral.signals import STOPPED, until_told
+from ancestral.train import Training
 
 PLANNED_SHARE = 0.92  # of a time budget goes to training steps; the rest to previews, saving and measuring
 
@@ -124,6 +125,8 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
         _say(f"{folder} is complete ({run.total:,} images seen); --fresh trains it anew")
         return
     if not run.total:
+        if (faster := choose_precision(run.training)) is not None:
+            _say(faster)
         # Only a length in time needs to know how fast this machine is.
         speed = estimate.measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
         run.total = length.plan(settings.train.batch_size, speed)
@@ -154,6 +157,21 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
         log = [entry for entry in runner.read_metrics(folder / "metrics.jsonl") if entry["loss"] is not None]
         figures.loss_plot(folder / "loss.png", [entry["images"] for entry in log], [entry["loss"] for entry in log])
     _say(f"trained in {run.seconds / 60:.1f} min; now: ancestral sample {folder}")
+
+
+def choose_precision(training: Training, layers: Callable[..., probing.Timed] = probing.layers_of) -> str | None:
+    """What `auto` stands for in a run that begins on a CPU with bfloat16, by a short measurement; a line that says so.
+
+    The first process measures, for all. Nothing is measured, and None said, where the setting or the device decides.
+    """
+    settings, processes = training.config, training.processes
+    if settings.train.precision != "auto" or training.device.type != "cpu" or training.precision == torch.float32:
+        return None
+    alone = probing.speed_of_bfloat16(layers(settings, training.facts, training.device)) if processes.first else 0.0
+    ratio = processes.from_first(alone)
+    training.compute_in(torch.bfloat16 if ratio > 1 else torch.float32)
+    chosen = str(training.precision).removeprefix("torch.")
+    return f"train.precision = auto is {chosen} in this run: bfloat16 has {ratio:.2f} times float32's speed here"
 
 
 def _watch(run: runner.Run, told: Any) -> None:
@@ -189,6 +207,8 @@ def _warn(line: str) -> None:
 
 
 def _describe(settings: config.Config, run: runner.Run, length: Length) -> None:
+    if (faster := choose_precision(run.training)) is not None:
+        screen.print(faster)
     cost = estimate.measure(run.training, run.data.train)
     speed, batch = cost.images_per_second, settings.train.batch_size
     total = length.plan(settings.train.batch_size, speed)

@@ -113,6 +113,8 @@ class Run:
             )
         if saved.state["data"] != self.digest:
             raise UserError(f"{self.config.source}: not the images that {self.folder} was begun with; use --fresh")
+        if self.config.train.precision == "auto" and "precision" in saved.state:
+            self.training.compute_in(build.precision(saved.state["precision"], self.training.device))
         self.training.load(saved.tensors, saved.images)
         self.total, self.seconds = saved.state["total"], saved.state["seconds"]
         self.held_out_bits = saved.state["held_out_bits"]
@@ -173,6 +175,7 @@ class Run:
             "seconds": self.seconds,
             "held_out_bits": self.held_out_bits,
             "complete": self.complete,
+            "precision": str(training.precision).removeprefix("torch."),  # what auto stands for in this run
         }
         if training.processes.first:
             weights = training.model_weights(tensors)
