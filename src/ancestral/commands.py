@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -142,7 +142,7 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
         )
         if processes.first:
             with beside("trackers", _warn):
-                known = {**runner.flat(run.document), "config.source": public(settings.source)}
+                known = {**trackers.flat(run.document), "config.source": public(settings.source)}
                 run.tracker = trackers.open_trackers(track, folder, known, _warn)
         _watch(run, told)
     if run.tracker is not None:

@@ -24,7 +24,7 @@ from ancestral.imageset import Splits
 from ancestral.owner import Owner
 from ancestral.parallel import Processes
 from ancestral.places import same_place
-from ancestral.trackers import Tracker, numbers_of
+from ancestral.trackers import Tracker, flat, numbers_of
 from ancestral.train import NotFinite, Record, Training
 from ancestral.train import train as records
 
@@ -289,14 +289,3 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
     return entries
-
-
-def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    named = {}
-    for key, value in document.items():
-        if isinstance(value, dict):
-            named |= flat(value, f"{prefix}{key}.")
-        else:
-            named[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return named

@@ -12,7 +12,7 @@ from ancestral.config import Config, resolve
 from ancestral.places import typed
 from ancestral.report.parts import Number
 from ancestral.report.training import SETTLED
-from ancestral.runner import flat
+from ancestral.trackers import flat
 
 Numbers = Mapping[str, Number]
 
