@@ -26,7 +26,7 @@ LAYERS = [
     {"derivation", "orders", "anomaly", "rate_distortion", "edits", "composition", "mcmc"},
     {"disk"},
     {"tensors", "arrays"},
-    {"reading", "duplicates", "deep", "places"},
+    {"reading", "duplicates", "deep", "facts", "places"},
     {"owner", "beside"},
     {"images", "imageset", "ema", "sealed", "baselines", "parallel", "guard", "signals", "lite0", "muon"},
     {"codec.errors", "codec.randomness", "codec.tiles", "codec.planning", "codec.finish"},

@@ -108,7 +108,7 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         tags=["ddpm", "diffusion", "denoising-diffusion"],
         metrics=sorted({row.partition(": ")[0] for one in found for row, *_ in one.rows}) or None,
     )
-    classes = ", ".join(saved.facts.class_names) if saved.config.model.labels else ""
+    classes = ", ".join(saved.facts.trained) if saved.config.model.labels else ""
     told = ["labels=torch.zeros(16, dtype=torch.long)"] if classes else []
     told += [f"embedding=torch.zeros(16, {saved.facts.embedding})"] if saved.config.model.embedding else []
     text = _TEXT.format(

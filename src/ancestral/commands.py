@@ -23,6 +23,7 @@ from ancestral.owner import FOLDER as OWNERS
 from ancestral.owner import own
 from ancestral.parallel import Processes
 from ancestral.places import public
+from ancestral.reading import listed
 from ancestral.signals import STOPPED, until_told
 from ancestral.train import Training
 
@@ -89,6 +90,8 @@ def _train(
     for line in opening.paragraph(images, known) if known else []:
         _say(line)
     run = runner.Run(folder, settings, images, on, str(length), processes, _warn)
+    if run.facts.untrained and settings.model.labels:
+        _warn(f"no training image of the class {listed(run.facts.untrained)}: it is not learned and cannot be drawn")
     if dry_run:
         _describe(settings, run, length)
         return

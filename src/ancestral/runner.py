@@ -30,9 +30,9 @@ from ancestral.train import train as records
 
 PREVIEW_SHARE = 0.05  # of the run's time
 SAVE_EVERY = 300.0  # seconds
-# Settings of how, not of what: they may change when a run goes on.
-HOW = {f"config.{name}" for name in ("data.cache", "train.micro_batch", "train.workers", "train.parallel")}
-HOW |= {f"config.train.{name}" for name in ("compile", "channels_last", "recompute")}
+# Settings of how, not of what: they may change when a run goes on. The second fact is one that older runs do not say.
+_HOW = "data.cache train.micro_batch train.workers train.parallel train.compile train.channels_last train.recompute"
+HOW = {f"config.{name}" for name in _HOW.split()} | {"facts.untrained"}
 FAILED_SAVES = 3  # in a row, before the run stops
 DIVERGED = 3.0  # times its lowest, when the loss is said to diverge
 
@@ -104,7 +104,7 @@ class Run:
             )
         before, now = (flat(document) for document in (to_json(saved.config, saved.facts), self.document))
         same = {"config.source"} if same_place(before["config.source"], now["config.source"]) else set()
-        differing = [key for key in now if before.get(key) != now.get(key) and key not in HOW | same]
+        differing = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in HOW | same]
         changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing]
         if changed:
             raise UserError(

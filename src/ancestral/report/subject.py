@@ -16,7 +16,7 @@ from torch import Tensor
 from ancestral import baselines, build, data, monitor, runner
 from ancestral.bound import Bound, concatenate, strata
 from ancestral.checkpoint import Checkpoint
-from ancestral.conditions import Conditions, conditions_of
+from ancestral.conditions import Conditions, conditions_of, in_turn
 from ancestral.config import Config
 from ancestral.console import device_of, open_gaussian, state_type
 from ancestral.denoiser import Denoiser, Predictor
@@ -259,7 +259,7 @@ def of_run(
         cycle = images.train.take([number % len(images.train) for number in numbers])
         cond = conditions_of(cycle, saved.config, on)
         if "labels" in cond:
-            cond["labels"] = torch.tensor(numbers, device=on) % len(saved.facts.class_names)
+            cond["labels"] = in_turn(saved.facts, numbers).to(on)
         return predictor(cond)
 
     return Subject(
