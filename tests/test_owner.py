@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ancestral import beside, checkpoint, figures, monitor, owner, runner, trackers
+from ancestral import beside, checkpoint, figures, history, monitor, owner, runner, trackers
 from ancestral.errors import UserError
 from ancestral.signals import Told, raised
 from conftest import TINY, run_command
@@ -113,7 +113,7 @@ def test_old_owners_are_forgotten_and_the_newest_is_kept(tmp_path):
 def test_what_was_logged_before_any_checkpoint_is_forgotten(tmp_path):
     run = tmp_path / "run"
     assert run_command(*TRAIN, "--steps", 4, "--out", run).exit_code == 0
-    whole = runner.read_metrics(run / "metrics.jsonl")
+    whole = history.read_metrics(run / "metrics.jsonl")
     for folder in (run / "checkpoints").iterdir():
         for path in folder.iterdir():
             path.unlink()
@@ -121,7 +121,7 @@ def test_what_was_logged_before_any_checkpoint_is_forgotten(tmp_path):
     (run / "averages" / "999999999").mkdir()
     (run / "previews" / "999999999.png").write_bytes(b"")
     assert run_command(*TRAIN, "--steps", 4, "--out", run).exit_code == 0
-    again = runner.read_metrics(run / "metrics.jsonl")
+    again = history.read_metrics(run / "metrics.jsonl")
     assert [(one["images"], one["loss"]) for one in again] == [(one["images"], one["loss"]) for one in whole]
     assert not list(run.glob("*/999999999*"))
 

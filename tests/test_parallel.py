@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ancestral import build, checkpoint, config, parallel
+from ancestral import build, checkpoint, config, owner, parallel
 from ancestral.engine import engine
 from ancestral.errors import UserError
 from ancestral.parallel import Processes, tree_sum
@@ -197,3 +197,51 @@ def test_wrong_shards_are_one_line(tmp_path):
     result = run_command("train", "digits", "--preset", "tiny", *TINY, *options)
     assert result.exit_code == 2
     assert "train.exact_shards: 3 must be a power of two" in result.output
+
+
+REFUSING = """
+import os
+from ancestral import data
+from ancestral.errors import UserError
+load = data.load
+def only_one(*given):
+    if os.environ.get("RANK") == "1":
+        raise UserError("x.png: cannot be read")
+    return load(*given)
+data.load = only_one
+"""
+
+
+@pytest.mark.parametrize("how", ["all", "one"])
+def test_a_refusal_of_several_is_2_and_said_once(tmp_path, how):
+    """All refuse (settings that do not divide), or one whose data cannot be read while the others go on."""
+    line = ["train", "digits", "--preset", "tiny", "--steps", "6", *TINY, "--out", str(tmp_path / "run")]
+    line += ["--processes", "2", *(("--set", "train.exact_shards=3") if how == "all" else ())]
+    environment = dict(ONE_THREAD)
+    if how == "one":
+        (tmp_path / "sitecustomize.py").write_text(REFUSING)
+        environment["PYTHONPATH"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "ancestral", *line],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=240,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert said.count("error: ") == 1, said
+    assert ("exact_shards: 3" if how == "all" else "x.png: cannot be read") in said
+    assert "Traceback" not in said
+
+
+def test_processes_share_one_lock_and_a_second_command_is_refused_once(tmp_path):
+    own = owner.own(tmp_path / "run")
+    line = ["train", "digits", "--preset", "tiny", "--steps", "6", *TINY, "--out", str(tmp_path / "run")]
+    line = [sys.executable, "-m", "ancestral", *line, "--processes", "2"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=ONE_THREAD, timeout=240)
+    own.release()
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count(f"is being trained by process {os.getpid()}") == 1
+    assert "Traceback" not in done.stderr

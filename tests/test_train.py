@@ -9,8 +9,23 @@ import pytest
 import safetensors.torch
 import torch
 
-from ancestral import build, checkpoint, config, data, estimate, feed, guard, monitor, runner, sealed, train
+from ancestral import (
+    build,
+    checkpoint,
+    commands,
+    config,
+    data,
+    estimate,
+    feed,
+    guard,
+    monitor,
+    probing,
+    runner,
+    sealed,
+    train,
+)
 from ancestral.errors import UserError
+from ancestral.parallel import Processes
 
 CPU = torch.device("cpu")
 
@@ -258,9 +273,9 @@ def test_training_outlives_a_disk_that_refuses_for_a_while(tmp_path, digits, mon
 def test_the_log_says_where_the_model_still_learns(tmp_path, digits):
     run, _ = make_run(tmp_path / "run", digits, 80)
     list(run.train(lambda: False))
-    entry = runner.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    entry = history.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
     assert len(entry["loss_by_tenth_of_t"]) == 10
-    assert any("held_out_bits_by_tenth_of_t" in one for one in runner.read_metrics(tmp_path / "run" / "metrics.jsonl"))
+    assert any("held_out_bits_by_tenth_of_t" in one for one in history.read_metrics(tmp_path / "run" / "metrics.jsonl"))
     tenths = monitor.by_tenth_of_t(torch.tensor([0, 999, 998, 1]), torch.tensor([1.0, 2.0, 4.0, 3.0]), 1000)
     assert tenths == [3.0, *[None] * 8, 2.0]  # place 0 is t = T: the noisiest tenth comes last
 
@@ -295,7 +310,7 @@ def test_a_stopped_run_on_disk_goes_on_to_the_same_end(tmp_path, digits):
     assert equal(a.tensors, b.tensors)
     assert torch.equal(a.calibration, b.calibration)
     logs = [
-        [entry["images"] for entry in runner.read_metrics(tmp_path / name / "metrics.jsonl")]
+        [entry["images"] for entry in history.read_metrics(tmp_path / name / "metrics.jsonl")]
         for name in ("whole", "part")
     ]
     assert logs[0] == logs[1] == sorted(set(logs[0]))
@@ -448,6 +463,68 @@ def test_automatic_precision_is_what_the_device_multiplies_fast(monkeypatch, dev
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     assert build.precision("auto", torch.device(device)) == expected
     assert build.precision("float16", torch.device(device)) == torch.float16
+
+
+def seconds(bfloat16):
+    """Injected timings: float32 takes 1 second."""
+    return lambda *run: lambda kind: bfloat16 if kind == torch.bfloat16 else 1.0
+
+
+@pytest.mark.parametrize(("bfloat16", "expected"), [(0.5, torch.bfloat16), (1.8, torch.float32)])
+def test_a_run_computes_in_what_its_layers_are_fastest_in(digits, monkeypatch, tmp_path, bfloat16, expected):
+    """As measured when it began; a resumed run asks nobody, on a machine that would choose otherwise either."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    run = runner.Run(tmp_path, settings(train__precision="auto"), digits, CPU, "--steps 2")
+    said = commands.choose_precision(run.training, seconds(bfloat16))
+    assert f"auto is {str(expected).removeprefix('torch.')}" in said
+    assert f"{1 / bfloat16:.2f} times" in said
+    assert run.training.precision == expected
+    run.total = 64
+    for _ in run.train(lambda: run.training.images >= 32):
+        pass
+    for capabilities in ({"avx512_bf16": True}, {}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        again = runner.Run(tmp_path, settings(train__precision="auto"), digits, CPU, "--steps 2")
+        again.resume()
+        assert again.training.images == 32
+        assert again.training.precision == expected
+
+
+@pytest.mark.parametrize("named", ["float32", "bfloat16"])
+def test_a_precision_that_is_named_is_not_measured(digits, named):
+    run = train.Training(settings(train__precision=named), feed.facts(digits.train), CPU)
+    assert commands.choose_precision(run, lambda *_: pytest.fail("measured")) is None
+    assert run.precision == getattr(torch, named)
+
+
+def test_a_processor_without_bfloat16_is_not_measured(digits, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    run = train.Training(settings(train__precision="auto"), feed.facts(digits.train), CPU)
+    assert commands.choose_precision(run, lambda *_: pytest.fail("measured")) is None
+    assert run.precision == torch.float32
+
+
+def test_the_first_process_chooses_for_all(digits, monkeypatch):
+    """The others are told, and measure nothing themselves."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    run = train.Training(settings(train__precision="auto"), feed.facts(digits.train), CPU)
+    monkeypatch.setattr(Processes, "from_first", lambda self, value: 0.7)
+    run.processes = Processes(1, 2)
+    assert "0.70 times" in commands.choose_precision(run, lambda *_: pytest.fail("measured"))
+    assert run.precision == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8)])
+def test_the_measurement_is_of_the_runs_layers_and_changes_nothing(shape):
+    """Of its width, its size after the patch and its layout; torch's own draws go on as if it had not been."""
+    configuration = settings(train__channels_last=True, model__patch=2)
+    torch.manual_seed(3)
+    expected = torch.rand(())
+    torch.manual_seed(3)
+    timed = probing.layers_of(configuration, config.Facts(shape), CPU)
+    assert timed(torch.float32) > 0
+    assert timed(torch.bfloat16) > 0
+    assert torch.equal(torch.rand(()), expected)
 
 
 def test_recomputing_keeps_less(digits):

@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from ancestral import build, checkpoint, sealed
+from ancestral import build, checkpoint, data, sealed
 from ancestral.archiving import Archived, compressed, expanded, open_coder
 from ancestral.bound import bound, largest_share, mean_and_error, naive_bound
 from ancestral.chains import need_every_time
@@ -70,7 +70,7 @@ def agree(
     """Measure the bound in each way, write the archive, read it back, and put all of it in one table."""
     saved, predictor = open_coder(folder)
     need_every_time(saved.config, str(folder))
-    data_source = data_source or saved.config.source
+    data_source = data.source_of(saved.config.source, data_source)
     test = images_for(saved, data_source).test.spread(num_images)
     times, pixels = build.sampling_grid(saved.config, grid, steps), np.asarray(test.images[:])
     ways = {name: _measured(measure, name, predictor, pixels, times, seed) for name, measure in MEASURES.items()}

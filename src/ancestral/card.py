@@ -10,6 +10,7 @@ from typing import Any
 from ancestral import checkpoint, disk, sealed
 from ancestral.checkpoint import Checkpoint
 from ancestral.errors import UserError
+from ancestral.places import same_place
 from ancestral.solvers import CALLS, FEW_STEPS
 
 _GUIDANCE = ("guidance", "guidance_rescale", "guidance_interval", "guide")
@@ -110,7 +111,7 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         tags=["ddpm", "diffusion", "denoising-diffusion"],
         metrics=sorted({row.partition(": ")[0] for one in found for row, *_ in one.rows}) or None,
     )
-    classes = ", ".join(saved.facts.class_names) if saved.config.model.labels else ""
+    classes = ", ".join(saved.facts.trained) if saved.config.model.labels else ""
     told = ["labels=torch.zeros(16, dtype=torch.long)"] if classes else []
     told += [f"embedding=torch.zeros(16, {saved.facts.embedding})"] if saved.config.model.embedding else []
     text = _TEXT.format(
@@ -160,7 +161,7 @@ def _made(document: dict[str, Any]) -> dict[str, Any]:
 def _is_of(saved: Checkpoint, document: dict[str, Any], path: Path) -> bool:
     """Whether it is on the model's own data and names this checkpoint; where it names none, whether it is younger."""
     made = _made(document)
-    if made.get("data", saved.config.source) != saved.config.source:
+    if not same_place(made.get("data", saved.config.source), saved.config.source):
         return False
     if "model" in made:
         return made["model"] == checkpoint.digest(saved) and made.get("average_width") is None

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ancestral import build, checkpoint, config, data, estimate, figures, runner, trackers
+from ancestral import build, checkpoint, config, data, estimate, figures, opening, probing, runner, trackers
 from ancestral.beside import beside
 from ancestral.console import screen, together, write_text
 from ancestral.errors import UserError
@@ -23,7 +23,10 @@ from ancestral.history import read_metrics
 from ancestral.owner import FOLDER as OWNERS
 from ancestral.owner import own
 from ancestral.parallel import Processes
+from ancestral.places import public
+from ancestral.reading import listed
 from ancestral.signals import STOPPED, until_told
+from ancestral.train import Training
 
 PLANNED_SHARE = 0.92  # of a time budget goes to training steps; the rest to previews, saving and measuring
 
@@ -80,10 +83,16 @@ def _train(
     fresh: bool,
     track: Sequence[str],
 ) -> None:
+    settings = replace(settings, source=data.settled(settings.source))
     images = data.load(settings.source, settings.data)
     for line in images.skipped:
         _say(f"left out: {line}")
+    known = opening.understood(images) if processes.first else {}
+    for line in opening.paragraph(images, known) if known else []:
+        _say(line)
     run = runner.Run(folder, settings, images, on, str(length), processes, _warn)
+    if run.facts.untrained and settings.model.labels:
+        _warn(f"no training image of the class {listed(run.facts.untrained)}: it is not learned and cannot be drawn")
     if dry_run:
         _describe(settings, run, length)
         return
@@ -92,7 +101,7 @@ def _train(
         if fresh and processes.first:
             _set_aside(folder)
         processes.wait()
-        _go_on(run, length, track)
+        _go_on(run, length, track, known)
     finally:
         if run.owner is not None:
             run.owner.release()
@@ -111,7 +120,7 @@ def _set_aside(folder: Path) -> None:
         _say(f"the run that was there is now {aside}")
 
 
-def _go_on(run: runner.Run, length: Length, track: Sequence[str]) -> None:
+def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[str, Any]) -> None:
     """Train what there is left to train of a run that is owned."""
     folder, images, settings, processes = run.folder, run.data, run.config, run.training.processes
     for problem in run.resume():
@@ -120,11 +129,14 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str]) -> None:
         _say(f"{folder} is complete ({run.total:,} images seen); --fresh trains it anew")
         return
     if not run.total:
+        if (faster := choose_precision(run.training)) is not None:
+            _say(faster)
         # Only a length in time needs to know how fast this machine is.
         speed = estimate.measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
         run.total = length.plan(settings.train.batch_size, speed)
         if processes.first:
             write_text(folder / "config.json", json.dumps(run.document, indent=1) + "\n")
+            write_text(folder / "data.json", json.dumps(known, indent=1) + "\n")
     height, width, channels = images.train.shape
     with until_told() as told:
         _say(
@@ -134,7 +146,8 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str]) -> None:
         )
         if processes.first:
             with beside("trackers", _warn):
-                run.tracker = trackers.open_trackers(track, folder, runner.flat(run.document), _warn)
+                known = {**trackers.flat(run.document), "config.source": public(settings.source)}
+                run.tracker = trackers.open_trackers(track, folder, known, _warn)
         _watch(run, told)
     if run.tracker is not None:
         with beside("trackers", _warn):
@@ -148,6 +161,21 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str]) -> None:
         log = [entry for entry in read_metrics(folder / "metrics.jsonl", _warn) if entry["loss"] is not None]
         figures.loss_plot(folder / "loss.png", [entry["images"] for entry in log], [entry["loss"] for entry in log])
     _say(f"trained in {run.seconds / 60:.1f} min; now: ancestral sample {folder}")
+
+
+def choose_precision(training: Training, layers: Callable[..., probing.Timed] = probing.layers_of) -> str | None:
+    """What `auto` stands for in a run that begins on a CPU with bfloat16, by a short measurement; a line that says so.
+
+    The first process measures, for all. Nothing is measured, and None said, where the setting or the device decides.
+    """
+    settings, processes = training.config, training.processes
+    if settings.train.precision != "auto" or training.device.type != "cpu" or training.precision == torch.float32:
+        return None
+    alone = probing.speed_of_bfloat16(layers(settings, training.facts, training.device)) if processes.first else 0.0
+    ratio = processes.from_first(alone)
+    training.compute_in(torch.bfloat16 if ratio > 1 else torch.float32)
+    chosen = str(training.precision).removeprefix("torch.")
+    return f"train.precision = auto is {chosen} in this run: bfloat16 has {ratio:.2f} times float32's speed here"
 
 
 def _watch(run: runner.Run, told: Any) -> None:
@@ -183,6 +211,8 @@ def _warn(line: str) -> None:
 
 
 def _describe(settings: config.Config, run: runner.Run, length: Length) -> None:
+    if (faster := choose_precision(run.training)) is not None:
+        screen.print(faster)
     cost = estimate.measure(run.training, run.data.train)
     speed, batch = cost.images_per_second, settings.train.batch_size
     total = length.plan(settings.train.batch_size, speed)

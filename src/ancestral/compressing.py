@@ -20,6 +20,7 @@ from ancestral.codec.image import Codec
 from ancestral.console import device_of, open_gaussian, screen, state_type
 from ancestral.denoiser import Calibrated, Denoiser, Prediction, Predictor
 from ancestral.errors import UserError
+from ancestral.imageset import Splits
 from ancestral.schedule import Time
 
 NO_FLOAT64 = "the codec computes in float64, which mps does not have"
@@ -116,7 +117,12 @@ def measured(
     run: Path, saved: checkpoint.Checkpoint, model: Denoiser, tell: calibration.Tell = calibration.silent
 ) -> Codebook:
     """What was measured of a run's model: now, the first time, on its training images."""
-    return calibration.ready(run, saved, model, lambda: data.load(saved.config.source, saved.config.data), tell)
+
+    def images() -> Splits:
+        source = data.source_of(saved.config.source, mend="put them back there for this, once")
+        return data.load(source, saved.config.data)
+
+    return calibration.ready(run, saved, model, images, tell)
 
 
 def codec_of(predictor: Predictor, model: Denoiser, saved: checkpoint.Checkpoint, codebook: Codebook) -> Codec:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ancestral.config import Config, Facts
+from ancestral.config import Config, Facts, suggest
 from ancestral.errors import UserError
 from ancestral.imageset import ImageSet
+from ancestral.reading import listed
 from ancestral.rng import Streams
 
 Conditions = dict[str, Tensor]  # labels int64 (B,), embedding float32 (B, E), dropped bool (B,)
@@ -40,6 +41,25 @@ def same_kind(config: Config, trained: Facts, facts: Facts, source: str) -> None
         raise UserError(f"{source}: its classes are not those that the model was trained with")
     if config.model.embedding and facts.embedding != trained.embedding:
         raise UserError(f"{source}: its embeddings have length {facts.embedding}, the model's {trained.embedding}")
+
+
+def class_number(facts: Facts, label: str | None) -> int:
+    """The number of a class that the model can draw.
+
+    Raises:
+        UserError: when it is none of them, or no image of it was trained on.
+    """
+    if label in facts.untrained:
+        raise UserError(f"--label: no image of the class '{label}' was trained on; trained: {listed(facts.trained)}")
+    if label not in facts.class_names:
+        raise UserError(f"--label: no class '{label}'; {suggest(label or '', facts.trained)}")
+    return facts.class_names.index(label)
+
+
+def in_turn(facts: Facts, numbers: Sequence[int]) -> Tensor:
+    """Labels int64 for images of these numbers: the classes that were trained on, one after the other."""
+    trained = torch.tensor([facts.class_names.index(name) for name in facts.trained])
+    return trained[torch.as_tensor(numbers) % len(trained)]
 
 
 def known(**cond: Tensor | None) -> Conditions:

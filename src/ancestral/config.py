@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from ancestral import versions
 from ancestral.errors import OtherVersion, UserError
+from ancestral.facts import Facts
 from ancestral.imageset import DataOptions
 
 SCHEMA = 2
@@ -110,15 +111,6 @@ class Config:
     data: DataOptions = field(default_factory=DataOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
     schema: int = SCHEMA
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the data said: the images' shape (C, H, W), the names of their classes, how long their vectors are."""
-
-    shape: tuple[int, int, int]
-    class_names: tuple[str, ...] = ()
-    embedding: int = 0
 
 
 _Preset = Mapping[str, Any]
@@ -248,8 +240,17 @@ def _value(text: str) -> Any:
 
 
 def to_json(config: Config, facts: Facts) -> dict[str, Any]:
-    """Everything that is needed to build the run again."""
-    return {"config": asdict(config), "facts": asdict(facts)}
+    """Everything that is needed to build the run again.
+
+    Fields that came later are left out where they say nothing, so that a run from before is the same model: its
+    archives know it by these bytes.
+    """
+    document = {"config": asdict(config), "facts": asdict(facts)}
+    if config.data.white is None:
+        del document["config"]["data"]["white"]
+    if not facts.untrained:
+        del document["facts"]["untrained"]
+    return document
 
 
 def from_json(document: Any, where: str) -> tuple[Config, Facts]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,30 @@ def _limited(splits: Splits, limit: int) -> Splits:
     left_out = {**reading.left_out, **({f"beyond data.limit={limit}": beyond} if beyond else {})}
     reading = replace(reading, used=reading.used - len(beyond), left_out=left_out)
     return replace(splits, train=splits.train.take(range(min(limit, len(splits.train)))), reading=reading)
+
+
+def settled(source: str) -> str:
+    """A source by a name that means the same from any folder: what lies here by its absolute path."""
+    here = source not in BUILT_IN and not source.startswith("hf:") and (is_pattern(source) or Path(source).exists())
+    return os.path.abspath(source) if here else source
+
+
+def is_there(source: str) -> bool:
+    """Whether there may be images: unknown of what is read from elsewhere."""
+    return source in BUILT_IN or source.startswith("hf:") or is_pattern(source) or Path(source).exists()
+
+
+def source_of(own: str, named: str | None = None, mend: str = "name where they are now: DATA after RUN") -> str:
+    """The named source, or the run's own.
+
+    Raises:
+        UserError: when the run's own is meant, and is not there.
+    """
+    if named is not None:
+        return settled(named)
+    if not is_there(own):
+        raise UserError(f"{own}: the images of the run are not there; {mend}")
+    return own
 
 
 def _check_background(name: str) -> None:

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from ancestral import figures, images, sealed
-from ancestral.conditions import Conditions
+from ancestral.conditions import Conditions, class_number
 from ancestral.console import device_of, open_gaussian, screen, state_type
 from ancestral.denoiser import Predictor
 from ancestral.drawing import Drawing, How, Opener
@@ -70,14 +70,14 @@ class Bench:
     def _label(self, label: str | None) -> int | None:
         if self.saved.config.model.embedding:
             raise UserError("ancestral edit: this model is told vectors, which cannot be given here yet")
-        names = self.saved.facts.class_names
+        names = self.saved.facts.trained
         if not self.saved.config.model.labels:
             if label is not None:
                 raise UserError("--label: this model was trained without labels; leave it out")
             return None
-        if label not in names:
+        if label is None:
             raise UserError(f"--label: this model draws classes; name the one of the images: {', '.join(names)}")
-        return names.index(label)
+        return class_number(self.saved.facts, label)
 
     def known(self, mask: np.ndarray, name: str) -> Tensor:
         """Where the image is known, bool (1, H, W): black in the mask, bytes (H, W, 1); white is to be drawn.

@@ -37,7 +37,9 @@ def measure_speed(training: Training, data: ImageSet, seconds: float = SECONDS) 
 
 
 def _probe(training: Training, data: ImageSet) -> Training:
-    return Training(training.config, facts(data), training.device, training.processes)
+    probe = Training(training.config, facts(data), training.device, training.processes)
+    probe.compute_in(training.precision)
+    return probe
 
 
 def _speed(probe: Training, data: ImageSet, seconds: float) -> float:

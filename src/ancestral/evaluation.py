@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from ancestral import baselines, build, checkpoint, figures, monitor, surprise
+from ancestral import baselines, build, checkpoint, data, figures, monitor, surprise
 from ancestral.bound import Bound, bound, concatenate, in_json, repeated
 from ancestral.chains import need_gaussian
 from ancestral.conditions import conditions_of
@@ -23,6 +23,7 @@ from ancestral.denoiser import Predictor
 from ancestral.errors import UserError
 from ancestral.feed import images_for, to_unit
 from ancestral.jobs import PATIENCE, Job, pieces
+from ancestral.places import same_place
 from ancestral.reverse import Transition
 from ancestral.rng import Streams
 
@@ -66,13 +67,13 @@ def evaluate(
         raise UserError("--reference: what is usual matters to scores of single images; add --per-image")
     if per_image:
         need_gaussian(saved.config, "--per-image")
-    data_source, out = data_source or saved.config.source, out or folder
+    data_source, out = data.source_of(saved.config.source, data_source), out or folder
     images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train
     known = None
     if per_image:
-        usual = reference or saved.config.source
-        known = (images if usual == data_source else images_for(saved, usual)).train.spread(surprise.NORM)
+        usual = data.source_of(saved.config.source, reference, "name them: --reference DATA")
+        known = (images if same_place(usual, data_source) else images_for(saved, usual)).train.spread(surprise.NORM)
     saved = monitor.calibrated(saved, model, train)
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
     terms = terms if terms is not None else min(TERMS, len(times) - 1)

@@ -21,10 +21,12 @@ from ancestral.rng import Streams, permutation
 
 
 def facts(images: ImageSet) -> Facts:
-    """What a network must know about its data."""
+    """What a network must know about the data that it is trained on."""
     height, width, channels = images.shape
-    vectors = images.embeddings
-    return Facts((channels, height, width), images.class_names, 0 if vectors is None else vectors.shape[1])
+    names, vectors = images.class_names, images.embeddings
+    seen = set() if images.labels is None else set(np.unique(images.labels).tolist())
+    untrained = tuple(name for number, name in enumerate(names) if number not in seen)
+    return Facts((channels, height, width), names, 0 if vectors is None else vectors.shape[1], untrained)
 
 
 def images_for(saved: Checkpoint, source: str) -> Splits:

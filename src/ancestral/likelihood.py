@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from rich.progress import Progress
 
-from ancestral import build, checkpoint, monitor
+from ancestral import build, checkpoint, data, monitor
 from ancestral.bound import in_json
 from ancestral.chains import need_every_time
 from ancestral.conditions import conditions_of
@@ -45,7 +45,7 @@ def likelihood(
     method = Adaptive(solver, rtol, atol)
     saved, model = open_gaussian(folder, device, average_width)
     need_every_time(saved.config, str(folder))
-    data_source = data_source or saved.config.source
+    data_source = data.source_of(saved.config.source, data_source)
     images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train
     saved = monitor.calibrated(saved, model, train)

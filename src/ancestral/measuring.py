@@ -106,7 +106,7 @@ def metrics(
 def _of_run(folder: Path, how: How, data_source: str | None, device: str) -> _Source:
     drawing = Drawing(folder, how, device)
     saved = drawing.saved
-    data_source = data_source or saved.config.source
+    data_source = data.source_of(saved.config.source, data_source)
     splits = images_for(saved, data_source)
     pools = {name: pool.numpy() for name, pool in wanted(all_of(splits.train), saved.config).items()}
     digests = {name: sha256(pool.tobytes()).hexdigest() for name, pool in pools.items()}

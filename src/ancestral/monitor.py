@@ -13,7 +13,7 @@ from ancestral import build
 from ancestral.bound import bound, mean_and_error
 from ancestral.calibration import calibrate
 from ancestral.checkpoint import Checkpoint
-from ancestral.conditions import conditions_of
+from ancestral.conditions import conditions_of, in_turn
 from ancestral.config import Config, Facts
 from ancestral.denoiser import Denoiser
 from ancestral.feed import to_bytes, to_unit
@@ -36,7 +36,7 @@ def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, d
     """16 images in 20 steps, and the bound with a few terms an image on 32 held-out ones."""
     shown_of = conditions_of(held_out.take(np.arange(16) % len(held_out)), config, device)
     if config.model.labels:
-        shown_of["labels"] = torch.arange(16, device=device) % len(facts.class_names)
+        shown_of["labels"] = in_turn(facts, range(16)).to(device)
     times = build.training_grid(config)
     grid = build.sampling_grid(config, "trailing", 20 if len(times) > 21 else None)
     kind, drawer = build.chain(config), build.predictor(shown, None, **shown_of)

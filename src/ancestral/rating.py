@@ -13,7 +13,7 @@ import safetensors.torch
 from rich.progress import Progress
 from rich.table import Table
 
-from ancestral import baselines, build, checkpoint, compressing, figures
+from ancestral import baselines, build, checkpoint, compressing, data, figures
 from ancestral.bound import Bound, concatenate
 from ancestral.codec.finish import FINISHES
 from ancestral.codec.prefixes import prefixes
@@ -51,7 +51,7 @@ def rate_distortion(
     if profile and average_width is not None:
         raise UserError("--profile: files are written with the run's own average; leave --average-width out")
     saved, model = open_gaussian(folder, device, average_width)
-    data_source, out = data_source or saved.config.source, out or folder
+    data_source, out = data.source_of(saved.config.source, data_source), out or folder
     images = images_for(saved, data_source).test.spread(num_images)
     move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)
     settings = {

@@ -24,15 +24,16 @@ from ancestral.history import read_metrics
 from ancestral.imageset import Splits
 from ancestral.owner import Owner
 from ancestral.parallel import Processes
-from ancestral.trackers import Tracker, numbers_of
+from ancestral.places import same_place
+from ancestral.trackers import Tracker, flat, numbers_of
 from ancestral.train import NotFinite, Record, Training
 from ancestral.train import train as records
 
 PREVIEW_SHARE = 0.05  # of the run's time
 SAVE_EVERY = 300.0  # seconds
-# Settings of how, not of what: they may change when a run goes on.
-HOW = {f"config.{name}" for name in ("data.cache", "train.micro_batch", "train.workers", "train.parallel")}
-HOW |= {f"config.train.{name}" for name in ("compile", "channels_last", "recompute")}
+# Settings of how, not of what: they may change when a run goes on. The second fact is one that older runs do not say.
+_HOW = "data.cache train.micro_batch train.workers train.parallel train.compile train.channels_last train.recompute"
+HOW = {f"config.{name}" for name in _HOW.split()} | {"facts.untrained"}
 FAILED_SAVES = 3  # in a row, before the run stops
 DIVERGED = 3.0  # times its lowest, when the loss is said to diverge
 
@@ -103,7 +104,8 @@ class Run:
                 f"{saved.state['total']:,} images); use that, another --out, or --fresh"
             )
         before, now = (flat(document) for document in (to_json(saved.config, saved.facts), self.document))
-        differing = [key for key in now if before.get(key) != now.get(key) and key not in HOW]
+        same = {"config.source"} if same_place(before["config.source"], now["config.source"]) else set()
+        differing = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in HOW | same]
         changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing]
         if changed:
             raise UserError(
@@ -112,6 +114,8 @@ class Run:
             )
         if saved.state["data"] != self.digest:
             raise UserError(f"{self.config.source}: not the images that {self.folder} was begun with; use --fresh")
+        if self.config.train.precision == "auto" and "precision" in saved.state:
+            self.training.compute_in(build.precision(saved.state["precision"], self.training.device))
         self.training.load(saved.tensors, saved.images)
         self.total, self.seconds = saved.state["total"], saved.state["seconds"]
         self.held_out_bits = saved.state["held_out_bits"]
@@ -162,10 +166,9 @@ class Run:
 
     def save(self, calibration: torch.Tensor | None = None) -> None:
         """Write a checkpoint; all processes must take part, the first one writes."""
-        training = self.training
         if self.owner is not None:
             self.owner.check()
-        tensors = training.tensors()
+        training, tensors = self.training, self.training.tensors()
         state = {
             "total": self.total,
             "length": self.length,
@@ -173,6 +176,7 @@ class Run:
             "seconds": self.seconds,
             "held_out_bits": self.held_out_bits,
             "complete": self.complete,
+            "precision": str(training.precision).removeprefix("torch."),  # what auto stands for in this run
         }
         if training.processes.first:
             weights = training.model_weights(tensors)
@@ -279,14 +283,3 @@ class Run:
             for later in (*self.folder.glob("averages/*"), *self.folder.glob("previews/*.png")):
                 if later.stem.isdigit() and int(later.stem) > images:
                     shutil.rmtree(later) if later.is_dir() else later.unlink()
-
-
-def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    named = {}
-    for key, value in document.items():
-        if isinstance(value, dict):
-            named |= flat(value, f"{prefix}{key}.")
-        else:
-            named[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return named

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from ancestral import build, checkpoint, config, disk, figures, sealed, store
-from ancestral.conditions import Conditions
+from ancestral import build, checkpoint, disk, figures, sealed, store
+from ancestral.conditions import Conditions, class_number, in_turn
 from ancestral.console import device_of, open_model, screen, state_type, together, write_text
 from ancestral.drawing import TUNED, Drawing, How, tuned
 from ancestral.errors import UserError
@@ -127,15 +127,13 @@ def conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Path
     Raises:
         UserError: when the model is told nothing of the kind, or of another kind.
     """
-    names = saved.facts.class_names
     cond: Conditions = {}
     if label is not None and not saved.config.model.labels:
         raise UserError("--label: this model was trained without labels; train with --set model.labels=true")
-    if label is not None and label not in names:
-        raise UserError(f"--label: unknown class '{label}'; {config.suggest(label, names)}")
-    if saved.config.model.labels:
-        one = torch.full((count,), names.index(label)) if label is not None else torch.arange(count) % len(names)
-        cond["labels"] = one
+    if saved.config.model.labels and label is not None:
+        cond["labels"] = torch.full((count,), class_number(saved.facts, label))
+    elif saved.config.model.labels:
+        cond["labels"] = in_turn(saved.facts, range(count))
     if saved.config.model.embedding:
         length = saved.facts.embedding
         if embeddings is None:

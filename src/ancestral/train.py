@@ -102,14 +102,18 @@ class Training:
         uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
         self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid, self.denoiser.schedule)
         self.optimizer = build.optimizer(self.network, options)
-        precision = build.precision(options.precision, device)
-        self.lower = torch.autocast(device.type, precision, precision != torch.float32)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        self.compute_in(build.precision(options.precision, device))
         self.guard = Guard(options.spike)
         self.averages = [
             PowerAverage(width, {name: value.detach().clone() for name, value in self.network.state_dict().items()})
             for width in options.average_widths
         ]
+
+    def compute_in(self, precision: torch.dtype) -> None:
+        """Compute in this type from now on."""
+        self.precision = precision
+        self.lower = torch.autocast(self.device.type, precision, precision != torch.float32)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
 
     def step(self, data: ImageSet, total: int) -> Record:
         """One update; `total` is the length of the run in images, which the learning rate follows.

@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ancestral.config import Config, resolve
+from ancestral.places import typed
 from ancestral.report.parts import Number
 from ancestral.report.training import SETTLED
-from ancestral.runner import flat
+from ancestral.trackers import flat
 
 Numbers = Mapping[str, Number]
 
@@ -36,7 +37,7 @@ class Case:
         """The command that trains anew: all settings as they are, but the changes, and so many times the length."""
         length = round((self.seen or 0) * seen)
         sets = [*settings(self.config, changes), *changes]
-        words = ["ancestral", "train", shlex.quote(self.config.source), "--out", f"{shlex.quote(self.run)}-next"]
+        words = ["ancestral", "train", typed(self.config.source), "--out", f"{shlex.quote(self.run)}-next"]
         return " ".join([*words, "--images", str(length), *(f"--set {shlex.quote(one)}" for one in sets)])
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ancestral import baselines
+from ancestral.places import typed
 from ancestral.report import progressive, spectrum, wandering
 from ancestral.report.parts import Number, Part, mean_of
 from ancestral.report.plane import SHOWN, WALKED, Edges, Plane, draw_edges, draw_slices, lent, several
@@ -34,7 +35,7 @@ def part(subject: Subject) -> Part:
     found.facts["known"], found.facts["lent"] = set(found.numbers), lent(subject)
     found.facts["exact"] = subject.run is None
     found.facts["run"] = "RUN" if subject.run is None else shlex.quote(str(subject.run))
-    found.facts["source"] = "DATA" if subject.run is None else shlex.quote(subject.source)
+    found.facts["source"] = "DATA" if subject.run is None else typed(subject.source)
     found.facts["dimensions"] = math.prod(subject.shape)
     return found
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from ancestral import __version__
 from ancestral.console import need_writable, screen, write_text
 from ancestral.errors import UserError
+from ancestral.places import public
 from ancestral.report import bound, connections, forward, models, onestep, quality, reverse, spread
 from ancestral.report.page import render, words
 from ancestral.report.parts import Number, Part
@@ -133,7 +134,7 @@ def _about(subject: Subject, language: str, seconds: float) -> Mapping[str, str]
         "schedule": diffusion.schedule,
         "target": diffusion.target,
         "variance": subject.variance,
-        "source": subject.source,
+        "source": public(subject.source),
         "test": f"{len(subject.test):,}",
     }
     if subject.saved is not None:

@@ -98,7 +98,7 @@ def metrics(subject: Subject, drawn: Drawn) -> Found | None:
 def _kept(subject: Subject) -> Found | None:
     if subject.run is None or subject.saved is None or subject.average_width is not None:
         return None
-    if subject.source != subject.config.source:
+    if not subject.own:
         return None
     found = [one for one in card.measured(subject.run, subject.saved) if one.title.startswith("metrics-")]
     for one in sorted(found, key=lambda one: one.title != "metrics-lite0"):

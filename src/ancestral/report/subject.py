@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ancestral import baselines, build, monitor
+from ancestral import baselines, build, data, monitor
 from ancestral.bound import Bound, concatenate, strata
 from ancestral.checkpoint import Checkpoint
-from ancestral.conditions import Conditions, conditions_of
+from ancestral.conditions import Conditions, conditions_of, in_turn
 from ancestral.config import Config
 from ancestral.console import device_of, open_gaussian, screen, state_type
 from ancestral.denoiser import Denoiser, Predictor
@@ -28,6 +28,7 @@ from ancestral.feed import images_for, to_unit
 from ancestral.history import read_metrics
 from ancestral.imageset import ImageSet, Splits
 from ancestral.jobs import pieces
+from ancestral.places import same_place, typed
 from ancestral.reverse import Planned, Transition
 from ancestral.rng import Streams
 from ancestral.sample import latents, trajectory
@@ -191,7 +192,7 @@ class Subject:
         if self.run is None:
             verb, options = "explain", (*self._count, "--out report.json")
         own = [] if self.run is None else [shlex.quote(str(self.run))]
-        own += [shlex.quote(self.source)] if DRAWING.get(verb) and self.source != self.config.source else []
+        own += [typed(self.source)] if DRAWING.get(verb) and not self.own else []
         draws = [] if self.seed == 0 else [f"--seed {self.seed}"]
         draws += [] if self.average_width is None else [f"--average-width {self.average_width:g}"]
         return " ".join(["ancestral", verb, *own, *options, *(draws if verb in DRAWING else [])])
@@ -228,7 +229,7 @@ class Subject:
     @property
     def own(self) -> bool:
         """Whether these are the images that the model was trained on, so that it may have copied them."""
-        return self.source == self.config.source
+        return same_place(self.source, self.config.source)
 
     @property
     def is_told(self) -> bool:
@@ -248,7 +249,7 @@ def of_run(
     known = build.schedule(saved.config).log_snr(torch.tensor(build.training_grid(saved.config)[:-1])).isfinite()
     if known.sum() < 2:
         raise UserError(f"{folder}: trained at fewer than two times that show anything; a report needs two")
-    source = source or saved.config.source
+    source = data.source_of(saved.config.source, source)
     images = images_for(saved, source)
     if len(images.train) < 2:
         raise UserError(f"{source}: one image to train on; a report needs two, to tell near from nearest")
@@ -262,7 +263,7 @@ def of_run(
         cycle = images.train.take([number % len(images.train) for number in numbers])
         cond = conditions_of(cycle, saved.config, on)
         if "labels" in cond:
-            cond["labels"] = torch.tensor(numbers, device=on) % len(saved.facts.class_names)
+            cond["labels"] = in_turn(saved.facts, numbers).to(on)
         return predictor(cond)
 
     return Subject(

@@ -230,7 +230,7 @@ def describe(studio: Studio, workshop: Workshop, features: bodies.Features) -> t
     saved, schedule, limits = studio.saved, studio.model.schedule, workshop.limits
     config = saved.config
     steps = len(build.training_grid(config)) - 1
-    classes = saved.facts.class_names if config.model.labels else ()
+    classes = saved.facts.trained if config.model.labels else ()
     guidance = bool(config.model.labels and config.model.condition_dropout)
     t = torch.arange(schedule.T + 1)
     log_snr = [round(one, 5) if math.isfinite(one) else None for one in schedule.log_snr(t).tolist()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from ancestral.errors import UserError
 from ancestral.features import Network, kept_features, network
 from ancestral.imageset import ImageSet
 from ancestral.metrics import closest
-from ancestral.shards import is_pattern
+from ancestral.places import public
 from ancestral.web import bodies
 from ancestral.web.record import Record, going_on
 from ancestral.web.studio import Studio
@@ -42,9 +41,7 @@ class Likeness:
     def unable(self) -> str | None:
         """Why there are no training images to look at, if so."""
         source = self.studio.saved.config.source
-        if source in data.BUILT_IN or source.startswith("hf:") or is_pattern(source) or Path(source).exists():
-            return None
-        return f"the training images are not at {source} any more"
+        return None if data.is_there(source) else f"the training images are not at {public(source)} any more"
 
     def nearest(self, studio: Studio, body: bodies.Nearest) -> Work:
         """The training images that are most like an image.
@@ -88,7 +85,7 @@ class Likeness:
                 train = data.load(config.source, config.data).train
                 channels, height, width = self.studio.shape
                 if train.shape != (height, width, channels):
-                    raise UserError(f"nearest: the images at {config.source} are of another size now")
+                    raise UserError(f"nearest: the images at {public(config.source)} are of another size now")
                 self._read = train, _lite0(train)
             return self._read
 

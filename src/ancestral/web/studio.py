@@ -76,7 +76,7 @@ class Studio:
 
     def label(self, named: str | None) -> str | None:
         """The class of a given image: the first, for a model with classes that is told none."""
-        return self.saved.facts.class_names[0] if named is None and self.saved.config.model.labels else named
+        return self.saved.facts.trained[0] if named is None and self.saved.config.model.labels else named
 
     def again(self, *words: object, **options: object) -> str:
         """The command that does the same from a shell; options that are None are left out."""

@@ -1,0 +1,20 @@
+"""What the data told a run, which a network must know to be built and used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the data said: the images' shape (C, H, W), the names of their classes, how long their vectors are."""
+
+    shape: tuple[int, int, int]
+    class_names: tuple[str, ...] = ()
+    embedding: int = 0
+    untrained: tuple[str, ...] = ()  # classes without a training image; runs from before this was kept say none
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The classes that the model can draw."""
+        return tuple(name for name in self.class_names if name not in self.untrained)

@@ -1,0 +1,28 @@
+"""Where a source of images lies: kept so that a run works from any folder, shown so that it says nothing of a home."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+
+def same_place(one: str, other: str) -> bool:
+    """Whether two names are of one source: relative, absolute or through links."""
+    return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
+def public(source: str) -> str:
+    """A source for others to read: from this folder or from `~` where it lies below, otherwise as it is."""
+    path = Path(source)
+    for root, before in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if path.is_absolute() and path != root and path.is_relative_to(root):
+            return f"{before}{path.relative_to(root)}"
+    return source
+
+
+def typed(source: str) -> str:
+    """`public`, for a shell."""
+    text = public(source)
+    below_home = text.startswith("~/") and text != source
+    return f"~/{shlex.quote(text[2:])}" if below_home else shlex.quote(text)
