@@ -18,6 +18,7 @@ from ancestral import (
     estimate,
     feed,
     guard,
+    history,
     monitor,
     probing,
     runner,
