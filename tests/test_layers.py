@@ -34,7 +34,7 @@ LAYERS = [
     {"codec.blocks", "codec.tables", "codec.container"},
     {"codec.residual"},
     {"codec.exact"},
-    {"jobs", "launch"},
+    {"jobs", "launch", "results", "names"},
     {"store", "features", "labels", "files"},
     {"folders"},
     {"shards", "hub_data"},
