@@ -76,7 +76,7 @@ class Bench:
             if label is not None:
                 raise UserError("--label: this model was trained without labels; leave it out")
             return None
-        if label is None:
+        if label not in self.saved.facts.class_names:
             raise UserError(f"--label: this model draws classes; name the one of the images: {', '.join(names)}")
         return class_number(self.saved.facts, label)
 
