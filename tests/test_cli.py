@@ -508,7 +508,7 @@ def hostile(measured_run):
         ("decompress", "flipped.anc", "damaged"),
         ("decompress", "more.anc", "too many"),
         ("decompress", "other.anc", "made with model 01234567"),
-        ("decompress", "", "is a directory"),
+        ("decompress", "", "empty.anc: cut within its header"),
         ("decompress", "absent.anc", "does not exist"),
         ("compress", "empty.png", "not an image"),
         ("compress", "half.png", "damaged or truncated"),

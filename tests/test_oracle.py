@@ -1,5 +1,6 @@
 """Exact denoisers: what they say of moments, of the bound and of the orders of convergence is known in closed form."""
 
+import dataclasses
 import itertools
 import math
 
@@ -11,7 +12,7 @@ from scipy.stats import chi2
 
 from ancestral import grids, schedule
 from ancestral.analytic import Mixture, dataset, gaussian
-from ancestral.bound import bound, largest_share, mean_and_error, naive_bound
+from ancestral.bound import bound, largest_share, mean_and_error, naive_bound, random_places, strata
 from ancestral.calibration import LEAST_ERROR, calibrate
 from ancestral.denoiser import X0_EDGES, Calibrated, predict, score
 from ancestral.gaussian import Normal
@@ -205,6 +206,32 @@ def test_subset_of_terms_is_unbiased_and_its_error_bar_is_honest():
     assert abs(difference) < 4 * error
     assert part.terms.shape == (2000, 6)
     assert part.t.unique().numel() == 50
+
+
+@pytest.mark.parametrize(("steps", "count"), [(6, 2), (10, 4), (12, 5), (7, 7)])
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_every_step_counts_exactly_once_in_expectation(name, steps, count):
+    """The expectation over the drawn places as a finite sum: uniform numbers on a lattice that each stratum divides."""
+    noise_schedule = schedule.SCHEDULES[name](50)
+    grid = grids.trailing(noise_schedule, steps)
+    _, widths = strata(noise_schedule, grid, count)
+    images = math.lcm(*widths.tolist())
+
+    class Lattice:
+        def uniform(self):
+            return (torch.arange(images, dtype=F64) + 0.5) / images
+
+    places, weights = random_places(noise_schedule, grid, images, count, Lattice())
+    counted = torch.zeros(steps, dtype=F64).index_add_(0, places.flatten(), weights.flatten())
+    assert torch.equal(counted, torch.full((steps,), float(images), dtype=F64))
+    assert torch.equal(weights.sum(1), torch.full((images,), float(steps), dtype=F64))
+    x0 = torch.zeros(3, 2, dtype=F64)
+    oracle = gaussian(noise_schedule, torch.zeros(2, dtype=F64), 0.25)
+    part = bound(oracle, x0, grid, Ancestral(beta), Streams(0, "b", range(3)), Normal.log_prob, terms=count)
+    assert torch.equal(part.weight, weights[:1].expand(3, count))
+    # Terms that are all 1 make the number of steps.
+    ones = dataclasses.replace(part, terms=torch.ones_like(part.terms), prior=torch.zeros_like(part.prior))
+    assert torch.equal(ones.nats, torch.full((3,), float(steps), dtype=F64))
 
 
 def test_kl_form_has_less_variance_than_monte_carlo():

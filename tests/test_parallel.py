@@ -114,7 +114,8 @@ def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(trained
     assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("0*.png")}
-    (tmp_path / "two" / "000009.png").write_bytes(b"half a picture")
+    (tmp_path / "two" / "000009.png").unlink()
+    (tmp_path / "two" / ".job" / "00000008-00000011" / "000009.png").write_bytes(b"half a picture")
     shutil.rmtree(tmp_path / "two" / ".job" / "00000016-00000019")
     command("sample", trained_run, *job, "--out", tmp_path / "two")
     assert pictures(tmp_path / "one") == pictures(tmp_path / "two")

@@ -54,7 +54,7 @@ class Sheets:
         out = self.folder / f"out-{self.number}.png"
         command = ["edit", verb, str(self.run), *map(str, arguments), "--out", str(out), "--device", "cpu"]
         main.main(command, standalone_mode=False)
-        return [figures.read_png(path) for path in sorted(out.with_suffix("").iterdir())]
+        return [figures.read_png(path) for path in sorted(out.with_suffix("").glob("*.png"))]
 
 
 def write(name: str, rows: list[list[np.ndarray]]) -> None:

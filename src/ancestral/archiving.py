@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import time
 from dataclasses import dataclass
 from hashlib import sha256
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import safetensors.torch
@@ -24,9 +25,14 @@ from ancestral.console import open_gaussian, screen, together
 from ancestral.denoiser import Predictor
 from ancestral.errors import UserError
 from ancestral.feed import facts
-from ancestral.images import exact
+from ancestral.files import listed_below
+from ancestral.images import SUFFIXES, exact
 from ancestral.imageset import DataOptions, ImageSet, joined
 from ancestral.jobs import Job, pieces
+from ancestral.names import as_png, check
+from ancestral.reading import listed
+from ancestral.results import held
+from ancestral.store import array
 
 
 @dataclass(frozen=True)
@@ -109,27 +115,47 @@ def compressed(
 def archive(run: Path, images: Path, *, out: Path, steps: int, grid: str, block: int) -> None:
     """Compress all images of a source into a file, and say what it has cost."""
     saved, predictor = open_coder(run)
-    chosen = everything(images, saved.facts.shape)
-    names = chosen.names if images.is_dir() else ()
-    if not all((images / name).is_file() for name in names):
-        raise UserError(f"{images}: is divided into train and test; archive each of these folders by itself")
-    for name in names:
-        exact(images / name, saved.facts.shape[0], DataOptions().max_pixels)
+    pixels, names = _pictures(images, saved.facts.shape)
+    check(list(map(as_png, names)), out.parent, images, "rename it, or archive a .npz file, which has no names")
     times = build.sampling_grid(saved.config, grid, steps)
-    made = compressed(
-        saved, predictor, np.asarray(chosen.images[:]), names, times, block, out.with_name(f".{out.name}.job")
-    )
-    content = made.content.to_bytes()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    sealed.write_file(out, content)
-    values = len(chosen) * math.prod(saved.facts.shape)
+    with held(out.parent, f"archive-{sha256(os.fsencode(out.name)).hexdigest()[:16]}"):
+        made = compressed(saved, predictor, pixels, names, times, block, out.with_name(f".{out.name}.job"))
+        content = made.content.to_bytes()
+        sealed.write_file(out, content)
+    values = pixels.size
     bits, ideal = 8 * len(content) / values, float(made.nats.sum()) / math.log(2) / values
     screen.print(
-        f"{len(chosen)} images in {len(content)} bytes, {bits:.4f} bits/dim; the bound along the same chains is "
+        f"{len(pixels)} images in {len(content)} bytes, {bits:.4f} bits/dim; the bound along the same chains is "
         f"{ideal:.4f}, ratio {bits / ideal:.4f}; of the bytes {made.one_off} were needed to begin the blocks and "
         f"{len(content) - sum(len(one.payload) for one in made.content.blocks)} are header; "
         f"{1000 * made.seconds:.0f} ms an image, checked; written: {out}"
     )
+
+
+def _pictures(source: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Bytes (N, H, W, C) of a source's images and the names of its files, of an array none; says what is left out.
+
+    Raises:
+        UserError: when they are not of the model's shape, or hold more than would be kept.
+    """
+    if source.is_dir():
+        found = listed_below(source)
+        files = found.images
+        if not files:
+            raise UserError(f"{source}: no images below it")
+        for reason, others in found.others.items():
+            screen.print(f"left out, {reason}: {listed(others)}")
+        root = source
+    elif source.is_file() and source.suffix.lower() in SUFFIXES:
+        root, files = source.parent, [source.name]
+    else:
+        return np.asarray(everything(source, shape).images[:]), ()
+    pixels = [exact(root / name, shape[0], DataOptions().max_pixels) for name in files]
+    for name, image in zip(files, pixels, strict=True):
+        if image.shape != (*shape[1:], shape[0]):
+            height, width, _ = image.shape
+            raise UserError(f"{root / name}: {height}x{width} pixels, the model's images are {shape[1]}x{shape[2]}")
+    return np.stack(pixels), tuple(files)
 
 
 def everything(source: Path, shape: tuple[int, int, int]) -> ImageSet:
@@ -138,12 +164,23 @@ def everything(source: Path, shape: tuple[int, int, int]) -> ImageSet:
     Raises:
         UserError: when they are not of the model's shape.
     """
-    whole = joined(data.load(str(source), DataOptions()))
+    whole = _all_of(source, DataOptions())
     if facts(whole).shape[0] == 1 and shape[0] == 3:
-        whole = joined(data.load(str(source), DataOptions(channels=3)))
+        whole = _all_of(source, DataOptions(channels=3))
     if facts(whole).shape != shape:
         raise UserError(f"{source}: images of {facts(whole).shape} (channels, height, width), the model's are {shape}")
     return whole.take(sorted(range(len(whole)), key=lambda row: _natural(whole.names[row])))
+
+
+def _all_of(source: Path, options: DataOptions) -> ImageSet:
+    if source.is_file() and source.suffix.lower() == ".npy" and options.channels is None:
+        one = array(source)  # in which one image is enough
+        if len(one) == 1 and one.images[:1].dtype == np.uint8:
+            return one
+    splits = data.load(str(source), options)
+    if splits.reading.white != 255:
+        raise UserError(f"{source}: more than 8 bits a value; save it with 8 bits, as that is what is kept")
+    return joined(splits)
 
 
 def _natural(name: str) -> tuple[str, int, str]:
@@ -158,24 +195,24 @@ def unarchive(run: Path, file: Path, *, out: Path, only: tuple[int, int] | None)
     saved, predictor = open_coder(run)
     content = disk.read(file)
     try:
-        held = Archive.of_bytes(content)
-        wanted = range(*only) if only else range(held.count)
-        if wanted.stop > held.count:
-            raise UserError(f"--only: the file holds {held.count} images, numbered from 0")
-        names = _safe(held.names) or tuple(f"{row:06d}" for row in range(held.count))
-        pixels = expanded(saved, predictor, held, wanted)
+        packed_images = Archive.of_bytes(content)
+        wanted = range(*only) if only else range(packed_images.count)
+        if wanted.stop > packed_images.count:
+            raise UserError(f"--only: the file holds {packed_images.count} images, numbered from 0")
+        names = packed_images.names or tuple(f"{row:06d}" for row in range(packed_images.count))
+        if out.suffix.lower() == ".npz":
+            pixels, packed = expanded(saved, predictor, packed_images, wanted), io.BytesIO()
+            np.savez(packed, images=pixels, names=np.array([names[row] for row in wanted]))
+            sealed.write_file(out, packed.getvalue())
+        else:
+            targets = [as_png(names[row]) for row in wanted]
+            check(targets, out, file, "give --out FILE.npz")
+            with held(out, "unarchive") as place:
+                place.need_free(targets)
+                pixels = expanded(saved, predictor, packed_images, wanted)
+                place.add(zip(targets, map(figures.png, pixels), strict=True))
     except CodecError as error:
         raise CodecError(f"{file}: {error}") from None
-    if out.suffix.lower() == ".npz":
-        out.parent.mkdir(parents=True, exist_ok=True)
-        content = io.BytesIO()
-        np.savez(content, images=pixels, names=np.array([names[row] for row in wanted]))
-        sealed.write_file(out, content.getvalue())
-    else:
-        for row, image in zip(wanted, pixels, strict=True):
-            place = out / (names[row] if names[row].lower().endswith(".png") else f"{names[row]}.png")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            sealed.write_file(place, figures.png(image))
     screen.print(f"{len(pixels)} images: {out}")
 
 
@@ -199,11 +236,3 @@ def expanded(saved: Checkpoint, predictor: Predictor, held: Archive, wanted: ran
             start = number * held.block
             parts.append(whole[rows.start - start : rows.stop - start])
     return torch.cat(parts).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def _safe(names: tuple[str, ...]) -> tuple[str, ...]:
-    for name in names:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or not path.name:
-            raise CodecError(f"names an image '{name}', outside any folder")
-    return names

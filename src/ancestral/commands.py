@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ancestral import build, checkpoint, config, data, estimate, figures, opening, probing, runner, trackers
+from ancestral import build, checkpoint, config, data, estimate, figures, opening, probing, runner, sealed, trackers
 from ancestral.beside import beside
 from ancestral.console import screen, together, write_text
 from ancestral.errors import UserError
@@ -159,7 +159,8 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
         return
     with beside("loss.png", _warn):
         log = [entry for entry in read_metrics(folder / "metrics.jsonl", _warn) if entry["loss"] is not None]
-        figures.loss_plot(folder / "loss.png", [entry["images"] for entry in log], [entry["loss"] for entry in log])
+        plot = figures.loss_plot([entry["images"] for entry in log], [entry["loss"] for entry in log])
+        sealed.write_file(folder / "loss.png", plot)
     _say(f"trained in {run.seconds / 60:.1f} min; now: ancestral sample {folder}")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from ancestral import build, checkpoint, data, disk, figures, images, sealed
 from ancestral.codec import calibration
-from ancestral.codec.codebook import Codebook, check, drift, widened
+from ancestral.codec.codebook import Codebook, drift, widened
+from ancestral.codec.codebook import check as check_drift
 from ancestral.codec.container import SUFFIX
 from ancestral.codec.finish import FINISHES
 from ancestral.codec.image import Codec
@@ -21,6 +23,8 @@ from ancestral.console import device_of, open_gaussian, screen, state_type
 from ancestral.denoiser import Calibrated, Denoiser, Prediction, Predictor
 from ancestral.errors import UserError
 from ancestral.imageset import Splits
+from ancestral.names import as_png, check
+from ancestral.results import held
 from ancestral.schedule import Time
 
 NO_FLOAT64 = "the codec computes in float64, which mps does not have"
@@ -44,24 +48,23 @@ class Counted:
 def compress(run: Path, sources: Sequence[Path], *, out: Path, profile: str, size: int | None, device: str) -> None:
     """Write a file of each image that gives back its exact pixels, or the first `size` bytes of it."""
     saved, model, codebook = opened(run, device)
-    check(model, codebook, codebook.profiles[PROFILES[profile]])
+    check_drift(model, codebook, codebook.profiles[PROFILES[profile]])
     pixels = [images.exact(source, saved.facts.shape[0], saved.config.data.max_pixels) for source in sources]
-    targets = _targets(sources, out, SUFFIX)
-    started = time.monotonic()
-    with Progress(console=screen, disable=not screen.is_terminal) as bar:
-        predictor = Counted(model, bar, task := bar.add_task(f"compress, {len(pixels)} images"))
-        codec = codec_of(predictor, model, saved, codebook)
-        for source, image in zip(sources, pixels, strict=True):
-            least = len(codec.header((image.shape[0], image.shape[1]), PROFILES[profile]).content())
-            if size is not None and size < least:
-                raise UserError(f"--bytes {size}: {source} needs {least} bytes for its header; ask for more")
-        bar.update(task, total=codec.encoding_calls(pixels, PROFILES[profile], [str(source) for source in sources]))
-        files = codec.encode(pixels, PROFILES[profile])
-    seconds = time.monotonic() - started
-    targets[0].parent.mkdir(parents=True, exist_ok=True)
+    with _targets(sources, out, _file_names(sources)) as (targets, write):
+        started = time.monotonic()
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            predictor = Counted(model, bar, task := bar.add_task(f"compress, {len(pixels)} images"))
+            codec = codec_of(predictor, model, saved, codebook)
+            for source, image in zip(sources, pixels, strict=True):
+                least = len(codec.header((image.shape[0], image.shape[1]), PROFILES[profile]).content())
+                if size is not None and size < least:
+                    raise UserError(f"--bytes {size}: {source} needs {least} bytes for its header; ask for more")
+            bar.update(task, total=codec.encoding_calls(pixels, PROFILES[profile], [str(source) for source in sources]))
+            files = codec.encode(pixels, PROFILES[profile])
+        seconds = time.monotonic() - started
+        write([file[:size] for file in files])
     for target, file, image in zip(targets, files, pixels, strict=True):
         kept = file[:size]
-        sealed.write_file(target, kept)
         what = "lossless" if len(kept) == len(file) else "lossy, cut"
         screen.print(f"{target}: {len(kept)} bytes, {8 * len(kept) / image.size:.3f} bits/dim, {what}")
     screen.print(f"{len(files)} images, {predictor.calls} network calls with the check, {seconds:.1f} s")
@@ -72,25 +75,25 @@ def decompress(
 ) -> None:
     """Write the image of each file, or what its first bytes give."""
     saved, model, codebook = opened(run, device)
-    targets = _targets(sources, out, ".png")
-    contents = [disk.read(source)[:upto] for source in sources]
-    off, guards = drift(model, codebook.canary), [profile.guard for profile in codebook.profiles.values()]
-    if off > min(guards):
-        screen.print(f"warning: the network here is {off:.2g} grey levels off; exact pixels may not come out")
-    started = time.monotonic()
-    with Progress(console=screen, disable=not screen.is_terminal) as bar:
-        predictor = Counted(model, bar, task := bar.add_task(f"decompress, {len(contents)} images"))
-        codec = codec_of(predictor, model, saved, codebook)
-        names = [str(source) for source in sources]
-        if lossy:
-            contents = [codec.picture(content, name) for content, name in zip(contents, names, strict=True)]
-        bar.update(task, total=codec.decoding_calls(contents, names))
-        decoded = codec.decode(contents, FINISHES[finish], names)
-        bar.update(task, total=predictor.calls)
-    seconds = time.monotonic() - started
-    targets[0].parent.mkdir(parents=True, exist_ok=True)
+    sources = _files(sources)
+    with _targets(sources, out, [as_png(source.stem) for source in sources]) as (targets, write):
+        contents = [disk.read(source)[:upto] for source in sources]
+        off, guards = drift(model, codebook.canary), [profile.guard for profile in codebook.profiles.values()]
+        if off > min(guards):
+            screen.print(f"warning: the network here is {off:.2g} grey levels off; exact pixels may not come out")
+        started = time.monotonic()
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            predictor = Counted(model, bar, task := bar.add_task(f"decompress, {len(contents)} images"))
+            codec = codec_of(predictor, model, saved, codebook)
+            names = [str(source) for source in sources]
+            if lossy:
+                contents = [codec.picture(content, name) for content, name in zip(contents, names, strict=True)]
+            bar.update(task, total=codec.decoding_calls(contents, names))
+            decoded = codec.decode(contents, FINISHES[finish], names)
+            bar.update(task, total=predictor.calls)
+        seconds = time.monotonic() - started
+        write([figures.png(one.pixels) for one in decoded])
     for target, one, content in zip(targets, decoded, contents, strict=True):
-        sealed.write_file(target, figures.png(one.pixels))
         what = "lossless" if one.lossless else f"lossy: {one.steps} steps, finished by {finish}"
         screen.print(f"{target}: from {len(content)} bytes, {8 * len(content) / one.pixels.size:.3f} bits/dim, {what}")
     screen.print(f"{len(decoded)} images, {predictor.calls} network calls, {seconds:.1f} s")
@@ -132,21 +135,44 @@ def codec_of(predictor: Predictor, model: Denoiser, saved: checkpoint.Checkpoint
     return Codec(Calibrated(predictor, codebook.x0_var), (channels, height, width), codebook, like)
 
 
-def _targets(sources: Sequence[Path], out: Path, suffix: str) -> list[Path]:
-    """`out` itself for one source, unless it is a folder; otherwise files in it by the sources' names.
+def _file_names(sources: Sequence[Path]) -> list[str]:
+    """Of the files of images: their own without the suffix, which stays where two would be the same without it."""
+    stems = [source.stem.casefold() for source in sources]
+    return [
+        (source.name if stems.count(stem) > 1 else source.stem) + SUFFIX
+        for source, stem in zip(sources, stems, strict=True)
+    ]
+
+
+def _files(sources: Sequence[Path]) -> list[Path]:
+    """The files, and those in folders."""
+    found: list[Path] = []
+    for source in sources:
+        inside = sorted(source.glob(f"*{SUFFIX}")) if source.is_dir() else [source]
+        if not inside:
+            raise UserError(f"{source}: has no {SUFFIX} files")
+        found += inside
+    return found
+
+
+@contextmanager
+def _targets(
+    sources: Sequence[Path], out: Path, names: Sequence[str]
+) -> Iterator[tuple[list[Path], Callable[[Sequence[bytes]], None]]]:
+    """(where the files go, what writes them): `out` itself for one, unless it is a folder; otherwise all of them in it.
 
     Raises:
-        UserError: before any work, when two would be the same or the folder cannot be made; nothing is made here.
+        UserError: before any work, when two would be the same, one is there already, or the folder cannot be written.
     """
-    alone = len(sources) == 1 and not out.is_dir() and out.suffix != ""
-    targets = [out] if alone else [out / f"{source.stem}{suffix}" for source in sources]
-    for target in targets:
-        if targets.count(target) > 1:
-            raise UserError(f"{target}: two files would be written there; do them one by one with their own --out")
-        if target.resolve() in {source.resolve() for source in sources}:
-            raise UserError(f"--out: {target} is one of the files to be read; choose another name")
-    folder = targets[0].parent
-    there = next(one for one in (folder, *folder.absolute().parents) if one.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f"{there}: is no folder that can be written; choose another --out")
-    return targets
+    if len(sources) == 1 and not out.is_dir() and out.suffix != "":
+        if out.resolve() == sources[0].resolve():
+            raise UserError(f"--out: {out} is one of the files to be read; choose another name")
+        there = next(one for one in out.absolute().parents if one.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UserError(f"{there}: is no folder that can be written; choose another --out")
+        yield [out], lambda contents: sealed.write_file(out, contents[0])
+    else:
+        check(names, out, out, "do them one by one, with their own --out")
+        with held(out, "files") as place:
+            place.need_free(names)
+            yield [out / name for name in names], lambda contents: place.add(zip(names, contents, strict=True))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from ancestral import build, chains, checkpoint, parallel
+from ancestral import build, chains, checkpoint, parallel, sealed
 from ancestral.denoiser import Denoiser, Prediction, Predictor
 from ancestral.errors import UserError
 from ancestral.schedule import Time
@@ -93,10 +95,15 @@ def state_type(model: torch.nn.Module) -> torch.dtype:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8, or say in one line why not."""
-    with _told_in_one_line(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+    """Write a file in UTF-8, whole or not at all, or say in one line why not."""
+    sealed.write_file(path, text.encode("utf-8"))
+
+
+def table_of(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> bytes:
+    """A CSV file in UTF-8; names of files keep their bytes."""
+    file = io.StringIO()
+    csv.writer(file).writerows([heads, *rows])
+    return file.getvalue().encode("utf-8", "surrogateescape")
 
 
 def need_writable(path: Path) -> None:

@@ -11,13 +11,14 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from ancestral import figures, images, sealed
+from ancestral import figures, images
 from ancestral.conditions import Conditions, class_number
 from ancestral.console import device_of, open_gaussian, screen, state_type
 from ancestral.denoiser import Predictor
 from ancestral.drawing import Drawing, How, Opener
 from ancestral.errors import UserError
 from ancestral.feed import to_bytes, to_unit
+from ancestral.results import held
 from ancestral.rng import Streams
 from ancestral.sample import finish, latents
 from ancestral.walk import Step
@@ -75,7 +76,7 @@ class Bench:
             if label is not None:
                 raise UserError("--label: this model was trained without labels; leave it out")
             return None
-        if label is None:
+        if label not in self.saved.facts.class_names:
             raise UserError(f"--label: this model draws classes; name the one of the images: {', '.join(names)}")
         return class_number(self.saved.facts, label)
 
@@ -124,6 +125,7 @@ class Desk(Bench):
             raise UserError(f"--out: the sheet is a PNG file, and {sources.out} does not end with .png")
         self.sources = sources
         super().__init__(folder, how, sources.label, sources.device)
+        self.folder = sources.out.with_suffix("")
 
     def read(self, path: Path, channels: int, height: int, width: int) -> np.ndarray:
         """The image as bytes (H, W, C), of this size."""
@@ -182,12 +184,16 @@ class Desk(Bench):
             after: more columns.
         """
         out = self.sources.out
-        folder = out.with_suffix("")
-        folder.mkdir(parents=True, exist_ok=True)
         columns = [*(one.cpu()[:, None] for one in before), results.cpu(), *(one.cpu()[:, None] for one in after)]
         sheet = torch.cat(columns, 1)
-        figures.save_sheet(out, to_bytes(sheet.flatten(0, 1)), columns=sheet.shape[1])
-        for row, variants in enumerate(results):
-            for variant, image in enumerate(to_bytes(variants)):
-                sealed.write_file(folder / f"{row:03d}-{variant:03d}.png", figures.png(image))
-        screen.print(f"{results.shape[0] * results.shape[1]} images: {out}, and each in {folder}")
+        images = {
+            f"{self.folder.name}/{row:03d}-{variant:03d}.png": figures.png(image)
+            for row, variants in enumerate(results)
+            for variant, image in enumerate(to_bytes(variants))
+        }
+        cover = {out.name: figures.sheet(to_bytes(sheet.flatten(0, 1)), columns=sheet.shape[1])}
+        with held(out.parent, "edit", beside=self.folder) as place:
+            place.need_free(images)
+            for path in place.replace({**images, **cover}.items(), covers=cover):
+                screen.print(f"kept, as it was changed since it was drawn: {path}")
+        screen.print(f"{len(images)} images: {out}, and each in {self.folder}")

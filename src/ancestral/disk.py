@@ -62,7 +62,7 @@ def read(path: Path, largest: int = LARGEST) -> bytes:
     """
     with opened(path) as file:
         try:
-            content = file.read(largest + 1) if os.fstat(file.fileno()).st_size <= largest else None
+            content = file.read() if os.fstat(file.fileno()).st_size <= largest else None  # never a buffer of `largest`
         except OSError as error:
             raise Damaged(f"{path}: cannot be read ({error.strerror})") from None
         if content is None or len(content) > largest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +17,13 @@ from ancestral import baselines, build, checkpoint, data, figures, monitor, surp
 from ancestral.bound import Bound, bound, concatenate, in_json, repeated
 from ancestral.chains import need_gaussian
 from ancestral.conditions import conditions_of
-from ancestral.console import device_of, open_model, screen, state_type, together, write_text
+from ancestral.console import device_of, open_model, screen, state_type, table_of, together
 from ancestral.denoiser import Predictor
 from ancestral.errors import UserError
 from ancestral.feed import images_for, to_unit
 from ancestral.jobs import PATIENCE, Job, pieces
 from ancestral.places import same_place
+from ancestral.results import held
 from ancestral.reverse import Transition
 from ancestral.rng import Streams
 
@@ -80,7 +80,7 @@ def evaluate(
     if not exact and not min(2, len(times) - 1) <= terms <= len(times) - 1:
         raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
     repeats = 1 if known is None else surprise.REPEATS
-    with together(device_of(model), PATIENCE) as processes:
+    with together(device_of(model), PATIENCE) as processes, held(out, "evaluate", processes) as place:
         settings = {
             "model": checkpoint.digest(saved),
             "average_width": average_width,
@@ -107,23 +107,27 @@ def evaluate(
             job.run(work, measure, lambda kept: "bound.safetensors" in kept)
         parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
         result = concatenate([Bound.of_tensors(one) for one in parts])
+        files: dict[str, bytes] = {}
         if processes.first:
             measured = {name: settings[name] for name in ("model", "average_width", "variance")} | {"data": data_source}
             kind = build.chain(saved.config)
             reverse = kind.named(settings["variance"])
             measured["variance"] = settings["variance"] if kind.reverse is None else None
-            _write_evaluation(out, result, reverse, measured, test.images[:], exact)
+            files = _evaluation(result, reverse, measured, test.images[:], exact)
         if known is not None:
             tracing = surprise.Tracing(saved, model, average_width, seed, batch_size, out / ".traces")
-            surprise.per_image(out, tracing, test, known, result, processes)
+            files |= surprise.per_image(tracing, test, known, result, processes)
         processes.wait()
         if processes.first:
+            place.replace(files.items())
+            screen.print(f"written: {', '.join(str(out / name) for name in files)}")
             job.forget()
 
 
-def _write_evaluation(
-    folder: Path, result: Bound, reverse: str, measured: dict[str, Any], images: np.ndarray, exact: bool
-) -> None:
+def _evaluation(
+    result: Bound, reverse: str, measured: dict[str, Any], images: np.ndarray, exact: bool
+) -> dict[str, bytes]:
+    """Show the bound; returns its files."""
     rows = {"bound, bits/dim": in_json(result.bits_per_dim)}
     rows |= {f"  {name}": in_json(values) for name, values in result.parts.items()}
     formats = baselines.lossless_bits_per_dim(images)
@@ -140,11 +144,6 @@ def _write_evaluation(
     times, nats = result.per_t(result.terms)
     _, mse = result.per_t(result.mse)
     bits = result.bits(nats).numpy()
-    figures.bound_plot(folder / "bound.png", times.numpy(), bits, float(result.bits_per_dim.mean()))
-    with open(folder / "bound.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["t", "bits_per_dim", "mse"])
-        writer.writerows(zip(times.tolist(), bits.tolist(), mse.tolist(), strict=True))
     document = {
         "images": len(images),
         **measured,
@@ -152,5 +151,10 @@ def _write_evaluation(
         "nats_per_image": float(result.nats.mean()),
         "bits_per_dim": {name.strip(): row for name, row in rows.items()},
     }
-    write_text(folder / "evaluation.json", json.dumps(document, indent=1) + "\n")
-    screen.print(f"written: {folder / 'evaluation.json'}, {folder / 'bound.csv'}, {folder / 'bound.png'}")
+    return {
+        "evaluation.json": (json.dumps(document, indent=1) + "\n").encode(),
+        "bound.csv": table_of(
+            ("t", "bits_per_dim", "mse"), zip(times.tolist(), bits.tolist(), mse.tolist(), strict=True)
+        ),
+        "bound.png": figures.bound_plot(times.numpy(), bits, float(result.bits_per_dim.mean())),
+    }

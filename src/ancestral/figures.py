@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
 from PIL import Image
 
+from ancestral import sealed
+
 INK, ACCENT, SECOND = "#334155", "#0f766e", "#b45309"
 
 
@@ -30,10 +32,12 @@ def contact_sheet(images: np.ndarray, columns: int | None = None, side: int = 64
     return Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet[..., : 4 if channels == 4 else 3])
 
 
-def save_animation(path: Path, frames: Sequence[Image.Image], milliseconds: int = 120) -> None:
-    """A looping GIF that rests on its last frame."""
+def animation(frames: Sequence[Image.Image], milliseconds: int = 120) -> bytes:
+    """A looping GIF that rests on its last frame, as bytes."""
+    file = io.BytesIO()
     durations = [milliseconds] * (len(frames) - 1) + [2000]
-    frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
+    frames[0].save(file, "gif", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
+    return file.getvalue()
 
 
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
@@ -51,19 +55,25 @@ def _furnish(axes: Axes, x: str, y: str) -> None:
     axes.grid(alpha=0.25, linewidth=0.5)
 
 
-def loss_plot(path: Path, images: Sequence[int], loss: Sequence[float]) -> None:
-    """Training loss against images seen, a mean for each hundredth of the run."""
+def _as_png(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
+
+
+def loss_plot(images: Sequence[int], loss: Sequence[float]) -> bytes:
+    """As PNG: training loss against images seen, a mean for each hundredth of the run."""
     figure, axes = _axes("Training loss", "images seen", "loss per dimension")
     axes.plot(images, loss, color=ACCENT, linewidth=1.6)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    figure.savefig(path)
+    return _as_png(figure)
 
 
-def bound_plot(path: Path, t: np.ndarray, bits: np.ndarray, total: float) -> None:
-    """Bits per dimension of each L_{t-1}, and how they add up from t = T down to 1 (the rate of section 4.3)."""
+def bound_plot(t: np.ndarray, bits: np.ndarray, total: float) -> bytes:
+    """As PNG: bits per dimension of each L_{t-1}, and their sum from t = T down to 1 (the rate of section 4.3)."""
     figure, axes = _axes(f"Where the bits are: {total:.3f} bits/dim in all", "t", "bits/dim of one term")
     axes.plot(t[1:], bits[1:], color=ACCENT, linewidth=1.4, label="$L_{t-1}$ (left axis)")
     axes.plot(t[:1], bits[:1], "o", color=ACCENT, label="$L_0$")
@@ -81,11 +91,11 @@ def bound_plot(path: Path, t: np.ndarray, bits: np.ndarray, total: float) -> Non
     right.set_ylim(bottom=0)
     lines = [*axes.get_lines(), *right.get_lines()]
     axes.legend(lines, [str(line.get_label()) for line in lines], frameon=False, loc="upper right")
-    figure.savefig(path)
+    return _as_png(figure)
 
 
-def rate_distortion_plot(path: Path, rate: np.ndarray, rmse: np.ndarray) -> None:
-    """Figure 5 of the paper: distortion against reverse steps, rate against these, distortion against rate."""
+def rate_distortion_plot(rate: np.ndarray, rmse: np.ndarray) -> bytes:
+    """As PNG: Figure 5 of the paper: distortion against reverse steps, rate against these, distortion against rate."""
     figure = Figure(figsize=(12, 3.6), dpi=130, layout="constrained")
     steps = np.arange(1, len(rate) + 1)
     distortion, sent = "distortion (RMSE, 0 to 255)", "rate (bits/dim)"
@@ -96,15 +106,14 @@ def rate_distortion_plot(path: Path, rate: np.ndarray, rmse: np.ndarray) -> None
         axes.plot(across, up, color=colour, linewidth=1.6)
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
-    figure.savefig(path)
+    return _as_png(figure)
 
 
 def rates_plot(
-    path: Path,
     own: Mapping[str, Sequence[tuple[float, float]]],
     others: Mapping[str, Sequence[tuple[float, float]]],
-) -> None:
-    """PSNR in dB against bits/dim, a line for each name: (bits/dim, PSNR) in rising order. Our own are drawn bold."""
+) -> bytes:
+    """As PNG: PSNR in dB against bits/dim, rising, a line for each name; our own are drawn bold."""
     figure, axes = _axes("Quality for bits", "bits/dim", "PSNR, dB")
     for number, (name, points) in enumerate({**own, **others}.items()):
         points = [(bits, decibels) for bits, decibels in points if math.isfinite(decibels)]
@@ -113,7 +122,7 @@ def rates_plot(
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=width, marker=marker, label=name)
     axes.set_xlim(left=0)
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path)
+    return _as_png(figure)
 
 
 def png(image: np.ndarray) -> bytes:
@@ -129,7 +138,13 @@ def read_png(path: Path) -> np.ndarray:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
+def sheet(images: np.ndarray, columns: int | None = None) -> bytes:
+    """A contact sheet as the bytes of a PNG file."""
+    file = io.BytesIO()
+    contact_sheet(images, columns).save(file, "png")
+    return file.getvalue()
+
+
 def save_sheet(path: Path, images: np.ndarray, columns: int | None = None) -> None:
-    """A contact sheet as PNG."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(images, columns).save(path)
+    """A contact sheet as a PNG file, whole or not at all."""
+    sealed.write_file(path, sheet(images, columns))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -34,21 +33,11 @@ class Job:
         folder: for the pieces.
         settings: everything that the pieces depend on, as JSON.
         processes: those that share the job.
-        discard: told what was kept of each piece of another job, before it is begun anew.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        settings: dict[str, Any],
-        processes: Processes,
-        discard: Callable[[Files], object] = lambda kept: None,
-    ) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], processes: Processes) -> None:
         self.folder, self.processes = folder, processes
         if processes.first and self._settings() != settings:
-            for piece in folder.glob("*-*"):
-                with suppress(sealed.Damaged):
-                    discard(sealed.read(piece))
             shutil.rmtree(folder, ignore_errors=True)
             sealed.write(folder / "settings", {"settings.json": json.dumps(settings).encode()})
         processes.wait()
@@ -70,6 +59,11 @@ class Job:
     def results(self, pieces: list[range]) -> Iterator[Files]:
         """What was kept of each piece, in order."""
         return results(self.folder, pieces)
+
+    def files(self, pieces: list[range]) -> Iterator[Path]:
+        """The files of each piece, in order."""
+        for piece in pieces:
+            yield from sorted(path for path in _place(self.folder, piece).iterdir() if path.name != sealed.MANIFEST)
 
     def forget(self) -> None:
         """Remove the pieces, once they have been put together."""

@@ -21,6 +21,7 @@ from ancestral.errors import UserError
 from ancestral.feed import images_for, to_unit
 from ancestral.flow import LIFTS, Adaptive, flow_bound
 from ancestral.jobs import PATIENCE, Job, pieces
+from ancestral.results import held
 from ancestral.rng import Streams
 
 
@@ -59,7 +60,7 @@ def likelihood(
         "seed": seed,
         "batch_size": batch_size,
     }
-    with together(device_of(model), PATIENCE) as processes:
+    with together(device_of(model), PATIENCE) as processes, held(folder, "likelihood", processes):
         job = Job(folder / ".likelihood", {**settings, "images": test.digest()}, processes)
         work = pieces(len(test), batch_size)
         with Progress(console=screen, disable=not screen.is_terminal) as bar:

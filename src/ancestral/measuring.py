@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ancestral import build, data, features, figures
 from ancestral.conditions import all_of, wanted
-from ancestral.console import screen, together, write_text
+from ancestral.console import screen, together
 from ancestral.drawing import Drawing, How
 from ancestral.errors import UserError
 from ancestral.features import Network, default_cache, features_of, on_sides, unlabelled
@@ -30,6 +30,7 @@ from ancestral.imageset import DataOptions, ImageSet, Splits, joined, spread
 from ancestral.jobs import PATIENCE, Job, pieces, place
 from ancestral.metrics import GROUPS, Estimate, copies, few, nearest, repeats
 from ancestral.parallel import Processes
+from ancestral.results import held
 from ancestral.rng import permutation
 from ancestral.sample import finish
 
@@ -206,9 +207,13 @@ def _write(found: Found, document: dict[str, Any], sheet: np.ndarray, by: Networ
         screen.print(line)
     if out is None:
         return
-    write_text(out / f"metrics-{by.name}.json", json.dumps(document, indent=1) + "\n")
-    figures.save_sheet(out / f"nearest-{by.name}.png", sheet, COLUMNS)
-    screen.print(f"written: {out / f'metrics-{by.name}.json'}, {out / f'nearest-{by.name}.png'}")
+    files = {
+        f"metrics-{by.name}.json": (json.dumps(document, indent=1) + "\n").encode(),
+        f"nearest-{by.name}.png": figures.sheet(sheet, COLUMNS),
+    }
+    with held(out, f"metrics-{by.name}") as place:
+        place.replace(files.items())
+    screen.print(f"written: {', '.join(str(out / name) for name in files)}")
 
 
 def _notes(document: dict[str, Any]) -> list[str]:

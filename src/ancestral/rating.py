@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from pathlib import Path
@@ -18,11 +17,12 @@ from ancestral.bound import Bound, concatenate
 from ancestral.codec.finish import FINISHES
 from ancestral.codec.prefixes import prefixes
 from ancestral.conditions import conditions_of
-from ancestral.console import Watched, device_of, open_gaussian, screen, state_type, together, write_text
+from ancestral.console import Watched, device_of, open_gaussian, screen, state_type, table_of, together
 from ancestral.errors import UserError
 from ancestral.feed import images_for, to_unit
 from ancestral.jobs import PATIENCE, Job, pieces
 from ancestral.rate_distortion import Curve, along_chain, curve, psnr
+from ancestral.results import held
 from ancestral.rng import Streams
 
 ROWS = 10  # of the table: each tenth of the steps, as Table 4 has it
@@ -63,7 +63,7 @@ def rate_distortion(
         "seed": seed,
         "batch_size": batch_size,
     }
-    with together(device_of(model), PATIENCE) as processes:
+    with together(device_of(model), PATIENCE) as processes, held(out, "rd", processes) as place:
         job, work = Job(out / ".rd", settings, processes), pieces(len(images), batch_size)
         with Progress(console=screen, disable=not screen.is_terminal) as bar:
             task = bar.add_task(f"{len(times) - 1} steps", total=-(-len(images) // processes.size) * (len(times) - 1))
@@ -84,7 +84,9 @@ def rate_distortion(
             described = {name: settings[name] for name in ("model", "average_width", "variance", "seed")}
             files = filed(folder, images.spread(FILES).images[:], profile, device) if profile else None
             described = {"data": data_source, "images": len(images), **described}
-            _write(out, measured, images.images[:], described, files)
+            written = _files(measured, images.images[:], described, files)
+            place.replace(written.items())
+            screen.print(f"written: {', '.join(str(out / name) for name in written)}")
             job.forget()
 
 
@@ -133,24 +135,19 @@ def _plain(values: dict[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _write(
-    out: Path, measured: Curve, images: np.ndarray, described: dict[str, Any], files: dict[str, Any] | None
-) -> None:
+def _files(
+    measured: Curve, images: np.ndarray, described: dict[str, Any], files: dict[str, Any] | None
+) -> dict[str, bytes]:
+    """Show the curve; returns its files."""
     _show(measured, described)
-    out.mkdir(parents=True, exist_ok=True)
     names = ("step", "t", "rate_bits_per_dim", "rate_error", "rmse", "rmse_error", "psnr")
     columns = (measured.t, measured.rate, measured.rate_error, measured.rmse, measured.rmse_error, measured.psnr)
-    with open(out / "rate_distortion.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows(zip(range(1, len(measured.t) + 1), *(values.tolist() for values in columns), strict=True))
-    figures.rate_distortion_plot(out / "rate_distortion.png", measured.rate.numpy(), measured.rmse.numpy())
+    rows = zip(range(1, len(measured.t) + 1), *(values.tolist() for values in columns), strict=True)
     formats = compared(images)
     own = {"model, ideal code": list(zip(measured.rate.tolist(), measured.psnr.tolist(), strict=True))}
     if files:
         shown = [(point["payload_bits_per_dim"], point["psnr"]) for point in files["points"]]
         own[f"model, files ({files['profile']}), no header"] = shown
-    figures.rates_plot(out / "rates.png", own, series(formats))
     at = {rate: measured.rmse_at(rate) for rate in RATES}
     document = {
         **described,
@@ -163,9 +160,12 @@ def _write(
         "files": files,
         "formats": {name: [_plain(point._asdict()) for point in points] for name, points in formats.items()},
     }
-    write_text(out / "rate_distortion.json", json.dumps(document, indent=1) + "\n")
-    names = ("rate_distortion.json", "rate_distortion.csv", "rate_distortion.png", "rates.png")
-    screen.print(f"written: {', '.join(str(out / name) for name in names)}")
+    return {
+        "rate_distortion.json": (json.dumps(document, indent=1) + "\n").encode(),
+        "rate_distortion.csv": table_of(names, rows),
+        "rate_distortion.png": figures.rate_distortion_plot(measured.rate.numpy(), measured.rmse.numpy()),
+        "rates.png": figures.rates_plot(own, series(formats)),
+    }
 
 
 def compared(images: np.ndarray) -> dict[str, list[baselines.Point]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -20,9 +21,11 @@ from ancestral.drawing import TUNED, Drawing, How, tuned
 from ancestral.errors import UserError
 from ancestral.feed import to_bytes
 from ancestral.jobs import PATIENCE, Job, pieces
+from ancestral.results import held
 from ancestral.sample import Film, beginning, latents
 from ancestral.sample import film as keep_frames
 
+GRID, FILM = "grid.png", ("film.png", "film.gif")
 FRAMES = 12  # of a film
 FILMED = 8  # images in a film
 FINE = 60  # network calls of the walk that few steps are tuned to
@@ -44,14 +47,12 @@ def sample(
     out = out or folder / "samples"
     cond = conditions(drawing.saved, label, embeddings, num_images)
     told = sha256(cond["embedding"].numpy().tobytes()).hexdigest() if "embedding" in cond else None
-    with together(device_of(drawing.model), PATIENCE) as processes:
-        out.mkdir(parents=True, exist_ok=True)
-
-        def discard(kept: dict[str, bytes]) -> None:
-            for name in json.loads(kept["digests.json"]):
-                (out / Path(name).name).unlink(missing_ok=True)
-
-        job = Job(out / ".job", {**drawing.settings, "label": label, "embeddings": told}, processes, discard)
+    with together(device_of(drawing.model), PATIENCE) as processes, held(out, "sample", processes) as place:
+        if processes.first:
+            place.adopt(_drawn_by_earlier_versions(out))
+        processes.wait()
+        place.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ())])
+        job = Job(out / ".job", {**drawing.settings, "label": label, "embeddings": told}, processes)
         work, started = pieces(num_images, how.batch_size), time.monotonic()
         with Progress(console=screen, disable=not screen.is_terminal) as bar:
             task = bar.add_task(f"{drawing.steps} steps", total=-(-num_images // processes.size) * drawing.steps)
@@ -59,30 +60,39 @@ def sample(
             def draw(numbers: range) -> dict[str, bytes]:
                 keep = _film_times(sorted(set(drawing.visits), reverse=True)) if film and numbers.start == 0 else ()
                 frames = keep_frames(drawing.walk(numbers, cond, partial(bar.advance, task)), keep)
+                images = zip(numbers, to_bytes(frames.final), strict=True)
+                drawn = {_png(number): figures.png(image) for number, image in images}
                 if keep:
                     seen = [drawing.model.schedule.shown(x_t) for x_t in frames.x_t]
-                    _write_film(frames._replace(x_t=seen), out)
-                digests = {}
-                for number, image in zip(numbers, to_bytes(frames.final), strict=True):
-                    content = figures.png(image)
-                    sealed.write_file(out / _png(number), content)
-                    digests[_png(number)] = sha256(content).hexdigest()
-                return {"digests.json": json.dumps(digests).encode()}
+                    drawn |= _film(frames._replace(x_t=seen))
+                return drawn
 
             def whole(kept: dict[str, bytes]) -> bool:
-                digests = json.loads(kept["digests.json"])
-                filmed = not film or _png(0) not in digests or (out / "film.gif").exists()
-                return filmed and all(sealed.is_file(out / name, digest) for name, digest in digests.items())
+                filmed = not film or _png(0) not in kept or set(FILM) <= kept.keys()
+                return filmed and "digests.json" not in kept  # of a version that kept the images elsewhere
 
             job.run(work, draw, whole)
         if processes.first:
-            first = np.stack([figures.read_png(out / _png(number)) for number in range(min(num_images, 256))])
-            figures.save_sheet(out / "grid.png", first)
-        drawn = bar.tasks[task].completed / drawing.steps * processes.size
-        speed = f"{drawn / (time.monotonic() - started):.1f} images/s" if drawn else "all drawn before"
-        screen.print(f"{num_images} images, {drawing.calls} network calls each, {speed}: {out / 'grid.png'}")
+            drawn = {path.name: path for path in job.files(work)}
+            first = np.stack([figures.read_png(drawn[_png(number)]) for number in range(min(num_images, 256))])
+            for path in place.replace({**drawn, GRID: figures.sheet(first)}.items(), covers=(GRID, *FILM)):
+                screen.print(f"kept, as it was changed since it was drawn: {path}")
+        new = bar.tasks[task].completed / drawing.steps * processes.size
+        speed = f"{new / (time.monotonic() - started):.1f} images/s" if new else "all drawn before"
+        screen.print(f"{num_images} images, {drawing.calls} network calls each, {speed}: {out / GRID}")
         if how.steps is None and drawing.steps < drawing.every:
             screen.print(f"the whole chain, of {drawing.every:,} steps: --steps all")
+
+
+def _drawn_by_earlier_versions(out: Path) -> dict[str, str]:
+    """The files of `out` that a version before 2026-11-28 has drawn, which remembered them piece by piece."""
+    known: dict[str, str] = {}
+    for piece in sorted((out / ".job").glob("*-*")):
+        with suppress(sealed.Damaged, ValueError, KeyError, TypeError):
+            digests = json.loads(sealed.read(piece, ["digests.json"])["digests.json"])
+            known |= {str(Path(name).name): str(digest) for name, digest in digests.items()}
+    sheets = [out / name for name in (GRID, *FILM) if known and (out / name).is_file()]
+    return known | {path.name: sha256(path.read_bytes()).hexdigest() for path in sheets}
 
 
 def tune_steps(
@@ -155,13 +165,12 @@ def _film_times(times: Sequence[int]) -> set[int]:
     return {times[round(float(place) * (len(times) - 2))] for place in share}
 
 
-def _write_film(frames: Film, out: Path) -> None:
-    """Rows of pairs: x_t above the x0 predicted from it, one image a pair of rows, time to the right."""
+def _film(frames: Film) -> dict[str, bytes]:
+    """Rows of pairs: x_t above the x0 predicted from it, one image a pair of rows, time to the right; and as a film."""
     rows = []
     for image in range(min(FILMED, len(frames.final))):
         final = frames.final[image]
         rows += [*(x[image] for x in frames.x_t), final, *(x[image] for x in frames.x0), final]
-    sheet = to_bytes(torch.stack(rows))
-    figures.save_sheet(out / "film.png", sheet, columns=len(frames.t) + 1)
+    sheet = figures.sheet(to_bytes(torch.stack(rows)), columns=len(frames.t) + 1)
     stills = [figures.contact_sheet(to_bytes(x[:16])) for x in (*frames.x_t, frames.final)]
-    figures.save_animation(out / "film.gif", stills)
+    return dict(zip(FILM, (sheet, figures.animation(stills)), strict=True))

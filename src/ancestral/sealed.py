@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ class Unwritable(UserError):
 def clear(parent: Path) -> None:
     """Remove what writers that were killed have left; only while nobody else writes there."""
     for leftover in (*parent.glob(".writing-*"), *parent.glob(".replaced-*")):
-        shutil.rmtree(leftover, ignore_errors=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
@@ -47,13 +51,13 @@ def write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
             if leftover.exists():
                 shutil.rmtree(leftover)
         temporary.mkdir()
-        manifest = {name: _write(temporary / name, content) for name, content in files.items()}
-        _write(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-        _flush(temporary)
+        manifest = {name: write_flushed(temporary / name, content) for name, content in files.items()}
+        write_flushed(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        flush(temporary)
         if folder.exists():
             folder.rename(replaced)
         temporary.rename(folder)
-        _flush(folder.parent)
+        flush(folder.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -114,18 +118,38 @@ def digest(folder: Path) -> str:
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write one file whole or not at all.
+    """Write one file whole or not at all; its folder is made.
 
     Raises:
         Unwritable: when the disk refuses.
     """
-    temporary = path.with_name(f".writing-{path.name}")
+    begun = f".writing-{sha256(os.fsencode(path.name)).hexdigest()[:16]}-"  # as short for every name
+    temporary = path.with_name(f"{begun}{os.getpid()}")
     try:
-        _write(temporary, content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f"{begun}*"):
+            if not _runs(leftover.name.removeprefix(begun)):
+                leftover.unlink(missing_ok=True)
+        write_flushed(temporary, content)
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise Unwritable(f"{path}: cannot be written ({error.strerror}); free space or choose another --out") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this number runs here."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def is_file(path: Path, digest: str) -> bool:
@@ -136,8 +160,8 @@ def is_file(path: Path, digest: str) -> bool:
         return False
 
 
-def _write(path: Path, content: bytes | Iterable[bytes]) -> dict[str, Any]:
-    """Write and flush one file; returns its entry in the manifest."""
+def write_flushed(path: Path, content: bytes | Iterable[bytes]) -> dict[str, Any]:
+    """Write one file in its place and have the disk take it; returns its size and SHA-256."""
     digest, size = sha256(), 0
     with open(path, "wb") as file:
         for part in [content] if isinstance(content, bytes) else content:
@@ -149,7 +173,8 @@ def _write(path: Path, content: bytes | Iterable[bytes]) -> dict[str, Any]:
     return {"sha256": digest.hexdigest(), "bytes": size}
 
 
-def _flush(folder: Path) -> None:
+def flush(folder: Path) -> None:
+    """Have the disk know what is in the folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,7 +17,7 @@ from ancestral import baselines, build, checkpoint, figures
 from ancestral.anomaly import SCORES, Known, Trace, concatenate, p_values, shared_grid, trace
 from ancestral.bound import Bound, error_per_image
 from ancestral.conditions import conditions_of
-from ancestral.console import device_of, screen, state_type
+from ancestral.console import device_of, screen, state_type, table_of
 from ancestral.denoiser import Denoiser
 from ancestral.feed import to_unit
 from ancestral.imageset import ImageSet
@@ -96,30 +95,22 @@ def _contiguous(found: Trace) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in found._asdict().items()}
 
 
-def per_image(
-    folder: Path, tracing: Tracing, test: ImageSet, norm: ImageSet, bound: Bound, processes: Processes
-) -> None:
-    """Score the images, whose bound was measured `REPEATS` times, against known ones; write CSV and picture sheet."""
+def per_image(tracing: Tracing, test: ImageSet, norm: ImageSet, bound: Bound, processes: Processes) -> dict[str, bytes]:
+    """Score the images, whose bound was measured `REPEATS` times, against known ones; CSV and picture sheet."""
     with Progress(console=screen, disable=not screen.is_terminal) as bar:
         task = bar.add_task("image by image", total=-(-(len(test) + len(norm)) // processes.size))
         images, known = (tracing(one, processes, lambda seen: bar.advance(task, seen)) for one in (test, norm))
-    if processes.first:
-        _write(folder, test, bound, compare(images, known))
+    return _files(test, bound, compare(images, known)) if processes.first else {}
 
 
-def _write(folder: Path, test: ImageSet, bound: Bound, found: Surprise) -> None:
+def _files(test: ImageSet, bound: Bound, found: Surprise) -> dict[str, bytes]:
     columns: dict[str, list[float]] = {"bits_per_dim": bound.bits_per_dim.tolist()}
     columns["standard_error"] = error_per_image(bound, REPEATS).tolist()
     columns |= {name: values.tolist() for name, values in bound.parts.items()}
     for name in found.values:
         columns |= {name: found.values[name].tolist(), f"{name}_p": found.p[name].tolist()}
-    with open(folder / "per_image.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", *columns, "flagged"])
-        flags = (found.p[BY] <= FLAGGED).long().tolist()
-        writer.writerows(zip(test.names, *columns.values(), flags, strict=True))
+    flags = (found.p[BY] <= FLAGGED).long().tolist()
     order = found.order[:SHOWN].numpy()
-    figures.save_sheet(folder / "surprising.png", test.images[order], COLUMNS)
     table = Table(title=f"most surprising by {BY}; {sum(flags)} of {len(test)} flagged", title_justify="left")
     for heading in ("image", BY, "p", "bits/dim", "standard error"):
         table.add_column(heading, justify="left" if heading == "image" else "right")
@@ -128,4 +119,8 @@ def _write(folder: Path, test: ImageSet, bound: Bound, found: Surprise) -> None:
         cells = (f"{found.values[BY][row]:.2f}", f"{found.p[BY][row]:.4f}", f"{bits:.3f}", f"{error:.3f}")
         table.add_row(test.names[row], *cells)
     screen.print(table)
-    screen.print(f"written: {folder / 'per_image.csv'}, {folder / 'surprising.png'}")
+    rows = zip(test.names, *columns.values(), flags, strict=True)
+    return {
+        "per_image.csv": table_of(["image", *columns, "flagged"], rows),
+        "surprising.png": figures.sheet(test.images[order], COLUMNS),
+    }

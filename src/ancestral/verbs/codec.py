@@ -9,9 +9,13 @@ import click
 
 from ancestral.verbs.options import POSITIVE, PROFILE, device_option, run_argument
 
-files_argument = click.argument(
-    "files", type=click.Path(path_type=Path, exists=True, dir_okay=False), nargs=-1, required=True
-)
+
+def files_argument(folders: bool) -> Any:
+    """The files to read, or folders of them."""
+    path = click.Path(path_type=Path, exists=True, dir_okay=folders)
+    return click.argument("files", type=path, nargs=-1, required=True)
+
+
 out_option = click.option(
     "--out", type=click.Path(path_type=Path), required=True, help="File to write, or a folder for several."
 )
@@ -19,7 +23,7 @@ out_option = click.option(
 
 @click.command(short_help="Write files of which every prefix is a picture.")
 @run_argument
-@files_argument
+@files_argument(folders=False)
 @out_option
 @click.option(
     "--profile",
@@ -44,7 +48,7 @@ def compress(run: Path, files: tuple[Path, ...], **options: Any) -> None:
 
 @click.command(short_help="Give back the images of compressed files.")
 @run_argument
-@files_argument
+@files_argument(folders=True)
 @out_option
 @click.option(
     "--finish",
@@ -57,7 +61,8 @@ def compress(run: Path, files: tuple[Path, ...], **options: Any) -> None:
 @click.option("--lossy", is_flag=True, help="Only the picture: for files whose exact pixels do not come out here.")
 @device_option
 def decompress(run: Path, files: tuple[Path, ...], **options: Any) -> None:
-    """Give back the images of files that `compress` has written with the same RUN, or pictures of parts of files."""
+    """Give back the images of files (or folders of them) that `compress` has written with the same RUN, or pictures of
+    parts of files."""
     from ancestral import compressing
 
     compressing.decompress(run, files, **options)

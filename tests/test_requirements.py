@@ -1,0 +1,52 @@
+"""What the tests import is what `pip install ancestral[test]` brings, and the locked environment has it."""
+
+import ast
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def plain(requirement):
+    """The name of a requirement as package indexes compare them (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def wanted(extra):
+    """The packages of an extra, those of the extras that it names among them."""
+    for requirement in PROJECT["optional-dependencies"][extra]:
+        if named := re.fullmatch(r"ancestral\[(.+)\]", requirement):
+            for other in named[1].split(","):
+                yield from wanted(other)
+        else:
+            yield plain(requirement)
+
+
+def imported(path):
+    """Top-level modules that a file imports, or skips a test without."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name.partition(".")[0] for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "importorskip":
+            yield node.args[0].value.partition(".")[0]
+
+
+def test_what_the_tests_import_stands_in_the_test_extra_and_in_the_lock():
+    stated = {plain(requirement) for requirement in PROJECT["dependencies"]} | set(wanted("test"))
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
+    locked = {plain(line) for line in lines if line and not line.startswith("#")}
+    owners = packages_distributions()
+    files = sorted(TESTS.rglob("*.py"))
+    known = {path.stem for path in files} | set(sys.stdlib_module_names) | {"ancestral"}
+    for path in files:
+        for module in set(imported(path)) - known:
+            packages = {plain(name) for name in owners.get(module, [module])}
+            assert packages & stated, f"{path.name} imports {module}: not in the test extra"
+            assert packages & stated & locked, f"{path.name} imports {module}: not in requirements.lock"
