@@ -76,16 +76,17 @@ def test_absurd_values_are_refused_by_field_or_really_open(folder, file, field):
             continue
         assert (result.exit_code, len(result.output.splitlines())) == (2, 1), (field, value, result.output)
         assert (
-            field in result.output or "JSON" in result.output or "shape" in result.output or "tensor" in result.output
+            field in result.output
+            or "config.json: " in result.output
+            or "shape" in result.output
+            or "tensor" in result.output
         )
         assert not run.exists()
         refused += 1
     assert refused >= len(ODD) - 3
 
 
-@pytest.mark.parametrize(
-    "text", ["", "[" * 100_000, "[]", "null", '{"sample_size": 1e999}', '"x"', "{" + " " * 2**21 + "}"]
-)
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", "null", '{"sample_size": 1e999}', '"x"'])
 def test_what_is_no_configuration(folder, text):
     for file in FILES:
         result = changed(folder, file, text)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NoReturn
 import msgspec
 from msgspec import Meta
 
+from ancestral import disk
 from ancestral.config import Config, DiffusionOptions, Facts, ModelOptions
 from ancestral.errors import UserError
 
@@ -27,7 +28,6 @@ _SCHEDULES = {  # name there: (name here, the other values that it stands for)
 _TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 # Theirs is beta at the last step too, where they add no noise and have no decoder: the paper's name is the same chain.
 _VARIANCES = {"fixed_small": "fixedsmall", "fixed_large": "fixedlarge", "learned_range": "learned"}
-_LARGEST = 2**20  # bytes of a configuration
 _Side = Annotated[int, Meta(ge=1, le=4096)]
 _Width = Annotated[int, Meta(ge=1, le=2**14)]
 _Widths = Annotated[list[_Width], Meta(min_length=1, max_length=10)]
@@ -54,23 +54,15 @@ _FIXED: dict[str, tuple[Any, Any]] = {
 }
 
 
-def _no_number(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number")
-
-
 class Fields:
     """A configuration file, each field asked for once; those nobody asked for are errors."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            if not path.is_file() or path.stat().st_size > _LARGEST:
-                raise UserError(f"{path}: no configuration file; is this a diffusers folder?")
-            self.values = json.loads(path.read_text("utf-8"), parse_constant=_no_number)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); is this a diffusers folder?") from None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: is not JSON ({error})") from None
+            self.values = disk.document(path)
+        except disk.Missing as error:
+            raise UserError(f"{error}; is this a diffusers folder?") from None
         if not isinstance(self.values, dict):
             raise UserError(f"{path}: is not a configuration")
 

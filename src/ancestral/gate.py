@@ -12,9 +12,9 @@ from ancestral import build
 from ancestral.chains import chain
 from ancestral.checkpoint import Checkpoint
 from ancestral.config import Config
-from ancestral.facts import Facts
 from ancestral.denoiser import X0_EDGES
 from ancestral.errors import UserError
+from ancestral.facts import Facts
 
 Shapes = Mapping[str, tuple[int, ...]]
 
