@@ -41,7 +41,7 @@ LAYERS = [
     {"config"},
     {"checkpoint", "engine", "trackers", "diffusers_config", "chains", "conditions"},
     {"build", "codec.codebook"},
-    {"feed", "codec.single", "probing"},
+    {"feed", "codec.single", "probing", "gate"},
     {"train", "monitor", "codec.image"},
     {"figures", "estimate", "interop", "codec.calibration", "fitting", "codec.prefixes"},
     {"runner", "card", "opening"},

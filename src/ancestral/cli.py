@@ -65,13 +65,13 @@ class _Group(click.Group):
             with raised(), _plain():
                 return super().invoke(ctx)
         except UserError as error:
-            return _end(ctx, 2, f"error: {shown(str(error))}")
+            return _end(ctx, 2, f"error: {error}")
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed at the end goes nowhere
             return ctx.exit(BROKEN_PIPE)
         except OSError as error:
             problem = f"{error.filename}: cannot be read or written ({error.strerror})"
-            return _end(ctx, 2, f"error: {shown(problem)}")
+            return _end(ctx, 2, f"error: {problem}")
         except KeyboardInterrupt as told:
             number = told.number if isinstance(told, Told) else signal.SIGINT
             verb = str(ctx.invoked_subcommand)
@@ -99,7 +99,7 @@ def _end(ctx: click.Context, code: int, line: str) -> None:
     from ancestral.launch import speaks
 
     if speaks(code):
-        click.echo(line, err=True)
+        click.echo(shown(line), err=True)
     ctx.exit(code)
 
 

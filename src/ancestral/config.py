@@ -23,6 +23,7 @@ from ancestral.imageset import DataOptions
 SCHEMA = 2
 
 Count = Annotated[int, Meta(ge=1)]
+Size = Annotated[int, Meta(ge=1, le=2**16)]  # of a network or an image
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
 Width = Annotated[float, Meta(gt=0, lt=0.28)]
@@ -32,12 +33,12 @@ Width = Annotated[float, Meta(gt=0, lt=0.28)]
 class ModelOptions:
     """The U-Net (see `ancestral.unet.UNet`)."""
 
-    width: Count = 128
-    multipliers: tuple[Count, ...] = (1, 2, 2, 2)
-    blocks: Count = 2
+    width: Size = 128
+    multipliers: Annotated[tuple[Size, ...], Meta(min_length=1, max_length=16)] = (1, 2, 2, 2)
+    blocks: Annotated[int, Meta(ge=1, le=64)] = 2
     attention: tuple[int, ...] = (1,)
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
-    patch: Count = 1
+    patch: Size = 1
     labels: bool = False  # told the class of each image
     embedding: bool = False  # told the vector that the data have for each image
     condition_dropout: Annotated[float, Meta(ge=0, lt=1)] = (
@@ -46,9 +47,9 @@ class ModelOptions:
     fourier: tuple[Annotated[int, Meta(ge=0, le=10)], ...] = ()
     group_width: Annotated[int, Meta(ge=2)] = 4
     # The rest describes networks made elsewhere (see `ancestral.unet.Form`).
-    groups: Count | None = None
+    groups: Size | None = None
     norm_eps: Positive = 1e-6
-    head_width: Count | None = None
+    head_width: Size | None = None
     pad_end: bool = False
     cosine_first: bool = False
     frequency_shift: Literal[0, 1] = 1
@@ -58,7 +59,7 @@ class ModelOptions:
 class DiffusionOptions:
     """The forward process, what is predicted, and the reverse process."""
 
-    T: Count = 1000
+    T: Annotated[int, Meta(ge=1, le=10**6)] = 1000
     chain: str = "gaussian"  # absorbing: places are hidden, and revealed in any order (see `ancestral.absorbing`)
     schedule: str = "linear"
     target: str = "eps"

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
+
+from msgspec import Meta
+
+Side = Annotated[int, Meta(ge=1, le=2**16)]
 
 
 @dataclass(frozen=True)
 class Facts:
     """What the data said: the images' shape (C, H, W), the names of their classes, how long their vectors are."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[Side, Side, Side]
     class_names: tuple[str, ...] = ()
     embedding: int = 0
     untrained: tuple[str, ...] = ()  # classes without a training image; runs from before this was kept say none

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ancestral import build, checkpoint, disk, interop, sealed
+from ancestral import build, checkpoint, disk, gate, interop, sealed
 from ancestral.card import card, measured
 from ancestral.checkpoint import Checkpoint
 from ancestral.config import Config
@@ -58,11 +58,11 @@ def load(source: str | Path) -> Checkpoint:
     name = str(source)
     folder = fetch(name.removeprefix(PREFIX)) if name.startswith(PREFIX) or not Path(name).is_dir() else Path(name)
     if (folder / "checkpoints").is_dir():
-        return checkpoint.open_newest(folder)
+        return gate.passed(checkpoint.open_newest(folder))
     if (folder / sealed.MANIFEST).is_file():
-        return _read(folder)
+        return gate.passed(_read(folder))
     config, facts, weights = interop.read(folder)
-    return Checkpoint(folder, 0, config, facts, weights, {}, {}, None)
+    return gate.passed(Checkpoint(folder, 0, config, facts, weights, {}, {}, None))
 
 
 def import_model(source: str, run: Path) -> Path:

@@ -6,15 +6,16 @@ Tensors are copied to the bit; attention's q, k and v are one tensor here and th
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ancestral import build, checkpoint, sealed
+from ancestral import build, checkpoint, gate, sealed
 from ancestral.config import Config, Facts
 from ancestral.diffusers_config import GROUPS, VERSION, Fields, diffusion, network, scheduler_document, unet_document
 from ancestral.errors import UserError
@@ -34,14 +35,7 @@ def read(folder: Path) -> tuple[Config, Facts, dict[str, Tensor]]:
     process = diffusion(Fields(scheduler_folder / "scheduler_config.json"))
     config = Config(source=f"diffusers:{folder.name}", model=model, diffusion=process)
     facts = Facts(shape, tuple(str(number) for number in range(classes)))
-    path = network_folder / _WEIGHTS
-    try:
-        theirs = safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; save the model with safe_serialization=True") from None
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    return config, facts, _to_ours(theirs, config, facts, path)
+    return config, facts, _to_ours(network_folder / _WEIGHTS, config, facts, network_folder / "config.json")
 
 
 def names(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -85,28 +79,46 @@ def names(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
 _OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # names of attention before 2023
 
 
-def _to_ours(theirs: dict[str, Tensor], config: Config, facts: Facts, path: Path) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        wanted = build.network(config, facts).state_dict()
-    for name in list(theirs):
+def _to_ours(path: Path, config: Config, facts: Facts, described: Path) -> dict[str, Tensor]:
+    """The weights in a file of theirs; nothing is read before their names and shapes are those of the configuration."""
+    wanted = gate.shapes(config, facts, described)
+    layers = [
+        (f"{mine}.{kind}", [f"{other}.{kind}" for other in others])
+        for mine, others in names(config)
+        for kind in ("weight", "bias")
+        if f"{mine}.{kind}" in wanted  # a shortcut or a label that this network does not have
+    ]
+    shapes = {other: _shape_there(key, wanted[key], len(others)) for key, others in layers for other in others}
+    try:
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; save the model with safe_serialization=True")
+        with safe_open(path, "pt") as file:
+            stored = _by_new_names(file.keys(), path)
+            gate.need_same(shapes, {new: tuple(file.get_slice(old).get_shape()) for new, old in stored.items()}, path)
+            theirs = {new: file.get_tensor(old) for new, old in stored.items()}
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    gate.need_numbers(theirs, path)
+    return {key: torch.cat([theirs[o] for o in others]).float().reshape(wanted[key]) for key, others in layers}
+
+
+def _shape_there(ours: str, shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
+    """A tensor's shape in a file of theirs: attention's layers are matrices there, and q, k and v are apart."""
+    width = shape[0] // parts
+    return (width, math.prod(shape[1:])) if "attention" in ours and len(shape) == 4 else (width, *shape[1:])
+
+
+def _by_new_names(stored: Iterable[str], path: Path) -> dict[str, str]:
+    """Names as they are now: those in the file, each of which must mean another tensor."""
+    found: dict[str, str] = {}
+    for name in stored:
+        now = name
         for new, old in _OLD.items():
-            if f".{old}." in name:
-                theirs[name.replace(f".{old}.", f".{new}.")] = theirs.pop(name)
-    ours = {}
-    for mine, others in names(config):
-        for kind in ("weight", "bias"):
-            if (key := f"{mine}.{kind}") not in wanted:
-                continue  # a shortcut or a label that this network does not have
-            absent = [f"{other}.{kind}" for other in others if f"{other}.{kind}" not in theirs]
-            if absent:
-                raise UserError(f"{path}: has no tensor {absent[0]}; is it the network of its config.json?")
-            value = torch.cat([theirs.pop(f"{other}.{kind}") for other in others])
-            if value.numel() != wanted[key].numel():
-                raise UserError(f"{path}: {others[0]}.{kind} has shape {tuple(value.shape)}, not that of config.json")
-            ours[key] = value.float().reshape(wanted[key].shape)
-    if theirs:
-        raise UserError(f"{path}: unknown tensor {next(iter(theirs))}; is it the network of its config.json?")
-    return ours
+            now = now.replace(f".{old}.", f".{new}.")
+        if now in found:
+            raise UserError(f"{path}: {found[now]} and {name} name the same tensor; keep one of them")
+        found[now] = name
+    return found
 
 
 def export_run(run: Path, folder: Path) -> None:
