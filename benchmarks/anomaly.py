@@ -15,9 +15,9 @@ from common import WORK, Results, options, parsed, publish, shown, table
 
 from ancestral import build, checkpoint, data
 from ancestral.anomaly import SCORES, auroc
-from ancestral.bound import mean_and_error
 from ancestral.imageset import DataOptions, ImageSet
 from ancestral.parallel import Processes
+from ancestral.statistics import mean_and_error
 from ancestral.surprise import Tracing
 
 COLUMNS = ("own_bits", "foreign_bits", "own_shortest", "foreign_shortest")

@@ -24,16 +24,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ancestral import build, checkpoint, data, figures, grids, schedule
+from ancestral import build, checkpoint, data, grids, pictures, schedule
 from ancestral.composition import Product, negation
 from ancestral.denoiser import Denoiser, Predictor, clip_static
 from ancestral.energy import EnergyNetwork, Learned
-from ancestral.feed import to_bytes, to_unit
 from ancestral.guidance import Raw
 from ancestral.imageset import ImageSet
 from ancestral.langevin import Corrected
 from ancestral.mcmc import acceptance, adjusted
 from ancestral.objective import Weighted
+from ancestral.pixels import to_bytes, to_unit
 from ancestral.reverse import DDIM
 from ancestral.sample import latents, trajectory
 from ancestral.target import EPS
@@ -120,7 +120,7 @@ if __name__ == "__main__":
 
     def seen(x: Tensor, name: str) -> Tensor:
         """The classes found, and a sheet."""
-        figures.save_sheet(WORK / f"composition-{name}.png", to_bytes(x[:40]), 20)
+        pictures.save_sheet(WORK / f"composition-{name}.png", to_bytes(x[:40]), 20)
         with torch.no_grad():
             return judge(to_unit(to_bytes(x))).argmax(1)
 

@@ -21,14 +21,15 @@ from PIL import Image
 from ancestral import build, checkpoint, compressing, data
 from ancestral.archiving import compressed, expanded, open_coder
 from ancestral.bound import bound
+from ancestral.calibrated import Calibrated
 from ancestral.codec.archive import Archive
 from ancestral.codec.bits import Reader, read_varint
 from ancestral.codec.codebook import Codebook, Profile
 from ancestral.codec.container import Exact, parse
 from ancestral.codec.image import Codec
 from ancestral.codec.single import LEVEL_BITS, checked, skip
-from ancestral.denoiser import Calibrated, Denoiser
-from ancestral.feed import to_unit
+from ancestral.denoiser import Denoiser
+from ancestral.pixels import to_unit
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
 

@@ -27,12 +27,12 @@ from time_to_quality import Ours
 
 from ancestral import data, features
 from ancestral.baselines import lossless_bits_per_dim
-from ancestral.bound import mean_and_error
 from ancestral.drawing import Drawing, How
-from ancestral.feed import to_bytes, to_unit
 from ancestral.imageset import DataOptions, Splits
+from ancestral.pixels import to_bytes, to_unit
 from ancestral.rng import Streams
 from ancestral.sample import finish
+from ancestral.statistics import mean_and_error
 
 KEYS = ("data", "minutes", "name", "what")
 DRAWN, HELD_OUT = 2000, 1000  # images, at most: as `ancestral metrics` has it; for bits/dim

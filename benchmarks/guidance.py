@@ -20,10 +20,10 @@ from common import WORK, Results, options, parsed, publish, shown, table
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ancestral import build, checkpoint, data, figures
-from ancestral.feed import to_bytes, to_unit
+from ancestral import build, checkpoint, data, pictures
 from ancestral.guidance import EVERYWHERE, Guided, conditional
 from ancestral.imageset import ImageSet
+from ancestral.pixels import to_bytes, to_unit
 from ancestral.sample import sample
 from ancestral.solvers import SOLVERS
 
@@ -98,7 +98,7 @@ if __name__ == "__main__":
             drawn.append(sample(guided, saved.facts.shape, count, grid, SOLVERS["unipc3"], start, ROUND))
         images = to_bytes(torch.cat(drawn))
         WORK.mkdir(parents=True, exist_ok=True)
-        figures.save_sheet(WORK / f"guidance-{scale:g}-{rescale:g}-{interval[0]:g}.png", images[:100], 10)
+        pictures.save_sheet(WORK / f"guidance-{scale:g}-{rescale:g}-{interval[0]:g}.png", images[:100], 10)
         return judged(judge, images, labels)
 
     results = Results(WORK / "guidance.jsonl", ("model", "images", "steps", "scale", "rescale", "interval"))

@@ -15,14 +15,16 @@ from pathlib import Path
 
 import torch
 
-from ancestral import build, config, data, estimate, features, figures, grids, monitor
-from ancestral.bound import bound, mean_and_error
+from ancestral import build, config, data, estimate, features, grids, pictures, run_calibration
+from ancestral.bound import bound
 from ancestral.conditions import conditions_of
-from ancestral.feed import facts, to_bytes, to_unit
+from ancestral.datasets import facts
 from ancestral.imageset import ImageSet, Splits
+from ancestral.pixels import to_bytes, to_unit
 from ancestral.rng import Streams
 from ancestral.sample import sample
 from ancestral.solvers import SOLVERS
+from ancestral.statistics import mean_and_error
 from ancestral.train import Training
 
 DRAWN, REFERENCE, BOUND, TERMS = 1000, 1000, 128, 200
@@ -51,7 +53,7 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
         spent += time.process_time() - began
     weights = training.model_weights(training.tensors())
     model = build.ready(chosen, training.facts, weights)
-    table = monitor.calibration(chosen, model, splits.train, CPU)
+    table = run_calibration.calibration(chosen, model, splits.train, CPU)
     labels = torch.arange(DRAWN) % len(training.facts.class_names) if chosen.model.labels else None
     times = grids.trailing(model.schedule, 20)
     began = time.perf_counter()
@@ -62,7 +64,7 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
         drawn.append(sample(predictor, training.facts.shape, 50, times, SOLVERS["unipc3"], seed=start))
     images = to_bytes(torch.cat(drawn))
     drawing = time.perf_counter() - began
-    figures.save_sheet(sheet, images[:64])
+    pictures.save_sheet(sheet, images[:64])
     quality = features.measure(
         images, splits.test.spread(REFERENCE), features.network("lite0"), features.default_cache()
     )

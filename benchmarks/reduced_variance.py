@@ -13,7 +13,7 @@ from common import options, parsed, publish, table
 
 from ancestral import build, checkpoint, data
 from ancestral.bound import bound, naive_bound
-from ancestral.feed import to_unit
+from ancestral.pixels import to_unit
 from ancestral.rng import Streams
 
 

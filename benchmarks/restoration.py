@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ancestral import build, checkpoint, data, grids
 from ancestral.editing import measured
-from ancestral.feed import to_bytes, to_unit
 from ancestral.inverse import METHODS, Measurement, psnr
 from ancestral.operators import Known, Operator, box_means, gaussian_blur, grey
+from ancestral.pixels import to_bytes, to_unit
 from ancestral.reverse import DDIM
 from ancestral.rng import Streams
 from ancestral.sample import finish, latents

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ancestral import build, checkpoint, data, interop
 from ancestral.errors import UserError
-from ancestral.feed import to_bytes
+from ancestral.pixels import to_bytes
 from ancestral.sample import latents, sample
 from ancestral.solvers import SOLVERS
 

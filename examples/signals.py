@@ -12,14 +12,16 @@ from matplotlib.figure import Figure
 
 from ancestral import grids, schedule
 from ancestral.analytic import Correlated
-from ancestral.bound import bound, mean_and_error
+from ancestral.bound import bound
+from ancestral.calibrated import Calibrated
 from ancestral.calibration import calibrate
-from ancestral.denoiser import Calibrated, Denoiser
+from ancestral.denoiser import Denoiser
 from ancestral.fitting import fit
 from ancestral.gaussian import Normal
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
 from ancestral.sample import sample
+from ancestral.statistics import mean_and_error
 from ancestral.target import V
 from ancestral.unet import UNet
 

@@ -16,7 +16,7 @@ from ancestral.codec.image import Codec
 from ancestral.codec.planning import BUCKETS
 from ancestral.codec.tables import ESCAPE, REACH, TOTAL, ResidualTable
 from ancestral.denoiser import predict
-from ancestral.schedule import over
+from ancestral.types import over
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANCE = 0.0625  # of the data, on [-1, 1]: 32 grey levels

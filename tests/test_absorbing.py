@@ -10,13 +10,15 @@ from scipy import stats
 
 from ancestral import grids, schedule
 from ancestral.absorbing import MASK, Absorbing, Independent, hidden
-from ancestral.bound import bound, mean_and_error
+from ancestral.bound import bound
 from ancestral.discrete import VALUES, Logistic, Softmax, level_of, snap, value_of
 from ancestral.objective import VariationalBound
 from ancestral.orders import costs, from_law, imagined_costs, monotone, nll_in_order
-from ancestral.revealing import InOrder, Joint, Masked, Reveal, any_order, guess, raster
+from ancestral.reveal import InOrder, Reveal, any_order, raster
+from ancestral.revealing import Joint, Masked, guess
 from ancestral.rng import Streams
 from ancestral.sample import sample
+from ancestral.statistics import mean_and_error
 from ancestral.tuning import shortest
 from ancestral.walk import from_posterior, walk
 

@@ -10,9 +10,9 @@ from ancestral import grids, schedule, surprise
 from ancestral.analytic import gaussian
 from ancestral.anomaly import SCORES, Known, Trace, auroc, p_values, restoration_error, trace
 from ancestral.bound import bound, error_per_image, repeated
-from ancestral.console import open_model
 from ancestral.data import load
 from ancestral.gaussian import Normal
+from ancestral.open import open_model
 from ancestral.parallel import Processes
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams

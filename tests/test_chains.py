@@ -10,8 +10,8 @@ from PIL import Image
 from ancestral import build, checkpoint, config, data
 from ancestral.absorbing import Independent
 from ancestral.chains import CHAINS
+from ancestral.datasets import facts
 from ancestral.errors import UserError
-from ancestral.feed import facts
 from ancestral.train import Training, train
 from conftest import TINY, run_command
 

@@ -15,16 +15,16 @@ from hypothesis import strategies as st
 from ancestral import checkpoint, schedule
 from ancestral.analytic import gaussian
 from ancestral.bound import bound
+from ancestral.calibrated import Calibrated
 from ancestral.codec import calibration, codebook, residual, tables
 from ancestral.codec.cells import Grids, to_grey
 from ancestral.codec.errors import CodecError
 from ancestral.codec.planning import BUCKETS, Costs, Errors, bucket_sums, channel_bits, move_costs, plan, rate
-from ancestral.console import open_model
 from ancestral.data import load
-from ancestral.denoiser import Calibrated
 from ancestral.errors import UserError
-from ancestral.feed import to_unit
 from ancestral.grids import log_snr
+from ancestral.open import open_model
+from ancestral.pixels import to_unit
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
 

@@ -13,8 +13,9 @@ from torch.nn import functional
 from ancestral import grids, schedule
 from ancestral.analytic import Correlated, gaussian
 from ancestral.bound import bound, naive_bound
+from ancestral.calibrated import Calibrated
 from ancestral.calibration import calibrate
-from ancestral.denoiser import Calibrated, Denoiser, Prediction, clip_dynamic
+from ancestral.denoiser import Denoiser, Prediction, clip_dynamic
 from ancestral.fitting import fit
 from ancestral.flow import every_direction, log_density, transport
 from ancestral.form import Form, fold, unfold

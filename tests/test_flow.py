@@ -10,8 +10,9 @@ from torch import nn
 
 from ancestral import schedule
 from ancestral.analytic import Mixture, gaussian
-from ancestral.bound import mean_and_error, naive_bound
-from ancestral.denoiser import Calibrated, Denoiser, clip_static
+from ancestral.bound import naive_bound
+from ancestral.calibrated import Calibrated
+from ancestral.denoiser import Denoiser, clip_static
 from ancestral.flow import (
     LIFTS,
     Adaptive,
@@ -27,6 +28,7 @@ from ancestral.flow import (
 from ancestral.gaussian import HALF_BIN, Normal
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
+from ancestral.statistics import mean_and_error
 from ancestral.target import V
 from conftest import TINY, run_command
 

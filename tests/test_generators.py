@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from ancestral.discrete import value_of
-from ancestral.feed import to_bytes, to_unit
 from ancestral.gaussian import Normal
 from ancestral.imageset import ImageSet
+from ancestral.pixels import to_bytes, to_unit
 from ancestral.rng import Streams
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "baselines"

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from ancestral import data, feed, grids, schedule
+from ancestral import data, datasets, feed, grids, schedule
 from ancestral.analytic import Mixture, gaussian
 from ancestral.card import Measured
 from ancestral.conditions import trained_with
 from ancestral.config import Facts, resolve
 from ancestral.denoiser import Denoiser, Given, Prediction, clip_static, predict, score
-from ancestral.figures import read_png
 from ancestral.guidance import ClassifierGuided, Guided, Raw, beside, conditional
 from ancestral.imageset import DataOptions
+from ancestral.pictures import read_png
 from ancestral.reverse import DDIM, Ancestral, optimal
 from ancestral.sample import finish, trajectory
 from ancestral.solvers import SOLVERS
@@ -291,7 +291,7 @@ def test_who_is_dropped_is_a_function_of_the_image_number(digits):
 
 def test_a_stopped_training_with_dropped_labels_goes_on_to_the_same_bits(digits):
     configuration = settings(**{"model.labels": True})
-    facts = feed.facts(digits.train)
+    facts = datasets.facts(digits.train)
     straight, stopped, again = (Training(configuration, facts, CPU) for _ in range(3))
     for _ in range(4):
         straight.step(digits.train, 64)
@@ -324,7 +324,7 @@ def save_with_vectors(path, count=60, length=3, **changes):
 def test_vectors_of_the_users_are_read_split_and_told(tmp_path):
     vectors = save_with_vectors(tmp_path / "a.npz")
     splits = data.load(str(tmp_path / "a.npz"), DataOptions())
-    assert feed.facts(splits.train) == Facts((1, 8, 8), (), 3)
+    assert datasets.facts(splits.train) == Facts((1, 8, 8), (), 3)
     for part in (splits.train, splits.test):
         rows = [int(name.split("[")[1][:-1]) for name in part.names]
         assert np.array_equal(part.embeddings, vectors[rows].astype(np.float32))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ancestral import config, data, monitor, runner
+from ancestral import config, data, monitor, run_calibration, runner
 
 torchgen = pytest.importorskip("torchgen")
 yaml = pytest.importorskip("yaml")
@@ -68,6 +68,6 @@ def test_training_preview_and_bound_have_kernels(tmp_path, preset):
         run.training.step(images.train, 8)
         shown = run._shown(run.training.whole_averages()[0].weights)
         monitor.preview(run.config, run.facts, shown, images.test, torch.device("cpu"))
-        monitor.calibration(run.config, shown, images.train, torch.device("cpu"))
+        run_calibration.calibration(run.config, shown, images.train, torch.device("cpu"))
     assert without_mps(met.names) == set()
     assert len(met.names) > 50

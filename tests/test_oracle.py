@@ -12,13 +12,15 @@ from scipy.stats import chi2
 
 from ancestral import grids, schedule
 from ancestral.analytic import Mixture, dataset, gaussian
-from ancestral.bound import bound, largest_share, mean_and_error, naive_bound, random_places, strata
+from ancestral.bound import bound, naive_bound, random_places, strata
+from ancestral.calibrated import X0_EDGES, Calibrated
 from ancestral.calibration import LEAST_ERROR, calibrate
-from ancestral.denoiser import X0_EDGES, Calibrated, predict, score
+from ancestral.denoiser import predict, score
 from ancestral.gaussian import Normal
 from ancestral.reverse import DDIM, Ancestral, beta, fixedsmall, optimal
 from ancestral.rng import Streams
 from ancestral.sample import finish, latents
+from ancestral.statistics import largest_share, mean_and_error
 from ancestral.walk import from_model, from_model_to_the_end, walk
 
 F64 = torch.float64

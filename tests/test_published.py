@@ -22,9 +22,10 @@ from ancestral.denoiser import Denoiser, Prediction, predict, unclipped
 from ancestral.multistep import Deis, Dpm, DpmSde, DpmSingle, Ipndm, Lms, Seen
 from ancestral.reverse import DDIM
 from ancestral.sample import finish
-from ancestral.schedule import NoiseSchedule, over
+from ancestral.schedule import NoiseSchedule
 from ancestral.solvers import SOLVERS, Euler, Heun, Multistep, UniPC
 from ancestral.target import EPS, V
+from ancestral.types import over
 from ancestral.walk import walk
 from test_reference import LINEAR, Dummy, noised, ramp, run
 

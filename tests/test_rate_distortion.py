@@ -13,11 +13,12 @@ import torch
 
 from ancestral import baselines, grids, schedule
 from ancestral.analytic import gaussian
-from ancestral.bound import Bound, mean_and_error
+from ancestral.bound import Bound
 from ancestral.gaussian import Normal
 from ancestral.rate_distortion import along_chain, curve, psnr
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
+from ancestral.statistics import mean_and_error
 
 F64 = torch.float64
 VARIANCE, COUNT, DIMENSIONS = 0.25, 3000, 8

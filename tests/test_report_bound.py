@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from ancestral.feed import to_unit
+from ancestral.pixels import to_unit
 from ancestral.report import LANGUAGES, bound, effort, explain, onestep, page, spread
 from ancestral.report.subject import of_run
 from ancestral.report.toy import SPREAD, Shapes, exact

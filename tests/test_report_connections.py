@@ -7,15 +7,16 @@ import pytest
 import torch
 
 from ancestral import analytic
-from ancestral.bound import bound, mean_and_error
+from ancestral.bound import bound
 from ancestral.denoiser import predict
-from ancestral.figures import png
 from ancestral.imageset import ImageSet, Splits
+from ancestral.pictures import png
 from ancestral.rate_distortion import along_chain, curve
 from ancestral.report import connections, plane, progressive, spectrum, wandering
 from ancestral.report.subject import of_run
 from ancestral.report.toy import Shapes, exact
 from ancestral.rng import Streams
+from ancestral.statistics import mean_and_error
 
 
 @pytest.fixture(scope="module")

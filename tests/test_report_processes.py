@@ -11,10 +11,9 @@ from scipy.stats import norm
 
 from ancestral import build, config, schedule
 from ancestral.analytic import gaussian
-from ancestral.bound import mean_and_error
 from ancestral.denoiser import predict
-from ancestral.feed import to_bytes
-from ancestral.figures import read_png
+from ancestral.pictures import read_png
+from ancestral.pixels import to_bytes
 from ancestral.report import (
     LANGUAGES,
     chain,
@@ -31,6 +30,7 @@ from ancestral.report.parts import Number
 from ancestral.report.subject import of_run
 from ancestral.report.toy import exact
 from ancestral.solvers import FEW_STEPS, SOLVERS
+from ancestral.statistics import mean_and_error
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ancestral import archiving, figures, names, sampling, sealed
+from ancestral import archiving, names, sampling, sealed
 from ancestral.codec import calibration
 from ancestral.codec.archive import Archive
 from ancestral.errors import UserError
+from ancestral.pictures import png, read_png, sheet
 from ancestral.results import Results, held
 from conftest import TINY, run_command
 
@@ -236,7 +237,7 @@ def run(request, tmp_path_factory, trained_run):
     channels = {"grey": 1, "colour": 3}[request.param]
     pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8, channels), np.uint8)
     for number, image in enumerate(pixels[:5]):
-        (folder / f"{number}.png").write_bytes(figures.png(image))
+        (folder / f"{number}.png").write_bytes(png(image))
     if channels == 1:
         shutil.copytree(trained_run, folder / "run")
         return folder
@@ -258,7 +259,7 @@ def sample(run, out, *more, exit_code=0):
 
 def sheet_of(out):
     """The sheet that the numbered images make."""
-    return figures.sheet(np.stack([figures.read_png(path) for path in sorted(out.glob("[0-9]*.png"))]))
+    return sheet(np.stack([read_png(path) for path in sorted(out.glob("[0-9]*.png"))]))
 
 
 def test_a_stopped_sample_leaves_the_older_one_whole_and_goes_on(run, tmp_path, monkeypatch):
@@ -267,7 +268,7 @@ def test_a_stopped_sample_leaves_the_older_one_whole_and_goes_on(run, tmp_path, 
     sample(run, out, "--num-images", 6, "--film")
     put(out, {"mine.txt": b"mine", "000100.png": b"mine too"})
     before = content(out)
-    assert before["grid.png"] == figures.sheet(np.stack([figures.read_png(out / f"{n:06d}.png") for n in range(6)]))
+    assert before["grid.png"] == sheet(np.stack([read_png(out / f"{n:06d}.png") for n in range(6)]))
     walks, calls = sampling.keep_frames, []
 
     def counted(*arguments, stop=True):
@@ -380,7 +381,7 @@ def test_an_archive_of_a_folder_says_what_it_leaves_out_and_gives_all_back(run, 
 
 
 def test_one_image_is_an_archive(run, tmp_path):
-    pixels = figures.read_png(run / "3.png")
+    pixels = read_png(run / "3.png")
     np.save(tmp_path / "one.npy", pixels[None])
     put(tmp_path, {"folder/3.png": (run / "3.png").read_bytes()})
     for source in (tmp_path / "one.npy", tmp_path / "folder", run / "3.png"):
@@ -390,7 +391,7 @@ def test_one_image_is_an_archive(run, tmp_path):
         assert run_command("unarchive", run / "run", file, "--out", back).exit_code == 0
         (path,) = back.iterdir()
         assert path.name == ("000000.png" if source.suffix[:3] == ".np" else "3.png")
-        assert np.array_equal(figures.read_png(path), pixels)
+        assert np.array_equal(read_png(path), pixels)
 
 
 def test_names_that_would_become_one_are_refused_before_the_work(run, tmp_path, monkeypatch):
@@ -406,7 +407,7 @@ def test_names_that_would_become_one_are_refused_before_the_work(run, tmp_path, 
 def test_an_archive_with_such_names_is_read_as_npz_and_nothing_else_is_written(run, tmp_path):
     """Files made before, or by others: names are checked before anything is decoded."""
     file = tmp_path / "x.archive"
-    np.savez(tmp_path / "two.npz", images=np.stack([figures.read_png(run / f"{number}.png") for number in (0, 1)]))
+    np.savez(tmp_path / "two.npz", images=np.stack([read_png(run / f"{number}.png") for number in (0, 1)]))
     assert packed(run, tmp_path / "two.npz", file).exit_code == 0
     made = Archive.of_bytes(file.read_bytes())
     for listed in (("x.bmp", "x.bmp.png"), ("../a.png", "b.png"), ("a", "A"), ("a\x1b.png", "b")):
@@ -463,7 +464,7 @@ def test_all_that_is_compressed_comes_back_under_its_name(run, tmp_path, monkeyp
 
 
 def test_an_archive_is_never_of_scaled_values(run, tmp_path):
-    deep = np.stack([figures.read_png(run / f"{number}.png").astype(np.uint16) * 15 for number in range(3)])
+    deep = np.stack([read_png(run / f"{number}.png").astype(np.uint16) * 15 for number in range(3)])
     np.save(tmp_path / "deep.npy", deep)
     result = packed(run, tmp_path / "deep.npy", tmp_path / "x.archive")
     assert (result.exit_code, "8 bits" in result.output) == (2, True), result.output

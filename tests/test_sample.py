@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ancestral import build, console, grids, rng, schedule
+from ancestral import build, grids, open, rng, schedule
 from ancestral.analytic import gaussian
 from ancestral.denoiser import CLIPS, Denoiser, clip_dynamic, clip_static
-from ancestral.feed import to_bytes
+from ancestral.pixels import to_bytes
 from ancestral.reverse import DDIM, Ancestral, beta, fixedsmall, optimal
 from ancestral.rng import Streams
 from ancestral.sample import film, finish, latents, sample, trajectory
@@ -228,7 +228,7 @@ def test_the_film_of_a_method_with_visits_of_its_own_has_a_frame_a_time(trained_
 def test_another_clipping_for_drawing(trained_run, command, tmp_path, name):
     result = command("sample", trained_run, "--num-images", 4, "--steps", 5, "--clip", name, "--out", tmp_path)
     assert result.exit_code == 0, result.output
-    saved, model = console.open_model(trained_run, "cpu", None)
+    saved, model = open.open_model(trained_run, "cpu", None)
     model.clip = CLIPS[name]
     times, predictor = grids.trailing(model.schedule, 5), build.predictor(model, saved.calibration)
     images = to_bytes(sample(predictor, saved.facts.shape, 4, times, SOLVERS["unipc3"]))

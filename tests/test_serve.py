@@ -31,16 +31,34 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("sklearn")
 
-from ancestral import data, features  # noqa: E402
+from ancestral import (
+    data,
+    features,
+)
 from ancestral.errors import UserError  # noqa: E402
 from ancestral.imageset import DataOptions  # noqa: E402
 from ancestral.rng import Streams  # noqa: E402
-from ancestral.web import bodies, doors, likeness, serving, stream, uploads  # noqa: E402
+from ancestral.web import (
+    bodies,
+    doors,
+    likeness,
+    serving,
+    stream,
+    uploads,
+)
 from ancestral.web.app import create_app  # noqa: E402
 from ancestral.web.record import Record  # noqa: E402
-from ancestral.web.shared import Calls, Shared, rounding_alike  # noqa: E402
+from ancestral.web.shared import (
+    Calls,
+    Shared,
+    rounding_alike,
+)
 from ancestral.web.studio import open_studio  # noqa: E402
-from ancestral.web.work import Full, Limits, Workshop  # noqa: E402
+from ancestral.web.work import (
+    Full,
+    Limits,
+    Workshop,
+)
 
 
 @contextmanager

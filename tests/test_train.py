@@ -15,11 +15,13 @@ from ancestral import (
     commands,
     config,
     data,
+    datasets,
     estimate,
     feed,
     guard,
     history,
     monitor,
+    pixels,
     probing,
     runner,
     sealed,
@@ -50,7 +52,7 @@ def digits():
 
 
 def trained(configuration, digits, images, total, into=None):
-    run = into or train.Training(configuration, feed.facts(digits.train), CPU)
+    run = into or train.Training(configuration, datasets.facts(digits.train), CPU)
     for _ in train.train(run, digits.train, total):
         if run.images >= images:
             break
@@ -78,7 +80,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times, optimi
     )
     straight = trained(configuration, digits, 160, 160)
     first = trained(configuration, digits, 72, 160)
-    second = train.Training(configuration, feed.facts(digits.train), CPU)
+    second = train.Training(configuration, datasets.facts(digits.train), CPU)
     torch.manual_seed(1234)  # a restart finds torch's own generator anywhere
     kept = {name: value.clone(memory_format=torch.contiguous_format) for name, value in first.tensors().items()}
     second.load(kept, first.images)  # as from a file, which knows no other layout
@@ -90,7 +92,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times, optimi
 def test_each_weight_moves_against_its_own_gradient_however_memory_is_laid_out(digits, shards):
     """Adam's first update in closed form: rate g / (|g| + 1e-8)."""
     configuration = settings(train__channels_last=True, train__exact_shards=shards, train__warmup=0.0)
-    run = train.Training(configuration, feed.facts(digits.train), CPU)
+    run = train.Training(configuration, datasets.facts(digits.train), CPU)
     before = [one.detach().clone() for one in run.network.parameters()]
     rate = run.step(digits.train, 800).learning_rate
     moved = 0
@@ -129,9 +131,9 @@ def test_flips_turn_about_half(digits):
 
 def test_bytes_round_trip():
     levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    unit = feed.to_unit(levels)
+    unit = pixels.to_unit(levels)
     assert (float(unit.min()), float(unit.max())) == (-1, 1)
-    assert np.array_equal(feed.to_bytes(unit), levels)
+    assert np.array_equal(pixels.to_bytes(unit), levels)
 
 
 def test_learning_rate_is_a_function_of_the_share_of_the_run():
@@ -141,7 +143,7 @@ def test_learning_rate_is_a_function_of_the_share_of_the_run():
 
 
 def test_loss_falls(digits):
-    run = train.Training(settings(), feed.facts(digits.train), CPU)
+    run = train.Training(settings(), datasets.facts(digits.train), CPU)
     losses = [record.loss for record in train.train(run, digits.train, 800)]
     assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
 
@@ -437,7 +439,7 @@ def test_paper_presets_have_the_papers_size():
 def test_another_way_to_compute_changes_nothing_but_rounding(digits, option, tolerance):
     small = {"model__dropout": 0.0, "model__multipliers": (1,), "model__attention": ()}  # quick to compile
     eager = trained(settings(**small), digits, 80, 10_000)
-    other = train.Training(settings(**small, **option), feed.facts(digits.train), CPU)
+    other = train.Training(settings(**small, **option), datasets.facts(digits.train), CPU)
     other.network.load_state_dict(eager.network.state_dict())
     other.images = eager.images
     # Gradients, not weights: Adam makes full steps of gradients that are nothing but rounding.
@@ -493,14 +495,14 @@ def test_a_run_computes_in_what_its_layers_are_fastest_in(digits, monkeypatch, t
 
 @pytest.mark.parametrize("named", ["float32", "bfloat16"])
 def test_a_precision_that_is_named_is_not_measured(digits, named):
-    run = train.Training(settings(train__precision=named), feed.facts(digits.train), CPU)
+    run = train.Training(settings(train__precision=named), datasets.facts(digits.train), CPU)
     assert commands.choose_precision(run, lambda *_: pytest.fail("measured")) is None
     assert run.precision == getattr(torch, named)
 
 
 def test_a_processor_without_bfloat16_is_not_measured(digits, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    run = train.Training(settings(train__precision="auto"), feed.facts(digits.train), CPU)
+    run = train.Training(settings(train__precision="auto"), datasets.facts(digits.train), CPU)
     assert commands.choose_precision(run, lambda *_: pytest.fail("measured")) is None
     assert run.precision == torch.float32
 
@@ -508,7 +510,7 @@ def test_a_processor_without_bfloat16_is_not_measured(digits, monkeypatch):
 def test_the_first_process_chooses_for_all(digits, monkeypatch):
     """The others are told, and measure nothing themselves."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    run = train.Training(settings(train__precision="auto"), feed.facts(digits.train), CPU)
+    run = train.Training(settings(train__precision="auto"), datasets.facts(digits.train), CPU)
     monkeypatch.setattr(Processes, "from_first", lambda self, value: 0.7)
     run.processes = Processes(1, 2)
     assert "0.70 times" in commands.choose_precision(run, lambda *_: pytest.fail("measured"))
@@ -537,7 +539,7 @@ def test_recomputing_keeps_less(digits):
 
 
 def test_half_precision_lowers_its_scale_and_goes_on(digits):
-    run = train.Training(settings(train__precision="float16"), feed.facts(digits.train), CPU)
+    run = train.Training(settings(train__precision="float16"), datasets.facts(digits.train), CPU)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
     assert not run.step(digits.train, 1000).made
@@ -546,7 +548,7 @@ def test_half_precision_lowers_its_scale_and_goes_on(digits):
         [run.step(digits.train, 1000) for _ in range(9)]
     run.scaler.update(1024.0)
     assert run.step(digits.train, 1000).made
-    again = train.Training(settings(train__precision="float16"), feed.facts(digits.train), CPU)
+    again = train.Training(settings(train__precision="float16"), datasets.facts(digits.train), CPU)
     again.load(run.tensors(), run.images)
     assert again.scaler.get_scale() == run.scaler.get_scale() == 1024.0
 
@@ -584,7 +586,7 @@ def test_parts_of_a_batch_add_up_to_it(digits):
 
 
 def test_a_run_on_few_times_is_looked_at_on_all_of_them(digits):
-    configuration, facts = settings(diffusion__train_steps=5), feed.facts(digits.train)
+    configuration, facts = settings(diffusion__train_steps=5), datasets.facts(digits.train)
     drawn = monitor.preview(configuration, facts, build.denoiser(configuration, facts).eval(), digits.test, CPU)
     assert drawn.images.shape == (16, 8, 8, 1)
 
@@ -593,7 +595,7 @@ def test_a_run_on_few_times_is_looked_at_on_all_of_them(digits):
 def test_memory_that_runs_out_changes_nothing_but_the_part(digits, monkeypatch, shards):
     options = settings(model__dropout=0.0, train__exact_shards=shards)
     whole = trained(options, digits, 64, 64)
-    tight = train.Training(options, feed.facts(digits.train), CPU)
+    tight = train.Training(options, datasets.facts(digits.train), CPU)
     forward, calls = tight.network.forward, []
 
     def only_two_fit(x, *args, **options):

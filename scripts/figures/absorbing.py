@@ -13,16 +13,17 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sheets import labelled
 
-from ancestral import build, checkpoint, data, figures
-from ancestral.bound import bound, mean_and_error
+from ancestral import build, checkpoint, data, figures, pictures
+from ancestral.bound import bound
 from ancestral.chains import CHAINS
 from ancestral.denoiser import Denoiser
-from ancestral.feed import to_bytes, to_unit
 from ancestral.grids import full, trailing
 from ancestral.imageset import Rows
 from ancestral.orders import costs, monotone
+from ancestral.pixels import to_bytes, to_unit
 from ancestral.rng import Streams
 from ancestral.sample import beginning, film, latents, trajectory
+from ancestral.statistics import mean_and_error
 from ancestral.tuning import shortest
 
 IMAGES, FRAMES, FILMED, MEASURED = 6, 9, 98, 64
@@ -41,7 +42,7 @@ def film_of(model: Denoiser, shape: tuple[int, ...], path: Path) -> None:
         for image in range(IMAGES)
         for x in (*(model.schedule.shown(x_t)[image] for x_t in frames.x_t), frames.final[image])
     ]
-    sheet = figures.contact_sheet(to_bytes(torch.stack(rows)), columns=FRAMES + 1, side=56)
+    sheet = pictures.contact_sheet(to_bytes(torch.stack(rows)), columns=FRAMES + 1, side=56)
     hidden = [str(int(model.schedule.count(t, start[0].numel()))) for t in keep]
     labelled(sheet, [*hidden, "0"]).save(path / "absorbing-film.png", optimize=True)
 

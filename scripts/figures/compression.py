@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from sheets import labelled
 
-from ancestral import checkpoint, data, figures
+from ancestral import checkpoint, data
 from ancestral.cli import main
+from ancestral.pictures import contact_sheet, png, read_png
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "img" / "compression-prefixes.png"
 SHOWN = (1, 2, 5, 7)  # of the held-out images
@@ -33,7 +34,7 @@ def prefixes(run: Path, folder: Path) -> tuple[np.ndarray, list[int]]:
     for name in ("whole", "files"):
         (folder / name).mkdir()
     for place, image in enumerate(images):
-        (folder / "whole" / f"{place}.png").write_bytes(figures.png(image))
+        (folder / "whole" / f"{place}.png").write_bytes(png(image))
     command("compress", run, *sorted((folder / "whole").iterdir()), "--out", folder / "files", "--profile", "balanced")
     files = sorted((folder / "files").iterdir())
     columns = []
@@ -42,7 +43,7 @@ def prefixes(run: Path, folder: Path) -> tuple[np.ndarray, list[int]]:
         out.mkdir()
         part = [] if count is None else ["--upto", count, "--finish", "ode"]
         command("decompress", run, *files, "--out", out, *part)
-        columns.append(np.stack([figures.read_png(path) for path in sorted(out.iterdir())]))
+        columns.append(np.stack([read_png(path) for path in sorted(out.iterdir())]))
     assert (columns[-1] == images).all()
     return np.stack(columns, 1), [file.stat().st_size for file in files]
 
@@ -53,6 +54,6 @@ if __name__ == "__main__":
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         pictures, sizes = prefixes(given.run, Path(folder))
-    sheet = figures.contact_sheet(pictures.reshape(-1, *pictures.shape[2:]), pictures.shape[1])
+    sheet = contact_sheet(pictures.reshape(-1, *pictures.shape[2:]), pictures.shape[1])
     words = [f"{BYTES[0]} bytes", *map(str, BYTES[1:]), "all"]
     labelled(sheet, words, [f"{size} in all" for size in sizes]).save(OUT, optimize=True)

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from sheets import labelled
 
-from ancestral import checkpoint, data, figures
+from ancestral import checkpoint, data, pictures
 from ancestral.cli import main
 
 IMG = Path(__file__).resolve().parents[2] / "docs" / "img"
@@ -45,7 +45,7 @@ class Sheets:
         """A PNG of these pixels (H, W, C)."""
         self.number += 1
         path = self.folder / f"in-{self.number}.png"
-        path.write_bytes(figures.png(pixels))
+        path.write_bytes(pictures.png(pixels))
         return str(path)
 
     def edit(self, verb: str, *arguments: object) -> list[np.ndarray]:
@@ -54,12 +54,12 @@ class Sheets:
         out = self.folder / f"out-{self.number}.png"
         command = ["edit", verb, str(self.run), *map(str, arguments), "--out", str(out), "--device", "cpu"]
         main.main(command, standalone_mode=False)
-        return [figures.read_png(path) for path in sorted(out.with_suffix("").glob("*.png"))]
+        return [pictures.read_png(path) for path in sorted(out.with_suffix("").glob("*.png"))]
 
 
 def write(name: str, rows: list[list[np.ndarray]]) -> None:
     """A sheet of docs/img."""
-    sheet = figures.contact_sheet(np.stack([image for row in rows for image in row]), len(rows[0]))
+    sheet = pictures.contact_sheet(np.stack([image for row in rows for image in row]), len(rows[0]))
     labelled(sheet, *WORDS[name]).save(IMG / f"edit-{name}.png", optimize=True)
 
 

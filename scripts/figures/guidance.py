@@ -13,10 +13,10 @@ import torch
 from matplotlib.figure import Figure
 from sheets import labelled
 
-from ancestral import build, checkpoint, figures, grids, schedule
+from ancestral import build, checkpoint, figures, grids, pictures, schedule
 from ancestral.analytic import Mixture
-from ancestral.feed import to_bytes
 from ancestral.guidance import Guided, beside, conditional
+from ancestral.pixels import to_bytes
 from ancestral.reverse import Ancestral, optimal
 from ancestral.sample import sample
 from ancestral.solvers import SOLVERS
@@ -59,7 +59,7 @@ def digits(run: Path) -> None:
     for scale in SHOWN:
         guided = Guided(conditional(model, labels=labels), model, scale, clip=model.clip)
         rows.append(sample(guided, saved.facts.shape, len(labels), grid, SOLVERS["unipc3"], 0))
-    sheet = figures.contact_sheet(to_bytes(torch.cat(rows)), columns=len(labels))
+    sheet = pictures.contact_sheet(to_bytes(torch.cat(rows)), columns=len(labels))
     words = [f"scale {scale:g}" for scale in SHOWN]
     labelled(sheet, saved.facts.class_names, words).save(OUT / "guidance-digits.png", optimize=True)
 

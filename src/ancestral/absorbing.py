@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ancestral.discrete import Point, Values, snap
-from ancestral.schedule import NoiseSchedule, Time
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import Time
 
 MASK = 2.0  # off the data's range [-1, 1], and exact in every floating type
 

@@ -16,18 +16,20 @@ from torch import Tensor
 
 from ancestral import build, checkpoint, data, sealed
 from ancestral.archiving import Archived, compressed, expanded, open_coder
-from ancestral.bound import bound, largest_share, mean_and_error, naive_bound
+from ancestral.bound import bound, naive_bound
 from ancestral.chains import need_every_time
 from ancestral.codec.archive import Archive
 from ancestral.codec.blocks import MOST
 from ancestral.console import screen, write_text
+from ancestral.datasets import images_for
 from ancestral.denoiser import Predictor
 from ancestral.errors import UserError
-from ancestral.feed import images_for, to_unit
 from ancestral.flow import Noised, flow_bits_per_dim
 from ancestral.jobs import pieces
+from ancestral.pixels import to_unit
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
+from ancestral.statistics import largest_share, mean_and_error
 
 Measure = Callable[[Predictor, Tensor, list[int], Streams], Tensor]  # bits per dimension of each image, (B,)
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ancestral.denoiser import Prediction, predict
 from ancestral.gaussian import Normal
-from ancestral.schedule import NoiseSchedule, Time
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import Time
 
 
 class Mixture:

@@ -15,10 +15,10 @@ from torch import Tensor
 from ancestral.bound import bound
 from ancestral.denoiser import Predictor
 from ancestral.grids import quadratic
-from ancestral.metrics import Estimate
 from ancestral.reverse import DDIM, Transition
 from ancestral.rng import Streams
 from ancestral.schedule import NoiseSchedule
+from ancestral.statistics import Estimate
 from ancestral.walk import walk
 
 STEPS = 25  # of the grid that all images share; quadratic, whose bound is as tight as that of every step

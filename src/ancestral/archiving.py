@@ -16,20 +16,21 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from ancestral import build, data, disk, figures, sealed
+from ancestral import build, data, disk, pictures, sealed
 from ancestral.checkpoint import Checkpoint
 from ancestral.codec.archive import Archive, Block, Setting, rows_of
 from ancestral.codec.blocks import Coder
 from ancestral.codec.errors import CodecError
-from ancestral.console import open_gaussian, screen, together
+from ancestral.console import screen, together
+from ancestral.datasets import facts
 from ancestral.denoiser import Predictor
 from ancestral.errors import UserError
-from ancestral.feed import facts
 from ancestral.files import listed_below
 from ancestral.images import SUFFIXES, exact
 from ancestral.imageset import DataOptions, ImageSet, joined
 from ancestral.jobs import Job, pieces
 from ancestral.names import as_png, check
+from ancestral.open import open_gaussian
 from ancestral.reading import listed
 from ancestral.results import held
 from ancestral.store import array
@@ -210,7 +211,7 @@ def unarchive(run: Path, file: Path, *, out: Path, only: tuple[int, int] | None)
             with held(out, "unarchive") as place:
                 place.need_free(targets)
                 pixels = expanded(saved, predictor, packed_images, wanted)
-                place.add(zip(targets, map(figures.png, pixels), strict=True))
+                place.add(zip(targets, map(pictures.png, pixels), strict=True))
     except CodecError as error:
         raise CodecError(f"{file}: {error}") from None
     screen.print(f"{len(pixels)} images: {out}")

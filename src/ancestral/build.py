@@ -11,14 +11,16 @@ import torch
 from torch import nn
 
 from ancestral import checkpoint, conditions, ema
-from ancestral.chains import chain, choose
+from ancestral.calibrated import Calibrated
+from ancestral.chains import chain
 from ancestral.config import Config, Facts, ModelOptions, TrainOptions
-from ancestral.denoiser import Calibrated, Denoiser, Given, Predictor
+from ancestral.denoiser import Denoiser, Given, Predictor
 from ancestral.errors import UserError
 from ancestral.form import Form
 from ancestral.grids import GRIDS, full, trailing
 from ancestral.muon import Muon
 from ancestral.objective import OBJECTIVES, Objective
+from ancestral.registry import choose
 from ancestral.reverse import DDIM, VARIANCES, Ancestral, Planned, Transition, fixedsmall, learned, optimal
 from ancestral.schedule import SCHEDULES, NoiseSchedule
 from ancestral.solvers import SOLVERS

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral.denoiser import X0_EDGES, Predictor, x0_bucket
+from ancestral.calibrated import X0_EDGES, x0_bucket
+from ancestral.denoiser import Predictor
 from ancestral.grids import log_snr
 from ancestral.rng import Streams
 from ancestral.schedule import NoiseSchedule

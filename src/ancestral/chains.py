@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
 from ancestral.absorbing import Absorbing, Independent
-from ancestral.config import Config, DiffusionOptions, Facts, suggest
+from ancestral.config import Config, DiffusionOptions, Facts
 from ancestral.denoiser import CLIPS, CLOCKS, Denoiser
 from ancestral.discrete import VALUES
 from ancestral.errors import UserError
 from ancestral.orders import from_law, imagined_costs
-from ancestral.revealing import Masked, Reveal
+from ancestral.registry import choose
+from ancestral.reveal import Reveal
+from ancestral.revealing import Masked
 from ancestral.reverse import VARIANCES, Ancestral, Planned, Transition, fixedlarge, learned
 from ancestral.rng import Streams
 from ancestral.schedule import NoiseSchedule
@@ -22,19 +24,6 @@ from ancestral.solvers import FEW_STEPS, SOLVERS
 from ancestral.target import TARGETS
 from ancestral.tuning import jumps, shortest
 from ancestral.walk import Draw, from_model
-
-_T = TypeVar("_T")
-
-
-def choose(table: Mapping[str, _T], name: str, field: str) -> _T:
-    """The entry of a table.
-
-    Raises:
-        UserError: naming the field, the wrong name and the nearest right one.
-    """
-    if name not in table:
-        raise UserError(f"{field}: unknown name '{name}'; {suggest(name, table)}")
-    return table[name]
 
 
 @dataclass(frozen=True)

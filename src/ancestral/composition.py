@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ancestral.denoiser import Clip, Prediction, Predictor, predict, unclipped
 from ancestral.energy import Energy
-from ancestral.schedule import NoiseSchedule, Time, over
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import Time, over
 
 
 def _common(parts: Sequence[Predictor]) -> NoiseSchedule:

@@ -12,20 +12,22 @@ import torch
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
-from ancestral import build, checkpoint, data, disk, figures, images, sealed
+from ancestral import build, checkpoint, data, disk, images, pictures, sealed
+from ancestral.calibrated import Calibrated
 from ancestral.codec import calibration
 from ancestral.codec.codebook import Codebook, drift, widened
 from ancestral.codec.codebook import check as check_drift
 from ancestral.codec.container import SUFFIX
 from ancestral.codec.finish import FINISHES
 from ancestral.codec.image import Codec
-from ancestral.console import device_of, open_gaussian, screen, state_type
-from ancestral.denoiser import Calibrated, Denoiser, Prediction, Predictor
+from ancestral.console import screen
+from ancestral.denoiser import Denoiser, Prediction, Predictor
 from ancestral.errors import UserError
 from ancestral.imageset import Splits
 from ancestral.names import as_png, check
+from ancestral.open import device_of, open_gaussian, state_type
 from ancestral.results import held
-from ancestral.schedule import Time
+from ancestral.types import Time
 
 NO_FLOAT64 = "the codec computes in float64, which mps does not have"
 TOLD = "this model is told conditions, which files do not hold; train one without"
@@ -92,7 +94,7 @@ def decompress(
             decoded = codec.decode(contents, FINISHES[finish], names)
             bar.update(task, total=predictor.calls)
         seconds = time.monotonic() - started
-        write([figures.png(one.pixels) for one in decoded])
+        write([pictures.png(one.pixels) for one in decoded])
     for target, one, content in zip(targets, decoded, contents, strict=True):
         what = "lossless" if one.lossless else f"lossy: {one.steps} steps, finished by {finish}"
         screen.print(f"{target}: from {len(content)} bytes, {8 * len(content) / one.pixels.size:.3f} bits/dim, {what}")

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ancestral.config import Config, Facts, suggest
+from ancestral.config import Config, Facts
 from ancestral.errors import UserError
 from ancestral.imageset import ImageSet
 from ancestral.reading import listed
+from ancestral.registry import suggest
 from ancestral.rng import Streams
 
 Conditions = dict[str, Tensor]  # labels int64 (B,), embedding float32 (B, E), dropped bool (B,)

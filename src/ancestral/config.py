@@ -6,7 +6,6 @@ their own modules' tables when the run is built.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -19,6 +18,7 @@ from ancestral import versions
 from ancestral.errors import OtherVersion, UserError
 from ancestral.facts import Facts
 from ancestral.imageset import DataOptions
+from ancestral.registry import suggest
 
 SCHEMA = 2
 
@@ -180,13 +180,6 @@ PRESETS: dict[str, _Preset] = {
         "train.beta2": 0.99,
     },
 }
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' when something near is known, otherwise the list."""
-    options = list(known)
-    near = difflib.get_close_matches(name, options, 1, 0.5)
-    return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(options)}"
 
 
 def known_keys() -> dict[str, Any]:

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -16,10 +16,8 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from ancestral import build, chains, checkpoint, parallel, sealed
-from ancestral.denoiser import Denoiser, Prediction, Predictor
+from ancestral import parallel, sealed
 from ancestral.errors import UserError
-from ancestral.schedule import Time
 from ancestral.text import shown
 
 
@@ -46,21 +44,6 @@ class Screen(Console):
 screen = Screen()
 
 
-def open_model(folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:
-    """The newest whole checkpoint of a run and its model."""
-    saved, problems = checkpoint.open_run(folder)
-    for problem in problems:
-        screen.print(f"warning: {problem}; the checkpoint before it is used")
-    return saved, build.trained(saved, folder, build.device(device), average_width)
-
-
-def open_gaussian(folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:
-    """As `open_model`, but a run with Gaussian noise."""
-    saved, model = open_model(folder, device, average_width)
-    chains.need_gaussian(saved.config, str(folder))
-    return saved, model
-
-
 @contextmanager
 def together(device: torch.device, patience: timedelta = parallel.PATIENCE) -> Iterator[parallel.Processes]:
     """The processes that share a command, of which only the first speaks; they part in order however it ends."""
@@ -70,28 +53,6 @@ def together(device: torch.device, patience: timedelta = parallel.PATIENCE) -> I
         yield processes
     finally:
         parallel.leave()
-
-
-class Watched:
-    """A predictor that says how many images it has looked at, each time it is called."""
-
-    def __init__(self, predictor: Predictor, told: Callable[[int], object]) -> None:
-        self.predictor, self.schedule, self.told = predictor, predictor.schedule, told
-
-    def __call__(self, x_t: torch.Tensor, t: Time) -> Prediction:
-        """As the predictor."""
-        self.told(len(x_t))
-        return self.predictor(x_t, t)
-
-
-def device_of(model: torch.nn.Module) -> torch.device:
-    """Where a network's weights are."""
-    return next(model.parameters()).device
-
-
-def state_type(model: torch.nn.Module) -> torch.dtype:
-    """The type of the states of a walk: float64 where the device has it."""
-    return torch.float32 if device_of(model).type == "mps" else torch.float64
 
 
 def write_text(path: Path, text: str) -> None:

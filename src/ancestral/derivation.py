@@ -19,7 +19,8 @@ from ancestral.denoiser import Prediction, Predictor
 from ancestral.gaussian import Normal
 from ancestral.reverse import Transition
 from ancestral.rng import Streams
-from ancestral.schedule import Likelihood, NoiseSchedule
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import Likelihood
 from ancestral.walk import Step, from_posterior, walk
 
 

@@ -11,13 +11,14 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from ancestral import figures, images
+from ancestral import images, pictures
 from ancestral.conditions import Conditions, class_number
-from ancestral.console import device_of, open_gaussian, screen, state_type
+from ancestral.console import screen
 from ancestral.denoiser import Predictor
 from ancestral.drawing import Drawing, How, Opener
 from ancestral.errors import UserError
-from ancestral.feed import to_bytes, to_unit
+from ancestral.open import device_of, open_gaussian, state_type
+from ancestral.pixels import to_bytes, to_unit
 from ancestral.results import held
 from ancestral.rng import Streams
 from ancestral.sample import finish, latents
@@ -187,11 +188,11 @@ class Desk(Bench):
         columns = [*(one.cpu()[:, None] for one in before), results.cpu(), *(one.cpu()[:, None] for one in after)]
         sheet = torch.cat(columns, 1)
         images = {
-            f"{self.folder.name}/{row:03d}-{variant:03d}.png": figures.png(image)
+            f"{self.folder.name}/{row:03d}-{variant:03d}.png": pictures.png(image)
             for row, variants in enumerate(results)
             for variant, image in enumerate(to_bytes(variants))
         }
-        cover = {out.name: figures.sheet(to_bytes(sheet.flatten(0, 1)), columns=sheet.shape[1])}
+        cover = {out.name: pictures.sheet(to_bytes(sheet.flatten(0, 1)), columns=sheet.shape[1])}
         with held(out.parent, "edit", beside=self.folder) as place:
             place.need_free(images)
             for path in place.replace({**images, **cover}.items(), covers=cover):

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ancestral import build, checkpoint, disk
-from ancestral.chains import choose, need_gaussian
+from ancestral.chains import need_gaussian
 from ancestral.conditions import Conditions
-from ancestral.console import device_of, open_model, state_type
 from ancestral.denoiser import CLIPS, Denoiser
 from ancestral.errors import UserError
 from ancestral.grids import explicit
 from ancestral.guiding import Guiding
+from ancestral.open import device_of, open_model, state_type
+from ancestral.registry import choose
 from ancestral.reverse import begin
 from ancestral.sample import beginning, latents, trajectory
 from ancestral.schedule import NoiseSchedule

@@ -17,9 +17,9 @@ from ancestral.desk import VARIANTS, Bench, Desk, Sources, Work
 from ancestral.drawing import How
 from ancestral.edits import Resampled, below, inverted, known_region, mix, slerp
 from ancestral.errors import UserError
-from ancestral.feed import to_bytes, to_unit
 from ancestral.inverse import METHODS, Measurement, psnr
 from ancestral.operators import Known, Operator, box_means, gaussian_blur, grey
+from ancestral.pixels import to_bytes, to_unit
 from ancestral.reverse import begin
 from ancestral.rng import Streams
 from ancestral.sample import trajectory

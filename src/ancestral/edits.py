@@ -13,7 +13,8 @@ from ancestral.gaussian import Normal
 from ancestral.reverse import DDIM, Transition
 from ancestral.rng import Streams
 from ancestral.sample import finish
-from ancestral.schedule import NoiseSchedule, Time, over
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import Time, over
 from ancestral.walk import Draw, Move, walk
 
 

@@ -18,7 +18,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ancestral.denoiser import Denoiser, Prediction
 from ancestral.guidance import Raw
-from ancestral.schedule import NoiseSchedule, Time, over
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import Time, over
 
 
 class Energy(Protocol):

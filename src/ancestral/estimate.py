@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
-from ancestral.feed import facts
+from ancestral.datasets import facts
 from ancestral.imageset import ImageSet
 from ancestral.train import Training
 

@@ -13,19 +13,22 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from ancestral import baselines, build, checkpoint, data, figures, monitor, surprise
-from ancestral.bound import Bound, bound, concatenate, in_json, repeated
+from ancestral import baselines, build, checkpoint, data, figures, run_calibration, surprise
+from ancestral.bound import Bound, bound, concatenate, repeated
 from ancestral.chains import need_gaussian
 from ancestral.conditions import conditions_of
-from ancestral.console import device_of, open_model, screen, state_type, table_of, together
+from ancestral.console import screen, table_of, together
+from ancestral.datasets import images_for
 from ancestral.denoiser import Predictor
 from ancestral.errors import UserError
-from ancestral.feed import images_for, to_unit
 from ancestral.jobs import PATIENCE, Job, pieces
+from ancestral.open import device_of, open_model, state_type
+from ancestral.pixels import to_unit
 from ancestral.places import same_place
 from ancestral.results import held
 from ancestral.reverse import Transition
 from ancestral.rng import Streams
+from ancestral.statistics import in_json
 
 TERMS = 50  # of the bound that are measured an image, unless it is told otherwise
 
@@ -74,7 +77,7 @@ def evaluate(
     if per_image:
         usual = data.source_of(saved.config.source, reference, "name them: --reference DATA")
         known = (images if same_place(usual, data_source) else images_for(saved, usual)).train.spread(surprise.NORM)
-    saved = monitor.calibrated(saved, model, train)
+    saved = run_calibration.calibrated(saved, model, train)
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
     terms = terms if terms is not None else min(TERMS, len(times) - 1)
     if not exact and not min(2, len(times) - 1) <= terms <= len(times) - 1:

@@ -24,9 +24,10 @@ from ancestral.errors import UserError
 from ancestral.images import adapt
 from ancestral.imageset import ImageSet
 from ancestral.jobs import Files, Job, pieces, place, results
-from ancestral.metrics import Estimate, Metric, against, score, with_errors
+from ancestral.metrics import Metric, against, score, with_errors
 from ancestral.parallel import Processes
 from ancestral.sealed import Damaged
+from ancestral.statistics import Estimate
 
 LITE0_SIDE = 112
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"

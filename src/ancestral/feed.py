@@ -11,45 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral import data
-from ancestral.checkpoint import Checkpoint
-from ancestral.conditions import Conditions, all_of, same_kind
-from ancestral.config import Facts
-from ancestral.errors import UserError
-from ancestral.imageset import ImageSet, Rows, Splits
+from ancestral.conditions import Conditions, all_of
+from ancestral.imageset import ImageSet
+from ancestral.pixels import to_unit
 from ancestral.rng import Streams, permutation
-
-
-def facts(images: ImageSet) -> Facts:
-    """What a network must know about the data that it is trained on."""
-    height, width, channels = images.shape
-    names, vectors = images.class_names, images.embeddings
-    seen = set() if images.labels is None else set(np.unique(images.labels).tolist())
-    untrained = tuple(name for number, name in enumerate(names) if number not in seen)
-    return Facts((channels, height, width), names, 0 if vectors is None else vectors.shape[1], untrained)
-
-
-def images_for(saved: Checkpoint, source: str) -> Splits:
-    """Images that the model of a checkpoint can look at.
-
-    Raises:
-        UserError: for data of another shape, or with other conditions, than the model's.
-    """
-    images = data.load(source, saved.config.data)
-    if facts(images.test).shape != saved.facts.shape:
-        raise UserError(f"{source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
-    same_kind(saved.config, saved.facts, facts(images.test), source)
-    return images
-
-
-def to_unit(images: np.ndarray | Rows) -> Tensor:
-    """Bytes (B, H, W, C) to float32 (B, C, H, W) on [-1, 1]: byte / 127.5 - 1."""
-    return torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
-
-
-def to_bytes(images: Tensor) -> np.ndarray:
-    """[-1, 1] (B, C, H, W) to the nearest bytes (B, H, W, C)."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 @lru_cache(maxsize=2)

@@ -26,8 +26,8 @@ from ancestral.gaussian import HALF_BIN, Normal, standard_normal_like
 from ancestral.objective import Likelihood
 from ancestral.reverse import Ancestral, Transition
 from ancestral.rng import Streams
-from ancestral.schedule import over
 from ancestral.target import V
+from ancestral.types import over
 
 
 @dataclass(frozen=True)

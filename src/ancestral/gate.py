@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ancestral import build
+from ancestral.calibrated import X0_EDGES
 from ancestral.chains import chain
 from ancestral.checkpoint import Checkpoint
 from ancestral.config import Config
-from ancestral.denoiser import X0_EDGES
 from ancestral.errors import UserError
 from ancestral.facts import Facts
 

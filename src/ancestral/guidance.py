@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ancestral.denoiser import Clip, Denoiser, Prediction, Predictor, predict, unclipped
-from ancestral.schedule import Time, over
+from ancestral.types import Time, over
 
 Pair = Callable[[Tensor, Time], tuple[Prediction, Prediction]]  # from x_t and t: the strong prediction, the weak one
 LogProb = Callable[[Tensor, Time, Tensor], Tensor]  # from x_t, t, labels: log p(label | x_t) in nats, (B,)

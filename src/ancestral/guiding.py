@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from ancestral import build, checkpoint, sealed
+from ancestral.calibrated import Calibrated
 from ancestral.chains import need_gaussian
 from ancestral.checkpoint import Checkpoint
 from ancestral.conditions import Conditions, wanted
 from ancestral.config import Config
-from ancestral.console import device_of
-from ancestral.denoiser import Calibrated, Denoiser, Predictor
+from ancestral.denoiser import Denoiser, Predictor
 from ancestral.errors import UserError
 from ancestral.guidance import EVERYWHERE, Guided, Raw, beside, conditional
+from ancestral.open import device_of
 
 
 class Guide:

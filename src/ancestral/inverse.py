@@ -20,7 +20,8 @@ from torch import Tensor
 from ancestral.denoiser import Clip, Prediction, Predictor, predict, unclipped
 from ancestral.operators import Operator
 from ancestral.rng import Streams
-from ancestral.schedule import NoiseSchedule, Time, over
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import Time, over
 from ancestral.walk import Draw, Move, from_model
 
 

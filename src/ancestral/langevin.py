@@ -17,7 +17,8 @@ from torch import Tensor
 from ancestral.denoiser import Prediction, score
 from ancestral.gaussian import Normal
 from ancestral.reverse import DDIM, Transition
-from ancestral.schedule import NoiseSchedule, over
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import over
 
 
 def langevin(schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, share: float) -> Normal:

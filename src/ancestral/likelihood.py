@@ -12,17 +12,19 @@ import safetensors.torch
 import torch
 from rich.progress import Progress
 
-from ancestral import build, checkpoint, data, monitor
-from ancestral.bound import in_json
+from ancestral import build, checkpoint, data, run_calibration
 from ancestral.chains import need_every_time
 from ancestral.conditions import conditions_of
-from ancestral.console import device_of, open_gaussian, screen, state_type, together, write_text
+from ancestral.console import screen, together, write_text
+from ancestral.datasets import images_for
 from ancestral.errors import UserError
-from ancestral.feed import images_for, to_unit
 from ancestral.flow import LIFTS, Adaptive, flow_bound
 from ancestral.jobs import PATIENCE, Job, pieces
+from ancestral.open import device_of, open_gaussian, state_type
+from ancestral.pixels import to_unit
 from ancestral.results import held
 from ancestral.rng import Streams
+from ancestral.statistics import in_json
 
 
 def likelihood(
@@ -49,7 +51,7 @@ def likelihood(
     data_source = data.source_of(saved.config.source, data_source)
     images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train
-    saved = monitor.calibrated(saved, model, train)
+    saved = run_calibration.calibrated(saved, model, train)
     lifted = make(build.transition(saved, variance), build.training_grid(saved.config)[-2])
     settings = {
         "model": checkpoint.digest(saved),

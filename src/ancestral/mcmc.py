@@ -24,7 +24,7 @@ from ancestral.denoiser import Prediction, score
 from ancestral.energy import Energy
 from ancestral.gaussian import Normal
 from ancestral.rng import Streams
-from ancestral.schedule import over
+from ancestral.types import over
 from ancestral.walk import Draw, Move, Step, from_model
 
 

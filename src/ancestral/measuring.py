@@ -18,21 +18,23 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from ancestral import build, data, features, figures
+from ancestral import build, data, features, pictures
 from ancestral.conditions import all_of, wanted
 from ancestral.console import screen, together
+from ancestral.datasets import images_for
 from ancestral.drawing import Drawing, How
 from ancestral.errors import UserError
 from ancestral.features import Network, default_cache, features_of, on_sides, unlabelled
-from ancestral.feed import images_for, to_bytes
 from ancestral.images import adapt
 from ancestral.imageset import DataOptions, ImageSet, Splits, joined, spread
 from ancestral.jobs import PATIENCE, Job, pieces, place
-from ancestral.metrics import GROUPS, Estimate, copies, few, nearest, repeats
+from ancestral.metrics import GROUPS, copies, few, nearest, repeats
 from ancestral.parallel import Processes
+from ancestral.pixels import to_bytes
 from ancestral.results import held
 from ancestral.rng import permutation
 from ancestral.sample import finish
+from ancestral.statistics import Estimate
 
 LEAST = 2 * GROUPS  # images on each side
 COLUMNS, SHOWN = 12, 24  # samples beside their nearest training images
@@ -209,7 +211,7 @@ def _write(found: Found, document: dict[str, Any], sheet: np.ndarray, by: Networ
         return
     files = {
         f"metrics-{by.name}.json": (json.dumps(document, indent=1) + "\n").encode(),
-        f"nearest-{by.name}.png": figures.sheet(sheet, COLUMNS),
+        f"nearest-{by.name}.png": pictures.sheet(sheet, COLUMNS),
     }
     with held(out, f"metrics-{by.name}") as place:
         place.replace(files.items())

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ancestral.rng import permutation
+from ancestral.statistics import Estimate
 
 GROUPS = 10  # of the jackknife
 APART = 5  # standard deviations of the logarithm, and at least a factor of two, by which a repetition is nearer
@@ -25,13 +26,6 @@ ROUNDING = 1e-5  # of the vectors' length, within which distances are equal
 
 Metric = Callable[[Tensor, Tensor], dict[str, Tensor]]
 """Samples (N, D) and subsets of them, bool (V, N), to the named values (V,)."""
-
-
-class Estimate(NamedTuple):
-    """A value and its standard error."""
-
-    value: float
-    error: float
 
 
 def frechet(reference: Tensor) -> Metric:

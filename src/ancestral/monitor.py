@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -10,18 +9,15 @@ import torch
 from torch import Tensor
 
 from ancestral import build
-from ancestral.bound import bound, mean_and_error
-from ancestral.calibration import calibrate
-from ancestral.checkpoint import Checkpoint
+from ancestral.bound import bound
 from ancestral.conditions import conditions_of, in_turn
 from ancestral.config import Config, Facts
 from ancestral.denoiser import Denoiser
-from ancestral.feed import to_bytes, to_unit
 from ancestral.imageset import ImageSet
+from ancestral.pixels import to_bytes, to_unit
 from ancestral.rng import Streams
 from ancestral.sample import sample
-
-CALIBRATED = 128  # training images on which the model's own error is measured
+from ancestral.statistics import mean_and_error
 
 
 class Preview(NamedTuple):
@@ -54,22 +50,6 @@ def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, d
     seen = measured.by_tenth(torch.ones_like(measured.terms), times[0]).sum(0)
     by_tenth = [float(value) if count else None for value, count in zip(sums, seen, strict=True)]
     return Preview(to_bytes(drawn), mean_and_error(measured.bits_per_dim)[0], by_tenth)
-
-
-def calibration(config: Config, shown: Denoiser, train_images: ImageSet, device: torch.device) -> Tensor | None:
-    """The model's own squared error, measured on training images (`calibrate`); None where it has no use."""
-    if not build.chain(config).calibrated:
-        return None
-    images = train_images.spread(CALIBRATED)
-    predictor = build.predictor(shown, None, **conditions_of(images, config, device))
-    return calibrate(predictor, to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images))))
-
-
-def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Checkpoint:
-    """The checkpoint with the model's own error, measured now where that was not done."""
-    if saved.calibration is not None:
-        return saved
-    return replace(saved, calibration=calibration(saved.config, model, train_images, next(model.parameters()).device))
 
 
 def by_tenth_of_t(places: Tensor, losses: Tensor, steps: int) -> list[float | None]:

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ancestral.denoiser import Prediction
 from ancestral.gaussian import Normal
-from ancestral.schedule import NoiseSchedule, over
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import over
 
 SETTLES = 15  # below so many steps the order falls towards the end, where the steps are the boldest
 

@@ -19,8 +19,9 @@ from torch import Tensor
 from ancestral.denoiser import Denoiser, Prediction
 from ancestral.gaussian import Normal
 from ancestral.reverse import Transition
-from ancestral.schedule import Likelihood, NoiseSchedule, over
+from ancestral.schedule import NoiseSchedule
 from ancestral.target import Target
+from ancestral.types import Likelihood, over
 
 
 class Objective(Protocol):

@@ -12,7 +12,8 @@ from torch import Tensor
 from ancestral.absorbing import Change
 from ancestral.bound import bound
 from ancestral.discrete import snap
-from ancestral.revealing import Guess, Guesser, InOrder, Reveal
+from ancestral.reveal import InOrder, Reveal
+from ancestral.revealing import Guess, Guesser
 from ancestral.rng import Streams
 from ancestral.sample import finish
 from ancestral.walk import Draw, Move, walk
@@ -39,7 +40,7 @@ def nll_in_order(denoiser: Guesser, x0: Tensor, times: Sequence[int], turn: Tens
         denoiser: guesses hidden places.
         x0: (B, ...) images; their values are rounded to levels.
         times: from T to 0; T, T-1, ..., 0 with `even(D)` is one place a step, and the sum then exact.
-        turn: the order (see `revealing.InOrder`).
+        turn: the order (see `reveal.InOrder`).
     """
     x0 = snap(x0, denoiser.schedule.levels)
     start = denoiser.schedule.end(x0).sample(torch.zeros_like(x0))

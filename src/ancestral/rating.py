@@ -17,10 +17,12 @@ from ancestral.bound import Bound, concatenate
 from ancestral.codec.finish import FINISHES
 from ancestral.codec.prefixes import prefixes
 from ancestral.conditions import conditions_of
-from ancestral.console import Watched, device_of, open_gaussian, screen, state_type, table_of, together
+from ancestral.console import screen, table_of, together
+from ancestral.datasets import images_for
 from ancestral.errors import UserError
-from ancestral.feed import images_for, to_unit
 from ancestral.jobs import PATIENCE, Job, pieces
+from ancestral.open import Watched, device_of, open_gaussian, state_type
+from ancestral.pixels import to_unit
 from ancestral.rate_distortion import Curve, along_chain, curve, psnr
 from ancestral.results import held
 from ancestral.rng import Streams

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ancestral.denoiser import Prediction
 from ancestral.gaussian import Normal
-from ancestral.schedule import NoiseSchedule, Time, over
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import Time, over
 
 Variance = Callable[[NoiseSchedule, Prediction, Time, Time], Tensor]
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from ancestral import build, checkpoint, disk, figures, monitor, sealed
+from ancestral import build, checkpoint, disk, monitor, pictures, run_calibration, sealed
 from ancestral.beside import beside
 from ancestral.config import Config, to_json
+from ancestral.datasets import facts
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
-from ancestral.feed import facts
 from ancestral.history import read_metrics
 from ancestral.imageset import Splits
 from ancestral.owner import Owner
@@ -230,7 +230,7 @@ class Run:
             with beside("trackers", self.warn):
                 self.tracker.log(entry["images"], numbers_of(entry))
                 if self.preview is not None:
-                    sheet = np.asarray(figures.contact_sheet(self.preview.images).convert("RGB"))
+                    sheet = np.asarray(pictures.contact_sheet(self.preview.images).convert("RGB"))
                     self.tracker.picture(entry["images"], "preview", sheet)
         self.preview = None
 
@@ -247,7 +247,7 @@ class Run:
                 shown = self._shown(averages[self.config.train.average].weights)
                 self.preview = monitor.preview(self.config, self.facts, shown, self.data.test, self.training.device)
                 self.held_out_bits = self.preview.bits_per_dim
-                figures.save_sheet(self.folder / "previews" / f"{images:09d}.png", self.preview.images)
+                pictures.save_sheet(self.folder / "previews" / f"{images:09d}.png", self.preview.images)
         self.preview_seconds += time.monotonic() - started
 
     def _shown(self, weights: dict[str, torch.Tensor]) -> Denoiser:
@@ -262,7 +262,7 @@ class Run:
                 checkpoint.save_snapshot(self.folder, self.training.images, averages)
             with beside("calibration", self.warn):
                 shown = self._shown(averages[self.config.train.average].weights)
-                table = monitor.calibration(self.config, shown, self.data.train, self.training.device)
+                table = run_calibration.calibration(self.config, shown, self.data.train, self.training.device)
         self.save(table)
 
     def _forget_after(self, images: int) -> None:

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from ancestral import build, checkpoint, disk, figures, sealed, store
+from ancestral import build, checkpoint, disk, pictures, sealed, store
 from ancestral.conditions import Conditions, class_number, in_turn
-from ancestral.console import device_of, open_model, screen, state_type, together, write_text
+from ancestral.console import screen, together, write_text
 from ancestral.drawing import TUNED, Drawing, How, tuned
 from ancestral.errors import UserError
-from ancestral.feed import to_bytes
 from ancestral.jobs import PATIENCE, Job, pieces
+from ancestral.open import device_of, open_model, state_type
+from ancestral.pixels import to_bytes
 from ancestral.results import held
 from ancestral.sample import Film, beginning, latents
 from ancestral.sample import film as keep_frames
@@ -61,7 +62,7 @@ def sample(
                 keep = _film_times(sorted(set(drawing.visits), reverse=True)) if film and numbers.start == 0 else ()
                 frames = keep_frames(drawing.walk(numbers, cond, partial(bar.advance, task)), keep)
                 images = zip(numbers, to_bytes(frames.final), strict=True)
-                drawn = {_png(number): figures.png(image) for number, image in images}
+                drawn = {_png(number): pictures.png(image) for number, image in images}
                 if keep:
                     seen = [drawing.model.schedule.shown(x_t) for x_t in frames.x_t]
                     drawn |= _film(frames._replace(x_t=seen))
@@ -74,8 +75,8 @@ def sample(
             job.run(work, draw, whole)
         if processes.first:
             drawn = {path.name: path for path in job.files(work)}
-            first = np.stack([figures.read_png(drawn[_png(number)]) for number in range(min(num_images, 256))])
-            for path in place.replace({**drawn, GRID: figures.sheet(first)}.items(), covers=(GRID, *FILM)):
+            first = np.stack([pictures.read_png(drawn[_png(number)]) for number in range(min(num_images, 256))])
+            for path in place.replace({**drawn, GRID: pictures.sheet(first)}.items(), covers=(GRID, *FILM)):
                 screen.print(f"kept, as it was changed since it was drawn: {path}")
         new = bar.tasks[task].completed / drawing.steps * processes.size
         speed = f"{new / (time.monotonic() - started):.1f} images/s" if new else "all drawn before"
@@ -171,6 +172,6 @@ def _film(frames: Film) -> dict[str, bytes]:
     for image in range(min(FILMED, len(frames.final))):
         final = frames.final[image]
         rows += [*(x[image] for x in frames.x_t), final, *(x[image] for x in frames.x0), final]
-    sheet = figures.sheet(to_bytes(torch.stack(rows)), columns=len(frames.t) + 1)
-    stills = [figures.contact_sheet(to_bytes(x[:16])) for x in (*frames.x_t, frames.final)]
-    return dict(zip(FILM, (sheet, figures.animation(stills)), strict=True))
+    sheet = pictures.sheet(to_bytes(torch.stack(rows)), columns=len(frames.t) + 1)
+    stills = [pictures.contact_sheet(to_bytes(x[:16])) for x in (*frames.x_t, frames.final)]
+    return dict(zip(FILM, (sheet, pictures.animation(stills)), strict=True))

@@ -21,15 +21,7 @@ import torch
 from torch import Tensor
 
 from ancestral.gaussian import Normal, standard_normal_like
-
-Likelihood = Callable[[Normal, Tensor], Tensor]  # log p(x0 | x_1) per element: for bytes, or a density
-Time = int | Tensor  # one time for a whole batch, or a vector with one an image: int64, or float for times in between
-
-
-def over(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient of shape () or (B,) as float of x's type and device that multiplies x of shape (B, ...)."""
-    shaped = coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim if coefficient.ndim else 0))
-    return shaped.to(device=x.device, dtype=x.dtype)
+from ancestral.types import Likelihood, Time, over
 
 
 @dataclass(frozen=True, eq=False)

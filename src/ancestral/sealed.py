@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ancestral import disk
-from ancestral.disk import Damaged as Damaged
+from ancestral.disk import Damaged
 from ancestral.errors import UserError
 
 MANIFEST = "manifest.json"

@@ -14,7 +14,8 @@ from ancestral.gaussian import Normal
 from ancestral.langevin import Corrected, Langevin
 from ancestral.multistep import Deis, Dpm, DpmSde, DpmSingle, Ipndm, Lms, PredictorCorrector, Seen, Solver
 from ancestral.reverse import DDIM, Planned, Transition
-from ancestral.schedule import NoiseSchedule, over
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import over
 
 
 def _raised(schedule: NoiseSchedule, grid: Sequence[int], churn: float) -> list[int]:

@@ -13,16 +13,17 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from ancestral import baselines, build, checkpoint, figures
+from ancestral import baselines, build, checkpoint, pictures
 from ancestral.anomaly import SCORES, Known, Trace, concatenate, p_values, shared_grid, trace
 from ancestral.bound import Bound, error_per_image
 from ancestral.conditions import conditions_of
-from ancestral.console import device_of, screen, state_type, table_of
+from ancestral.console import screen, table_of
 from ancestral.denoiser import Denoiser
-from ancestral.feed import to_unit
 from ancestral.imageset import ImageSet
 from ancestral.jobs import Job, pieces, place
+from ancestral.open import device_of, state_type
 from ancestral.parallel import Processes
+from ancestral.pixels import to_unit
 from ancestral.rng import Streams
 
 REPEATS = 4  # independent measurements of each image's bound, for its standard error
@@ -122,5 +123,5 @@ def _files(test: ImageSet, bound: Bound, found: Surprise) -> dict[str, bytes]:
     rows = zip(test.names, *columns.values(), flags, strict=True)
     return {
         "per_image.csv": table_of(["image", *columns, "flagged"], rows),
-        "surprising.png": figures.sheet(test.images[order], COLUMNS),
+        "surprising.png": pictures.sheet(test.images[order], COLUMNS),
     }

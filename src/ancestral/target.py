@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ancestral.schedule import NoiseSchedule, Time, over
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import Time, over
 
 Coefficients = Callable[[NoiseSchedule, Time], tuple[Tensor, Tensor]]
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ancestral import disk
-from ancestral.config import suggest
 from ancestral.errors import UserError
+from ancestral.registry import suggest
 
 Values = Mapping[str, float]
 PENDING = 256  # entries

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from ancestral.form import FUNCTIONS, LAYERS, PLAIN, Form, conv, fold, initialised, time_embedding, unfold
-from ancestral.schedule import over
+from ancestral.types import over
 
 # Up to so many places attention on a CPU is two matrix products: measured twice as fast as torch's fused kernel.
 PLAIN_PLACES = 256

@@ -19,11 +19,12 @@ from ancestral.codec.planning import Costs, Errors, bucket_sums, channel_bits, m
 from ancestral.codec.single import LEVEL_BITS
 from ancestral.conditions import conditions_of
 from ancestral.config import Config
+from ancestral.datasets import facts
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
-from ancestral.feed import facts, to_unit
 from ancestral.grids import log_snr
 from ancestral.imageset import ImageSet, Splits
+from ancestral.pixels import to_unit
 from ancestral.rng import Streams
 
 NODES = 64  # times that the error is measured at

@@ -22,7 +22,7 @@ from ancestral.codec.errors import CodecError
 from ancestral.codec.finish import Finish, mean
 from ancestral.codec.single import Row, receive, send, skip
 from ancestral.denoiser import Predictor
-from ancestral.feed import to_bytes, to_unit
+from ancestral.pixels import to_bytes, to_unit
 
 _T = TypeVar("_T")
 
@@ -65,7 +65,7 @@ class Codec:
     """A model, with what was measured on it, as a codec.
 
     Args:
-        predictor: knows Var[x0 | x_t] (`denoiser.Calibrated`).
+        predictor: knows Var[x0 | x_t] (`calibrated.Calibrated`).
         shape: of the images it was trained on, (C, H, W).
         codebook: profiles and tables.
         like: a tensor of the type and on the device of the states.

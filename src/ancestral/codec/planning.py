@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral.denoiser import X0_EDGES, Prediction, Predictor, x0_bucket
+from ancestral.calibrated import X0_EDGES, x0_bucket
+from ancestral.denoiser import Prediction, Predictor
 from ancestral.gaussian import Normal
 from ancestral.rng import Streams
 from ancestral.schedule import NoiseSchedule

@@ -12,7 +12,7 @@ from ancestral.codec.container import parse
 from ancestral.codec.errors import CodecError
 from ancestral.codec.image import Codec
 from ancestral.codec.single import Row, received
-from ancestral.feed import to_bytes
+from ancestral.pixels import to_bytes
 
 
 @dataclass(frozen=True)

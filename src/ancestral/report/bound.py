@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral.bound import largest_share, mean_and_error
 from ancestral.derivation import noise_variance, random_terms_variance
 from ancestral.figures import ACCENT, SECOND
 from ancestral.gaussian import Normal
@@ -18,6 +17,7 @@ from ancestral.report import plots
 from ancestral.report.parts import Number, Part, Words, compared, tenths
 from ancestral.report.subject import Subject
 from ancestral.rng import Streams
+from ancestral.statistics import largest_share, mean_and_error
 
 CHAINED = "ancestral.derivation.along_chains"
 

@@ -9,12 +9,12 @@ import torch
 from scipy.stats import kstest, norm
 from torch import Tensor
 
-from ancestral.bound import mean_and_error
 from ancestral.figures import ACCENT, INK, SECOND
 from ancestral.report import plots
 from ancestral.report.parts import Number, Part, Words
 from ancestral.report.subject import Subject
 from ancestral.rng import Streams
+from ancestral.statistics import mean_and_error
 
 VALUES, LOOKS, CURVE = 50_000, 6, 60  # pixels, times of the histograms, points of a curve
 PRIOR, KS = "ancestral.schedule.NoiseSchedule.prior", "ancestral.report.distance.kolmogorov"

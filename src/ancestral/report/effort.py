@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from ancestral import build
-from ancestral.bound import mean_and_error
 from ancestral.conditions import conditions_of
 from ancestral.figures import ACCENT, SECOND
 from ancestral.jobs import pieces
@@ -18,6 +17,7 @@ from ancestral.report import plots
 from ancestral.report.parts import Number, Words, tenths
 from ancestral.report.subject import BATCH, Subject
 from ancestral.rng import Streams
+from ancestral.statistics import mean_and_error
 from ancestral.times import TIME_SAMPLERS, TimeSampler, stratified
 
 DRAWS = 4  # of t for each held-out image

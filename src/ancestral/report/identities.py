@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ancestral.bound import mean_and_error
 from ancestral.denoiser import Prediction
 from ancestral.objective import bound_weight
 from ancestral.report.parts import Number, Part
 from ancestral.report.subject import Subject
 from ancestral.reverse import Ancestral, beta, fixedsmall, optimal
 from ancestral.rng import Streams
+from ancestral.statistics import mean_and_error
 from ancestral.target import EPS, TARGETS, X0, V
 
 IMAGES = 32

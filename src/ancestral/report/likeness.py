@@ -13,14 +13,15 @@ from torch import Tensor
 
 from ancestral import card, disk, features
 from ancestral.features import features_of, on_sides, unlabelled
-from ancestral.feed import to_bytes
 from ancestral.figures import ACCENT, SECOND
 from ancestral.imageset import ImageSet
-from ancestral.metrics import GROUPS, Estimate, closest, copies, few, repeats
+from ancestral.metrics import GROUPS, closest, copies, few, repeats
+from ancestral.pixels import to_bytes
 from ancestral.report import plots
 from ancestral.report.parts import Words
 from ancestral.report.subject import BATCH, Subject
 from ancestral.sample import finish
+from ancestral.statistics import Estimate
 
 STEPS, FINE = 10, 50  # of the solver for few steps; of the walk that it is compared with
 DRAWN, CHECKED = 256, 16  # images drawn for the metrics, and images drawn again in FINE steps

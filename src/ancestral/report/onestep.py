@@ -11,7 +11,7 @@ from torch import Tensor
 from ancestral import build
 from ancestral.conditions import conditions_of
 from ancestral.denoiser import predict
-from ancestral.feed import to_bytes
+from ancestral.pixels import to_bytes
 from ancestral.report import plots
 from ancestral.report.parts import Number, Part, Words
 from ancestral.report.subject import Subject
@@ -88,7 +88,7 @@ def _taken(subject: Subject) -> _Taken:
     prediction = subject.told(shown)(x_t, t)
     p = subject.move(schedule, x_t, prediction, t, s)
     states = {"x0": x0, "eps": eps, "x_t": x_t}
-    again = {"x0": "ancestral.feed.to_unit", "eps": "ancestral.rng.Streams", "x_t": f"{SCHEDULE}.marginal"}
+    again = {"x0": "ancestral.pixels.to_unit", "eps": "ancestral.rng.Streams", "x_t": f"{SCHEDULE}.marginal"}
     x0_raw, scalars = prediction.x0, _coefficients(subject, t, s)
     if subject.model is not None:
         cond = conditions_of(shown, subject.config, subject.device)

@@ -11,7 +11,7 @@ from typing import Any
 from scipy.stats import t as student
 from torch import Tensor
 
-from ancestral.bound import mean_and_error
+from ancestral.statistics import mean_and_error
 
 Words = Mapping[str, Any]  # the words of one language: of units, axes, advice and the page itself
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

@@ -16,9 +16,9 @@ from scipy.integrate import cumulative_simpson
 from torch import Tensor
 
 from ancestral.denoiser import score
-from ancestral.feed import to_bytes
 from ancestral.figures import ACCENT, INK, SECOND
 from ancestral.imageset import ImageSet, joined
+from ancestral.pixels import to_bytes
 from ancestral.report import plots
 from ancestral.report.parts import Words
 from ancestral.report.subject import BATCH, Subject

@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 from torch import Tensor
 
-from ancestral.feed import to_bytes
-from ancestral.figures import ACCENT, INK, SECOND, contact_sheet
+from ancestral.figures import ACCENT, INK, SECOND
+from ancestral.pictures import contact_sheet
+from ancestral.pixels import to_bytes
 from ancestral.report.parts import RAISED
 
 THIRD, FAINT = "#7c3aed", "#94a3b8"

@@ -7,13 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ancestral.bound import mean_and_error
 from ancestral.figures import ACCENT, SECOND
 from ancestral.report import plots
 from ancestral.report.identities import guess_errors
 from ancestral.report.parts import Number, Part, Words, compared
 from ancestral.report.subject import Subject
 from ancestral.rng import Streams
+from ancestral.statistics import mean_and_error
 from ancestral.target import TARGETS
 
 COLUMNS, SHADE = 8, 3.0  # times; eps of so many standard deviations is white, or black

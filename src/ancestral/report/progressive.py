@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from ancestral import baselines, build, compressing
-from ancestral.bound import Bound, mean_and_error
+from ancestral.bound import Bound
 from ancestral.codec import codebook
 from ancestral.codec.prefixes import Prefixes, prefixes
 from ancestral.errors import UserError
-from ancestral.feed import to_bytes
 from ancestral.figures import ACCENT, SECOND
 from ancestral.imageset import ImageSet
 from ancestral.objective import bound_term
+from ancestral.pixels import to_bytes
 from ancestral.rate_distortion import BYTES, psnr
 from ancestral.report import plots
 from ancestral.report.parts import Words
 from ancestral.report.subject import Subject
 from ancestral.rng import Streams
+from ancestral.statistics import mean_and_error
 from ancestral.walk import from_posterior, walk
 
 FORMATS, QUALITY = ("jpeg", "webp"), 30.0  # lossy formats beside the model; dB of the table

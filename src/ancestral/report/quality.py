@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from ancestral import baselines, build
-from ancestral.bound import concatenate, mean_and_error
+from ancestral.bound import concatenate
 from ancestral.evaluation import bound_of
 from ancestral.imageset import ImageSet
 from ancestral.jobs import pieces
-from ancestral.metrics import Estimate
 from ancestral.report import likeness, training
 from ancestral.report.advice import Case, Rule, advise
 from ancestral.report.parts import Number, Part, Text, Words, compared, mean_of
 from ancestral.report.progressive import rates
 from ancestral.report.subject import BATCH, Subject
 from ancestral.reverse import Transition
+from ancestral.statistics import Estimate, mean_and_error
 
 STEPS, COMPARED = 16, 192  # of the chain on which training and held-out images are compared; images of each side
 TERMS, FEW = 20, 64  # terms an image, and images, on which another variance is measured

@@ -8,13 +8,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ancestral.bound import mean_and_error
 from ancestral.derivation import noise_variance, random_terms_variance
 from ancestral.figures import ACCENT, SECOND
 from ancestral.objective import bound_weight
 from ancestral.report import effort, plots
 from ancestral.report.parts import Number, Part, Words
 from ancestral.report.subject import Subject
+from ancestral.statistics import mean_and_error
 
 ERROR = 0.01  # bits/dim
 _FORMS = ("kl", "regrouped", "plain")

@@ -14,20 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ancestral import baselines, build, data, monitor
+from ancestral import baselines, build, data, run_calibration
 from ancestral.bound import Bound, concatenate, strata
 from ancestral.checkpoint import Checkpoint
 from ancestral.conditions import Conditions, conditions_of, in_turn
 from ancestral.config import Config
-from ancestral.console import device_of, open_gaussian, screen, state_type
+from ancestral.console import screen
+from ancestral.datasets import images_for
 from ancestral.denoiser import Denoiser, Predictor
 from ancestral.derivation import Chains, along_chains
 from ancestral.errors import UserError
 from ancestral.evaluation import TERMS, bound_of
-from ancestral.feed import images_for, to_unit
 from ancestral.history import read_metrics
 from ancestral.imageset import ImageSet, Splits
 from ancestral.jobs import pieces
+from ancestral.open import device_of, open_gaussian, state_type
+from ancestral.pixels import to_unit
 from ancestral.places import same_place, typed
 from ancestral.reverse import Planned, Transition
 from ancestral.rng import Streams
@@ -253,7 +255,7 @@ def of_run(
     images = images_for(saved, source)
     if len(images.train) < 2:
         raise UserError(f"{source}: one image to train on; a report needs two, to tell near from nearest")
-    saved = monitor.calibrated(saved, model, images.train)
+    saved = run_calibration.calibrated(saved, model, images.train)
     on = device_of(model)
 
     def predictor(cond: Conditions) -> Predictor:

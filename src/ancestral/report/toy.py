@@ -12,13 +12,14 @@ from torch import Tensor
 from ancestral import build, config
 from ancestral.analytic import Mixture
 from ancestral.denoiser import Prediction, predict
-from ancestral.feed import to_bytes, to_unit
 from ancestral.gaussian import Normal
 from ancestral.imageset import ImageSet, Splits
+from ancestral.pixels import to_bytes, to_unit
 from ancestral.report.subject import Subject
 from ancestral.reverse import Ancestral, optimal
 from ancestral.rng import Streams
-from ancestral.schedule import NoiseSchedule, Time
+from ancestral.schedule import NoiseSchedule
+from ancestral.types import Time
 
 SIDE, LIMIT, SPREAD = 16, 0.7, 0.08  # values beyond [-1, 1], which bytes have not, are 3.75 spreads away
 TRAIN, TEST = 1024, 256

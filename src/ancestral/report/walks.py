@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ancestral import build
-from ancestral.bound import mean_and_error
 from ancestral.report import plots
 from ancestral.report.parts import Number, Part, Words
 from ancestral.report.subject import Subject
 from ancestral.reverse import Planned, Transition
 from ancestral.sample import Film, film, finish, latents, trajectory
 from ancestral.solvers import FEW_STEPS, SOLVERS
+from ancestral.statistics import mean_and_error
 
 SHOWN = 6  # trajectories, by the numbers of the images
 COLUMNS = 12  # times of the film

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ancestral import build
 from ancestral.denoiser import Prediction
-from ancestral.feed import to_bytes
 from ancestral.gaussian import Normal
 from ancestral.imageset import ImageSet
 from ancestral.langevin import Langevin, langevin
+from ancestral.pixels import to_bytes
 from ancestral.report import plots
 from ancestral.report.parts import Words
 from ancestral.report.subject import Subject

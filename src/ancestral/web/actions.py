@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ancestral.console import device_of
 from ancestral.desk import VARIANTS, Bench
 from ancestral.editing import ENCODERS, Edit, between, repainted, with_new_noise
-from ancestral.feed import to_unit
+from ancestral.open import device_of
+from ancestral.pixels import to_unit
 from ancestral.sample import finish
 from ancestral.sampling import conditions
 from ancestral.web import bodies

@@ -13,9 +13,9 @@ from ancestral.codec.codebook import Codebook, check, widened
 from ancestral.codec.container import parse
 from ancestral.codec.image import Codec
 from ancestral.compressing import NO_FLOAT64, PROFILES, TOLD, codec_of, measured
-from ancestral.console import Watched, device_of
 from ancestral.denoiser import Denoiser
 from ancestral.errors import UserError
+from ancestral.open import Watched, device_of
 from ancestral.web import bodies
 from ancestral.web.actions import Task
 from ancestral.web.record import Record, going_on

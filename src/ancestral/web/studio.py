@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ancestral import chains
 from ancestral.checkpoint import Checkpoint
-from ancestral.console import device_of, open_gaussian
 from ancestral.denoiser import Denoiser
 from ancestral.desk import Bench
 from ancestral.drawing import Drawing, How
 from ancestral.errors import UserError
-from ancestral.feed import to_bytes
+from ancestral.open import device_of, open_gaussian
+from ancestral.pixels import to_bytes
 from ancestral.walk import Step
 from ancestral.web.record import Record
 from ancestral.web.shared import Calls, Shared, rounding_alike

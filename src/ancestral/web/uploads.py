@@ -7,7 +7,7 @@ from base64 import b64decode, b64encode
 
 import numpy as np
 
-from ancestral import figures, images
+from ancestral import images, pictures
 from ancestral.errors import UserError
 
 MOST_BYTES = 4_000_000
@@ -52,7 +52,7 @@ def decoded(uri: str, field: str, shape: tuple[int, int, int], background: str) 
 
 def uri_of(pixels: np.ndarray) -> str:
     """An image (H, W, C) as the data URI of a PNG file."""
-    return as_uri(figures.png(pixels), "image/png")
+    return as_uri(pictures.png(pixels), "image/png")
 
 
 def as_uri(file: bytes, kind: str) -> str:

@@ -1,0 +1,29 @@
+"""Choose by name, and suggest the nearest where there is none."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from ancestral.errors import UserError
+
+_T = TypeVar("_T")
+
+
+def choose(table: Mapping[str, _T], name: str, field: str) -> _T:
+    """The entry of a table.
+
+    Raises:
+        UserError: naming the field, the wrong name and the nearest right one.
+    """
+    if name not in table:
+        raise UserError(f"{field}: unknown name '{name}'; {suggest(name, table)}")
+    return table[name]
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """' Did you mean ...?' when something near is known, otherwise the list."""
+    options = list(known)
+    near = difflib.get_close_matches(name, options, 1, 0.5)
+    return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(options)}"
