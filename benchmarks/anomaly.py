@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from common import WORK, Results, options, parsed, publish, shown, table
 
-from ancestral import build, checkpoint, data
-from ancestral.anomaly import SCORES, auroc
-from ancestral.imageset import DataOptions, ImageSet
-from ancestral.parallel import Processes
-from ancestral.statistics import mean_and_error
-from ancestral.surprise import Tracing
+from ancestral.data import load
+from ancestral.data.dataset import DataOptions, ImageSet
+from ancestral.diffusion.objectives.anomaly import SCORES, auroc
+from ancestral.diffusion.objectives.statistics import mean_and_error
+from ancestral.evaluation.per_image import Tracing
+from ancestral.runs import build, checkpoint
+from ancestral.runtime.distributed import Processes
 
 COLUMNS = ("own_bits", "foreign_bits", "own_shortest", "foreign_shortest")
 
@@ -52,7 +53,7 @@ def main() -> None:
 
 def measured(tracing: Tracing, own: str, foreign: str, images: int, norm: int) -> Mapping[str, object]:
     """AUROC of every score with its standard error, and the mean bits/dim of both sides."""
-    home, away = (data.load(source, DataOptions()) for source in (own, foreign))
+    home, away = (load.load(source, DataOptions()) for source in (own, foreign))
     sets: list[ImageSet] = [home.train.spread(norm), home.test.spread(images), away.test.spread(images)]
     usual, known, strange = (tracing(one, Processes(), lambda seen: print(".", end="", flush=True)) for one in sets)
     found = {name: list(auroc(score(known, usual), score(strange, usual))) for name, score in SCORES.items()}

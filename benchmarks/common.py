@@ -120,7 +120,7 @@ class Results:
 
 def quality(images: np.ndarray, reference) -> dict[str, list[float]]:
     """Value and standard error of fd-lite0 and kid-lite0: uint8 (N, H, W, C) against as many images of an ImageSet."""
-    from ancestral import features
+    from ancestral.evaluation import features
 
     found = features.measure(images, reference, features.network("lite0"))
     return {name: list(found[name]) for name in ("fd-lite0", "kid-lite0")}

@@ -24,21 +24,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ancestral import build, checkpoint, data, grids, pictures, schedule
-from ancestral.composition import Product, negation
-from ancestral.denoiser import Denoiser, Predictor, clip_static
-from ancestral.energy import EnergyNetwork, Learned
-from ancestral.guidance import Raw
-from ancestral.imageset import ImageSet
-from ancestral.langevin import Corrected
-from ancestral.mcmc import acceptance, adjusted
-from ancestral.objective import Weighted
-from ancestral.pixels import to_bytes, to_unit
-from ancestral.reverse import DDIM
-from ancestral.sample import latents, trajectory
-from ancestral.target import EPS
-from ancestral.unet import time_embedding
-from ancestral.walk import from_model
+from ancestral.data import load, pictures
+from ancestral.data.dataset import ImageSet
+from ancestral.data.pixels import to_bytes, to_unit
+from ancestral.diffusion.denoisers.composition import Product, negation
+from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor, clip_static
+from ancestral.diffusion.denoisers.energy import EnergyNetwork, Learned
+from ancestral.diffusion.denoisers.guidance import Raw
+from ancestral.diffusion.denoisers.targets import EPS
+from ancestral.diffusion.objectives.losses import Weighted
+from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.samplers import grids
+from ancestral.diffusion.samplers.langevin import Corrected
+from ancestral.diffusion.samplers.loop import from_model
+from ancestral.diffusion.samplers.mcmc import acceptance, adjusted
+from ancestral.diffusion.samplers.sample import latents, trajectory
+from ancestral.diffusion.samplers.transitions import DDIM
+from ancestral.networks.unet import time_embedding
+from ancestral.runs import build, checkpoint
 
 UPDATES, BATCH, PEAK, WIDTH = 6_000, 64, 1e-3, 512
 LEVELS, ROUND = 30, 100
@@ -106,7 +109,7 @@ if __name__ == "__main__":
     given = parsed(parser)
     saved, _ = checkpoint.open_run(given.run)
     model = build.trained(saved, given.run, torch.device("cpu")).requires_grad_(False)
-    splits = data.load("digits", saved.config.data)
+    splits = load.load("digits", saved.config.data)
     judge = classifier(splits.train)
     labels = np.asarray(splits.train.labels)
     digest = checkpoint.digest(saved)

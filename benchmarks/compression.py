@@ -18,20 +18,22 @@ import torch
 from common import WORK, Results, options, parsed, publish, table
 from PIL import Image
 
-from ancestral import build, checkpoint, compressing, data
-from ancestral.archiving import compressed, expanded, open_coder
-from ancestral.bound import bound
-from ancestral.calibrated import Calibrated
-from ancestral.codec.archive import Archive
-from ancestral.codec.bits import Reader, read_varint
-from ancestral.codec.codebook import Codebook, Profile
-from ancestral.codec.container import Exact, parse
-from ancestral.codec.image import Codec
-from ancestral.codec.single import LEVEL_BITS, checked, skip
-from ancestral.denoiser import Denoiser
-from ancestral.pixels import to_unit
-from ancestral.reverse import Ancestral, optimal
-from ancestral.rng import Streams
+from ancestral.compression import compress_command
+from ancestral.compression.archive_command import compressed, expanded, open_coder
+from ancestral.compression.archive_format import Archive
+from ancestral.compression.bit_io import Reader, read_varint
+from ancestral.compression.codebook import Codebook, Profile
+from ancestral.compression.codec import Codec
+from ancestral.compression.file_header import Exact, parse
+from ancestral.compression.progressive import LEVEL_BITS, checked, skip
+from ancestral.data import load
+from ancestral.data.pixels import to_unit
+from ancestral.diffusion.denoisers.calibrated import Calibrated
+from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.transitions import Ancestral, optimal
+from ancestral.runs import build, checkpoint
 
 WRITTEN = (64, 1)  # images a call, threads
 READ = ((64, 1), (64, 2), (1, 1), (1, 2))
@@ -53,13 +55,13 @@ class Subject:
     @property
     def codec(self) -> Codec:
         """As `ancestral compress` has it."""
-        return compressing._codec(self.model, self.model, self.saved, self.codebook)  # pyright: ignore[reportArgumentType, reportPrivateUsage]
+        return compress_command._codec(self.model, self.model, self.saved, self.codebook)  # pyright: ignore[reportArgumentType, reportPrivateUsage]
 
 
 def opened(run: Path, count: int) -> Subject:
     """The run with its codebook, measured now if it never was."""
-    saved, model, codebook = compressing._opened(run, "cpu")  # pyright: ignore[reportPrivateUsage]
-    test = data.load(saved.config.source, saved.config.data).test
+    saved, model, codebook = compress_command._opened(run, "cpu")  # pyright: ignore[reportPrivateUsage]
+    test = load.load(saved.config.source, saved.config.data).test
     return Subject(run, saved, model, codebook, np.asarray(test.images[FIRST : FIRST + count]))
 
 
@@ -128,7 +130,7 @@ def bounds(subject: Subject) -> dict:
     """
     x0, count = to_unit(subject.images).double(), len(subject.images)
     wide, found = Calibrated(subject.model, subject.codebook.x0_var), {}
-    for name, number in compressing.PROFILES.items():
+    for name, number in compress_command.PROFILES.items():
         grid = [*subject.codebook.profiles[number].times, 0]
         one = bound(wide, x0, grid, Ancestral(optimal), Streams(0, name, range(count)))
         found[name] = one.bits_per_dim.tolist()
@@ -238,7 +240,7 @@ def main() -> None:
 
 def measure_part(results: Results, part: str, subject: Subject, few: Subject, given) -> None:
     """One kind of measurement of a run; files of each profile by themselves."""
-    run, profiles = subject.run.name, compressing.PROFILES
+    run, profiles = subject.run.name, compress_command.PROFILES
     if part == "rivals":
         results.once(lambda: rivals(subject.images), run=run, what=part, profile="")
     elif part == "bounds":
@@ -278,7 +280,7 @@ def sizes_table(results: Results, runs: Sequence[str]) -> str:
     rows = []
     for run in runs:
         known, fine_bound = one_of(results, run, "bounds"), one_of(results, run, "fine")
-        for profile in compressing.PROFILES:
+        for profile in compress_command.PROFILES:
             line, other = (one_of(results, run, what, profile) for what in ("files", "otherwise"))
             if not line or not known or not fine_bound:
                 continue
@@ -310,7 +312,7 @@ def sizes_table(results: Results, runs: Sequence[str]) -> str:
 
 def split_table(results: Results, runs: Sequence[str]) -> str:
     """Where the bytes are."""
-    lines = [(run, name, one_of(results, run, "files", name)) for run in runs for name in compressing.PROFILES]
+    lines = [(run, name, one_of(results, run, "files", name)) for run in runs for name in compress_command.PROFILES]
     rows = [
         [
             run,
@@ -331,7 +333,7 @@ def rivals_table(results: Results, runs: Sequence[str]) -> str:
     for run in runs:
         known, bare = one_of(results, run, "rivals"), PARTS.index("channel")
         names = [name for name in ("PNG", "WebP", "JPEG XL") if name in known]
-        lines = {name: one_of(results, run, "files", name) for name in compressing.PROFILES}
+        lines = {name: one_of(results, run, "files", name) for name in compress_command.PROFILES}
         lines = {name: line for name, line in lines.items() if line}
         if not known or not lines:
             continue

@@ -26,7 +26,7 @@ BIN = Path(sys.executable).parent
 # What a program needs that trains and samples.
 IMPORTS = {
     "torch alone": "import torch",
-    "ancestral": "import ancestral.train, ancestral.sample",
+    "ancestral": "import ancestral.training.trainer, ancestral.diffusion.samplers.sample",
     "diffusers": "from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel",
     "lucidrains": f"import sys; sys.path.insert(0, {str(STUBS)!r})\n"
     "from denoising_diffusion_pytorch import GaussianDiffusion, Trainer, Unet",
@@ -63,10 +63,11 @@ def ancestral(folder: Path) -> tuple[Callable[[], object], Callable[[Path], obje
     """An update, and saving a checkpoint."""
     import torch
 
-    from ancestral import checkpoint, config, interop
-    from ancestral.estimate import ENDLESS
-    from ancestral.imageset import ImageSet
-    from ancestral.train import Training
+    from ancestral.data.dataset import ImageSet
+    from ancestral.runs import checkpoint, config
+    from ancestral.runs.hub import diffusers as interop
+    from ancestral.training.cost import ENDLESS
+    from ancestral.training.trainer import Training
 
     settings, facts, _ = interop.read(folder / "model")
     settings = replace(settings, train=replace(settings.train, batch_size=BATCH))

@@ -25,14 +25,15 @@ from generators_page import published
 from rich.progress import Progress
 from time_to_quality import Ours
 
-from ancestral import data, features
-from ancestral.baselines import lossless_bits_per_dim
-from ancestral.drawing import Drawing, How
-from ancestral.imageset import DataOptions, Splits
-from ancestral.pixels import to_bytes, to_unit
-from ancestral.rng import Streams
-from ancestral.sample import finish
-from ancestral.statistics import mean_and_error
+from ancestral.data import load
+from ancestral.data.dataset import DataOptions, Splits
+from ancestral.data.pixels import to_bytes, to_unit
+from ancestral.diffusion.objectives.statistics import mean_and_error
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.sample import finish
+from ancestral.evaluation import features
+from ancestral.evaluation.image_formats import lossless_bits_per_dim
+from ancestral.sampling.sampler import Drawing, How
 
 KEYS = ("data", "minutes", "name", "what")
 DRAWN, HELD_OUT = 2000, 1000  # images, at most: as `ancestral metrics` has it; for bits/dim
@@ -187,7 +188,7 @@ def _drawn(draw: Draw, count: int, shown: Path) -> np.ndarray:
 
 def measure(source: str, minutes: float, threads: int, stages: list[str], rows: list[str], results: Results) -> None:
     """Every line of one data set that is not there yet."""
-    name, splits = Path(source).stem, data.load(source, DataOptions())
+    name, splits = Path(source).stem, load.load(source, DataOptions())
     count = min(DRAWN, len(splits.train), len(splits.test))
     held_out = splits.test.spread(HELD_OUT)
     work = WORK / "generators" / f"{name}-{minutes:g}"
@@ -223,7 +224,7 @@ def main() -> None:
     given = parsed(parser)
     results = Results(WORK / "generators.jsonl", KEYS)
     for source in given.data:
-        if source not in data.BUILT_IN and not Path(source).exists():
+        if source not in load.BUILT_IN and not Path(source).exists():
             sys.exit(f"{source}: not here, so it is left out")
         measure(source, given.minutes, given.threads, given.stages, given.rows, results)
     published(Results(results.path, KEYS), {name: row.model for name, row in ROWS.items()}, given.docs)

@@ -11,8 +11,8 @@ import numpy as np
 from common import ROOT, WORK, Results, publish, shown, table
 from matplotlib.figure import Figure
 
-from ancestral.figures import INK
-from ancestral.pictures import contact_sheet
+from ancestral.data.pictures import contact_sheet
+from ancestral.runtime.plots import INK
 
 REPORT = ROOT / "src" / "ancestral" / "report" / "generators"
 FIGURES = ROOT / "docs" / "img"

@@ -20,12 +20,13 @@ from common import WORK, Results, options, parsed, publish, shown, table
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ancestral import build, checkpoint, data, pictures
-from ancestral.guidance import EVERYWHERE, Guided, conditional
-from ancestral.imageset import ImageSet
-from ancestral.pixels import to_bytes, to_unit
-from ancestral.sample import sample
-from ancestral.solvers import SOLVERS
+from ancestral.data import load, pictures
+from ancestral.data.dataset import ImageSet
+from ancestral.data.pixels import to_bytes, to_unit
+from ancestral.diffusion.denoisers.guidance import EVERYWHERE, Guided, conditional
+from ancestral.diffusion.samplers.sample import sample
+from ancestral.diffusion.samplers.solvers import SOLVERS
+from ancestral.runs import build, checkpoint
 
 STEPS, ROUND = 10, 100
 UPDATES, BATCH, SHIFT = 1000, 100, 2  # of the classifier; it sees images shifted by up to so many pixels in 28
@@ -81,7 +82,7 @@ if __name__ == "__main__":
     given = parsed(parser)
     saved, _ = checkpoint.open_run(given.run)
     model = build.trained(saved, given.run, torch.device("cpu"))
-    splits = data.load(saved.config.source, saved.config.data)
+    splits = load.load(saved.config.source, saved.config.data)
     judge = classifier(splits.train)
     held_out = judged(judge, splits.test.images, torch.from_numpy(splits.test.labels))
     labels = torch.arange(given.images) % len(saved.facts.class_names)

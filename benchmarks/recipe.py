@@ -15,17 +15,21 @@ from pathlib import Path
 
 import torch
 
-from ancestral import build, config, data, estimate, features, grids, pictures, run_calibration
-from ancestral.bound import bound
-from ancestral.conditions import conditions_of
-from ancestral.datasets import facts
-from ancestral.imageset import ImageSet, Splits
-from ancestral.pixels import to_bytes, to_unit
-from ancestral.rng import Streams
-from ancestral.sample import sample
-from ancestral.solvers import SOLVERS
-from ancestral.statistics import mean_and_error
-from ancestral.train import Training
+from ancestral.data import load, pictures
+from ancestral.data.dataset import ImageSet, Splits
+from ancestral.data.pixels import to_bytes, to_unit
+from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.statistics import mean_and_error
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers import grids
+from ancestral.diffusion.samplers.sample import sample
+from ancestral.diffusion.samplers.solvers import SOLVERS
+from ancestral.evaluation import features
+from ancestral.runs import build, calibration, config
+from ancestral.runs.conditions import conditions_of
+from ancestral.runs.datasets import facts
+from ancestral.training import cost as estimate
+from ancestral.training.trainer import Training
 
 DRAWN, REFERENCE, BOUND, TERMS = 1000, 1000, 128, 200
 CPU = torch.device("cpu")
@@ -41,7 +45,7 @@ def apart(images: ImageSet) -> Splits:
 def trial(source: str, seconds: float, preset: str, settings: dict[str, object], sheet: Path) -> dict[str, object]:
     """Train for so long and measure."""
     chosen = config.resolve(source, preset, {"train.precision": "auto", **settings})
-    splits = apart(data.load(source, chosen.data).train)
+    splits = apart(load.load(source, chosen.data).train)
     training = Training(chosen, facts(splits.train), CPU)
     cost = estimate.measure(training, splits.train)
     spent = 0.0
@@ -53,7 +57,7 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
         spent += time.process_time() - began
     weights = training.model_weights(training.tensors())
     model = build.ready(chosen, training.facts, weights)
-    table = run_calibration.calibration(chosen, model, splits.train, CPU)
+    table = calibration.calibration(chosen, model, splits.train, CPU)
     labels = torch.arange(DRAWN) % len(training.facts.class_names) if chosen.model.labels else None
     times = grids.trailing(model.schedule, 20)
     began = time.perf_counter()

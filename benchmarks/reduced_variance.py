@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from common import options, parsed, publish, table
 
-from ancestral import build, checkpoint, data
-from ancestral.bound import bound, naive_bound
-from ancestral.pixels import to_unit
-from ancestral.rng import Streams
+from ancestral.data import load
+from ancestral.data.pixels import to_unit
+from ancestral.diffusion.objectives.elbo import bound, naive_bound
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.runs import build, checkpoint
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
     model = build.trained(saved, run, torch.device("cpu"))
     predictor = build.predictor(model, saved.calibration)
     move, grid = build.transition(saved, None), build.sampling_grid(saved.config, "trailing", steps)
-    x0 = to_unit(data.load(saved.config.source, saved.config.data).test.images[:images]).double()
+    x0 = to_unit(load.load(saved.config.source, saved.config.data).test.images[:images]).double()
     kl = bound(predictor, x0, grid, move, Streams(0, "kl", range(images)))
     plain = naive_bound(predictor, x0, grid, move, Streams(0, "plain", range(images)))
     unit = kl.dimensions * math.log(2)

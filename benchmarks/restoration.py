@@ -19,15 +19,17 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from ancestral import build, checkpoint, data, grids
-from ancestral.editing import measured
-from ancestral.inverse import METHODS, Measurement, psnr
-from ancestral.operators import Known, Operator, box_means, gaussian_blur, grey
-from ancestral.pixels import to_bytes, to_unit
-from ancestral.reverse import DDIM
-from ancestral.rng import Streams
-from ancestral.sample import finish, latents
-from ancestral.walk import walk
+from ancestral.data import load
+from ancestral.data.pixels import to_bytes, to_unit
+from ancestral.diffusion.editing.inverse_problems import METHODS, Measurement, psnr
+from ancestral.diffusion.editing.operators import Known, Operator, box_means, gaussian_blur, grey
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers import grids
+from ancestral.diffusion.samplers.loop import walk
+from ancestral.diffusion.samplers.sample import finish, latents
+from ancestral.diffusion.samplers.transitions import DDIM
+from ancestral.runs import build, checkpoint
+from ancestral.sampling.edit_command import measured
 
 # Of the network. A gradient costs two calls more, those of mmps six; DPS takes small steps and needs many.
 CALLS = {"ddrm": 50, "ddnm": 50, "pigdm": 25, "mmps": 15, "dps": 100}
@@ -98,7 +100,7 @@ class Bench:
         self.model = build.lowered(build.trained(self.saved, run, torch.device("cpu")), "auto")
         self.predictor = build.predictor(self.model, self.saved.calibration)
         self.shape, self.numbers = self.saved.facts.shape, range(images)
-        held_out = data.load(self.saved.config.source, self.saved.config.data).test
+        held_out = load.load(self.saved.config.source, self.saved.config.data).test
         self.x0 = to_unit(held_out.spread(images).images[:])
         if self.shape[0] == 3:  # an image without colour is its own grey: nothing to measure
             every = to_unit(held_out.images[:])

@@ -11,10 +11,11 @@ import torch
 from common import options, parsed, publish, steps_of, table
 from torch import Tensor
 
-from ancestral import build, checkpoint, grids
-from ancestral.reverse import begin
-from ancestral.sample import finish, latents, trajectory
-from ancestral.solvers import SOLVERS
+from ancestral.diffusion.samplers import grids
+from ancestral.diffusion.samplers.sample import finish, latents, trajectory
+from ancestral.diffusion.samplers.solvers import SOLVERS
+from ancestral.diffusion.samplers.transitions import begin
+from ancestral.runs import build, checkpoint
 
 CALLS = (4, 6, 8, 10, 15, 20)
 NAMES = ("euler", "dpm++2m", "dpm++3m", "unipc2", "unipc3", "deis3", "ipndm4", "heun")

@@ -16,11 +16,13 @@ import torch
 from common import WORK, Results, options, parsed, publish, quality, shown, steps_of, table
 from torch import Tensor
 
-from ancestral import build, checkpoint, data, interop
+from ancestral.data import load
+from ancestral.data.pixels import to_bytes
+from ancestral.diffusion.samplers.sample import latents, sample
+from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.errors import UserError
-from ancestral.pixels import to_bytes
-from ancestral.sample import latents, sample
-from ancestral.solvers import SOLVERS
+from ancestral.runs import build, checkpoint
+from ancestral.runs.hub import diffusers as interop
 
 CALLS = (5, 8, 10, 20, 50)
 ROUND = 64  # images at a time
@@ -101,7 +103,7 @@ def main() -> None:
     parser.add_argument("--calls", type=int, nargs="+", default=CALLS)
     given = parsed(parser)
     saved, _ = checkpoint.open_run(given.run)
-    train = data.load(saved.config.source, saved.config.data).train
+    train = load.load(saved.config.source, saved.config.data).train
     draws, block = ours(saved, given.run, given.images), "steps-beside"
     try:
         draws |= theirs(saved, given.run, given.images)

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 from common import WORK, Results, options, parsed, publish, shown, table
 
-from ancestral import checkpoint, data
-from ancestral.cli import main
+from ancestral.apps.cli.main import main
+from ancestral.data import load
+from ancestral.runs import checkpoint
 
 
 def unseen(runs: list[Path]) -> np.ndarray:
@@ -27,7 +28,7 @@ def unseen(runs: list[Path]) -> np.ndarray:
     every = []
     for run in runs:
         saved, _ = checkpoint.open_run(run)
-        every.append(data.load(saved.config.source, saved.config.data))
+        every.append(load.load(saved.config.source, saved.config.data))
     held_out = [{image.tobytes() for image in splits.test.images[:]} for splits in every]
     trained = [{image.tobytes() for image in splits.train.images[:]} for splits in every]
     wanted = set.intersection(*held_out) - set.union(*trained)

@@ -22,9 +22,10 @@ from common import WORK, Results, options, parsed, publish, quality, shown, tabl
 from peers import Lucid, Script, cropped, padded, script_network, write_pngs
 from PIL import Image
 
-from ancestral import checkpoint, data
-from ancestral.build import network
-from ancestral.imageset import DataOptions, Splits
+from ancestral.data import load
+from ancestral.data.dataset import DataOptions, Splits
+from ancestral.runs import checkpoint
+from ancestral.runs.build import network
 
 KEYS = ("data", "contender", "minutes", "sampler", "images")
 
@@ -255,9 +256,9 @@ def main() -> None:
     given = parsed(parser)
     results = Results(WORK / "time_to_quality.jsonl", KEYS)
     if given.data is not None:
-        if given.data not in data.BUILT_IN and not Path(given.data).exists():
+        if given.data not in load.BUILT_IN and not Path(given.data).exists():
             sys.exit(f"{given.data}: not here, so it is left out")
-        splits = data.load(given.data, DataOptions())
+        splits = load.load(given.data, DataOptions())
         for name in given.contenders:
             measure(given, splits, name, results)
     headings = ["minutes", "", "million weights", "images seen", "sampler", "fd-lite0, train", "test"]

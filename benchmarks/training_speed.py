@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from ancestral import build, config, interop
-from ancestral.estimate import ENDLESS
-from ancestral.imageset import ImageSet
-from ancestral.train import Training
+from ancestral.data.dataset import ImageSet
+from ancestral.runs import build, config
+from ancestral.runs.hub import diffusers
+from ancestral.training.cost import ENDLESS
+from ancestral.training.trainer import Training
 
 NETWORKS = {"narrow": (32, 64, 128), "wide": (64, 128, 256)}
 Call = Callable[[Tensor, Tensor], Tensor]
@@ -49,7 +50,7 @@ def imported(network: nn.Module) -> tuple[config.Config, config.Facts, dict[str,
 
     with tempfile.TemporaryDirectory() as folder:
         DDPMPipeline(network, DDPMScheduler()).save_pretrained(folder)
-        return interop.read(Path(folder))
+        return diffusers.read(Path(folder))
 
 
 class Sampled(nn.Module):

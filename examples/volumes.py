@@ -10,20 +10,21 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from ancestral import grids, schedule
-from ancestral.analytic import Correlated
-from ancestral.bound import bound
-from ancestral.calibrated import Calibrated
-from ancestral.calibration import calibrate
-from ancestral.denoiser import Denoiser
-from ancestral.fitting import fit
-from ancestral.gaussian import Normal
-from ancestral.reverse import Ancestral, optimal
-from ancestral.rng import Streams
-from ancestral.sample import sample
-from ancestral.statistics import mean_and_error
-from ancestral.target import V
-from ancestral.unet import UNet
+from ancestral.diffusion.denoisers.analytic import Correlated
+from ancestral.diffusion.denoisers.calibrated import Calibrated
+from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.denoisers.targets import V
+from ancestral.diffusion.objectives.calibration import calibrate
+from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.statistics import mean_and_error
+from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes.normal import Normal
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers import grids
+from ancestral.diffusion.samplers.sample import sample
+from ancestral.diffusion.samplers.transitions import Ancestral, optimal
+from ancestral.networks.unet import UNet
+from ancestral.training.simple import fit
 
 SIDES = (8, 8, 8)
 VOXELS = 8 * 8 * 8

@@ -1,4 +1,4 @@
-"""Write the table of normal quantiles of `ancestral.codec.randomness`. Its bytes are part of the file format."""
+"""Write the table of normal quantiles of `compression.portable_random`. Its bytes are part of the file format."""
 
 from __future__ import annotations
 

@@ -24,11 +24,13 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-from ancestral import archiving, grids, schedule
-from ancestral.analytic import gaussian
-from ancestral.codec.archive import Archive, Block, Setting
-from ancestral.codec.blocks import Coder, canary
-from ancestral.codec.container import MAGIC, MOST_PIXELS, VERSION, Exact, Header, parse
+from ancestral.compression import archive_command
+from ancestral.compression.archive_format import Archive, Block, Setting
+from ancestral.compression.block_coder import Coder, canary
+from ancestral.compression.file_header import MAGIC, MOST_PIXELS, VERSION, Exact, Header, parse
+from ancestral.diffusion.denoisers.analytic import gaussian
+from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.samplers import grids
 from ancestral.errors import UserError
 from codec_toy import codec, image
 from fuzz_harness import mutate
@@ -222,9 +224,9 @@ def _file(content):
 
 def _archive(content):
     held = Archive.of_bytes(content)
-    archiving._safe(held.names)
+    archive_command._safe(held.names)
     saved = SimpleNamespace(facts=SimpleNamespace(shape=SHAPE))
-    pixels = archiving.expanded(saved, whole().denoiser, held, range(held.count))
+    pixels = archive_command.expanded(saved, whole().denoiser, held, range(held.count))
     if not np.array_equal(pixels, whole().pixels[: len(pixels)]):
         raise AssertionError("wrong images that say they are exact")
     return "exact"
@@ -240,7 +242,7 @@ def case(number, seed):
 def main(files=20_000, seed=0):
     """Outcomes by kind, and what broke the promise."""
     whole()
-    archiving.model_id = lambda saved: b"model-id"
+    archive_command.model_id = lambda saved: b"model-id"
     began, shared = time.monotonic(), mmap.mmap(-1, 8)
     outcomes, slowest, broken, first = Counter(), (0.0, 0), [], 0
     while first < files:

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ancestral import schedule
-from ancestral.codec.cells import FRACTIONS, SLOPES, ZONES
-from ancestral.codec.codebook import Canary, Codebook, Profile
-from ancestral.codec.image import Codec
-from ancestral.codec.planning import BUCKETS
-from ancestral.codec.tables import ESCAPE, REACH, TOTAL, ResidualTable
-from ancestral.denoiser import predict
-from ancestral.types import over
+from ancestral.compression.codebook import Canary, Codebook, Profile
+from ancestral.compression.codec import Codec
+from ancestral.compression.quantiser_cells import FRACTIONS, SLOPES, ZONES
+from ancestral.compression.residual_tables import ESCAPE, REACH, TOTAL, ResidualTable
+from ancestral.compression.step_planning import BUCKETS
+from ancestral.diffusion.denoisers.denoiser import predict
+from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes.types import over
 
 GOLDEN = Path(__file__).parent / "golden"
 VARIANCE = 0.0625  # of the data, on [-1, 1]: 32 grey levels

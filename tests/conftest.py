@@ -12,13 +12,13 @@ from hypothesis import settings
 settings.register_profile("exact", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("exact")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ["ANCESTRAL_STRICT"] = "1"  # see ancestral.beside
+os.environ["ANCESTRAL_STRICT"] = "1"  # see ancestral.runtime.side_tasks
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when datasets is imported
 
 
 def run_command(*arguments):
     """Run `ancestral` in this process."""
-    from ancestral.cli import main
+    from ancestral.apps.cli.main import main
 
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=True)
 

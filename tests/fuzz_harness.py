@@ -22,8 +22,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ancestral import build, checkpoint, config, data, sealed
+from ancestral.data import load
 from ancestral.errors import UserError
+from ancestral.runs import build, checkpoint, config
+from ancestral.runtime import verified_folder
 
 SECONDS = 10.0
 MEGABYTES = 600  # above what the process has after its imports
@@ -98,10 +100,10 @@ def checkpoints(root, originals, draw):
         target.write_bytes(json.dumps(document).encode(errors="surrogatepass"))
     else:
         target.write_bytes(mutate(target.read_bytes(), draw))
-    if draw.random() < 0.5 and target.name != sealed.MANIFEST:
-        manifest = json.loads((folder / sealed.MANIFEST).read_text())
+    if draw.random() < 0.5 and target.name != verified_folder.MANIFEST:
+        manifest = json.loads((folder / verified_folder.MANIFEST).read_text())
         manifest[target.name]["sha256"] = sha256(target.read_bytes()).hexdigest()
-        (folder / sealed.MANIFEST).write_text(json.dumps(manifest))
+        (folder / verified_folder.MANIFEST).write_text(json.dumps(manifest))
     else:
         # A changed file under the old manifest must never be taken for whole.
         for other in folder.parent.iterdir():
@@ -109,7 +111,7 @@ def checkpoints(root, originals, draw):
                 shutil.rmtree(other)
         unchanged = target.read_bytes() == (originals["run"] / "checkpoints" / folder.name / target.name).read_bytes()
         saved, _ = checkpoint.open_run(root / "run")
-        if not unchanged and target.name != sealed.MANIFEST:
+        if not unchanged and target.name != verified_folder.MANIFEST:
             raise AssertionError(f"damage in {target.name} was not noticed")
     saved, _ = checkpoint.open_run(root / "run")
     model = build.trained(saved, root / "run", torch.device("cpu"))
@@ -131,10 +133,10 @@ def pictures(root, originals, draw):
     name = draw.choice(sorted(originals["pictures"]))
     (root / name).write_bytes(mutate(originals["pictures"][name], draw))
     (root / "good.png").write_bytes(originals["pictures"]["a.png"])
-    options = data.DataOptions(
+    options = load.DataOptions(
         size=draw.choice([None, 5]), channels=draw.choice([None, 1, 3, 4]), bad_images=draw.choice(["skip", "refuse"])
     )
-    data.load(str(root), options)
+    load.load(str(root), options)
 
 
 def metadata(root, originals, draw):
@@ -149,21 +151,21 @@ def metadata(root, originals, draw):
         rows = mutate_json(rows, draw) if draw.random() < 0.5 else rows
         text = "".join(json.dumps(row) + "\n" for row in rows).encode(errors="surrogatepass")
         (root / "metadata.jsonl").write_bytes(mutate(text, draw) if draw.random() < 0.5 else text)
-    data.load(str(root), data.DataOptions())
+    load.load(str(root), load.DataOptions())
 
 
 def arrays(root, originals, draw):
     """A changed .npy or .npz file."""
     name = draw.choice(["x.npy", "x.npz"])
     (root / name).write_bytes(mutate(originals[name], draw))
-    splits = data.load(str(root / name), data.DataOptions())
+    splits = load.load(str(root / name), load.DataOptions())
     splits.train.spread(4).images[:]
 
 
 def shards(root, originals, draw):
     """A changed tar file."""
     (root / "x.tar").write_bytes(mutate(originals["x.tar"], draw))
-    data.load(str(root / "x.tar"), data.DataOptions(cache=draw.choice([None, str(root / "cache")])))
+    load.load(str(root / "x.tar"), load.DataOptions(cache=draw.choice([None, str(root / "cache")])))
 
 
 TARGETS = [checkpoints, configurations, pictures, metadata, arrays, shards]
@@ -173,7 +175,7 @@ def originals(root):
     """Whole files of every kind."""
     from click.testing import CliRunner
 
-    from ancestral.cli import main as command
+    from ancestral.apps.cli.main import main as command
 
     line = "train digits --preset tiny --steps 3 --device cpu --set model.width=8 --set train.batch_size=8"
     result = CliRunner().invoke(command, [*line.split(), "--set", "train.snapshots=2", "--out", str(root / "run")])

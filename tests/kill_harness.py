@@ -16,7 +16,9 @@ from pathlib import Path
 
 import torch
 
-from ancestral import checkpoint, config, data, history, owner, runner
+from ancestral.data import load
+from ancestral.runs import checkpoint, config, lock, metrics_log
+from ancestral.training import run as runner
 
 UPDATES = 60
 SETTINGS = {
@@ -35,7 +37,7 @@ def child(folder, images):
     torch.set_num_threads(1)
     configuration = config.resolve("digits", "tiny", SETTINGS)
     run = runner.Run(folder, configuration, images, torch.device("cpu"), "test")
-    run.owner = owner.own(folder, fail)  # the one that was killed before is dead, and that is seen at once
+    run.owner = lock.own(folder, fail)  # the one that was killed before is dead, and that is seen at once
     run.resume()
     run.total = UPDATES * configuration.train.batch_size
     list(run.train(lambda: False))
@@ -77,7 +79,7 @@ def digest(folder):
 
 def records(folder):
     """What was logged, but for how long it took. Whether there was time for a preview too depends on the clock."""
-    entries = history.read_metrics(folder / "metrics.jsonl")
+    entries = metrics_log.read_metrics(folder / "metrics.jsonl")
     clocked = ("seconds", "held_out_bits_per_dim", "held_out_bits_by_tenth_of_t")
     return [{key: value for key, value in entry.items() if key not in clocked} for entry in entries]
 
@@ -85,7 +87,7 @@ def records(folder):
 def main(kills=20, seed=0, where=None):
     """Returns what happened, for a test to judge."""
     root = Path(where or tempfile.mkdtemp())
-    images = data.load("digits", data.DataOptions(limit=64))
+    images = load.load("digits", load.DataOptions(limit=64))
     draw = random.Random(seed)
     for name in ("straight", "killed"):
         (root / name).mkdir(parents=True)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from ancestral import owner
-from ancestral.cli import main as ancestral
+from ancestral.apps.cli.main import main as ancestral
 from ancestral.errors import UserError
+from ancestral.runs import lock
 
 TRAIN = (
     "--preset",
@@ -77,7 +77,7 @@ def wanting(folder, hold):
 
     def work():
         try:
-            owner.own(folder)
+            lock.own(folder)
         except UserError:
             return 2
         time.sleep(hold)
@@ -88,12 +88,12 @@ def wanting(folder, hold):
 
 def die(folder):
     """Leave a folder whose owner was killed."""
-    race(lambda: (owner.own(folder), os._exit(7)))
+    race(lambda: (lock.own(folder), os._exit(7)))
 
 
 def leave(folder):
     """Leave a folder whose owner has left."""
-    owner.own(folder).release()
+    lock.own(folder).release()
 
 
 def main(pairs=4, rounds=30):

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ancestral import cli, config
+from ancestral.apps.cli import main
+from ancestral.runs import config
 
 yaml = pytest.importorskip("yaml")
 torchrun = pytest.importorskip("torch.distributed.run")
@@ -52,7 +53,7 @@ def test_torchrun_and_ancestral_understand_the_command(name):
     assert given.max_restarts == 3
     verb, *arguments = given.training_script_args
     assert verb == "train"
-    context = cli.main.commands["train"].make_context("train", list(arguments))
+    context = main.main.commands["train"].make_context("train", list(arguments))
     assert context.params["run"]
     config.resolve(context.params["data"], context.params["preset"], {})
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ancestral.discrete import value_of
-from ancestral.gaussian import Normal
-from ancestral.imageset import ImageSet
-from ancestral.pixels import to_bytes, to_unit
-from ancestral.rng import Streams
+from ancestral.data.dataset import ImageSet
+from ancestral.data.pixels import to_bytes, to_unit
+from ancestral.diffusion.processes.levels import value_of
+from ancestral.diffusion.processes.normal import Normal
+from ancestral.diffusion.processes.streams import Streams
 
 FOLDER = Path(__file__).parent.parent / "benchmarks" / "baselines"
 SHAPE = (1, 4, 4)

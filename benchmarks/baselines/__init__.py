@@ -1,7 +1,8 @@
 """Small generators of other families, for comparison: adversarial, autoencoding, and a normalizing flow.
 
 Each is a network that draws images on [-1, 1] from keyed noise, and a way to learn. Training counts images as
-`ancestral.train` does: image n, its row and its noise are functions of (seed, n), and so are the weights in the end.
+`ancestral.training.trainer` does: image n, its row and its noise are functions of (seed, n), and so are the weights
+in the end.
 """
 
 from baselines.flow import Flow

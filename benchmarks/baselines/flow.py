@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ancestral.form import fold, unfold
-from ancestral.gaussian import standard_normal_like
-from ancestral.rng import Streams
+from ancestral.diffusion.processes.normal import standard_normal_like
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.networks.unet_layers import fold, unfold
 from baselines.training import Lowered
 
 LEVELS = 256

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ancestral.form import unfold
-from ancestral.rng import Streams
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.networks.unet_layers import unfold
 from baselines.training import Lowered, step
 
 LATENT = 64

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ancestral import build
-from ancestral.ema import PowerAverage
-from ancestral.feed import presented
-from ancestral.imageset import ImageSet
-from ancestral.muon import Muon
-from ancestral.rng import Streams, key
-from ancestral.train import learning_rate
+from ancestral.data.dataset import ImageSet
+from ancestral.diffusion.processes.streams import Streams, key
+from ancestral.networks.ema import PowerAverage
+from ancestral.networks.muon import Muon
+from ancestral.runs import build
+from ancestral.training.prefetch import presented
+from ancestral.training.trainer import learning_rate
 
 WARMUP = 0.05  # share of the run with a rising learning rate, as `ancestral train` has it
 WIDTH = 0.05  # of the average, relative to the run: that of the preset `images`

@@ -2,8 +2,7 @@
 
     -log P(x) <= E_q(z | x)[-log p(x | z)] + KL(q(z | x) || N(0, I))
 
-p(x | z) is, for each value, a mixture of logistics over the 256 levels (`ancestral.discrete.Logistic`), independent
-given z.
+p(x | z) is, for each value, a mixture of logistics over the 256 levels (`levels.Logistic`), independent given z.
 """
 
 from __future__ import annotations
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ancestral.discrete import Logistic
-from ancestral.form import fold, unfold
-from ancestral.gaussian import Normal, standard_normal_like
-from ancestral.rng import Streams
+from ancestral.diffusion.processes.levels import Logistic
+from ancestral.diffusion.processes.normal import Normal, standard_normal_like
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.networks.unet_layers import fold, unfold
 from baselines.training import Lowered
 
 LEVELS = 256

@@ -13,18 +13,20 @@ from matplotlib.figure import Figure
 from PIL import Image
 from sheets import labelled
 
-from ancestral import build, checkpoint, data, figures, pictures
-from ancestral.bound import bound
-from ancestral.chains import CHAINS
-from ancestral.denoiser import Denoiser
-from ancestral.grids import full, trailing
-from ancestral.imageset import Rows
-from ancestral.orders import costs, monotone
-from ancestral.pixels import to_bytes, to_unit
-from ancestral.rng import Streams
-from ancestral.sample import beginning, film, latents, trajectory
-from ancestral.statistics import mean_and_error
-from ancestral.tuning import shortest
+from ancestral.data import load, pictures
+from ancestral.data.dataset import Rows
+from ancestral.data.pixels import to_bytes, to_unit
+from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.objectives.autoregressive import costs, monotone
+from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.statistics import mean_and_error
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.grid_search import shortest
+from ancestral.diffusion.samplers.grids import full, trailing
+from ancestral.diffusion.samplers.sample import beginning, film, latents, trajectory
+from ancestral.runs import build, checkpoint
+from ancestral.runs.process_kinds import CHAINS
+from ancestral.runtime import plots
 
 IMAGES, FRAMES, FILMED, MEASURED = 6, 9, 98, 64
 CALLS = (4, 8, 16, 32)
@@ -71,9 +73,9 @@ def cost_of(model: Denoiser, run: Path, images: np.ndarray | Rows, path: Path) -
     print(f"one place a step: {whole:.4f} bits/dim")
     figure = Figure(figsize=(6, 3.4), dpi=110, layout="constrained")
     axes = figure.subplots()
-    axes.plot(CALLS, even, "o-", color=figures.SECOND, label="evenly spaced")
-    axes.plot(CALLS, best, "o-", color=figures.ACCENT, label="shortest path")
-    axes.axhline(whole, color=figures.INK, linewidth=1, linestyle=":", label=f"one place a step: {whole:.3f}")
+    axes.plot(CALLS, even, "o-", color=plots.SECOND, label="evenly spaced")
+    axes.plot(CALLS, best, "o-", color=plots.ACCENT, label="shortest path")
+    axes.axhline(whole, color=plots.INK, linewidth=1, linestyle=":", label=f"one place a step: {whole:.3f}")
     axes.set_xscale("log", base=2)
     axes.set_xticks(CALLS, [str(n) for n in CALLS])
     axes.set_xlabel("network calls an image")
@@ -89,7 +91,7 @@ def main(run: Path, path: Path) -> None:
     model = build.trained(saved, run, torch.device("cpu"))
     path.mkdir(parents=True, exist_ok=True)
     film_of(model, saved.facts.shape, path)
-    cost_of(model, run, data.load(saved.config.source, saved.config.data).test.spread(MEASURED).images, path)
+    cost_of(model, run, load.load(saved.config.source, saved.config.data).test.spread(MEASURED).images, path)
     for name in ("film", "steps"):
         file = path / f"absorbing-{name}.png"
         print(file, file.stat().st_size, Image.open(file).size)

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 from sheets import labelled
 
-from ancestral import checkpoint, data
-from ancestral.cli import main
-from ancestral.pictures import contact_sheet, png, read_png
+from ancestral.apps.cli.main import main
+from ancestral.data import load
+from ancestral.data.pictures import contact_sheet, png, read_png
+from ancestral.runs import checkpoint
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "img" / "compression-prefixes.png"
 SHOWN = (1, 2, 5, 7)  # of the held-out images
@@ -30,7 +31,7 @@ def command(verb: str, *arguments: object) -> None:
 def prefixes(run: Path, folder: Path) -> tuple[np.ndarray, list[int]]:
     """A row an image: from its first bytes, more to the right, then exactly; and the sizes of the whole files."""
     saved, _ = checkpoint.open_run(run)
-    images = data.load(saved.config.source, saved.config.data).test.images[list(SHOWN)]
+    images = load.load(saved.config.source, saved.config.data).test.images[list(SHOWN)]
     for name in ("whole", "files"):
         (folder / name).mkdir()
     for place, image in enumerate(images):

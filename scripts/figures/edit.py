@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 from sheets import labelled
 
-from ancestral import checkpoint, data, pictures
-from ancestral.cli import main
+from ancestral.apps.cli.main import main
+from ancestral.data import load, pictures
+from ancestral.runs import checkpoint
 
 IMG = Path(__file__).resolve().parents[2] / "docs" / "img"
 PAIRS = ((0, 2), (3, 11))  # of the held-out images shown
@@ -38,7 +39,7 @@ class Sheets:
     def __init__(self, run: Path, folder: Path) -> None:
         self.run, self.folder = run, folder
         saved, _ = checkpoint.open_run(run)
-        self.images = data.load(saved.config.source, saved.config.data).test.spread(64).images[:]
+        self.images = load.load(saved.config.source, saved.config.data).test.spread(64).images[:]
         self.number = 0
 
     def file(self, pixels: np.ndarray) -> str:

@@ -11,14 +11,15 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ancestral import grids, schedule
-from ancestral.analytic import Mixture
-from ancestral.composition import OneOf, Product, negation
-from ancestral.figures import ACCENT, INK, SECOND
-from ancestral.langevin import Corrected
-from ancestral.mcmc import adjusted
-from ancestral.reverse import DDIM, Ancestral, optimal
-from ancestral.sample import sample
+from ancestral.diffusion.denoisers.analytic import Mixture
+from ancestral.diffusion.denoisers.composition import OneOf, Product, negation
+from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.samplers import grids
+from ancestral.diffusion.samplers.langevin import Corrected
+from ancestral.diffusion.samplers.mcmc import adjusted
+from ancestral.diffusion.samplers.sample import sample
+from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, optimal
+from ancestral.runtime.plots import ACCENT, INK, SECOND
 
 IMAGES = Path(__file__).parents[2] / "docs/img"
 SIDE, COUNT, POINTS = 1.5, 500, 140

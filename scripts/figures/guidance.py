@@ -13,13 +13,17 @@ import torch
 from matplotlib.figure import Figure
 from sheets import labelled
 
-from ancestral import build, checkpoint, figures, grids, pictures, schedule
-from ancestral.analytic import Mixture
-from ancestral.guidance import Guided, beside, conditional
-from ancestral.pixels import to_bytes
-from ancestral.reverse import Ancestral, optimal
-from ancestral.sample import sample
-from ancestral.solvers import SOLVERS
+from ancestral.data import pictures
+from ancestral.data.pixels import to_bytes
+from ancestral.diffusion.denoisers.analytic import Mixture
+from ancestral.diffusion.denoisers.guidance import Guided, beside, conditional
+from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.samplers import grids
+from ancestral.diffusion.samplers.sample import sample
+from ancestral.diffusion.samplers.solvers import SOLVERS
+from ancestral.diffusion.samplers.transitions import Ancestral, optimal
+from ancestral.runs import build, checkpoint
+from ancestral.runtime import plots
 
 OUT = Path(__file__).resolve().parents[2] / "docs" / "img"
 SCALES = (0.0, 1.0, 3.0)
@@ -39,10 +43,10 @@ def mixture() -> None:
     ]
     figure = Figure(figsize=(9, 3.1), dpi=100, layout="constrained")
     for scale, x, axes in zip(SCALES, drawn, figure.subplots(1, 3, sharex=True, sharey=True), strict=True):
-        axes.plot(*x.T, ".", markersize=2, color=figures.ACCENT)
-        for centres, colour in ((left, "0.6"), (right, figures.SECOND)):
+        axes.plot(*x.T, ".", markersize=2, color=plots.ACCENT)
+        for centres, colour in ((left, "0.6"), (right, plots.SECOND)):
             axes.plot(*centres.T, "o", markersize=34, markerfacecolor="none", markeredgecolor=colour)
-        axes.set_title(f"scale {scale:g}", loc="left", color=figures.INK, fontsize=10)
+        axes.set_title(f"scale {scale:g}", loc="left", color=plots.INK, fontsize=10)
         axes.set_aspect("equal")
         axes.set_xlim(-1.2, 1.4)
         axes.set_ylim(-1.1, 1.1)

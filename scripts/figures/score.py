@@ -12,16 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ancestral import grids, schedule
-from ancestral.analytic import Mixture
-from ancestral.denoiser import score
-from ancestral.figures import ACCENT, INK, SECOND
-from ancestral.flow import transport
-from ancestral.langevin import langevin
-from ancestral.reverse import DDIM
-from ancestral.rng import Streams
-from ancestral.sample import latents
-from ancestral.walk import from_model, walk
+from ancestral.diffusion.denoisers.analytic import Mixture
+from ancestral.diffusion.denoisers.denoiser import score
+from ancestral.diffusion.objectives.probability_flow import transport
+from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers import grids
+from ancestral.diffusion.samplers.langevin import langevin
+from ancestral.diffusion.samplers.loop import from_model, walk
+from ancestral.diffusion.samplers.sample import latents
+from ancestral.diffusion.samplers.transitions import DDIM
+from ancestral.runtime.plots import ACCENT, INK, SECOND
 
 IMAGES = Path(__file__).parents[2] / "docs/img"
 SIDE = 1.8

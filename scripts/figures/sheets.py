@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ancestral.figures import INK
+from ancestral.runtime.plots import INK
 
 PAPER, MARGIN = "#ffffff", 6  # pixels
 

@@ -1,7 +1,8 @@
 """Denoising diffusion probabilistic models, exact like the paper.
 
-The public names live in their modules: `from ancestral.schedule import linear`, `from ancestral.walk import walk`. This
-file imports nothing of them, so that `ancestral --help` answers before torch would have loaded.
+The rooms: `diffusion` (the mathematics), `networks`, `data`, `runs`, `training`, `sampling`, `compression`,
+`evaluation`, `apps`. This file imports nothing of them, so that `ancestral --help` answers before torch would have
+loaded.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ancestral.denoiser import Denoiser
+    from ancestral.diffusion.denoisers.denoiser import Denoiser
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,6 @@ def from_pretrained(source: str | Path, device: str = "cpu") -> Denoiser:
     Raises:
         UserError: when there is none, or it is damaged or of a kind unknown here.
     """
-    from ancestral import hub
+    from ancestral.runs.hub import hub
 
     return hub.from_pretrained(source, device)

@@ -1,5 +1,5 @@
 """`python -m ancestral`."""
 
-from ancestral.cli import main
+from ancestral.apps.cli.main import main
 
 main()

@@ -1,0 +1,129 @@
+"""`ancestral edit`: inpaint, interpolate, vary and restore given images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ancestral.apps.cli.options import HOW, POSITIVE, device_option, how, one_way_to_step, run_argument, solver_option
+
+FILE = click.Path(path_type=Path)
+images_argument = click.argument("paths", metavar="IMAGE...", type=FILE, nargs=-1, required=True)
+at_option = click.option("--at", type=POSITIVE, help="The paper's t, from 1 to T.")
+
+
+def edit_options(steps: int) -> Any:
+    """What every edit takes: how images are drawn in so many steps, and how they are read and written."""
+    options = (
+        click.option("--steps", type=POSITIVE, default=steps, show_default=True, help="Steps from T to clean images."),
+        HOW[1],
+        solver_option("without a way to step --eta 1, and unipc3 for --encoder inversion"),
+        *HOW[3:],
+        click.option("--num-images", type=POSITIVE, default=1, show_default=True, help="Variants of each image."),
+        click.option("--label", help="Class of the images, by name, for a model with labels."),
+        click.option("--fit", is_flag=True, help="Cut an image's middle square and scale it to the model's size."),
+        click.option("--out", type=FILE, required=True, help="PNG file for the sheet; a folder beside it for images."),
+        device_option,
+    )
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def sources(options: dict[str, Any]) -> Any:
+    """The options of reading and writing as one, taken out of the others."""
+    from dataclasses import fields
+
+    from ancestral.sampling.image_session import Sources
+
+    return Sources(**{field.name: options.pop(field.name) for field in fields(Sources)})
+
+
+@click.group(short_help="Change given images: inpaint, interpolate, vary, restore.")
+def edit() -> None:
+    """Change given images with the trained model in RUN: inpaint, interpolate, vary, restore."""
+
+
+@edit.command()
+@run_argument
+@images_argument
+@click.option("--mask", type=FILE, required=True, help="Image of the same size; white is drawn anew, black is kept.")
+@click.option("--jump", type=POSITIVE, default=5, show_default=True, help="Steps gone up again at a time.")
+@click.option("--resamples", type=POSITIVE, default=5, show_default=True, help="Times each stretch is walked; 1: once.")
+@edit_options(steps=50)
+def inpaint(run: Path, **options: Any) -> None:
+    """Draw the white of a mask anew in each IMAGE (RePaint). Sheet: input, what is kept, results."""
+    one_way_to_step(options)
+    from ancestral.sampling import edit_command
+
+    edit_command.inpaint(run, how(options), sources(options), **options)
+
+
+@edit.command()
+@run_argument
+@click.argument("first", metavar="A", type=FILE)
+@click.argument("second", metavar="B", type=FILE)
+@at_option
+@click.option("--frames", type=click.IntRange(min=2), default=9, show_default=True, help="From A to B, both included.")
+@click.option(
+    "--encoder",
+    default="noise",
+    show_default=True,
+    help="noise: each its own noise, as in the paper; shared: one noise for both; inversion: the flow, upwards.",
+)
+@edit_options(steps=100)
+def interpolate(run: Path, first: Path, second: Path, **options: Any) -> None:
+    """Go from image A to image B through mixed states at t (the paper's Figure 8); t is T/2, or T for inversion."""
+    one_way_to_step(options)
+    from ancestral.sampling import edit_command
+
+    options["paths"] = (first, second)
+    edit_command.interpolate(run, how(options), sources(options), **options)
+
+
+@edit.command()
+@run_argument
+@images_argument
+@at_option
+@click.option(
+    "--strength",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="t as a share of T, 1 keeps nothing; 0.5 without --at.",
+)
+@edit_options(steps=100)
+def vary(run: Path, **options: Any) -> None:
+    """Noise each IMAGE up to t and draw it from there (SDEdit). Sheet: input, results."""
+    one_way_to_step(options)
+    if None not in (options["at"], options["strength"]):
+        raise click.UsageError("--at and --strength exclude each other: each says how far up; leave one out")
+    options["strength"] = options["strength"] or 0.5
+    from ancestral.sampling import edit_command
+
+    edit_command.vary(run, how(options), sources(options), **options)
+
+
+@edit.command()
+@run_argument
+@images_argument
+@click.option("--task", required=True, help="super-resolution, deblur, colour or missing.")
+@click.option("--method", default="ddrm", show_default=True, help="ddrm, ddnm, pigdm, mmps or dps (docs/editing.md).")
+@click.option("--factor", type=click.IntRange(min=2), default=2, show_default=True, help="super-resolution: of a side.")
+@click.option("--blur", type=click.FloatRange(0, min_open=True), default=1.5, show_default=True, help="deblur: pixels.")
+@click.option("--missing", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True, help="Share.")
+@click.option("--mask", type=FILE, help="missing: the pixels, white in an image; at random when left out.")
+@click.option("--noise", type=click.FloatRange(0), default=0.0, show_default=True, help="Its std on the scale [-1, 1].")
+@click.option("--degraded", is_flag=True, help="IMAGE is damaged already; when left out it is damaged first.")
+@edit_options(steps=50)
+def restore(run: Path, method: str, **options: Any) -> None:
+    """Undo a known damage of each IMAGE. Sheet: input, the damaged image, results."""
+    one_way_to_step(options)
+    from ancestral.sampling import edit_command
+
+    chosen, read = how(options), sources(options)
+    edit_command.restore(run, chosen, read, edit_command.Damage(**options), method=method)

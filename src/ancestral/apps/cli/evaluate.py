@@ -1,0 +1,74 @@
+"""`ancestral evaluate` and `ancestral metrics`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ancestral.apps.cli.options import (
+    POSITIVE,
+    average_option,
+    device_option,
+    drawing_options,
+    how,
+    one_way_to_step,
+    processes_option,
+    run_argument,
+    seed_option,
+    share,
+)
+
+
+@click.command(short_help="Measure the variational bound, in bits/dim.")
+@run_argument
+@click.argument("data_source", metavar="[DATA]", required=False)
+@click.option("--num-images", type=POSITIVE, default=256, show_default=True, help="How many held-out images, at most.")
+@click.option("--terms", type=POSITIVE, help="Terms of the bound measured an image, 2 to T; 50 when left out.")
+@click.option("--exact", is_flag=True, help="Every term for every image, instead of an unbiased part.")
+@click.option("--variance", help="Reverse variance to measure with; the run's own when left out.")
+@click.option("--batch-size", type=POSITIVE, default=64, show_default=True, help="Images at a time; changes no number.")
+@click.option("--per-image", is_flag=True, help="A line for each image with anomaly scores; each is measured 4 times.")
+@click.option("--reference", metavar="DATA", help="Whose training images are usual; the run's own when left out.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; RUN when left out.")
+@average_option
+@seed_option
+@device_option
+@processes_option
+def evaluate(run: Path, processes: int, **options: Any) -> None:
+    """Measure the variational bound of the model in RUN on the held-out part of DATA, in bits per dimension."""
+    share(processes)
+    from ancestral.evaluation import elbo_command
+
+    elbo_command.evaluate(run, **options)
+
+
+@click.command(short_help="Compare samples with real images: distances, copies.")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("data_source", metavar="[DATA]", required=False)
+@click.option("--num-images", type=POSITIVE, default=2000, show_default=True, help="How many on each side, at most.")
+@click.option(
+    "--network", default="lite0", show_default=True, help="lite0, pixels, or FILE.pt: the FID Inception as TorchScript."
+)
+@click.option("--train-images", type=POSITIVE, help="Search so many training images for copies; all when left out.")
+@drawing_options
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for the results; SOURCE when left out, if it is a run."
+)
+@click.option(
+    "--cache", type=click.Path(path_type=Path), help="Of features and samples; ~/.cache/ancestral when left out."
+)
+@device_option
+@processes_option
+def metrics(source: Path, processes: int, **options: Any) -> None:
+    """Compare samples with the real images of DATA: Fréchet and kernel distance, precision, recall, copies.
+
+    SOURCE is a run, from which samples are drawn and whose own data are DATA when left out; or images, as a folder,
+    .npz or .npy file, that are compared as they are.
+    """
+    one_way_to_step(options)
+    share(processes)
+    from ancestral.evaluation import sample_metrics_command
+
+    sample_metrics_command.metrics(source, how(options), **options)

@@ -1,0 +1,52 @@
+"""`ancestral import`, `ancestral export` and `ancestral push`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ancestral.apps.cli.options import run_argument
+from ancestral.runtime.text import shown
+
+
+@click.command("import", short_help="Make a run of a diffusers folder or a hub model.")
+@click.argument("source")
+@click.option("--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder to make.")
+def import_model(source: str, run: Path) -> None:
+    """Make a run of the model in SOURCE, to sample and evaluate: hf:USER/NAME on the Hugging Face hub or a folder.
+
+    There lies what `push` has published, or a UNet2DModel of diffusers with its scheduler. hf:USER/NAME@REVISION takes
+    an older state. HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are obeyed.
+    """
+    from ancestral.runs.hub import hub
+
+    click.echo(shown(f"imported: {hub.import_model(source, run)}; now: ancestral sample {run}"))
+
+
+@click.command(short_help="Write a model as a diffusers folder.")
+@run_argument
+@click.option("--out", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write.")
+def export(run: Path, folder: Path) -> None:
+    """Write the model in RUN as a folder that diffusers' DDPMPipeline opens."""
+    from ancestral.runs.hub import diffusers
+
+    diffusers.export_run(run, folder)
+    click.echo(shown(f"exported: {folder}"))
+
+
+@click.command(short_help="Publish a model on the hub, with its card.")
+@run_argument
+@click.argument("name", metavar="USER/NAME")
+@click.option("--public", is_flag=True, help="For everybody to see; private when left out.")
+@click.option(
+    "--license", "license_name", default="unknown", show_default=True, help="Of the weights: mit, cc0-1.0, ..."
+)
+def push(run: Path, name: str, public: bool, license_name: str) -> None:
+    """Publish the model in RUN on the Hugging Face hub, with a card of what was measured on it.
+
+    The averaged weights go there, nothing of the training. Needs a token: hf auth login, or HF_TOKEN.
+    """
+    from ancestral.runs.hub import hub
+
+    click.echo(shown(f"published: {hub.push(run, name, public=public, license_name=license_name)}"))

@@ -1,0 +1,130 @@
+"""The command `ancestral`. Nothing heavy is imported before a command's options are known to be right."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+from ancestral import __version__
+from ancestral.apps.cli import (
+    archive,
+    compress,
+    edit,
+    evaluate,
+    explain,
+    hub,
+    likelihood,
+    rate_distortion,
+    sample,
+    serve,
+    train,
+)
+from ancestral.runtime.signals import BROKEN_PIPE, STOPPED, Told, raised
+from ancestral.runtime.text import shown
+
+VERBS = (
+    *(train.train, sample.sample, edit.edit, sample.tune_steps),
+    *(evaluate.evaluate, evaluate.metrics, rate_distortion.rd, likelihood.likelihood, archive.agree, explain.explain),
+    *(compress.compress, compress.decompress, archive.archive, archive.unarchive),
+    *(hub.import_model, hub.export, hub.push, serve.serve),
+)
+
+
+IN_PIECES = "the pieces that are done are kept; the same command does what is missing"
+KEPT = {  # what is said when a command is stopped
+    "train": "the last checkpoint, where there is one, is kept; the same command goes on from it",
+    **dict.fromkeys(("sample", "evaluate", "metrics", "rd", "likelihood"), IN_PIECES),
+}
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    a fault of the program
+  2    refused: one line names the option, file or value, and the mend
+  75   train was told to stop and saved: the same command goes on
+  130  stopped by Ctrl-C (143: by SIGTERM, 138: by SIGUSR1)
+  141  whoever read the output went away
+"""
+
+
+@contextmanager
+def _plain() -> Iterator[None]:
+    """Complaints about options quote what was typed: shown as text."""
+    try:
+        yield
+    except click.ClickException as error:
+        error.message = shown(error.message)  # pyright: ignore[reportAttributeAccessIssue]
+        raise
+
+
+class _Group(click.Group):
+    """Commands, with every mistake of the user's and every stop as one line and an exit code of its own."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        with _plain():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from ancestral.errors import UserError
+        from ancestral.runtime.launch import spoken
+
+        try:
+            with raised(), _plain():
+                return super().invoke(ctx)
+        except UserError as error:
+            return _end(ctx, 2, f"error: {error}")
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed at the end goes nowhere
+            return ctx.exit(BROKEN_PIPE)
+        except OSError as error:
+            problem = f"{error.filename}: cannot be read or written ({error.strerror})"
+            return _end(ctx, 2, f"error: {problem}")
+        except KeyboardInterrupt as told:
+            number = told.number if isinstance(told, Told) else signal.SIGINT
+            verb = str(ctx.invoked_subcommand)
+            code = STOPPED if verb == "train" and number != signal.SIGINT else 128 + number
+            return _end(ctx, code, f"stopped: {KEPT.get(verb, 'the same command begins anew')}")
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception:
+            if (code := spoken()) is None:  # or another process has said why this one cannot go on
+                raise
+            return ctx.exit(code)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        from difflib import get_close_matches
+
+        near = get_close_matches(args[0], self.list_commands(ctx), 1)
+        if args[0] not in self.commands:
+            hint = f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(self.list_commands(ctx))}"
+            ctx.fail(f"unknown command '{args[0]}'; {hint}")
+        return super().resolve_command(ctx, args)
+
+
+def _end(ctx: click.Context, code: int, line: str) -> None:
+    """Say why, once however many processes there are, and end."""
+    from ancestral.runtime.launch import speaks
+
+    if speaks(code):
+        click.echo(shown(line), err=True)
+    ctx.exit(code)
+
+
+@click.group(
+    cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(__version__, prog_name="ancestral")
+def main() -> None:
+    """Train, sample, measure, explain, edit and compress with denoising diffusion probabilistic models."""
+
+
+for verb in VERBS:
+    main.add_command(verb)
+
+if __name__ == "__main__":
+    sys.exit(main())

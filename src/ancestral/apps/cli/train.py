@@ -1,0 +1,53 @@
+"""`ancestral train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ancestral.apps.cli.options import POSITIVE, Duration, device_option, processes_option, seed_option, share
+
+
+@click.command(short_help="Train on images.")
+@click.argument("data")
+@click.option(
+    "--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder; the same command resumes."
+)
+@click.option(
+    "--preset", default="images", show_default=True, help="images, likelihood, absorbing, tiny, cifar10 or paper-256."
+)
+@click.option("--budget", type=Duration(), help="Wall time to plan for: 90s, 10m, 2h; 10m when no length is given.")
+@click.option("--images", type=POSITIVE, help="Length of the run in images seen, instead of a time.")
+@click.option("--steps", type=POSITIVE, help="Length of the run in updates, instead of a time.")
+@click.option("--batch-size", type=POSITIVE, help="Images an update.")
+@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.")
+@click.option("--size", type=POSITIVE, help="Side of the images after a centre crop.")
+@seed_option
+@device_option
+@processes_option
+@click.option("--restarts", type=click.IntRange(min=0), default=0, help="With --processes: begin again so many times.")
+@click.option("--track", multiple=True, metavar="NAME", help="Also tell tensorboard or wandb; may be repeated.")
+@click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any other setting; --dry-run lists them."
+)
+@click.option("--dry-run", is_flag=True, help="Show the settings, the cost and what the budget buys; train nothing.")
+@click.option("--fresh", is_flag=True, help="Begin anew; an existing run is moved aside, not deleted.")
+def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed: int, **options: Any) -> None:
+    """Train on DATA: a folder of images, a .npz or .npy file, tar shards, hf:NAME, or the built-in mnist or digits."""
+    from ancestral.runs import config
+
+    short = {
+        "train.batch_size": options["batch_size"],
+        "train.learning_rate": options["learning_rate"],
+        "data.size": options["size"],
+    }
+    overrides = config.parse_assignments(assignments) | {k: v for k, v in short.items() if v is not None}
+    resolved = config.resolve(data, preset, {"train.seed": seed, **overrides})
+    share(options["processes"], options["restarts"])
+    from ancestral.training import command
+
+    length = command.Length(options["budget"], options["images"], options["steps"])
+    chosen = {name: options[name] for name in ("dry_run", "fresh", "track")}
+    command.train(resolved, run, length, options["device"], **chosen)

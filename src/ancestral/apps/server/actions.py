@@ -1,0 +1,132 @@
+"""What a page can have done with the model, each as a job: checked before it waits, then run in a thread of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ancestral.apps.server import schemas
+from ancestral.apps.server.data_uri import uri_of
+from ancestral.apps.server.job import Record
+from ancestral.apps.server.job_queue import Work
+from ancestral.apps.server.session import Studio, finished, how_to_draw, shown, uris
+from ancestral.data.pixels import to_unit
+from ancestral.diffusion.samplers.sample import finish
+from ancestral.runs.open import device_of
+from ancestral.sampling.command import conditions
+from ancestral.sampling.edit_command import ENCODERS, Edit, between, repainted, with_new_noise
+from ancestral.sampling.image_session import VARIANTS, Bench
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job that may wait.
+
+    Args:
+        work: what it does.
+        rows: images that it draws at once.
+    """
+
+    work: Work
+    rows: int
+
+
+Action = Callable[[Studio, Any], Task]  # of a body
+
+
+def draw(studio: Studio, body: schemas.Draw) -> Task:
+    """Images of a seed, as `ancestral sample` writes them.
+
+    Raises:
+        UserError: when the model cannot draw so.
+    """
+    options = {"solver": body.solver, "eta": body.eta, "guidance": body.guidance}
+    drawing = studio.drawing(how_to_draw(body.steps, body.seed, **options))
+    cond = conditions(studio.saved, body.label, None, body.images)
+    told = {"seed": body.seed, "num_images": body.images, "steps": body.steps, **options, "label": body.label}
+    again = studio.again("sample", studio.run, **told)
+
+    def work(record: Record) -> dict[str, Any]:
+        steps = drawing.walk(range(body.images), cond, lambda count: None)
+        return finished(finish(shown(record, steps, drawing.steps)), again)
+
+    return Task(work, body.images)
+
+
+def inpaint(studio: Studio, body: schemas.Inpaint) -> Task:
+    """What is white in a mask, drawn anew, as `ancestral edit inpaint` does it.
+
+    Raises:
+        UserError: when an image cannot be used.
+    """
+    bench = studio.bench(with_new_noise(how_to_draw(body.steps, body.seed)), body.label)
+    x0 = _placed(bench, studio.decoded(body.image, "image"))
+    known = bench.known(studio.decoded(body.mask, "mask", 1), "mask")
+    edit = repainted(bench, x0, known, schemas.JUMP, schemas.RESAMPLES)
+    told = {"seed": body.seed, "num_images": body.images, "steps": body.steps, "label": studio.label(body.label)}
+    again = studio.again(*("edit", "inpaint", studio.run, "image.png", "--fit"), mask="mask.png", **told, out="out.png")
+    return _edited(bench, edit, [0] * body.images, list(range(body.images)), again)
+
+
+def morph(studio: Studio, body: schemas.Morph) -> Task:
+    """Images between two, through mixed states at t, as `ancestral edit interpolate` makes them.
+
+    Raises:
+        UserError: when an image cannot be used.
+    """
+    way = ENCODERS["noise"]
+    bench = studio.bench(way.step(how_to_draw(body.steps, body.seed)), body.label)
+    ends = _placed(bench, studio.decoded(body.a, "a"), studio.decoded(body.b, "b"))
+    edit = between(bench, ends, way, body.t, body.frames, 1)
+    told = {"at": body.t, "frames": body.frames, "steps": body.steps, "seed": body.seed}
+    told |= {"label": studio.label(body.label), "out": "out.png"}
+    again = studio.again("edit", "interpolate", studio.run, "a.png", "b.png", "--fit", **told)
+    frames = list(range(body.frames))
+    return _edited(bench, edit, frames, [frame * VARIANTS for frame in frames], again)
+
+
+def _placed(bench: Bench, *pixels: np.ndarray) -> torch.Tensor:
+    return bench.place(to_unit(np.stack(pixels)))
+
+
+def _edited(bench: Bench, edit: Edit, rows: list[int], numbers: list[int], again: str) -> Task:
+    def work(record: Record) -> dict[str, Any]:
+        chosen = torch.tensor(rows, device=device_of(bench.model))
+        steps = edit.work(chosen, numbers, bench.predictor(len(rows)))
+        return finished(finish(shown(record, steps, edit.calls)), again)
+
+    return Task(work, len(rows))
+
+
+def noise(studio: Studio, body: schemas.Noise) -> Work:
+    """An image noised up to t, and the x0 that the model predicts from that.
+
+    Raises:
+        UserError: when the image cannot be used.
+    """
+    bench = studio.bench(how_to_draw(None, body.seed), body.label)
+    pixels = studio.decoded(body.image, "image")
+
+    def work(record: Record) -> dict[str, Any]:
+        x0, schedule = _placed(bench, pixels), bench.schedule
+        eps = bench.place(bench.streams("forward", [0]).normal(bench.shape))
+        x_t = schedule.marginal(x0, body.t).sample(eps)
+        predicted = bench.predictor(1)(x_t, body.t).x0
+        log_snr = float(schedule.log_snr(body.t))
+        (shown_x_t,), (shown_x0,) = uris(x_t), uris(predicted)
+        return {
+            "image": uri_of(pixels),
+            "x_t": shown_x_t,
+            "x0": shown_x0,
+            "signal": float(schedule.signal(body.t)),
+            "noise": float(schedule.noise(body.t)),
+            "log_snr": log_snr if math.isfinite(log_snr) else None,
+            "mse": float((predicted - x0).square().mean()),
+        }
+
+    return work

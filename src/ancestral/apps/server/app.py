@@ -1,0 +1,259 @@
+"""The application: routes, and every mistake as one line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from anyio import CapacityLimiter, to_thread
+from fastapi import FastAPI, Header, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.routing import Match
+
+from ancestral import __version__
+from ancestral.apps.server import actions, data_uri, schemas
+from ancestral.apps.server import events as stream
+from ancestral.apps.server.compress import Coding
+from ancestral.apps.server.job import ENDINGS, Record
+from ancestral.apps.server.job_queue import Full, Work, Workshop
+from ancestral.apps.server.nearest import Likeness
+from ancestral.apps.server.security import Doors, Rules
+from ancestral.apps.server.session import Studio
+from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS, SOLVERS
+from ancestral.errors import UserError
+from ancestral.runs import build
+
+STATIC = Path(__file__).parent / "static"
+LABELS = {
+    "euler": "DDIM: straight steps, no noise",
+    "euler-ancestral": "Ancestral: new noise at each step, as in the paper",
+    "euler-churn": "Euler with churn: a little new noise",
+    "dpm++2s": "DPM-Solver++ 2S: two calls a step",
+    "dpm++2m": "DPM-Solver++ 2M: remembers one step",
+    "dpm++3m": "DPM-Solver++ 3M: remembers two steps",
+    "dpm++2m-sde": "DPM-Solver++ 2M SDE: with new noise",
+    "unipc2": "UniPC 2",
+    "unipc3": "UniPC 3: for few steps",
+    "deis3": "DEIS, order 3",
+    "ipndm4": "iPNDM, order 4",
+    "lms4": "Linear multistep, order 4",
+    "heun": "Heun: two calls a step",
+    "heun-churn": "Heun with churn: the sampler of EDM",
+    "langevin": "Langevin dynamics (slow)",
+    "pc": "Predictor and corrector (slow)",
+}
+EVENT = {  # as the document describes each one
+    "type": "object",
+    "properties": {
+        "id": {"type": "string"},
+        "event": {"enum": ["queued", "step", *ENDINGS]},
+        "data": {"type": "string", "contentMediaType": "application/json"},
+        "retry": {"type": ["integer", "string"]},
+    },
+}
+_WHY = {
+    400: "not what this server answers to, or not JSON",
+    401: "the token is missing or wrong",
+    403: "a page of another site asked",
+    404: "no such job, or it is forgotten",
+    408: "the body did not come in time",
+    413: "the body is too large",
+    422: "a field is wrong",
+    429: "the queue is full",
+    503: "too many connections, or the server is closing",
+}
+
+
+def responses(*more: int) -> dict[int | str, dict[str, Any]]:
+    """What a route may answer besides what it is for."""
+    return {code: {"model": schemas.Problem, "description": _WHY[code]} for code in (400, 401, 503, *more)}
+
+
+def one_line(text: str) -> str:
+    """Text that any client can read: no line breaks, nothing that UTF-8 does not have."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())[:500]
+
+
+def create_app(studio: Studio, workshop: Workshop, rules: Rules) -> Doors:
+    """The page and its API, behind their doors."""
+    app = FastAPI(title="ancestral serve", version=__version__, docs_url=None, redoc_url=None)
+    coding, likeness = Coding(studio), Likeness(studio)
+    checking = CapacityLimiter(data_uri.AT_ONCE)
+    features = schemas.Features(
+        inpaint=True, morph=True, compress=coding.unable or True, nearest=likeness.unable or True
+    )
+    model, scope = describe(studio, workshop, features)
+    _errors(app)
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> FileResponse:
+        return FileResponse(STATIC / "index.html")
+
+    @app.get("/api/model", response_model=schemas.Model, responses=responses())
+    async def about() -> schemas.Model:
+        """The model that is served, and what may be asked of it."""
+        return model
+
+    _jobs(app, workshop)
+    waiting: tuple[tuple[str, actions.Action, type[schemas.Body]], ...] = (
+        ("draw", actions.draw, schemas.Draw),
+        ("inpaint", actions.inpaint, schemas.Inpaint),
+        ("morph", actions.morph, schemas.Morph),
+        ("compress", coding.compress, schemas.Compress),
+    )
+    for name, action, kind in waiting:
+        check = partial(to_thread.run_sync, partial(action, studio), limiter=checking)
+        _submit(app, workshop, name, check, schemas.narrowed(kind, scope), action.__doc__ or "")
+    short: tuple[tuple[str, Callable[[Studio, Any], Work], type[schemas.Body], type[BaseModel]], ...] = (
+        ("noise", actions.noise, schemas.narrowed(schemas.Noise, scope), schemas.Noised),
+        ("nearest", likeness.nearest, schemas.Nearest, schemas.Neighbours),
+    )
+    for name, action, kind, answer in short:
+        check = partial(to_thread.run_sync, partial(action, studio), limiter=checking)
+        _at_once(app, workshop, name, check, kind, answer)
+    app.mount("/static", StaticFiles(directory=STATIC), name="static")
+    return Doors(app, rules)
+
+
+def _submit(
+    app: FastAPI,
+    workshop: Workshop,
+    name: str,
+    check: Callable[[Any], Awaitable[actions.Task]],
+    kind: type[schemas.Body],
+    told: str,
+) -> None:
+    async def submit(body: schemas.Body, response: Response) -> schemas.Accepted:
+        task = await check(body)
+        record = workshop.submit(task.work, task.rows)
+        response.headers["Location"] = f"/api/jobs/{record.id}"
+        return schemas.Accepted(job=record.id, place=record.place)
+
+    submit.__annotations__["body"] = kind
+    submit.__doc__ = told.partition("\n")[0]
+    answers = responses(403, 408, 413, 422, 429)
+    app.post(
+        f"/api/{name}", name=name, status_code=202, response_model=schemas.Accepted, responses=answers
+    )(submit)  # fmt: skip
+
+
+def _at_once(
+    app: FastAPI,
+    workshop: Workshop,
+    name: str,
+    check: Callable[[Any], Awaitable[Work]],
+    kind: type[schemas.Body],
+    answer: type[BaseModel],
+) -> None:
+    async def ask(body: schemas.Body) -> dict[str, Any]:
+        record = workshop.at_once(await check(body))
+        await to_thread.run_sync(record.finished.wait)
+        result = record.result() or {}
+        if record.state != "done":
+            raise HTTPException(record.status, result.get("detail", "the server is closing"))
+        return result
+
+    ask.__annotations__["body"] = kind
+    ask.__doc__ = kind.__doc__
+    answers = responses(403, 408, 413, 422, 429)
+    app.post(f"/api/{name}", name=name, response_model=answer, responses=answers)(ask)
+
+
+def _jobs(app: FastAPI, workshop: Workshop) -> None:
+    def found(job: str) -> Record:
+        record = workshop.find(job)
+        if record is None:
+            raise HTTPException(404, "job: not known here, or ended long ago and forgotten")
+        return record
+
+    @app.get("/api/jobs/{job}", response_model=schemas.State, responses=responses(404, 422))
+    async def state(job: str) -> schemas.State:
+        """How far a job is."""
+        record = found(job)
+        return schemas.State(state=record.state, place=record.place, step=record.step, of=record.of)  # pyright: ignore[reportArgumentType]
+
+    @app.delete("/api/jobs/{job}", status_code=204, responses=responses(403, 404, 408, 413, 422))
+    async def cancel(job: str) -> Response:
+        """Stop a job and forget it; who looks at it already still sees it end."""
+        workshop.remove(found(job))
+        return Response(status_code=204)
+
+    events = {**responses(404, 422, 429), 200: {"content": {"text/event-stream": {"schema": EVENT}}}}
+
+    @app.get("/api/jobs/{job}/events", response_class=StreamingResponse, responses=events)
+    async def follow(job: str, last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:
+        """What happens to a job, as server-sent events: queued, step, then done, error or cancelled."""
+        record = found(job)
+        if len(record.watchers) >= stream.MOST:
+            raise HTTPException(429, f"job: {stream.MOST} streams look at it already", {"Retry-After": "5"})
+        after = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 10 else 0
+        return StreamingResponse(stream.events(record, workshop, after), media_type="text/event-stream")
+
+
+def _errors(app: FastAPI) -> None:
+    def answer(status: int, detail: str, headers: Any = None) -> JSONResponse:
+        return JSONResponse({"detail": one_line(detail)}, status, headers)
+
+    def add(kind: type[Exception], handler: Callable[[Request, Any], JSONResponse]) -> None:
+        app.add_exception_handler(kind, handler)
+
+    def other(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # of one route; another one may have the same path
+            matched = [route for route in app.routes if route.matches(dict(request.scope))[0] != Match.NONE]
+            headers["Allow"] = ", ".join(sorted(set().union(*(getattr(route, "methods", ()) for route in matched))))
+        return answer(error.status_code, str(error.detail), headers)
+
+    add(UserError, lambda request, error: answer(422, str(error)))
+    add(HTTPException, other)
+    add(RequestValidationError, lambda request, error: answer(422, first_problem(error.errors())))
+    full = "the queue is full; try again in a moment"
+    add(Full, lambda request, error: answer(429, full, {"Retry-After": str(error.seconds)}))
+
+
+def first_problem(errors: Sequence[Any]) -> str:
+    """The first of pydantic's errors as one line that names the field."""
+    first = errors[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "path", "query", "header")]
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    return f"{'.'.join(place[:3]) or 'body'}: {first['msg']}{more}"
+
+
+def describe(studio: Studio, workshop: Workshop, features: schemas.Features) -> tuple[schemas.Model, schemas.Scope]:
+    """What the page is told of the model, and the limits of what it may ask."""
+    saved, schedule, limits = studio.saved, studio.model.schedule, workshop.limits
+    config = saved.config
+    steps = len(build.training_grid(config)) - 1
+    classes = saved.facts.trained if config.model.labels else ()
+    guidance = bool(config.model.labels and config.model.condition_dropout)
+    t = torch.arange(schedule.T + 1)
+    log_snr = [round(one, 5) if math.isfinite(one) else None for one in schedule.log_snr(t).tolist()]
+    scale = {name: [round(one, 7) for one in getattr(schedule, name)(t).tolist()] for name in ("signal", "noise")}
+    model = schemas.Model(
+        name=studio.run.resolve().name,
+        shape=list(studio.shape),
+        T=schedule.T,
+        classes=list(classes),
+        solvers=[schemas.Solver(name=name, label=LABELS.get(name, name)) for name in SOLVERS],
+        default=schemas.Default(steps=min(CALLS, steps), solver=FEW_STEPS),
+        guidance=guidance,
+        schedule=schemas.Schedule(t=t.tolist(), log_snr=log_snr, **scale),
+        limits=schemas.Limits(
+            images=schemas.MOST_IMAGES,
+            steps=steps,
+            least_inpaint_steps=schemas.Inpaint.least_steps,
+            upload_bytes=data_uri.MOST_BYTES,
+            queue=limits.queue,
+            seconds=limits.seconds,
+        ),
+        features=features,
+    )
+    return model, schemas.Scope(steps, schedule.T, classes, tuple(SOLVERS), guidance)

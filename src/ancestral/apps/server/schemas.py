@@ -1,0 +1,251 @@
+"""What comes in and what goes out, as the OpenAPI document has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+
+from ancestral.apps.server.data_uri import MOST_BYTES
+
+
+def _whole(value: Any) -> Any:
+    """2.0 is an integer in JSON."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+JUMP, RESAMPLES = 5, 5  # of inpainting, as `ancestral edit inpaint` has them
+MOST_IMAGES = 64  # of a request: a batch of `ancestral sample`
+_URI = 4 * (MOST_BYTES // 3 + 1) + 30
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1, strict=True), WHOLE]
+Images = Annotated[int, Field(ge=1, le=MOST_IMAGES, strict=True), WHOLE]
+Steps = Annotated[int, Field(ge=1, strict=True), WHOLE]  # at most T: see `narrowed`
+Time = Annotated[int, Field(ge=1, strict=True), WHOLE]  # at most T
+Upload = Annotated[str, Field(max_length=_URI, json_schema_extra={"format": "image-uri"})]
+
+
+class Body(BaseModel):
+    """What a job is asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+    least_steps: ClassVar[int] = 1
+
+
+class Draw(Body):
+    """Images of a seed; a solver and an eta exclude each other, as each is a way to step."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "not": {
+                "required": ["solver", "eta"],
+                "properties": {"solver": {"type": "string"}, "eta": {"type": "number"}},
+            }
+        }
+    )
+    seed: Seed
+    images: Images
+    steps: Steps
+    solver: str | None = None
+    eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)] | None = None
+    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, strict=True)] | None = None
+    label: str | None = None
+
+    @model_validator(mode="after")
+    def _one_way_to_step(self) -> Draw:
+        if self.solver is not None and self.eta is not None:
+            raise ValueError("solver and eta exclude each other: each is a way to step; leave one out")
+        return self
+
+
+class Inpaint(Body):
+    """What is white in a mask, drawn anew."""
+
+    least_steps: ClassVar[int] = JUMP + 1
+    image: Upload
+    mask: Annotated[str, Field(max_length=_URI, json_schema_extra={"format": "mask-uri"})]
+    seed: Seed
+    images: Images
+    steps: Steps
+    label: str | None = None
+
+
+class Morph(Body):
+    """From image a to image b, through mixed states at t."""
+
+    a: Upload
+    b: Upload
+    t: Time
+    frames: Annotated[int, Field(ge=2, le=MOST_IMAGES, strict=True), WHOLE]
+    steps: Steps
+    seed: Seed
+    label: str | None = None
+
+
+class Compress(Body):
+    """A file of an image."""
+
+    image: Upload
+    profile: Literal["chunks", "quick", "small", "smallest"] = "quick"
+
+
+class Noise(Body):
+    """An image, noised up to t."""
+
+    image: Upload
+    t: Time
+    seed: Seed
+    label: str | None = None
+
+
+class Nearest(Body):
+    """The training images that are most like an image."""
+
+    image: Upload
+    count: Annotated[int, Field(ge=1, le=32, strict=True), WHOLE]
+
+
+class Noised(BaseModel):
+    """x_t = signal x0 + noise eps, and what the model makes of it; mse of the predicted x0 on the scale [-1, 1]."""
+
+    image: str = Field(description="As the model sees it: the middle square, scaled.")
+    x_t: str
+    x0: str
+    signal: float
+    noise: float
+    log_snr: float | None
+    mse: float
+
+
+class Neighbour(BaseModel):
+    """A training image."""
+
+    image: str
+    index: int
+    distance: float
+
+
+class Neighbours(BaseModel):
+    """The nearest first."""
+
+    neighbours: list[Neighbour]
+    metric: str
+
+
+class Accepted(BaseModel):
+    """A job that waits or runs."""
+
+    job: str
+    place: int = Field(description="In the queue; 0 when it runs.")
+
+
+class State(BaseModel):
+    """How far a job is."""
+
+    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    place: int
+    step: int
+    of: int
+
+
+class Problem(BaseModel):
+    """What is wrong, and what to mend, in one line."""
+
+    detail: str
+
+
+class Solver(BaseModel):
+    """A way to take steps."""
+
+    name: str
+    label: str
+
+
+class Default(BaseModel):
+    """What is taken when nothing is said."""
+
+    steps: int
+    solver: str
+
+
+class Schedule(BaseModel):
+    """The forward process at each t: x_t = signal x0 + noise eps; log_snr = 2 log(signal / noise), null if infinite."""
+
+    t: list[int]
+    signal: list[float]
+    noise: list[float]
+    log_snr: list[float | None]
+
+
+class Limits(BaseModel):
+    """What is taken: the most, where nothing else is said."""
+
+    images: int
+    steps: int
+    least_inpaint_steps: int = Field(description="The fewest that inpainting takes, as it goes up again between them.")
+    upload_bytes: int
+    queue: int
+    seconds: float
+
+
+class Features(BaseModel):
+    """True, or why not."""
+
+    inpaint: Literal[True] | str
+    morph: Literal[True] | str
+    compress: Literal[True] | str
+    nearest: Literal[True] | str
+
+
+class Model(BaseModel):
+    """The model that is served."""
+
+    name: str
+    shape: Annotated[list[int], Field(min_length=3, max_length=3, description="C, H, W")]
+    T: int
+    classes: list[str]
+    solvers: list[Solver]
+    default: Default
+    guidance: bool
+    schedule: Schedule
+    limits: Limits
+    features: Features
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a model allows.
+
+    Args:
+        steps: the most.
+        T: the last time.
+        classes: names, none for a model without labels.
+        solvers: names.
+        guidance: whether it can be guided.
+    """
+
+    steps: int
+    T: int
+    classes: tuple[str, ...]
+    solvers: tuple[str, ...]
+    guidance: bool
+
+
+def narrowed(kind: type[Body], scope: Scope) -> type[Body]:
+    """The body with the limits of this model, so that the document tells them and what is beyond is refused early."""
+    names: Any = Literal[scope.solvers]
+    classes: Any = Literal[scope.classes] if scope.classes else None
+    fields: dict[str, Any] = {
+        "steps": (
+            Annotated[int, Field(ge=kind.least_steps, le=max(kind.least_steps, scope.steps), strict=True), WHOLE],
+            ...,
+        ),
+        "t": (Annotated[int, Field(ge=1, le=scope.T, strict=True), WHOLE], ...),
+        "solver": (names | None, None),
+        "label": (classes | None if scope.classes else None, None),
+    }
+    if not scope.guidance:
+        fields["guidance"] = (None, None)
+    own = {name: field for name, field in fields.items() if name in kind.model_fields}
+    return create_model(kind.__name__, __base__=kind, __doc__=kind.__doc__, **own)

@@ -1,0 +1,164 @@
+"""The open model: what the server knows of it, and how a walk of it is shown while it goes."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ancestral.apps.server.batched_network import Calls, Shared, rounding_alike
+from ancestral.apps.server.data_uri import decoded, uri_of
+from ancestral.apps.server.job import Record
+from ancestral.data.pixels import to_bytes
+from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.samplers.loop import Step
+from ancestral.errors import UserError
+from ancestral.runs import process_kinds
+from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.open import device_of, open_gaussian
+from ancestral.sampling.image_session import Bench
+from ancestral.sampling.sampler import Drawing, How
+
+FRAMES = 15.0  # a second, at most
+SHARE = 0.1  # of the time, at most, that goes into frames
+
+
+@dataclass(frozen=True)
+class Studio:
+    """A run that is open, with its network in the thread of `calls`.
+
+    Args:
+        run: its folder.
+        saved: its checkpoint.
+        model: predicts x0, from any thread.
+        alike: which sizes of a batch round alike (`batched_network.rounding_alike`).
+        calls: where networks compute.
+        average_width: of the weights' average, if it is not the run's own.
+        device: by the name that was asked for.
+    """
+
+    run: Path
+    saved: Checkpoint
+    model: Denoiser
+    alike: dict[int, int]
+    calls: Calls
+    average_width: float | None = None
+    device: str = "auto"
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return self.saved.facts.shape
+
+    def drawing(self, how: How) -> Drawing:
+        """The model, told how to draw.
+
+        Raises:
+            UserError: when an option has no meaning for it.
+        """
+        return Drawing(self.run, how, str(device_of(self.model)), self.opened)
+
+    def bench(self, how: How, label: str | None) -> Bench:
+        """The model before given images.
+
+        Raises:
+            UserError: when an option has no meaning for it.
+        """
+        return Bench(self.run, how, self.label(label), str(device_of(self.model)), self.opened)
+
+    def label(self, named: str | None) -> str | None:
+        """The class of a given image: the first, for a model with classes that is told none."""
+        return self.saved.facts.trained[0] if named is None and self.saved.config.model.labels else named
+
+    def again(self, *words: object, **options: object) -> str:
+        """The command that does the same from a shell; options that are None are left out."""
+        here = {
+            "average_width": self.average_width,
+            "device": None if self.device == "auto" else self.device,
+        }
+        named = [(f"--{name.replace('_', '-')}", value) for name, value in (options | here).items()]
+        given = [part for name, value in named if value is not None for part in (name, value)]
+        return shlex.join(map(str, ["ancestral", *words, *given]))
+
+    def decoded(self, uri: str, field: str, channels: int | None = None) -> np.ndarray:
+        """An uploaded image as bytes (H, W, C) of the model's size.
+
+        Raises:
+            UserError: naming the field, when it cannot be used.
+        """
+        own, height, width = self.shape
+        return decoded(uri, field, (channels or own, height, width), self.saved.config.data.background)
+
+    def opened(self, folder: Path, device: str, average_width: float | None) -> tuple[Checkpoint, Denoiser]:
+        """The run as it is open here, for whoever would open it (`sampler.Opener`)."""
+        return self.saved, self.model
+
+
+def open_studio(run: Path, device: str, average_width: float | None) -> Studio:
+    """Open a run and measure which batches may be joined.
+
+    Raises:
+        UserError: when it cannot be opened, is of another chain, or is told vectors.
+    """
+    saved, model = open_gaussian(run, device, average_width)
+    process_kinds.need_gaussian(saved.config, str(run))
+    if saved.config.model.embedding:
+        raise UserError(
+            f"{run}: this model is told vectors, which a page cannot give; use ancestral sample --embeddings"
+        )
+    calls, example = Calls(), _example(saved, model)
+    network = model.network
+    alike = rounding_alike(lambda **inputs: calls.ask(network, inputs, {}), example)
+    model.network = Shared(network, calls, alike)
+    return Studio(run, saved, model, alike, calls, average_width, device)
+
+
+def _example(saved: Checkpoint, model: Denoiser) -> dict[str, Tensor]:
+    """One row of inputs to the network."""
+    like = next(model.network.parameters())
+    noise = np.random.Generator(np.random.Philox(0)).standard_normal((1, *saved.facts.shape))
+    example = {"x": torch.from_numpy(noise).to(like), "time": torch.full((1,), 500.0).to(like)}
+    if saved.config.model.labels:
+        example["labels"] = torch.zeros(1, dtype=torch.int64, device=like.device)
+    return example
+
+
+def how_to_draw(steps: int | None, seed: int, **options: Any) -> How:
+    """The options of drawing, those that are not named as the commands have them when left out."""
+    plain: dict[str, Any] = dict.fromkeys(("solver", "eta", "variance", "average_width", "guidance"))
+    return How(steps, "trailing", **{**plain, **options}, precision="float32", seed=seed, batch_size=64)
+
+
+def shown(record: Record, steps: Iterator[Step], of: int) -> Iterator[Step]:
+    """The same steps, told to the job's page as frames, some left out but never the last."""
+    record.of, due = of, 0.0
+    for step in steps:
+        record.check()
+        record.step += 1
+        now = time.monotonic()
+        if record.step == of or (now >= due and record.watched()):
+            frame = {"x_t": uris(step.x_t), "x0": uris(step.prediction.x0)}
+            record.tell("step", {"k": record.step, "of": of, "t": step.t, **frame})
+            taken = time.monotonic() - now
+            due = now + max(1 / FRAMES, taken / SHARE)
+        yield step
+
+
+def uris(x: Tensor) -> list[str]:
+    """Images (B, C, H, W) on [-1, 1] as data URIs."""
+    return [uri_of(image) for image in to_bytes(x)]
+
+
+def finished(x: Tensor, again: str) -> dict[str, Any]:
+    """What is said of drawn images, and the command that draws them again."""
+    pixels = to_bytes(x)
+    digest = sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
+    return {"images": [uri_of(image) for image in pixels], "sha256": digest, "again": again}

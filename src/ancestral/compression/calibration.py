@@ -1,0 +1,166 @@
+"""What the codec knows of a model, measured once on training images: its error, good walks, tables, a canary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ancestral.compression import residual_tables
+from ancestral.compression.codebook import Codebook, Profile, canary_of, identity, load, save
+from ancestral.compression.progressive import LEVEL_BITS
+from ancestral.compression.step_planning import Costs, Errors, bucket_sums, channel_bits, move_costs, plan, step_bits
+from ancestral.compression.trellis import CHANNELS
+from ancestral.data.dataset import ImageSet, Splits
+from ancestral.data.pixels import to_unit
+from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.objectives.calibration import interpolated
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.grids import log_snr
+from ancestral.errors import UserError
+from ancestral.runs import build, checkpoint
+from ancestral.runs.conditions import conditions_of
+from ancestral.runs.config import Config
+from ancestral.runs.datasets import facts
+
+NODES = 64  # times that the error is measured at
+IMAGES, AT_THE_END, HELD_OUT = 128, 512, 32  # training images a time, more where a walk may end; held-out ones
+ENDS = (0.7, 14.0)  # noise in grey levels at which a walk may end
+OVERHEAD = 1.15  # bits that a channel takes for a bit of KL
+MOST_CALLS = 64
+SETS = 6  # of the residual's tables
+GUARD = 1e-6  # grey levels that a float64 network may be off, after all steps of a walk
+# A walk is as short as its bytes allow: at most so much more than the best number of predictions.
+SHIPPED = {0: (0, 0.015), 1: (1, 0.06), 2: (1, 0.015), 3: (1, 0.0)}  # id: (channel, share more)
+DEFAULT = 2
+
+
+Tell = Callable[[float], None]  # is told the share that is done
+
+
+def silent(share: float) -> None:
+    """Tells nobody."""
+
+
+@torch.no_grad()
+def measure(model: Denoiser, saved: checkpoint.Checkpoint, images: Splits, tell: Tell = silent) -> Codebook:
+    """Measure a model on its training images.
+
+    Raises:
+        UserError: when they are of another shape than the model's.
+    """
+    if facts(images.train).shape != saved.facts.shape:
+        raise UserError(f"images of {facts(images.train).shape} cannot calibrate a model of {saved.facts.shape}")
+    schedule = model.schedule
+    times = _nodes(saved.config)
+    noise_levels = (-schedule.log_snr(torch.tensor(times)) / 2).exp() * 127.5
+    ends = [place for place, level in enumerate(noise_levels.tolist()) if ENDS[0] <= level <= ENDS[1]] or [-1]
+    ends = [place % len(times) for place in ends]
+    train, held_out = images.train.spread(AT_THE_END), images.test.spread(HELD_OUT)
+    few = train.spread(IMAGES)
+    measured, tested, predicted = [], [], {}
+    for place, t in enumerate(times):
+        chosen = train if place in ends else few
+        x0_hat = _predicted(model, saved.config, chosen, t, "codec")
+        measured.append(bucket_sums(x0_hat, to_unit(chosen.images)))
+        seen = _predicted(model, saved.config, held_out, t, "held out")
+        tested.append(bucket_sums(seen, to_unit(held_out.images)))
+        if place in ends:
+            predicted[place] = x0_hat.permute(0, 2, 3, 1).numpy()
+        tell((place + 1) / len(times))
+    errors, tested_errors = _errors(times, measured), _errors(times, tested)
+    pixels = np.asarray(train.images[:])
+    costs = _costs(model, errors, to_unit(few.images), pixels, predicted)
+    dimensions = pixels[0].size
+    plans = plan(times, costs, MOST_CALLS)
+    totals = {len(walk): total + LEVEL_BITS * (len(walk) - 1) / dimensions for walk, total in plans}
+    profiles = {}
+    for number, (channel, more) in SHIPPED.items():
+        calls = min(k for k, total in totals.items() if total <= (1 + more) * min(totals.values()))
+        walk = next(walk for walk, _ in plans if len(walk) == calls)
+        counts = channel_bits(schedule, errors, walk, dimensions, CHANNELS[channel].efficiency)
+        profiles[number] = Profile(number, walk, counts, channel, GUARD)
+    stops = _sets([times.index(one.times[-1]) for one in profiles.values()], sorted(predicted))
+    table = residual_tables.fit(pixels, [predicted[place] for place in stops])
+    x0_var = interpolated(schedule, times, errors.x0_var)
+    canary = canary_of(model, saved, (times[0], times[len(times) // 2], profiles[DEFAULT].times[-1]))
+    report = {f"bits/dim, {calls} predictions": total for calls, total in totals.items()}
+    report |= _gap(model, errors, tested_errors, profiles[DEFAULT])
+    return Codebook(x0_var, profiles, table, identity(saved, x0_var, profiles, table), canary, report)
+
+
+def ready(
+    run: Path,
+    saved: checkpoint.Checkpoint,
+    model: Denoiser,
+    images: Callable[[], Splits],
+    tell: Tell = silent,
+) -> Codebook:
+    """The codebook of this checkpoint, measured now and kept if it never was; only then are the images asked for."""
+    codebook = load(run, saved)
+    if codebook is None:
+        codebook = measure(model, saved, images(), tell)
+        save(run, saved, codebook)
+    return codebook
+
+
+def _nodes(config: Config) -> list[int]:
+    """Times evenly spaced in log SNR, or those trained at if these are fewer."""
+    trained = build.training_grid(config)[:-1]
+    schedule = build.schedule(config)
+    return trained if len(trained) <= NODES else log_snr(schedule, NODES)[:-1]
+
+
+def _predicted(model: Denoiser, config: Config, images: ImageSet, t: int, purpose: str) -> Tensor:
+    """x0 predicted of each image from an x_t of its own, float32 on the CPU, in batches."""
+    device = next(model.parameters()).device
+    noise, parts = Streams(t, purpose, range(len(images))), []
+    x0 = to_unit(images.images)
+    x_t = model.schedule.marginal(x0.double(), t).sample(noise.normal(x0.shape[1:])).float()
+    cond = conditions_of(images, config, device)
+    for start in range(0, len(x0), 32):
+        part = slice(start, start + 32)
+        predictor = build.predictor(model, None, **{name: told[part] for name, told in cond.items()})
+        parts.append(predictor(x_t[part].to(device), t).x0.float().cpu())
+    return torch.cat(parts)
+
+
+def _errors(times: list[int], sums: list[tuple[Tensor, Tensor]]) -> Errors:
+    """A bucket with few values leans on the mean of all, by the weight of 5."""
+    squared, count = (torch.stack(column) for column in zip(*sums, strict=True))
+    mean = squared.sum(1, keepdim=True) / count.sum(1, keepdim=True)
+    return Errors(tuple(times), (squared + 5 * mean) / (count + 5), count / count.sum(1, keepdim=True))
+
+
+def _costs(model: Denoiser, errors: Errors, x0: Tensor, pixels: np.ndarray, predicted: dict[int, np.ndarray]) -> Costs:
+    """Of the residual: with tables of the one half of the images, on the other half."""
+    schedule, dimensions = model.schedule, pixels[0].size
+    start = [float(schedule.prior(x0, t).mean()) / dimensions / np.log(2) for t in errors.times]
+    end = np.full(len(errors.times), np.inf)
+    for place, x0_hat in predicted.items():
+        table = residual_tables.fit(pixels[::2], [x0_hat[::2]])
+        end[place] = residual_tables.unguarded_bits(pixels[1::2], x0_hat[1::2], table).mean() / dimensions
+    return Costs(np.array(start), move_costs(schedule, errors, OVERHEAD), end)
+
+
+def _sets(stops: list[int], known: list[int]) -> list[int]:
+    """Where the residual's tables are from: each walk's end and the times around it, SETS at most."""
+    distance = {place: min(abs(place - stop) for stop in stops) for place in known}
+    return sorted(sorted(known, key=lambda place: (distance[place], place))[:SETS])
+
+
+def _gap(model: Denoiser, errors: Errors, tested: Errors, profile: Profile) -> dict[str, float]:
+    """KL of the profile's steps in bits a dimension under the table, for the errors of both kinds of images."""
+    found = {"steps, bits/dim on training images": 0.0, "steps, bits/dim on held-out images": 0.0}
+    for t, s in pairwise(profile.times):
+        place = errors.times.index(t)
+        gain = float(model.schedule.snr(s) - model.schedule.snr(t))
+        r = errors.x0_var[place] * gain
+        for name, one in zip(found, (errors, tested), strict=True):
+            excess = (one.x0_var[place] * gain - r) / (1 + r) / (2 * np.log(2))
+            found[name] += float((one.share[place] * (step_bits(r) + excess)).sum())
+    return found

@@ -1,0 +1,48 @@
+"""What becomes of a picture whose bits end before the last step: three ways to go on from x_t."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ancestral.diffusion.denoisers.denoiser import Predictor
+from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.loop import from_model, walk
+from ancestral.diffusion.samplers.sample import finish
+from ancestral.diffusion.samplers.solvers import SOLVERS
+from ancestral.diffusion.samplers.transitions import Ancestral, optimal
+
+CALLS = 12  # of the network, at most
+
+Finish = Callable[[Predictor, Tensor, int, Tensor], Tensor]  # predictor, x_t, t, the x0 predicted from it: x0
+
+
+def mean(predictor: Predictor, x_t: Tensor, t: int, x0: Tensor) -> Tensor:
+    """The predicted x0: the least squared error of the three, and the smoothest (the paper's Eq. 15)."""
+    return x0
+
+
+def ode(predictor: Predictor, x_t: Tensor, t: int, x0: Tensor) -> Tensor:
+    """The deterministic flow down from x_t with UniPC: sharp, one picture for a file (Theis et al. 2022)."""
+    times = down(predictor.schedule, t)
+    return finish(walk(predictor, x_t, times, SOLVERS["unipc3"], lambda move: move.p.mean))
+
+
+def sample(predictor: Predictor, x_t: Tensor, t: int, x0: Tensor) -> Tensor:
+    """A sample of the model given x_t: the most natural, and the furthest from the original in each pixel."""
+    noise = Streams(0, "codec finish", range(len(x_t)))
+    return finish(walk(predictor, x_t, down(predictor.schedule, t), Ancestral(optimal), from_model(noise)))
+
+
+def down(schedule: NoiseSchedule, t: int) -> list[int]:
+    """At most `CALLS` times from t to 0, the inner ones evenly spread in log SNR."""
+    known = schedule.log_snr(torch.arange(1, t + 1))
+    wanted = torch.linspace(float(known[-1]), float(known[0]), min(CALLS, t), dtype=torch.float64)
+    inner = {int((known - one).abs().argmin()) + 1 for one in wanted.tolist()}
+    return [*sorted(inner | {t}, reverse=True), 0]
+
+
+FINISHES: dict[str, Finish] = {"mean": mean, "ode": ode, "sample": sample}

@@ -1,0 +1,182 @@
+"""What `ancestral compress` and `ancestral decompress` do, once their options are known to be right."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.progress import Progress, TaskID
+from torch import Tensor
+
+from ancestral.compression import calibration
+from ancestral.compression.codebook import Codebook, drift, widened
+from ancestral.compression.codebook import check as check_drift
+from ancestral.compression.codec import Codec
+from ancestral.compression.completion import FINISHES
+from ancestral.compression.file_header import SUFFIX
+from ancestral.data import decode, load, pictures
+from ancestral.data.dataset import Splits
+from ancestral.diffusion.denoisers.calibrated import Calibrated
+from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction, Predictor
+from ancestral.diffusion.processes.types import Time
+from ancestral.errors import UserError
+from ancestral.runs import build, checkpoint
+from ancestral.runs.open import device_of, open_gaussian, state_type
+from ancestral.runtime import disk, verified_folder
+from ancestral.runtime.console import screen
+from ancestral.runtime.file_names import as_png, check
+from ancestral.runtime.result_files import held
+
+NO_FLOAT64 = "the codec computes in float64, which mps does not have"
+TOLD = "this model is told conditions, which files do not hold; train one without"
+PROFILES = {"chunks": 0, "quick": 1, "small": 2, "smallest": 3}
+
+
+class Counted:
+    """A model that moves a bar and counts its calls."""
+
+    def __init__(self, model: Denoiser, bar: Progress, task: TaskID) -> None:
+        self.model, self.schedule, self.bar, self.task, self.calls = model, model.schedule, bar, task, 0
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """As the model."""
+        self.calls += 1
+        self.bar.advance(self.task)
+        return self.model(x_t, t)
+
+
+def compress(run: Path, sources: Sequence[Path], *, out: Path, profile: str, size: int | None, device: str) -> None:
+    """Write a file of each image that gives back its exact pixels, or the first `size` bytes of it."""
+    saved, model, codebook = opened(run, device)
+    check_drift(model, codebook, codebook.profiles[PROFILES[profile]])
+    pixels = [decode.exact(source, saved.facts.shape[0], saved.config.data.max_pixels) for source in sources]
+    with _targets(sources, out, _file_names(sources)) as (targets, write):
+        started = time.monotonic()
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            predictor = Counted(model, bar, task := bar.add_task(f"compress, {len(pixels)} images"))
+            codec = codec_of(predictor, model, saved, codebook)
+            for source, image in zip(sources, pixels, strict=True):
+                least = len(codec.header((image.shape[0], image.shape[1]), PROFILES[profile]).content())
+                if size is not None and size < least:
+                    raise UserError(f"--bytes {size}: {source} needs {least} bytes for its header; ask for more")
+            bar.update(task, total=codec.encoding_calls(pixels, PROFILES[profile], [str(source) for source in sources]))
+            files = codec.encode(pixels, PROFILES[profile])
+        seconds = time.monotonic() - started
+        write([file[:size] for file in files])
+    for target, file, image in zip(targets, files, pixels, strict=True):
+        kept = file[:size]
+        what = "lossless" if len(kept) == len(file) else "lossy, cut"
+        screen.print(f"{target}: {len(kept)} bytes, {8 * len(kept) / image.size:.3f} bits/dim, {what}")
+    screen.print(f"{len(files)} images, {predictor.calls} network calls with the check, {seconds:.1f} s")
+
+
+def decompress(
+    run: Path, sources: Sequence[Path], *, out: Path, finish: str, upto: int | None, lossy: bool, device: str
+) -> None:
+    """Write the image of each file, or what its first bytes give."""
+    saved, model, codebook = opened(run, device)
+    sources = _files(sources)
+    with _targets(sources, out, [as_png(source.stem) for source in sources]) as (targets, write):
+        contents = [disk.read(source)[:upto] for source in sources]
+        off, guards = drift(model, codebook.canary), [profile.guard for profile in codebook.profiles.values()]
+        if off > min(guards):
+            screen.print(f"warning: the network here is {off:.2g} grey levels off; exact pixels may not come out")
+        started = time.monotonic()
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            predictor = Counted(model, bar, task := bar.add_task(f"decompress, {len(contents)} images"))
+            codec = codec_of(predictor, model, saved, codebook)
+            names = [str(source) for source in sources]
+            if lossy:
+                contents = [codec.picture(content, name) for content, name in zip(contents, names, strict=True)]
+            bar.update(task, total=codec.decoding_calls(contents, names))
+            decoded = codec.decode(contents, FINISHES[finish], names)
+            bar.update(task, total=predictor.calls)
+        seconds = time.monotonic() - started
+        write([pictures.png(one.pixels) for one in decoded])
+    for target, one, content in zip(targets, decoded, contents, strict=True):
+        what = "lossless" if one.lossless else f"lossy: {one.steps} steps, finished by {finish}"
+        screen.print(f"{target}: from {len(content)} bytes, {8 * len(content) / one.pixels.size:.3f} bits/dim, {what}")
+    screen.print(f"{len(decoded)} images, {predictor.calls} network calls, {seconds:.1f} s")
+
+
+def opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Codebook]:
+    """A run, its model as the codec runs it, and what was measured of it: now, the first time.
+
+    Raises:
+        UserError: for a model that is told conditions.
+    """
+    if build.device(device).type == "mps":
+        raise UserError(f"--device: {NO_FLOAT64}; use --device cpu")
+    saved, model = open_gaussian(run, device, None)
+    if saved.config.model.labels or saved.config.model.embedding:
+        raise UserError(f"{run}: {TOLD}")
+    with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("measuring the model, once", total=1.0)
+        codebook = measured(run, saved, model, lambda share: bar.update(task, completed=share))
+    return saved, widened(model), codebook
+
+
+def measured(
+    run: Path, saved: checkpoint.Checkpoint, model: Denoiser, tell: calibration.Tell = calibration.silent
+) -> Codebook:
+    """What was measured of a run's model: now, the first time, on its training images."""
+
+    def images() -> Splits:
+        source = load.source_of(saved.config.source, mend="put them back there for this, once")
+        return load.load(source, saved.config.data)
+
+    return calibration.ready(run, saved, model, images, tell)
+
+
+def codec_of(predictor: Predictor, model: Denoiser, saved: checkpoint.Checkpoint, codebook: Codebook) -> Codec:
+    """The codec of what `opened` returns; `predictor` is the model, perhaps watched."""
+    like = torch.zeros((), device=device_of(model), dtype=state_type(model))
+    channels, height, width = saved.facts.shape
+    return Codec(Calibrated(predictor, codebook.x0_var), (channels, height, width), codebook, like)
+
+
+def _file_names(sources: Sequence[Path]) -> list[str]:
+    """Of the files of images: their own without the suffix, which stays where two would be the same without it."""
+    stems = [source.stem.casefold() for source in sources]
+    return [
+        (source.name if stems.count(stem) > 1 else source.stem) + SUFFIX
+        for source, stem in zip(sources, stems, strict=True)
+    ]
+
+
+def _files(sources: Sequence[Path]) -> list[Path]:
+    """The files, and those in folders."""
+    found: list[Path] = []
+    for source in sources:
+        inside = sorted(source.glob(f"*{SUFFIX}")) if source.is_dir() else [source]
+        if not inside:
+            raise UserError(f"{source}: has no {SUFFIX} files")
+        found += inside
+    return found
+
+
+@contextmanager
+def _targets(
+    sources: Sequence[Path], out: Path, names: Sequence[str]
+) -> Iterator[tuple[list[Path], Callable[[Sequence[bytes]], None]]]:
+    """(where the files go, what writes them): `out` itself for one, unless it is a folder; otherwise all of them in it.
+
+    Raises:
+        UserError: before any work, when two would be the same, one is there already, or the folder cannot be written.
+    """
+    if len(sources) == 1 and not out.is_dir() and out.suffix != "":
+        if out.resolve() == sources[0].resolve():
+            raise UserError(f"--out: {out} is one of the files to be read; choose another name")
+        there = next(one for one in out.absolute().parents if one.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UserError(f"{there}: is no folder that can be written; choose another --out")
+        yield [out], lambda contents: verified_folder.write_file(out, contents[0])
+    else:
+        check(names, out, out, "do them one by one, with their own --out")
+        with held(out, "files") as place:
+            place.need_free(names)
+            yield [out / name for name in names], lambda contents: place.add(zip(names, contents, strict=True))

@@ -1,0 +1,155 @@
+"""Images on their way into a set: held in memory, or decoded once into a file that is mapped from then on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ancestral.data.dataset import MOST_CLASSES, ImageSet, Item, Rows, labelled
+from ancestral.errors import UserError
+from ancestral.runtime import array_files, disk, verified_folder
+
+Read = Callable[[list[str]], Iterator[Item]]  # told where to note the files that it leaves out
+
+
+def gather(
+    read: Read, class_names: tuple[str, ...] | None, source: str, cache: str | None, key: Any, skipped: list[str]
+) -> ImageSet:
+    """The images that `read` gives, in its order.
+
+    Args:
+        read: gives the images, all of one size.
+        class_names: what the labels count; None: the numbers themselves.
+        source: what they are read from, for messages.
+        cache: folder for decoded images, or None to hold them in memory.
+        key: everything that the images depend on, as JSON; another key is read anew.
+        skipped: gets a line for each file that was left out, also when the images come from the cache.
+
+    Raises:
+        UserError: when there are no images.
+    """
+    if cache is None:
+        items = list(read(skipped))
+        _need(len(items), source, skipped)
+        labels, class_names = labelled([item.label for item in items], class_names)
+        return ImageSet(
+            np.stack([item.pixels for item in items]), labels, class_names, tuple(item.name for item in items)
+        )
+    folder = Path(cache) / sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    index = _index(folder)
+    if index is None:
+        shutil.rmtree(folder, ignore_errors=True)
+        left_out: list[str] = []
+        entries: list[tuple[int | None, str]] = []
+        shapes: set[Sequence[int]] = set()
+
+        def pixels() -> Iterator[bytes]:
+            for item in read(left_out):
+                entries.append((item.label, item.name))
+                shapes.add(item.pixels.shape)
+                yield item.pixels.tobytes()
+            _need(len(entries), source, left_out)
+
+        def written() -> Iterator[bytes]:
+            labels, names = zip(*entries, strict=True)
+            yield json.dumps({"shape": shapes.pop(), "labels": labels, "names": names, "skipped": left_out}).encode()
+
+        verified_folder.write(folder, {"images.bin": pixels(), "index.json": written()})
+        index = _index(folder)
+        assert index is not None
+    skipped += index["skipped"]
+    shape = (len(index["names"]), *index["shape"])
+    images = np.memmap(folder / "images.bin", np.uint8, "r", shape=shape)
+    labels, class_names = labelled(index["labels"], class_names)
+    return ImageSet(Rows(images, np.arange(len(images))), labels, class_names, tuple(index["names"]))
+
+
+def _need(count: int, source: str, skipped: list[str]) -> None:
+    if not count:
+        raise UserError(f"{source}: none of its images can be read" + (f"; the first: {skipped[0]}" if skipped else ""))
+
+
+def _index(folder: Path) -> Any:
+    """The index of a folder in the cache, or None where it is absent, damaged or not whole."""
+    try:
+        index = disk.parsed(verified_folder.read(folder, ["index.json"])["index.json"], "index.json")
+        wanted = int(np.prod([len(index["names"]), *index["shape"]]))
+        return index if (folder / "images.bin").stat().st_size == wanted else None
+    except (verified_folder.Damaged, OSError, KeyError, ValueError, TypeError):
+        return None
+
+
+def array(path: Path) -> ImageSet:
+    """A .npy file of images, uint8 or uint16 (N, H, W, C) or (N, H, W), mapped as they are.
+
+    Labels and vectors come from NAME.labels.npy and NAME.embeddings.npy beside it.
+
+    Raises:
+        UserError: when it holds anything else.
+    """
+    images = array_files.mapped(path)
+    images = checked_images(images, str(path))
+    names = tuple(f"{path.stem}[{row}]" for row in range(len(images)))
+    beside = path.with_suffix(".labels.npy")
+    labels = array_files.mapped(beside) if os.path.lexists(beside) else None
+    if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0):
+        raise UserError(f"{beside}: must be {len(images)} class numbers, not {labels.dtype} {labels.shape}")
+    told = path.with_suffix(".embeddings.npy")
+    embeddings = checked_vectors(array_files.mapped(told), str(told), len(images)) if os.path.lexists(told) else None
+    count = 0 if labels is None else int(labels.max()) + 1
+    if count > MOST_CLASSES:
+        raise UserError(f"{beside}: the label {count - 1} is no class number; count classes from 0")
+    rows = Rows(images, np.arange(len(images)))
+    classes = tuple(map(str, range(count)))
+    return ImageSet(rows, None if labels is None else labels.astype(np.int64), classes, names, embeddings)
+
+
+def checked_images(images: np.ndarray, called: str) -> np.ndarray:
+    """The same as (N, H, W, C).
+
+    Raises:
+        UserError: unless they are images of 8 or 16 bits with 1, 3 or 4 channels.
+    """
+    if images.dtype not in (np.uint8, np.uint16):
+        raise UserError(
+            f"{called}: must be uint8 (0..255) or uint16 (see data.white), not {images.dtype}; convert it to one"
+        )
+    shaped = images[..., None] if images.ndim == 3 else images
+    if shaped.ndim != 4 or shaped.shape[3] not in (1, 3, 4) or 0 in shaped.shape:
+        raise UserError(f"{called}: must be (N, H, W) or (N, H, W, C) with C 1, 3 or 4, not {images.shape}")
+    return shaped
+
+
+def vectors(path: Path) -> np.ndarray:
+    """The vectors of a .npy file, float32 (N, E); one vector (E,) is N = 1.
+
+    Raises:
+        UserError: when it holds anything else.
+    """
+    return checked_vectors(np.atleast_2d(array_files.mapped(path)), str(path))
+
+
+def checked_vectors(found: np.ndarray, called: str, count: int | None = None) -> np.ndarray:
+    """The same as float32.
+
+    Raises:
+        UserError: unless they are `count` vectors (any number when None) of finite numbers.
+    """
+    if found.dtype.kind not in "fiu" or found.ndim != 2 or not found.size or len(found) != (count or len(found)):
+        many = "" if count is None else f"{count} "
+        raise UserError(f"{called}: must be {many}vectors of numbers (N, E), not {found.dtype} {found.shape}")
+    if not np.isfinite(found).all():
+        raise UserError(f"{called}: has values that are not finite")
+    return found.astype(np.float32)
+
+
+def listing(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of each file: whether these are the files that were read before."""
+    return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]

@@ -1,0 +1,170 @@
+"""Which files of a folder are its images, and what became of every other one."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ancestral.data.decode import SUFFIXES
+from ancestral.errors import UserError
+
+METADATA = ("metadata.csv", "metadata.jsonl", "dataset.json")
+TRAIN = ("train", "training")
+TEST = ("test", "testing", "validation", "valid", "val", "eval")  # the first one found is used
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The images below a folder by relative name, sorted, and all other names by the reason why they are none."""
+
+    root: Path
+    images: list[str]
+    others: dict[str, list[str]] = field(default_factory=dict)
+
+
+def is_shown(name: str) -> bool:
+    """Hidden files are those of other programs."""
+    return not name.startswith(".")
+
+
+def listed_below(root: Path) -> Listing:
+    """All that lies below a folder. Linked folders are followed after the others, each folder once, so that none loops.
+
+    Raises:
+        UserError: naming the folder that cannot be read.
+    """
+    images: list[str] = []
+    others: defaultdict[str, list[str]] = defaultdict(list)
+    drawn = (root / ".job").is_dir()  # by `ancestral sample`, which puts sheets beside the numbered images
+    for path in _walk(root, others):
+        name, suffix = path.relative_to(root).as_posix(), path.suffix.lower()
+        if path.name in METADATA:
+            continue
+        broken = path.is_symlink() and not path.exists()
+        if not is_shown(path.name):
+            others["hidden"].append(name)
+        elif suffix in SUFFIXES:
+            if drawn and not path.stem.isdigit():
+                others["a sheet beside drawn images"].append(name)
+            else:
+                images.append(name)
+        elif broken:
+            images.append(name) if not suffix else others["a link to nothing"].append(name)
+        elif not path.is_file():
+            others["not a regular file"].append(name)
+        else:
+            others[f"{suffix} is no image format that is read" if suffix else "without a suffix"].append(name)
+    return Listing(root, sorted(images), {reason: sorted(names) for reason, names in sorted(others.items()) if names})
+
+
+def _walk(root: Path, others: dict[str, list[str]]) -> Iterator[Path]:
+    """All that is no folder; links to folders, in order, once the rest is done."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be read ({error.strerror}); make it readable or move it away")
+
+    seen, links = set[tuple[int, int]](), [root]
+    while links:
+        start, links = links[0], links[1:]
+        for folder, inner, files in os.walk(start, onerror=refuse):
+            here = os.stat(folder)
+            if (here.st_dev, here.st_ino) in seen:
+                others["a link to a folder that is read already"].append(Path(folder).relative_to(root).as_posix())
+                inner.clear()
+                continue
+            seen.add((here.st_dev, here.st_ino))
+            hidden = [name for name in inner if not is_shown(name)]
+            others["hidden"] += [(Path(folder) / name).relative_to(root).as_posix() for name in hidden]
+            linked = sorted(name for name in inner if is_shown(name) and (Path(folder) / name).is_symlink())
+            links += [Path(folder) / name for name in linked]
+            inner[:] = sorted(set(inner) - set(hidden) - set(linked))
+            yield from (Path(folder) / name for name in sorted(files))
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The folders of a set, what they were taken for, and the pictures beside them that are not used."""
+
+    folders: tuple[Listing, ...]  # one to split, or one to train on and one to test on
+    split: str | None  # where the split comes from, None where there is none
+    others: dict[str, list[str]] = field(default_factory=dict)
+
+
+def parts_of(root: Path) -> Parts:
+    """The split that the names of folders say, in any case, in the folder itself or in the only folder inside it.
+
+    Raises:
+        UserError: where there are no images, or two folders for training.
+    """
+    for where in _outermost(root):
+        named = _named(where)
+        train, tests = _one(where, named, TRAIN), [named[name] for name in TEST if name in named]
+        if train and tests:
+            return _two(root, where, train, tests)
+        whole = listed_below(where) if named else None
+        alone = next((one for one in (train, *tests) if one is not None), None)
+        if whole and alone and whole.images and all(name.startswith(f"{alone.name}/") for name in whole.images):
+            # Only one part: what lies in it is the set.
+            kept = listed_below(alone)
+            others = {r: [n for n in names if not n.startswith(f"{alone.name}/")] for r, names in whole.others.items()}
+            return Parts((kept,), None, {reason: names for reason, names in others.items() if names})
+        if named and where != root:
+            break
+    found = listed_below(root)
+    _need(found)
+    return Parts((found,), None)
+
+
+def _outermost(root: Path) -> Iterator[Path]:
+    """The folder, and the one inside it where it is all there is."""
+    yield root
+    shown = [entry for entry in sorted(root.iterdir()) if is_shown(entry.name)]
+    folders = [entry for entry in shown if entry.is_dir()]
+    if len(folders) == 1 and not any(entry.suffix.lower() in SUFFIXES for entry in shown if entry not in folders):
+        yield folders[0]
+
+
+def _named(where: Path) -> dict[str, Path]:
+    """The folders that are named as parts of a split, by that name in small letters."""
+    found: dict[str, Path] = {}
+    for entry in sorted(where.iterdir()):
+        name = entry.name.lower()
+        if name in TRAIN + TEST and entry.is_dir():
+            if name in found:
+                raise UserError(f"{where}: has both {found[name].name} and {entry.name}; keep one")
+            found[name] = entry
+    return found
+
+
+def _one(where: Path, named: dict[str, Path], names: Sequence[str]) -> Path | None:
+    found = [named[name] for name in names if name in named]
+    if len(found) > 1:
+        raise UserError(f"{where}: has both {found[0].name} and {found[1].name}; keep one")
+    return found[0] if found else None
+
+
+def _two(root: Path, where: Path, train: Path, tests: list[Path]) -> Parts:
+    chosen = (listed_below(train), listed_below(tests[0]))
+    for part in chosen:
+        _need(part)
+    others: dict[str, list[str]] = {}
+    for more in tests[1:]:
+        reason = f"in {more.name}, while {tests[0].name} is what is held out"
+        others[reason] = [f"{more.name}/{name}" for name in listed_below(more).images]
+    taken = {part.name for part in (train, *tests)}
+    for reason, names in (beside := listed_below(where)).others.items():
+        if outside := [name for name in names if name.partition("/")[0] not in taken]:
+            others[reason] = outside
+    if outside := [name for name in beside.images if name.partition("/")[0] not in taken]:
+        others[f"beside {train.name} and {tests[0].name}"] = outside
+    within = "" if where == root else f" of {where.name}"
+    said = f"the folders {train.name} and {tests[0].name}{within}"
+    return Parts(chosen, said, {reason: names for reason, names in others.items() if names})
+
+
+def _need(found: Listing) -> None:
+    if not found.images:
+        raise UserError(f"{found.root}: no images below it; looked for {', '.join(sorted(SUFFIXES))} in any case")

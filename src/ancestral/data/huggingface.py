@@ -1,0 +1,100 @@
+"""Images from Hugging Face `datasets`: a folder, parquet files or a name on the hub, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ancestral.data.cache import gather, listing
+from ancestral.data.dataset import DataOptions, Item, Splits, split_off
+from ancestral.data.folder_listing import TEST, TRAIN
+from ancestral.data.image_folder import channels_of, decoded, of_one_size, read_as, refuse_bad, streamed
+from ancestral.data.inventory import BAD, listed
+from ancestral.errors import UserError
+
+
+def load_hub(name: str, options: DataOptions) -> Splits:
+    """The images of a data set: its train split, and its test or validation split or else a share held out.
+
+    Args:
+        name: a folder (imagefolder), a .parquet file, or a name on the hub.
+        options: with `cache` the decoded images are kept on disk and mapped.
+
+    Raises:
+        UserError: when the package or the set is absent, or it has no column of images.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f'hf:{name}: needs datasets; pip install "ancestral[hf]"') from None
+    path = Path(name)
+    if path.suffix == ".parquet":
+        how: dict[str, Any] = {"path": "parquet", "data_files": {"train": name}}
+    elif path.is_dir():
+        how = {"path": "imagefolder", "data_dir": name}
+    else:
+        how = {"path": name}
+    try:
+        splits: Any = datasets.load_dataset(**how, streaming=True)
+    except Exception as error:  # a missing file, no network, a set of another kind: each library below has its own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"hf:{name}: cannot be opened ({reason})") from None
+    named = {split.lower(): split for split in splits}
+    trains, tests = ([named[one] for one in names if one in named] for names in (TRAIN, TEST))
+    parts = trains[:1] + tests[:1]
+    if not trains:
+        raise UserError(f"hf:{name}: has no split named train; it has {', '.join(splits)}")
+    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+    skipped: list[str] = []
+    sets = []
+    for part in parts:
+        image, label, class_names = _columns(name, splits[part].features)
+        rows = splits[part].cast_column(image, datasets.Image(decode=False))
+        channels = options.channels or channels_of(_bytes(next(iter(rows))[image]), options, f"hf:{name}")
+        read = partial(_read, rows, image, label, f"hf:{name}/{part}", channels, options)
+        key = [name, part, listing(files), channels, asdict(options)]
+        sets.append(gather(read, class_names, f"hf:{name}/{part}", options.cache, key, skipped))
+    refuse_bad(skipped, options)
+    result = Splits(sets[0], sets[1]) if len(sets) == 2 else split_off(sets[0], options.holdout, f"hf:{name}")
+    more = [split for split in splits if split not in parts]
+    how = streamed(sets[0], options)
+    how["notes"] += (f"the splits {listed(more)} are not used",) if more else ()
+    return read_as(
+        result,
+        f"hf:{name}",
+        split=result.reading.split or f"the set's own {parts[0]} and {parts[1]}",
+        classes="none" if sets[0].labels is None else "the column of labels",
+        left_out={BAD: tuple(skipped)} if skipped else {},
+        skipped=tuple(skipped),
+        **how,
+    )
+
+
+def _columns(name: str, features: Any) -> tuple[str, str | None, tuple[str, ...] | None]:
+    """(column of images, column of labels or None, names of the classes or None)."""
+    kinds = {column: type(kind).__name__ for column, kind in features.items()}
+    images = [column for column, kind in kinds.items() if kind == "Image"]
+    labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
+    if not images:
+        raise UserError(f"hf:{name}: has no column of images; it has {', '.join(kinds)}")
+    return images[0], labels[0] if labels else None, tuple(features[labels[0]].names) if labels else None
+
+
+def _bytes(value: Any) -> bytes:
+    return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+
+
+def _read(
+    rows: Any, image: str, label: str | None, name: str, channels: int, options: DataOptions, skipped: list[str]
+) -> Iterator[Item]:
+    def items() -> Iterator[Item]:
+        for number, row in enumerate(rows):
+            called = f"{name}[{number}]"
+            pixels = decoded(_bytes(row[image]), channels, options, skipped, called)
+            if pixels is not None:
+                yield Item(pixels, None if label is None or row[label] < 0 else row[label], called)
+
+    return of_one_size(items(), name)

@@ -1,0 +1,202 @@
+"""A folder of images: which of them, as what, in which split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ancestral.data.bit_depth import white_for
+from ancestral.data.cache import gather, listing
+from ancestral.data.dataset import DataOptions, ImageSet, Item, Splits, split_off
+from ancestral.data.decode import BadImage, Look, decode, look
+from ancestral.data.folder_listing import Listing, parts_of
+from ancestral.data.inventory import BAD, Reading, listed
+from ancestral.data.labels import in_order, label
+from ancestral.errors import UserError
+
+
+def load_folder(root: Path, options: DataOptions) -> Splits:
+    """The images below a folder; its sub-folders are classes, or parts of a split (see `folder_listing`).
+
+    Raises:
+        UserError: naming the files that are missing, damaged or of another size.
+    """
+    parts = parts_of(root)
+    labels = [label(part.root, part.images) for part in parts.folders]
+    class_names = in_order((one for part in labels for one in part.by_file.values()), labels[0].said)
+    skipped: list[str] = []
+    seen = _survey(parts.folders, options, skipped)
+    sets = []
+    for part, (by_file, _) in zip(parts.folders, labels, strict=True):
+        files = [file for file in by_file if str(part.root / file) not in seen.bad]
+        key = [listing(part.root / file for file in files), [by_file[file] for file in files], asdict(options)]
+        key += [seen.channels, seen.white]
+        read = partial(_read, part.root, {file: by_file[file] for file in files}, class_names, seen, options)
+        sets.append(gather(read, class_names, str(part.root), options.cache, key, skipped))
+    refuse_bad(skipped, options)
+    shapes = {one.shape for one in sets}
+    if len(shapes) > 1:
+        raise UserError(f"{root}: images differ in size between the splits; set one: --set data.size=32")
+    splits = split_off(sets[0], options.holdout, str(root)) if len(sets) == 1 else Splits(sets[0], sets[1])
+    left_out: dict[str, tuple[str, ...]] = {BAD: tuple(skipped)} if skipped else {}
+    for others in (parts.others, *(part.others for part in parts.folders)):
+        for reason, names in others.items():
+            left_out[reason] = left_out.get(reason, ()) + tuple(names)
+    return read_as(
+        splits,
+        str(root),
+        split=parts.split or splits.reading.split,
+        classes="; ".join(dict.fromkeys(one.said for one in labels)),
+        left_out=left_out,
+        white=seen.white or 255,
+        sizes=said_sizes(seen.sizes),
+        notes=seen.notes,
+        skipped=tuple(skipped),
+    )
+
+
+def said_sizes(sizes: Sequence[tuple[int, int]]) -> str:
+    """Heights x widths: the one, or the smallest and the largest area."""
+    smallest, largest = (f"{h}x{w}" for h, w in (min(sizes, key=np.prod), max(sizes, key=np.prod)))
+    return smallest if len(sizes) == 1 else f"from {smallest} to {largest}"
+
+
+class _Seen(NamedTuple):
+    """What all files together hold, before any is decoded."""
+
+    channels: int
+    white: int | None  # of values with more than 8 bits, where there are any and no file says
+    sizes: list[tuple[int, int]]
+    notes: tuple[str, ...]
+    bad: frozenset[str]
+
+
+def _survey(folders: Sequence[Listing], options: DataOptions, skipped: list[str]) -> _Seen:
+    looks: dict[str, Look] = {}
+    bad: set[str] = set()
+    for path in (folder.root / file for folder in folders for file in folder.images):
+        try:
+            looks[str(path)] = look(path, options.max_pixels)
+        except BadImage as error:  # all are looked at, so that every bad one is named
+            skipped.append(str(error))
+            bad.add(str(path))
+    if not looks:
+        refuse_bad(skipped, options)
+        raise UserError(f"{folders[0].root}: none of its images can be read; the first: {skipped[0]}")
+    unsaid = [one.largest for one in looks.values() if one.largest is not None]
+    white = options.white or (white_for(max(unsaid)) if unsaid else None)
+    notes = []
+    if unsaid:
+        notes.append(white_note(len(unsaid), max(unsaid), options.white))
+    if declared := sum(one.deep and one.largest is None for one in looks.values()):
+        notes.append(f"{declared:,} files have more than 8 bits a value; rounded to 8")
+    if several := [name for name, one in looks.items() if one.frames > 1]:
+        notes.append(f"{len(several):,} files have several frames, of which the first is used: {listed(several)}")
+    channels = options.channels or (1 if all(one.grey for one in looks.values()) else 3)
+    return _Seen(channels, white, list(Counter(one.size for one in looks.values())), tuple(notes), frozenset(bad))
+
+
+def white_note(count: int, largest: int, told: int | None) -> str:
+    """What was made of values with more than 8 bits, whose range nothing but the set says."""
+    if told is not None:
+        return f"{count:,} images have more than 8 bits a value: {told} is white (data.white), rounded to 8 bits"
+    return (
+        f"{count:,} images have more than 8 bits a value: the largest of all is {largest}, so that "
+        f"{white_for(largest)} is white; rounded to 8 bits (another: --set data.white=65535)"
+    )
+
+
+def refuse_bad(skipped: list[str], options: DataOptions) -> None:
+    """Refuse all bad images in one message, unless they are to be left out.
+
+    Raises:
+        UserError: naming them.
+    """
+    if skipped and options.bad_images == "refuse":
+        many = "" if len(skipped) == 1 else f"{len(skipped):,} bad images: "
+        more = f"; and {len(skipped) - MOST_NAMED:,} more" if len(skipped) > MOST_NAMED else ""
+        named = "; ".join(skipped[:MOST_NAMED]) + more
+        raise UserError(f"{many}{named}; mend or remove them, or leave such files out: --set data.bad_images=skip")
+
+
+MOST_NAMED = 50  # bad images in one message
+
+
+def _read(
+    root: Path,
+    labels: dict[str, str | None],
+    class_names: tuple[str, ...],
+    seen: _Seen,
+    options: DataOptions,
+    skipped: list[str],
+) -> Iterator[Item]:
+    number = {name: place for place, name in enumerate(class_names)}
+
+    def items() -> Iterator[Item]:
+        for file, name in labels.items():
+            pixels = decoded(root / file, seen.channels, replace(options, white=seen.white), skipped)
+            if pixels is not None:
+                yield Item(pixels, None if name is None else number[name], file)
+
+    return of_one_size(items(), str(root))
+
+
+def decoded(
+    file: Path | bytes, channels: int, options: DataOptions, skipped: list[str], name: str | None = None
+) -> np.ndarray | None:
+    """One image as the options say, or None where it is bad, which `skipped` then says; see `refuse_bad`."""
+    try:
+        return decode(file, channels, options.size, options.background, options.max_pixels, name, options.white)
+    except BadImage as error:
+        skipped.append(str(error))
+        return None
+
+
+def channels_of(file: bytes, options: DataOptions, name: str) -> int:
+    """1 where every pixel is grey, otherwise 3, for sources whose files are not all looked at beforehand.
+
+    Raises:
+        BadImage: as `decode`.
+    """
+    pixels = decode(file, 3, options.size, options.background, options.max_pixels, name, options.white)
+    return 1 if (pixels == pixels[..., :1]).all() else 3
+
+
+def of_one_size(items: Iterator[Item], source: str) -> Iterator[Item]:
+    """The items, as long as they are of the first one's size.
+
+    Raises:
+        UserError: naming the two that differ.
+    """
+    first = None
+    for item in items:
+        first = first or item
+        if item.pixels.shape != first.pixels.shape:
+            (height, width, _), (other_height, other_width, _) = first.pixels.shape, item.pixels.shape
+            raise UserError(
+                f"{source}/{item.name}: {other_height}x{other_width} (height x width), but {first.name} is "
+                f"{height}x{width}; set one size for all: --set data.size=32"
+            )
+        yield item
+
+
+def read_as(splits: Splits, source: str, *, skipped: tuple[str, ...] = (), **facts: Any) -> Splits:
+    """Splits with what was understood of their source; the numbers found and used are theirs, with those left out."""
+    used = len(splits.train) + len(splits.test)
+    left_out: dict[str, tuple[str, ...]] = facts.get("left_out", {})
+    facts = {"split": splits.reading.split, "found": used + sum(map(len, left_out.values())), **facts}
+    return replace(splits, skipped=skipped, reading=Reading(source, used=used, **facts))
+
+
+def streamed(images: ImageSet, options: DataOptions) -> dict[str, Any]:
+    """What is known of a source that is read once, from front to back."""
+    height, width, _ = images.shape
+    if options.size is None:
+        return {"white": options.white or 255, "sizes": f"{height}x{width}", "notes": ()}
+    return {"white": options.white or 255, "sizes": "", "notes": ("sizes before scaling were not looked at",)}

@@ -1,0 +1,127 @@
+"""A label for each file of a folder: from a list beside them, or from the folder that each is in."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ancestral.data.dataset import MOST_CLASSES
+from ancestral.data.inventory import listed
+from ancestral.errors import UserError
+
+DATASET = "dataset.json"
+
+
+class Labels(NamedTuple):
+    """Labels by file, in order, and where they come from."""
+
+    by_file: dict[str, str | None]
+    said: str
+
+
+def label(root: Path, files: list[str]) -> Labels:
+    """A label for each file: from metadata where they have one, otherwise its first folder, otherwise none.
+
+    Raises:
+        UserError: naming the list beside the files that does not fit them.
+    """
+    for name, read in (("metadata.csv", _csv_rows), ("metadata.jsonl", _jsonl_rows), (DATASET, _pairs)):
+        if (root / name).is_file():
+            rows = read(root / name)
+            if rows is None:
+                return Labels(dict.fromkeys(files), f"none, as {name} says")
+            by_file = _metadata_labels(root / name, files, rows)
+            return Labels(by_file, name) if by_file else _by_folder(files)
+    return _by_folder(files)
+
+
+def in_order(labels: Iterable[str | None], said: str) -> tuple[str, ...]:
+    """The classes: numbers by size where dataset.json gives them, otherwise names as texts."""
+    found = {label for label in labels if label is not None}
+    return tuple(sorted(found, key=int) if said == DATASET else sorted(found))
+
+
+def _by_folder(files: list[str]) -> Labels:
+    first = [file.partition("/")[0] if "/" in file else None for file in files]
+    folders, loose = sorted({one for one in first if one is not None}), [one for one in files if "/" not in one]
+    if not loose:
+        return Labels(dict(zip(files, first, strict=True)), "the folders")
+    none = dict.fromkeys(files)
+    if not folders:
+        return Labels(none, "none")
+    are, it = ("lies", "it") if len(loose) == 1 else ("lie", "them")
+    return Labels(
+        none,
+        f"none, since {listed(loose)} {are} beside the folders {listed(folders)}; to have these as classes, move {it} "
+        "into one of them or away",
+    )
+
+
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file, strict=True))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+
+
+def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    rows.append(json.loads(line))
+                    if not isinstance(rows[-1], dict):
+                        raise UserError(f"{path}:{number}: each line must be a JSON object with file_name and label")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    return rows
+
+
+def _pairs(path: Path) -> list[dict[str, Any]] | None:
+    """dataset.json as StyleGAN's, EDM's and EDM2's tools write it: {"labels": [["00000/img00000000.png", 6], ...]}."""
+    try:
+        document = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(document, dict) or "labels" not in document:
+        return []
+    pairs = document["labels"]
+    if pairs is None:  # folders are pieces of the set then, no classes
+        return None
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
+    ):
+        raise UserError(f'{path}: labels must be a list of ["file", number], or null')
+    for name, number in pairs:
+        if type(number) is not int or not 0 <= number < MOST_CLASSES:
+            raise UserError(f"{path}: the label of {name} is {number!r}, not a class number from 0")
+    return [{"file_name": name, "label": number} for name, number in pairs]
+
+
+def _metadata_labels(path: Path, files: list[str], rows: list[dict[str, Any]]) -> dict[str, str | None]:
+    """A label for every file, or nothing where the metadata have none."""
+    column = next((name for name in ("label", "class") if any(name in row for row in rows)), None)
+    if path.name == DATASET and column is None:
+        return {}
+    known, found = set(files), dict[str, str | None]()
+    for number, row in enumerate(rows, 1):
+        name = row.get("file_name")
+        if not isinstance(name, str):
+            raise UserError(f"{path}: row {number} has no file_name")
+        if name not in known:
+            raise UserError(f"{path}: names {name}, which is not among the images beside it")
+        if name in found:
+            raise UserError(f"{path}: has two rows for {name}; keep one")
+        label = row.get(column) if column else None
+        if column and not (isinstance(label, (str, int)) and str(label)):
+            raise UserError(f"{path}: row {number} ({name}) has no {column}; give every row one, or none")
+        found[name] = None if label is None else str(label)
+    for file in files:
+        if file not in found:
+            raise UserError(f"{path}: has no row for {file}; add one or move the file away")
+    return found if column else {}

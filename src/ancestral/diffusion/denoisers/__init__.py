@@ -1,0 +1,1 @@
+"""What predicts x0: networks in their parametrisations, exact denoisers, guidance, energies, compositions."""

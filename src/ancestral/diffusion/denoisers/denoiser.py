@@ -1,0 +1,134 @@
+"""What predicts: a network, told what its output means and at which noise level it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ancestral.diffusion.denoisers.targets import Target
+from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.types import Time, over
+
+Clip = Callable[[Tensor], Tensor]
+
+Clock = Callable[[Tensor, int], Tensor]  # what a network is told of t, given T
+CLOCKS: dict[str, Clock] = {
+    "paper": lambda t, T: t * (1000 / T),  # the paper's scale, whatever T is
+    "zero-based": lambda t, T: t - 1.0,  # of networks that were trained with t = 0 .. T-1
+}
+
+
+class Prediction(NamedTuple):
+    """What is believed of the clean image, given x_t. All of x_t's shape, or None where nobody knows."""
+
+    x0: Tensor
+    eps: Tensor  # always consistent with x0: x_t = signal x0 + noise eps
+    x0_var: Tensor | None = None  # Var[x0 | x_t]
+    range_mix: Tensor | None = None  # 0: the reverse variance beta~, 1: beta
+
+
+class Predictor(Protocol):
+    """Anything that the loop can walk with: a Denoiser, an exact oracle, a guided or conditioned wrapper."""
+
+    schedule: NoiseSchedule
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """Predict the clean image from x_t (B, ...) at one time or at one time an image."""
+        ...
+
+
+def predict(x0: Tensor, x_t: Tensor, schedule: NoiseSchedule, t: Time, **known: Tensor | None) -> Prediction:
+    """Complete an estimate of x0 with the eps that agrees with it."""
+    eps = (x_t - over(schedule.signal(t), x_t) * x0) / over(schedule.noise(t), x_t)
+    return Prediction(x0, eps, **known)
+
+
+def score(prediction: Prediction, schedule: NoiseSchedule, t: Time) -> Tensor:
+    """grad_x log q(x_t) = -eps / noise_t, where x0 = E[x0 | x_t] (section 3.2). Shape of x_t."""
+    return -prediction.eps / over(schedule.noise(t), prediction.eps)
+
+
+def unclipped(x0: Tensor) -> Tensor:
+    """x0 as it was predicted."""
+    return x0
+
+
+def clip_static(x0: Tensor) -> Tensor:
+    """x0 clamped to the data's range [-1, 1] (reference name: `clip_denoised`)."""
+    return x0.clamp(-1, 1)
+
+
+def clip_dynamic(x0: Tensor, quantile: float = 0.995) -> Tensor:
+    """x0 divided by its own `quantile` of |x0| where that exceeds 1 (Saharia et al. 2022, section 2.3)."""
+    limit = x0.flatten(1).abs().quantile(quantile, dim=1).clamp(min=1)
+    limit = limit.reshape(-1, *[1] * (x0.ndim - 1))
+    return x0.clamp(-limit, limit) / limit
+
+
+CLIPS: dict[str, Clip] = {"none": unclipped, "static": clip_static, "dynamic": clip_dynamic}
+
+
+class Denoiser(nn.Module):
+    """A network as a predictor of x0.
+
+    Args:
+        network: maps (x_t, time, **cond) to C channels in the units of `target`, or to 2C channels, the last
+            C of which place the reverse variance between its bounds (Nichol and Dhariwal 2021, Eq. 15).
+            `time` is a float vector (B,), what the clock makes of t.
+        schedule: the forward process it was trained for.
+        target: what its output means.
+        clip: what is done to each predicted x0, seen in every prediction; training never clips.
+        clock: what the network is told of t; t * 1000 / T in the paper's.
+
+    Raises:
+        ValueError: when the target does not determine x0 somewhere on the schedule.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: NoiseSchedule,
+        target: Target,
+        clip: Clip = unclipped,
+        clock: Clock = CLOCKS["paper"],
+    ) -> None:
+        super().__init__()
+        target.check(schedule)
+        self.network, self.schedule, self.target, self.clip, self.clock = network, schedule, target, clip, clock
+
+    def output(self, x_t: Tensor, t: Time, **cond: Tensor) -> Tensor:
+        """The network's raw output, in x_t's type. x_t: (B, C, H, W)."""
+        time = self.clock(torch.as_tensor(t).expand(len(x_t)), self.schedule.T)
+        like = next(self.network.parameters(), x_t)
+        wide = torch.promote_types(like.dtype, torch.float32)
+        raw = self.network(x_t.to(like.dtype), time.to(x_t.device, wide), **cond)
+        return raw.to(x_t.dtype)
+
+    def interpret(self, output: Tensor, x_t: Tensor, t: Time, clip: Clip = unclipped) -> Prediction:
+        """What an output of the network says about x0."""
+        channels = x_t.shape[1]
+        mix = (output[:, channels:] + 1) / 2 if output.shape[1] == 2 * channels else None
+        x0 = clip(self.target.x0(output[:, :channels], x_t, self.schedule, t))
+        return predict(x0, x_t, self.schedule, t, range_mix=mix)
+
+    def forward(self, x_t: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        """Predict x0 from x_t (B, C, H, W) at time t, clipped as this denoiser says."""
+        return self.interpret(self.output(x_t, t, **cond), x_t, t, self.clip)
+
+
+class Given:
+    """A predictor with its conditions filled in: `Given(denoiser, labels=labels)`."""
+
+    def __init__(self, denoiser: Denoiser, **cond: Tensor) -> None:
+        self.denoiser, self.schedule, self.cond = denoiser, denoiser.schedule, cond
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """Predict under the conditions given."""
+        return self.denoiser(x_t, t, **self.cond)
+
+
+# Pixels predicted exactly black or white are far surer than the rest: a bucket for each, and finer ones beside them.
+_BELOW_1 = (1e-6, 0.003, 0.01, 0.03, 0.1, 0.3)

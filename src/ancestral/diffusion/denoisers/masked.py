@@ -1,0 +1,96 @@
+"""What predicts hidden places, and the steps that reveal them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ancestral.diffusion.denoisers.denoiser import CLOCKS, Clock
+from ancestral.diffusion.processes.absorbing import Absorbing, hidden
+from ancestral.diffusion.processes.levels import Logistic, Softmax, Values, level_of
+from ancestral.diffusion.processes.types import Time
+
+
+class Guess(NamedTuple):
+    """What is believed of the clean image, given the places that are seen."""
+
+    values: Values  # of each place, independent
+    x0: Tensor  # (B, C, H, W) the mean of these where a place is hidden, otherwise what is seen
+
+
+class Guesser(Protocol):
+    """Anything that guesses hidden places: a network, or an exact oracle."""
+
+    schedule: Absorbing
+
+    def __call__(self, x_t: Tensor, t: Time) -> Guess:
+        """Guess the places hidden in x_t (B, ...)."""
+        ...
+
+
+def guess(values: Values, x_t: Tensor) -> Guess:
+    """Complete distributions with the image that is believed in."""
+    return Guess(values, torch.where(hidden(x_t), values.mean, x_t))
+
+
+class Masked(nn.Module):
+    """A network as a predictor of hidden places, with the face of a `Denoiser`.
+
+    Args:
+        network: maps (2C channels, time, **cond) to C outputs(levels) channels: values with 0 for the hidden ones, and
+            which these are; to the parameters of a distribution of each place.
+        schedule: the forward process it is trained for.
+        values: which family the distributions are of (see `levels.VALUES`).
+        clock: what the network is told of t.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        schedule: Absorbing,
+        values: type[Softmax] | type[Logistic],
+        clock: Clock = CLOCKS["paper"],
+    ) -> None:
+        super().__init__()
+        self.network, self.schedule, self.values, self.clock = network, schedule, values, clock
+
+    def output(self, x_t: Tensor, t: Time, **cond: Tensor) -> Tensor:
+        """The network's raw output, in x_t's type. x_t: (B, C, H, W)."""
+        time = self.clock(torch.as_tensor(t).expand(len(x_t)), self.schedule.T)
+        like = next(self.network.parameters(), x_t)
+        unknown = hidden(x_t)
+        seen = torch.cat([x_t.masked_fill(unknown, 0), unknown.to(x_t)], 1)
+        raw = self.network(seen.to(like.dtype), time.to(x_t.device, torch.float32), **cond)
+        return raw.to(x_t.dtype)
+
+    def interpret(self, output: Tensor, x_t: Tensor, t: Time) -> Guess:
+        """What an output of the network says of each place."""
+        parameters = output.unflatten(1, (x_t.shape[1], -1)).movedim(2, -1)
+        return guess(self.values.of(parameters, self.schedule.levels), x_t)
+
+    def forward(self, x_t: Tensor, t: Time, **cond: Tensor) -> Guess:
+        """Guess the places hidden in x_t (B, C, H, W) at time t."""
+        return self.interpret(self.output(x_t, t, **cond), x_t, t)
+
+
+class Joint:
+    """The exact predictor for data that are one of a few images: an oracle for tests.
+
+    Args:
+        schedule: the forward process.
+        points: (N, ...) the images, all of whose values are levels.
+        weights: (N,) their probabilities.
+    """
+
+    def __init__(self, schedule: Absorbing, points: Tensor, weights: Tensor) -> None:
+        self.schedule, self.points, self.weights = schedule, points, weights / weights.sum()
+
+    def __call__(self, x_t: Tensor, t: Time) -> Guess:
+        """p(each place | the places seen), by counting."""
+        agree = (hidden(x_t)[:, None] | (x_t[:, None] == self.points)).flatten(2).all(2)
+        posterior = agree * self.weights
+        posterior = posterior / posterior.sum(1, keepdim=True)
+        of_level = nn.functional.one_hot(level_of(self.points, self.schedule.levels), self.schedule.levels)
+        return guess(Softmax(torch.tensordot(posterior, of_level.to(posterior), 1).log()), x_t)

@@ -1,0 +1,1 @@
+"""Inpainting, interpolation and inverse problems."""

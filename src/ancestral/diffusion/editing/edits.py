@@ -1,0 +1,149 @@
+"""Edits of given images as uses of the loop: inpainting, interpolation, inversion, the way back from a noised image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.processes.normal import Normal
+from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.types import Time, over
+from ancestral.diffusion.samplers.loop import Draw, Move, walk
+from ancestral.diffusion.samplers.sample import finish
+from ancestral.diffusion.samplers.transitions import DDIM, Transition
+
+
+def below(schedule: NoiseSchedule, grid: Sequence[int], t: int) -> list[int]:
+    """The walk from t on: t, then the times of the grid below it.
+
+    A noised image taken down from there is SDEdit (Meng et al. 2022, Algorithm 1).
+
+    Raises:
+        ValueError: unless 1 <= t <= T.
+    """
+    if not 1 <= t <= schedule.T:
+        raise ValueError(f"t must be between 1 and T = {schedule.T}, got {t}")
+    return [t, *(s for s in grid if s < t)]
+
+
+def known_region(schedule: NoiseSchedule, x0: Tensor, known: Tensor, noise: Streams, draw: Draw) -> Draw:
+    """x_s ~ q(x_s | x0) where x0 is known, elsewhere what `draw` chooses (Lugmayr et al. 2022, RePaint, Eq. 8).
+
+    Args:
+        schedule: the forward process.
+        x0: (B, ...); what stands where nothing is known is never read.
+        known: bool, broadcasts against x0.
+        noise: of the known part.
+        draw: of the rest.
+    """
+
+    def composed(move: Move) -> Tensor:
+        fresh = schedule.marginal(x0, move.s).sample(noise.normal(x0.shape[1:]).to(x0))
+        return torch.where(known, fresh, draw(move))
+
+    return composed
+
+
+class _Resampling:
+    """Steps of one walk: to the end of each, and where the walk jumps, noise up again from there."""
+
+    def __init__(self, transition: Transition, ends: Sequence[int]) -> None:
+        self.transition, self.ends = transition, iter(ends)
+
+    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
+        """From t to the end of this step, then by the forward process to s."""
+        end = next(self.ends)
+        p = self.transition(schedule, x_t, prediction, t, end)
+        if end == s:
+            return p
+        raised = schedule.transition(p.mean, end, s)
+        kept = over((schedule.log_alpha_bar[s] - schedule.log_alpha_bar[end]).exp(), x_t)
+        return Normal(raised.mean, kept * p.var + raised.var)
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A walk that goes up again: after every `jump` steps back by as many, and down anew, `resamples` times in all.
+
+    What was drawn comes to agree with what is known (Lugmayr et al. 2022, RePaint, section 4.2 and appendix B). A jump
+    up from x_s adds noise to the known part just drawn, whose law is then q(x_t | x0) again: so the step down and the
+    jump are one Gaussian, and no prediction is made in between.
+
+    Args:
+        transition: of one step down, without a memory.
+        jump: steps of the grid in a jump.
+        resamples: how often each stretch is walked; 1 is the plain walk.
+    """
+
+    transition: Transition
+    jump: int = 10
+    resamples: int = 10
+
+    def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+        """The steps of one walk, and the times that it visits.
+
+        Raises:
+            ValueError: when there are not more steps than a jump is long.
+        """
+        steps = len(grid) - 1
+        if self.resamples > 1 and self.jump >= steps:
+            raise ValueError(f"a jump of {self.jump} steps needs a walk of more than that, this one has {steps}")
+        left = dict.fromkeys(range(0, steps - self.jump, self.jump), self.resamples - 1)
+        visits, ends, level = [grid[0]], [], steps
+        while level:
+            level -= 1
+            ends.append(grid[steps - level])
+            if left.get(level, 0):
+                left[level] -= 1
+                level += self.jump
+            visits.append(grid[steps - level])
+        return _Resampling(self.transition, ends), visits
+
+
+def mix(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
+    """(1 - share) a + share b: how the paper mixes two noised images (section 4.3, Figure 8)."""
+    return (1 - share) * a + share * b
+
+
+def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
+    """From a to b along the great circle between them, which keeps the length of a latent (Song et al. 2021, Eq. 67).
+
+    a, b: (B, ...); latents in one direction are mixed.
+    """
+    flat_a, flat_b = a.flatten(1), b.flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
+    angle = cosine.acos().reshape(-1, *[1] * (a.ndim - 1))
+    sine = angle.sin()
+    along = (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / sine
+    return torch.where(sine > 1e-6, along, mix(a, b, share))
+
+
+class _FromClean:
+    """A predictor that also speaks at t = 0, where x0 is x itself: eps is what is seen at the first noise level."""
+
+    def __init__(self, predictor: Predictor, first: int) -> None:
+        self.predictor, self.schedule, self.first = predictor, predictor.schedule, first
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """Predict x0 and eps from x_t, the latter not quite consistent at t = 0."""
+        if t != 0:
+            return self.predictor(x_t, t)
+        noised = self.schedule.marginal(x_t, self.first).mean
+        return Prediction(x_t, self.predictor(noised, self.first).eps)
+
+
+def inverted(predictor: Predictor, x0: Tensor, grid: Sequence[int]) -> Tensor:
+    """The latent from which DDIM comes back to x0: its steps taken upwards (Song et al. 2021, section 4.3).
+
+    Args:
+        predictor: of x0.
+        x0: (B, ...).
+        grid: as for sampling, falling; the latent is at grid[0].
+    """
+    rising = list(grid)[::-1]
+    return finish(walk(_FromClean(predictor, rising[1]), x0, rising, DDIM(0.0), lambda move: move.p.mean))

@@ -1,0 +1,269 @@
+"""What an image was before it was measured: samples of x0 given y = A x0 + noise, by published methods.
+
+A method makes of a predictor and a measurement a predictor and a draw for the loop. Most correct the predicted x0: with
+Cov[x0 | x_t] taken as C and the noise of y Gaussian of variance y_var, Bayes' rule for Gaussians is
+
+    E[x0 | x_t, y] = x0_hat + C A^T (A C A^T + y_var I)^-1 (y - A x0_hat),   C = noise_t^2 / signal_t  d x0_hat / d x_t
+
+where the second is an identity (Tweedie's formula, differentiated). They differ in what they put for either C. What is
+corrected is clipped as the predictor itself clips: without that a network's walk runs away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ancestral.diffusion.denoisers.denoiser import Clip, Prediction, Predictor, predict, unclipped
+from ancestral.diffusion.editing.operators import Operator
+from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.types import Time, over
+from ancestral.diffusion.samplers.loop import Draw, Move, from_model
+
+
+class Measurement(NamedTuple):
+    """What was seen of x0: y (B, ...) = operator(x0) + noise of variance y_var, on the scale [-1, 1]."""
+
+    operator: Operator
+    y: Tensor
+    y_var: float
+
+    def residual(self, x0: Tensor) -> Tensor:
+        """y - A x0."""
+        return self.y.to(x0) - self.operator(x0)
+
+
+class Means(NamedTuple):
+    """With what the loop walks."""
+
+    predictor: Predictor
+    draw: Draw
+
+
+Method = Callable[[Predictor, Measurement, Streams, Clip], Means]
+
+
+Spread = Callable[[NoiseSchedule, Prediction, Time], Tensor]  # r_t^2: what C is taken for where it is r_t^2 I
+
+
+def of_unit_data(schedule: NoiseSchedule, prediction: Prediction, t: Time) -> Tensor:
+    """noise_t^2, which is Var[x0 | x_t] of N(m, I) data: the published choice."""
+    return over(schedule.noise_var(t), prediction.x0)
+
+
+def as_known(schedule: NoiseSchedule, prediction: Prediction, t: Time) -> Tensor:
+    """The mean of Var[x0 | x_t] over an image, for a predictor that knows it: right for N(m, v I).
+
+    A network's images are surer of some pixels than of others. Where these count, the inverse is then too bold.
+    """
+    if prediction.x0_var is None:
+        raise ValueError("as_known needs Var[x0 | x_t]: an exact denoiser, or a Calibrated one")
+    return prediction.x0_var.flatten(1).mean(1).reshape(-1, *[1] * (prediction.x0.ndim - 1))
+
+
+class _Watched:
+    """A prediction with the graph that made it, under the loop's `no_grad`."""
+
+    def __init__(self, predictor: Predictor, x_t: Tensor, t: Time) -> None:
+        self.x_t = x_t.detach().requires_grad_()
+        with torch.enable_grad():
+            self.prediction = predictor(self.x_t, t)
+        self.x0 = self.prediction.x0.detach()
+        signal = predictor.schedule.signal(t)
+        # At zero terminal SNR x_t says nothing of x0, and neither does the gradient: no correction from it.
+        scale = torch.where(signal > 0, predictor.schedule.noise_var(t) / signal, 0.0)
+        self.scale = over(scale, x_t)
+
+    def back(self, v: Tensor) -> Tensor:
+        """v^T d x0_hat / d x_t, of x_t's shape."""
+        x0 = self.prediction.x0
+        return torch.autograd.grad(x0, self.x_t, v.to(x0), retain_graph=True)[0]
+
+    def cov(self, v: Tensor) -> Tensor:
+        """Cov[x0 | x_t] v."""
+        return self.scale * self.back(v)
+
+    def moved(self, predictor: Predictor, x0: Tensor, t: Time) -> Prediction:
+        """With another x0, and eps to agree with it; without the graph."""
+        known = {"x0_var": self.prediction.x0_var, "range_mix": self.prediction.range_mix}
+        kept = {name: None if value is None else value.detach() for name, value in known.items()}
+        return predict(x0, self.x_t.detach(), predictor.schedule, t, **kept)
+
+
+class _Spread:
+    """What methods share that take C to be of the size r_t^2.
+
+    Args:
+        predictor: of x0.
+        seen: the measurement.
+        clip: of the corrected x0.
+        spread: r_t^2.
+    """
+
+    def __init__(
+        self, predictor: Predictor, seen: Measurement, clip: Clip = unclipped, spread: Spread = of_unit_data
+    ) -> None:
+        self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
+        self.spread = spread
+
+
+class Ddnm(_Spread):
+    """C = r_t^2 I in both places, and no gradient (Wang et al. 2023, DDNM).
+
+    Without noise it is their Eq. 13: the predicted x0 with what was measured put in its place. Noise is weighed as
+    Bayes' rule has it, where their Eq. 17 has a scale of its own.
+    """
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """Predict x0 given x_t and y."""
+        prediction = self.predictor(x_t, t)
+        r2, x0 = self.spread(self.schedule, prediction, t), prediction.x0
+        x0 = self.clip(x0 + r2 * self.seen.operator.ridge(self.seen.residual(x0), r2, self.seen.y_var))
+        return predict(x0, x_t, self.schedule, t, x0_var=prediction.x0_var, range_mix=prediction.range_mix)
+
+
+class PiGdm(_Spread):
+    """C = r_t^2 I inside the inverse, the true one before it (Song et al. 2023, PiGDM, Eq. 7): exact for N(m, v I)."""
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """Predict x0 given x_t and y."""
+        watched = _Watched(self.predictor, x_t, t)
+        r2 = self.spread(self.schedule, watched.prediction, t)
+        v = self.seen.operator.ridge(self.seen.residual(watched.x0), r2, self.seen.y_var)
+        return watched.moved(self.predictor, self.clip(watched.x0 + watched.cov(v)), t)
+
+
+class Mmps:
+    """The true C in both places, the inverse by conjugate gradients (Rozet et al. 2024, MMPS, Algorithm 3).
+
+    Exact for every Gaussian. A call costs one pass forward and one backward for each iteration and one more.
+
+    Args:
+        predictor: of x0.
+        seen: y_var must be positive.
+        clip: of the corrected x0.
+        iterations: of conjugate gradients; as many as A C A^T has distinct eigenvalues are exact for Gaussian data. A
+            network's C is not quite symmetric, and two measured better than five.
+    """
+
+    def __init__(self, predictor: Predictor, seen: Measurement, clip: Clip = unclipped, iterations: int = 2) -> None:
+        self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
+        self.iterations = iterations
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """Predict x0 given x_t and y."""
+        watched, operator = _Watched(self.predictor, x_t, t), self.seen.operator
+
+        def product(v: Tensor) -> Tensor:
+            return operator(watched.cov(operator.adjoint(v))) + self.seen.y_var * v
+
+        v = conjugate_gradients(product, self.seen.residual(watched.x0), self.iterations)
+        return watched.moved(self.predictor, self.clip(watched.x0 + watched.cov(operator.adjoint(v))), t)
+
+
+def conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, iterations: int) -> Tensor:
+    """v with product(v) = right, for a symmetric positive operator of each image (Hestenes and Stiefel 1952).
+
+    An image stops where its residual is nothing, or where the operator is found not to be positive. right: (B, ...).
+    """
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
+
+    v, left = torch.zeros_like(right), right
+    direction, size = right, dot(right, right)
+    goes_on, tiny = size > 0, 1e-20 * size
+    for _ in range(iterations):
+        image = product(direction)
+        curvature = dot(direction, image)
+        goes_on = goes_on & (curvature > 0) & (size > tiny)
+        step = torch.where(goes_on, size / curvature, 0.0)
+        v, left = v + step * direction, left - step * image
+        size, before = dot(left, left), size
+        direction = left + torch.where(goes_on, size / before, 0.0) * direction
+    return v
+
+
+class Dps:
+    """Down the gradient of |y - A x0_hat| after each draw (Chung et al. 2023, DPS, Algorithm 1); predictor and draw.
+
+    Args:
+        predictor: of x0.
+        seen: the measurement; its noise is not asked for.
+        scale: zeta', the length of a step for a gradient of length 1.
+    """
+
+    def __init__(self, predictor: Predictor, seen: Measurement, scale: float = 1.0) -> None:
+        self.predictor, self.schedule, self.seen, self.scale = predictor, predictor.schedule, seen, scale
+        self.gradient: Tensor | None = None
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """The prediction as it is; the gradient is kept for the draw."""
+        watched = _Watched(self.predictor, x_t, t)
+        residual = self.seen.residual(watched.x0)
+        length = residual.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (residual.ndim - 1))
+        self.gradient = -watched.back(self.seen.operator.adjoint(residual / length))
+        return watched.moved(self.predictor, watched.x0, t)
+
+    def after(self, draw: Draw) -> Draw:
+        """What `draw` chooses, moved against the gradient of the prediction that it was made from."""
+
+        def moved(move: Move) -> Tensor:
+            assert self.gradient is not None, "the loop predicts before it draws"
+            return draw(move) - self.scale * self.gradient
+
+        return moved
+
+
+def from_spectrum(seen: Measurement, predictor: Predictor, noise: Streams, eta: float = 1.0) -> Draw:
+    """x_s by the singular values: DDRM (Kawar et al. 2022, Eqs. 7-8) with eta_b = 1. The transition is not asked.
+
+    What was measured better than the noise of x_s is taken from y, with noise added up to that of x_s; the rest is
+    drawn about the predicted x0.
+
+    Args:
+        seen: the measurement.
+        predictor: whose schedule it is.
+        noise: of the draws.
+        eta: the share of new noise: 0.85 in their tables; 1, all of it, measured better here.
+    """
+    schedule, operator = predictor.schedule, seen.operator
+
+    def draw(move: Move) -> Tensor:
+        x0, z = move.prediction.x0, noise.normal(move.x_t.shape[1:]).to(move.x_t)
+        singular = operator.singular.to(z)
+        # In DDRM's units the state is x / signal and the noise sigma = noise / signal.
+        sigma = over(schedule.noise(move.s) / schedule.signal(move.s), z)
+        free = x0 + sigma * ((1 - eta**2) ** 0.5 * move.prediction.eps + eta * z)
+        mean, z_v, v = operator.to_right(x0), operator.to_right(z), operator.to_right(free)
+        y = operator.to_right(operator.pseudo_inverse(seen.y.to(z)))
+        y_std = seen.y_var**0.5 / singular.clamp(min=1e-300)
+        vague = mean + sigma * ((1 - eta**2) ** 0.5 * (y - mean) / y_std.clamp(min=1e-300) + eta * z_v)
+        sharp = y + (sigma.square() - y_std.square()).clamp(min=0).sqrt() * z_v
+        chosen = torch.where(singular > 0, torch.where(sigma < y_std, vague, sharp), v)
+        return over(schedule.signal(move.s), z) * (free + operator.from_right(chosen - v))
+
+    return draw
+
+
+def psnr(x: Tensor, x0: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB, over the last three axes; images on [-1, 1], x clamped to it."""
+    return -10 * ((x.clamp(-1, 1) - x0) / 2).square().mean((-3, -2, -1)).log10()
+
+
+def _dps(predictor: Predictor, seen: Measurement, noise: Streams, clip: Clip) -> Means:
+    guided = Dps(predictor, seen)
+    return Means(guided, guided.after(from_model(noise)))
+
+
+METHODS: dict[str, Method] = {
+    "ddnm": lambda predictor, seen, noise, clip: Means(Ddnm(predictor, seen, clip), from_model(noise)),
+    "pigdm": lambda predictor, seen, noise, clip: Means(PiGdm(predictor, seen, clip), from_model(noise)),
+    "mmps": lambda predictor, seen, noise, clip: Means(Mmps(predictor, seen, clip), from_model(noise)),
+    "dps": _dps,
+    "ddrm": lambda predictor, seen, noise, clip: Means(predictor, from_spectrum(seen, predictor, noise)),
+}

@@ -1,0 +1,1 @@
+"""Losses, the variational bound, likelihoods, and how times are drawn."""

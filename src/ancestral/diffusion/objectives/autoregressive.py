@@ -1,0 +1,101 @@
+"""Uses of the walk that reveals: drawing, the likelihood in an order, and which times serve few steps best."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ancestral.diffusion.denoisers.masked import Guess, Guesser
+from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.processes.absorbing import Change
+from ancestral.diffusion.processes.levels import snap
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.loop import Draw, Move, walk
+from ancestral.diffusion.samplers.reveal import InOrder, Reveal
+from ancestral.diffusion.samplers.sample import finish
+
+
+def from_law(noise: Streams) -> Draw[Guess, Change]:
+    """x_s ~ p(x_s | x_t), at s = 0 too, where nothing may be left hidden."""
+    return lambda move: move.p.sample(noise.normal(move.x_t.shape[1:]).to(move.x_t))
+
+
+def from_data(x0: Tensor) -> Draw[Guess, Change]:
+    """x_s: the places due in an order that is given, with the values of x0."""
+
+    def draw(move: Move[Guess, Change]) -> Tensor:
+        return torch.where(move.p.odds > 0, x0, move.x_t)
+
+    return draw
+
+
+def nll_in_order(denoiser: Guesser, x0: Tensor, times: Sequence[int], turn: Tensor) -> Tensor:
+    """-log p(x0 | order) in nats, a column a step: the sum over its places of -log p(x0_i | those before), (B, steps).
+
+    Args:
+        denoiser: guesses hidden places.
+        x0: (B, ...) images; their values are rounded to levels.
+        times: from T to 0; T, T-1, ..., 0 with `even(D)` is one place a step, and the sum then exact.
+        turn: the order (see `reveal.InOrder`).
+    """
+    x0 = snap(x0, denoiser.schedule.levels)
+    start = denoiser.schedule.end(x0).sample(torch.zeros_like(x0))
+    steps = walk(denoiser, start, times, InOrder(turn), from_data(x0))
+    return torch.stack([-step.p.log_prob(step.x_s).flatten(1).sum(1) for step in steps], 1)
+
+
+def costs(nats: Tensor, counts: Sequence[float]) -> np.ndarray:
+    """What a step that reveals several places at once costs, in nats an image: (times, times), inf unless it goes down.
+
+    The places of one step are drawn independently, each given what was seen before the step, so that a step from n to m
+    hidden places costs (n - m) l_n, where l_n is the mean -log p of a hidden place with n of them hidden. With it
+    `grid_search.shortest(cost, steps, growth=1)` finds the times of least bound (Hoogeboom et al. 2022, section 3.2).
+
+    Args:
+        nats: (steps,) the mean L_{t-1} of each step of the whole grid, from T down.
+        counts: the places hidden at each time of the grid, the 0 at its end included; strictly falling.
+    """
+    n = np.asarray(counts, dtype=np.float64)
+    per_place = nats.double().numpy() / (n[:-1] - n[1:])
+    cost = np.full((len(n), len(n)), np.inf)
+    cost[:-1] = np.where(n[:-1, None] > n, (n[:-1, None] - n) * per_place[:, None], np.inf)
+    return cost
+
+
+def monotone(nats: Tensor, counts: Sequence[float]) -> Tensor:
+    """The nearest L_{t-1}, in squares of the loss of a place, with which a place is better known the more is seen.
+
+    A shortest path would seek out the accidents of an estimate. Theirs is the sum of what is given, for steps of equal
+    counts. Arguments as those of `costs`.
+    """
+    places = -np.diff(np.asarray(counts, dtype=np.float64))
+    rising = (nats.double().numpy() / places)[::-1]
+    total = np.concatenate([[0.0], rising.cumsum()])
+    first, after = np.arange(len(rising))[:, None], np.arange(1, len(rising) + 1)
+    means = np.where(after > first, (total[after] - total[first]) / np.maximum(after - first, 1), np.inf)
+    # The isotonic regression as the largest, over where a block begins, of the least, over where it ends, of its means.
+    least = np.minimum.accumulate(means[:, ::-1], 1)[:, ::-1]
+    fitted = np.where(first < after, least, -np.inf).max(0)
+    return torch.from_numpy(fitted[::-1] * places)
+
+
+def imagined_costs(denoiser: Any, start: Tensor, times: Sequence[int]) -> np.ndarray:
+    """`costs` on images of the model's own, drawn in these times from the states `start` (B, ...).
+
+    A time at which no more is seen than at the one before serves no path.
+    """
+    numbers, q = range(len(start)), denoiser.schedule
+    hidden = np.array([q.expected(t, start[0].numel()) for t in times])
+    useful = np.flatnonzero(np.append(True, hidden[1:] < hidden[:-1]) & (hidden > 0))
+    useful = np.append(useful, len(times) - 1)
+    fine = [times[place] for place in useful]
+    x0 = finish(walk(denoiser, start, fine, Reveal(), from_law(Streams(0, "imagined", numbers))))
+    measured: Any = Reveal()
+    nats = bound(denoiser, x0, fine, measured, Streams(0, "costs", numbers)).terms.mean(0)
+    cost = np.full((len(times), len(times)), np.inf)
+    cost[np.ix_(useful, useful)] = costs(monotone(nats, hidden[useful].tolist()), hidden[useful].tolist())
+    return cost

@@ -1,0 +1,50 @@
+"""A model's own squared error, measured: the table that makes a predictor `Calibrated`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ancestral.diffusion.denoisers.calibrated import X0_EDGES, x0_bucket
+from ancestral.diffusion.denoisers.denoiser import Predictor
+from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.grids import log_snr
+
+LEAST_ERROR = (0.15 / 127.5) ** 2  # of a predicted x0: 0.15 byte, chosen on held-out images (docs/log.md)
+
+
+@torch.no_grad()
+def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = 40) -> Tensor:
+    """The table that `Calibrated` needs: E|x0 - x0_hat|^2 at each t and bucket of x0_hat, float64 (T + 1, buckets).
+
+    Measured at `points` times spread evenly in log SNR on images x0 (B, ...), interpolated in log-log between them. Use
+    training images: the table is a parameter of the model. None is below LEAST_ERROR: what a mean squared error says of
+    bytes that are nearly always right is that one in so many is wrong, and a Gaussian of that width says never.
+    """
+    schedule, buckets = denoiser.schedule, len(X0_EDGES) + 1
+    times = log_snr(schedule, min(points, schedule.T))[-2::-1]
+    errors = []
+    for t in times:
+        x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
+        x0_hat = denoiser(x_t, t).x0
+        squared = (x0_hat - x0).cpu().double().square().flatten()
+        bucket = x0_bucket(x0_hat).flatten().cpu()
+        sums = torch.zeros(buckets, dtype=torch.float64).index_add_(0, bucket, squared)
+        # A bucket with few pixels leans on the mean of all, by the weight of 50 pixels.
+        measured = (sums + 50 * squared.mean()) / (bucket.bincount(minlength=buckets) + 50)
+        errors.append(measured.clamp(min=LEAST_ERROR))
+    return interpolated(schedule, times[::-1], torch.stack(errors).flip(0))
+
+
+def interpolated(schedule: NoiseSchedule, times: Sequence[int], x0_var: Tensor) -> Tensor:
+    """Squared errors (times, buckets) at strictly falling times as a table over t, (T + 1, buckets): log-log in SNR."""
+    known = schedule.log_snr(torch.tensor(times)).numpy()
+    wanted = schedule.log_snr(torch.arange(1, schedule.T + 1)).numpy()
+    logs = x0_var.clamp(min=1e-12).log().numpy()
+    columns = [np.interp(wanted, known, logs[:, bucket]) for bucket in range(logs.shape[1])]
+    table = torch.from_numpy(np.stack(columns, 1)).exp()
+    return torch.cat([torch.zeros(1, logs.shape[1], dtype=torch.float64), table])

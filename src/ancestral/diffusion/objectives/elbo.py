@@ -1,0 +1,242 @@
+"""The variational bound on -log p(x0), term by term (Eqs. 3 and 5; reference name: `calc_bpd_loop`).
+
+    -log p(x0) <= L_T + sum_{t>1} L_{t-1} + L_0,     L_T = KL(q(x_T | x0) || N(0, I))
+
+The KL form averages over x_{t-1} in closed form: it is the naive estimate -log p(x_T) - sum log p(x_s|x_t)/q(x_t|x_s)
+with that variance taken out (appendix A).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ancestral.diffusion.denoisers.denoiser import Predictor
+from ancestral.diffusion.objectives.losses import Likelihood, bound_term
+from ancestral.diffusion.processes.normal import Normal, standard_normal_like
+from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.loop import from_posterior, walk
+from ancestral.diffusion.samplers.transitions import Transition
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The terms of the bound in nats, one row an image. float64, on the CPU.
+
+    Column k of row b is the step from `t[b, k]` to its neighbour in the grid; a step that ends at 0 is L_0. Terms that
+    were not drawn are absent, and `weight` is what those present count for in the sum.
+    """
+
+    prior: Tensor  # (B,) L_T
+    t: Tensor  # (B, K) int64
+    last: Tensor  # (B, K) bool: the step ends at 0
+    terms: Tensor  # (B, K)
+    mse: Tensor  # (B, K) mean squared error of the predicted x0, on [-1, 1]
+    weight: Tensor  # (B, K)
+    dimensions: int
+
+    @property
+    def nats(self) -> Tensor:
+        """The bound an image, shape (B,)."""
+        return self.prior + (self.terms * self.weight).sum(1)
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """The bound in bits per dimension, shape (B,)."""
+        return self.bits(self.nats)
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """{'L_T', 'L_1:T-1', 'L_0'} in bits per dimension, each (B,); they sum to `bits_per_dim`."""
+        weighted = self.terms * self.weight
+        return {
+            "L_T": self.bits(self.prior),
+            "L_1:T-1": self.bits((weighted * ~self.last).sum(1)),
+            "L_0": self.bits((weighted * self.last).sum(1)),
+        }
+
+    def per_t(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(the times that occur, ascending; the mean of `values` (B, K) over the images at each)."""
+        times, where = self.t.unique(return_inverse=True)
+        sums = torch.zeros(len(times), dtype=torch.float64).index_add_(0, where.flatten(), values.flatten())
+        return times, sums / where.flatten().bincount()
+
+    def by_tenth(self, values: Tensor, last: int) -> Tensor:
+        """Sums over the terms of `values` (B, K) in each tenth of t = 1..last, least noise first: (B, 10)."""
+        tenth = ((self.t - 1) * 10 // last).clamp(max=9)
+        return torch.zeros(len(values), 10, dtype=torch.float64).scatter_add_(1, tenth, values.double())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All fields as tensors, to be kept."""
+        return {name: torch.as_tensor(value).contiguous() for name, value in vars(self).items()}
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Bound:
+        """The inverse of `tensors`."""
+        return cls(**{**tensors, "dimensions": int(tensors["dimensions"])})  # pyright: ignore[reportArgumentType]
+
+    def bits(self, nats: Tensor) -> Tensor:
+        """Nats an image as bits per dimension."""
+        return nats / self.dimensions / math.log(2)
+
+
+def concatenate(bounds: Sequence[Bound]) -> Bound:
+    """The bounds of several batches as one."""
+    names = ("prior", "t", "last", "terms", "mse", "weight")
+    joined = {name: torch.cat([getattr(bound, name) for bound in bounds]) for name in names}
+    return Bound(**joined, dimensions=bounds[0].dimensions)
+
+
+def repeated(bounds: Sequence[Bound]) -> Bound:
+    """Independent measurements of the same images, of as many terms each, as one: side by side, each counting less."""
+    names = ("t", "last", "terms", "mse")
+    joined = {name: torch.cat([getattr(bound, name) for bound in bounds], 1) for name in names}
+    weight = torch.cat([bound.weight for bound in bounds], 1) / len(bounds)
+    return Bound(prior=bounds[0].prior, weight=weight, dimensions=bounds[0].dimensions, **joined)
+
+
+def error_per_image(bound: Bound, repeats: int) -> Tensor:
+    """Standard error of each image's bits/dim (B,) by the spread of its `repeated` measurements.
+
+    From few repeats it is itself uncertain: from 4 to two fifths.
+    """
+    each = (bound.terms * bound.weight).unflatten(1, (repeats, -1)).sum(2) * repeats
+    return bound.bits(each).std(1) / repeats**0.5
+
+
+def all_places(steps: int, images: int) -> tuple[Tensor, Tensor]:
+    """Every step of a grid for every image, each counting once: (places, weights), both (B, steps)."""
+    places = torch.arange(steps).expand(images, steps)
+    return places, torch.ones(places.shape, dtype=torch.float64)
+
+
+def strata(schedule: NoiseSchedule, grid: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+    """(first places, widths), int64 (count - 1,), of the strata of all steps but the last.
+
+    Each has about as much of log(noise_var), the bits that the steps would cost were the image Gaussian of variance 1,
+    and of the number of steps, half and half: a draw stands for few steps where these cost much and differ most.
+    """
+    steps, order = len(grid) - 1, torch.arange(count)
+    known = -schedule.noise_var(torch.tensor(grid[:-1])).log()
+    share = (known - known[0]) / (known[-1] - known[0]) + torch.linspace(0, 1, steps, dtype=torch.float64)
+    edges = torch.searchsorted(share, 2 * order.double() / (count - 1))
+    edges = (edges - order).cummax(0).values.clamp(max=steps - count) + order  # no stratum without a step
+    return edges[:-1], edges.diff()
+
+
+def random_places(
+    schedule: NoiseSchedule, grid: Sequence[int], images: int, count: int, noise: Streams
+) -> tuple[Tensor, Tensor]:
+    """`count` steps for each image, so that the weighted sum of their terms is unbiased: (places, weights), (B, count).
+
+    L_0, by far the largest term, is always among them; the others are one from each of count - 1 `strata`,
+    drawn for each image on its own, so that the spread over images is all the error there is.
+
+    Raises:
+        ValueError: unless 2 <= count <= steps.
+    """
+    steps = len(grid) - 1
+    if not 2 <= count <= steps:
+        raise ValueError(f"the number of terms must be between 2 and {steps}, got {count}")
+    edges, width = strata(schedule, grid, count)
+    u = torch.stack([noise.uniform() for _ in width], 1)
+    places = (edges + (u * width).floor()).long()
+    last = torch.full((images, 1), steps - 1)
+    weights = torch.cat([width, torch.ones(1)]).double().expand(images, count)
+    return torch.cat([places, last], 1), weights
+
+
+@torch.no_grad()
+def bound(
+    denoiser: Predictor,
+    x0: Tensor,
+    grid: Sequence[int],
+    transition: Transition,
+    noise: Streams,
+    likelihood: Likelihood = Normal.log_prob_coded,
+    terms: int | None = None,
+) -> Bound:
+    """The bound of images x0 (B, ...) on a grid, each term at an x_t of its own drawn from q(x_t | x0).
+
+    Args:
+        denoiser: predicts x0; its clipping is part of the model that is measured.
+        x0: images on [-1, 1].
+        grid: strictly falling times ending at 0; a sub-grid is the model that samples with those steps.
+        transition: the reverse process.
+        noise: one stream an image.
+        likelihood: log p(x0 | x_1): of bytes, or `Normal.log_prob` for a density.
+        terms: how many terms an image are measured (`random_places`); all when left out, or where there is only one.
+    """
+    schedule, steps, images = denoiser.schedule, len(grid) - 1, len(x0)
+    if terms is None or steps == 1:
+        places, weight = all_places(steps, images)
+    else:
+        places, weight = random_places(schedule, grid, images, terms, noise)
+    times = torch.tensor(grid)
+    measured, errors = [], []
+    for place in places.T:
+        t, s = times[place], times[place + 1]
+        x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
+        prediction = denoiser(x_t, t)
+        p = transition(schedule, x_t, prediction, t, s)
+        measured.append(bound_term(schedule, p, x_t, x0, t, s, likelihood))
+        errors.append((prediction.x0 - x0).square().flatten(1).mean(1))
+    prior = schedule.prior(x0, grid[0])
+    return collect(grid, places, weight, prior, measured, errors, x0[0].numel())
+
+
+@torch.no_grad()
+def naive_bound(
+    denoiser: Predictor,
+    x0: Tensor,
+    grid: Sequence[int],
+    transition: Transition,
+    noise: Streams,
+    likelihood: Likelihood = Normal.log_prob_coded,
+) -> Bound:
+    """Eq. 3 by plain Monte Carlo along one chain of q: -log p(x_T), then log q(x_t | x_s) - log p(x_s | x_t) a step.
+
+    The expectation of the whole is that of `bound`; of a single term it is not (Eq. 5 regroups them), and its variance
+    is far larger, which is what the KL form is for: training sees one term at a time.
+    """
+    schedule, terms, errors = denoiser.schedule, [], []
+
+    def total(log_prob: Tensor) -> Tensor:
+        return log_prob.flatten(1).sum(1)
+
+    x_t = schedule.marginal(x0, grid[0]).sample(noise.normal(x0.shape[1:]).to(x0))
+    prior = -total(standard_normal_like(x_t).log_prob(x_t))
+    for step in walk(denoiser, x_t, grid, transition, from_posterior(schedule, x0, noise)):
+        x_s, log_p = (x0, likelihood(step.p, x0)) if step.s == 0 else (step.x_s, step.p.log_prob(step.x_s))
+        forward = schedule.transition(x_s, step.s, step.t).log_prob(step.x_t)
+        terms.append(total(forward) - total(log_p))
+        errors.append((step.prediction.x0 - x0).square().flatten(1).mean(1))
+    places, weight = all_places(len(grid) - 1, len(x0))
+    return collect(grid, places, weight, prior, terms, errors, x0[0].numel())
+
+
+def collect(
+    grid: Sequence[int],
+    places: Tensor,
+    weight: Tensor,
+    prior: Tensor,
+    terms: Sequence[Tensor],
+    errors: Sequence[Tensor],
+    dimensions: int,
+) -> Bound:
+    """Put together what was measured: terms and errors (B,) of the steps that start at `places` (B, K) of the grid."""
+    times = torch.tensor(grid)
+    return Bound(
+        prior=prior.cpu().double(),
+        t=times[places],
+        last=times[places + 1] == 0,
+        terms=torch.stack(list(terms), 1).cpu().double(),
+        mse=torch.stack(list(errors), 1).cpu().double(),
+        weight=weight,
+        dimensions=dimensions,
+    )

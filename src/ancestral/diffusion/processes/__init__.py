@@ -1,0 +1,1 @@
+"""Forward processes: schedules, Gaussian and absorbing noise, random streams."""

@@ -1,0 +1,20 @@
+"""Types and shapes that all the mathematics shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ancestral.diffusion.processes.normal import Normal
+
+Likelihood = Callable[[Normal, Tensor], Tensor]  # log p(x0 | x_1) per element: for bytes, or a density
+
+
+Time = int | Tensor  # one time for a whole batch, or a vector with one an image: int64, or float for times in between
+
+
+def over(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient of shape () or (B,) as float of x's type and device that multiplies x of shape (B, ...)."""
+    shaped = coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim if coefficient.ndim else 0))
+    return shaped.to(device=x.device, dtype=x.dtype)

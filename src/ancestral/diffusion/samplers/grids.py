@@ -1,0 +1,112 @@
+"""Time grids: which noise levels a walk visits. Each is a strictly falling list of integers that ends at 0.
+
+The next level is always read from the list, never computed. `steps` is the number of network calls.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ancestral.diffusion.processes.schedule import NoiseSchedule
+
+
+def full(schedule: NoiseSchedule) -> list[int]:
+    """T, T-1, ..., 1, 0."""
+    return list(range(schedule.T, -1, -1))
+
+
+def uniform(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """Evenly from T to 1 (diffusers: `linspace`)."""
+    _check(schedule, steps)
+    return _distinct(torch.linspace(schedule.T, 1, steps, dtype=torch.float64))
+
+
+def trailing(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """T, T - T/steps, ...: every stride of equal length, the last one to 0 included (diffusers: `trailing`)."""
+    _check(schedule, steps)
+    return _distinct(schedule.T * torch.arange(steps, 0, -1, dtype=torch.float64) / steps)
+
+
+def leading(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """1, 1 + stride, ...: never starts from pure noise; only for comparison with diffusers' default."""
+    _check(schedule, steps)
+    return _distinct(1 + schedule.T // steps * torch.arange(steps - 1, -1, -1, dtype=torch.float64))
+
+
+def quadratic(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """sqrt(t) evenly from sqrt(T) to 1: more steps at low noise."""
+    _check(schedule, steps)
+    return _distinct(torch.linspace(schedule.T**0.5, 1, steps, dtype=torch.float64) ** 2)
+
+
+def log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """The integers nearest to an even division of log SNR (Lu et al. 2022)."""
+    _check(schedule, steps)
+    levels = _finite_log_snr(schedule)
+    return _nearest(torch.linspace(float(levels[-1]), float(levels[0]), steps, dtype=torch.float64), schedule)
+
+
+def karras(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> list[int]:
+    """The integers nearest to an even division of sigma^(1/rho), sigma = noise/signal (Karras et al. 2022, Eq. 5)."""
+    _check(schedule, steps)
+    low, high = ((-_finite_log_snr(schedule)[[0, -1]] / 2).exp() ** (1 / rho)).tolist()
+    sigma = torch.linspace(high, low, steps, dtype=torch.float64) ** rho
+    return _nearest(-2 * sigma.log(), schedule)
+
+
+def explicit(schedule: NoiseSchedule, times: Sequence[int]) -> list[int]:
+    """A list of one's own.
+
+    Raises:
+        ValueError: unless it falls strictly within T..0 and ends at 0.
+    """
+    grid = [int(t) for t in times]
+    falls = all(t > s for t, s in itertools.pairwise(grid))
+    if len(grid) < 2 or not falls or grid[-1] != 0 or grid[0] > schedule.T:
+        raise ValueError(f"times must fall strictly from at most {schedule.T} and end at 0, got {grid}")
+    return grid
+
+
+GRIDS: dict[str, Callable[[NoiseSchedule, int], list[int]]] = {
+    "uniform": uniform,
+    "trailing": trailing,
+    "leading": leading,
+    "quadratic": quadratic,
+    "log-snr": log_snr,
+    "karras": karras,
+}
+
+
+def _finite_log_snr(schedule: NoiseSchedule) -> Tensor:
+    """log SNR at t = 1..T, the infinity of a zero terminal SNR replaced by its neighbour."""
+    levels = schedule.log_snr(torch.arange(1, schedule.T + 1))
+    return levels[levels.isfinite()]
+
+
+def _nearest(levels: Tensor, schedule: NoiseSchedule) -> list[int]:
+    known = schedule.log_snr(torch.arange(1, schedule.T + 1))
+    times = 1 + (known[None] - levels[:, None]).abs().argmin(1)
+    times[0] = schedule.T
+    return _distinct(times.double())
+
+
+def _check(schedule: NoiseSchedule, steps: int) -> None:
+    if not 1 <= steps <= schedule.T:
+        raise ValueError(f"steps must be between 1 and T = {schedule.T}, got {steps}")
+
+
+def _distinct(times: Tensor) -> list[int]:
+    """Round and move apart what rounding made equal, so that `steps` means steps."""
+    steps = len(times)
+    grid = [round(t) for t in times.tolist()]
+    for i in range(1, steps):
+        grid[i] = min(grid[i], grid[i - 1] - 1)
+    floor = 1
+    for i in reversed(range(steps)):
+        grid[i] = max(grid[i], floor)
+        floor = grid[i] + 1
+    return [*grid, 0]

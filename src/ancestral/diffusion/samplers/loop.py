@@ -1,0 +1,113 @@
+"""The one loop. Sampling, films, the bound along a chain: each is this walk with another way to draw x_s."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ancestral.diffusion.denoisers.denoiser import Prediction
+from ancestral.diffusion.processes.normal import Normal
+from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.transitions import Planned, begin
+
+Seen = TypeVar("Seen")  # what is predicted: a Prediction, or the Guess of hidden places
+Law = TypeVar("Law")  # what a step draws from: a Normal, or the Change of an absorbing process
+_Told = TypeVar("_Told", covariant=True)
+
+
+class Move(NamedTuple, Generic[Seen, Law]):
+    """A step about to be taken: what is known before x_s is drawn."""
+
+    t: int
+    s: int
+    x_t: Tensor
+    prediction: Seen
+    p: Law
+
+
+class Step(NamedTuple, Generic[Seen, Law]):
+    """A step taken from t to s: the state before, what was predicted, the distribution, the state after."""
+
+    t: int
+    s: int
+    x_t: Tensor
+    prediction: Seen
+    p: Law
+    x_s: Tensor
+
+
+Draw = Callable[[Move[Seen, Law]], Tensor]
+
+
+class Walkable(Protocol[_Told]):
+    """A predictor, of whatever process."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The process."""
+        ...
+
+    def __call__(self, x_t: Tensor, t: int, /) -> _Told:
+        """Predict the clean image from x_t (B, ...)."""
+        ...
+
+
+@torch.no_grad()
+def walk(
+    denoiser: Walkable[Seen],
+    x: Tensor,
+    times: Sequence[int],
+    transition: Callable[[Any, Tensor, Seen, int, int], Law] | Planned,
+    draw: Draw[Seen, Law],
+) -> Iterator[Step[Seen, Law]]:
+    """Walk the grid from x at times[0] to times[-1], yielding each step (reference name: `p_sample_loop`).
+
+    Args:
+        denoiser: predicts x0.
+        x: (B, ...), the state at times[0].
+        times: falling for the reverse process, rising to encode; a method of its own may visit some of them again.
+        transition: makes p(x_s | x_t) from a prediction, or a method that makes one for this walk.
+        draw: chooses x_s; the single point in which the uses of the loop differ.
+    """
+    step, visits = begin(transition, denoiser.schedule, times)
+    for t, s in pairwise(visits):
+        prediction = denoiser(x, t)
+        move = Move(t, s, x, prediction, step(denoiser.schedule, x, prediction, t, s))
+        x = draw(move)
+        yield Step(*move, x)
+
+
+def from_model(noise: Streams) -> Draw[Prediction, Normal]:
+    """x_s ~ p(x_s | x_t), but the mean at s = 0: Algorithm 2."""
+
+    def draw(move: Move[Prediction, Normal]) -> Tensor:
+        return move.p.mean if move.s == 0 else everywhere(move)
+
+    everywhere = from_model_to_the_end(noise)
+    return draw
+
+
+def from_model_to_the_end(noise: Streams) -> Draw[Prediction, Normal]:
+    """x_s ~ p(x_s | x_t) at s = 0 too: what the bound speaks about, and exact for exact variances."""
+
+    def draw(move: Move[Prediction, Normal]) -> Tensor:
+        if not move.p.var.any():
+            return move.p.mean
+        return move.p.sample(noise.normal(move.x_t.shape[1:]).to(move.x_t))
+
+    return draw
+
+
+def from_posterior(schedule: NoiseSchedule, x0: Tensor, noise: Streams) -> Draw[Prediction, Normal]:
+    """x_s ~ q(x_s | x_t, x0): a chain of the forward process, seen backwards."""
+
+    def draw(move: Move[Prediction, Normal]) -> Tensor:
+        q = schedule.posterior(move.x_t, x0, move.t, move.s)
+        return q.sample(noise.normal(move.x_t.shape[1:]).to(move.x_t))
+
+    return draw

@@ -1,0 +1,131 @@
+"""`ancestral agree`: what the model says an image costs, measured in several ways on the same images and times."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from ancestral.compression.archive_command import Archived, compressed, expanded, open_coder
+from ancestral.compression.archive_format import Archive
+from ancestral.compression.block_coder import MOST
+from ancestral.data import load
+from ancestral.data.pixels import to_unit
+from ancestral.diffusion.denoisers.denoiser import Predictor
+from ancestral.diffusion.objectives.elbo import bound, naive_bound
+from ancestral.diffusion.objectives.probability_flow import Noised, flow_bits_per_dim
+from ancestral.diffusion.objectives.statistics import largest_share, mean_and_error
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.transitions import Ancestral, optimal
+from ancestral.errors import UserError
+from ancestral.runs import build, checkpoint
+from ancestral.runs.datasets import images_for
+from ancestral.runs.process_kinds import need_every_time
+from ancestral.runtime import verified_folder
+from ancestral.runtime.console import screen, write_text
+from ancestral.runtime.resumable_job import pieces
+
+Measure = Callable[[Predictor, Tensor, list[int], Streams], Tensor]  # bits per dimension of each image, (B,)
+
+MEASURES: dict[str, Measure] = {
+    "bound, each t by itself": lambda model, x0, times, noise: (
+        bound(model, x0, times, Ancestral(optimal), noise).bits_per_dim
+    ),
+    "bound, along a chain": lambda model, x0, times, noise: (
+        naive_bound(model, x0, times, Ancestral(optimal), noise).bits_per_dim
+    ),
+    # The same decoder of the last step, and instead of the steps before it the flow that they approach.
+    "probability flow": lambda model, x0, times, noise: flow_bits_per_dim(
+        model, x0, noise, Noised(Ancestral(optimal), times[-2])
+    ),
+}
+
+
+class Row(NamedTuple):
+    """One way to measure, in bits per dimension; the difference is to the first way, image by image."""
+
+    mean: float
+    error: float  # standard error, over images
+    largest_share: float  # of one image in the sum
+    difference: float
+    difference_error: float
+
+
+def rows(ways: dict[str, Tensor]) -> dict[str, Row]:
+    """Each way's bits per dimension of the same images, (N,), against the first way's."""
+    first = next(iter(ways.values()))
+    return {
+        name: Row(*mean_and_error(bits), largest_share(bits), *mean_and_error(bits - first))
+        for name, bits in ways.items()
+    }
+
+
+def agree(
+    folder: Path, *, data_source: str | None, num_images: int, steps: int, grid: str, block: int, seed: int
+) -> None:
+    """Measure the bound in each way, write the archive, read it back, and put all of it in one table."""
+    saved, predictor = open_coder(folder)
+    need_every_time(saved.config, str(folder))
+    data_source = load.source_of(saved.config.source, data_source)
+    test = images_for(saved, data_source).test.spread(num_images)
+    times, pixels = build.sampling_grid(saved.config, grid, steps), np.asarray(test.images[:])
+    ways = {name: _measured(measure, name, predictor, pixels, times, seed) for name, measure in MEASURES.items()}
+    out = folder / f"agreement-{steps}.archive"
+    made = compressed(saved, predictor, pixels, (), times, block, folder / ".agree")
+    verified_folder.write_file(out, made.content.to_bytes())
+    if not np.array_equal(expanded(saved, predictor, Archive.of_bytes(out.read_bytes()), range(len(pixels))), pixels):
+        raise UserError(f"{out}: does not give the images back; do not use archives on this machine")
+    ways["bound, along the archive's chains"] = made.nats / math.log(2) / math.prod(saved.facts.shape)
+    _report(folder, rows(ways), made, out, pixels, {
+        "model": checkpoint.digest(saved), "data": data_source, "images": len(pixels), "steps": steps, "times": times,
+        "grid": grid, "block": block, "seed": seed,
+    })  # fmt: skip
+
+
+def _measured(measure: Measure, name: str, model: Predictor, pixels: np.ndarray, times: list[int], seed: int) -> Tensor:
+    parts = [
+        measure(model, to_unit(pixels[part.start : part.stop]).double(), times, Streams(seed, f"agree {name}", part))
+        for part in track(pieces(len(pixels), MOST), name, console=screen, disable=not screen.is_terminal)
+    ]
+    return torch.cat(parts)
+
+
+def _report(folder: Path, found: dict[str, Row], made: Archived, out: Path, pixels: np.ndarray, what: dict) -> None:
+    on_disk, values = out.stat().st_size, pixels.size
+    header = on_disk - sum(len(one.payload) for one in made.content.blocks)
+    bits = {
+        "on_disk": 8 * on_disk / values,
+        "of_which_header": 8 * header / values,
+        "of_which_begin_blocks": 8 * made.one_off / values,
+    }
+    first, own = (found[name] for name in (next(iter(found)), list(found)[-1]))
+    table = Table(title=f"{len(pixels)} held-out images, {what['steps']} steps, bits/dim", title_justify="left")
+    for heading in ("", "mean", "± of it", "largest image", "- first row", "± of it"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, row in found.items():
+        shown = (f"{row.mean:.4f}", f"{row.error:.4f}", f"{row.largest_share:.1%}")
+        table.add_row(name, *shown, f"{row.difference:.4f}", f"{row.difference_error:.4f}")
+    # The images differ far more than the ways do: the archive's error is that of its own chains.
+    table.add_row(
+        "archive, bytes on disk", f"{bits['on_disk']:.4f}", f"{own.error:.4f}", f"{own.largest_share:.1%}",
+        f"{bits['on_disk'] - first.mean:.4f}", f"{own.difference_error:.4f}",
+    )  # fmt: skip
+    for name in ("of_which_header", "of_which_begin_blocks"):
+        table.add_row(f"  {name.replace('_', ' ')}", f"{bits[name]:.4f}")
+    screen.print(table)
+    document = {
+        **what,
+        "bits_per_dim": {name: row._asdict() for name, row in found.items()},
+        "archive": {"bytes": on_disk, **bits, "milliseconds_per_image": 1000 * made.seconds},
+    }
+    path = folder / f"agreement-{what['steps']}.json"
+    write_text(path, json.dumps(document, indent=1) + "\n")
+    screen.print(f"read back and compared: {out}; written: {path}")

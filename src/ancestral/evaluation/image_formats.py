@@ -1,0 +1,115 @@
+"""What general image formats need for the same images: lossless, and lossy at many qualities."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, features
+
+from ancestral.diffusion.objectives.rate_distortion import psnr
+
+Settings = dict[str, Any]  # of Pillow's save
+
+_LOSSLESS: dict[str, Settings] = {
+    "png": {"optimize": True},
+    "webp": {"lossless": True, "quality": 100, "method": 6, "exact": True},
+}
+_QUALITIES = (1, 3, 5, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98, 100)
+_COLOUR = ("4:2:0", "4:4:4")  # colour at half the resolution, and at the whole
+_LOSSY: dict[str, list[Settings]] = {
+    "jpeg": [{"quality": q, "subsampling": c, "optimize": True} for q, c in product(_QUALITIES, _COLOUR)],
+    "webp": [{"quality": q, "method": 6} for q in _QUALITIES],
+    "avif": [{"quality": q, "subsampling": c, "speed": 4} for q, c in product(_QUALITIES, _COLOUR)],
+    "jxl": [{"quality": q, "effort": 7} for q in _QUALITIES if q < 100],  # at 100 its encoder must be told "lossless"
+}
+_PLUGIN = "pillow_jxl"  # that teaches Pillow JPEG XL
+
+
+class Point(NamedTuple):
+    """A size and a quality, over images: bits/dim of whole files, of these without container, and PSNR in dB."""
+
+    bits_per_dim: float
+    payload_bits_per_dim: float
+    psnr: float  # of the mean squared error over all images
+
+
+def lossy_formats(channels: int) -> tuple[list[str], list[str]]:
+    """(the lossy formats in which images of so many channels can be written here, those in which they cannot)."""
+    if find_spec(_PLUGIN):
+        import_module(_PLUGIN)
+    can = {"jpeg": features.check("jpg") and channels != 4, "jxl": find_spec(_PLUGIN) is not None}
+    can |= {name: features.check(name) for name in ("webp", "avif")}
+    return [name for name in _LOSSY if can[name]], [name for name in _LOSSY if not can[name]]
+
+
+def _file(image: np.ndarray, kind: str, settings: Mapping[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, kind, **settings)
+    return buffer.getvalue()
+
+
+def _shown(file: bytes, channels: int) -> np.ndarray:
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+    pixels = np.asarray(Image.open(io.BytesIO(file)).convert(mode))
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _container(image: np.ndarray, kind: str, settings: Mapping[str, Any]) -> int:
+    """Bytes of a file with a single black pixel: signature, header, tables, end. What is left is what pixels cost."""
+    return len(_file(np.zeros_like(image[:1, :1]), kind, settings))
+
+
+def lossless_bits_per_dim(images: np.ndarray) -> dict[str, float]:
+    """Bits per dimension of each format with its strongest settings: whole files, and with the container taken off.
+
+    The container is what a file of one black pixel of the same mode costs. images: uint8 (N, H, W, C).
+    """
+    result = {}
+    for kind, settings in _LOSSLESS.items():
+        size = np.mean([len(_file(image, kind, settings)) for image in images])
+        container = _container(images[0], kind, settings)
+        result[f"{kind} files"] = float(size) * 8 / images[0].size
+        result[f"{kind} without container"] = float(size - container) * 8 / images[0].size
+    return result
+
+
+def shortest_bits_per_dim(images: np.ndarray) -> np.ndarray:
+    """Of each image (N, H, W, C) uint8, its shortest lossless file without container in bits/dim, float64 (N,)."""
+    containers = {kind: _container(images[0], kind, settings) for kind, settings in _LOSSLESS.items()}
+    sizes = [
+        min(len(_file(image, kind, settings)) - containers[kind] for kind, settings in _LOSSLESS.items())
+        for image in images
+    ]
+    return np.array(sizes) * 8 / images[0].size
+
+
+def lossy_points(images: np.ndarray, kind: str) -> list[Point]:
+    """The rates of a lossy format and the qualities they buy, smallest first; no point that costs more and shows less.
+
+    Means over images uint8 (N, H, W, C), each in a file of its own; `kind` as `lossy_formats` has it. The container is
+    that of `lossless_bits_per_dim` at the same settings. Of JPEG it holds tables for one pixel, which are smaller.
+    """
+    points = []
+    for settings in _LOSSY[kind]:
+        files = [_file(image, kind, settings) for image in images]
+        shown = np.stack([_shown(file, images.shape[-1]) for file in files])
+        size, container = float(np.mean([len(file) for file in files])), _container(images[0], kind, settings)
+        unit = 8 / images[0].size
+        points.append(Point(size * unit, (size - container) * unit, psnr(images, shown)))
+    return _undominated(points)
+
+
+def _undominated(points: Sequence[Point]) -> list[Point]:
+    best, kept = -math.inf, []
+    for point in sorted(points, key=lambda point: (point.bits_per_dim, -point.psnr)):
+        if point.psnr > best:
+            best = point.psnr
+            kept.append(point)
+    return kept

@@ -1,0 +1,208 @@
+"""`ancestral rd`: rate and distortion along the reverse process, and what image formats reach, as tables and plots."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+from rich.progress import Progress
+from rich.table import Table
+
+from ancestral.compression import compress_command
+from ancestral.compression.completion import FINISHES
+from ancestral.compression.prefix_quality import prefixes
+from ancestral.data import load
+from ancestral.data.pixels import to_unit
+from ancestral.diffusion.objectives.elbo import Bound, concatenate
+from ancestral.diffusion.objectives.rate_distortion import Curve, along_chain, curve, psnr
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.errors import UserError
+from ancestral.evaluation import image_formats
+from ancestral.runs import build, checkpoint
+from ancestral.runs.conditions import conditions_of
+from ancestral.runs.datasets import images_for
+from ancestral.runs.open import Watched, device_of, open_gaussian, state_type
+from ancestral.runtime import plots
+from ancestral.runtime.console import screen, table_of, together
+from ancestral.runtime.result_files import held
+from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
+
+ROWS = 10  # of the table: each tenth of the steps, as Table 4 has it
+RATES = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # bits/dim at which the distortion is said
+FILES = 64  # images that are compressed, at most
+
+Series = dict[str, list[tuple[float, float]]]  # by name: (bits/dim, PSNR in dB), rising
+
+
+def rate_distortion(
+    folder: Path,
+    *,
+    data_source: str | None,
+    num_images: int,
+    profile: str | None,
+    steps: int | None,
+    grid: str,
+    variance: str | None,
+    batch_size: int,
+    average_width: float | None,
+    out: Path | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Measure the curve of Figure 5 on held-out images; write a table, plots, CSV and JSON."""
+    if profile and average_width is not None:
+        raise UserError("--profile: files are written with the run's own average; leave --average-width out")
+    saved, model = open_gaussian(folder, device, average_width)
+    data_source, out = load.source_of(saved.config.source, data_source), out or folder
+    images = images_for(saved, data_source).test.spread(num_images)
+    move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)
+    settings = {
+        "model": checkpoint.digest(saved),
+        "average_width": average_width,
+        "images": images.digest(),
+        "times": times,
+        "variance": variance or saved.config.diffusion.variance,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    with together(device_of(model), PATIENCE) as processes, held(out, "rd", processes) as place:
+        job, work = Job(out / ".rd", settings, processes), pieces(len(images), batch_size)
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            task = bar.add_task(f"{len(times) - 1} steps", total=-(-len(images) // processes.size) * (len(times) - 1))
+
+            def measure(part: range) -> dict[str, bytes]:
+                shown = images.take(part)
+                cond = conditions_of(shown, saved.config, device_of(model))
+                predictor = build.predictor(model, saved.calibration, **cond)
+                watched = Watched(predictor, lambda seen: bar.advance(task, seen))
+                x0 = to_unit(shown.images).to(device_of(model), state_type(model))
+                measured = along_chain(watched, x0, times, move, Streams(seed, "rd", part))
+                return {"bound.safetensors": safetensors.torch.save(measured.tensors())}
+
+            job.run(work, measure, lambda kept: "bound.safetensors" in kept)
+        if processes.first:
+            parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
+            measured = curve(concatenate([Bound.of_tensors(one) for one in parts]))
+            described = {name: settings[name] for name in ("model", "average_width", "variance", "seed")}
+            files = filed(folder, images.spread(FILES).images[:], profile, device) if profile else None
+            described = {"data": data_source, "images": len(images), **described}
+            written = _files(measured, images.images[:], described, files)
+            place.replace(written.items())
+            screen.print(f"written: {', '.join(str(out / name) for name in written)}")
+            job.forget()
+
+
+def filed(folder: Path, images: np.ndarray, name: str, device: str) -> dict[str, Any]:
+    """Images (N, H, W, C) in files of a profile: bits/dim and PSNR of their prefixes, and each finish at half of them.
+
+    Every file is decoded once, for all prefixes that end with a step.
+    """
+    saved, model, codebook = compress_command.opened(folder, device)
+    profile, originals = codebook.profiles[compress_command.PROFILES[name]], list(images)
+    with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        predictor = compress_command.Counted(model, bar, bar.add_task("files", total=3 * len(profile.times)))
+        codec = compress_command.codec_of(predictor, model, saved, codebook)
+        files = codec.encode(originals, profile.id)
+        found = prefixes(codec, originals, profile.id, files)
+    half = round((found.header + float(found.size[:, -1].mean())) / 2)
+    codec = compress_command.codec_of(model, model, saved, codebook)
+    finished = {
+        finish: psnr(images, np.stack([one.pixels for one in codec.decode([file[:half] for file in files], how)]))
+        for finish, how in FINISHES.items()
+    }
+    unit = 8 / images[0].size
+    sizes = found.size.mean(0)
+    points = [
+        image_formats.Point(size * unit, (size - found.header) * unit, shown)
+        for size, shown in zip(sizes.tolist(), found.psnr.tolist(), strict=True)
+    ]
+    whole = float(found.whole.mean())
+    screen.print(
+        f"{len(files)} files, profile {name}: lossless in {whole:.1f} bytes, {whole * unit:.3f} bits/dim, of which the "
+        f"picture is {sizes[-1]:.1f} bytes at {found.psnr[-1]:.2f} dB; the first {half} bytes, finished by "
+        + ", ".join(f"{finish}: {decibels:.2f} dB" for finish, decibels in finished.items())
+    )
+    return {
+        "profile": name,
+        "images": len(files),
+        "lossless_bits_per_dim": whole * unit,
+        "header_bytes": found.header,
+        "points": [{"bytes": size, **point._asdict()} for size, point in zip(sizes.tolist(), points, strict=True)],
+        "finishes": {"bytes": half, "psnr": finished},
+    }
+
+
+def _plain(values: dict[str, float]) -> dict[str, float | None]:
+    """As JSON, which has no infinity: the PSNR of exact pixels is None."""
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+
+def _files(
+    measured: Curve, images: np.ndarray, described: dict[str, Any], files: dict[str, Any] | None
+) -> dict[str, bytes]:
+    """Show the curve; returns its files."""
+    _show(measured, described)
+    names = ("step", "t", "rate_bits_per_dim", "rate_error", "rmse", "rmse_error", "psnr")
+    columns = (measured.t, measured.rate, measured.rate_error, measured.rmse, measured.rmse_error, measured.psnr)
+    rows = zip(range(1, len(measured.t) + 1), *(values.tolist() for values in columns), strict=True)
+    formats = compared(images)
+    own = {"model, ideal code": list(zip(measured.rate.tolist(), measured.psnr.tolist(), strict=True))}
+    if files:
+        shown = [(point["payload_bits_per_dim"], point["psnr"]) for point in files["points"]]
+        own[f"model, files ({files['profile']}), no header"] = shown
+    at = {rate: measured.rmse_at(rate) for rate in RATES}
+    document = {
+        **described,
+        "steps": len(measured.t),
+        "rate_bits_per_dim": float(measured.rate[-1]),
+        "rmse": float(measured.rmse[-1]),
+        "lossless_bits_per_dim": measured.lossless,
+        "share_of_rate_in_last_tenth": measured.share_in_last_tenth,
+        "rmse_at_bits_per_dim": {f"{rate:g}": rmse for rate, rmse in at.items() if not math.isnan(rmse)},
+        "files": files,
+        "formats": {name: [_plain(point._asdict()) for point in points] for name, points in formats.items()},
+    }
+    return {
+        "rate_distortion.json": (json.dumps(document, indent=1) + "\n").encode(),
+        "rate_distortion.csv": table_of(names, rows),
+        "rate_distortion.png": plots.rate_distortion_plot(measured.rate.numpy(), measured.rmse.numpy()),
+        "rates.png": plots.rates_plot(own, series(formats)),
+    }
+
+
+def compared(images: np.ndarray) -> dict[str, list[image_formats.Point]]:
+    """What each lossy format that can be written here reaches on the same images; says which are left out."""
+    here, absent = image_formats.lossy_formats(images.shape[-1])
+    if absent:
+        screen.print(f"left out: {', '.join(absent)} (for jxl: pip install pillow-jxl-plugin)")
+    return {name: image_formats.lossy_points(images, name) for name in here}
+
+
+def series(formats: dict[str, list[image_formats.Point]]) -> Series:
+    """The points of each format as lines of a plot: without containers, as the model's rate has none."""
+    return {
+        f"{name}, no container": [(p.payload_bits_per_dim, p.psnr) for p in points] for name, points in formats.items()
+    }
+
+
+def _show(measured: Curve, described: dict[str, Any]) -> None:
+    steps = len(measured.t)
+    title = f"{described['images']} held-out images, {steps} steps, {described['variance']} variance"
+    table = Table(title=title, title_justify="left")
+    for heading in ("steps done", "t", "rate, bits/dim", "standard error", "RMSE, 0-255", "standard error", "PSNR, dB"):
+        table.add_column(heading, justify="right")
+    for row in sorted({max(0, round(steps * k / ROWS) - 1) for k in range(1, ROWS + 1)}):
+        values = (measured.rate, measured.rate_error, measured.rmse, measured.rmse_error, measured.psnr)
+        digits = (5, 5, 3, 3, 2)
+        cells = [f"{float(value[row]):.{places}f}" for value, places in zip(values, digits, strict=True)]
+        table.add_row(str(row + 1), str(int(measured.t[row])), *cells)
+    table.add_row("lossless", "0", f"{measured.lossless:.5f}", "", "0", "", "")
+    screen.print(table)
+    screen.print(f"{measured.share_in_last_tenth:.1%} of the rate is sent in the last tenth of the steps")
+    at = [(rate, measured.rmse_at(rate)) for rate in RATES]
+    reached = [f"{rate:g} bits/dim: RMSE {rmse:.2f}" for rate, rmse in at if not math.isnan(rmse)]
+    screen.print("; ".join(reached))

@@ -1,0 +1,241 @@
+"""`ancestral metrics`: drawn images against real ones, as a table, a sheet of the nearest training images and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from ancestral.data import load, pictures
+from ancestral.data.dataset import DataOptions, ImageSet, Splits, joined, spread
+from ancestral.data.decode import adapt
+from ancestral.data.pixels import to_bytes
+from ancestral.diffusion.objectives.statistics import Estimate
+from ancestral.diffusion.processes.streams import permutation
+from ancestral.diffusion.samplers.sample import finish
+from ancestral.errors import UserError
+from ancestral.evaluation import features
+from ancestral.evaluation.features import Network, default_cache, features_of, on_sides, unlabelled
+from ancestral.evaluation.sample_metrics import GROUPS, copies, few, nearest, repeats
+from ancestral.runs import build
+from ancestral.runs.conditions import all_of, wanted
+from ancestral.runs.datasets import images_for
+from ancestral.runtime.console import screen, together
+from ancestral.runtime.distributed import Processes
+from ancestral.runtime.result_files import held
+from ancestral.runtime.resumable_job import PATIENCE, Job, pieces, place
+from ancestral.sampling.sampler import Drawing, How
+
+LEAST = 2 * GROUPS  # images on each side
+COLUMNS, SHOWN = 12, 24  # samples beside their nearest training images
+
+Found = dict[str, dict[str, Estimate]]  # by metric, then by what is compared
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is measured, and how to get so many of its images."""
+
+    splits: Splits
+    data: str  # the name of these
+    available: int | None  # None: as many as are wanted
+    take: Callable[[int, Path, Processes, Progress], ImageSet]
+    settings: dict[str, Any]  # of the drawing, for the record
+
+
+def metrics(
+    source: Path,
+    how: How,
+    *,
+    data_source: str | None,
+    num_images: int,
+    network: str,
+    train_images: int | None,
+    out: Path | None,
+    cache: Path | None,
+    device: str,
+) -> None:
+    """Compare samples with the train and with the test images, and these with each other, at one number of images."""
+    by, cache = features.network(network, build.device(device)), cache or default_cache()
+    is_run = (source / "checkpoints").is_dir()
+    made = _of_run(source, how, data_source, device) if is_run else _of_images(source, how, data_source)
+    train, test = made.splits.train, made.splits.test
+    count = min(num_images, len(train), len(test), made.available or num_images)
+    if count < LEAST:
+        raise UserError(
+            f"--num-images: at least {LEAST} are needed on each side; there are {len(train)} training and "
+            f"{len(test)} test images, and {made.available or num_images} samples; {_mend(made, num_images)}"
+        )
+    searched = train if train_images is None else train.spread(max(train_images, count))
+    out = source if out is None and is_run else out
+    with together(build.device(device), PATIENCE) as processes:
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            samples = made.take(count, cache, processes, bar)
+            sides = [samples, test.spread(count), searched]
+            task = bar.add_task(by.name, total=-(-sum(map(len, sides)) // processes.size))
+            drawn, held_out, known = (
+                features_of(one, by, cache, processes, lambda seen: bar.advance(task, seen)) for one in sides
+            )
+        if processes.first:
+            reference = known[spread(len(known), count)]
+            found, pairs, repeated = _measured(drawn, held_out, known, reference, by)
+            document = {
+                "source": str(source),
+                "data": made.data,
+                "images": count,
+                "searched": len(known),
+                "network": by.key,
+                "repeated_held_out": repeated,
+                "few": few(found, count, drawn.shape[1], by.name),
+                "drawing": made.settings,
+                "metrics": {
+                    name: {side: {"value": one.value, "standard_error": one.error} for side, one in sides.items()}
+                    for name, sides in found.items()
+                },
+            }
+            _write(found, document, _sheet(samples, searched, pairs), by, out)
+
+
+def _of_run(folder: Path, how: How, data_source: str | None, device: str) -> _Source:
+    drawing = Drawing(folder, how, device)
+    saved = drawing.saved
+    data_source = load.source_of(saved.config.source, data_source)
+    splits = images_for(saved, data_source)
+    pools = {name: pool.numpy() for name, pool in wanted(all_of(splits.train), saved.config).items()}
+    digests = {name: sha256(pool.tobytes()).hexdigest() for name, pool in pools.items()}
+    settings = {**drawing.settings, "labels": None, **digests}
+
+    def take(count: int, cache: Path, processes: Processes, bar: Progress) -> ImageSet:
+        cond = {name: like(pool, count, how.seed) for name, pool in pools.items()}
+        job, work = Job(place(cache / "samples", settings), settings, processes), pieces(count, how.batch_size)
+        task = bar.add_task(f"{drawing.steps} steps", total=-(-count // processes.size) * drawing.steps)
+
+        def draw(numbers: range) -> dict[str, bytes]:
+            images = torch.from_numpy(to_bytes(finish(drawing.walk(numbers, cond, partial(bar.advance, task)))))
+            return {"images.safetensors": safetensors.torch.save({"images": images})}
+
+        job.run(work, draw, lambda kept: "images.safetensors" in kept)
+        parts = [safetensors.torch.load(kept["images.safetensors"])["images"] for kept in job.results(work)]
+        return unlabelled(torch.cat(parts).numpy())
+
+    return _Source(splits, data_source, None, take, settings)
+
+
+def like(pool: np.ndarray, count: int, seed: int) -> Tensor:
+    """Conditions for images 0..count-1 in the proportions of these; those of image i are a function of (seed, i)."""
+    order = permutation(len(pool), seed, "labels", 0)
+    return torch.from_numpy(pool[order[np.arange(count) % len(pool)]])
+
+
+def _of_images(path: Path, how: How, data_source: str | None) -> _Source:
+    drawn = {"steps": how.steps, "solver": how.solver, "eta": how.eta, "variance": how.variance}
+    drawn |= {"average-width": how.average_width, "guidance": how.guidance, "guide": how.guide, "clip": how.clip}
+    drawn |= {"guidance-rescale": how.guidance_rescale, "guidance-interval": how.guidance_interval}
+    given = [f"--{name}" for name, value in drawn.items() if value is not None]
+    if given:
+        raise UserError(f"{given[0]}: {path} is no run but images, of which nothing is drawn; leave it out")
+    if data_source is None:
+        raise UserError(f"{path}: is no run but images; name what to compare them with: ancestral metrics {path} DATA")
+    samples = joined(load.load(str(path), DataOptions()))
+    height, width, channels = samples.shape
+    splits = load.load(data_source, DataOptions(size=height if height == width else None))
+    if splits.train.shape[:2] != (height, width):
+        raise UserError(f"{data_source}: images of {splits.train.shape[:2]}, those of {path} are {(height, width)}")
+    wanted = splits.train.shape[2]
+
+    def take(count: int, cache: Path, processes: Processes, bar: Progress) -> ImageSet:
+        chosen = samples.spread(count)
+        if wanted == channels:
+            return chosen
+        return replace(chosen, images=np.stack([adapt(one, wanted, None, "white") for one in chosen.images[:]]))
+
+    return _Source(splits, data_source, len(samples), take, {})
+
+
+def _mend(made: _Source, num_images: int) -> str:
+    """What to do where there are too few images."""
+    if num_images < LEAST:
+        return f"ask for {LEAST} or more"
+    if made.available is not None and made.available < LEAST:
+        return "draw more"
+    part = "test" if len(made.splits.test) < LEAST else "training"
+    share = ", or a larger share held out by --set data.holdout=0.3 in a new training" if part == "test" else ""
+    return f"name DATA with more {part} images{share}"
+
+
+def _measured(
+    drawn: Tensor, held_out: Tensor, known: Tensor, reference: Tensor, by: Network
+) -> tuple[Found, tuple[Tensor, Tensor], int]:
+    """Each metric of the samples against train and test, its floor; each sample's nearest training image; and how many
+    held-out images repeat one. Where all do, nothing says how near a copy is.
+    """
+    found = on_sides(drawn, held_out, reference, by)
+    pairs, limits = nearest(drawn, known), nearest(held_out, known)[0]
+    repeated = repeats(limits)
+    if not repeated.all():
+        sides = {"train": pairs[0], "floor": limits}
+        found[f"copies-{by.name}"] = {side: copies(one, limits[~repeated]) for side, one in sides.items()}
+    return found, pairs, int(repeated.sum())
+
+
+def _sheet(samples: ImageSet, known: ImageSet, pairs: tuple[Tensor, Tensor]) -> np.ndarray:
+    """The samples nearest to a training image, nearest first: rows of samples, each above a row of these images."""
+    shown = min(SHOWN, len(samples) // COLUMNS * COLUMNS)
+    order = pairs[0].argsort(stable=True)[:shown].numpy()
+    rows = zip(order.reshape(-1, COLUMNS), pairs[1].numpy()[order].reshape(-1, COLUMNS), strict=True)
+    return np.concatenate([part for own, beside in rows for part in (samples.images[own], known.images[beside])])
+
+
+def _write(found: Found, document: dict[str, Any], sheet: np.ndarray, by: Network, out: Path | None) -> None:
+    table = Table(title=f"{document['images']} images on each side, network {by.name}", title_justify="left")
+    table.add_column("")
+    for heading in ("samples : train", "samples : test", "floor, test : train"):
+        table.add_column(heading, justify="right")
+    for name, sides in found.items():
+        shown = f"{name}*" if name in document["few"] else name
+        table.add_row(shown, *(_shown(sides[side]) if side in sides else "" for side in ("train", "test", "floor")))
+    screen.print(table)
+    for line in _notes(document):
+        screen.print(line)
+    if out is None:
+        return
+    files = {
+        f"metrics-{by.name}.json": (json.dumps(document, indent=1) + "\n").encode(),
+        f"nearest-{by.name}.png": pictures.sheet(sheet, COLUMNS),
+    }
+    with held(out, f"metrics-{by.name}") as place:
+        place.replace(files.items())
+    screen.print(f"written: {', '.join(str(out / name) for name in files)}")
+
+
+def _notes(document: dict[str, Any]) -> list[str]:
+    """What to know before these numbers are believed."""
+    count, repeated, lines = document["images"], document["repeated_held_out"], []
+    if document["few"]:
+        lines.append(
+            f"* of few images, {count}, and comparable within this table alone; read kid, whose mean does not depend "
+            "on their number, or compare more"
+        )
+    if repeated == count:
+        lines.append("copies: not measured, as every held-out image repeats a training image")
+    elif repeated:
+        lines.append(f"{repeated} of {count} held-out images repeat training images; they set no limit for copies")
+    return lines
+
+
+def _shown(estimate: Estimate) -> str:
+    """The value to two digits of its error."""
+    digits = 1 - math.floor(math.log10(estimate.error)) if estimate.error > 0 else 3
+    return f"{estimate.value:.{max(0, digits)}f} ± {estimate.error:.{max(0, digits)}f}"

@@ -1,0 +1,1 @@
+"""Torch modules, optimisers and averages of weights."""

@@ -1,0 +1,304 @@
+"""From names in a configuration to the objects they stand for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ancestral.diffusion.denoisers.calibrated import Calibrated
+from ancestral.diffusion.denoisers.denoiser import Denoiser, Given, Predictor
+from ancestral.diffusion.objectives.losses import OBJECTIVES, Objective
+from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
+from ancestral.diffusion.processes.schedule import SCHEDULES, NoiseSchedule
+from ancestral.diffusion.samplers.grids import GRIDS, full, trailing
+from ancestral.diffusion.samplers.solvers import SOLVERS
+from ancestral.diffusion.samplers.transitions import (
+    DDIM,
+    VARIANCES,
+    Ancestral,
+    Planned,
+    Transition,
+    fixedsmall,
+    learned,
+    optimal,
+)
+from ancestral.errors import UserError
+from ancestral.networks import ema
+from ancestral.networks.muon import Muon
+from ancestral.networks.unet import UNet
+from ancestral.networks.unet_layers import Form
+from ancestral.runs import checkpoint, conditions
+from ancestral.runs.config import Config, Facts, ModelOptions, TrainOptions
+from ancestral.runs.process_kinds import chain
+from ancestral.runtime.registry import choose
+from ancestral.runtime.tensor_files import fitting
+
+OPTIMIZERS: dict[str, type[torch.optim.AdamW]] = {"adamw": torch.optim.AdamW, "muon": Muon}
+
+
+def schedule(config: Config) -> NoiseSchedule:
+    """The forward process."""
+    make = choose(SCHEDULES, config.diffusion.schedule, "diffusion.schedule")
+    try:
+        made = make(config.diffusion.T)
+    except ValueError as error:
+        raise UserError(f"diffusion.T: {error}") from None
+    return chain(config).process(made, config.diffusion)
+
+
+def form(options: ModelOptions) -> Form:
+    """The network's details."""
+    return Form(**{field.name: getattr(options, field.name) for field in fields(Form)})
+
+
+def network(config: Config, facts: Facts) -> UNet:
+    """A new network for images of this shape.
+
+    Raises:
+        UserError: for sides that do not divide, levels or labels that are not there.
+    """
+    options = config.model
+    channels, height, width = facts.shape
+    conditions.check(config, facts)
+    wrong = [level for level in options.attention if not 0 <= level < len(options.multipliers)]
+    if wrong:
+        raise UserError(
+            f"model.attention: there is no level {wrong[0]}; levels are 0 to {len(options.multipliers) - 1}"
+        )
+    made = UNet(
+        *chain(config).channels(channels, config.diffusion),
+        options.width,
+        options.multipliers,
+        options.blocks,
+        options.attention,
+        options.dropout,
+        len(facts.class_names) if options.labels else 0,
+        options.patch,
+        config.train.recompute,
+        form(options),
+        facts.embedding if options.embedding else 0,
+        options.condition_dropout > 0,
+    )
+    if height % made.divisor or width % made.divisor:
+        raise UserError(
+            f"images of {height}x{width} do not divide by {made.divisor} = model.patch * 2^(levels-1); "
+            "use fewer model.multipliers, or --set data.size to a multiple"
+        )
+    return made
+
+
+def denoiser(config: Config, facts: Facts) -> Denoiser:
+    """A new network in its setting.
+
+    Raises:
+        UserError: for unknown names, or a target that the schedule does not allow; and as `network`.
+    """
+    return chain(config).denoiser(network(config, facts), schedule(config), config, facts)
+
+
+def accelerated(network: nn.Module, options: TrainOptions) -> nn.Module:
+    """The same network, computed another way: only rounding differs."""
+    if options.channels_last:
+        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if options.compile:
+        network.compile()
+    return network
+
+
+def optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
+    """The optimiser of all weights.
+
+    Raises:
+        UserError: for Muon on weights that are divided among processes.
+    """
+    chosen = choose(OPTIMIZERS, options.optimizer, "train.optimizer")
+    if chosen is Muon and options.parallel == "fsdp":
+        raise UserError(
+            "train.optimizer: muon needs whole matrices and fsdp divides them; use adamw, or train.parallel=ddp"
+        )
+    # Fused: one pass over each tensor, on a CPU a fifth of the time.
+    return chosen(
+        network.parameters(),
+        lr=options.learning_rate,
+        betas=(0.9, options.beta2),
+        weight_decay=options.weight_decay,
+        fused=True,
+    )
+
+
+def precision(name: str, on: torch.device) -> torch.dtype:
+    """The type that a network computes in; 'auto' is bfloat16 where the device multiplies it faster than float32."""
+    if name != "auto":
+        return getattr(torch, name)
+    if on.type == "cpu":
+        can = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older versions of torch
+        fast = torch.backends.mkldnn.is_available() and (can.get("avx512_bf16") or can.get("amx_bf16"))
+    else:
+        fast = on.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+class Lowered(nn.Module):
+    """A network computed in a lower precision where torch's autocast finds that safe; its output is float32."""
+
+    def __init__(self, network: nn.Module, precision: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.precision = network, precision
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, **cond: torch.Tensor) -> torch.Tensor:
+        """As the network."""
+        with torch.autocast(x.device.type, self.precision):
+            return self.network(x, time, **cond).float()
+
+
+def lowered(model: Denoiser, name: str) -> Denoiser:
+    """The model with its network in the named precision."""
+    chosen = precision(name, next(model.parameters()).device)
+    if chosen != torch.float32:
+        model.network = Lowered(model.network, chosen)
+    return model
+
+
+def method(
+    saved: checkpoint.Checkpoint, solver: str | None, variance: str | None, eta: float | None
+) -> Transition | Planned:
+    """The named solver; DDIM where an eta is given; otherwise ancestral with the named variance, or the run's own.
+
+    Raises:
+        UserError: as `transition`, and for an unknown solver.
+    """
+    if solver is not None:
+        _refuse_other_steps(saved, "--solver")
+        return choose(SOLVERS, solver, "--solver")
+    if eta is not None:
+        _refuse_other_steps(saved, "--eta")
+    return transition(saved, variance) if eta is None else DDIM(eta)
+
+
+def transition(saved: checkpoint.Checkpoint, variance: str | None) -> Transition:
+    """The ancestral step with the named variance, or the run's own.
+
+    Raises:
+        UserError: for an unknown variance, or one that this run has not learned or measured.
+    """
+    if variance is not None:
+        _refuse_other_steps(saved, "--variance")
+    if (only := chain(saved.config).reverse) is not None:
+        return only
+    own = saved.config.diffusion.variance
+    chosen = choose(VARIANCES, variance or own, "--variance")
+    if chosen is learned and choose(VARIANCES, own, "diffusion.variance") is not learned:
+        raise UserError("--variance: 'learned' needs a network with 2C output channels (diffusion.variance=learned)")
+    if chosen is optimal and saved.calibration is None:
+        raise UserError(
+            "--variance: 'optimal' is measured when training ends; this run has not, so use fixedsmall or fixedlarge"
+        )
+    return Ancestral(chosen)
+
+
+def _refuse_other_steps(saved: checkpoint.Checkpoint, option: str) -> None:
+    if chain(saved.config).reverse is not None:
+        raise UserError(f"{option}: a chain that reveals places has one reverse step only; leave it out")
+
+
+def training_grid(config: Config) -> list[int]:
+    """The times that are trained at."""
+    steps = config.diffusion.train_steps
+    noise_schedule = schedule(config)
+    return full(noise_schedule) if steps is None else _grid(trailing, noise_schedule, steps, "diffusion.train_steps")
+
+
+def sampling_grid(config: Config, name: str, steps: int | None) -> list[int]:
+    """The named grid with so many steps, or every time that was trained at.
+
+    A model that was trained at some times only is sampled at evenly chosen ones of these, whatever the grid.
+
+    Raises:
+        UserError: for an unknown grid, or more steps than there are.
+    """
+    times = training_grid(config)
+    if steps is None:
+        return times
+    make = choose(GRIDS, name, "--grid")
+    if config.diffusion.train_steps is None:
+        return _grid(make, schedule(config), steps, "--steps")
+    if steps >= len(times):
+        raise UserError(f"--steps: the model was trained at {len(times) - 1} times, so that is the most, got {steps}")
+    return [*(times[round(place * (len(times) - 1) / steps)] for place in range(steps)), 0]
+
+
+def _grid(
+    make: Callable[[NoiseSchedule, int], list[int]], noise_schedule: NoiseSchedule, steps: int, field: str
+) -> list[int]:
+    try:
+        return make(noise_schedule, steps)
+    except ValueError as error:
+        raise UserError(f"{field}: {error}") from None
+
+
+def objective(config: Config, terms: int) -> Objective:
+    """The training loss. The bound needs a variance that does not itself need a trained model."""
+    make = choose(OBJECTIVES, config.diffusion.objective, "diffusion.objective")
+    choose(TIME_SAMPLERS, config.diffusion.times, "diffusion.times")
+    variance = choose(VARIANCES, config.diffusion.variance, "diffusion.variance")
+    made = make(chain(config).reverse or Ancestral(fixedsmall if variance is optimal else variance), terms)
+    if variance is learned and not made.teaches_variance:
+        raise UserError("diffusion.variance: 'learned' is not taught by this objective; use diffusion.objective=hybrid")
+    return made
+
+
+def device(name: str) -> torch.device:
+    """The device of that name; 'auto' takes the fastest present, and 'cuda' is this process's own.
+
+    Raises:
+        UserError: when it is unknown or not here.
+    """
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    here = [kind for kind, count in counts.items() if count]
+    kind, _, number = (here[0] if name == "auto" else name).partition(":")
+    if kind == "cuda":
+        number = number or os.environ.get("LOCAL_RANK", "0")  # as torchrun numbers the processes of a machine
+    if kind not in here or number not in ("", *map(str, range(counts[kind]))):
+        asked = f"{kind}:{number}" if number else kind
+        raise UserError(f"--device: '{asked}' is not available here; choose from: auto, {', '.join(here)}")
+    return torch.device(kind, int(number)) if kind == "cuda" else torch.device(kind)
+
+
+def ready(config: Config, facts: Facts, weights: Mapping[str, torch.Tensor]) -> Denoiser:
+    """A model with these weights, in evaluation mode.
+
+    Raises:
+        RuntimeError: when they are of another network.
+    """
+    model = denoiser(config, facts)
+    model.network.load_state_dict(weights)
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_width: float | None = None) -> Denoiser:
+    """The model of a checkpoint, in evaluation mode; with its weights averaged over another width if asked.
+
+    Raises:
+        UserError: when the weights do not fit the configuration.
+    """
+    weights = saved.weights
+    if average_width is not None:
+        try:
+            weights = ema.rebuild(checkpoint.load_snapshots(run, saved), average_width)
+        except ValueError as error:
+            raise UserError(f"--average-width: {error}") from None
+    with torch.device("meta"):
+        wanted = network(saved.config, saved.facts).state_dict()
+    fitting(weights, wanted, str(saved.folder / "model.safetensors"))
+    return ready(saved.config, saved.facts, weights).to(on)
+
+
+def predictor(model: Denoiser, calibration: torch.Tensor | None, **cond: torch.Tensor) -> Predictor:
+    """The model with its conditions filled in and, where it was measured, its own error known."""
+    given = Given(model, **cond)
+    return given if calibration is None else Calibrated(given, calibration)

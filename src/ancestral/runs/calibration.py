@@ -1,0 +1,36 @@
+"""The model's own squared error, measured on training images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ancestral.data.dataset import ImageSet
+from ancestral.data.pixels import to_unit
+from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.objectives.calibration import calibrate
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.runs import build
+from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.conditions import conditions_of
+from ancestral.runs.config import Config
+
+CALIBRATED = 128  # training images on which the model's own error is measured
+
+
+def calibration(config: Config, shown: Denoiser, train_images: ImageSet, device: torch.device) -> Tensor | None:
+    """The model's own squared error, measured on training images (`calibrate`); None where it has no use."""
+    if not build.chain(config).calibrated:
+        return None
+    images = train_images.spread(CALIBRATED)
+    predictor = build.predictor(shown, None, **conditions_of(images, config, device))
+    return calibrate(predictor, to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images))))
+
+
+def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Checkpoint:
+    """The checkpoint with the model's own error, measured now where that was not done."""
+    if saved.calibration is not None:
+        return saved
+    return replace(saved, calibration=calibration(saved.config, model, train_images, next(model.parameters()).device))

@@ -1,0 +1,266 @@
+"""What is on disk: a run folder, its checkpoints, and the model in the newest whole one.
+
+    RUN/config.json              everything needed to build the run again
+    RUN/checkpoints/000012800/   config.json model.safetensors state.safetensors state.json [calibration.safetensors]
+    RUN/averages/000012800/      both weight averages at that time, for rebuilding other widths
+    RUN/stopped/000012800/       an update that stopped the run: its images by name, t, losses, and the state before it
+    RUN/metrics.jsonl            one record a line
+
+Folders are named by the images seen. No pickle is written or read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import msgspec
+import safetensors.torch
+from torch import Tensor
+
+from ancestral.errors import OtherVersion, UserError
+from ancestral.networks import ema
+from ancestral.runs.config import Config, Facts, from_json, to_json
+from ancestral.runtime import disk, verified_folder
+from ancestral.runtime.tensor_files import Tensors, finite, fitting, unpacked
+
+KEEP = 2
+
+
+class State(TypedDict):
+    """What a checkpoint must know of its run, beside the tensors."""
+
+    total: int
+    length: str
+    data: str
+    seconds: float
+    held_out_bits: float | None
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint, verified."""
+
+    folder: Path
+    images: int
+    config: Config
+    facts: Facts
+    weights: Tensors  # the averaged ones, which sampling uses
+    tensors: Tensors  # what training needs to go on
+    state: dict[str, Any]
+    calibration: Tensor | None  # E|x0 - x0_hat|^2 at each t
+
+
+def save(
+    run: Path,
+    images: int,
+    document: dict[str, Any],
+    weights: Tensors,
+    tensors: Tensors,
+    state: dict[str, Any],
+    calibration: Tensor | None = None,
+) -> Path:
+    """Write a checkpoint and drop all but the last two. Returns its folder.
+
+    Raises:
+        Unwritable: when the disk refuses; older checkpoints stay.
+    """
+    folder = run / "checkpoints" / f"{images:09d}"
+    files = _files(document, weights, calibration)
+    files |= {"state.safetensors": _pack(tensors), "state.json": _json(state)}
+    verified_folder.clear(folder.parent)
+    verified_folder.write(folder, files)
+    for old in _folders(run / "checkpoints")[:-KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read one checkpoint.
+
+    Raises:
+        Damaged: naming the file, when a digest or a format is wrong.
+        UserError: when its configuration is of another version.
+    """
+    files = verified_folder.read(folder)
+    config, facts, weights, calibration = model_of(files, folder)
+    where = str(folder / "state.safetensors")
+    tensors = unpacked(file_of(files, "state.safetensors", folder), where)
+    finite({name: value for name, value in tensors.items() if not name.startswith("guard/")}, where)
+    state = disk.parsed(file_of(files, "state.json", folder), str(folder / "state.json"), float)
+    try:
+        msgspec.convert(state, State)
+    except msgspec.ValidationError as error:
+        raise verified_folder.Damaged(f"{folder / 'state.json'}: damaged ({error})") from None
+    return Checkpoint(folder, int(folder.name), config, facts, weights, tensors, state, calibration)
+
+
+def model_files(saved: Checkpoint) -> dict[str, bytes]:
+    """The files that hold the model and nothing of its training."""
+    return _files(to_json(saved.config, saved.facts), saved.weights, saved.calibration)
+
+
+def _files(document: dict[str, Any], weights: Tensors, calibration: Tensor | None) -> dict[str, bytes]:
+    files = {"config.json": _json(document), "model.safetensors": _pack(weights)}
+    return files if calibration is None else {**files, "calibration.safetensors": _pack({"x0_var": calibration})}
+
+
+def model_of(files: Mapping[str, bytes], folder: Path) -> tuple[Config, Facts, Tensors, Tensor | None]:
+    """(configuration, facts, weights, calibration) from the files of a folder.
+
+    Raises:
+        Damaged, UserError: as `load`.
+    """
+    where = str(folder / "config.json")
+    document = disk.parsed(file_of(files, "config.json", folder), where, float)
+    try:
+        config, facts = from_json(document, where)
+    except OtherVersion:
+        raise
+    except UserError as error:
+        raise verified_folder.Damaged(str(error)) from None
+    where = str(folder / "model.safetensors")
+    weights = finite(unpacked(file_of(files, "model.safetensors", folder), where), where)
+    if "calibration.safetensors" not in files:
+        return config, facts, weights, None
+    where = str(folder / "calibration.safetensors")
+    table = finite(unpacked(files["calibration.safetensors"], where), where).get("x0_var")
+    if table is None or table.ndim not in (1, 2) or len(table) != config.diffusion.T + 1:
+        raise verified_folder.Damaged(f"{where}: is not of a model with {config.diffusion.T} times")
+    return config, facts, weights, table
+
+
+def file_of(files: Mapping[str, bytes], name: str, folder: Path) -> bytes:
+    """One of a folder's files.
+
+    Raises:
+        Damaged: when the folder's manifest does not name it.
+    """
+    if name not in files:
+        raise verified_folder.Damaged(f"{folder / verified_folder.MANIFEST}: names no {name}")
+    return files[name]
+
+
+def adopt(run: Path, saved: Checkpoint) -> Path:
+    """Make a run of a model from elsewhere, to sample and evaluate. Returns the checkpoint's folder."""
+    state = {"length": "imported", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": True}
+    document = to_json(saved.config, saved.facts)
+    return save(run, saved.images, document, saved.weights, {}, {"total": saved.images, **state}, saved.calibration)
+
+
+def digest(saved: Checkpoint) -> str:
+    """Which model this is: SHA-256 of its manifest, which names the digest of every file."""
+    return verified_folder.digest(saved.folder)
+
+
+def latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of a run, or None, and one line for each damaged one that was passed over.
+
+    Raises:
+        UserError: when there are checkpoints and every one is damaged.
+    """
+    problems: list[str] = []
+    for folder in reversed(_folders(run / "checkpoints")):
+        try:
+            return load(folder), problems
+        except verified_folder.Damaged as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(f"{run}: no whole checkpoint is left: {'; '.join(problems)}; train again with --fresh")
+    return None, problems
+
+
+def open_run(run: Path) -> tuple[Checkpoint, list[str]]:
+    """The newest whole checkpoint of a run that must have one.
+
+    Raises:
+        UserError: when the folder is absent or holds no checkpoint.
+    """
+    if not run.is_dir():
+        raise UserError(f"{run}: no such run; train one with: ancestral train DATA --out {run}")
+    checkpoint, problems = latest(run)
+    if checkpoint is None:
+        raise UserError(f"{run}: holds no checkpoint; train it with: ancestral train DATA --out {run}")
+    return checkpoint, problems
+
+
+def open_newest(run: Path) -> Checkpoint:
+    """The newest checkpoint, for what leaves the run and must not be an older one unnoticed.
+
+    Raises:
+        UserError: as `open_run`, and when the newest is damaged.
+    """
+    saved, problems = open_run(run)
+    if problems:
+        raise UserError(f"{problems[0]}; move that checkpoint away to take the one before it")
+    return saved
+
+
+def save_snapshot(run: Path, images: int, averages: list[ema.PowerAverage]) -> None:
+    """Keep both averages as they are now."""
+    files = {f"{average.width:g}.safetensors": _pack(average.weights) for average in averages}
+    verified_folder.write(run / "averages" / f"{images:09d}", files)
+
+
+def save_for_inspection(run: Path, images: int, batch: dict[str, Any], tensors: Tensors) -> Path:
+    """Write what an update that stopped the run was made of. Returns the folder."""
+    folder = run / "stopped" / f"{images:09d}"
+    verified_folder.write(folder, {"batch.json": _json(batch), "state.safetensors": _pack(tensors)})
+    return folder
+
+
+def load_snapshots(run: Path, saved: Checkpoint) -> list[ema.Snapshot]:
+    """Every average that was kept up to a checkpoint.
+
+    Raises:
+        UserError: when there is none, or one is damaged: without it the average would be another.
+    """
+    widths = {f"{width:g}.safetensors": width for width in saved.config.train.average_widths}
+    snapshots = [
+        ema.Snapshot(
+            int(folder.name), width, _average(verified_folder.read(folder, [name])[name], folder / name, saved.weights)
+        )
+        for folder in _folders(run / "averages")
+        if int(folder.name) <= saved.images
+        for name, width in widths.items()
+    ]
+    if not snapshots:
+        raise UserError(
+            f"{run / 'averages'}: no kept averages, so no other width can be rebuilt; leave out --average-width"
+        )
+    return snapshots
+
+
+def snapshot(folder: Path, config: Config) -> Tensors:
+    """The kept average of the width that is the model's, from RUN/averages/IMAGES.
+
+    Raises:
+        UserError: when it is absent or damaged.
+    """
+    name = f"{config.train.average_widths[config.train.average]:g}.safetensors"
+    where = str(folder / name)
+    return finite(unpacked(verified_folder.read(folder, [name])[name], where), where)
+
+
+def _average(content: bytes, path: Path, wanted: Tensors) -> Tensors:
+    return finite(fitting(unpacked(content, str(path)), wanted, str(path)), str(path))
+
+
+def _folders(parent: Path) -> list[Path]:
+    if not parent.is_dir():
+        return []
+    return sorted(folder for folder in parent.iterdir() if re.fullmatch("[0-9]{1,18}", folder.name))
+
+
+def _pack(tensors: Tensors) -> bytes:
+    return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def _json(document: dict[str, Any]) -> bytes:
+    return (json.dumps(document, indent=1) + "\n").encode()

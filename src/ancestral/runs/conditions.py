@@ -1,0 +1,97 @@
+"""What a model is told of an image beside x_t: its class, a vector of the user's, or that it must do without."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ancestral.data.dataset import ImageSet
+from ancestral.data.inventory import listed
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.errors import UserError
+from ancestral.runs.config import Config, Facts
+from ancestral.runtime.registry import suggest
+
+Conditions = dict[str, Tensor]  # labels int64 (B,), embedding float32 (B, E), dropped bool (B,)
+
+
+def check(config: Config, facts: Facts) -> None:
+    """Refuse conditions that the data do not have.
+
+    Raises:
+        UserError: naming the field.
+    """
+    model, source = config.model, config.source
+    if model.labels and not facts.class_names:
+        raise UserError(f"model.labels: '{source}' has no labels; use --set model.labels=false")
+    if model.embedding and not facts.embedding:
+        raise UserError(f"model.embedding: '{source}' has no embeddings; give a .npz file with an array of that name")
+    if model.condition_dropout and not (model.labels or model.embedding):
+        raise UserError("model.condition_dropout: there is nothing to drop; add --set model.labels=true")
+
+
+def same_kind(config: Config, trained: Facts, facts: Facts, source: str) -> None:
+    """Refuse data whose conditions are not of the kind that the model knows.
+
+    Raises:
+        UserError: naming the data.
+    """
+    if config.model.labels and facts.class_names != trained.class_names:
+        raise UserError(f"{source}: its classes are not those that the model was trained with")
+    if config.model.embedding and facts.embedding != trained.embedding:
+        raise UserError(f"{source}: its embeddings have length {facts.embedding}, the model's {trained.embedding}")
+
+
+def class_number(facts: Facts, label: str | None) -> int:
+    """The number of a class that the model can draw.
+
+    Raises:
+        UserError: when it is none of them, or no image of it was trained on.
+    """
+    if label in facts.untrained:
+        raise UserError(f"--label: no image of the class '{label}' was trained on; trained: {listed(facts.trained)}")
+    if label not in facts.class_names:
+        raise UserError(f"--label: no class '{label}'; {suggest(label or '', facts.trained)}")
+    return facts.class_names.index(label)
+
+
+def in_turn(facts: Facts, numbers: Sequence[int]) -> Tensor:
+    """Labels int64 for images of these numbers: the classes that were trained on, one after the other."""
+    trained = torch.tensor([facts.class_names.index(name) for name in facts.trained])
+    return trained[torch.as_tensor(numbers) % len(trained)]
+
+
+def known(**cond: Tensor | None) -> Conditions:
+    """Those that are there."""
+    return {name: value for name, value in cond.items() if value is not None}
+
+
+def all_of(images: ImageSet) -> Conditions:
+    """All that the set knows of its images."""
+    arrays = {"labels": images.labels, "embedding": images.embeddings}
+    return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
+
+
+def wanted(cond: Conditions, config: Config) -> Conditions:
+    """Those of them that the model is told."""
+    told = {"labels": config.model.labels, "embedding": config.model.embedding}
+    return {name: value for name, value in cond.items() if told[name]}
+
+
+def conditions_of(images: ImageSet, config: Config, device: torch.device) -> Conditions:
+    """What the model is told of these images."""
+    return {name: value.to(device) for name, value in wanted(all_of(images), config).items()}
+
+
+def trained_with(cond: Conditions, config: Config, numbers: Sequence[int]) -> Conditions:
+    """What the model is told in training, where a share of the images goes without (Ho and Salimans 2022, Algorithm 1).
+
+    Which ones is a function of the seed and of the image's number alone.
+    """
+    told = wanted(cond, config)
+    share = config.model.condition_dropout
+    if not share:
+        return told
+    return {**told, "dropped": Streams(config.train.seed, "condition", numbers).uniform() < share}

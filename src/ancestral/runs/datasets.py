@@ -1,0 +1,34 @@
+"""A run's images: what its network must know of them, and those it is measured on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ancestral.data import load
+from ancestral.data.dataset import ImageSet, Splits
+from ancestral.errors import UserError
+from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.conditions import same_kind
+from ancestral.runs.config import Facts
+
+
+def facts(images: ImageSet) -> Facts:
+    """What a network must know about the data that it is trained on."""
+    height, width, channels = images.shape
+    names, vectors = images.class_names, images.embeddings
+    seen = set() if images.labels is None else set(np.unique(images.labels).tolist())
+    untrained = tuple(name for number, name in enumerate(names) if number not in seen)
+    return Facts((channels, height, width), names, 0 if vectors is None else vectors.shape[1], untrained)
+
+
+def images_for(saved: Checkpoint, source: str) -> Splits:
+    """Images that the model of a checkpoint can look at.
+
+    Raises:
+        UserError: for data of another shape, or with other conditions, than the model's.
+    """
+    images = load.load(source, saved.config.data)
+    if facts(images.test).shape != saved.facts.shape:
+        raise UserError(f"{source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
+    same_kind(saved.config, saved.facts, facts(images.test), source)
+    return images

@@ -1,0 +1,1 @@
+"""Models elsewhere: the hub, published folders, diffusers."""

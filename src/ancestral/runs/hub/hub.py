@@ -1,0 +1,174 @@
+"""Models on the Hugging Face hub, and every other place that one can be loaded from.
+
+A published model is a folder: README.md, and under a manifest with the SHA-256 of each file
+
+    config.json  model.safetensors  state.json  [calibration.safetensors]
+
+The averaged weights and what sampling needs, nothing of the training; `push` cuts paths of this machine to their last
+part.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.errors import UserError
+from ancestral.runs import build, checkpoint
+from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.config import Config
+from ancestral.runs.hub import diffusers, import_checks
+from ancestral.runs.hub.model_card import card, measured
+from ancestral.runtime import disk, verified_folder
+
+PREFIX = "hf:"
+# No pickle, and of several precisions the first: nothing else is downloaded.
+_WANTED = ["*.json", "model.safetensors", "calibration.safetensors", "*diffusion_pytorch_model.safetensors"]
+_REASONS = {  # by the name of the library's error
+    "GatedRepoError": "access must be asked for on its page",
+    "RepositoryNotFoundError": "no such repository, or a private one that your token may not see (hf auth login)",
+    "RevisionNotFoundError": "has no such revision",
+    "OfflineModeIsEnabled": "the hub cannot be asked while HF_HUB_OFFLINE is set",
+    "LocalEntryNotFoundError": "not in the cache (HF_HOME), and the hub cannot be reached or HF_HUB_OFFLINE is set",
+    "HFValidationError": "is no name on the hub; write USER/NAME",
+}
+
+
+def from_pretrained(source: str | Path, device: str = "cpu") -> Denoiser:
+    """A model in evaluation mode, from a folder or from the hub (see `load`).
+
+    Raises:
+        UserError: as `load`.
+    """
+    saved = load(source)
+    return build.trained(saved, saved.folder, build.device(device))
+
+
+def load(source: str | Path) -> Checkpoint:
+    """A model with its configuration: of a run, a published or a diffusers folder, or USER/NAME[@REVISION] on the hub.
+
+    Raises:
+        UserError: when there is none, or it is damaged or of a kind unknown here.
+    """
+    name = str(source)
+    folder = fetch(name.removeprefix(PREFIX)) if name.startswith(PREFIX) or not Path(name).is_dir() else Path(name)
+    if (folder / "checkpoints").is_dir():
+        return import_checks.passed(checkpoint.open_newest(folder))
+    if (folder / verified_folder.MANIFEST).is_file():
+        return import_checks.passed(_read(folder))
+    config, facts, weights = diffusers.read(folder)
+    return import_checks.passed(Checkpoint(folder, 0, config, facts, weights, {}, {}, None))
+
+
+def import_model(source: str, run: Path) -> Path:
+    """Make a run of a model that `load` finds; hf: stands before a name on the hub. Returns the checkpoint's folder.
+
+    Raises:
+        UserError: as `load`; or when the run is there already.
+    """
+    if (run / "checkpoints").exists():
+        raise UserError(f"{run}: holds a run already; choose another --out")
+    if not source.startswith(PREFIX) and not Path(source).is_dir():
+        raise UserError(f"{source}: no such folder; a name on the hub is written {PREFIX}USER/NAME")
+    return checkpoint.adopt(run, load(source))
+
+
+def fetch(name: str) -> Path:
+    """The files of a model on the hub, from the cache where they are there.
+
+    Raises:
+        UserError: saying why not.
+    """
+    repository, _, revision = name.partition("@")
+    hub = _library()
+    with _in_one_line(name):
+        return Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=_WANTED))
+
+
+def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
+    """Publish the newest checkpoint of a run under a name on the hub. Returns its address.
+
+    Args:
+        run: the run.
+        name: USER/NAME, or NAME of whoever the token belongs to.
+        public: for everybody to see; a repository that is there already keeps its visibility, and must have this one.
+        license_name: for the card.
+
+    Raises:
+        UserError: without a token or a connection, when the hub refuses, or when the newest checkpoint is damaged.
+    """
+    saved = checkpoint.open_newest(run)
+    found = measured(run, saved)
+    saved = replace(saved, config=_public(saved.config))
+    hub = _library()
+    if hub.constants.HF_HUB_OFFLINE:
+        raise UserError(f"{name}: {_REASONS['OfflineModeIsEnabled']}")
+    if hub.get_token() is None:
+        raise UserError(f"{name}: no token for the hub; log in with: hf auth login (or set HF_TOKEN)")
+    with TemporaryDirectory() as temporary, _in_one_line(name):
+        api = hub.HfApi()
+        place = api.create_repo(name, private=not public, exist_ok=True).repo_id
+        if api.model_info(place).private == public:
+            now, wanted = ("private", "leave out --public") if public else ("public", "add --public")
+            raise UserError(f"{place}: is {now} already; {wanted}, or change that on its settings page")
+        folder = Path(temporary) / "model"
+        write(saved, folder, card(place, saved, found, license_name))
+        api.upload_folder(repo_id=place, folder_path=folder, commit_message="The model and its card")
+    return f"{hub.constants.ENDPOINT}/{place}"
+
+
+def write(saved: Checkpoint, folder: Path, text: str) -> None:
+    """A published folder, with this text as its README.md."""
+    verified_folder.write(
+        folder, {**checkpoint.model_files(saved), "state.json": json.dumps({"images": saved.images}).encode()}
+    )
+    verified_folder.write_file(folder / "README.md", text.encode())
+
+
+def _read(folder: Path) -> Checkpoint:
+    files = verified_folder.read(folder)
+    try:
+        images = disk.parsed(checkpoint.file_of(files, "state.json", folder), str(folder / "state.json"))["images"]
+        if type(images) is not int or images < 0:
+            raise ValueError(f"images is {images!r}")
+    except (KeyError, ValueError, TypeError) as error:
+        raise verified_folder.Damaged(
+            f"{folder / 'state.json'}: damaged or not of a published model ({error})"
+        ) from None
+    config, facts, weights, calibration = checkpoint.model_of(files, folder)
+    return Checkpoint(folder, images, config, facts, weights, {}, {}, calibration)
+
+
+def _public(config: Config) -> Config:
+    source = config.source
+    if not re.fullmatch(r"hf:[\w.-]+/[\w.-]+", source) or Path(source.removeprefix(PREFIX)).exists():
+        source = Path(source).resolve().name
+    return replace(config, source=source, data=replace(config.data, cache=None))
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub.constants  # the package is lazy: a part is there once it is asked for
+    except ImportError:
+        raise UserError('the hub: needs huggingface_hub; pip install "ancestral[hf]"') from None
+    return huggingface_hub
+
+
+@contextmanager
+def _in_one_line(name: str) -> Iterator[None]:
+    """Every way in which the library, or what it connects with, can fail, as one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        known = [_REASONS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REASONS]
+        text = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"{name}: {known[0] if known else text[0]}") from None

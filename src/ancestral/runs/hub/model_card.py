@@ -1,0 +1,183 @@
+"""The card of a published model: what it is, how to use it, and the numbers that were measured on it, no others."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ancestral.data.source_paths import same_place
+from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS
+from ancestral.errors import UserError
+from ancestral.runs import checkpoint
+from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runtime import disk, verified_folder
+
+_GUIDANCE = ("guidance", "guidance_rescale", "guidance_interval", "guide")
+_SHOWN = ("images", "terms", "network", "searched", "steps", "solver", "eta", "variance", *_GUIDANCE)
+_TEXT = """# {title}
+
+Images of {channels}x{height}x{width} on [-1, 1] by denoising diffusion, made with Ancestral: {parameters:,} parameters,
+T = {T}, schedule {schedule}{target}. Data: `{source}`{seen}.{classes}
+
+```sh
+ancestral import hf:{name} --out {title}
+ancestral sample {title} --num-images 64
+```
+
+```python
+import ancestral
+from ancestral.grids import trailing
+from ancestral.sample import sample
+from ancestral.solvers import SOLVERS
+
+model = ancestral.from_pretrained("{name}")
+times = trailing(model.schedule, {calls})
+images = sample({model}, ({channels}, {height}, {width}), 16, times, SOLVERS["{solver}"])
+```
+
+## Measured
+
+{measured}
+"""
+_HIDING = {  # what is said otherwise of a chain that hides places
+    "by denoising diffusion": "by revealing places in any order",
+    "from ancestral.diffusion.samplers.solvers import SOLVERS\n": (
+        "from ancestral.diffusion.objectives.autoregressive import from_law\n"
+        "from ancestral.diffusion.samplers.reveal import Reveal\n"
+    ),
+    f'SOLVERS["{FEW_STEPS}"])': "Reveal(), draw=from_law)",
+}
+
+
+class Measured:
+    """What was measured on one checkpoint: rows of (name, value, standard error or None), and what with."""
+
+    def __init__(self, path: Path, document: dict[str, Any]) -> None:
+        self.few = frozenset(
+            map(str, document.get("few") or ())
+        )  # metrics of too few images to be compared with others
+        self.rows = list(_numbers(document, ""))
+        self.title = path.stem
+        made = _made(document)
+        self.how = ", ".join(f"{name} {made[name]}" for name in _SHOWN if made.get(name) is not None)
+
+    def table(self) -> str:
+        """The rows as Markdown."""
+        lines = [f"From `{self.title}.json` ({self.how}):" if self.how else f"From `{self.title}.json`:", ""]
+        lines += ["| | value | standard error |", "|---|---|---|"]
+        for name, value, error in self.rows:
+            few = " (few images)" if name.partition(": ")[0] in self.few else ""
+            lines.append(f"| {name}{few} | {value:.4g} | {'' if error is None else f'{error:.2g}'} |")
+        return "\n".join(lines)
+
+
+def measured(run: Path, saved: Checkpoint) -> list[Measured]:
+    """What `evaluate` and `metrics` have left in the run, if it is of this checkpoint, its own average and its data.
+
+    Args:
+        run: the folder.
+        saved: the checkpoint, its configuration as it is in the run.
+
+    Raises:
+        UserError: naming a file that is damaged.
+    """
+    found = []
+    for path in sorted([*run.glob("evaluation.json"), *run.glob("metrics-*.json")]):
+        try:
+            document = disk.document(path, float)
+        except disk.Damaged as error:
+            raise UserError(f"{error}; delete it, or measure again") from None
+        if isinstance(document, dict) and _is_of(saved, document, path) and (one := Measured(path, document)).rows:
+            found.append(one)
+    return found
+
+
+def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str) -> str:
+    """README.md: the hub's metadata and the text.
+
+    Args:
+        name: USER/NAME on the hub.
+        saved: the model, its configuration as it is published.
+        found: what was measured on it.
+        license_name: an identifier that the hub knows.
+    """
+    from huggingface_hub import ModelCardData
+
+    diffusion, (channels, height, width) = saved.config.diffusion, saved.facts.shape
+    data = ModelCardData(
+        library_name="ancestral",
+        license=license_name,
+        pipeline_tag="unconditional-image-generation",
+        tags=["ddpm", "diffusion", "denoising-diffusion"],
+        metrics=sorted({row.partition(": ")[0] for one in found for row, *_ in one.rows}) or None,
+    )
+    classes = ", ".join(saved.facts.trained) if saved.config.model.labels else ""
+    told = ["labels=torch.zeros(16, dtype=torch.long)"] if classes else []
+    told += [f"embedding=torch.zeros(16, {saved.facts.embedding})"] if saved.config.model.embedding else []
+    text = _TEXT.format(
+        name=name,
+        title=name.rpartition("/")[2],
+        channels=channels,
+        height=height,
+        width=width,
+        parameters=sum(tensor.numel() for tensor in saved.weights.values()),
+        source=saved.config.source,
+        seen=f", {saved.images:,} images seen" if saved.images else "",
+        T=diffusion.T,
+        schedule=diffusion.schedule,
+        target=f", target {diffusion.target}" if diffusion.chain == "gaussian" else "",
+        classes=f" Classes: {classes}." if classes else "",
+        solver=FEW_STEPS,
+        calls=min(CALLS, diffusion.T),
+        model=f"Given(model, {', '.join(told)})" if told else "model",
+        measured="\n\n".join(one.table() for one in found) or "Not measured.",
+    )
+    if told:
+        text = text.replace(
+            "import ancestral\n",
+            "import ancestral\nimport torch\nfrom ancestral.diffusion.denoisers.denoiser import Given\n",
+        )
+    if diffusion.chain != "gaussian":
+        for gaussian, hiding in _HIDING.items():
+            text = text.replace(gaussian, hiding)
+    return f"---\n{data.to_yaml().strip()}\n---\n\n{text}"
+
+
+def _made(document: dict[str, Any]) -> dict[str, Any]:
+    """What a measurement was made with, each by its name."""
+    drawing, network = document.get("drawing"), document.get("network")
+    made = {**document, **(drawing if isinstance(drawing, dict) else {})}
+    if isinstance(network, dict):
+        made["network"] = network.get("network")
+    if isinstance(made.get("times"), list):
+        made["steps"] = len(made["times"]) - 1
+    if made.get("solver") is not None or made.get("eta") is not None:
+        made["variance"] = None  # the run's own, which nothing was drawn with
+    if made.get("guidance") is None:
+        made |= dict.fromkeys(_GUIDANCE)
+    made["guidance_rescale"] = made.get("guidance_rescale") or None
+    return made
+
+
+def _is_of(saved: Checkpoint, document: dict[str, Any], path: Path) -> bool:
+    """Whether it is on the model's own data and names this checkpoint; where it names none, whether it is younger."""
+    made = _made(document)
+    if not same_place(made.get("data", saved.config.source), saved.config.source):
+        return False
+    if "model" in made:
+        return made["model"] == checkpoint.digest(saved) and made.get("average_width") is None
+    return path.stat().st_mtime >= (saved.folder / verified_folder.MANIFEST).stat().st_mtime
+
+
+def _numbers(node: Any, name: str) -> Iterator[tuple[str, float, float | None]]:
+    """Every {"value" or "mean": number, "standard_error": number or null} in a document, named by the way to it."""
+    if not isinstance(node, dict):
+        return
+    value, error = node.get("value", node.get("mean")), node.get("standard_error")
+    if isinstance(value, (int, float)) and math.isfinite(value) and name:
+        yield name, float(value), float(error) if isinstance(error, (int, float)) else None
+        return
+    for key, child in node.items():
+        yield from _numbers(child, key if name in ("", "metrics") else f"{name}: {key}")

@@ -1,0 +1,29 @@
+"""The log of a training, RUN/metrics.jsonl: one record a line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ancestral.runtime import disk
+
+
+def read_metrics(path: Path, warn: Callable[[str], object] = lambda line: None) -> list[dict[str, Any]]:
+    """The records of a metrics file.
+
+    Args:
+        path: the file.
+        warn: told, in one line each, what is damaged and left out; a last line torn by a crash is not worth one.
+
+    Raises:
+        Damaged: when the file as a whole cannot be read.
+    """
+    entries, problems = disk.records(path)
+    kinds = (int, float, type(None))
+    whole = [one for one in entries if type(one.get("images")) is int and isinstance(one.get("loss"), kinds)]
+    if len(whole) < len(entries):
+        problems.append(f"{path}: {len(entries) - len(whole)} lines are no records")
+    for problem in problems:
+        warn(f"{problem}; left out")
+    return whole

@@ -1,0 +1,50 @@
+"""Open a run for use: its newest whole checkpoint, its model, its device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction, Predictor
+from ancestral.diffusion.processes.types import Time
+from ancestral.runs import build, checkpoint, process_kinds
+from ancestral.runtime.console import screen
+
+
+def open_model(folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:
+    """The newest whole checkpoint of a run and its model."""
+    saved, problems = checkpoint.open_run(folder)
+    for problem in problems:
+        screen.print(f"warning: {problem}; the checkpoint before it is used")
+    return saved, build.trained(saved, folder, build.device(device), average_width)
+
+
+def open_gaussian(folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:
+    """As `open_model`, but a run with Gaussian noise."""
+    saved, model = open_model(folder, device, average_width)
+    process_kinds.need_gaussian(saved.config, str(folder))
+    return saved, model
+
+
+class Watched:
+    """A predictor that says how many images it has looked at, each time it is called."""
+
+    def __init__(self, predictor: Predictor, told: Callable[[int], object]) -> None:
+        self.predictor, self.schedule, self.told = predictor, predictor.schedule, told
+
+    def __call__(self, x_t: torch.Tensor, t: Time) -> Prediction:
+        """As the predictor."""
+        self.told(len(x_t))
+        return self.predictor(x_t, t)
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where a network's weights are."""
+    return next(model.parameters()).device
+
+
+def state_type(model: torch.nn.Module) -> torch.dtype:
+    """The type of the states of a walk: float64 where the device has it."""
+    return torch.float32 if device_of(model).type == "mps" else torch.float64

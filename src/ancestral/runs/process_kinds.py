@@ -1,0 +1,151 @@
+"""Which chain a run is made of: everything that differs between a Gaussian process and those that hide places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from ancestral.diffusion.denoisers.denoiser import CLIPS, CLOCKS, Denoiser
+from ancestral.diffusion.denoisers.masked import Masked
+from ancestral.diffusion.denoisers.targets import TARGETS
+from ancestral.diffusion.objectives.autoregressive import from_law, imagined_costs
+from ancestral.diffusion.processes.absorbing import Absorbing, Independent
+from ancestral.diffusion.processes.levels import VALUES
+from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.grid_search import jumps, shortest
+from ancestral.diffusion.samplers.loop import Draw, from_model
+from ancestral.diffusion.samplers.reveal import Reveal
+from ancestral.diffusion.samplers.solvers import FEW_STEPS, SOLVERS
+from ancestral.diffusion.samplers.transitions import VARIANCES, Ancestral, Planned, Transition, fixedlarge, learned
+from ancestral.errors import UserError
+from ancestral.runs.config import Config, DiffusionOptions, Facts
+from ancestral.runtime.registry import choose
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a process brings along. The types are those of the Gaussian one; the others have the same faces."""
+
+    process: Callable[[NoiseSchedule, DiffusionOptions], NoiseSchedule]
+    channels: Callable[[int, DiffusionOptions], tuple[int, int]]  # of the image, to the network's input and output
+    denoiser: Callable[[nn.Module, NoiseSchedule, Config, Facts], Denoiser]
+    draw: Callable[[Streams], Draw[Any, Any]]  # how states are drawn when images are
+    reverse: Any  # the only reverse step there is; None where a variance or a solver says which
+    measured: Transition  # the step of quick looks at the bound
+    quick: Transition | Planned  # and at images
+    calibrated: bool  # whether its own squared error is a parameter of the model
+    fine: str  # the grid of the walk that few steps are tuned to
+    named: Callable[[str], str]  # the reverse step with this variance, for people
+    best: Callable[[Any, Tensor, Sequence[int], int], list[int]]  # the places of the best so many steps on that walk
+
+
+def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
+    options = config.diffusion
+    for name in ("values", "levels"):
+        if getattr(options, name) != getattr(DiffusionOptions(), name):
+            raise UserError(
+                f"diffusion.{name}: is of a chain that hides places; leave it out, or use diffusion.chain=absorbing"
+            )
+    target = choose(TARGETS, options.target, "diffusion.target")
+    clip = choose(CLIPS, options.clip, "diffusion.clip")
+    clock = choose(CLOCKS, options.clock, "diffusion.clock")
+    try:
+        return Denoiser(network, process, target, clip, clock)
+    except ValueError as error:
+        raise UserError(f"diffusion.target: {error}") from None
+
+
+def _gaussian_channels(channels: int, options: DiffusionOptions) -> tuple[int, int]:
+    variance = choose(VARIANCES, options.variance, "diffusion.variance")
+    return channels, channels * (2 if variance is learned else 1)
+
+
+def _hiding(kind: type[Absorbing]) -> Chain:
+    def process(visible: NoiseSchedule, options: DiffusionOptions) -> Absorbing:
+        try:
+            return kind(visible.log_alpha_bar, options.levels)
+        except ValueError as error:
+            raise UserError(f"diffusion.schedule: {error}") from None
+
+    def denoiser(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Any:
+        dimensions, options = facts.shape[0] * facts.shape[1] * facts.shape[2], config.diffusion
+        assert isinstance(process, Absorbing)
+        if options.objective != "bound":
+            raise UserError(f"diffusion.objective: chain '{options.chain}' is trained by its bound; use bound")
+        if kind is Absorbing and dimensions < options.T:
+            raise UserError(
+                f"diffusion.T: {options.T} steps for {dimensions} values, and each step must reveal one or more; "
+                f"use --set diffusion.T={dimensions}, one a step, or fewer"
+            )
+        clock = choose(CLOCKS, options.clock, "diffusion.clock")
+        return Masked(network, process, choose(VALUES, options.values, "diffusion.values"), clock)
+
+    def channels(image: int, options: DiffusionOptions) -> tuple[int, int]:
+        family = choose(VALUES, options.values, "diffusion.values")
+        return 2 * image, image * family.outputs(options.levels)
+
+    reveal: Any = Reveal()
+    return Chain(
+        process=process,
+        channels=channels,
+        denoiser=denoiser,
+        draw=from_law,
+        reverse=reveal,
+        measured=reveal,
+        quick=reveal,
+        calibrated=False,
+        fine="trailing",
+        named=lambda variance: "places revealed in any order",
+        best=lambda predictor, start, fine, steps: shortest(imagined_costs(predictor, start, fine), steps, growth=1),
+    )
+
+
+CHAINS: dict[str, Chain] = {
+    "gaussian": Chain(
+        process=lambda schedule, options: schedule,
+        channels=_gaussian_channels,
+        denoiser=_gaussian,
+        draw=from_model,
+        reverse=None,
+        measured=Ancestral(fixedlarge),
+        quick=SOLVERS[FEW_STEPS],
+        calibrated=True,
+        fine="karras",
+        named=lambda variance: f"{variance} variance",
+        best=lambda predictor, start, fine, steps: shortest(jumps(predictor, start, fine), steps),
+    ),
+    "absorbing": _hiding(Absorbing),
+    "absorbing-independent": _hiding(Independent),
+}
+
+
+def need_gaussian(config: Config, what: str) -> None:
+    """Refuse a chain that hides places, for what only means something where noise is added.
+
+    Raises:
+        UserError: saying what was asked for.
+    """
+    if chain(config).reverse is not None:
+        raise UserError(
+            f"{what}: needs a run with Gaussian noise; this one's diffusion.chain is {config.diffusion.chain}"
+        )
+
+
+def need_every_time(config: Config, what: str) -> None:
+    """Refuse a run trained at some times only, for what asks the network at all of them.
+
+    Raises:
+        UserError: saying what was asked for.
+    """
+    known = config.diffusion.train_steps
+    if known is not None:
+        raise UserError(f"{what}: was trained at {known} times only, and the flow asks the network at all of them")
+
+
+def chain(config: Config) -> Chain:
+    """The chain of a configuration."""
+    return choose(CHAINS, config.diffusion.chain, "diffusion.chain")

@@ -1,0 +1,1 @@
+"""What any command needs beside diffusion: processes, signals, whole files, resumable jobs, screen, plots."""

@@ -1,0 +1,65 @@
+"""Named tensors from safetensors, checked before anything uses them: their names, their shapes, finite values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ancestral.runtime.disk import Damaged
+
+Tensors = dict[str, Tensor]
+
+
+def unpacked(content: bytes, where: str) -> Tensors:
+    """The tensors of a safetensors file.
+
+    Raises:
+        Damaged: when it is none.
+    """
+    try:
+        return safetensors.torch.load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise Damaged(f"{where}: damaged or not safetensors ({str(error)[:200]})") from None
+
+
+def finite(found: Tensors, where: str) -> Tensors:
+    """The same tensors.
+
+    Raises:
+        Damaged: naming the first that has a value which is not finite.
+    """
+    for name, tensor in found.items():
+        values = tensor if tensor.dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16) else None
+        if values is None and tensor.is_floating_point():
+            values = tensor.float()  # eight bits: torch has no test for these
+        if values is not None and not bool(torch.isfinite(values).all()):
+            raise Damaged(f"{where}: {name} has {int((~torch.isfinite(values)).sum()):,} values that are not finite")
+    return found
+
+
+def fitting(found: Tensors, wanted: Mapping[str, Tensor], where: str) -> Tensors:
+    """The same tensors.
+
+    Args:
+        found: those of a file.
+        wanted: those of the network that they are for; only names and shapes are looked at.
+        where: what the file is called.
+
+    Raises:
+        Damaged: naming one that is missing, not of this network, of another shape, or not of numbers like it.
+    """
+    for name, tensor in wanted.items():
+        if name not in found:
+            raise Damaged(f"{where}: has no tensor {name}")
+        if found[name].shape != tensor.shape:
+            raise Damaged(f"{where}: {name} is {tuple(found[name].shape)}, the network's is {tuple(tensor.shape)}")
+        if found[name].is_floating_point() != tensor.is_floating_point() or found[name].is_complex():
+            raise Damaged(f"{where}: {name} holds {found[name].dtype}, the network's is {tensor.dtype}")
+    extra = next((name for name in found if name not in wanted), None)
+    if extra is not None:
+        raise Damaged(f"{where}: {extra} is no tensor of this network")
+    return found

@@ -1,0 +1,182 @@
+"""Folders that are whole or absent, and known to be unchanged.
+
+A folder is written beside its place under a temporary name, each file flushed to the disk, then a manifest with the
+SHA-256 of every file, then the folder itself; only then is it renamed, and the parent flushed. Reading checks every
+digest, because no tensor format notices a flipped bit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ancestral.errors import UserError
+from ancestral.runtime import disk
+from ancestral.runtime.disk import Damaged
+
+MANIFEST = "manifest.json"
+
+
+class Unwritable(UserError):
+    """The disk refused."""
+
+
+def clear(parent: Path) -> None:
+    """Remove what writers that were killed have left; only while nobody else writes there."""
+    for leftover in (*parent.glob(".writing-*"), *parent.glob(".replaced-*")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
+    """Write a folder with these files, all or nothing; an existing one of that name is replaced only at the end.
+
+    A file may be given as parts, which are written as they come.
+
+    Raises:
+        Unwritable: when the disk refuses (full, read-only); nothing that was there before is touched.
+    """
+    temporary, replaced = (folder.parent / f".{state}-{folder.name}" for state in ("writing", "replaced"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in (temporary, replaced):  # of a writer that was killed
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        temporary.mkdir()
+        manifest = {name: write_flushed(temporary / name, content) for name, content in files.items()}
+        write_flushed(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        flush(temporary)
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+        flush(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise Unwritable(
+            f"{folder}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from error
+    except UserError:  # from the parts
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read(folder: Path, names: Sequence[str] | None = None) -> dict[str, bytes]:
+    """The files of a sealed folder, or those named, each checked against the manifest.
+
+    Raises:
+        Damaged: naming the file that is missing, changed or unreadable.
+    """
+    files = {}
+    for name, entry in manifest(folder).items():
+        if names is None or name in names:
+            content = disk.read(folder / name, entry["bytes"])
+            if len(content) < entry["bytes"]:
+                raise Damaged(f"{folder / name}: damaged (ends too early)")
+            if sha256(content).hexdigest() != entry["sha256"]:
+                raise Damaged(f"{folder / name}: damaged (its digest is not the manifest's)")
+            files[name] = content
+    for name in names or ():
+        if name not in files:
+            raise Damaged(f"{folder / MANIFEST}: names no {name}")
+    return files
+
+
+def manifest(folder: Path) -> dict[str, dict[str, Any]]:
+    """{name: {"sha256": hexadecimal, "bytes": size}} of a sealed folder.
+
+    Raises:
+        Damaged: when it is missing or not a manifest.
+    """
+    path = folder / MANIFEST
+    found = disk.document(path)
+    if not isinstance(found, dict):
+        raise Damaged(f"{path}: damaged (not a manifest)")
+    for name, entry in found.items():
+        if Path(name).name != name or name in ("", MANIFEST):
+            raise Damaged(f"{path}: names a file outside its folder")
+        if not (isinstance(entry, dict) and isinstance(entry.get("sha256"), str) and type(entry.get("bytes")) is int):
+            raise Damaged(f"{path}: damaged (not a manifest)")
+    return found
+
+
+def digest(folder: Path) -> str:
+    """SHA-256 of a sealed folder's manifest, which names the digest of every file.
+
+    Raises:
+        Damaged: when it cannot be read.
+    """
+    return sha256(disk.read(folder / MANIFEST, disk.LARGEST_JSON)).hexdigest()
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write one file whole or not at all; its folder is made.
+
+    Raises:
+        Unwritable: when the disk refuses.
+    """
+    begun = f".writing-{sha256(os.fsencode(path.name)).hexdigest()[:16]}-"  # as short for every name
+    temporary = path.with_name(f"{begun}{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in path.parent.glob(f"{begun}*"):
+            if not _runs(leftover.name.removeprefix(begun)):
+                leftover.unlink(missing_ok=True)
+        write_flushed(temporary, content)
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise Unwritable(f"{path}: cannot be written ({error.strerror}); free space or choose another --out") from error
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _runs(process: str) -> bool:
+    """Whether a process of this number runs here."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def is_file(path: Path, digest: str) -> bool:
+    """Whether the file is there with this SHA-256."""
+    try:
+        return sha256(disk.read(path)).hexdigest() == digest
+    except Damaged:
+        return False
+
+
+def write_flushed(path: Path, content: bytes | Iterable[bytes]) -> dict[str, Any]:
+    """Write one file in its place and have the disk take it; returns its size and SHA-256."""
+    digest, size = sha256(), 0
+    with open(path, "wb") as file:
+        for part in [content] if isinstance(content, bytes) else content:
+            file.write(part)
+            digest.update(part)
+            size += len(part)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"sha256": digest.hexdigest(), "bytes": size}
+
+
+def flush(folder: Path) -> None:
+    """Have the disk know what is in the folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

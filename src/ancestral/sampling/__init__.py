@@ -1,0 +1,1 @@
+"""Drawing and editing with a run."""

@@ -1,0 +1,179 @@
+"""What `ancestral sample` and `ancestral tune-steps` do, once their options are known to be right."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import Progress
+
+from ancestral.data import cache, pictures
+from ancestral.data.pixels import to_bytes
+from ancestral.diffusion.samplers.sample import Film, beginning, latents
+from ancestral.diffusion.samplers.sample import film as keep_frames
+from ancestral.errors import UserError
+from ancestral.runs import build, checkpoint
+from ancestral.runs.conditions import Conditions, class_number, in_turn
+from ancestral.runs.open import device_of, open_model, state_type
+from ancestral.runtime import disk, verified_folder
+from ancestral.runtime.console import screen, together, write_text
+from ancestral.runtime.result_files import held
+from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
+from ancestral.sampling.sampler import TUNED, Drawing, How, tuned
+
+GRID, FILM = "grid.png", ("film.png", "film.gif")
+FRAMES = 12  # of a film
+FILMED = 8  # images in a film
+FINE = 60  # network calls of the walk that few steps are tuned to
+
+
+def sample(
+    folder: Path,
+    how: How,
+    *,
+    num_images: int,
+    out: Path | None,
+    label: str | None,
+    film: bool,
+    embeddings: Path | None,
+    device: str,
+) -> None:
+    """Draw images into a folder: numbered PNGs, a contact sheet and, if asked, the film of the first ones."""
+    drawing = Drawing(folder, how, device)
+    out = out or folder / "samples"
+    cond = conditions(drawing.saved, label, embeddings, num_images)
+    told = sha256(cond["embedding"].numpy().tobytes()).hexdigest() if "embedding" in cond else None
+    with together(device_of(drawing.model), PATIENCE) as processes, held(out, "sample", processes) as place:
+        if processes.first:
+            place.adopt(_drawn_by_earlier_versions(out))
+        processes.wait()
+        place.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ())])
+        job = Job(out / ".job", {**drawing.settings, "label": label, "embeddings": told}, processes)
+        work, started = pieces(num_images, how.batch_size), time.monotonic()
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            task = bar.add_task(f"{drawing.steps} steps", total=-(-num_images // processes.size) * drawing.steps)
+
+            def draw(numbers: range) -> dict[str, bytes]:
+                keep = _film_times(sorted(set(drawing.visits), reverse=True)) if film and numbers.start == 0 else ()
+                frames = keep_frames(drawing.walk(numbers, cond, partial(bar.advance, task)), keep)
+                images = zip(numbers, to_bytes(frames.final), strict=True)
+                drawn = {_png(number): pictures.png(image) for number, image in images}
+                if keep:
+                    seen = [drawing.model.schedule.shown(x_t) for x_t in frames.x_t]
+                    drawn |= _film(frames._replace(x_t=seen))
+                return drawn
+
+            def whole(kept: dict[str, bytes]) -> bool:
+                filmed = not film or _png(0) not in kept or set(FILM) <= kept.keys()
+                return filmed and "digests.json" not in kept  # of a version that kept the images elsewhere
+
+            job.run(work, draw, whole)
+        if processes.first:
+            drawn = {path.name: path for path in job.files(work)}
+            first = np.stack([pictures.read_png(drawn[_png(number)]) for number in range(min(num_images, 256))])
+            for path in place.replace({**drawn, GRID: pictures.sheet(first)}.items(), covers=(GRID, *FILM)):
+                screen.print(f"kept, as it was changed since it was drawn: {path}")
+        new = bar.tasks[task].completed / drawing.steps * processes.size
+        speed = f"{new / (time.monotonic() - started):.1f} images/s" if new else "all drawn before"
+        screen.print(f"{num_images} images, {drawing.calls} network calls each, {speed}: {out / GRID}")
+        if how.steps is None and drawing.steps < drawing.every:
+            screen.print(f"the whole chain, of {drawing.every:,} steps: --steps all")
+
+
+def _drawn_by_earlier_versions(out: Path) -> dict[str, str]:
+    """The files of `out` that a version before 2026-11-28 has drawn, which remembered them piece by piece."""
+    known: dict[str, str] = {}
+    for piece in sorted((out / ".job").glob("*-*")):
+        with suppress(verified_folder.Damaged, ValueError, KeyError, TypeError):
+            digests = json.loads(verified_folder.read(piece, ["digests.json"])["digests.json"])
+            known |= {str(Path(name).name): str(digest) for name, digest in digests.items()}
+    sheets = [out / name for name in (GRID, *FILM) if known and (out / name).is_file()]
+    return known | {path.name: sha256(path.read_bytes()).hexdigest() for path in sheets}
+
+
+def tune_steps(
+    folder: Path,
+    *,
+    steps: int,
+    num_images: int,
+    embeddings: Path | None,
+    average_width: float | None,
+    seed: int,
+    device: str,
+) -> None:
+    """Find the best times for so few steps, and keep them with the run."""
+    saved, model = open_model(folder, device, average_width)
+    kind = build.chain(saved.config)
+    fine = build.sampling_grid(saved.config, kind.fine, min(FINE, len(build.training_grid(saved.config)) - 1))
+    cond = conditions(saved, None, embeddings, num_images)
+    on = {name: value.to(device_of(model)) for name, value in cond.items()}
+    predictor = build.predictor(model, saved.calibration, **on)
+    noise = latents(saved.facts.shape, seed, range(num_images)).to(device_of(model), state_type(model))
+    try:
+        times = [fine[place] for place in kind.best(predictor, beginning(model.schedule, noise), fine, steps)]
+    except ValueError as error:
+        raise UserError(f"--steps: {error}") from None
+    try:
+        known = tuned(folder)
+    except disk.Damaged as error:
+        screen.print(f"warning: {error}; begun anew")
+        known = {}
+    kept = {"times": times, "model": checkpoint.digest(saved), "average_width": average_width}
+    write_text(folder / TUNED, json.dumps({**known, str(steps): kept}) + "\n")
+    screen.print(f"{', '.join(map(str, times))}; now: ancestral sample {folder} --steps {steps} --grid tuned")
+
+
+def _png(number: int) -> str:
+    return f"{number:06d}.png"
+
+
+def conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Path | None, count: int) -> Conditions:
+    """What the model is told of so many images: one class or all in turn, the vectors of a file in turn.
+
+    Raises:
+        UserError: when the model is told nothing of the kind, or of another kind.
+    """
+    cond: Conditions = {}
+    if label is not None and not saved.config.model.labels:
+        raise UserError("--label: this model was trained without labels; train with --set model.labels=true")
+    if saved.config.model.labels and label is not None:
+        cond["labels"] = torch.full((count,), class_number(saved.facts, label))
+    elif saved.config.model.labels:
+        cond["labels"] = in_turn(saved.facts, range(count))
+    if saved.config.model.embedding:
+        length = saved.facts.embedding
+        if embeddings is None:
+            raise UserError(
+                f"--embeddings: this model is told a vector of {length} numbers; give a .npy file (N, {length})"
+            )
+        vectors = cache.vectors(embeddings)
+        if vectors.shape[1] != length:
+            raise UserError(f"{embeddings}: vectors of {vectors.shape[1]} numbers, the model's have {length}")
+        cond["embedding"] = torch.from_numpy(vectors[np.arange(count) % len(vectors)])
+    elif embeddings is not None:
+        raise UserError("--embeddings: this model was trained without; train with --set model.embedding=true")
+    return cond
+
+
+def _film_times(times: Sequence[int]) -> set[int]:
+    """About a dozen times, closer together towards the end, where the picture is made."""
+    share = 1 - (1 - np.linspace(0, 1, FRAMES)) ** 1.5
+    return {times[round(float(place) * (len(times) - 2))] for place in share}
+
+
+def _film(frames: Film) -> dict[str, bytes]:
+    """Rows of pairs: x_t above the x0 predicted from it, one image a pair of rows, time to the right; and as a film."""
+    rows = []
+    for image in range(min(FILMED, len(frames.final))):
+        final = frames.final[image]
+        rows += [*(x[image] for x in frames.x_t), final, *(x[image] for x in frames.x0), final]
+    sheet = pictures.sheet(to_bytes(torch.stack(rows)), columns=len(frames.t) + 1)
+    stills = [pictures.contact_sheet(to_bytes(x[:16])) for x in (*frames.x_t, frames.final)]
+    return dict(zip(FILM, (sheet, pictures.animation(stills)), strict=True))

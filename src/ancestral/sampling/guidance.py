@@ -1,0 +1,123 @@
+"""How a run's model is guided, from the options of a command: every way to draw asks here for its predictor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ancestral.diffusion.denoisers.calibrated import Calibrated
+from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor
+from ancestral.diffusion.denoisers.guidance import EVERYWHERE, Guided, Raw, beside, conditional
+from ancestral.errors import UserError
+from ancestral.runs import build, checkpoint
+from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.conditions import Conditions, wanted
+from ancestral.runs.config import Config
+from ancestral.runs.open import device_of
+from ancestral.runs.process_kinds import need_gaussian
+from ancestral.runtime import verified_folder
+
+
+class Guide:
+    """A weaker model, from a run or from a kept average of one (RUN/averages/IMAGES).
+
+    Args:
+        path: of the run or the average.
+        precision: of its network, by name.
+        strong: the checkpoint that it guides.
+        model: that checkpoint's model.
+
+    Raises:
+        UserError: when it cannot be opened, or is of other images, another forward process or other classes.
+    """
+
+    def __init__(self, path: Path, precision: str, strong: Checkpoint, model: Denoiser) -> None:
+        kept = path.parent.name == "averages"
+        run = path.parent.parent if kept else path
+        saved, _ = checkpoint.open_run(run)
+        need_gaussian(saved.config, f"--guide {path}")
+        if kept:
+            saved = replace(saved, folder=path, weights=checkpoint.snapshot(path, saved.config))
+        self.config: Config = saved.config
+        self.model = build.lowered(build.trained(saved, run, device_of(model)), precision)
+        self.digest = verified_folder.digest(saved.folder)
+        if saved.facts.shape != strong.facts.shape:
+            raise UserError(f"--guide {path}: its images are {saved.facts.shape}, the model's {strong.facts.shape}")
+        if not torch.equal(self.model.schedule.log_alpha_bar, model.schedule.log_alpha_bar):
+            raise UserError(f"--guide {path}: was trained with another diffusion.schedule or diffusion.T")
+        own, other = saved.config.model, strong.config.model
+        if own.labels and not (other.labels and saved.facts.class_names == strong.facts.class_names):
+            raise UserError(f"--guide {path}: its classes are not those of the model that it would guide")
+        if own.embedding and not (other.embedding and saved.facts.embedding == strong.facts.embedding):
+            raise UserError(f"--guide {path}: its embeddings are not those of the model that it would guide")
+
+
+class Guiding:
+    """A model and what guides it, if anything does.
+
+    Args:
+        options: guidance, guidance_rescale, guidance_interval, guide and precision, as the command takes them.
+        saved: the checkpoint.
+        model: its model.
+
+    Raises:
+        UserError: when the model cannot be guided so.
+    """
+
+    def __init__(self, options: Mapping[str, Any], saved: Checkpoint, model: Denoiser) -> None:
+        self.scale: float | None = options["guidance"]
+        self.rescale: float = options["guidance_rescale"] or 0.0
+        self.interval: tuple[float, float] = options["guidance_interval"] or EVERYWHERE
+        self.saved, self.model = saved, model
+        if self.scale is not None:
+            need_gaussian(saved.config, "--guidance")
+        told, path = saved.config.model, options["guide"]
+        if self.scale is None:
+            idle = [name for name in ("guidance_rescale", "guidance_interval", "guide") if options[name] is not None]
+            if idle:
+                raise UserError(f"--{idle[0].replace('_', '-')}: says how to guide; add --guidance SCALE")
+        elif path is None and not (told.labels or told.embedding):
+            raise UserError(
+                "--guidance: this model was trained without labels; train with --set model.labels=true "
+                "--set model.condition_dropout=0.1, or name a weaker model with --guide"
+            )
+        elif path is None and not told.condition_dropout:
+            raise UserError(
+                "--guidance: this model has always been told its conditions, so it has no unconditional half; train "
+                "with --set model.condition_dropout=0.1, or name a weaker model with --guide"
+            )
+        self.guide = None if path is None else Guide(Path(path), options["precision"], saved, model)
+
+    @property
+    def calls(self) -> int:
+        """Of a network, for one prediction."""
+        return 1 if self.scale is None else 2
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the images depend on, as JSON."""
+        return {
+            "guidance": self.scale,
+            "guidance_rescale": self.rescale,
+            "guidance_interval": None if self.interval == EVERYWHERE else list(self.interval),
+            "guide": None if self.guide is None else self.guide.digest,
+        }
+
+    def predictor(self, cond: Conditions) -> Predictor:
+        """The model under these conditions, guided as asked and, where it was measured, its own error known.
+
+        That error is the conditional prediction's.
+        """
+        table = self.saved.calibration
+        if self.scale is None:
+            return build.predictor(self.model, table, **cond)
+        if self.guide is None:
+            pair = conditional(self.model, **cond)
+        else:
+            pair = beside(Raw(self.model, **cond), Raw(self.guide.model, **wanted(cond, self.guide.config)))
+        guided = Guided(pair, self.model, self.scale, self.rescale, self.interval, self.model.clip)
+        return guided if table is None else Calibrated(guided, table)

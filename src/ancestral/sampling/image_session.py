@@ -1,0 +1,200 @@
+"""Given images before a run's model: read and checked, walked in batches, written as a sheet and one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor
+
+from ancestral.data import decode, pictures
+from ancestral.data.pixels import to_bytes, to_unit
+from ancestral.diffusion.denoisers.denoiser import Predictor
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.loop import Step
+from ancestral.diffusion.samplers.sample import finish, latents
+from ancestral.errors import UserError
+from ancestral.runs.conditions import Conditions, class_number
+from ancestral.runs.open import device_of, open_gaussian, state_type
+from ancestral.runtime.console import screen
+from ancestral.runtime.result_files import held
+from ancestral.sampling.sampler import Drawing, How, Opener
+
+Work = Callable[[Tensor, list[int], Predictor], Iterator[Step]]
+VARIANTS = 1 << 20  # stream numbers set apart for each image
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images to edit, and how they are read and shown.
+
+    Args:
+        paths: of the images.
+        fit: cut the middle square and scale it, instead of refusing another size.
+        label: the class to draw, for a model with labels.
+        out: where the sheet goes; the edited images go into a folder beside it, named like it.
+        num_images: variants of each.
+        device: by name.
+    """
+
+    paths: Sequence[Path]
+    fit: bool
+    label: str | None
+    out: Path
+    num_images: int
+    device: str
+
+
+class Bench:
+    """A run's model, and what it needs to walk given images.
+
+    Args:
+        folder: the run.
+        how: the options of drawing.
+        label: the class of the images, for a model with labels.
+        device: by name.
+        opener: of the run.
+
+    Raises:
+        UserError: when the run cannot be used.
+    """
+
+    def __init__(self, folder: Path, how: How, label: str | None, device: str, opener: Opener = open_gaussian) -> None:
+        self.how, self.drawing = how, Drawing(folder, how, device, opener)
+        self.saved, self.model = self.drawing.saved, self.drawing.model
+        self.schedule, self.shape = self.model.schedule, self.saved.facts.shape
+        self.label = self._label(label)
+
+    def _label(self, label: str | None) -> int | None:
+        if self.saved.config.model.embedding:
+            raise UserError("ancestral edit: this model is told vectors, which cannot be given here yet")
+        names = self.saved.facts.trained
+        if not self.saved.config.model.labels:
+            if label is not None:
+                raise UserError("--label: this model was trained without labels; leave it out")
+            return None
+        if label not in self.saved.facts.class_names:
+            raise UserError(f"--label: this model draws classes; name the one of the images: {', '.join(names)}")
+        return class_number(self.saved.facts, label)
+
+    def known(self, mask: np.ndarray, name: str) -> Tensor:
+        """Where the image is known, bool (1, H, W): black in the mask, bytes (H, W, 1); white is to be drawn.
+
+        Raises:
+            UserError: when it is all of one kind.
+        """
+        drawn = mask[..., 0] >= 128
+        if not drawn.any():
+            raise UserError(f"{name}: nothing is white in this mask, so there is nothing to draw; white is drawn anew")
+        if drawn.all():
+            raise UserError(f"{name}: all of this mask is white, so nothing is kept; use ancestral sample instead")
+        return torch.from_numpy(~drawn)[None].to(device_of(self.model))
+
+    def place(self, x: Tensor) -> Tensor:
+        """In the type and on the device of the loop's states."""
+        return x.to(device_of(self.model), state_type(self.model))
+
+    def latents(self, numbers: Sequence[int]) -> Tensor:
+        """x_T of these numbers."""
+        return self.place(latents(self.shape, self.how.seed, numbers))
+
+    def streams(self, purpose: str, numbers: Sequence[int]) -> Streams:
+        """Noise for these numbers."""
+        return Streams(self.how.seed, purpose, numbers)
+
+    def predictor(self, count: int) -> Predictor:
+        """The model for a batch of so many images, told their label."""
+        told: Conditions = {}
+        if self.label is not None:
+            told["labels"] = torch.full((count,), self.label, device=device_of(self.model))
+        return self.drawing.guiding.predictor(told)
+
+
+class Desk(Bench):
+    """A bench with image files before it.
+
+    Raises:
+        UserError: when the run or an image cannot be used.
+    """
+
+    def __init__(self, folder: Path, how: How, sources: Sources) -> None:
+        if sources.out.suffix.lower() != ".png":
+            raise UserError(f"--out: the sheet is a PNG file, and {sources.out} does not end with .png")
+        self.sources = sources
+        super().__init__(folder, how, sources.label, sources.device)
+        self.folder = sources.out.with_suffix("")
+
+    def read(self, path: Path, channels: int, height: int, width: int) -> np.ndarray:
+        """The image as bytes (H, W, C), of this size."""
+        data = self.saved.config.data
+        pixels = decode.decode(path, channels, None, data.background, data.max_pixels)
+        if pixels.shape[:2] == (height, width):
+            return pixels
+        if not self.sources.fit or height != width:
+            mend = "; give --fit to cut its middle square and scale it" if height == width else "; scale it first"
+            raise UserError(
+                f"{path}: {pixels.shape[0]}x{pixels.shape[1]} pixels, here they must be {height}x{width}{mend}"
+            )
+        return decode.decode(path, channels, height, data.background, data.max_pixels)
+
+    def read_all(self, shape: Sequence[int] | None = None) -> Tensor:
+        """The images on [-1, 1], (N, C, H, W), of the model's shape or another."""
+        channels, height, width = shape or self.shape
+        return self.place(to_unit(np.stack([self.read(path, channels, height, width) for path in self.sources.paths])))
+
+    def read_mask(self, path: Path) -> Tensor:
+        """As `known`, of a file."""
+        return self.known(self.read(path, 1, *self.shape[1:]), str(path))
+
+    def draw(self, jobs: int, calls: int, work: Work) -> Tensor:
+        """The results (jobs, variants, C, H, W) of a walk for each of `jobs` rows and each variant, batch by batch.
+
+        Args:
+            jobs: rows.
+            calls: of the network, in a walk.
+            work: takes rows (B,), the numbers of their random streams and a predictor.
+        """
+        variants = self.sources.num_images
+        pairs = [(row, variant) for row in range(jobs) for variant in range(variants)]
+        drawn = []
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            task = bar.add_task(f"{calls} steps", total=len(pairs) * calls)
+            for first in range(0, len(pairs), self.how.batch_size):
+                part = pairs[first : first + self.how.batch_size]
+                rows = torch.tensor([row for row, _ in part], device=device_of(self.model))
+
+                def watched(steps: Iterator[Step], count: int = len(part)) -> Iterator[Step]:
+                    for step in steps:
+                        bar.advance(task, count)
+                        yield step
+
+                numbers = [row * VARIANTS + variant for row, variant in part]
+                drawn.append(finish(watched(work(rows, numbers, self.predictor(len(part))))).cpu())
+        return torch.cat(drawn).reshape(jobs, variants, *self.shape)
+
+    def write(self, before: Sequence[Tensor], results: Tensor, after: Sequence[Tensor] = ()) -> None:
+        """The sheet, a row for each image, and the images.
+
+        Args:
+            before: columns of the sheet, (N, C, H, W).
+            results: (N, variants, C, H, W).
+            after: more columns.
+        """
+        out = self.sources.out
+        columns = [*(one.cpu()[:, None] for one in before), results.cpu(), *(one.cpu()[:, None] for one in after)]
+        sheet = torch.cat(columns, 1)
+        images = {
+            f"{self.folder.name}/{row:03d}-{variant:03d}.png": pictures.png(image)
+            for row, variants in enumerate(results)
+            for variant, image in enumerate(to_bytes(variants))
+        }
+        cover = {out.name: pictures.sheet(to_bytes(sheet.flatten(0, 1)), columns=sheet.shape[1])}
+        with held(out.parent, "edit", beside=self.folder) as place:
+            place.need_free(images)
+            for path in place.replace({**images, **cover}.items(), covers=cover):
+                screen.print(f"kept, as it was changed since it was drawn: {path}")
+        screen.print(f"{len(images)} images: {out}, and each in {self.folder}")

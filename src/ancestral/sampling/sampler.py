@@ -1,0 +1,168 @@
+"""Images drawn from a run: everything that they depend on, in one place for every command that draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser
+from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.samplers.grids import explicit
+from ancestral.diffusion.samplers.loop import Step
+from ancestral.diffusion.samplers.sample import beginning, latents, trajectory
+from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS
+from ancestral.diffusion.samplers.transitions import begin
+from ancestral.errors import UserError
+from ancestral.runs import build, checkpoint
+from ancestral.runs.conditions import Conditions
+from ancestral.runs.open import device_of, open_model, state_type
+from ancestral.runs.process_kinds import need_gaussian
+from ancestral.runtime import disk
+from ancestral.runtime.registry import choose
+from ancestral.sampling.guidance import Guiding
+
+TUNED = "tuned.json"
+Opener = Callable[[Path, str, float | None], tuple[checkpoint.Checkpoint, Denoiser]]  # as `open_model`
+
+
+@dataclass(frozen=True)
+class How:
+    """The options of drawing, as the command takes them."""
+
+    steps: int | str | None  # "all": every time that was trained at
+    grid: str
+    solver: str | None
+    eta: float | None
+    variance: str | None
+    average_width: float | None
+    precision: str
+    seed: int
+    batch_size: int
+    guidance: float | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: tuple[float, float] | None = None
+    guide: str | None = None
+    clip: str | None = None
+
+
+class Drawing:
+    """A run's model, told how to draw.
+
+    Args:
+        folder: the run.
+        how: the options.
+        device: by name.
+        opener: of the run; `open_gaussian` refuses another chain before the options are looked at.
+
+    Raises:
+        UserError: when the run cannot be opened, or an option has no meaning for it.
+    """
+
+    def __init__(self, folder: Path, how: How, device: str, opener: Opener = open_model) -> None:
+        self.saved, self.model = opener(folder, device, how.average_width)
+        precision = build.precision(how.precision, device_of(self.model))
+        self.model = build.lowered(self.model, how.precision)
+        if how.clip is not None:
+            need_gaussian(self.saved.config, "--clip")
+            self.model.clip = choose(CLIPS, how.clip, "--clip")
+        self.guiding = Guiding(asdict(how), self.saved, self.model)
+        solver = how.solver
+        kind = build.chain(self.saved.config)
+        self.every = len(build.training_grid(self.saved.config)) - 1
+        steps = _steps(how, self.every)
+        if how.eta is how.variance is solver is kind.reverse is None and steps is not None:
+            solver = FEW_STEPS  # the ODE wins below a hundred steps, the full chain above
+        self.move = build.method(self.saved, solver, how.variance, how.eta)
+        tuned = how.grid == "tuned"
+        self.times = (
+            tuned_times(folder, self.saved, how.average_width, self.model.schedule, steps)
+            if tuned
+            else build.sampling_grid(self.saved.config, how.grid, steps)
+        )
+        self.seed = how.seed
+        self.visits = begin(self.move, self.model.schedule, self.times)[1]
+        self.steps = len(self.visits) - 1
+        self.calls = self.steps * self.guiding.calls  # of a network, an image
+        self.solver, self.precision, self._how = solver, precision, how
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that the images depend on, as JSON."""
+        config = self.saved.config
+        chosen = {name: value for name, value in asdict(self._how).items() if name not in ("steps", "grid")}
+        own = build.chain(config).reverse is None
+        return {
+            **chosen,
+            **self.guiding.settings,
+            "model": checkpoint.digest(self.saved),
+            "times": self.times,
+            "solver": self.solver,
+            "variance": self._how.variance or config.diffusion.variance if own else None,
+            "precision": str(self.precision).removeprefix("torch."),  # what auto stands for here
+        }
+
+    def walk(self, numbers: range, cond: Conditions, told: Callable[[int], object]) -> Iterator[Step]:
+        """The walk of these numbers of all images, whose conditions are given; told their count at every step."""
+        device = device_of(self.model)
+        chosen = {name: value[numbers.start : numbers.stop].to(device) for name, value in cond.items()}
+        predictor = self.guiding.predictor(chosen)
+        noise = latents(self.saved.facts.shape, self.seed, numbers).to(device, state_type(self.model))
+        start, draw = beginning(self.model.schedule, noise), build.chain(self.saved.config).draw
+        for step in trajectory(predictor, start, self.times, self.move, self.seed, numbers, draw):
+            told(len(numbers))
+            yield step
+
+
+def _steps(how: How, every: int) -> int | None:
+    """So many steps; None is every one: where that is asked for, and where a variance of the paper's chain is named."""
+    if how.steps == "all" or (how.steps is None and how.variance is not None):
+        return None
+    return min(CALLS, every) if how.steps is None else int(how.steps)
+
+
+def tuned(folder: Path) -> dict[str, Any]:
+    """{steps: {"times": [...], "model": digest of the checkpoint, "average_width": width or null}} kept with a run.
+
+    Raises:
+        Damaged: when there is something else.
+    """
+    try:
+        found = disk.document(folder / TUNED)
+    except disk.Missing:
+        return {}
+    if not isinstance(found, dict):
+        raise disk.Damaged(f"{folder / TUNED}: damaged (not an object)")
+    return found
+
+
+def tuned_times(
+    folder: Path, saved: checkpoint.Checkpoint, average_width: float | None, schedule: NoiseSchedule, steps: int | None
+) -> list[int]:
+    """The times that were found for so few steps of this very model.
+
+    Raises:
+        UserError: when there are none, or they are of another model, or damaged; says how to find them.
+    """
+    if steps is None:
+        raise UserError("--grid tuned: say for how many --steps")
+    width = "" if average_width is None else f" --average-width {average_width:g}"
+    again = f"ancestral tune-steps {folder} --steps {steps}{width}"
+    try:
+        kept = tuned(folder).get(str(steps))
+    except disk.Damaged as error:
+        raise UserError(f"{error}; find the times again: {again}") from None
+    if kept is None:
+        raise UserError(f"--grid tuned: first find the times: {again}")
+    if not isinstance(kept, dict) or "model" not in kept:
+        raise UserError(f"{folder / TUNED}: does not say which model its times are of; find them again: {again}")
+    if (kept["model"], kept.get("average_width")) != (checkpoint.digest(saved), average_width):
+        raise UserError(
+            f"{folder / TUNED}: its times are of another model (trained on since, or another average); "
+            f"find them again: {again}"
+        )
+    try:
+        return explicit(schedule, kept["times"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(f"{folder / TUNED}: damaged ({error}); find the times again: {again}") from None

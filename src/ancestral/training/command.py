@@ -1,0 +1,243 @@
+"""What `ancestral train` does, once its options are known to be right."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, Progress, TextColumn
+
+from ancestral.data import load
+from ancestral.data.inventory import listed
+from ancestral.data.source_paths import public
+from ancestral.errors import UserError
+from ancestral.runs import build, checkpoint, config
+from ancestral.runs.lock import FOLDER as OWNERS
+from ancestral.runs.lock import own
+from ancestral.runs.metrics_log import read_metrics
+from ancestral.runtime import plots, verified_folder
+from ancestral.runtime.console import screen, together, write_text
+from ancestral.runtime.distributed import Processes
+from ancestral.runtime.side_tasks import beside
+from ancestral.runtime.signals import STOPPED, until_told
+from ancestral.training import cost as estimate
+from ancestral.training import inventory, precision_probe, trackers
+from ancestral.training import run as runner
+from ancestral.training.trainer import Training
+
+PLANNED_SHARE = 0.92  # of a time budget goes to training steps; the rest to previews, saving and measuring
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a run is to be: exactly one of a wall time in seconds, images seen, or updates."""
+
+    budget: float | None
+    images: int | None
+    steps: int | None
+
+    def __post_init__(self) -> None:
+        if sum(value is not None for value in (self.budget, self.images, self.steps)) > 1:
+            raise UserError("--budget, --images and --steps each set the length of the run; give one of them")
+
+    def __str__(self) -> str:
+        given = {name: value for name, value in asdict(self).items() if value is not None}
+        return " ".join(f"--{name} {value:g}" for name, value in given.items()) or "no length given"
+
+    def plan(self, batch_size: int, speed: float) -> int:
+        """Images to see in all, a whole number of batches."""
+        if self.steps is not None:
+            return self.steps * batch_size
+        images = self.images or (self.budget or 600.0) * PLANNED_SHARE * speed
+        return max(1, round(images / batch_size)) * batch_size
+
+
+def train(
+    settings: config.Config,
+    folder: Path,
+    length: Length,
+    device: str,
+    *,
+    dry_run: bool,
+    fresh: bool,
+    track: Sequence[str] = (),
+) -> None:
+    """Train, or go on training, and say how it goes; told to stop at any time, it saves and exits with 75."""
+    trackers.check(track)
+    on = build.device(device)
+    with together(on) as processes:
+        _train(settings, folder, length, on, processes, dry_run=dry_run, fresh=fresh, track=track)
+
+
+def _train(
+    settings: config.Config,
+    folder: Path,
+    length: Length,
+    on: torch.device,
+    processes: Processes,
+    *,
+    dry_run: bool,
+    fresh: bool,
+    track: Sequence[str],
+) -> None:
+    settings = replace(settings, source=load.settled(settings.source))
+    images = load.load(settings.source, settings.data)
+    for line in images.skipped:
+        _say(f"left out: {line}")
+    known = inventory.understood(images) if processes.first else {}
+    for line in inventory.paragraph(images, known) if known else []:
+        _say(line)
+    run = runner.Run(folder, settings, images, on, str(length), processes, _warn)
+    if run.facts.untrained and settings.model.labels:
+        _warn(f"no training image of the class {listed(run.facts.untrained)}: it is not learned and cannot be drawn")
+    if dry_run:
+        _describe(settings, run, length)
+        return
+    run.owner = own(folder, _warn) if processes.first else None
+    try:
+        if fresh and processes.first:
+            _set_aside(folder)
+        processes.wait()
+        _go_on(run, length, track, known)
+    finally:
+        if run.owner is not None:
+            run.owner.release()
+
+
+def _set_aside(folder: Path) -> None:
+    """Move all of a run but its ownership into a folder beside it; its checkpoints last, so that it can be resumed."""
+    there = sorted(
+        (path for path in folder.iterdir() if path.name != OWNERS), key=lambda one: one.name == "checkpoints"
+    )
+    if there:
+        aside = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
+        aside.mkdir()
+        for path in there:
+            path.rename(aside / path.name)
+        _say(f"the run that was there is now {aside}")
+
+
+def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[str, Any]) -> None:
+    """Train what there is left to train of a run that is owned."""
+    folder, images, settings, processes = run.folder, run.data, run.config, run.training.processes
+    for problem in run.resume():
+        _warn(f"{problem}; the checkpoint before it is used")
+    if run.complete:
+        _say(f"{folder} is complete ({run.total:,} images seen); --fresh trains it anew")
+        return
+    if not run.total:
+        if (faster := choose_precision(run.training)) is not None:
+            _say(faster)
+        # Only a length in time needs to know how fast this machine is.
+        speed = estimate.measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
+        run.total = length.plan(settings.train.batch_size, speed)
+        if processes.first:
+            write_text(folder / "config.json", json.dumps(run.document, indent=1) + "\n")
+            write_text(folder / "data.json", json.dumps(known, indent=1) + "\n")
+    height, width, channels = images.train.shape
+    with until_told() as told:
+        _say(
+            f"{len(images.train):,} images of {height}x{width}x{channels} to train on, {len(images.test):,} held out; "
+            f"{_parameters(run):,} parameters on {run.training.device}; "
+            f"{run.training.images:,} of {run.total:,} images seen"
+        )
+        if processes.first:
+            with beside("trackers", _warn):
+                known = {**trackers.flat(run.document), "config.source": public(settings.source)}
+                run.tracker = trackers.open_trackers(track, folder, known, _warn)
+        _watch(run, told)
+    if run.tracker is not None:
+        with beside("trackers", _warn):
+            run.tracker.close()
+    if not run.complete:
+        _say(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
+        sys.exit(STOPPED)
+    if not processes.first:
+        return
+    with beside("loss.png", _warn):
+        log = [entry for entry in read_metrics(folder / "metrics.jsonl", _warn) if entry["loss"] is not None]
+        plot = plots.loss_plot([entry["images"] for entry in log], [entry["loss"] for entry in log])
+        verified_folder.write_file(folder / "loss.png", plot)
+    _say(f"trained in {run.seconds / 60:.1f} min; now: ancestral sample {folder}")
+
+
+def choose_precision(
+    training: Training, layers: Callable[..., precision_probe.Timed] = precision_probe.layers_of
+) -> str | None:
+    """What `auto` stands for in a run that begins on a CPU with bfloat16, by a short measurement; a line that says so.
+
+    The first process measures, for all. Nothing is measured, and None said, where the setting or the device decides.
+    """
+    settings, processes = training.config, training.processes
+    if settings.train.precision != "auto" or training.device.type != "cpu" or training.precision == torch.float32:
+        return None
+    alone = (
+        precision_probe.speed_of_bfloat16(layers(settings, training.facts, training.device)) if processes.first else 0.0
+    )
+    ratio = processes.from_first(alone)
+    training.compute_in(torch.bfloat16 if ratio > 1 else torch.float32)
+    chosen = str(training.precision).removeprefix("torch.")
+    return f"train.precision = auto is {chosen} in this run: bfloat16 has {ratio:.2f} times float32's speed here"
+
+
+def _watch(run: runner.Run, told: Any) -> None:
+    """Run the training with a bar on a terminal, and with a line each half minute elsewhere."""
+    columns = TextColumn("{task.percentage:3.0f}%"), BarColumn(), TextColumn("{task.description}")
+    bar = Progress(*columns, console=screen, disable=not screen.is_terminal)
+    last_line = -1e9
+    with bar:
+        task = bar.add_task("starting", total=run.total, completed=run.training.images)
+        for progress in run.train(told):
+            bits = "" if progress.held_out_bits is None else f", held out {progress.held_out_bits:.2f} bits/dim"
+            left = f"{int(progress.seconds_left) // 60}:{int(progress.seconds_left) % 60:02d} left"
+            text = f"loss {progress.loss:.4f}{bits}, {progress.images_per_second:.0f} images/s, {left}"
+            with suppress(OSError):
+                bar.update(task, completed=progress.images, description=text)
+            if not screen.is_terminal and time.monotonic() - last_line > 30:
+                _say(f"{progress.images:,} of {progress.total:,} images: {text}")
+                last_line = time.monotonic()
+
+
+def _parameters(run: runner.Run) -> int:
+    return sum(parameter.numel() for parameter in run.training.network.parameters())
+
+
+def _say(line: str) -> None:
+    """Print, if there is a screen: a training does not end because nobody reads what it says."""
+    with suppress(OSError):
+        screen.print(line)
+
+
+def _warn(line: str) -> None:
+    _say(f"warning: {line}")
+
+
+def _describe(settings: config.Config, run: runner.Run, length: Length) -> None:
+    if (faster := choose_precision(run.training)) is not None:
+        screen.print(faster)
+    cost = estimate.measure(run.training, run.data.train)
+    speed, batch = cost.images_per_second, settings.train.batch_size
+    total = length.plan(settings.train.batch_size, speed)
+    for key in config.known_keys():
+        group, name = key.split(".")
+        screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
+    screen.print("")
+    for line in (
+        f"{cost.parameters:,} parameters; an update of {batch} images: {cost.flops / 1e9:,.1f} GFLOP in "
+        f"{batch / speed:.3f} s ({speed:.0f} images/s here, {cost.flops / batch * speed / 1e9:,.1f} GFLOP/s)",
+        f"memory: {cost.state_bytes / 1e6:,.0f} MB of weights, gradients, moments and averages, "
+        f"{cost.activation_bytes / 1e6:,.0f} MB of activations, "
+        f"{len(run.data.train) * prod(run.facts.shape) / 1e6:,.0f} MB of images",
+        f"disk: {cost.state_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept",
+        f"{length}: {total:,} images = {total // batch:,} updates = {total / len(run.data.train):.1f} epochs of "
+        f"{len(run.data.train):,} images, in about {total / speed / 60:.1f} min of training steps",
+    ):
+        screen.print(line)

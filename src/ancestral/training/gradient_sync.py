@@ -1,0 +1,173 @@
+"""How the gradients of all parts of a batch and of all processes become one.
+
+all-reduce  every process adds up its parts, then all add up their sums in one call; a part may be begun again
+ddp         torch's DistributedDataParallel: the adding overlaps with the backward pass of the last part
+fsdp        torch's fully_shard (FSDP2): weights, gradients, moments and averages are divided among the processes
+exact       the shards of `train.exact_shards` are added in one binary tree: the same bits on 1, 2, 4, ... processes
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ancestral.errors import UserError
+from ancestral.runs.config import TrainOptions
+from ancestral.runtime.distributed import Processes, tree_sum
+
+
+class Engine:
+    """All-reduce after the backward passes; the others differ in what is said here."""
+
+    shards = 1  # into which each process divides its share of the batch, to add their gradients by itself
+    scale = 1  # by which the loss is multiplied, since some engines average over processes instead of adding
+    repeats = True  # whether one process may begin a part again without the others knowing
+
+    def __init__(self, network: nn.Module, processes: Processes) -> None:
+        self.network, self.processes = network, processes
+
+    @property
+    def module(self) -> Any:
+        """What the forward pass calls."""
+        return self.network
+
+    def begin(self) -> None:
+        """Before the first part, also when the share is begun again."""
+        self.network.zero_grad()
+
+    def part(self, last: bool) -> AbstractContextManager[object]:
+        """Around the forward and backward pass of one part of the share."""
+        return nullcontext()
+
+    def end_shard(self) -> None:
+        """After the parts of one shard."""
+
+    def finish(self) -> None:
+        """After all parts: every process then has the gradient of the whole batch."""
+        if self.processes.size > 1:
+            gradient = self._gradient()
+            distributed.all_reduce(gradient)
+            self._set_gradient(gradient)
+
+    def _gradient(self) -> Tensor:
+        """Every gradient in one vector."""
+        return torch.cat([one.grad.flatten() for one in self.network.parameters() if one.grad is not None])
+
+    def _set_gradient(self, gradient: Tensor) -> None:
+        learned = list(self.network.parameters())
+        for parameter, part in zip(learned, gradient.split([one.numel() for one in learned]), strict=True):
+            # Laid out as the weight: the fused optimiser goes through memory and looks at no strides.
+            parameter.grad = torch.empty_like(parameter).copy_(part.reshape(parameter.shape))
+
+
+class Exact(Engine):
+    """Shards in a tree whose shape no number of processes changes."""
+
+    def __init__(self, network: nn.Module, processes: Processes, shards: int) -> None:
+        super().__init__(network, processes)
+        self.shards = shards // processes.size
+        self._sums: list[Tensor] = []
+
+    def begin(self) -> None:
+        """Forget the shards of a share that is begun again."""
+        super().begin()
+        self._sums.clear()
+
+    def end_shard(self) -> None:
+        """Put this shard's gradient aside."""
+        self._sums.append(self._gradient())
+        self.network.zero_grad()
+
+    def finish(self) -> None:
+        """The lower part of the tree here, the upper part over the processes."""
+        mine, self._sums = tree_sum(self._sums), []
+        self._set_gradient(tree_sum(self.processes.all_of(mine)))
+
+
+class Averaging(Engine):
+    """Engines of torch's own: they average while the last part is still going backward."""
+
+    repeats = False
+
+    def __init__(self, network: nn.Module, processes: Processes) -> None:
+        super().__init__(network, processes)
+        self.scale = processes.size
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+class Ddp(Averaging):
+    """torch's wrapper."""
+
+    def __init__(self, network: nn.Module, processes: Processes) -> None:
+        super().__init__(network, processes)
+        self._wrapped = DistributedDataParallel(network)
+
+    @property
+    def module(self) -> Any:
+        """The wrapper."""
+        return self._wrapped
+
+    def part(self, last: bool) -> AbstractContextManager[object]:
+        """Only the last part is followed by the adding."""
+        return nullcontext() if last else self._wrapped.no_sync()
+
+
+class Fsdp(Averaging):
+    """Every layer's weights divided among the processes, gathered when it is their turn."""
+
+    def __init__(self, network: nn.Module, processes: Processes) -> None:
+        super().__init__(network, processes)
+        from torch.distributed.fsdp import fully_shard  # 0.6 s, which only this engine needs
+
+        for layers in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
+            for layer in layers:
+                fully_shard(layer)
+        self._root: Any = fully_shard(network)
+
+    def part(self, last: bool) -> AbstractContextManager[object]:
+        """Only the last part is followed by the adding."""
+        self._root.set_requires_gradient_sync(last)
+        return nullcontext()
+
+
+ENGINES: dict[str, type[Engine]] = {"all-reduce": Engine, "ddp": Ddp, "fsdp": Fsdp}
+
+
+def engine(network: nn.Module, processes: Processes, options: TrainOptions) -> Engine:
+    """The engine of these options; a single process has nothing to divide or to wrap.
+
+    Raises:
+        UserError: for weights that are divided among processes, but not laid out as torch divides them.
+    """
+    if options.parallel == "fsdp" and options.channels_last and processes.size > 1:
+        raise UserError("train.channels_last: fsdp divides contiguous weights only; use false, or train.parallel=ddp")
+    if options.exact_shards:
+        return Exact(network, processes, options.exact_shards)
+    return (ENGINES[options.parallel] if processes.size > 1 else Engine)(network, processes)
+
+
+def whole(value: Tensor) -> Tensor:
+    """A tensor that may be divided among processes, all of it in each; all processes must ask."""
+    return value.full_tensor() if _is_divided(value) else value  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def like(value: Tensor, reference: Tensor) -> Tensor:
+    """A whole tensor, divided and laid out in memory as `reference` is, if it is of its shape."""
+    if value.shape != reference.shape:
+        return value
+    if _is_divided(reference):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(value, reference.device_mesh, reference.placements)  # pyright: ignore[reportAttributeAccessIssue]
+    return torch.empty_like(reference, dtype=value.dtype, device=value.device).copy_(value)
+
+
+def _is_divided(value: Tensor) -> bool:
+    """Whether it is a DTensor, without the import of its class."""
+    return hasattr(value, "placements")

@@ -1,0 +1,67 @@
+"""From images at rest to images presented: which one is the n-th, as what tensor, flipped or not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ancestral.data.dataset import ImageSet
+from ancestral.data.pixels import to_unit
+from ancestral.diffusion.processes.streams import Streams, permutation
+from ancestral.runs.conditions import Conditions, all_of
+
+
+@lru_cache(maxsize=2)
+def _order(size: int, seed: int, epoch: int) -> np.ndarray:
+    return permutation(size, seed, "order", epoch)
+
+
+class Presented(NamedTuple):
+    """Images that meet the network: x0 float32 (B, C, H, W), what is known of them, rows of the set, noise like x0."""
+
+    x0: Tensor
+    cond: Conditions
+    rows: list[int]
+    eps: Tensor
+
+
+def presented(images: ImageSet, seed: int, numbers: Sequence[int], flip: bool) -> Presented:
+    """The images of these numbers, a function of (seed, number) alone."""
+    rows = [int(_order(len(images), seed, number // len(images))[number % len(images)]) for number in numbers]
+    x0 = to_unit(images.images[rows])
+    if flip:
+        turned = Streams(seed, "flip", numbers).uniform() < 0.5
+        x0 = torch.where(turned[:, None, None, None], x0.flip(3), x0)
+    cond = {name: value[rows] for name, value in all_of(images).items()}
+    return Presented(x0, cond, rows, Streams(seed, "noise", numbers).normal(x0.shape[1:]).float())
+
+
+class Feed:
+    """`presented`, some batches ahead in threads of its own; the order is that of the numbers, with any number of them.
+
+    Args:
+        workers: threads, each with one batch in hand; 0 prepares each batch when it is asked for.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool = ThreadPoolExecutor(workers) if workers else None
+        self._ahead: dict[int, Future[Presented]] = {}
+
+    def __call__(self, images: ImageSet, seed: int, numbers: range, flip: bool, stride: int) -> Presented:
+        """The images of these numbers; the next ones asked for will be `stride` further."""
+        if self._pool is None:
+            return presented(images, seed, numbers, flip)
+        ahead = {numbers.start + k * stride: k * stride for k in range(self.workers + 1)}
+        self._ahead = {
+            start: self._ahead.get(start)
+            or self._pool.submit(presented, images, seed, range(start, numbers.stop + shift), flip)
+            for start, shift in ahead.items()
+        }
+        return self._ahead.pop(numbers.start).result()

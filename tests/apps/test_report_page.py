@@ -1,0 +1,102 @@
+"""The report of the exact shapes in a real browser; and the copy in examples/, which must be what is made today."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ancestral.apps.report import LANGUAGES, main
+from ancestral.apps.report.exact_subject import exact
+from browser import chromium, open_page
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "report.html"
+SECTIONS = ("models", "forward", "reverse", "bound", "spread", "onestep", "connections", "quality")
+VALUES = re.compile(r'<data class="number"(?: data-name="([^"]*)")? value="([^"]*)" title="([^"]*)"')
+
+
+@pytest.fixture(scope="session")
+def reports(tmp_path_factory):
+    """In both languages: as the command without a run makes them, measured once."""
+    folder, subject = tmp_path_factory.mktemp("reports"), exact(num_images=256, seed=0)
+    parts = main.measured(subject)
+    made = {language: folder / f"{language}.html" for language in LANGUAGES}
+    for language, path in made.items():
+        path.write_text(main.written(subject, parts, language, 1.0), "utf-8")
+    return made
+
+
+def values(path):
+    """Every number but those of the clock: (name, how to get it again, value)."""
+    found = VALUES.findall(path.read_text("utf-8"))
+    return [(name, again, float(value)) for name, value, again in found if name not in ("per_second", "slow")]
+
+
+def test_the_example_is_what_the_command_makes(reports):
+    there, made = values(EXAMPLE), values(reports["en"])
+    assert len(made) > 300
+    assert [one[:2] for one in there] == [one[:2] for one in made]
+    # Rounding differs from machine to machine, and numbers that are nothing but rounding with it.
+    for (name, _, kept), (_, _, now) in zip(there, made, strict=True):
+        assert kept == pytest.approx(now, rel=1e-4, abs=1e-8, nan_ok=True), name
+
+
+def test_languages_have_the_same_numbers(reports):
+    assert values(reports["en"]) == values(reports["zh-TW"])
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    ("language", "width", "scheme"),
+    [("en", 1280, "light"), ("en", 360, "dark"), ("zh-TW", 360, "light"), ("zh-TW", 1280, "dark")],
+)
+def test_everything_is_there_and_fits(reports, browser, language, width, scheme):
+    with open_page(browser, reports[language].as_uri(), width, 800, color_scheme=scheme) as opened:
+        page = opened.page
+        assert [one.get_attribute("id") for one in page.query_selector_all("main > section")] == list(SECTIONS)
+        assert opened.overflow() <= 0
+        sizes = page.evaluate(
+            """() => Promise.all([...document.querySelectorAll("figure image, figure img")].map(one => {
+                const image = new Image(); image.src = one.href?.baseVal || one.src;
+                return image.decode().then(() => image.naturalWidth, () => 0);
+            }))"""
+        )
+        assert len(sizes) > 10
+        assert all(sizes)
+        boxes = "selector => [...document.querySelectorAll(selector)].map(one => one.getBoundingClientRect().height)"
+        for selector, least in (("figure > .scroll > svg", 20), (".equation > math", 10)):
+            heights = page.evaluate(boxes, selector)
+            assert len(heights) > 15
+            assert min(heights) > least, selector
+        said = page.evaluate("[...document.querySelectorAll('figure svg[role=img]')].map(one => one.ariaLabel)")
+        assert all(len(one) > 5 for one in said)
+        lightness = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]")
+        assert (lightness > 128) == (scheme == "light")
+
+
+def test_the_contents_lead_to_the_sections_by_keyboard(reports, browser):
+    with open_page(browser, reports["en"].as_uri()) as opened:
+        page = opened.page
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "skip"
+        page.locator("nav a", has_text="reverse").first.focus()
+        page.keyboard.press("Enter")
+        page.wait_for_selector("#reverse:target")
+        again = page.locator("#reverse details.again")
+        again.locator("summary").focus()
+        page.keyboard.press("Enter")
+        assert again.locator("code").first.is_visible()
+
+
+def test_it_prints(reports, browser):
+    with open_page(browser, reports["en"].as_uri()) as opened:
+        page = opened.page
+        printed = page.pdf(format="A4", print_background=False)
+        assert printed.startswith(b"%PDF-")
+        assert 10 < len(re.findall(rb"/Type\s*/Page\b", printed)) < 60
+        page.emulate_media(media="print")
+        assert page.locator("details.again dl").first.is_visible()

@@ -1,0 +1,201 @@
+"""Section 8 of the report: made-up measurements for every rule, and numbers that can be known otherwise."""
+
+import re
+import shlex
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ancestral.apps.report import LANGUAGES, html, quality, quality_advice, quality_samples, quality_training
+from ancestral.apps.report.exact_subject import exact
+from ancestral.apps.report.part import Number
+from ancestral.apps.report.quality_advice import Case
+from ancestral.apps.report.subject import of_run
+from ancestral.evaluation import features
+from ancestral.runs import config
+
+LINEAR = config.resolve("mnist", "cifar10", {"diffusion.variance": "beta", "train.flip": False})
+
+# For each rule: numbers (value, error) for which it holds, and one change after which it does not.
+BOTH_SIDES = {
+    "memorises": ({"copied": (20, 2), "copied_usual": (1.2, None)}, {"copied_usual": (6, None)}),
+    "overfits": ({"gap": (0.2, 0.02), "bound_train": (2, 0.1)}, {"gap": (0.2, 0.1)}),
+    "spikes": ({"spike": (30, None), "left_out": (0, None)}, {"spike": (4, None)}),
+    "unfinished": ({"fell": (5, 0.5)}, {"fell": (2, 0.5)}),
+    "few-images": ({"train_images": (500, None)}, {"train_images": (5000, None)}),
+    "prior": ({"L_T": (0.02, 0.001), "bound": (3, 0.1)}, {"L_T": (2e-3, 1e-4)}),
+    "variance": ({"variance_costs": (0.2, 0.01), "bound": (3, 0.1)}, {"variance_costs": (0.2, 0.1)}),
+    "capacity": (
+        {
+            "kid": (0.2, 0.01),
+            "kid_floor": (0.001, 0.001),
+            "parameters": (7e5, None),
+            "fell": (0.5, 0.2),
+            "gap": (0, 0.1),
+        },
+        {"parameters": (7e7, None)},
+    ),
+    "late-bits": ({"late": (95, 1)}, {"late": (60, 1)}),
+    "few-steps": ({"missed": (20, 1), "missed_share": (25, None)}, {"missed_share": (5, None)}),
+    "bits": ({"bound": (3, 0.1), "lossless": (2.5, 0.1), "excess": (0.5, 0.1)}, {"excess": (0.2, 0.1)}),
+    "at-the-floor": (
+        {"kid": (0.001, 0.001), "kid_floor": (0.0005, 0.001), "recall": (0.88, 0.02), "recall_floor": (0.9, 0.01)},
+        {"recall": (0.5, 0.02)},
+    ),
+}
+RULES = {rule.name: rule for rule in quality_advice.RULES}
+
+
+def case(numbers, settings=LINEAR):
+    made = {name: Number(value, "", "made up", error) for name, (value, error) in numbers.items()}
+    return Case("runs/a b", settings, 1000, made)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_each_rule_from_both_sides(name):
+    numbers, change = BOTH_SIDES[name]
+    assert [rule.name for rule in quality_advice.advise(case(numbers))] == [name]
+    assert name not in [rule.name for rule in quality_advice.advise(case({**numbers, **change}))]
+    for quoted in RULES[name].quotes:
+        without = {one: value for one, value in numbers.items() if one != quoted}
+        assert not quality_advice.applies(RULES[name], case(without))
+
+
+def test_rules_that_need_a_training_say_nothing_without_one():
+    for name, (numbers, _) in BOTH_SIDES.items():
+        held = quality_advice.advise(replace(case(numbers), seen=None))
+        assert not held or name in ("variance", "few-steps", "at-the-floor")
+
+
+def test_weightier_rules_come_first_and_a_small_network_is_no_answer_to_an_unfinished_run():
+    numbers = BOTH_SIDES["capacity"][0] | BOTH_SIDES["unfinished"][0] | BOTH_SIDES["memorises"][0]
+    assert [rule.name for rule in quality_advice.advise(case(numbers))] == ["memorises", "unfinished"]
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("name", RULES)
+def test_advice_quotes_its_numbers_and_names_a_command(name, language):
+    one = case(BOTH_SIDES[name][0])
+    text = quality.said(
+        RULES[name], one, html.words(language), lambda quoted: f"<{quoted}>", lambda typed: f"`{typed}`"
+    )
+    assert set(re.findall(r"<(\w+)>", text)) == set(RULES[name].quotes)
+    assert f"`{RULES[name].do(one)}`" in text
+    assert RULES[name].do(one).startswith("ancestral ")
+    assert set(html.words(language)["advice"]) == set(RULES)
+
+
+@pytest.mark.parametrize("preset", ["images", "tiny", "cifar10", "likelihood"])
+@pytest.mark.parametrize("name", RULES)
+def test_the_command_trains_with_the_same_settings_but_for_the_change(name, preset):
+    settings = config.resolve("some data", preset, {"train.seed": 3, "train.spike": None})
+    words = shlex.split(RULES[name].do(case(BOTH_SIDES[name][0], settings)))
+    if words[1] != "train":
+        assert "runs/a b" in words
+        return
+    assignments = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
+    made = config.resolve(words[2], "images", config.parse_assignments(assignments))
+    before, after = (quality_advice.flat(quality_advice.asdict(one)) for one in (settings, made))
+    changed = {key: after[key] for key in before if before[key] != after[key]}
+    allowed = {
+        "memorises": {"model.dropout"},
+        "overfits": {"model.dropout"},
+        "spikes": {"train.learning_rate"},
+        "unfinished": set(),
+        "few-images": {"train.flip"},
+        "prior": {"diffusion.schedule", "diffusion.target"},
+        "capacity": {"model.width"},
+        "late-bits": {"diffusion.schedule"},
+        "bits": {"model.fourier"},
+    }
+    assert set(changed) <= allowed[name]
+
+
+def records(losses, spike=1.0):
+    return [
+        {"images": 10 * k, "loss": loss, "largest_grad_norm": spike if k == 50 else 1.0, "loss_over_lowest": 1.0}
+        | {"updates_left_out": int(k == 3), "loss_by_tenth_of_t": [loss] * 10}
+        for k, loss in enumerate(losses)
+    ]
+
+
+def test_the_fall_at_the_end_of_a_training():
+    noise = np.random.default_rng(0).normal(0, 0.01, 100)
+    flat = quality_training.course(records(1 + noise))
+    assert flat is not None
+    assert abs(flat.fell) < 4 * flat.fell_error < 0.05
+    # exp(-k / 100): a fifth of a hundred records on, the loss is exp(-0.2) of what it was.
+    falling = quality_training.course(records(np.exp(-np.arange(100) / 100), spike=30.0))
+    assert falling is not None
+    assert falling.fell == pytest.approx(1 - np.exp(-0.2))
+    assert falling.spike == 30
+    assert falling.left_out == 1
+    assert quality_training.course(records([1.0] * 5)) is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "ending"),
+    [
+        (np.exp(-np.arange(100) / 100), "falling"),
+        (np.exp(np.arange(100) / 100), "rising"),
+        (1 + 0.01 * np.resize([1, -1], 100), "settled"),
+        (1 + 0.3 * np.resize([1, -1], 100), "unsure"),
+    ],
+)
+def test_how_a_training_ended(losses, ending):
+    made = quality_training.course(records(losses))
+    assert made is not None
+    assert made.ending == ending
+
+
+def test_copies_are_found_and_smooth_images_are_none():
+    chance = np.random.default_rng(0)
+    known = chance.integers(0, 256, (400, 8, 8, 1), dtype=np.uint8)
+    own = chance.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
+    held_out = quality_samples.near(chance.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8), known)
+    smooth = np.full_like(own, 128)
+    for images, share, off in ((own, 0.01, 0.03), (smooth, 0.0, 0.01)):
+        found = quality_samples.Neighbours(quality_samples.near(images, known), held_out, None)
+        assert found.copied.value == pytest.approx(share, abs=off)
+    own[:60] = known[:60]
+    found = quality_samples.Neighbours(quality_samples.near(own, known), held_out, None)
+    assert found.copied.value == pytest.approx(0.3, abs=0.03)
+    assert found.samples.row[:60].tolist() == list(range(60))
+
+
+def test_the_gap_is_that_among_images_equally_hard():
+    chance = torch.Generator().manual_seed(0)
+    easy, hard = (torch.rand(400, generator=chance).double() + above for above in (0, 1))
+    wobble = [0.05 * torch.randn(400, generator=chance).double() for _ in range(2)]
+    above, error = quality.gap((0.3 + 2 * hard + wobble[0], hard), (2 * easy + wobble[1], easy))
+    assert above == pytest.approx(0.3, abs=5 * error + 0.02)
+    # The sides' own errors, and that of the slope over covariates that are 1 apart and vary by 1/12 on each side.
+    assert error == pytest.approx(0.05 * (2 / 400 + 12 / 800) ** 0.5, rel=0.1)
+
+
+def test_nothing_trained_has_no_gap_and_little_advice(tmp_path):
+    subject = exact(num_images=64, seed=0)
+    part = quality.part(subject)
+    gap = part.numbers["gap"]
+    assert abs(gap.value) < 5 * gap.error
+    assert not {rule.name for rule in part.facts["advice"]} - {"few-steps", "at-the-floor"}
+    drawn = quality_samples.draw(subject)
+    assert len(drawn.images) == 64
+    again = features.measure(drawn.images.images, subject.images.train, features.network("pixels"), tmp_path)
+    shown = {row[0]: row[1] for row in part.tables["metrics"]}
+    for name in ("fd", "kid", "coverage"):
+        assert shown[name].value == pytest.approx(again[f"{name}-pixels"].value, rel=1e-6, abs=1e-9)
+
+
+def test_metrics_of_this_checkpoint_are_not_measured_again(trained_run, command, tmp_path):
+    options = ("--network", "pixels", "--num-images", 40, "--steps", 5, "--cache", tmp_path, "--device", "cpu")
+    made = command("metrics", trained_run, *options)
+    assert made.exit_code == 0, made.output
+    subject = of_run(trained_run, None, 8, 0, "cpu", None)
+    kept = quality_samples.metrics(subject, None)
+    assert kept is not None
+    assert (kept.kept, kept.network, kept.images, kept.steps) == (True, "pixels", 40, 5)
+    assert {"fd", "kid", "copies"} <= set(kept.by_name)
+    assert set(kept.by_name["kid"]) == set(quality_samples.SIDES)

@@ -1,0 +1,312 @@
+"""Data beyond memory: mapped arrays, the cache of decoded images, tar shards, data sets, batches prepared ahead."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ancestral.data import cache
+from ancestral.data.dataset import Item, Rows
+from ancestral.data.load import DataOptions, load
+from ancestral.errors import UserError
+from ancestral.training import prefetch
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
+
+
+def encoded(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png")
+    return file.getvalue()
+
+
+def same(a, b):
+    return all(
+        (one.images[:] == other.images[:]).all() and one.names == other.names and list(one.labels) == list(other.labels)
+        for one, other in ((a.train, b.train), (a.test, b.test))
+    )
+
+
+def folder(root):
+    for n, pixels in enumerate(PIXELS):
+        (root / f"class{n % 2}").mkdir(parents=True, exist_ok=True)
+        (root / f"class{n % 2}" / f"{n:02d}.png").write_bytes(encoded(pixels))
+    return root
+
+
+# Mapped arrays ------------------------------------------------------------------------------------------------------
+
+
+def test_an_array_file_is_mapped_not_read(tmp_path):
+    np.save(tmp_path / "x.npy", PIXELS)
+    np.save(tmp_path / "x.labels.npy", np.arange(40) % 5)
+    splits = load(str(tmp_path / "x.npy"), DataOptions())
+    for part in (splits.train, splits.test, splits.train.take(range(3)), splits.train.spread(4)):
+        assert isinstance(part.images, Rows)
+        assert isinstance(part.images.source, np.memmap)
+    whole = {one.tobytes(): label for one, label in zip(PIXELS, np.arange(40) % 5, strict=True)}
+    for part in (splits.train, splits.test):
+        assert [whole[one.tobytes()] for one in part.images[:]] == part.labels.tolist()
+    np.savez(tmp_path / "x.npz", train_images=splits.train.images[:], test_images=PIXELS[:2])
+    plain = load(str(tmp_path / "x.npz"), DataOptions()).train
+    rows = [3, 1, 3]
+    assert (prefetch.presented(splits.train, 0, rows, True).x0 == prefetch.presented(plain, 0, rows, True).x0).all()
+
+
+def test_reading_a_sparse_giant_costs_what_is_looked_at(tmp_path):
+    """39 GB of images on a disk that has a few blocks of them."""
+    header = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.uint8, (200_000, 256, 256, 3))
+    header[7] = 255
+    del header
+    part = cache.array(tmp_path / "x.npy")
+    assert part.images[[7]].min() == 255
+    assert len(part.spread(16)) == 16
+
+
+@pytest.mark.parametrize(
+    ("write", "problem"),
+    [
+        (lambda path: np.save(path, PIXELS.astype(np.float32)), "must be uint8"),
+        (lambda path: np.save(path, PIXELS[0, 0]), "C 1, 3 or 4"),
+        (lambda path: np.save(path, np.array([{}], dtype=object)), "without"),
+        (lambda path: path.write_bytes(b"nothing"), "without"),
+    ],
+)
+def test_array_errors(tmp_path, write, problem):
+    write(tmp_path / "x.npy")
+    with pytest.raises(UserError, match=problem):
+        load(str(tmp_path / "x.npy"), DataOptions())
+
+
+def test_array_labels_must_fit(tmp_path):
+    np.save(tmp_path / "x.npy", PIXELS)
+    for labels in (np.arange(39), -np.arange(40), np.arange(40.0), np.full(40, 10**6)):
+        np.save(tmp_path / "x.labels.npy", labels)
+        with pytest.raises(UserError, match=r"x\.labels\.npy"):
+            load(str(tmp_path / "x.npy"), DataOptions())
+    np.save(tmp_path / "x.labels.npy", np.zeros(40, np.uint8))
+    with pytest.raises(UserError, match="leave data"):
+        load(str(tmp_path / "x.npy"), DataOptions(size=8))
+
+
+# The cache ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_cached_folder_is_decoded_once_and_anew_when_it_changes(tmp_path, monkeypatch):
+    root = folder(tmp_path / "images")
+    options = DataOptions(cache=str(tmp_path / "cache"), bad_images="skip")
+    (root / "class0" / "bad.png").write_bytes(b"not an image")
+    plain = load(str(root), DataOptions(bad_images="skip"))
+    first = load(str(root), options)
+    assert isinstance(first.train.images, Rows)
+    monkeypatch.setattr("ancestral.data.image_folder.decode", lambda *args: pytest.fail("decoded again"))
+    again = load(str(root), options)
+    assert same(first, again)
+    assert same(first, plain)
+    assert first.skipped == again.skipped == plain.skipped != ()
+    monkeypatch.undo()
+    (root / "class1" / "01.png").write_bytes(encoded(255 - PIXELS[1]))
+    assert load(str(root), options).train.digest() != first.train.digest()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "index", "remove"])
+def test_a_damaged_cache_is_made_again(tmp_path, damage):
+    root, options = folder(tmp_path / "images"), DataOptions(cache=str(tmp_path / "cache"))
+    first = load(str(root), options)
+    digest = first.train.digest()
+    (kept,) = (tmp_path / "cache").iterdir()
+    if damage == "truncate":
+        (kept / "images.bin").write_bytes((kept / "images.bin").read_bytes()[:-1])
+    elif damage == "index":
+        (kept / "index.json").write_text("{}")
+    else:
+        (kept / "images.bin").unlink()
+    assert load(str(root), options).train.digest() == digest
+
+
+def test_the_cache_is_written_image_by_image(tmp_path):
+    held = []
+
+    def read(skipped):
+        for n in range(1000):
+            item = Item(np.full((64, 64, 3), n % 256, np.uint8), n % 3, str(n))
+            held.append(item.pixels)
+            assert len(held) <= 1000
+            yield item
+            held.pop()
+
+    made = cache.gather(read, None, "here", str(tmp_path), "key", [])
+    assert not held
+    assert made.class_names == ("0", "1", "2")
+    assert made.images[[999]][0, 0, 0, 0] == 999 % 256
+
+
+# Tar shards ---------------------------------------------------------------------------------------------------------
+
+
+def shard(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members:
+            info = name if isinstance(name, tarfile.TarInfo) else tarfile.TarInfo(name)
+            info.size = len(content) if info.isreg() else 0
+            archive.addfile(info, io.BytesIO(content) if info.isreg() else None)
+
+
+def samples(first, last):
+    for n in range(first, last):
+        yield f"a/{n:04d}.png", encoded(PIXELS[n])
+        yield f"a/{n:04d}.cls", str(n % 3).encode()
+
+
+def test_shards_are_read_in_order_with_labels(tmp_path):
+    shard(tmp_path / "x-000.tar", samples(0, 20))
+    shard(
+        tmp_path / "x-001.tar",
+        [*samples(20, 39), ("a/0039.png", encoded(PIXELS[39])), ("a/0039.json", b'{"label": 0}')],
+    )
+    by_range = load(f"{tmp_path}/x-{{000..001}}.tar", DataOptions())
+    by_folder = load(str(tmp_path), DataOptions(cache=str(tmp_path / "cache")))
+    assert same(by_range, by_folder)
+    assert by_range.train.class_names == ("0", "1", "2")
+    number = {f"x-{n // 20:03d}.tar/a/{n:04d}": n for n in range(40)}
+    for part in (by_range.train, by_range.test):
+        rows = [number[name] for name in part.names]
+        assert rows == sorted(rows)
+        assert (part.images[:] == PIXELS[rows]).all()
+        assert part.labels.tolist() == [row % 3 for row in rows]
+
+
+def special(kind, name="a.png", target="/etc/passwd"):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return [(info, b"")]
+
+
+PICTURE = encoded(PIXELS[0])
+HOSTILE = {
+    "a pickle": [("0.png", PICTURE), ("0.pkl", b"cos\nsystem\n")],
+    "a tensor": [("0.png", PICTURE), ("0.pth", b"x")],
+    "python": [("0.pyd", b"x")],
+    "an array": [("0.npy", b"x")],
+    "no suffix": [("0", PICTURE)],
+    "two suffixes": [("0.png.pkl", PICTURE)],
+    "a pipe": special(tarfile.FIFOTYPE),
+    "a symbolic link": special(tarfile.SYMTYPE),
+    "a hard link": special(tarfile.LNKTYPE),
+    "a device": special(tarfile.CHRTYPE),
+    "a block device": special(tarfile.BLKTYPE),
+    "above": [("../0.png", PICTURE)],
+    "far above": [("a/../../0.png", PICTURE)],
+    "absolute": [("/0.png", PICTURE)],
+    "twice": [("0.png", PICTURE), ("0.png", PICTURE)],
+    "apart": [("0.png", PICTURE), ("1.png", PICTURE), ("0.cls", b"1")],
+    "no image": [("0.cls", b"1")],
+    "two images": [("0.png", PICTURE), ("0.jpg", PICTURE)],
+    "label text": [("0.png", PICTURE), ("0.cls", b"cat")],
+    "label below zero": [("0.png", PICTURE), ("0.cls", b"-1")],
+    "label huge": [("0.png", PICTURE), ("0.cls", b"1" + b"0" * 30)],
+    "label endless": [("0.png", PICTURE), ("0.cls", b"1" * 5000)],
+    "label float": [("0.png", PICTURE), ("0.json", b'{"label": 1.5}')],
+    "json list": [("0.png", PICTURE), ("0.json", b"[" * 50_000)],
+    "json broken": [("0.png", PICTURE), ("0.json", b"{")],
+    "text too long": [("0.png", PICTURE), ("0.txt", b"x" * 100_001)],
+    "broken image": [("0.png", PICTURE[:40]), ("1.png", PICTURE)],
+    "other size": [("0.png", PICTURE), ("1.png", encoded(PIXELS[0][:2]))],
+    "one image": [("0.png", PICTURE)],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_shards_are_refused_by_name(tmp_path, name):
+    shard(tmp_path / "in" / "x.tar", HOSTILE[name])
+    with pytest.raises(UserError, match=r"x\.tar|in"):
+        load(str(tmp_path / "in" / "x.tar"), DataOptions())
+    assert [path.name for path in tmp_path.rglob("*")] == ["in", "x.tar"]  # nothing came out
+
+
+@pytest.mark.parametrize("source", ["pipe:cat x.tar", "http://127.0.0.1/x.tar", "x-{0..1}.tar", "x-{0..999999}.tar"])
+def test_only_local_files_are_shards(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"no such file|more than"):
+        load(source, DataOptions())
+
+
+def test_cut_and_random_shards(tmp_path):
+    shard(tmp_path / "x.tar", samples(0, 6))
+    whole = (tmp_path / "x.tar").read_bytes()
+    for length in [*range(0, 12_000, 700), 513, 1025]:
+        (tmp_path / "x.tar").write_bytes(whole[:length])
+        try:
+            load(str(tmp_path / "x.tar"), DataOptions())
+        except UserError:
+            continue
+    for seed in range(20):
+        (tmp_path / "x.tar").write_bytes(np.random.default_rng(seed).bytes(4096))
+        with pytest.raises(UserError):
+            load(str(tmp_path / "x.tar"), DataOptions())
+
+
+# Hugging Face datasets ----------------------------------------------------------------------------------------------
+
+
+def test_parquet_and_imagefolder(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["class0", "class1"])})
+    rows = {
+        "picture": [{"bytes": encoded(pixels), "path": None} for pixels in PIXELS],
+        "kind": [n % 2 for n in range(len(PIXELS))],
+    }
+    made = datasets.Dataset.from_dict(rows, features=features)
+    made.to_parquet(str(tmp_path / "x.parquet"))
+    parquet = load(f"hf:{tmp_path}/x.parquet", DataOptions(cache=str(tmp_path / "cache")))
+    files = load(f"hf:{folder(tmp_path / 'images')}", DataOptions())
+    assert parquet.train.class_names == files.train.class_names == ("class0", "class1")
+    whole = {pixels.tobytes(): n % 2 for n, pixels in enumerate(PIXELS)}
+    for splits in (parquet, files):
+        found = [
+            (one.tobytes(), label)
+            for part in (splits.train, splits.test)
+            for one, label in zip(part.images[:], part.labels, strict=True)
+        ]
+        assert dict(found) == whole
+        assert len(found) == len(PIXELS)
+
+
+def test_data_set_errors(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(str(tmp_path / "x.parquet"))
+    with pytest.raises(UserError, match="no column of images; it has text"):
+        load(f"hf:{tmp_path}/x.parquet", DataOptions())
+    with pytest.raises(UserError, match="cannot be opened"):
+        load(f"hf:{tmp_path}/absent.parquet", DataOptions())
+    with pytest.raises(UserError, match="cannot be opened"):
+        load("hf:nobody/nothing", DataOptions())
+
+
+# Batches prepared ahead ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_workers_change_nothing(tmp_path, workers):
+    images = load(str(folder(tmp_path / "images")), DataOptions()).train
+    plain, ahead = prefetch.Feed(0), prefetch.Feed(workers)
+    for start in [*range(0, 400, 8), 48]:  # and back, as after an interruption
+        numbers = range(start, start + 8)
+        one, two = (each(images, 3, numbers, True, 8) for each in (plain, ahead))
+        assert one.rows == two.rows
+        assert (one.x0 == two.x0).all()
+        assert (one.eps == two.eps).all()
+        assert (one.cond["labels"] == two.cond["labels"]).all()
+        assert len(ahead._ahead) <= workers + 1
+
+
+def test_json_index_is_plain(tmp_path):
+    load(str(folder(tmp_path / "images")), DataOptions(cache=str(tmp_path / "cache")))
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert json.loads((kept / "index.json").read_text())["shape"] == [4, 4, 3]

@@ -1,0 +1,159 @@
+"""Anomaly scores: AUROC against brute force, exact denoisers whose anomalies are known, and the command."""
+
+import csv
+import math
+
+import pytest
+import torch
+
+from ancestral.data.load import load
+from ancestral.diffusion.denoisers.analytic import gaussian
+from ancestral.diffusion.objectives.anomaly import SCORES, Known, Trace, auroc, p_values, restoration_error, trace
+from ancestral.diffusion.objectives.elbo import bound, error_per_image, repeated
+from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes.normal import Normal
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers import grids
+from ancestral.diffusion.samplers.transitions import Ancestral, optimal
+from ancestral.evaluation import per_image
+from ancestral.runs.open import open_model
+from ancestral.runtime.distributed import Processes
+
+F64 = torch.float64
+
+
+def scores(count, seed, shift=0.0, levels=7):
+    """Whole numbers, so that many are equal."""
+    draw = torch.randn(count, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    return ((draw + shift) * levels / 4).round()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.7, -2.0])
+def test_auroc_and_its_error_are_those_of_all_pairs(shift):
+    known, foreign = scores(31, 0), scores(23, 1, shift)
+    wins = (foreign[:, None] > known).double() + 0.5 * (foreign[:, None] == known)
+    assert (foreign[:, None] == known).any()
+    found = auroc(known, foreign)
+    assert found.value == pytest.approx(float(wins.mean()), abs=1e-15)
+    delong = wins.mean(1).var() / 23 + wins.mean(0).var() / 31
+    assert found.error == pytest.approx(float(delong.sqrt()), abs=1e-15)
+
+
+def test_auroc_of_normal_scores_is_known_and_its_error_is_honest():
+    """P(N(1, 1) > N(0, 1)) = Phi(1 / sqrt 2); over many sets the spread is what DeLong's error says."""
+    truth = 0.5 * (1 + math.erf(0.5))
+    draw = torch.randn(400, 2, 60, generator=torch.Generator().manual_seed(0), dtype=F64)
+    found = [auroc(known, foreign + 1) for known, foreign in draw]
+    values = torch.tensor([one.value for one in found])
+    assert float(values.mean()) == pytest.approx(truth, abs=4 * float(values.std()) / 20)
+    assert float(values.std()) == pytest.approx(sum(one.error for one in found) / 400, rel=0.15)
+
+
+def test_auroc_needs_two_on_each_side():
+    with pytest.raises(ValueError, match="at least 2"):
+        auroc(torch.ones(1), torch.ones(5))
+
+
+def test_p_values_by_counting():
+    others = torch.tensor([0.0, 1.0, 1.0, 3.0])
+    assert p_values(torch.tensor([-1.0, 1.0, 2.0, 4.0]), others).tolist() == [1.0, 0.8, 0.4, 0.2]
+
+
+def test_p_values_of_the_same_kind_are_rarely_small():
+    draw = torch.randn(300, 40, generator=torch.Generator().manual_seed(0), dtype=F64)
+    p = torch.stack([p_values(one[:1], one[1:]) for one in draw]).flatten()
+    for level in (0.1, 0.5):
+        assert float((p <= level).double().mean()) == pytest.approx(level, abs=4 * (level * (1 - level) / 300) ** 0.5)
+
+
+DIMENSIONS = 48
+ORACLE = gaussian(schedule.cosine(100), torch.zeros(DIMENSIONS, dtype=F64), 0.01)
+GRID = grids.quadratic(ORACLE.schedule, 12)
+
+
+def traced(scale, seed, count=300):
+    """What the exact denoiser of N(0, 0.1^2) makes of N(0, scale^2)."""
+    noise = Streams(seed, "trace", range(count))
+    x0 = scale * torch.randn(count, DIMENSIONS, generator=torch.Generator().manual_seed(seed), dtype=F64)
+    return Known(trace(ORACLE, x0, GRID, Ancestral(optimal), noise), torch.zeros(count, dtype=F64))
+
+
+def test_likelihood_prefers_what_is_too_simple_and_two_sided_scores_do_not():
+    """Nalisnick et al. 2019a, section 5: less spread than the model's own data is more likely under it."""
+    norm, known, simple, wild = traced(0.1, 0), traced(0.1, 1), traced(0.05, 2), traced(0.2, 3)
+    found = {
+        name: [auroc(score(known, norm), score(other, norm)).value for other in (simple, wild)]
+        for name, score in SCORES.items()
+    }
+    assert found["bits"][0] < 0.05
+    assert found["bits"][1] > 0.95
+    for name in ("typicality", "profile"):
+        assert min(found[name]) > 0.9, name
+    for name in SCORES:
+        assert abs(auroc(SCORES[name](norm, norm), SCORES[name](known, norm)).value - 0.5) < 0.15, name
+
+
+def test_complexity_is_a_difference_of_code_lengths():
+    one = traced(0.1, 0, 4)
+    dearer = Known(one.trace, torch.full((4,), 2.0, dtype=F64))
+    assert torch.equal(SCORES["complexity"](dearer, one), one.trace.bits - 2)
+
+
+def test_restoration_by_an_exact_denoiser_of_one_point_is_its_distance():
+    """Whatever is noised, the walk ends at the only image that the model knows."""
+    point = gaussian(ORACLE.schedule, torch.full((3,), 0.5, dtype=F64), 0.0)
+    x0 = torch.tensor([[0.5, 0.5, 0.5], [-0.5, 0.0, 0.5]], dtype=F64)
+    found = restoration_error(point, x0, GRID[4:], Streams(0, "a", range(2)))
+    assert torch.allclose(found, torch.tensor([0.0, (1 + 0.25) / 3], dtype=F64), atol=1e-12)
+
+
+def test_a_trace_looks_at_every_image_at_the_same_times():
+    found = traced(0.1, 0, 5).trace
+    assert torch.equal(found.noisy, found.noisy[:1].expand(5, -1))
+    assert found.noisy.sum(1).tolist() == [sum(float(ORACLE.schedule.snr(t)) < 1 for t in GRID[:-1])] * 5
+    alone = trace(ORACLE, torch.zeros(1, DIMENSIONS, dtype=F64), GRID, Ancestral(optimal), Streams(0, "b", [7]))
+    assert isinstance(alone, Trace)
+    assert alone.errors.isfinite().all()
+
+
+def test_repeated_measurements_agree_with_their_mean_and_their_error_is_honest():
+    x0 = 0.1 * torch.randn(400, DIMENSIONS, generator=torch.Generator().manual_seed(0), dtype=F64)
+    noise, grid = Streams(0, "repeats", range(400)), grids.full(ORACLE.schedule)
+    draws = [bound(ORACLE, x0, grid, Ancestral(optimal), noise, Normal.log_prob, terms=8) for _ in range(4)]
+    joined = repeated(draws)
+    assert torch.allclose(joined.bits_per_dim, torch.stack([one.bits_per_dim for one in draws]).mean(0), atol=1e-9)
+    whole = [bound(ORACLE, x0, grid, Ancestral(optimal), noise, Normal.log_prob) for _ in range(4)]
+    truth = repeated(whole)
+    miss = (joined.bits_per_dim - truth.bits_per_dim).square()
+    claimed = error_per_image(joined, 4).square() + error_per_image(truth, 4).square()
+    assert float(miss.mean()) == pytest.approx(float(claimed.mean()), rel=0.2)
+
+
+def test_every_image_has_its_line(trained_run, tmp_path, command):
+    out = tmp_path / "scored"
+    arguments = ("--per-image", "--num-images", 9, "--terms", 3, "--device", "cpu", "--out", out)
+    result = command("evaluate", trained_run, *arguments)
+    assert result.exit_code == 0, result.output
+    with open(out / "per_image.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len({line["image"] for line in lines}) == 9
+    for line in lines:
+        parts = [float(line[name]) for name in ("L_T", "L_1:T-1", "L_0")]
+        assert sum(parts) == pytest.approx(float(line["bits_per_dim"]))
+        assert float(line["standard_error"]) > 0
+        assert all(0 < float(line[f"{name}_p"]) <= 1 for name in SCORES)
+    assert (out / "surprising.png").exists()
+    assert not (trained_run / "per_image.csv").exists()
+    refused = command("evaluate", trained_run, "--reference", "digits", "--device", "cpu")
+    assert refused.exit_code == 2
+    assert "--per-image" in refused.output
+
+
+def test_traces_of_another_grid_are_not_taken(trained_run, tmp_path, monkeypatch):
+    """As after a change of the grid in a later version."""
+    saved, model = open_model(trained_run, "cpu", None)
+    images = load("digits", saved.config.data).test.spread(3)
+    tracing = per_image.Tracing(saved, model, None, 0, 3, tmp_path)
+    for grid in ([50, 20, 0], [50, 30, 10, 0]):
+        monkeypatch.setattr(per_image, "shared_grid", lambda schedule, grid=grid: grid)
+        assert tracing(images, Processes(), lambda count: None).trace.errors.shape == (3, len(grid) - 1)

@@ -1,0 +1,176 @@
+"""Models from elsewhere pass one gate: what is absurd is refused in one line, before a run is made."""
+
+import json
+import math
+import shutil
+import time
+
+import pytest
+import safetensors.torch
+import torch
+
+from ancestral.errors import UserError
+from ancestral.runs import checkpoint
+from ancestral.runs.config import Config, DiffusionOptions, Facts, ModelOptions, to_json
+from ancestral.runs.hub import diffusers, hub, import_checks
+from ancestral.runtime import verified_folder
+from conftest import run_command
+
+ODD = (None, True, -1, 0, 10**9, 10**30, 1.5, math.nan, math.inf, "x", [], {}, [16], [[16]], [10**9], ["x"], [None] * 9)
+NETWORK = {
+    "sample_size": 8, "in_channels": 1, "out_channels": 1, "block_out_channels": [8, 16], "layers_per_block": 1,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D"], "up_block_types": ["AttnUpBlock2D", "UpBlock2D"],
+    "norm_num_groups": 4, "norm_eps": 1e-5, "attention_head_dim": 8, "dropout": 0.0, "downsample_padding": 1,
+    "flip_sin_to_cos": True, "freq_shift": 0, "num_class_embeds": None,
+}  # fmt: skip
+SCHEDULER = {
+    "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02,
+    "trained_betas": None, "prediction_type": "epsilon", "variance_type": "fixed_small", "clip_sample": True,
+    "clip_sample_range": 1.0, "thresholding": False, "rescale_betas_zero_snr": False,
+}  # fmt: skip
+FILES = {"unet/config.json": NETWORK, "scheduler/scheduler_config.json": SCHEDULER}
+TENSORS = "unet/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Theirs, of NETWORK: as an export writes them."""
+    config = Config(
+        "x",
+        ModelOptions(
+            8, (1, 2), 1, (1,), 0.0, groups=4, norm_eps=1e-5, head_width=8, cosine_first=True, frequency_shift=0
+        ),
+        DiffusionOptions(variance="fixedsmall", clock="zero-based"),
+    )
+    return config, {
+        name: torch.randn(shape) / 10 for name, shape in import_checks.shapes(config, Facts((1, 8, 8)), "x").items()
+    }
+
+
+@pytest.fixture
+def folder(weights, tmp_path):
+    """A diffusers folder that is imported."""
+    config, ours = weights
+    checkpoint.save(tmp_path / "ours", 0, to_json(config, Facts((1, 8, 8))), ours, {}, {})
+    diffusers.export_run(tmp_path / "ours", tmp_path / "theirs")
+    for file, values in FILES.items():
+        (tmp_path / "theirs" / file).write_text(json.dumps(values))
+    return tmp_path / "theirs"
+
+
+def changed(folder, file, text):
+    (folder / file).write_text(text)
+    began = time.process_time()
+    result = run_command("import", folder, "--out", folder.parent / "run")
+    assert time.process_time() - began < 5
+    return result
+
+
+@pytest.mark.parametrize(("file", "field"), [(file, field) for file, values in FILES.items() for field in values])
+def test_absurd_values_are_refused_by_field_or_really_open(folder, file, field):
+    """17 values for each of 26 fields."""
+    refused = 0
+    for value in ODD:
+        result = changed(folder, file, json.dumps({**FILES[file], field: value}))
+        run = folder.parent / "run"
+        if result.exit_code == 0:
+            opened = run_command("sample", run, "--out", run.parent / "out", "--num-images", "1", "--steps", "2")
+            assert opened.exit_code == 0, (field, value, opened.output)
+            shutil.rmtree(run)
+            continue
+        assert (result.exit_code, len(result.output.splitlines())) == (2, 1), (field, value, result.output)
+        assert (
+            field in result.output
+            or "config.json: " in result.output
+            or "shape" in result.output
+            or "tensor" in result.output
+        )
+        assert not run.exists()
+        refused += 1
+    assert refused >= len(ODD) - 3
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", "null", '{"sample_size": 1e999}', '"x"'])
+def test_what_is_no_configuration(folder, text):
+    for file in FILES:
+        result = changed(folder, file, text)
+        assert (result.exit_code, len(result.output.splitlines())) == (2, 1)
+        assert file in result.output
+        changed(folder, file, json.dumps(FILES[file]))
+        shutil.rmtree(folder.parent / "run", ignore_errors=True)
+
+
+def test_another_class_is_refused_by_name(folder):
+    result = changed(folder, "unet/config.json", json.dumps({**NETWORK, "_class_name": "UNet2DConditionModel"}))
+    assert result.exit_code == 2
+    assert "UNet2DConditionModel" in result.output
+
+
+ATTENTION = "mid_block.attentions.0.to_q.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"conv_in.weight": (3, 3, 1, 8)}, "conv_in.weight has shape"),
+        ({"conv_in.weight": None}, "no tensor conv_in.weight"),
+        ({"other": (1,)}, "unknown tensor other"),
+        ({ATTENTION.replace("to_q", "query"): (16, 16)}, "name the same tensor"),
+        ({ATTENTION: (16, 16, 1, 1)}, "to_q.weight has shape"),
+        ({"conv_in.bias": torch.full((8,), math.nan)}, "conv_in.bias holds"),
+        ({"conv_in.bias": torch.full((8,), math.inf)}, "conv_in.bias holds"),
+        ({"conv_in.bias": torch.ones(8, dtype=torch.int32)}, "conv_in.bias holds"),
+        ({"conv_in.bias": torch.full((8,), 1e300, dtype=torch.float64)}, "finite"),
+        (
+            {"conv_norm_out.bias": torch.full((8,), 1e38), "conv_out.weight": torch.full((1, 8, 3, 3), 1e3)},
+            "output holds",
+        ),
+    ],
+    ids=str,
+)
+def test_weights_fit_to_the_name_and_shape(folder, change, said):
+    tensors = safetensors.torch.load_file(folder / TENSORS)
+    for name, value in change.items():
+        tensors[name] = torch.zeros(value) if isinstance(value, tuple) else value
+    safetensors.torch.save_file({name: one for name, one in tensors.items() if one is not None}, folder / TENSORS)
+    result = run_command("import", folder, "--out", folder.parent / "run")
+    assert (result.exit_code, len(result.output.splitlines())) == (2, 1), result.output
+    assert said in result.output
+    assert not (folder.parent / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"model": {"width": 10**9}}, "width"),
+        ({"model": {"blocks": 10**9}}, "blocks"),
+        ({"model": {"multipliers": [2**16] * 16}}, "model"),
+        ({"model": {"attention": [9]}}, "attention"),
+        ({"diffusion": {"T": 10**9}}, "T"),
+        ({"diffusion": {"T": 10}}, "x0_var"),
+        ({"diffusion": {"schedule": "none"}}, "schedule"),
+        ({"model": {"groups": 3}}, "num_groups"),
+    ],
+    ids=str,
+)
+def test_published_folders_pass_it_too(weights, tmp_path, document, said):
+    config, ours = weights
+    facts = Facts((1, 8, 8))
+    saved = checkpoint.Checkpoint(
+        tmp_path, 0, config, facts, ours, {}, {}, torch.zeros(1001, len(import_checks.X0_EDGES) + 1)
+    )
+    hub.write(saved, tmp_path / "published", "card")
+    assert run_command("import", tmp_path / "published", "--out", tmp_path / "good").exit_code == 0
+    files = verified_folder.read(tmp_path / "published")
+    settings = json.loads(files["config.json"])
+    for group, values in document.items():
+        settings["config"][group] |= values
+    verified_folder.write(tmp_path / "published", {**files, "config.json": json.dumps(settings).encode()})
+    began = time.process_time()
+    result = run_command("import", tmp_path / "published", "--out", tmp_path / "run")
+    assert time.process_time() - began < 5
+    assert (result.exit_code, len(result.output.splitlines())) == (2, 1), result.output
+    assert said in result.output
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(UserError):
+        hub.from_pretrained(tmp_path / "published")

