@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, features
 
+from ancestral.data.lossless_files import LOSSLESS, Settings, container, encoded, sizes
 from ancestral.diffusion.objectives.rate_distortion import psnr
 
-Settings = dict[str, Any]  # of Pillow's save
-
-_LOSSLESS: dict[str, Settings] = {
-    "png": {"optimize": True},
-    "webp": {"lossless": True, "quality": 100, "method": 6, "exact": True},
-}
 _QUALITIES = (1, 3, 5, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98, 100)
 _COLOUR = ("4:2:0", "4:4:4")  # colour at half the resolution, and at the whole
 _LOSSY: dict[str, list[Settings]] = {
@@ -49,21 +44,10 @@ def lossy_formats(channels: int) -> tuple[list[str], list[str]]:
     return [name for name in _LOSSY if can[name]], [name for name in _LOSSY if not can[name]]
 
 
-def _file(image: np.ndarray, kind: str, settings: Mapping[str, Any]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, kind, **settings)
-    return buffer.getvalue()
-
-
 def _shown(file: bytes, channels: int) -> np.ndarray:
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     pixels = np.asarray(Image.open(io.BytesIO(file)).convert(mode))
     return pixels.reshape(*pixels.shape[:2], channels)
-
-
-def _container(image: np.ndarray, kind: str, settings: Mapping[str, Any]) -> int:
-    """Bytes of a file with a single black pixel: signature, header, tables, end. What is left is what pixels cost."""
-    return len(_file(np.zeros_like(image[:1, :1]), kind, settings))
 
 
 def lossless_bits_per_dim(images: np.ndarray) -> dict[str, float]:
@@ -72,22 +56,18 @@ def lossless_bits_per_dim(images: np.ndarray) -> dict[str, float]:
     The container is what a file of one black pixel of the same mode costs. images: uint8 (N, H, W, C).
     """
     result = {}
-    for kind, settings in _LOSSLESS.items():
-        size = np.mean([len(_file(image, kind, settings)) for image in images])
-        container = _container(images[0], kind, settings)
-        result[f"{kind} files"] = float(size) * 8 / images[0].size
-        result[f"{kind} without container"] = float(size - container) * 8 / images[0].size
+    for kind in LOSSLESS:
+        found, container_size = sizes(images, kind)
+        size = float(found.mean())
+        result[f"{kind} files"] = size * 8 / images[0].size
+        result[f"{kind} without container"] = (size - container_size) * 8 / images[0].size
     return result
 
 
 def shortest_bits_per_dim(images: np.ndarray) -> np.ndarray:
     """Of each image (N, H, W, C) uint8, its shortest lossless file without container in bits/dim, float64 (N,)."""
-    containers = {kind: _container(images[0], kind, settings) for kind, settings in _LOSSLESS.items()}
-    sizes = [
-        min(len(_file(image, kind, settings)) - containers[kind] for kind, settings in _LOSSLESS.items())
-        for image in images
-    ]
-    return np.array(sizes) * 8 / images[0].size
+    payloads = [found - container_size for found, container_size in (sizes(images, kind) for kind in LOSSLESS)]
+    return np.min(payloads, axis=0) * 8 / images[0].size
 
 
 def lossy_points(images: np.ndarray, kind: str) -> list[Point]:
@@ -98,11 +78,11 @@ def lossy_points(images: np.ndarray, kind: str) -> list[Point]:
     """
     points = []
     for settings in _LOSSY[kind]:
-        files = [_file(image, kind, settings) for image in images]
+        files = [encoded(image, kind, settings) for image in images]
         shown = np.stack([_shown(file, images.shape[-1]) for file in files])
-        size, container = float(np.mean([len(file) for file in files])), _container(images[0], kind, settings)
+        size, unseen = float(np.mean([len(file) for file in files])), container(images[0], kind, settings)
         unit = 8 / images[0].size
-        points.append(Point(size * unit, (size - container) * unit, psnr(images, shown)))
+        points.append(Point(size * unit, (size - unseen) * unit, psnr(images, shown)))
     return _undominated(points)
 
 

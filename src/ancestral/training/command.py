@@ -166,7 +166,21 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
         log = [entry for entry in read_metrics(folder / "metrics.jsonl", _warn) if entry["loss"] is not None]
         plot = plots.loss_plot([entry["images"] for entry in log], [entry["loss"] for entry in log])
         verified_folder.write_file(folder / "loss.png", plot)
-    _say(f"trained in {run.seconds / 60:.1f} min; now: ancestral sample {folder}")
+    findings = [] if run.health is None else run.health.findings
+    for finding in findings:
+        _warn(finding)
+    _say(f"trained in {run.seconds / 60:.1f} min; {_next(run, length, findings=bool(findings))}")
+
+
+def _next(run: runner.Run, length: Length, *, findings: bool) -> str:
+    """What to do with a run that has ended."""
+    if not findings:
+        return f"now: ancestral sample {run.folder}"
+    rate = run.config.train.learning_rate
+    return (
+        f"what it draws will not look like the images yet: see loss.png in {run.folder}, then train it longer than "
+        f"{length} or with another learning rate (train.learning_rate={rate:g} now), with --fresh or another --out"
+    )
 
 
 def choose_precision(

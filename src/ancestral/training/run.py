@@ -29,6 +29,7 @@ from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.side_tasks import beside
 from ancestral.training import preview
+from ancestral.training.health import Health, health
 from ancestral.training.trackers import Tracker, flat, numbers_of
 from ancestral.training.trainer import NotFinite, Record, Training
 from ancestral.training.trainer import train as records
@@ -87,6 +88,7 @@ class Run:
         self.preview_seconds = 0.0
         self.preview: preview.Preview | None = None  # the last one, until it is reported
         self.held_out_bits: float | None = None
+        self.health: Health | None = None  # known at the end
         self.failed_saves = 0  # in a row
         self.complete = False
 
@@ -258,7 +260,7 @@ class Run:
         return build.ready(self.config, self.facts, weights).to(self.training.device)
 
     def _finish(self) -> None:
-        """Measure the model's own error on training images, and write the last checkpoint."""
+        """Measure the model's own error on training images and what it has learned; write the last checkpoint."""
         self.complete = True
         averages, table = self.training.whole_averages(), None
         if self.training.processes.first:
@@ -267,6 +269,12 @@ class Run:
             with beside("calibration", self.warn):
                 shown = self._shown(averages[self.config.train.average].weights)
                 table = run_calibration.calibration(self.config, shown, self.data.train, self.training.device)
+            with beside("health", self.warn):
+                shown = self._shown(averages[self.config.train.average].weights)
+                log = read_metrics(self.folder / "metrics.jsonl", self.warn)
+                self.health = health(self.config, shown, table, self.data, log)
+                document = json.dumps(self.health.to_json(), indent=1) + "\n"
+                verified_folder.write_file(self.folder / "health.json", document.encode())
         self.save(table)
 
     def _forget_after(self, images: int) -> None:
