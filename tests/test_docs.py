@@ -34,6 +34,7 @@ def test_code_on_the_page_runs(page, monkeypatch, tmp_path):
     before = [dict(table) for table in tables]
     torch.manual_seed(0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
     namespace = {}
     try:
         for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):

@@ -20,7 +20,7 @@ data
 runs
 training sampling compression
 evaluation
-apps.report apps.server
+apps.report apps.server apps.python
 apps.cli
 """
 LEVEL = {room: level for level, line in enumerate(ORDER.strip().splitlines()) for room in line.split()}

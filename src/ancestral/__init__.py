@@ -1,32 +1,80 @@
 """Denoising diffusion probabilistic models, exact like the paper.
 
 The rooms: `diffusion` (the mathematics), `networks`, `data`, `runs`, `training`, `sampling`, `compression`,
-`evaluation`, `apps`. This file imports nothing of them, so that `ancestral --help` answers before torch would have
-loaded.
+`evaluation`, `apps`. The names of everyday work are here; each is imported when it is first asked for, so that
+`ancestral --help` answers before torch would have loaded.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from ancestral.apps.python.images import Film, Images
+    from ancestral.apps.python.model import Model, load
+    from ancestral.apps.python.training import Run, train
     from ancestral.diffusion.denoisers.denoiser import Denoiser
+    from ancestral.diffusion.objectives.elbo import Bound, bound
+    from ancestral.diffusion.processes.normal import Normal
+    from ancestral.diffusion.processes.schedule import SCHEDULES, NoiseSchedule, cosine, linear
+    from ancestral.diffusion.samplers.loop import walk
+    from ancestral.diffusion.samplers.sample import latents, trajectory
+    from ancestral.diffusion.samplers.solvers import SOLVERS
+    from ancestral.diffusion.samplers.transitions import DDIM, Ancestral
+    from ancestral.errors import UserError
+    from ancestral.networks.unet import UNet
 
 __version__ = "0.1.0"
+__all__ = [
+    "DDIM",
+    "SCHEDULES",
+    "SOLVERS",
+    "Ancestral",
+    "Bound",
+    "Denoiser",
+    "Film",
+    "Images",
+    "Model",
+    "NoiseSchedule",
+    "Normal",
+    "Run",
+    "UNet",
+    "UserError",
+    "__version__",
+    "bound",
+    "cosine",
+    "latents",
+    "linear",
+    "load",
+    "train",
+    "trajectory",
+    "walk",
+]
+_ROOMS = {
+    "apps.python.images": "Film Images",
+    "apps.python.model": "Model load",
+    "apps.python.training": "Run train",
+    "diffusion.denoisers.denoiser": "Denoiser",
+    "diffusion.objectives.elbo": "Bound bound",
+    "diffusion.processes.normal": "Normal",
+    "diffusion.processes.schedule": "SCHEDULES NoiseSchedule cosine linear",
+    "diffusion.samplers.loop": "walk",
+    "diffusion.samplers.sample": "latents trajectory",
+    "diffusion.samplers.solvers": "SOLVERS",
+    "diffusion.samplers.transitions": "DDIM Ancestral",
+    "errors": "UserError",
+    "networks.unet": "UNet",
+}
+_MODULES = {name: module for module, names in _ROOMS.items() for name in names.split()}
 
 
-def from_pretrained(source: str | Path, device: str = "cpu") -> Denoiser:
-    """A model in evaluation mode: of a run, a published or a diffusers folder, or of USER/NAME[@REVISION] on the hub.
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'ancestral' has no attribute '{name}'")
+    found = globals()[name] = getattr(import_module(f"ancestral.{_MODULES[name]}"), name)
+    return found
 
-    Args:
-        source: the folder, or the name; a folder of that name comes first.
-        device: auto, cpu, cuda, cuda:1 or mps.
 
-    Raises:
-        UserError: when there is none, or it is damaged or of a kind unknown here.
-    """
-    from ancestral.runs.hub import hub
-
-    return hub.from_pretrained(source, device)
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -167,5 +167,5 @@ def test_the_code_on_its_card_runs(run):
     code = text.split("```python\n")[1].split("```")[0].replace("somebody/digits", str(run))
     names = {}
     exec(code, names)
-    assert names["images"].shape == (16, 1, 8, 8)
+    assert names["images"].array.shape == (16, 8, 8, 1)
     assert "target" not in text.split("##")[0].partition("---\n\n")[2]

@@ -173,4 +173,4 @@ def test_published_folders_pass_it_too(weights, tmp_path, document, said):
     assert said in result.output
     assert not (tmp_path / "run").exists()
     with pytest.raises(UserError):
-        hub.from_pretrained(tmp_path / "published")
+        hub.load(tmp_path / "published")

@@ -106,7 +106,7 @@ def test_pushed_and_loaded_again_to_the_bit(evaluated, service, tmp_path, monkey
     assert all(torch.equal(value, saved.weights[name]) for name, value in found.weights.items())
     assert torch.equal(found.calibration, saved.calibration)
 
-    model, own = ancestral.from_pretrained("somebody/digits"), build.trained(saved, evaluated, torch.device("cpu"))
+    model, own = ancestral.load("somebody/digits").denoiser, build.trained(saved, evaluated, torch.device("cpu"))
     assert isinstance(model, Denoiser)
     grid = trailing(model.schedule, 3)
     drawn, expected = (sample(one, saved.facts.shape, 2, grid, SOLVERS["unipc3"]) for one in (model, own))
@@ -128,7 +128,7 @@ def test_pushed_and_loaded_again_to_the_bit(evaluated, service, tmp_path, monkey
 
 def test_a_run_and_a_diffusers_folder_load_as_well(trained_run, tmp_path):
     saved, _ = checkpoint.open_run(trained_run)
-    weights = ancestral.from_pretrained(trained_run).network.state_dict()
+    weights = ancestral.load(trained_run).denoiser.network.state_dict()
     assert all(torch.equal(value, weights[name]) for name, value in saved.weights.items())
     diffusers = pytest.importorskip("diffusers")
     network = diffusers.UNet2DModel(
@@ -137,7 +137,7 @@ def test_a_run_and_a_diffusers_folder_load_as_well(trained_run, tmp_path):
     )  # fmt: skip
     diffusers.DDPMPipeline(network, diffusers.DDPMScheduler()).save_pretrained(tmp_path / "theirs")
     x = torch.randn(2, 3, 8, 8)
-    output = ancestral.from_pretrained(tmp_path / "theirs").output(x, 500)
+    output = ancestral.load(tmp_path / "theirs").denoiser.output(x, 500)
     assert torch.allclose(output, network(x, 499).sample, atol=1e-5)
 
 
@@ -195,7 +195,7 @@ def test_the_code_on_the_card_runs(trained_run, service, monkeypatch):
     assert "somebody/digits" in code
     names = {}
     exec(code, names)
-    assert names["images"].shape == (16, 1, 8, 8)
+    assert names["images"].array.shape == (16, 8, 8, 1)
 
 
 def test_paths_of_this_machine_are_not_published(tmp_path, service):
@@ -270,7 +270,7 @@ def test_what_prevents_loading_is_one_line(service, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     refused(("import", "hf:x/y", "--out", run), "x/y: not in the cache", "HF_HUB_OFFLINE")
     with pytest.raises(UserError, match="not in the cache"):
-        ancestral.from_pretrained("x/y")
+        ancestral.load("x/y")
     refused(("import", tmp_path / "absent", "--out", run), "no such folder", "hf:USER/NAME")
     assert not run.exists()
 
@@ -322,5 +322,5 @@ def test_nothing_pickled_is_downloaded(monkeypatch, tmp_path):
 
 
 def test_the_package_loads_nothing_until_asked():
-    probe = "import sys, ancestral; ancestral.from_pretrained; sys.exit('torch' in sys.modules)"
+    probe = "import sys, ancestral; ancestral.__all__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0

@@ -188,8 +188,12 @@ def _frames(image: Image.Image, name: str) -> int:
 
 def adapt(pixels: np.ndarray, channels: int, size: int | None, background: str) -> np.ndarray:
     """An array (H, W, C) as a file of it would be decoded."""
-    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
-    square = _fit(_convert(image, channels, background), size)
+    return from_pil(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), channels, size, background)
+
+
+def from_pil(image: Image.Image, channels: int, size: int | None, background: str) -> np.ndarray:
+    """An image of 8 bits a value as `decode` gives that of a file, upright."""
+    square = _fit(_convert(ImageOps.exif_transpose(image), channels, background), size)
     return np.asarray(square).reshape(square.height, square.width, channels)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageColor
 
+from ancestral.data import memory
 from ancestral.data.bit_depth import scaled, white_for
 from ancestral.data.cache import array, checked_images, checked_vectors, gather, listing
 from ancestral.data.dataset import MOST_CLASSES, DataOptions, ImageSet, Item, Splits, split_off
@@ -51,6 +52,22 @@ def load(source: str, options: DataOptions) -> Splits:
         raise UserError(
             f"{source}: no such file or folder, and no built-in set; {near}built in are: {', '.join(BUILT_IN)}"
         )
+    return splits if options.limit is None else _limited(splits, options.limit)
+
+
+def of_any(data: object, options: DataOptions) -> Splits:
+    """The images of a path or name, as `load`, or of what is in memory: see `memory.image_set`.
+
+    Raises:
+        UserError: as these two.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        return load(os.fspath(data), options)
+    _check_background(options.background)
+    splits = split_off(memory.image_set(data, options), options.holdout, memory.NAME)
+    height, width, _ = splits.train.shape
+    classes = "none" if splits.train.labels is None else "the labels of the data set"
+    splits = read_as(splits, memory.NAME, classes=classes, sizes=f"{height}x{width}")
     return splits if options.limit is None else _limited(splits, options.limit)
 
 

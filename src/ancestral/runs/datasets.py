@@ -27,7 +27,15 @@ def images_for(saved: Checkpoint, source: str) -> Splits:
     Raises:
         UserError: for data of another shape, or with other conditions, than the model's.
     """
-    images = load.load(source, saved.config.data)
+    return fitting(saved, load.load(source, saved.config.data), source)
+
+
+def fitting(saved: Checkpoint, images: Splits, source: str) -> Splits:
+    """The images, if the model can look at them.
+
+    Raises:
+        UserError: as `images_for`.
+    """
     if facts(images.test).shape != saved.facts.shape:
         raise UserError(f"{source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
     same_kind(saved.config, saved.facts, facts(images.test), source)

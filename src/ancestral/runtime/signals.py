@@ -52,6 +52,9 @@ def until_told() -> Iterator[Callable[[], bool]]:
         if number == signal.SIGINT and told.count(number) > 1:
             raise Told(number)
 
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield lambda: False
+        return
     previous = {number: signal.signal(number, hear) for number in _SIGNALS}
     try:
         yield lambda: bool(told)

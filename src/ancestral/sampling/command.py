@@ -61,13 +61,13 @@ def sample(
             task = bar.add_task(f"{drawing.steps} steps", total=-(-num_images // processes.size) * drawing.steps)
 
             def draw(numbers: range) -> dict[str, bytes]:
-                keep = _film_times(sorted(set(drawing.visits), reverse=True)) if film and numbers.start == 0 else ()
+                keep = film_times(sorted(set(drawing.visits), reverse=True)) if film and numbers.start == 0 else ()
                 frames = keep_frames(drawing.walk(numbers, cond, partial(bar.advance, task)), keep)
                 images = zip(numbers, to_bytes(frames.final), strict=True)
                 drawn = {_png(number): pictures.png(image) for number, image in images}
                 if keep:
                     seen = [drawing.model.schedule.shown(x_t) for x_t in frames.x_t]
-                    drawn |= _film(frames._replace(x_t=seen))
+                    drawn |= film_files(frames._replace(x_t=seen))
                 return drawn
 
             def whole(kept: dict[str, bytes]) -> bool:
@@ -162,13 +162,13 @@ def conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Path
     return cond
 
 
-def _film_times(times: Sequence[int]) -> set[int]:
+def film_times(times: Sequence[int]) -> set[int]:
     """About a dozen times, closer together towards the end, where the picture is made."""
     share = 1 - (1 - np.linspace(0, 1, FRAMES)) ** 1.5
     return {times[round(float(place) * (len(times) - 2))] for place in share}
 
 
-def _film(frames: Film) -> dict[str, bytes]:
+def film_files(frames: Film) -> dict[str, bytes]:
     """Rows of pairs: x_t above the x0 predicted from it, one image a pair of rows, time to the right; and as a film."""
     rows = []
     for image in range(min(FILMED, len(frames.final))):

@@ -113,6 +113,32 @@ class Bench:
             told["labels"] = torch.full((count,), self.label, device=device_of(self.model))
         return self.drawing.guiding.predictor(told)
 
+    def draw_variants(self, jobs: int, variants: int, calls: int, work: Work) -> Tensor:
+        """The results (jobs, variants, C, H, W) of a walk for each of `jobs` rows and each variant, batch by batch.
+
+        Args:
+            jobs: rows.
+            variants: of each.
+            calls: of the network, in a walk.
+            work: takes rows (B,), the numbers of their random streams and a predictor.
+        """
+        pairs = [(row, variant) for row in range(jobs) for variant in range(variants)]
+        drawn = []
+        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+            task = bar.add_task(f"{calls} steps", total=len(pairs) * calls)
+            for first in range(0, len(pairs), self.how.batch_size):
+                part = pairs[first : first + self.how.batch_size]
+                rows = torch.tensor([row for row, _ in part], device=device_of(self.model))
+
+                def watched(steps: Iterator[Step], count: int = len(part)) -> Iterator[Step]:
+                    for step in steps:
+                        bar.advance(task, count)
+                        yield step
+
+                numbers = [row * VARIANTS + variant for row, variant in part]
+                drawn.append(finish(watched(work(rows, numbers, self.predictor(len(part))))).cpu())
+        return torch.cat(drawn).reshape(jobs, variants, *self.shape)
+
 
 class Desk(Bench):
     """A bench with image files before it.
@@ -151,30 +177,8 @@ class Desk(Bench):
         return self.known(self.read(path, 1, *self.shape[1:]), str(path))
 
     def draw(self, jobs: int, calls: int, work: Work) -> Tensor:
-        """The results (jobs, variants, C, H, W) of a walk for each of `jobs` rows and each variant, batch by batch.
-
-        Args:
-            jobs: rows.
-            calls: of the network, in a walk.
-            work: takes rows (B,), the numbers of their random streams and a predictor.
-        """
-        variants = self.sources.num_images
-        pairs = [(row, variant) for row in range(jobs) for variant in range(variants)]
-        drawn = []
-        with Progress(console=screen, disable=not screen.is_terminal) as bar:
-            task = bar.add_task(f"{calls} steps", total=len(pairs) * calls)
-            for first in range(0, len(pairs), self.how.batch_size):
-                part = pairs[first : first + self.how.batch_size]
-                rows = torch.tensor([row for row, _ in part], device=device_of(self.model))
-
-                def watched(steps: Iterator[Step], count: int = len(part)) -> Iterator[Step]:
-                    for step in steps:
-                        bar.advance(task, count)
-                        yield step
-
-                numbers = [row * VARIANTS + variant for row, variant in part]
-                drawn.append(finish(watched(work(rows, numbers, self.predictor(len(part))))).cpu())
-        return torch.cat(drawn).reshape(jobs, variants, *self.shape)
+        """As `draw_variants`, so many of each as the sources say."""
+        return self.draw_variants(jobs, self.sources.num_images, calls, work)
 
     def write(self, before: Sequence[Tensor], results: Tensor, after: Sequence[Tensor] = ()) -> None:
         """The sheet, a row for each image, and the images.

@@ -31,20 +31,36 @@ Opener = Callable[[Path, str, float | None], tuple[checkpoint.Checkpoint, Denois
 class How:
     """The options of drawing, as the command takes them."""
 
-    steps: int | str | None  # "all": every time that was trained at
-    grid: str
-    solver: str | None
-    eta: float | None
-    variance: str | None
-    average_width: float | None
-    precision: str
-    seed: int
-    batch_size: int
+    steps: int | str | None = None  # "all": every time that was trained at
+    grid: str = "trailing"
+    solver: str | None = None
+    eta: float | None = None
+    variance: str | None = None
+    average_width: float | None = None
+    precision: str = "float32"
+    seed: int = 0
+    batch_size: int = 64
     guidance: float | None = None
     guidance_rescale: float | None = None
     guidance_interval: tuple[float, float] | None = None
     guide: str | None = None
     clip: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("solver", "eta", "variance") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise UserError(f"{' and '.join(given)} exclude each other: each is a way to step; leave one out")
+        if self.steps not in (None, "all") and not (isinstance(self.steps, int) and self.steps >= 1):
+            raise UserError(f"steps: {self.steps!r} is neither a number of steps, 1 or more, nor all")
+        for name, low, high in (
+            ("seed", 0, 2**32 - 1),
+            ("batch_size", 1, 2**31),
+            ("eta", 0, 1),
+            ("guidance", 0, float("inf")),
+            ("guidance_rescale", 0, 1),
+        ):
+            if (value := getattr(self, name)) is not None and not low <= value <= high:
+                raise UserError(f"{name}: must be between {low} and {high}, got {value}")
 
 
 class Drawing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -16,6 +15,7 @@ import torch
 from rich.progress import BarColumn, Progress, TextColumn
 
 from ancestral.data import load
+from ancestral.data.dataset import Splits
 from ancestral.data.inventory import listed
 from ancestral.data.source_paths import public
 from ancestral.errors import UserError
@@ -27,7 +27,7 @@ from ancestral.runtime import plots, verified_folder
 from ancestral.runtime.console import screen, together, write_text
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.side_tasks import beside
-from ancestral.runtime.signals import STOPPED, until_told
+from ancestral.runtime.signals import until_told
 from ancestral.training import cost as estimate
 from ancestral.training import inventory, precision_probe, trackers
 from ancestral.training import run as runner
@@ -69,12 +69,27 @@ def train(
     dry_run: bool,
     fresh: bool,
     track: Sequence[str] = (),
-) -> None:
-    """Train, or go on training, and say how it goes; told to stop at any time, it saves and exits with 75."""
+    images: Splits | None = None,
+) -> bool:
+    """Train, or go on training, and say how it goes; told to stop at any time, it saves.
+
+    Args:
+        settings: of the run.
+        folder: for the run.
+        length: of the run.
+        device: by name.
+        dry_run: only say what would be done.
+        fresh: move a run that is there aside.
+        track: trackers to tell as well.
+        images: those to train on where they are in memory; otherwise those of the settings' source.
+
+    Returns:
+        Whether all was done; False when it was told to stop.
+    """
     trackers.check(track)
     on = build.device(device)
     with together(on) as processes:
-        _train(settings, folder, length, on, processes, dry_run=dry_run, fresh=fresh, track=track)
+        return _train(settings, folder, length, on, processes, dry_run=dry_run, fresh=fresh, track=track, images=images)
 
 
 def _train(
@@ -87,9 +102,10 @@ def _train(
     dry_run: bool,
     fresh: bool,
     track: Sequence[str],
-) -> None:
+    images: Splits | None,
+) -> bool:
     settings = replace(settings, source=load.settled(settings.source))
-    images = load.load(settings.source, settings.data)
+    images = images or load.load(settings.source, settings.data)
     for line in images.skipped:
         _say(f"left out: {line}")
     known = inventory.understood(images) if processes.first else {}
@@ -100,13 +116,13 @@ def _train(
         _warn(f"no training image of the class {listed(run.facts.untrained)}: it is not learned and cannot be drawn")
     if dry_run:
         _describe(settings, run, length)
-        return
+        return True
     run.owner = own(folder, _warn) if processes.first else None
     try:
         if fresh and processes.first:
             _set_aside(folder)
         processes.wait()
-        _go_on(run, length, track, known)
+        return _go_on(run, length, track, known)
     finally:
         if run.owner is not None:
             run.owner.release()
@@ -125,14 +141,14 @@ def _set_aside(folder: Path) -> None:
         _say(f"the run that was there is now {aside}")
 
 
-def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[str, Any]) -> None:
-    """Train what there is left to train of a run that is owned."""
+def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[str, Any]) -> bool:
+    """Train what there is left to train of a run that is owned; whether that was all."""
     folder, images, settings, processes = run.folder, run.data, run.config, run.training.processes
     for problem in run.resume():
         _warn(f"{problem}; the checkpoint before it is used")
     if run.complete:
         _say(f"{folder} is complete ({run.total:,} images seen); --fresh trains it anew")
-        return
+        return True
     if not run.total:
         if (faster := choose_precision(run.training)) is not None:
             _say(faster)
@@ -159,9 +175,9 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
             run.tracker.close()
     if not run.complete:
         _say(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
-        sys.exit(STOPPED)
+        return False
     if not processes.first:
-        return
+        return True
     with beside("loss.png", _warn):
         log = [entry for entry in read_metrics(folder / "metrics.jsonl", _warn) if entry["loss"] is not None]
         plot = plots.loss_plot([entry["images"] for entry in log], [entry["loss"] for entry in log])
@@ -170,6 +186,7 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
     for finding in findings:
         _warn(finding)
     _say(f"trained in {run.seconds / 60:.1f} min; {_next(run, length, findings=bool(findings))}")
+    return True
 
 
 def _next(run: runner.Run, length: Length, *, findings: bool) -> str:

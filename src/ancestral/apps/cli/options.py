@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from ancestral.runtime.text import seconds
+
 
 class Duration(click.ParamType):
     """A wall time, in seconds once it is read: 90s, 10m, 2h."""
@@ -19,12 +21,9 @@ class Duration(click.ParamType):
         if isinstance(value, float):
             return value
         try:
-            seconds = float(value[:-1]) * {"s": 1, "m": 60, "h": 3600}[value[-1:]]
-        except (KeyError, ValueError):
-            seconds = 0.0
-        if not 0 < seconds < 1e8:
-            self.fail(f"'{value}' is not a time; write 90s, 10m or 2h", param, ctx)
-        return seconds
+            return seconds(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Steps(click.ParamType):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
     overrides = config.parse_assignments(assignments) | {k: v for k, v in short.items() if v is not None}
     resolved = config.resolve(data, preset, {"train.seed": seed, **overrides})
     share(options["processes"], options["restarts"])
+    from ancestral.runtime.signals import STOPPED
     from ancestral.training import command
 
     length = command.Length(options["budget"], options["images"], options["steps"])
     chosen = {name: options[name] for name in ("dry_run", "fresh", "track")}
-    command.train(resolved, run, length, options["device"], **chosen)
+    if not command.train(resolved, run, length, options["device"], **chosen):
+        sys.exit(STOPPED)

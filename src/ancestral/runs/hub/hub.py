@@ -19,9 +19,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.errors import UserError
-from ancestral.runs import build, checkpoint
+from ancestral.runs import checkpoint
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.config import Config
 from ancestral.runs.hub import diffusers, import_checks
@@ -39,16 +38,6 @@ _REASONS = {  # by the name of the library's error
     "LocalEntryNotFoundError": "not in the cache (HF_HOME), and the hub cannot be reached or HF_HUB_OFFLINE is set",
     "HFValidationError": "is no name on the hub; write USER/NAME",
 }
-
-
-def from_pretrained(source: str | Path, device: str = "cpu") -> Denoiser:
-    """A model in evaluation mode, from a folder or from the hub (see `load`).
-
-    Raises:
-        UserError: as `load`.
-    """
-    saved = load(source)
-    return build.trained(saved, saved.folder, build.device(device))
 
 
 def load(source: str | Path) -> Checkpoint:

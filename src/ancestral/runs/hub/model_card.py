@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from ancestral.data.source_paths import same_place
-from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint
 from ancestral.runs.checkpoint import Checkpoint
@@ -28,13 +27,9 @@ ancestral sample {title} --num-images 64
 
 ```python
 import ancestral
-from ancestral.grids import trailing
-from ancestral.sample import sample
-from ancestral.solvers import SOLVERS
 
-model = ancestral.from_pretrained("{name}")
-times = trailing(model.schedule, {calls})
-images = sample({model}, ({channels}, {height}, {width}), 16, times, SOLVERS["{solver}"])
+model = ancestral.load("{name}")
+images = model.sample(16{told}){comment}
 ```
 
 ## Measured
@@ -43,11 +38,6 @@ images = sample({model}, ({channels}, {height}, {width}), 16, times, SOLVERS["{s
 """
 _HIDING = {  # what is said otherwise of a chain that hides places
     "by denoising diffusion": "by revealing places in any order",
-    "from ancestral.diffusion.samplers.solvers import SOLVERS\n": (
-        "from ancestral.diffusion.objectives.autoregressive import from_law\n"
-        "from ancestral.diffusion.samplers.reveal import Reveal\n"
-    ),
-    f'SOLVERS["{FEW_STEPS}"])': "Reveal(), draw=from_law)",
 }
 
 
@@ -114,8 +104,7 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         metrics=sorted({row.partition(": ")[0] for one in found for row, *_ in one.rows}) or None,
     )
     classes = ", ".join(saved.facts.trained) if saved.config.model.labels else ""
-    told = ["labels=torch.zeros(16, dtype=torch.long)"] if classes else []
-    told += [f"embedding=torch.zeros(16, {saved.facts.embedding})"] if saved.config.model.embedding else []
+    told = saved.config.model.embedding
     text = _TEXT.format(
         name=name,
         title=name.rpartition("/")[2],
@@ -129,16 +118,10 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         schedule=diffusion.schedule,
         target=f", target {diffusion.target}" if diffusion.chain == "gaussian" else "",
         classes=f" Classes: {classes}." if classes else "",
-        solver=FEW_STEPS,
-        calls=min(CALLS, diffusion.T),
-        model=f"Given(model, {', '.join(told)})" if told else "model",
+        told=', embeddings="vectors.npy"' if told else "",
+        comment=f"  # vectors of {saved.facts.embedding} numbers" if told else "",
         measured="\n\n".join(one.table() for one in found) or "Not measured.",
     )
-    if told:
-        text = text.replace(
-            "import ancestral\n",
-            "import ancestral\nimport torch\nfrom ancestral.diffusion.denoisers.denoiser import Given\n",
-        )
     if diffusion.chain != "gaussian":
         for gaussian, hiding in _HIDING.items():
             text = text.replace(gaussian, hiding)

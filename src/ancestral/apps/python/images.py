@@ -1,0 +1,89 @@
+"""Drawn images: an array, PIL images, files, or a sheet in a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ancestral.data import pictures
+from ancestral.errors import UserError
+from ancestral.runtime import verified_folder
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images as bytes; a notebook shows them as a contact sheet.
+
+    Args:
+        array: uint8 (N, H, W, C).
+    """
+
+    array: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, number: int) -> Image.Image:
+        image = self.array[number]
+        return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        return (self[number] for number in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.array, dtype=dtype) if copy or dtype is not None else self.array
+
+    def __repr__(self) -> str:
+        count, height, width, channels = self.array.shape
+        return f"<{count} images of {height}x{width}x{channels}>"
+
+    def _repr_png_(self) -> bytes:
+        return pictures.sheet(self.array)
+
+    def pil(self) -> list[Image.Image]:
+        """The images for Pillow."""
+        return list(self)
+
+    def save(self, path: str | Path) -> None:
+        """Write a contact sheet, where the path ends with .png; otherwise a folder of numbered PNG files."""
+        path = Path(path)
+        if path.suffix.lower() == ".png":
+            verified_folder.write_file(path, pictures.sheet(self.array))
+            return
+        path.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(self.array):
+            verified_folder.write_file(path / f"{number:06d}.png", pictures.png(image))
+
+
+@dataclass(frozen=True, eq=False)
+class Film:
+    """How images were made: states x_t above the x0 predicted from them, time to the right; then the images.
+
+    Args:
+        images: the last frame.
+        png: the sheet, as bytes of a file.
+        gif: the states one after the other, as bytes of a file.
+    """
+
+    images: Images
+    png: bytes = field(repr=False)
+    gif: bytes = field(repr=False)
+
+    def _repr_png_(self) -> bytes:
+        return self.png
+
+    def save(self, path: str | Path) -> None:
+        """Write the sheet, to a path that ends with .png, or what moves, to one that ends with .gif.
+
+        Raises:
+            UserError: for another ending.
+        """
+        kinds = {".png": self.png, ".gif": self.gif}
+        if (suffix := Path(path).suffix.lower()) not in kinds:
+            raise UserError(f"{path}: a film is a .png or a .gif file")
+        verified_folder.write_file(Path(path), kinds[suffix])

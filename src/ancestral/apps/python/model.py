@@ -1,0 +1,382 @@
+"""A trained model in the hand: draws, measures, edits and compresses, by the functions of the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import cached_property, partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from rich.progress import Progress
+
+from ancestral.apps.python.images import Film, Images
+from ancestral.compression import compress_command
+from ancestral.data import decode, memory, pictures
+from ancestral.data import load as reading
+from ancestral.data.dataset import ImageSet
+from ancestral.data.pixels import to_bytes, to_unit
+from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.objectives.elbo import concatenate
+from ancestral.diffusion.objectives.statistics import Estimate, mean_and_error
+from ancestral.diffusion.samplers.sample import film, finish
+from ancestral.errors import UserError
+from ancestral.evaluation import elbo_command, sample_metrics_command
+from ancestral.runs import build, calibration, checkpoint
+from ancestral.runs.conditions import conditions_of
+from ancestral.runs.datasets import fitting
+from ancestral.runs.hub import hub
+from ancestral.runs.open import device_of, state_type
+from ancestral.runs.process_kinds import need_gaussian
+from ancestral.runtime.console import screen
+from ancestral.runtime.registry import suggest
+from ancestral.runtime.resumable_job import pieces
+from ancestral.sampling import command, edit_command
+from ancestral.sampling.image_session import Bench
+from ancestral.sampling.sampler import Drawing, How
+
+Label = str | int | None
+
+
+def load(source: str | Path, device: str = "auto") -> Model:
+    """A trained model: of a run, a published or a diffusers folder, or of USER/NAME[@REVISION] on the hub.
+
+    Args:
+        source: the folder, or the name; a folder of that name comes first.
+        device: auto, cpu, cuda, cuda:1 or mps.
+
+    Raises:
+        UserError: when there is none, or it is damaged or of a kind unknown here.
+    """
+    build.device(device)
+    saved, path = hub.load(source), Path(source)
+    return Model(saved, path if (path / "checkpoints").is_dir() else saved.folder, device)
+
+
+class Model:
+    """A trained model.
+
+    Options of drawing are those of `ancestral sample`, by name: steps, grid, solver, eta, variance, average_width,
+    precision, seed, batch_size, guidance, guidance_rescale, guidance_interval, guide, clip.
+
+    Args:
+        saved: its checkpoint.
+        folder: of the run, or of the model's files where it is of no run.
+        device: by name.
+    """
+
+    def __init__(self, saved: checkpoint.Checkpoint, folder: Path, device: str = "auto") -> None:
+        self.saved, self.folder, self.device = saved, folder, device
+
+    def __repr__(self) -> str:
+        channels, height, width = self.saved.facts.shape
+        return f"<model of {height}x{width}x{channels} images, {self.saved.images:,} seen: {self.folder}>"
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The network in its setting: its `schedule`, and a prediction of x0 for any x_t and t."""
+        return self._open(self.folder, self.device, None)[1]
+
+    @property
+    def edit(self) -> Editing:
+        """Changes of given images."""
+        return Editing(self)
+
+    def sample(
+        self,
+        count: int = 16,
+        *,
+        steps: int | str | None = None,
+        seed: int = 0,
+        label: Label = None,
+        guidance: float | None = None,
+        embeddings: str | Path | None = None,
+        **drawing: Any,
+    ) -> Images:
+        """Draw images: the same, to the byte, as `ancestral sample` with the same options.
+
+        Args:
+            count: how many.
+            steps: network calls an image, 20 when left out; "all" for the whole chain.
+            seed: of every draw; image i is a function of it and of i.
+            label: class to draw, for a model with labels; all in turn when left out.
+            guidance: 0 unconditional, 1 conditional, above more so.
+            embeddings: a .npy file (N, E) for a model that is told vectors.
+            drawing: other options of drawing.
+
+        Raises:
+            UserError: naming the option that has no meaning for this model.
+        """
+        _need_count(count)
+        how = _how(steps=steps, seed=seed, guidance=guidance, **drawing)
+        walks = Drawing(self.folder, how, self.device, self._open)
+        cond = command.conditions(walks.saved, _name(label), None if embeddings is None else Path(embeddings), count)
+        with Progress(console=screen, disable=not screen.is_terminal, transient=True) as bar:
+            told = partial(bar.advance, bar.add_task(f"{walks.steps} steps", total=count * walks.steps))
+            parts = pieces(count, how.batch_size)
+            return Images(np.concatenate([to_bytes(finish(walks.walk(part, cond, told))) for part in parts]))
+
+    def film(
+        self,
+        count: int = 8,
+        *,
+        steps: int | str | None = None,
+        seed: int = 0,
+        label: Label = None,
+        guidance: float | None = None,
+        **drawing: Any,
+    ) -> Film:
+        """Draw images and keep how they were made; options as of `sample`."""
+        _need_count(count)
+        how = _how(steps=steps, seed=seed, guidance=guidance, **drawing)
+        walks = Drawing(self.folder, how, self.device, self._open)
+        cond = command.conditions(walks.saved, _name(label), None, count)
+        times = command.film_times(sorted(set(walks.visits), reverse=True))
+        frames = film(walks.walk(range(count), cond, lambda _: None), times)
+        shown = frames._replace(x_t=[walks.model.schedule.shown(x_t) for x_t in frames.x_t])
+        png, gif = (command.film_files(shown)[name] for name in command.FILM)
+        return Film(Images(to_bytes(frames.final)), png, gif)
+
+    def bits_per_dim(
+        self,
+        data: object = None,
+        *,
+        num_images: int = 256,
+        terms: int | None = None,
+        exact: bool = False,
+        variance: str | None = None,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> Estimate:
+        """The variational bound on -log2 p(x0) a dimension, as `ancestral evaluate`: its mean and standard error.
+
+        Args:
+            data: a path or name, whose held-out part is measured, the run's own when left out; or images in memory,
+                all of which are.
+            num_images: at most so many of them, evenly spread.
+            terms: of the bound that are measured an image; 50 when left out.
+            exact: every term for every image.
+            variance: of the reverse process; the run's own when left out.
+            seed: of every draw.
+            batch_size: images at a time; changes no number.
+
+        Raises:
+            UserError: for images that the model cannot look at.
+        """
+        _need_count(num_images)
+        model, saved = self.denoiser, self.saved
+        images = self._images(data)
+        if saved.calibration is None:
+            own = data if isinstance(data, (str, os.PathLike)) else None
+            saved = calibration.calibrated(saved, model, self._splits(own).train)
+        move, times = build.transition(saved, variance), build.training_grid(saved.config)
+        most = len(times) - 1
+        terms = min(elbo_command.TERMS, most) if terms is None else terms
+        if not exact and not min(2, most) <= terms <= most:
+            raise UserError(f"terms: must be between 2 and {most}, got {terms}")
+        images, found = images.spread(num_images), []
+        for part in pieces(len(images), batch_size):
+            shown = images.take(part)
+            x0 = to_unit(shown.images).to(device_of(model), state_type(model))
+            predictor = build.predictor(
+                model, saved.calibration, **conditions_of(shown, saved.config, device_of(model))
+            )
+            found.append(elbo_command.bound_of(predictor, x0, part, times, move, None if exact else terms, seed))
+        return Estimate(*mean_and_error(concatenate(found).bits_per_dim))
+
+    def metrics(
+        self, data: str | Path | None = None, *, num_images: int = 2000, network: str = "lite0", **drawing: Any
+    ) -> dict[str, dict[str, Estimate]]:
+        """Samples against real images, as `ancestral metrics`: by metric, then by what is compared.
+
+        Args:
+            data: a path or name; the run's own when left out.
+            num_images: how many on each side, at most.
+            network: lite0, pixels, or the file of the FID Inception as TorchScript.
+            drawing: options of drawing, as of `sample`.
+
+        Raises:
+            UserError: when there are too few images, or others than the model's.
+        """
+        if data is not None and not isinstance(data, (str, os.PathLike)):
+            raise UserError("metrics: needs training and test images; give the path or name of a data set")
+        how = _how(**drawing)
+        with self._run() as run, TemporaryDirectory() as out:
+            sample_metrics_command.metrics(
+                run,
+                how,
+                data_source=None if data is None else os.fspath(data),
+                num_images=num_images,
+                network=network,
+                train_images=None,
+                out=Path(out),
+                cache=None,
+                device=self.device,
+            )
+            (file,) = Path(out).glob("metrics-*.json")
+            found = json.loads(file.read_text())["metrics"]
+        return {
+            name: {side: Estimate(one["value"], one["standard_error"]) for side, one in sides.items()}
+            for name, sides in found.items()
+        }
+
+    def compress(self, image: object, *, profile: str = "small", size: int | None = None) -> bytes:
+        """An image as a file that gives back its exact pixels, or the first `size` bytes of it, which are a picture.
+
+        Args:
+            image: a path, an image for Pillow, or a uint8 array (H, W) or (H, W, C).
+            profile: quick, small or smallest: more network calls, mostly for fewer bytes.
+            size: keep so many bytes.
+
+        Raises:
+            UserError: for an image that the model cannot hold without loss.
+        """
+        if profile not in compress_command.PROFILES:
+            raise UserError(f"profile: unknown '{profile}'; {suggest(profile, compress_command.PROFILES)}")
+        with self._run() as run, _quiet(), TemporaryDirectory() as place:
+            source, out = _file(image, Path(place)), Path(place) / "out.anc"
+            compress_command.compress(run, [source], out=out, profile=profile, size=size, device=self.device)
+            return out.read_bytes()
+
+    def decompress(self, content: bytes, *, finish: str = "mean") -> np.ndarray:
+        """The image uint8 (H, W, C) of what `compress` has given, or the picture of its first bytes.
+
+        Args:
+            content: of a file.
+            finish: how a picture without its last steps is completed: mean, ode or sample.
+
+        Raises:
+            UserError: when it is damaged, or of another model.
+        """
+        if finish not in compress_command.FINISHES:
+            raise UserError(f"finish: unknown '{finish}'; {suggest(finish, compress_command.FINISHES)}")
+        with self._run() as run, _quiet(), TemporaryDirectory() as place:
+            source, out = Path(place) / "in.anc", Path(place) / "out.png"
+            source.write_bytes(content)
+            compress_command.decompress(
+                run, [source], out=out, finish=finish, upto=None, lossy=False, device=self.device
+            )
+            return pictures.read_png(out)
+
+    def _open(self, folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:
+        return self.saved, build.trained(self.saved, folder, build.device(device), average_width)
+
+    def _splits(self, data: object) -> Any:
+        """The images of a path or name, or of the run."""
+        source = reading.source_of(self.saved.config.source, None if data is None else os.fspath(data))  # pyright: ignore
+        return fitting(self.saved, reading.load(source, self.saved.config.data), source)
+
+    def _images(self, data: object) -> ImageSet:
+        if data is None or isinstance(data, (str, os.PathLike)):
+            return self._splits(data).test
+        images = memory.image_set(data, self.saved.config.data)
+        return fitting(self.saved, reading.Splits(images, images), memory.NAME).test
+
+    @contextmanager
+    def _run(self) -> Iterator[Path]:
+        """The model as a run: its own, or one for the time being."""
+        if (self.folder / "checkpoints").is_dir():
+            yield self.folder
+            return
+        with TemporaryDirectory() as place:
+            checkpoint.adopt(Path(place) / "run", self.saved)
+            yield Path(place) / "run"
+
+
+class Editing:
+    """Changes of given images by a model."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def inpaint(
+        self,
+        image: object,
+        mask: object,
+        *,
+        count: int = 1,
+        label: Label = None,
+        steps: int | str = 50,
+        jump: int = 5,
+        resamples: int = 5,
+        **drawing: Any,
+    ) -> Images:
+        """Draw what is white in a mask anew and keep the rest to the byte, as `ancestral edit inpaint`.
+
+        Args:
+            image: a path, an image for Pillow, or a uint8 array (H, W) or (H, W, C), of the model's size.
+            mask: the same of one channel, or a bool array (H, W): white, or True, is drawn.
+            count: variants.
+            label: class of the image, for a model with labels.
+            steps: from T to clean images.
+            jump: steps gone up again at a time.
+            resamples: times each stretch is walked.
+            drawing: other options of drawing, as of `sample`.
+
+        Raises:
+            UserError: naming what does not fit.
+        """
+        model = self._model
+        _need_count(count)
+        need_gaussian(model.saved.config, "inpaint")
+        how = edit_command.with_new_noise(_how(steps=steps, **drawing))
+        bench = Bench(model.folder, how, _name(label), model.device, model._open)
+        channels, height, width = bench.shape
+        x0 = bench.place(to_unit(_pixels(image, channels, (height, width), "image", model)[None]))
+        known = bench.known(_pixels(mask, 1, (height, width), "mask", model), "mask")
+        calls, work = edit_command.repainted(bench, x0, known, jump, resamples)
+        return Images(to_bytes(bench.draw_variants(1, count, calls, work)[0]))
+
+
+def _how(**options: Any) -> How:
+    names = [field.name for field in fields(How)]
+    for name in options:
+        if name not in names:
+            raise UserError(f"{name}: unknown option of drawing; {suggest(name, names)}")
+    return How(**options)
+
+
+def _name(label: Label) -> str | None:
+    return None if label is None else str(label)
+
+
+def _need_count(count: int) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise UserError(f"the number of images must be 1 or more, got {count!r}")
+
+
+def _pixels(image: object, channels: int, sides: Sequence[int], name: str, model: Model) -> np.ndarray:
+    """One image as bytes (H, W, C), of this size."""
+    options = model.saved.config.data
+    if isinstance(image, (str, os.PathLike)):
+        pixels = decode.decode(Path(image), channels, None, options.background, options.max_pixels)
+    else:
+        if isinstance(image, (np.ndarray, torch.Tensor)) and str(image.dtype).endswith("bool"):
+            image = np.asarray(image).astype(np.uint8) * 255
+        pixels = decode.from_pil(memory.picture(image, name), channels, None, options.background).copy()
+    if pixels.shape[:2] != tuple(sides):
+        raise UserError(f"{name}: {pixels.shape[0]}x{pixels.shape[1]} pixels, the model's are {sides[0]}x{sides[1]}")
+    return pixels
+
+
+def _file(image: object, folder: Path) -> Path:
+    """The image as a file."""
+    if isinstance(image, (str, os.PathLike)):
+        return Path(image)
+    memory.picture(image, "image").save(folder / "image.png")
+    return folder / "image.png"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before, screen.quiet = screen.quiet, True
+    try:
+        yield
+    finally:
+        screen.quiet = before

@@ -1,0 +1,97 @@
+"""Training from Python: the command's own training, with data from a path or from memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ancestral.apps.python.model import Model, load
+from ancestral.data import load as reading
+from ancestral.data import memory
+from ancestral.errors import UserError
+from ancestral.runs import config
+from ancestral.runtime.registry import suggest
+from ancestral.runtime.text import seconds
+from ancestral.training import command
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk.
+
+    Args:
+        folder: what `load`, and every command, takes.
+        complete: False when it was told to stop; the same call goes on from there.
+    """
+
+    folder: Path
+    complete: bool
+
+    def model(self, device: str = "auto") -> Model:
+        """The trained model."""
+        return load(self.folder, device)
+
+
+def train(
+    data: object,
+    out: str | Path,
+    *,
+    size: int | None = None,
+    budget: str | float | None = None,
+    images: int | None = None,
+    steps: int | None = None,
+    preset: str = "images",
+    seed: int = 0,
+    device: str = "auto",
+    fresh: bool = False,
+    track: Sequence[str] = (),
+    **settings: Any,
+) -> Run:
+    """Train on images, as `ancestral train` does; the same call goes on with a run that was stopped.
+
+    Args:
+        data: a folder or whatever else the command takes; or a uint8 array (N, H, W) or (N, H, W, C), a torch data set
+            of images or of images with labels, or a list of PIL images.
+        out: the run folder.
+        size: side of the images after a centre crop; their own when left out.
+        budget: wall time to plan for, "10m" or seconds; ten minutes when no length is given.
+        images: length in images seen, instead of a time.
+        steps: length in updates, instead of a time.
+        preset: images, likelihood, absorbing, tiny, cifar10 or paper-256.
+        seed: of every draw.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        fresh: begin anew; a run that is there is moved aside.
+        track: also tell tensorboard or wandb.
+        settings: any other by its name, `batch_size=32`, `labels=True`.
+
+    Raises:
+        UserError: naming the data, setting or file that is wrong, and the mend.
+    """
+    path = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
+    overrides = {"train.seed": seed, **({} if size is None else {"data.size": size})}
+    overrides |= {_key(name): value for name, value in settings.items()}
+    resolved = config.resolve(memory.NAME if path is None else path, preset, overrides)
+    try:
+        length = command.Length(seconds(budget) if isinstance(budget, str) else budget, images, steps)
+    except ValueError as error:
+        raise UserError(f"budget: {error}") from None
+    if any(value is not None and value <= 0 for value in (length.budget, length.images, length.steps)):
+        raise UserError(f"{length}: the length of a run must be above 0")
+    known = None if path is not None else reading.of_any(data, resolved.data)
+    complete = command.train(resolved, Path(out), length, device, dry_run=False, fresh=fresh, track=track, images=known)
+    return Run(Path(out), complete)
+
+
+def _key(name: str) -> str:
+    """The setting of this name, with or without its group."""
+    known = config.known_keys()
+    found = [key for key in known if name in (key, key.partition(".")[2])]
+    if len(found) != 1:
+        names = [key.partition(".")[2] for key in known]
+        raise UserError(
+            f"{name}: {'one of ' + ', '.join(found) if found else 'unknown setting; ' + suggest(name, names)}"
+        )
+    return found[0]

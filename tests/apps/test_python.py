@@ -1,0 +1,209 @@
+"""The public face, from outside: the names, the command's bytes, data in every form, and errors.
+
+`python tests/apps/test_python.py` writes the stored names and signatures anew.
+"""
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ancestral
+
+STORED = Path(__file__).parent.parent / "public_api.txt"
+TINY = {"preset": "tiny", "device": "cpu", "width": 8, "batch_size": 8, "snapshots": 2}
+
+
+def public():
+    """A line for each public name, with its signature; those of a class of `apps.python` with their methods."""
+
+    def signature(name, thing):
+        try:
+            found = inspect.signature(thing)
+        except (TypeError, ValueError):
+            return name
+        plain = (int, float, str, tuple, type(None), type(inspect.Parameter.empty))
+        shown = [
+            one if isinstance(one.default, plain) else one.replace(default=...) for one in found.parameters.values()
+        ]
+        text = re.sub(r"ForwardRef\('(\w+)'\)", r"\1", str(found.replace(parameters=shown)))
+        return name + text.replace("'", "").replace("Ellipsis", "...")
+
+    for name in sorted(ancestral.__all__):
+        thing = getattr(ancestral, name)
+        yield signature(name, thing) if callable(thing) else name
+        if inspect.isclass(thing) and thing.__module__.startswith("ancestral.apps.python"):
+            for method, value in sorted(vars(thing).items()):
+                if not method.startswith("_"):
+                    yield "  " + (signature(method, value) if callable(value) else method)
+    yield "Editing"
+    yield signature("  inpaint", type(ancestral.Model.edit.fget(None)).inpaint)
+
+
+def test_the_names_and_signatures_are_the_stored_ones():
+    assert STORED.read_text().splitlines() == list(public())
+    assert set(ancestral.__all__) <= set(dir(ancestral))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ancestral.nothing
+
+
+def colours(count=24, channels=3):
+    return np.random.default_rng(0).integers(0, 256, (count, 8, 8, channels), np.uint8)
+
+
+@pytest.fixture(scope="module", params=[1, 3], ids=["grey", "colour"])
+def run(request, tmp_path_factory):
+    images = colours(channels=request.param)
+    return ancestral.train(images, tmp_path_factory.mktemp("runs") / "run", steps=6, **TINY), images
+
+
+def test_images_are_the_commands_to_the_byte(run, command, tmp_path):
+    """Also in another number of batches."""
+    run, _ = run
+    options = ("--num-images", 5, "--steps", 3, "--seed", 7, "--film", "--device", "cpu", "--out", tmp_path / "theirs")
+    assert command("sample", run.folder, *options).exit_code == 0
+    model = ancestral.load(run.folder, "cpu")
+    images, film = model.sample(5, steps=3, seed=7), model.film(5, steps=3, seed=7)
+    assert np.array_equal(film.images, images)
+    images.save(tmp_path / "ours")
+    images.save(tmp_path / "ours" / "grid.png")
+    film.save(tmp_path / "ours" / "film.png")
+    film.save(tmp_path / "ours" / "film.gif")
+    ours = {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()}
+    assert len(ours) == 8
+    assert all((tmp_path / "theirs" / name).read_bytes() == content for name, content in ours.items())
+    assert images._repr_png_() == ours["grid.png"]
+    assert [np.asarray(one).tolist() for one in images.pil()] == np.asarray(images).squeeze().tolist()
+    assert np.array_equal(model.sample(5, steps=3, seed=7, batch_size=5), images)
+    assert len(images) == 5
+    assert np.array_equal(np.asarray(images[2]).reshape(images.array[2].shape), images.array[2])
+
+
+def test_the_bound_is_the_commands(run, command, tmp_path):
+    run, images = run
+    np.savez(tmp_path / "images.npz", train_images=images, test_images=images[:9])
+    options = ("--terms", 4, "--device", "cpu", "--out", tmp_path)
+    result = command("evaluate", run.folder, tmp_path / "images.npz", *options)
+    assert result.exit_code == 0, result.output
+    theirs = json.loads((tmp_path / "evaluation.json").read_text())["bits_per_dim"]["bound, bits/dim"]
+    model = run.model("cpu")
+    for data in (str(tmp_path / "images.npz"), images[:9]):
+        found = model.bits_per_dim(data, terms=4)
+        assert found == (theirs["mean"], theirs["standard_error"])
+
+
+def test_inpainting_keeps_the_rest_and_is_the_commands(run, command, tmp_path):
+    from PIL import Image
+
+    run, images = run
+    mask = np.zeros((8, 8), bool)
+    mask[:4] = True
+    Image.fromarray(images[0].squeeze()).save(tmp_path / "image.png")
+    Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "mask.png")
+    drawn = run.model("cpu").edit.inpaint(images[0], mask, count=2, steps=8)
+    assert np.array_equal(drawn.array[:, 4:], np.stack([images[0, 4:]] * 2))
+    assert not np.array_equal(drawn.array[:, :4], np.stack([images[0, :4]] * 2))
+    files = (tmp_path / "image.png", "--mask", tmp_path / "mask.png", "--out", tmp_path / "out.png")
+    result = command("edit", "inpaint", run.folder, *files, "--steps", 8, "--num-images", 2, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    theirs = [np.asarray(Image.open(tmp_path / "out" / f"000-00{number}.png")) for number in range(2)]
+    assert np.array_equal(np.stack(theirs).reshape(drawn.array.shape), drawn)
+
+
+class Data:
+    """As a data set of torchvision: images with labels, and the names of the classes."""
+
+    classes = ("even", "odd")
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, row):
+        return self.images[row], row % 2
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_data_in_every_form_are_the_same(channels):
+    import torch
+    from PIL import Image
+
+    from ancestral.data.dataset import DataOptions
+    from ancestral.data.load import of_any
+
+    images = colours(channels=channels)
+    pil = [Image.fromarray(image.squeeze()) for image in images]
+    tensors = torch.from_numpy(images).permute(0, 3, 1, 2)
+    forms = [images, pil, list(images), Data(pil), Data(tensors), Data(tensors.float() / 255)]
+    forms += [torch.utils.data.TensorDataset(tensors, torch.arange(24) % 2)]
+    splits = [of_any(form, DataOptions()) for form in forms]
+    assert len({one.train.images.tobytes() + one.test.images.tobytes() for one in splits}) == 1
+    assert len(splits[0].train) + len(splits[0].test) == 24
+    labelled = splits[3:]
+    assert len({one.train.labels.tobytes() for one in labelled}) == 1
+    assert [one.train.class_names for one in labelled] == [("even", "odd")] * 3 + [("0", "1")]
+    assert of_any(pil, DataOptions(size=4)).train.shape == (4, 4, channels)
+    assert of_any(images, DataOptions(size=4, channels=3, limit=5)).train.images.shape == (5, 4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (np.zeros((4, 8, 8)), "float64"),
+        (np.zeros((8, 8), np.uint8), r"\(8, 8\)"),
+        (7, "int is not understood"),
+        ([], "there are none"),
+        ([np.zeros((8, 8), np.uint8), "x"], r"images\[1\]: str"),
+        ([np.zeros((8, 8), np.uint8), np.zeros((4, 8), np.uint8)], "4x8 pixels, the first has 8x8; give a size"),
+        ("no/such/folder", "no such file or folder"),
+    ],
+)
+def test_what_is_no_data_is_one_clear_error(data, said, tmp_path):
+    with pytest.raises(ancestral.UserError, match=said) as error:
+        ancestral.train(data, tmp_path / "run", steps=1, **TINY)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mistakes_are_user_errors(run, tmp_path):
+    run, images = run
+    model = run.model("cpu")
+    for call, said in (
+        (lambda: model.sample(0), "must be 1 or more"),
+        (lambda: model.sample(1, steps=0), "steps"),
+        (lambda: model.sample(1, eta=0, solver="heun"), "exclude each other"),
+        (lambda: model.sample(1, stpes=3), "stpes"),
+        (lambda: model.sample(1, label="cat"), "without labels"),
+        (lambda: model.sample(1, seed=-1), "seed"),
+        (lambda: model.film(1, steps=2).save("film.avi"), "film.avi"),
+        (lambda: model.bits_per_dim(), "images in memory"),
+        (lambda: model.bits_per_dim(images[:, :4]), "the model's are"),
+        (lambda: model.edit.inpaint(images[0, :4], images[0]), "4x8"),
+        (lambda: model.edit.inpaint(images[0], np.zeros((8, 8), bool)), "nothing is white"),
+        (lambda: ancestral.load(tmp_path), str(tmp_path)),
+        (lambda: ancestral.load(run.folder, "gpu"), "gpu"),
+        (lambda: ancestral.train(images, run.folder, steps=9, **TINY), "another length"),
+        (lambda: ancestral.train(images, run.folder, budget="10 parsecs"), "10 parsecs"),
+        (lambda: ancestral.train(images, run.folder, wdith=3), "width"),
+    ):
+        with pytest.raises(ancestral.UserError, match=said):
+            call()
+
+
+def test_the_command_goes_on_with_a_run_of_ours(tmp_path, command):
+    """Of a data set that has a name: the same settings, length and seed are the same run."""
+    pytest.importorskip("sklearn")
+    run = ancestral.train("digits", tmp_path / "run", steps=3, **TINY)
+    options = ("--preset", "tiny", "--steps", 3, "--device", "cpu", "--batch-size", 8, "--set", "model.width=8")
+    result = command("train", "digits", "--out", run.folder, *options, "--set", "train.snapshots=2")
+    assert result.exit_code == 0, result.output
+    assert "is complete" in result.output
+
+
+if __name__ == "__main__":
+    STORED.write_text("\n".join(public()) + "\n")
