@@ -2,9 +2,27 @@
 
 from __future__ import annotations
 
+import re
+
+# What Markdown, its tables, HTML, formulas, mentions, emoji and bare addresses are made of, where it could be read so.
+_MARKUP = re.compile(r'[!"#$&*;<>@\[\\\]^`{|}~]|(?<![^\W_])_|_(?![^\W_])|:(?! )|(?<=www)\.|^ | $', re.IGNORECASE)
+
 
 def shown(text: str) -> str:
     r"""On one line, as it is read: whatever is not printed (controls, ends of lines, marks of direction, halves of
     surrogate pairs) as its escape, such as `\n`, `\x1b` and `\u202e`.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def markdown(text: str) -> str:
+    """As a part of a line of Markdown, also in a table or beside HTML: nothing in it is markup."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", shown(text))
+
+
+def markdown_code(text: str) -> str:
+    """As code in a line of Markdown outside a table: its fence is longer than any row of backticks in it."""
+    text = shown(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    room = " " if not text.strip() or text[0] in "` " or text[-1] in "` " else ""
+    return f"{fence}{room}{text}{room}{fence}"
