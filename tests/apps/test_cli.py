@@ -179,9 +179,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     command = [sys.executable, "-m", "ancestral", "train", "digits", "--preset", "tiny", "--steps", "100000", *TINY]
     command += ["--out", str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        for line in process.stdout:
-            if "images seen" in line:
-                break
+        assert any("images seen" in line for line in process.stdout)  # reads up to it
         process.terminate()
         rest = process.stdout.read()
         assert process.wait(60) == 75, rest
