@@ -203,7 +203,7 @@ def test_wrong_shards_are_one_line(tmp_path):
 
 REFUSING = """
 import os
-from ancestral import data
+from ancestral.data import load as data
 from ancestral.errors import UserError
 load = data.load
 def only_one(*given):

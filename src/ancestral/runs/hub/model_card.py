@@ -28,9 +28,9 @@ ancestral sample {title} --num-images 64
 
 ```python
 import ancestral
-from ancestral.grids import trailing
-from ancestral.sample import sample
-from ancestral.solvers import SOLVERS
+from ancestral.diffusion.samplers.grids import trailing
+from ancestral.diffusion.samplers.sample import sample
+from ancestral.diffusion.samplers.solvers import SOLVERS
 
 model = ancestral.from_pretrained("{name}")
 times = trailing(model.schedule, {calls})
