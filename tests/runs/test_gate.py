@@ -51,7 +51,9 @@ def weights():
 def folder(weights, tmp_path):
     """A diffusers folder that is imported."""
     config, ours = weights
-    checkpoint.save(tmp_path / "ours", 0, to_json(config, Facts((1, 8, 8))), ours, {}, {})
+    checkpoint.save(
+        tmp_path / "ours", 0, to_json(config, Facts((1, 8, 8))), ours, {}, {"total": 0, **checkpoint.IMPORTED}
+    )
     diffusers.export_run(tmp_path / "ours", tmp_path / "theirs")
     for file, values in FILES.items():
         (tmp_path / "theirs" / file).write_text(json.dumps(values))

@@ -12,7 +12,7 @@ import pytest
 from test_faults import harness
 
 from ancestral.errors import UserError
-from ancestral.runs import checkpoint, lock, metrics_log
+from ancestral.runs import calibration, checkpoint, lock, metrics_log
 from ancestral.runtime import plots, side_tasks
 from ancestral.runtime.signals import Told, raised
 from ancestral.training import preview, trackers
@@ -139,7 +139,7 @@ def failing(*arguments, **named):
 
 BESIDE = {
     "preview": (preview, "preview"),
-    "calibration": (preview, "calibration"),
+    "calibration": (calibration, "calibration"),
     "averages": (checkpoint, "save_snapshot"),
     "loss.png": (plots, "loss_plot"),
     "trackers": (trackers, "open_trackers"),
