@@ -139,7 +139,8 @@ def failing(*arguments, **named):
 
 BESIDE = {
     "preview": (preview, "preview"),
-    "calibration": (preview, "calibration"),
+    "calibration": (runner.run_calibration, "calibration"),
+    "health": (runner, "health"),
     "averages": (checkpoint, "save_snapshot"),
     "loss.png": (plots, "loss_plot"),
     "trackers": (trackers, "open_trackers"),
