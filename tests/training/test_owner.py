@@ -140,6 +140,7 @@ def failing(*arguments, **named):
 BESIDE = {
     "preview": (preview, "preview"),
     "calibration": (calibration, "calibration"),
+    "health": (runner, "health"),
     "averages": (checkpoint, "save_snapshot"),
     "loss.png": (plots, "loss_plot"),
     "trackers": (trackers, "open_trackers"),
