@@ -10,6 +10,7 @@ import importlib
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -26,11 +27,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from ancestral.apps.cli.main import main as ancestral
-from ancestral.runs import checkpoint
+from ancestral.runs import checkpoint, lock
 from ancestral.runs.hub import hub
 from ancestral.runtime import verified_folder
 
 SECONDS = 20
+MEMORY = 6 * 2**30  # bytes of addresses
 SETTINGS = ("model.width=8", "model.multipliers=1,2", "model.blocks=1", "model.groups=4", "diffusion.clock=zero-based", "train.snapshots=3")
 TRAIN = ("--preset", "tiny", "--device", "cpu", "--batch-size", 4)
 TRAIN += tuple(word for setting in SETTINGS for word in ("--set", setting))
@@ -66,6 +68,7 @@ def apart(work, seconds):
         code = 1
         try:
             os.setsid()
+            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
             os.close(reading)
             with os.fdopen(writing, "w") as file:
                 json.dump(work(), file)
@@ -253,6 +256,7 @@ def originals(root):
     """The undamaged folders."""
     importlib.import_module("ancestral.training.command")
     checkpoint.KEEP = 3
+    lock.PATIENCE = 2.0  # the watch over an owner whose record cannot be read, which says so
     for name, shape in RUNS.items():
         (root / name).mkdir()
         pixels = np.random.default_rng(0).integers(0, 256, (24, *shape), dtype=np.uint8)
