@@ -2,8 +2,8 @@
 
 Run: python tests/corruption_harness.py [CASES] [SEED]. A case damages one file of a small grey or colour run, of a
 published or of a diffusers folder, and runs one command on it, in a process of its own that a clock ends. The command
-must give what it gives for the undamaged folder, or name the file; with no traceback, within a time. Prints the outcomes
-by command, then each case that broke this; `--case N` runs that one only and shows what it said.
+must give what it gives for the undamaged folder, or name the file; with no traceback, within a time. Prints each
+case that broke this, then the outcomes by command; `--case N` runs that one only and shows what it said.
 """
 
 import importlib
@@ -33,7 +33,14 @@ from ancestral.runtime import verified_folder
 
 SECONDS = 20
 MEMORY = 6 * 2**30  # bytes of addresses
-SETTINGS = ("model.width=8", "model.multipliers=1,2", "model.blocks=1", "model.groups=4", "diffusion.clock=zero-based", "train.snapshots=3")
+SETTINGS = (
+    "model.width=8",
+    "model.multipliers=1,2",
+    "model.blocks=1",
+    "model.groups=4",
+    "diffusion.clock=zero-based",
+    "train.snapshots=3",
+)
 TRAIN = ("--preset", "tiny", "--device", "cpu", "--batch-size", 4)
 TRAIN += tuple(word for setting in SETTINGS for word in ("--set", setting))
 RUNS = {"grey": (8, 8), "colour": (8, 8, 3)}
@@ -243,7 +250,13 @@ DAMAGE = {
     "shape": _other_shape,
     "type": _other_type,
 }
-ONLY = {"not finite": (".safetensors",), "shape": (".safetensors", ".png"), "type": (".json",), "deep": (".json", ".jsonl")}
+ONLY = {
+    "not finite": (".safetensors",),
+    "shape": (".safetensors", ".png"),
+    "type": (".json",),
+    "deep": (".json", ".jsonl"),
+}
+UNSEEN = ("a bit", "bits", "zeroed", "random", "swapped")  # a diffusers folder has no digests that would show it
 SEALED = ("not finite", "shape", "type")
 
 
@@ -266,7 +279,10 @@ def originals(root):
         lines = [("train", data, "--out", run, "--steps", 6, *TRAIN), ("tune-steps", run, "--steps", 3)]
         lines += [[str(one).replace("it", str(run)) if one == "it" else one for one in COMMANDS["sample"]]]
         lines += [[str(run) if one == "it" else one for one in COMMANDS["evaluate"]]]
-        lines += [("compress", run, data / "00.png", "--out", root / f"{name}.anc"), ("export", run, "--out", root / f"{name} diffusers")]
+        lines += [
+            ("compress", run, data / "00.png", "--out", root / f"{name}.anc"),
+            ("export", run, "--out", root / f"{name} diffusers"),
+        ]
         for number, line in enumerate(lines):  # in this process all but the training: what they import is warm after
             code, said = ran(*line) if number else apart(lambda line=line: ran(*line), 120)
             assert code == 0, said
@@ -277,7 +293,9 @@ def originals(root):
 
 def kinds():
     """(folder, command) of every kind of case."""
-    runs = [(f"{name} {'unfinished' if command == 'resume' else 'run'}", command) for name in RUNS for command in COMMANDS]
+    runs = [
+        (f"{name} {'unfinished' if command == 'resume' else 'run'}", command) for name in RUNS for command in COMMANDS
+    ]
     return runs + [(f"{name} {kind}", "import") for name in RUNS for kind in ("published", "diffusers")]
 
 
@@ -294,11 +312,16 @@ def case(root, number, seed, wanted, show=False):
     place = root / "case"
     shutil.copytree(root / name, place / "it")
     choice = files(place / "it")
-    weights = [4 if "checkpoints/0" in str(one) or "codec" in one.parts or one.parent.name == "it" else 1 for one in choice]
+    weights = [
+        4 if "checkpoints/0" in str(one) or "codec" in one.parts or one.parent.name == "it" else 1 for one in choice
+    ]
     path = draw.choices(choice, weights)[0]
     if path.stat().st_size == 0:
         path = place / "it" / "checkpoints"
-    kind = draw.choice([kind for kind in DAMAGE if path.suffix in ONLY.get(kind, (path.suffix,))])
+    fitting = [kind for kind in DAMAGE if path.suffix in ONLY.get(kind, (path.suffix,))]
+    if "diffusers" in name:
+        fitting = [kind for kind in fitting if kind not in UNSEEN]
+    kind = draw.choice(fitting)
     other = DAMAGE[kind](path, draw)
     if kind in SEALED:
         _seal(path)

@@ -60,9 +60,8 @@ class Owner:
         numbers = _numbers(self._path.parent)
         if numbers and numbers[-1] > int(self._path.stem):
             newer = _place(self._path.parent, numbers[-1])
-            raise UserError(
-                f"{self._path.parent.parent}: was taken over by {_who(_read(newer), newer)} while this one did not answer"
-            )
+            other, run = _who(_read(newer), newer), self._path.parent.parent
+            raise UserError(f"{run}: was taken over by {other} while this one did not answer")
 
     def release(self) -> None:
         """Leave the folder to the next one."""
