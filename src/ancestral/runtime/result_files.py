@@ -104,7 +104,7 @@ class Results:
             return self._swap()
         except OSError as error:
             raise verified_folder.Unwritable(
-                f"{self.root}: cannot be written ({error.strerror}); choose another --out"
+                f"{error.filename2 or self.root}: cannot be written ({error.strerror}); choose another --out"
             ) from error
         finally:
             if not (self.state / "plan.json").exists():
