@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 import pytest
-from test_faults import harness
 
 from ancestral.errors import UserError
 from ancestral.runs import calibration, checkpoint, lock, metrics_log
@@ -17,7 +16,7 @@ from ancestral.runtime import plots, side_tasks
 from ancestral.runtime.signals import Told, raised
 from ancestral.training import preview, trackers
 from ancestral.training import run as runner
-from conftest import TINY, run_command
+from conftest import TINY, harness, run_command
 
 pytest.importorskip("sklearn")
 HERE = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")

@@ -30,8 +30,6 @@ from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.tensor_files import Tensors, finite, fitting, unpacked
 
 KEEP = 2
-# The state, but for the total, of a run that was not trained here.
-IMPORTED: dict[str, Any] = {"length": "imported", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": True}
 
 
 class State(TypedDict):
@@ -134,7 +132,7 @@ def model_of(files: Mapping[str, bytes], folder: Path) -> tuple[Config, Facts, T
     where = str(folder / "calibration.safetensors")
     table = finite(unpacked(files["calibration.safetensors"], where), where).get("x0_var")
     if table is None or table.ndim not in (1, 2) or len(table) != config.diffusion.T + 1:
-        raise verified_folder.Damaged(f"{where}: x0_var is not of a model with {config.diffusion.T} times")
+        raise verified_folder.Damaged(f"{where}: x0_var is not of a model with diffusion.T = {config.diffusion.T}")
     return config, facts, weights, table
 
 
@@ -151,8 +149,9 @@ def file_of(files: Mapping[str, bytes], name: str, folder: Path) -> bytes:
 
 def adopt(run: Path, saved: Checkpoint) -> Path:
     """Make a run of a model from elsewhere, to sample and evaluate. Returns the checkpoint's folder."""
+    state = {"length": "imported", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": True}
     document = to_json(saved.config, saved.facts)
-    return save(run, saved.images, document, saved.weights, {}, {"total": saved.images, **IMPORTED}, saved.calibration)
+    return save(run, saved.images, document, saved.weights, {}, {"total": saved.images, **state}, saved.calibration)
 
 
 def digest(saved: Checkpoint) -> str:
