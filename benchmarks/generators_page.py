@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from ancestral.data.pictures import contact_sheet
 from ancestral.runtime.plots import INK
 
-REPORT = ROOT / "src" / "ancestral" / "report" / "generators"
+REPORT = ROOT / "src" / "ancestral" / "apps" / "report" / "generators"
 FIGURES = ROOT / "docs" / "img"
 SIDE = 6  # of a grid in the report, in images
 ACROSS = 14  # images of each in the figure

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.special import ndtri
 
-PATH = Path(__file__).parent.parent / "src/ancestral/codec/normal.bin"
+PATH = Path(__file__).parent.parent / "src/ancestral/compression/normal.bin"
 
 
 def table() -> bytes:

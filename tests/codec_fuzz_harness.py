@@ -32,6 +32,7 @@ from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.samplers import grids
 from ancestral.errors import UserError
+from ancestral.runtime import file_names
 from codec_toy import codec, image
 from fuzz_harness import mutate
 
@@ -224,7 +225,7 @@ def _file(content):
 
 def _archive(content):
     held = Archive.of_bytes(content)
-    archive_command._safe(held.names)
+    file_names.check([file_names.as_png(name) for name in held.names], Path("out"), Path("x"), "")
     saved = SimpleNamespace(facts=SimpleNamespace(shape=SHAPE))
     pixels = archive_command.expanded(saved, whole().denoiser, held, range(held.count))
     if not np.array_equal(pixels, whole().pixels[: len(pixels)]):

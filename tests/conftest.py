@@ -1,5 +1,6 @@
 """Shared pieces: one tiny trained run for all tests of the commands."""
 
+import json
 import os
 import subprocess
 import sys
@@ -49,3 +50,13 @@ def cases(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("cases")
     subprocess.run([sys.executable, make, folder], check=True, capture_output=True)
     return folder
+
+
+def harness(name, count, seed):
+    """What a harness of tests/ says, in a process and with a thread of its own."""
+    command = [sys.executable, Path(__file__).parent / name, str(count), str(seed)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)

@@ -102,7 +102,8 @@ def checkpoints(root, originals, draw):
         target.write_bytes(mutate(target.read_bytes(), draw))
     if draw.random() < 0.5 and target.name != verified_folder.MANIFEST:
         manifest = json.loads((folder / verified_folder.MANIFEST).read_text())
-        manifest[target.name]["sha256"] = sha256(target.read_bytes()).hexdigest()
+        content = target.read_bytes()
+        manifest[target.name] = {"sha256": sha256(content).hexdigest(), "bytes": len(content)}
         (folder / verified_folder.MANIFEST).write_text(json.dumps(manifest))
     else:
         # A changed file under the old manifest must never be taken for whole.

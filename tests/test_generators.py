@@ -186,7 +186,7 @@ def test_the_critic_learns_to_tell_and_the_generator_to_please(baselines, few):
     assert abs(float(to_bytes(drawn).mean()) - 30) < 30
 
 
-REPORT = resources.files("ancestral") / "report" / "generators"
+REPORT = resources.files("ancestral.apps.report") / "generators"
 
 
 @pytest.fixture(scope="module")

@@ -179,8 +179,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     command = [sys.executable, "-m", "ancestral", "train", "digits", "--preset", "tiny", "--steps", "100000", *TINY]
     command += ["--out", str(tmp_path / "run")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        line = process.stdout.readline()
-        assert "images of 8x8x1" in line
+        assert any("images seen" in line for line in process.stdout)  # reads up to it
         process.terminate()
         rest = process.stdout.read()
         assert process.wait(60) == 75, rest
@@ -317,7 +316,8 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, named, trained_run, tm
     assert len(lines) == 1, result.output
     assert named in lines[0]
     after = {path: path.stat().st_mtime_ns for path in trained_run.rglob("*") if path.is_file()}
-    assert {path: time for path, time in after.items() if "samples" not in str(path)}.items() <= before.items()
+    changed = {path for path in after if after[path] != before.get(path)}
+    assert {path.parent.name for path in changed} <= {"samples", "owners"}  # who wanted the run is on record
 
 
 def test_there_are_enough_cases():

@@ -30,6 +30,7 @@ from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.denoisers.denoiser import predict
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.samplers import transitions
 from ancestral.diffusion.samplers.solvers import FEW_STEPS, SOLVERS
 from ancestral.runs import build, config
 
@@ -146,7 +147,7 @@ def test_errors_of_gaussian_data_are_the_closed_form(toy):
 
     images = var**0.5 * torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0)).double()
     vars(subject).update(told=lambda shown: told(shown), x0=lambda shown: images[: len(shown)])
-    vars(subject).update(move=build.Ancestral(build.small))
+    vars(subject).update(move=build.Ancestral(transitions.fixedsmall))
     found = reverse_predictions.errors(subject, torch.ones_like(subject.bound.mse))
     t = subject.bound.t
     expected = (var * q.noise_var(t) / (q.signal(t) ** 2 * var + q.noise_var(t))).mean(0).flip(0)

@@ -332,7 +332,7 @@ def test_who_comes_while_the_training_images_are_read_is_told_to_come_again(live
         return loaded
 
     loaded = load.load("digits", DataOptions())
-    monkeypatch.setattr(nearest.data, "load", slow)
+    monkeypatch.setattr(nearest.load, "load", slow)
     near, ask = nearest.Likeness(live.studio), schemas.Nearest(image=uri_of(GREY), count=1)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(near.nearest(live.studio, ask), Record())
@@ -733,7 +733,7 @@ def test_few_uploads_are_decoded_at_once_and_nobody_else_waits_for_them(live, mo
             inside -= 1
         return decode(*arguments)
 
-    monkeypatch.setattr(data_uri.images, "decode", slow)
+    monkeypatch.setattr(data_uri.decode, "decode", slow)
     body = {"image": uri_of(GREY), "mask": uri_of(HALF), "seed": 0, "images": 1, "steps": 6}
     with ThreadPoolExecutor(50) as pool:
         asked = [pool.submit(live.client.post, "/api/inpaint", json=body) for _ in range(50)]

@@ -72,7 +72,7 @@ def test_reading_a_sparse_giant_costs_what_is_looked_at(tmp_path):
     [
         (lambda path: np.save(path, PIXELS.astype(np.float32)), "must be uint8"),
         (lambda path: np.save(path, PIXELS[0, 0]), "C 1, 3 or 4"),
-        (lambda path: np.save(path, np.array([{}], dtype=object)), "without"),
+        (lambda path: np.save(path, np.array([{}], dtype=object)), "pickled objects"),
         (lambda path: path.write_bytes(b"nothing"), "without"),
     ],
 )

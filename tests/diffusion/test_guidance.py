@@ -445,7 +445,7 @@ def test_a_model_told_vectors_trains_draws_and_measures(tmp_path):
         (("--guidance-rescale", "0.5"), "add --guidance"),
         (("--guidance", "2", "--guide", "nowhere"), "no such run"),
         (("--guidance", "2", "--guide", "{told}"), "its classes are not those"),
-        (("--guidance", "2", "--guide", "{run}/averages/7"), "cannot be read"),
+        (("--guidance", "2", "--guide", "{run}/averages/7"), "averages/7/manifest.json: no such file"),
         (("--guidance", "2", "--guidance-interval", "3:1"), "LO:HI"),
         (("--guidance", "2", "--guidance-interval", "wide"), "LO:HI"),
         (("--guidance", "-1"), "-1"),

@@ -154,6 +154,10 @@ def test_the_card_holds_what_was_measured_and_only_that(evaluated, service):
     (evaluated / "metrics-lite0.json").write_text(json.dumps(other))
     (evaluated / "metrics-flat.json").write_text(json.dumps({"fd-flat": {"mean": 1.5}, "kid": {"mean": float("nan")}}))
     (evaluated / "metrics-broken.json").write_text("{")
+    refused = run_command("push", evaluated, "digits", "--license", "cc0-1.0")
+    assert refused.exit_code == 2
+    assert "metrics-broken.json" in refused.output
+    (evaluated / "metrics-broken.json").unlink()
     assert run_command("push", evaluated, "digits", "--license", "cc0-1.0").exit_code == 0
     head, text = metadata((service.folder("somebody/digits") / "README.md").read_text())
     assert head == {

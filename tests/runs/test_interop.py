@@ -14,7 +14,7 @@ from ancestral.diffusion.samplers.solvers import SOLVERS, Heun, UniPC
 from ancestral.diffusion.samplers.transitions import DDIM
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
-from ancestral.runs.config import PRESETS, Config, DiffusionOptions, Facts, ModelOptions, to_json
+from ancestral.runs.config import PRESETS, Config, DiffusionOptions, Facts, ModelOptions
 from ancestral.runs.hub import diffusers as interop
 from ancestral.runs.hub import diffusers_config, hub
 from conftest import run_command
@@ -167,7 +167,7 @@ def test_our_run_opens_in_their_pipeline(tmp_path):
     facts = Facts((3, 8, 8))
     torch.manual_seed(0)
     weights = {k: v + 0.05 * torch.randn_like(v) for k, v in build.network(config, facts).state_dict().items()}
-    checkpoint.save(tmp_path / "run", 0, to_json(config, facts), weights, {}, {})
+    checkpoint.adopt(tmp_path / "run", checkpoint.Checkpoint(tmp_path, 0, config, facts, weights, {}, {}, None))
     interop.export_run(tmp_path / "run", tmp_path / "out")
     pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "out")
     x = torch.randn(1, 3, 8, 8)

@@ -1,28 +1,16 @@
 """Kills at random instants, and every state that a power cut can leave."""
 
 import itertools
-import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from ancestral.runtime import verified_folder
+from conftest import harness
 
 ROOT = Path(__file__).parents[1]
-
-
-def harness(name, count, seed):
-    """What a harness of this folder says, in a process and with a thread of its own."""
-    command = [sys.executable, ROOT / name, str(count), str(seed)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
-    assert result.returncode == 0, result.stderr
-    return json.loads(result.stdout)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.table import Table
 
-from ancestral.runtime.console import Screen
+from ancestral.runtime.console import Progress, Screen
 from ancestral.runtime.text import shown
 from conftest import run_command
 
@@ -110,3 +111,26 @@ def test_there_is_one_way_to_the_terminal():
             assert name != "print" or path.parent.name == "report", path
             if name == "click.echo":
                 assert "shown(" in ast.unparse(call.args[0]), path
+
+
+@pytest.mark.parametrize("name", [*NAMES, "[/x]", "[red]x", "{task.id}"])
+def test_bars_show_names_as_text(name):
+    file = io.StringIO()
+    with Progress(console=Screen(file=file, width=200, force_terminal=True)) as bar:
+        bar.add_task(name, total=1, completed=1)
+    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
+    assert shown(name) in said
+    assert only_printed(said)
+
+
+def only_printed(text):
+    return all(c.isprintable() or c in "\r\n" for c in text)
+
+
+def test_there_is_one_kind_of_bar():
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rich.progress"):
+                taken = {one.name for one in node.names}
+                assert not taken & {"Progress", "TextColumn", "TaskProgressColumn", "track"}, path
+            assert not isinstance(node, ast.Constant) or "[progress." not in str(node.value), path

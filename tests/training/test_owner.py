@@ -9,15 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
-from test_faults import harness
 
 from ancestral.errors import UserError
-from ancestral.runs import checkpoint, lock, metrics_log
+from ancestral.runs import calibration, checkpoint, lock, metrics_log
 from ancestral.runtime import plots, side_tasks
 from ancestral.runtime.signals import Told, raised
 from ancestral.training import preview, trackers
 from ancestral.training import run as runner
-from conftest import TINY, run_command
+from conftest import TINY, harness, run_command
 
 pytest.importorskip("sklearn")
 HERE = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
@@ -139,7 +138,8 @@ def failing(*arguments, **named):
 
 BESIDE = {
     "preview": (preview, "preview"),
-    "calibration": (preview, "calibration"),
+    "calibration": (calibration, "calibration"),
+    "health": (runner, "health"),
     "averages": (checkpoint, "save_snapshot"),
     "loss.png": (plots, "loss_plot"),
     "trackers": (trackers, "open_trackers"),

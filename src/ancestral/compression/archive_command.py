@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from ancestral.compression.archive_format import Archive, Block, Setting, rows_of
@@ -32,7 +31,7 @@ from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.datasets import facts
 from ancestral.runs.open import open_gaussian
 from ancestral.runtime import disk, verified_folder
-from ancestral.runtime.console import screen, together
+from ancestral.runtime.console import Progress, screen, together
 from ancestral.runtime.file_names import as_png, check
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, pieces
@@ -88,7 +87,7 @@ def compressed(
         "images": sha256(pixels.numpy().tobytes()).hexdigest(),
         "block": block,
     }
-    with together(torch.device("cpu")) as processes, Progress(console=screen, disable=not screen.is_terminal) as bar:
+    with together(torch.device("cpu")) as processes, Progress() as bar:
         if processes.size > 1:  # each would write the file, and remove the blocks that another still reads
             raise UserError("an archive is made by one process; start the command without torchrun")
         task = bar.add_task(f"{len(times) - 1} steps, both ways", total=2 * len(images))
@@ -230,7 +229,7 @@ def expanded(saved: Checkpoint, predictor: Predictor, held: Archive, wanted: ran
     if held.setting.shape != saved.facts.shape or held.setting.T != predictor.schedule.T:
         raise CodecError("the header is damaged: its shape or T is not the model's")
     coder, parts = Coder(predictor, held.setting), []
-    with Progress(console=screen, disable=not screen.is_terminal) as bar:
+    with Progress() as bar:
         chosen = list(rows_of(held, wanted))
         counts = {number: min(held.block, held.count - number * held.block) for number, _ in chosen}
         task = bar.add_task(f"{len(held.setting.times) - 1} steps", total=sum(counts.values()))

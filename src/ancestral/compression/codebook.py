@@ -25,7 +25,7 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint
 from ancestral.runtime import disk, verified_folder
-from ancestral.runtime.tensor_files import unpacked
+from ancestral.runtime.tensor_files import finite, unpacked
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _read(folder: Path) -> Codebook:
     files = verified_folder.read(folder, names)
     try:
         document = disk.parsed(files[names[0]], str(folder / names[0]), float)
-        tensors = unpacked(files[names[1]], str(folder / names[1]))
+        tensors = finite(unpacked(files[names[1]], str(folder / names[1])), str(folder / names[1]))
         profiles = {
             one["id"]: Profile(
                 one["id"], tuple(one["times"]), tuple(map(tuple, one["counts"])), one["channel"], one["guard"]

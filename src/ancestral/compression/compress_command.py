@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.progress import Progress, TaskID
+from rich.progress import TaskID
 from torch import Tensor
 
 from ancestral.compression import calibration
@@ -27,7 +27,7 @@ from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runtime import disk, verified_folder
-from ancestral.runtime.console import screen
+from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.file_names import as_png, check
 from ancestral.runtime.result_files import held
 
@@ -56,7 +56,7 @@ def compress(run: Path, sources: Sequence[Path], *, out: Path, profile: str, siz
     pixels = [decode.exact(source, saved.facts.shape[0], saved.config.data.max_pixels) for source in sources]
     with _targets(sources, out, _file_names(sources)) as (targets, write):
         started = time.monotonic()
-        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        with Progress() as bar:
             predictor = Counted(model, bar, task := bar.add_task(f"compress, {len(pixels)} images"))
             codec = codec_of(predictor, model, saved, codebook)
             for source, image in zip(sources, pixels, strict=True):
@@ -86,7 +86,7 @@ def decompress(
         if off > min(guards):
             screen.print(f"warning: the network here is {off:.2g} grey levels off; exact pixels may not come out")
         started = time.monotonic()
-        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        with Progress() as bar:
             predictor = Counted(model, bar, task := bar.add_task(f"decompress, {len(contents)} images"))
             codec = codec_of(predictor, model, saved, codebook)
             names = [str(source) for source in sources]
@@ -114,7 +114,7 @@ def opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Cod
     saved, model = open_gaussian(run, device, None)
     if saved.config.model.labels or saved.config.model.embedding:
         raise UserError(f"{run}: {TOLD}")
-    with Progress(console=screen, disable=not screen.is_terminal) as bar:
+    with Progress() as bar:
         task = bar.add_task("measuring the model, once", total=1.0)
         codebook = measured(run, saved, model, lambda share: bar.update(task, completed=share))
     return saved, widened(model), codebook

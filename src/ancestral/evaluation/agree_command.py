@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from ancestral.runs import build, checkpoint
 from ancestral.runs.datasets import images_for
 from ancestral.runs.process_kinds import need_every_time
 from ancestral.runtime import verified_folder
-from ancestral.runtime.console import screen, write_text
+from ancestral.runtime.console import Progress, screen, write_text
 from ancestral.runtime.resumable_job import pieces
 
 Measure = Callable[[Predictor, Tensor, list[int], Streams], Tensor]  # bits per dimension of each image, (B,)
@@ -91,10 +90,13 @@ def agree(
 
 
 def _measured(measure: Measure, name: str, model: Predictor, pixels: np.ndarray, times: list[int], seed: int) -> Tensor:
-    parts = [
-        measure(model, to_unit(pixels[part.start : part.stop]).double(), times, Streams(seed, f"agree {name}", part))
-        for part in track(pieces(len(pixels), MOST), name, console=screen, disable=not screen.is_terminal)
-    ]
+    with Progress() as bar:
+        parts = [
+            measure(
+                model, to_unit(pixels[part.start : part.stop]).double(), times, Streams(seed, f"agree {name}", part)
+            )
+            for part in bar.track(pieces(len(pixels), MOST), description=name)
+        ]
     return torch.cat(parts)
 
 

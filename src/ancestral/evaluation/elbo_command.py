@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from ancestral.runs.datasets import images_for
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.process_kinds import need_gaussian
 from ancestral.runtime import plots
-from ancestral.runtime.console import screen, table_of, together
+from ancestral.runtime.console import Progress, screen, table_of, together
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
 
@@ -99,7 +98,7 @@ def evaluate(
             "repeats": repeats,
         }
         job, work = Job(out / ".evaluate", settings, processes), pieces(len(test), batch_size)
-        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        with Progress() as bar:
             task = bar.add_task("bound", total=-(-len(test) // processes.size))
 
             def measure(part: range) -> dict[str, bytes]:

@@ -10,7 +10,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from rich.progress import Progress
 
 from ancestral.data import load
 from ancestral.data.pixels import to_unit
@@ -23,7 +22,7 @@ from ancestral.runs.conditions import conditions_of
 from ancestral.runs.datasets import images_for
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runs.process_kinds import need_every_time
-from ancestral.runtime.console import screen, together, write_text
+from ancestral.runtime.console import Progress, screen, together, write_text
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
 
@@ -66,7 +65,7 @@ def likelihood(
     with together(device_of(model), PATIENCE) as processes, held(folder, "likelihood", processes):
         job = Job(folder / ".likelihood", {**settings, "images": test.digest()}, processes)
         work = pieces(len(test), batch_size)
-        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        with Progress() as bar:
             task = bar.add_task("flow", total=-(-len(test) // processes.size))
 
             def measure(part: range) -> dict[str, bytes]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -24,7 +23,7 @@ from ancestral.evaluation import image_formats
 from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.open import device_of, state_type
-from ancestral.runtime.console import screen, table_of
+from ancestral.runtime.console import Progress, screen, table_of
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.resumable_job import Job, pieces, place
 
@@ -100,7 +99,7 @@ def _contiguous(found: Trace) -> dict[str, Tensor]:
 
 def per_image(tracing: Tracing, test: ImageSet, norm: ImageSet, bound: Bound, processes: Processes) -> dict[str, bytes]:
     """Score the images, whose bound was measured `REPEATS` times, against known ones; CSV and picture sheet."""
-    with Progress(console=screen, disable=not screen.is_terminal) as bar:
+    with Progress() as bar:
         task = bar.add_task("image by image", total=-(-(len(test) + len(norm)) // processes.size))
         images, known = (tracing(one, processes, lambda seen: bar.advance(task, seen)) for one in (test, norm))
     return _files(test, bound, compare(images, known)) if processes.first else {}

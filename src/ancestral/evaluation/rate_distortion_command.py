@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
-from rich.progress import Progress
 from rich.table import Table
 
 from ancestral.compression import compress_command
@@ -27,7 +26,7 @@ from ancestral.runs.conditions import conditions_of
 from ancestral.runs.datasets import images_for
 from ancestral.runs.open import Watched, device_of, open_gaussian, state_type
 from ancestral.runtime import plots
-from ancestral.runtime.console import screen, table_of, together
+from ancestral.runtime.console import Progress, screen, table_of, together
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
 
@@ -71,7 +70,7 @@ def rate_distortion(
     }
     with together(device_of(model), PATIENCE) as processes, held(out, "rd", processes) as place:
         job, work = Job(out / ".rd", settings, processes), pieces(len(images), batch_size)
-        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        with Progress() as bar:
             task = bar.add_task(f"{len(times) - 1} steps", total=-(-len(images) // processes.size) * (len(times) - 1))
 
             def measure(part: range) -> dict[str, bytes]:
@@ -103,7 +102,7 @@ def filed(folder: Path, images: np.ndarray, name: str, device: str) -> dict[str,
     """
     saved, model, codebook = compress_command.opened(folder, device)
     profile, originals = codebook.profiles[compress_command.PROFILES[name]], list(images)
-    with Progress(console=screen, disable=not screen.is_terminal) as bar:
+    with Progress() as bar:
         predictor = compress_command.Counted(model, bar, bar.add_task("files", total=3 * len(profile.times)))
         codec = compress_command.codec_of(predictor, model, saved, codebook)
         files = codec.encode(originals, profile.id)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
@@ -32,7 +31,7 @@ from ancestral.evaluation.sample_metrics import GROUPS, copies, few, nearest, re
 from ancestral.runs import build
 from ancestral.runs.conditions import all_of, wanted
 from ancestral.runs.datasets import images_for
-from ancestral.runtime.console import screen, together
+from ancestral.runtime.console import Progress, screen, together
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job, pieces, place
@@ -81,7 +80,7 @@ def metrics(
     searched = train if train_images is None else train.spread(max(train_images, count))
     out = source if out is None and is_run else out
     with together(build.device(device), PATIENCE) as processes:
-        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        with Progress() as bar:
             samples = made.take(count, cache, processes, bar)
             sides = [samples, test.spread(count), searched]
             task = bar.add_task(by.name, total=-(-sum(map(len, sides)) // processes.size))

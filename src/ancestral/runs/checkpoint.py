@@ -132,7 +132,7 @@ def model_of(files: Mapping[str, bytes], folder: Path) -> tuple[Config, Facts, T
     where = str(folder / "calibration.safetensors")
     table = finite(unpacked(files["calibration.safetensors"], where), where).get("x0_var")
     if table is None or table.ndim not in (1, 2) or len(table) != config.diffusion.T + 1:
-        raise verified_folder.Damaged(f"{where}: is not of a model with {config.diffusion.T} times")
+        raise verified_folder.Damaged(f"{where}: x0_var is not of a model with diffusion.T = {config.diffusion.T}")
     return config, facts, weights, table
 
 

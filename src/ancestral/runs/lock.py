@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -30,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from ancestral.errors import UserError
+from ancestral.runtime import disk
 
 FOLDER = "owners"
 BEAT = 5.0  # seconds
@@ -57,10 +59,9 @@ class Owner:
         """
         numbers = _numbers(self._path.parent)
         if numbers and numbers[-1] > int(self._path.stem):
-            other = _read(_place(self._path.parent, numbers[-1]))
-            raise UserError(
-                f"{self._path.parent.parent}: was taken over by {_who(other)} while this one did not answer"
-            )
+            newer = _place(self._path.parent, numbers[-1])
+            other, run = _who(_read(newer), newer), self._path.parent.parent
+            raise UserError(f"{run}: was taken over by {other} while this one did not answer")
 
     def release(self) -> None:
         """Leave the folder to the next one."""
@@ -100,7 +101,8 @@ def own(run: Path, warn: Callable[[str], None] = print) -> Owner:
             if made is not None:
                 _place(folder, number + 1).unlink()
         for path in folder.iterdir():  # old owners, and what killed ones left half made
-            if path.suffix != ".json" or int(path.stem) <= number + 1 - KEPT:
+            old = not _is_number(path) or int(path.stem) <= number + 1 - KEPT
+            if old and (path.is_symlink() or not path.is_dir()):
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(
@@ -121,7 +123,7 @@ def _need_gone(run: Path, path: Path, warn: Callable[[str], None]) -> None:
     record = _read(path)
     alive = None if record is None else _alive(record)
     if alive is None:
-        warn(f"{run}: watching for up to {PATIENCE:.0f} s whether {_who(record)} still lives")
+        warn(f"{run}: watching for up to {PATIENCE:.0f} s whether {_who(record, path)} still lives")
         beat, end = _beat_of(path), time.monotonic() + PATIENCE
         while alive is None and time.monotonic() < end:
             time.sleep(BEAT / 10)
@@ -130,7 +132,7 @@ def _need_gone(run: Path, path: Path, warn: Callable[[str], None]) -> None:
             elif _beat_of(path) != beat:
                 alive = True
     if alive:
-        raise UserError(f"{run}: is being trained by {_who(record)}; stop that one, or choose another --out")
+        raise UserError(f"{run}: is being trained by {_who(record, path)}; stop that one, or choose another --out")
 
 
 def _alive(record: dict[str, Any]) -> bool | None:
@@ -190,7 +192,11 @@ def _started(process: int) -> str | None:
 
 
 def _numbers(folder: Path) -> list[int]:
-    return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit())
+    return sorted(int(path.stem) for path in folder.glob("*.json") if _is_number(path))
+
+
+def _is_number(path: Path) -> bool:
+    return path.suffix == ".json" and re.fullmatch("[0-9]{6,18}", path.stem) is not None
 
 
 def _place(folder: Path, number: int) -> Path:
@@ -200,18 +206,19 @@ def _place(folder: Path, number: int) -> Path:
 def _read(path: Path) -> dict[str, Any] | None:
     """A record; None where it cannot be read, as while it is written."""
     try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        record = disk.document(path)
+    except disk.Damaged:
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("process"), int) else None
+    known = isinstance(record, dict) and type(record.get("process")) is int and "started" in record
+    return record if known else None
 
 
 def _beat_of(path: Path) -> float | None:
     """The time of the last heartbeat; the file is opened so that a network file system asks its server."""
     try:
-        with open(path, "rb") as file:
+        with disk.opened(path) as file:
             return os.fstat(file.fileno()).st_mtime
-    except OSError:
+    except disk.Damaged:
         return None
 
 
@@ -219,7 +226,7 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
-def _who(record: dict[str, Any] | None) -> str:
+def _who(record: dict[str, Any] | None, path: Path) -> str:
     if record is None:
-        return "an owner whose record cannot be read"
+        return f"an owner whose record cannot be read ({path})"
     return f"process {record['process']} on {record.get('host')} since {record.get('since')}"

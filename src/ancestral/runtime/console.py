@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import progress
 from rich.console import Console
 from rich.text import Text
 
@@ -42,6 +43,32 @@ class Screen(Console):
 
 
 screen = Screen()
+
+
+class TextColumn(progress.TextColumn):
+    """A column of a bar whose words are text of one line, as everything on a `Screen`."""
+
+    def render(self, task: progress.Task) -> Text:
+        """The column's format, filled in."""
+        return Text(shown(self.text_format.format(task=task)), style=self.style, justify=self.justify)
+
+
+class Progress(progress.Progress):
+    """The bars of a command, on a terminal only: what is done, how far, and how long it takes yet.
+
+    Args:
+        columns: others than these.
+        console: another than the screen.
+    """
+
+    def __init__(self, *columns: progress.ProgressColumn, console: Console = screen) -> None:
+        usual = (
+            TextColumn("{task.description}"),
+            progress.BarColumn(),
+            TextColumn("{task.percentage:3.0f}%"),
+            progress.TimeRemainingColumn(),
+        )
+        super().__init__(*(columns or usual), console=console, disable=not console.is_terminal)
 
 
 @contextmanager

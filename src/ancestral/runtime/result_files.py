@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from ancestral.errors import UserError
-from ancestral.runtime import verified_folder
+from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.distributed import Processes
 
 Contents = Iterable[tuple[str, bytes | Path]]  # by name; a path is a file that may be linked
@@ -63,11 +63,12 @@ class Results:
         Raises:
             UserError: naming the first such file.
         """
-        ours = self.ours
+        ours, memory = self.ours, self.state / "set.json"
+        forgotten = "" if ours or not os.path.lexists(memory) else f" ({memory}, which knew whose, is damaged)"
         for name in names:
             place = self.root / name
             if os.path.lexists(place) and not (name in ours and verified_folder.is_file(place, ours[name])):
-                why = "was changed since it was written" if name in ours else "is there already"
+                why = "was changed since it was written" if name in ours else f"is there already{forgotten}"
                 raise UserError(f"{place}: {why}; move it away or choose another --out")
             if any(
                 one.exists() and not one.is_dir()
@@ -103,7 +104,7 @@ class Results:
             return self._swap()
         except OSError as error:
             raise verified_folder.Unwritable(
-                f"{self.root}: cannot be written ({error.strerror}); choose another --out"
+                f"{error.filename2 or self.root}: cannot be written ({error.strerror}); choose another --out"
             ) from error
         finally:
             if not (self.state / "plan.json").exists():
@@ -220,8 +221,8 @@ def _write(path: Path, content: _Set) -> None:
 def _set(path: Path) -> _Set:
     """What is remembered there; nothing where that is damaged, or speaks of files outside the folder."""
     try:
-        found = msgspec.json.decode(path.read_bytes(), type=_Set)
-    except (OSError, msgspec.DecodeError, RecursionError):
+        found = msgspec.json.decode(disk.read(path, disk.LARGEST_JSON), type=_Set)
+    except (disk.Damaged, msgspec.DecodeError, RecursionError):
         return _Set()
     inside = all(
         not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts and PurePosixPath(name).name

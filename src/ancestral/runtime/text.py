@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+# What Markdown, its tables, HTML, formulas, mentions, emoji and bare addresses are made of, where it could be read so.
+_MARKUP = re.compile(r'[!"#$&*;<>@\[\\\]^`{|}~]|(?<![^\W_])_|_(?![^\W_])|:(?! )|(?<=www)\.|^ | $', re.IGNORECASE)
+
 
 def shown(text: str) -> str:
     r"""On one line, as it is read: whatever is not printed (controls, ends of lines, marks of direction, halves of
@@ -23,3 +28,16 @@ def seconds(text: str) -> float:
     if not 0 < found < 1e8:
         raise ValueError(f"'{text}' is not a time; write 90s, 10m or 2h")
     return found
+
+
+def markdown(text: str) -> str:
+    """As a part of a line of Markdown, also in a table or beside HTML: nothing in it is markup."""
+    return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", shown(text))
+
+
+def markdown_code(text: str) -> str:
+    """As code in a line of Markdown outside a table: its fence is longer than any row of backticks in it."""
+    text = shown(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    room = " " if not text.strip() or text[0] in "` " or text[-1] in "` " else ""
+    return f"{fence}{room}{text}{room}{fence}"

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress
 
 from ancestral.data import cache, pictures
 from ancestral.data.pixels import to_bytes
@@ -23,7 +22,7 @@ from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import Conditions, class_number, in_turn
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runtime import disk, verified_folder
-from ancestral.runtime.console import screen, together, write_text
+from ancestral.runtime.console import Progress, screen, together, write_text
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
 from ancestral.sampling.sampler import TUNED, Drawing, How, tuned
@@ -57,7 +56,7 @@ def sample(
         place.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ())])
         job = Job(out / ".job", {**drawing.settings, "label": label, "embeddings": told}, processes)
         work, started = pieces(num_images, how.batch_size), time.monotonic()
-        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        with Progress() as bar:
             task = bar.add_task(f"{drawing.steps} steps", total=-(-num_images // processes.size) * drawing.steps)
 
             def draw(numbers: range) -> dict[str, bytes]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress
 from torch import Tensor
 
 from ancestral.data import decode, pictures
@@ -20,7 +19,7 @@ from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.errors import UserError
 from ancestral.runs.conditions import Conditions, class_number
 from ancestral.runs.open import device_of, open_gaussian, state_type
-from ancestral.runtime.console import screen
+from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.result_files import held
 from ancestral.sampling.sampler import Drawing, How, Opener
 
@@ -124,7 +123,7 @@ class Bench:
         """
         pairs = [(row, variant) for row in range(jobs) for variant in range(variants)]
         drawn = []
-        with Progress(console=screen, disable=not screen.is_terminal) as bar:
+        with Progress() as bar:
             task = bar.add_task(f"{calls} steps", total=len(pairs) * calls)
             for first in range(0, len(pairs), self.how.batch_size):
                 part = pairs[first : first + self.how.batch_size]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn
 
 from ancestral.data import load
 from ancestral.data.dataset import Splits
@@ -24,7 +24,7 @@ from ancestral.runs.lock import FOLDER as OWNERS
 from ancestral.runs.lock import own
 from ancestral.runs.metrics_log import read_metrics
 from ancestral.runtime import plots, verified_folder
-from ancestral.runtime.console import screen, together, write_text
+from ancestral.runtime.console import Progress, TextColumn, screen, together, write_text
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import until_told
@@ -222,7 +222,7 @@ def choose_precision(
 def _watch(run: runner.Run, told: Any) -> None:
     """Run the training with a bar on a terminal, and with a line each half minute elsewhere."""
     columns = TextColumn("{task.percentage:3.0f}%"), BarColumn(), TextColumn("{task.description}")
-    bar = Progress(*columns, console=screen, disable=not screen.is_terminal)
+    bar = Progress(*columns)
     last_line = -1e9
     with bar:
         task = bar.add_task("starting", total=run.total, completed=run.training.images)

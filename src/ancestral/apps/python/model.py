@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import Progress
 
 from ancestral.apps.python.images import Film, Images
 from ancestral.compression import compress_command
@@ -34,7 +33,7 @@ from ancestral.runs.datasets import fitting
 from ancestral.runs.hub import hub
 from ancestral.runs.open import device_of, state_type
 from ancestral.runs.process_kinds import need_gaussian
-from ancestral.runtime.console import screen
+from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.registry import suggest
 from ancestral.runtime.resumable_job import pieces
 from ancestral.sampling import command, edit_command
@@ -117,7 +116,7 @@ class Model:
         how = _how(steps=steps, seed=seed, guidance=guidance, **drawing)
         walks = Drawing(self.folder, how, self.device, self._open)
         cond = command.conditions(walks.saved, _name(label), None if embeddings is None else Path(embeddings), count)
-        with Progress(console=screen, disable=not screen.is_terminal, transient=True) as bar:
+        with Progress() as bar:
             told = partial(bar.advance, bar.add_task(f"{walks.steps} steps", total=count * walks.steps))
             parts = pieces(count, how.batch_size)
             return Images(np.concatenate([to_bytes(finish(walks.walk(part, cond, told))) for part in parts]))

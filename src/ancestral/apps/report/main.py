@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ancestral import __version__
 from ancestral.apps.report import bound, connections, forward, one_step, other_models, quality, reverse, variance
@@ -20,7 +20,7 @@ from ancestral.apps.report.part import Number, Part
 from ancestral.apps.report.subject import Subject, of_run
 from ancestral.data.source_paths import public
 from ancestral.errors import UserError
-from ancestral.runtime.console import need_writable, screen, write_text
+from ancestral.runtime.console import Progress, TextColumn, need_writable, screen, write_text
 from ancestral.runtime.text import shown
 
 SECTIONS: dict[str, Callable[[Subject], Part]] = {
@@ -83,7 +83,7 @@ def measured(subject: Subject) -> dict[str, Part]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=screen, disable=not screen.is_terminal) as bar:
+    with Progress(*columns) as bar:
         task = bar.add_task("", total=sum(SHARES.values()))
         for number, (name, measure) in enumerate(SECTIONS.items(), 1):
             title = f"{number} of {len(SECTIONS)}: {words('en')['sections'][name]}"

@@ -24,6 +24,7 @@ from ancestral.apps.report.part import RAISED
 from ancestral.data.pictures import contact_sheet
 from ancestral.data.pixels import to_bytes
 from ancestral.runtime.plots import ACCENT, INK, SECOND
+from ancestral.runtime.text import shown
 
 THIRD, FAINT = "#7c3aed", "#94a3b8"
 _COLOURS = {INK: "--ink", ACCENT: "--accent", SECOND: "--second", THIRD: "--third", FAINT: "--faint"}
@@ -140,10 +141,12 @@ def sheet(
     parts.insert(1, f"<defs>{picture}</defs>")
     for number, word in enumerate(columns):
         x = left + number * (cell + _GAP) + cell / 2
-        parts.append(f'<text x="{x:g}" y="{_TEXT}" text-anchor="middle" font-size="{_TEXT}">{escape(word)}</text>')
+        parts.append(
+            f'<text x="{x:g}" y="{_TEXT}" text-anchor="middle" font-size="{_TEXT}">{escape(shown(word))}</text>'
+        )
     for number, word in enumerate(rows):
         y = top + number * (height + _GAP) + height / 2 + _TEXT / 3
-        parts.append(f'<text x="0" y="{y:g}" font-size="{_TEXT}">{escape(word)}</text>')
+        parts.append(f'<text x="0" y="{y:g}" font-size="{_TEXT}">{escape(shown(word))}</text>')
     text = "".join([*parts, "</svg>"])
     return text.replace("SHEET", _digest(text))
 

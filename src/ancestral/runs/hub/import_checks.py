@@ -69,14 +69,18 @@ def passed(saved: Checkpoint) -> Checkpoint:
         UserError: when its tensors are not those of its configuration, or it cannot be built or computes no numbers.
     """
     config, facts, where = saved.config, saved.facts, saved.folder
-    need_same(shapes(config, facts, where), {name: tuple(value.shape) for name, value in saved.weights.items()}, where)
-    need_numbers(saved.weights, where)
+    weights = where / "model.safetensors"
+    found = {name: tuple(value.shape) for name, value in saved.weights.items()}
+    need_same(shapes(config, facts, where), found, weights)
+    need_numbers(saved.weights, weights)
     if saved.calibration is not None:
         table = {"x0_var": saved.calibration}
         need_same(
-            {"x0_var": (config.diffusion.T + 1, len(X0_EDGES) + 1)}, {"x0_var": tuple(table["x0_var"].shape)}, where
+            {"x0_var": (config.diffusion.T + 1, len(X0_EDGES) + 1)},
+            {"x0_var": tuple(table["x0_var"].shape)},
+            where / "calibration.safetensors",
         )
-        need_numbers(table, where)
+        need_numbers(table, where / "calibration.safetensors")
     channels, *sides = facts.shape
     taken = chain(config).channels(channels, config.diffusion)[0]
     cond = {"labels": torch.zeros(1, dtype=torch.long)} if config.model.labels else {}

@@ -12,13 +12,14 @@ from ancestral.errors import UserError
 from ancestral.runs import checkpoint
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runtime import disk, verified_folder
+from ancestral.runtime.text import markdown, markdown_code, shown
 
 _GUIDANCE = ("guidance", "guidance_rescale", "guidance_interval", "guide")
 _SHOWN = ("images", "terms", "network", "searched", "steps", "solver", "eta", "variance", *_GUIDANCE)
-_TEXT = """# {title}
+_TEXT = """# {heading}
 
 Images of {channels}x{height}x{width} on [-1, 1] by denoising diffusion, made with Ancestral: {parameters:,} parameters,
-T = {T}, schedule {schedule}{target}. Data: `{source}`{seen}.{classes}
+T = {T}, schedule {schedule}{target}. Data: {source}{seen}.{classes}
 
 ```sh
 ancestral import hf:{name} --out {title}
@@ -51,15 +52,16 @@ class Measured:
         self.rows = list(_numbers(document, ""))
         self.title = path.stem
         made = _made(document)
-        self.how = ", ".join(f"{name} {made[name]}" for name in _SHOWN if made.get(name) is not None)
+        self.how = ", ".join(markdown(f"{name} {made[name]}") for name in _SHOWN if made.get(name) is not None)
 
     def table(self) -> str:
         """The rows as Markdown."""
-        lines = [f"From `{self.title}.json` ({self.how}):" if self.how else f"From `{self.title}.json`:", ""]
+        how = f" ({self.how})" if self.how else ""
+        lines = [f"From {markdown_code(f'{self.title}.json')}{how}:", ""]
         lines += ["| | value | standard error |", "|---|---|---|"]
         for name, value, error in self.rows:
             few = " (few images)" if name.partition(": ")[0] in self.few else ""
-            lines.append(f"| {name}{few} | {value:.4g} | {'' if error is None else f'{error:.2g}'} |")
+            lines.append(f"| {markdown(name)}{few} | {value:.4g} | {'' if error is None else f'{error:.2g}'} |")
         return "\n".join(lines)
 
 
@@ -98,24 +100,25 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
     diffusion, (channels, height, width) = saved.config.diffusion, saved.facts.shape
     data = ModelCardData(
         library_name="ancestral",
-        license=license_name,
+        license=shown(license_name),
         pipeline_tag="unconditional-image-generation",
         tags=["ddpm", "diffusion", "denoising-diffusion"],
-        metrics=sorted({row.partition(": ")[0] for one in found for row, *_ in one.rows}) or None,
+        metrics=sorted({shown(row).partition(": ")[0] for one in found for row, *_ in one.rows}) or None,
     )
-    classes = ", ".join(saved.facts.trained) if saved.config.model.labels else ""
+    classes = ", ".join(map(markdown, saved.facts.trained)) if saved.config.model.labels else ""
     told = saved.config.model.embedding
     text = _TEXT.format(
-        name=name,
-        title=name.rpartition("/")[2],
+        name=shown(name),
+        title=shown(name.rpartition("/")[2]),
+        heading=markdown(name.rpartition("/")[2]),
         channels=channels,
         height=height,
         width=width,
         parameters=sum(tensor.numel() for tensor in saved.weights.values()),
-        source=saved.config.source,
+        source=markdown_code(saved.config.source),
         seen=f", {saved.images:,} images seen" if saved.images else "",
         T=diffusion.T,
-        schedule=diffusion.schedule,
+        schedule=markdown(diffusion.schedule),
         target=f", target {diffusion.target}" if diffusion.chain == "gaussian" else "",
         classes=f" Classes: {classes}." if classes else "",
         told=', embeddings="vectors.npy"' if told else "",
