@@ -721,7 +721,7 @@ def test_uploads_in_other_forms_are_fitted(live):
 
 def test_few_uploads_are_decoded_at_once_and_nobody_else_waits_for_them(live, monkeypatch):
     lock, go_on, inside, most = threading.Lock(), threading.Event(), 0, 0
-    decode = data_uri.images.decode
+    decode = data_uri.decode.decode
 
     def slow(*arguments):
         nonlocal inside, most

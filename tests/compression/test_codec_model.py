@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -268,13 +269,15 @@ def digits(saved):
 
 
 @pytest.fixture(scope="module")
-def measured(trained_run):
-    """A codebook of few nodes and images, as it is when it is first made."""
+def measured(trained_run, tmp_path_factory):
+    """A codebook of few nodes and images, as it is when it is first made: of a run that has none yet."""
+    run = tmp_path_factory.mktemp("measured") / "digits"
+    shutil.copytree(trained_run, run, ignore=shutil.ignore_patterns("codec"))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"NODES": 12, "IMAGES": 64, "AT_THE_END": 96, "HELD_OUT": 16}.items():
             patch.setattr(calibration, name, value)
-        saved, model = open_model(trained_run, "cpu", None)
-        yield trained_run, saved, model, calibration.ready(trained_run, saved, model, lambda: digits(saved))
+        saved, model = open_model(run, "cpu", None)
+        yield run, saved, model, calibration.ready(run, saved, model, lambda: digits(saved))
 
 
 def test_a_codebook_is_measured_once_and_is_the_same_again(measured):
