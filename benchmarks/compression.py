@@ -30,7 +30,7 @@ from ancestral.data import load
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.calibrated import Calibrated
 from ancestral.diffusion.denoisers.denoiser import Denoiser
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 from ancestral.runs import build, checkpoint
@@ -132,12 +132,12 @@ def bounds(subject: Subject) -> dict:
     wide, found = Calibrated(subject.model, subject.codebook.x0_var), {}
     for name, number in compress_command.PROFILES.items():
         grid = [*subject.codebook.profiles[number].times, 0]
-        one = bound(wide, x0, grid, Ancestral(optimal), Streams(0, name, range(count)))
+        one = elbo(wide, x0, grid, Ancestral(optimal), Streams(0, name, range(count)))
         found[name] = one.bits_per_dim.tolist()
         found[f"{name}, KL"] = float(one.parts["L_1:T-1"].mean()) * one.dimensions / 8
     _, narrow = open_coder(subject.run)
     grid, noise = list(range(narrow.schedule.T, -1, -1)), Streams(0, "all", range(count))
-    found["all"] = bound(narrow, x0, grid, Ancestral(optimal), noise, terms=TERMS).bits_per_dim.tolist()
+    found["all"] = elbo(narrow, x0, grid, Ancestral(optimal), noise, terms=TERMS).bits_per_dim.tolist()
     return found
 
 
@@ -147,7 +147,7 @@ def fine(subject: Subject, steps: int) -> dict:
     saved, model = open_coder(subject.run)
     x0, grid = to_unit(subject.images).double(), build.sampling_grid(saved.config, "quadratic", steps)
     noise = Streams(0, "fine", range(len(x0)))
-    return {"steps": steps, "bits": bound(model, x0, grid, Ancestral(optimal), noise).bits_per_dim.tolist()}
+    return {"steps": steps, "bits": elbo(model, x0, grid, Ancestral(optimal), noise).bits_per_dim.tolist()}
 
 
 def archive(subject: Subject, steps: int) -> dict:

@@ -18,7 +18,7 @@ import torch
 from ancestral.data import load, pictures
 from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.pixels import to_bytes, to_unit
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
@@ -73,7 +73,7 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
         images, splits.test.spread(REFERENCE), features.network("lite0"), features.default_cache()
     )
     held = splits.test.spread(BOUND)
-    measured = bound(
+    measured = elbo(
         build.predictor(model, table, **conditions_of(held, chosen, CPU)),
         to_unit(held.images),
         build.training_grid(chosen),

@@ -13,7 +13,7 @@ from common import options, parsed, publish, table
 
 from ancestral.data import load
 from ancestral.data.pixels import to_unit
-from ancestral.diffusion.objectives.elbo import bound, naive_bound
+from ancestral.diffusion.objectives.elbo import elbo, naive_bound
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.runs import build, checkpoint
 
@@ -31,7 +31,7 @@ def main() -> None:
     predictor = build.predictor(model, saved.calibration)
     move, grid = build.transition(saved, None), build.sampling_grid(saved.config, "trailing", steps)
     x0 = to_unit(load.load(saved.config.source, saved.config.data).test.images[:images]).double()
-    kl = bound(predictor, x0, grid, move, Streams(0, "kl", range(images)))
+    kl = elbo(predictor, x0, grid, move, Streams(0, "kl", range(images)))
     plain = naive_bound(predictor, x0, grid, move, Streams(0, "plain", range(images)))
     unit = kl.dimensions * math.log(2)
     rows = []

@@ -15,7 +15,7 @@ from ancestral.diffusion.denoisers.calibrated import Calibrated
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.denoisers.targets import V
 from ancestral.diffusion.objectives.calibration import calibrate
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.normal import Normal
@@ -92,7 +92,7 @@ def main(updates=700, count=96, seed=0, picture="signals.png"):
     model = Calibrated(denoiser, calibrate(denoiser, known, Streams(seed, "calibration", range(len(known))), 15))
     grid = grids.full(denoiser.schedule)
     streams = Streams(seed, "bound", range(len(test)))
-    nats, error = mean_and_error(bound(model, test, grid, Ancestral(optimal), streams, Normal.log_prob).nats / LENGTH)
+    nats, error = mean_and_error(elbo(model, test, grid, Ancestral(optimal), streams, Normal.log_prob).nats / LENGTH)
     print(f"nats/dim of held-out windows: at most {nats:.3f} +- {error:.3f}, Gaussian {gaussian(x0, test):.3f}")
 
     drawn = sample(model, [1, LENGTH], count, grid, Ancestral(optimal), seed).float() * std + mean

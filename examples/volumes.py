@@ -15,7 +15,7 @@ from ancestral.diffusion.denoisers.calibrated import Calibrated
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.denoisers.targets import V
 from ancestral.diffusion.objectives.calibration import calibrate
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.normal import Normal
@@ -93,7 +93,7 @@ def main(updates=480, count=32, seed=0, picture="volumes.png", halves=None):
     model = Calibrated(denoiser, calibrate(denoiser, known, Streams(seed, "calibration", range(len(known))), 15))
     grid = grids.full(denoiser.schedule)
     streams = Streams(seed, "bound", range(len(test)))
-    nats, error = mean_and_error(bound(model, test, grid, Ancestral(optimal), streams, Normal.log_prob).nats / VOXELS)
+    nats, error = mean_and_error(elbo(model, test, grid, Ancestral(optimal), streams, Normal.log_prob).nats / VOXELS)
     print(f"nats/dim of held-out blocks: at most {nats:.3f} +- {error:.3f}, Gaussian {gaussian(x0, test):.3f}")
 
     drawn = sample(model, [1, *SIDES], count, grid, Ancestral(optimal), seed).float() * std + mean

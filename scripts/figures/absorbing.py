@@ -18,7 +18,7 @@ from ancestral.data.dataset import Rows
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.objectives.autoregressive import costs, monotone
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grid_search import shortest
@@ -61,7 +61,7 @@ def cost_of(model: Denoiser, run: Path, images: np.ndarray | Rows, path: Path) -
 
     def measured(grid: Sequence[int], terms: int | None = None) -> float:
         noise = Streams(1, "figure", range(len(x0)))
-        return mean_and_error(bound(model, x0, grid, reveal, noise, terms=terms).bits_per_dim)[0]
+        return mean_and_error(elbo(model, x0, grid, reveal, noise, terms=terms).bits_per_dim)[0]
 
     whole = measured(times, terms=60)
 

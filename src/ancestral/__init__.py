@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ancestral.apps.python.model import Model, load
     from ancestral.apps.python.training import Run, train
     from ancestral.diffusion.denoisers.denoiser import Denoiser
-    from ancestral.diffusion.objectives.elbo import Bound, bound
+    from ancestral.diffusion.objectives.elbo import Elbo, elbo
     from ancestral.diffusion.processes.normal import Normal
     from ancestral.diffusion.processes.schedule import SCHEDULES, NoiseSchedule, cosine, linear
     from ancestral.diffusion.samplers.loop import walk
@@ -31,8 +31,8 @@ __all__ = [
     "SCHEDULES",
     "SOLVERS",
     "Ancestral",
-    "Bound",
     "Denoiser",
+    "Elbo",
     "Film",
     "Images",
     "Model",
@@ -42,8 +42,8 @@ __all__ = [
     "UNet",
     "UserError",
     "__version__",
-    "bound",
     "cosine",
+    "elbo",
     "latents",
     "linear",
     "load",
@@ -56,7 +56,7 @@ _ROOMS = {
     "apps.python.model": "Model load",
     "apps.python.training": "Run train",
     "diffusion.denoisers.denoiser": "Denoiser",
-    "diffusion.objectives.elbo": "Bound bound",
+    "diffusion.objectives.elbo": "Elbo elbo",
     "diffusion.processes.normal": "Normal",
     "diffusion.processes.schedule": "SCHEDULES NoiseSchedule cosine linear",
     "diffusion.samplers.loop": "walk",

@@ -19,7 +19,7 @@ from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.pictures import png
 from ancestral.diffusion.denoisers import analytic
 from ancestral.diffusion.denoisers.denoiser import predict
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.rate_distortion import along_chain, curve
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes.streams import Streams
@@ -126,7 +126,7 @@ def test_rates_are_those_of_the_curve(white):
     ours, true = connections_compression.rates(chain, 1000), curve(chain)
     assert ours.rate == pytest.approx(true.rate.numpy())
     assert ours.rmse == pytest.approx(true.rmse.numpy())
-    part = bound(white.told(white.test), x0, grid, white.move, Streams(1, "test-rates", range(64)), terms=25)
+    part = elbo(white.told(white.test), x0, grid, white.move, Streams(1, "test-rates", range(64)), terms=25)
     few = connections_compression.rates(part, 1000)
     mean, error = mean_and_error(few.sent)
     assert mean == pytest.approx(float(true.rate[-1]), abs=5 * error)

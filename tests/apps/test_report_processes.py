@@ -148,8 +148,8 @@ def test_errors_of_gaussian_data_are_the_closed_form(toy):
     images = var**0.5 * torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0)).double()
     vars(subject).update(told=lambda shown: told(shown), x0=lambda shown: images[: len(shown)])
     vars(subject).update(move=build.Ancestral(transitions.fixedsmall))
-    found = reverse_predictions.errors(subject, torch.ones_like(subject.bound.mse))
-    t = subject.bound.t
+    found = reverse_predictions.errors(subject, torch.ones_like(subject.elbo.mse))
+    t = subject.elbo.t
     expected = (var * q.noise_var(t) / (q.signal(t) ** 2 * var + q.noise_var(t))).mean(0).flip(0)
     assert ((found.value - expected).abs() < 5 * found.error).all()
     eps = reverse_predictions.errors(subject, q.snr(t))
@@ -202,7 +202,7 @@ def test_the_error_at_each_t_is_the_one_that_evaluate_writes(run, trained_run, t
     result = command("evaluate", trained_run, "--num-images", 8, "--out", tmp_path, "--device", "cpu")
     assert result.exit_code == 0, result.output
     rows = [line.split(",") for line in (tmp_path / "bound.csv").read_text().splitlines()[1:]]
-    first = reverse_predictions.errors(run, torch.ones_like(run.bound.mse))
+    first = reverse_predictions.errors(run, torch.ones_like(run.elbo.mse))
     assert float(rows[0][2]) == pytest.approx(float(first.value[0]))
     assert json.loads((tmp_path / "evaluation.json").read_text())["images"] == 8
 

@@ -30,7 +30,7 @@ from ancestral.data.load import load
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.denoisers.calibrated import Calibrated
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grids import log_snr
@@ -52,7 +52,7 @@ def test_the_rate_is_the_bound(times):
     oracle = normal_data()
     x0 = (oracle.sample(torch.Generator().manual_seed(0), 1500) * 127.5).round() / 127.5
     measured = rate(oracle, x0, times, Streams(1, "rate", range(len(x0))))
-    known = bound(oracle, x0, [*times, 0], Ancestral(optimal), Streams(2, "bound", range(len(x0))))
+    known = elbo(oracle, x0, [*times, 0], Ancestral(optimal), Streams(2, "bound", range(len(x0))))
     assert float(measured.bits_per_dim.mean()) == pytest.approx(float(known.bits_per_dim.mean()), rel=0.003)
     steps, end = known.parts["L_1:T-1"].mean(), known.parts["L_0"].mean()
     assert float(measured.steps.sum(1).mean()) / 48 == pytest.approx(float(steps), rel=0.01, abs=1e-9)
@@ -351,7 +351,7 @@ def test_the_rate_of_a_network_is_its_bound(measured):
         x0_var[t] = (sums + 1e-6) / (counts + 1e-3)
     known = Calibrated(model, x0_var)
     mine = rate(known, x0, grid[:-1], Streams(1, "rate", range(400)))
-    theirs = bound(known, x0, grid, Ancestral(optimal), Streams(2, "rate", range(400)))
+    theirs = elbo(known, x0, grid, Ancestral(optimal), Streams(2, "rate", range(400)))
     assert float(mine.bits_per_dim.mean()) == pytest.approx(float(theirs.bits_per_dim.mean()), rel=0.01)
     steps = theirs.parts["L_1:T-1"].mean()
     assert float(mine.steps.sum(1).mean()) / 64 == pytest.approx(float(steps), rel=0.01)

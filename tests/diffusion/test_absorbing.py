@@ -10,7 +10,7 @@ from scipy import stats
 
 from ancestral.diffusion.denoisers.masked import Joint, Masked, guess
 from ancestral.diffusion.objectives.autoregressive import costs, from_law, imagined_costs, monotone, nll_in_order
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.losses import VariationalBound
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes import schedule
@@ -95,7 +95,7 @@ def test_the_bound_is_the_mean_autoregressive_likelihood_over_all_orders():
         assert torch.allclose(torch.stack(terms).mean(0), exact[:, k], atol=1e-12, rtol=0)
     # And the estimate of evaluation agrees within its own error.
     many = x0.repeat_interleave(1500, 0)
-    measured = bound(wrong, many, times, Reveal(), Streams(0, "bound", range(len(many))))
+    measured = elbo(wrong, many, times, Reveal(), Streams(0, "bound", range(len(many))))
     for image in range(len(x0)):
         mean, error = mean_and_error(measured.nats[image * 1500 : (image + 1) * 1500])
         assert abs(mean - float(exact.sum(1)[image])) < 4 * error
@@ -376,4 +376,4 @@ def test_what_cannot_be_is_refused():
         process(3, 1)
     oracle = joint()
     with pytest.raises(ValueError, match="begins with everything hidden"):
-        bound(oracle, oracle.points[:2], [5, 0], Reveal(), Streams(0, "bound", range(2)))
+        elbo(oracle, oracle.points[:2], [5, 0], Reveal(), Streams(0, "bound", range(2)))

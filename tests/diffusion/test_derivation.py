@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
-from ancestral.diffusion.objectives.elbo import bound, naive_bound, random_places, strata
+from ancestral.diffusion.objectives.elbo import elbo, naive_bound, random_places, strata
 from ancestral.diffusion.objectives.elbo_derivation import (
     along_chains,
     log_ratio_variance,
@@ -85,7 +85,7 @@ def test_noise_of_random_terms_is_that_of_the_command():
     """The formula from pairs of chains, against the bound measured again and again with random terms."""
     one = MIXTURE.sample(torch.Generator().manual_seed(3), 1)
     grid, many, count = grids.full(MIXTURE.schedule), 4000, 8
-    again = bound(
+    again = elbo(
         MIXTURE, one.expand(many, -1), grid, PAPER, Streams(0, "again", range(many)), Normal.log_prob, count
     ).nats
     noise = Streams(0, "pairs", range(2 * many))
@@ -104,7 +104,7 @@ def test_noise_of_a_pair_is_the_unbiased_variance():
 def test_terms_by_tenth_are_all_of_them():
     grid = grids.full(MIXTURE.schedule)
     data = MIXTURE.sample(torch.Generator().manual_seed(1), 3)
-    found = bound(MIXTURE, data, grid, PAPER, Streams(0, "b", range(3)), Normal.log_prob)
+    found = elbo(MIXTURE, data, grid, PAPER, Streams(0, "b", range(3)), Normal.log_prob)
     tenths = found.by_tenth(found.terms, 50)
     torch.testing.assert_close(tenths.sum(1), found.terms.sum(1))
     torch.testing.assert_close(tenths[:, 0], found.terms[:, -5:].sum(1))  # t = 5..1
@@ -145,7 +145,7 @@ def test_strata_make_the_bound_surer_than_equal_ones():
 def test_a_chain_of_one_step_is_measured_whole():
     data = MIXTURE.sample(torch.Generator().manual_seed(1), 3)
     few, every = (
-        bound(MIXTURE, data, [50, 0], PAPER, Streams(0, "one", range(3)), Normal.log_prob, terms).nats
+        elbo(MIXTURE, data, [50, 0], PAPER, Streams(0, "one", range(3)), Normal.log_prob, terms).nats
         for terms in (1, None)
     )
     torch.testing.assert_close(few, every)

@@ -16,7 +16,7 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction, clip_dy
 from ancestral.diffusion.denoisers.guidance import Guided, beside
 from ancestral.diffusion.denoisers.targets import X0, V
 from ancestral.diffusion.objectives.calibration import calibrate
-from ancestral.diffusion.objectives.elbo import bound, naive_bound
+from ancestral.diffusion.objectives.elbo import elbo, naive_bound
 from ancestral.diffusion.objectives.losses import OBJECTIVES
 from ancestral.diffusion.objectives.probability_flow import every_direction, log_density, transport
 from ancestral.diffusion.processes import schedule
@@ -131,8 +131,8 @@ def test_bound_is_the_nll(shape):
     gap = oracle.log_prob(end, grid[0]) - Normal(torch.zeros(1), torch.ones(1)).log_prob(end).sum(1)
     assert torch.allclose(chain.nats - gap, -oracle.log_prob(x0.flatten(1)), atol=1e-9, rtol=0)
     assert chain.dimensions == math.prod(shape)
-    terms = bound(Shaped(oracle), x0, grid, transition, Streams(0, "y", range(count)), Normal.log_prob)
-    flat = bound(oracle, x0.flatten(1), grid, transition, Streams(0, "y", range(count)), Normal.log_prob)
+    terms = elbo(Shaped(oracle), x0, grid, transition, Streams(0, "y", range(count)), Normal.log_prob)
+    flat = elbo(oracle, x0.flatten(1), grid, transition, Streams(0, "y", range(count)), Normal.log_prob)
     assert torch.allclose(terms.nats, flat.nats, rtol=1e-12)
 
 

@@ -12,14 +12,14 @@ from torch import nn
 from ancestral.diffusion.denoisers.analytic import dataset
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction, score
 from ancestral.diffusion.denoisers.targets import EPS, SCORE, TARGETS, X0, V
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.losses import (
     OBJECTIVES,
     Hybrid,
     VariationalBound,
     Weighted,
     bound_term,
-    bound_weight,
+    elbo_weight,
     min_snr,
     p2,
     score_matching,
@@ -153,7 +153,7 @@ def test_kl_term_is_the_weighted_error_of_x0():
     x_t = SCHEDULE.marginal(x0, t).sample(eps)
     guess = Prediction(x0 + 0.1 * eps, eps)
     p = Ancestral(fixedsmall)(SCHEDULE, x_t, guess, t, s)
-    expected = bound_weight(SCHEDULE, t, s) * (0.1 * eps).square().sum((1, 2, 3))
+    expected = elbo_weight(SCHEDULE, t, s) * (0.1 * eps).square().sum((1, 2, 3))
     assert torch.allclose(bound_term(SCHEDULE, p, x_t, x0, t, s), expected)
 
 
@@ -163,14 +163,14 @@ def test_the_papers_weight_in_eps_space():
     ab, beta = SCHEDULE.alpha_bar(t), SCHEDULE.beta[t - 1]
     sigma2 = SCHEDULE.gain(t, t - 1) * SCHEDULE.noise_var(t - 1)
     paper = beta**2 / (2 * sigma2 * (1 - beta) * (1 - ab))
-    assert torch.allclose(bound_weight(SCHEDULE, t, t - 1) / SCHEDULE.snr(t), paper)
+    assert torch.allclose(elbo_weight(SCHEDULE, t, t - 1) / SCHEDULE.snr(t), paper)
 
 
 def test_the_bound_objective_is_the_bound():
     x0, *_ = batch()
     denoiser = Denoiser(Affine(), SCHEDULE, X0)
     grid = grids.full(SCHEDULE)
-    whole = bound(denoiser, x0, grid, Ancestral(fixedsmall), Streams(0, "x", range(6)), Normal.log_prob_byte)
+    whole = elbo(denoiser, x0, grid, Ancestral(fixedsmall), Streams(0, "x", range(6)), Normal.log_prob_byte)
     noise, objective = Streams(0, "x", range(6)), VariationalBound(Ancestral(fixedsmall), 20)
     losses = []
     for t in range(20, 0, -1):
@@ -325,15 +325,15 @@ def test_kl_term_on_any_stretch_of_any_schedule(beta, data):
     p = Ancestral(fixedsmall)(made, x_t, Prediction(x0 + error, x_t), *pair)
     expected = (snr[s - 1] - snr[t - 1]) / 2 * error.square().sum((1, 2, 3))
     assert torch.allclose(bound_term(made, p, x_t, x0, *pair), expected, rtol=1e-6)
-    assert torch.allclose(bound_weight(made, *pair), ((snr[s - 1] - snr[t - 1]) / 2).expand(2), rtol=1e-6)
+    assert torch.allclose(elbo_weight(made, *pair), ((snr[s - 1] - snr[t - 1]) / 2).expand(2), rtol=1e-6)
 
 
 def test_the_weights_of_a_chain_sum_to_the_snr_it_spans():
     t = torch.arange(2, 21)
-    total = bound_weight(SCHEDULE, t, t - 1).sum()
-    assert torch.allclose(total, bound_weight(SCHEDULE, torch.tensor(20), torch.tensor(1)))
+    total = elbo_weight(SCHEDULE, t, t - 1).sum()
+    assert torch.allclose(total, elbo_weight(SCHEDULE, torch.tensor(20), torch.tensor(1)))
     assert torch.allclose(total, (SCHEDULE.snr(1) - SCHEDULE.snr(20)) / 2)
-    assert torch.isinf(bound_weight(SCHEDULE, torch.tensor(3), torch.tensor(0)))
+    assert torch.isinf(elbo_weight(SCHEDULE, torch.tensor(3), torch.tensor(0)))
 
 
 @pytest.mark.parametrize("likelihood", [Normal.log_prob_byte, Normal.log_prob])
@@ -358,7 +358,7 @@ def test_a_term_is_a_divergence(likelihood):
 def test_the_bound_objective_is_the_bound_on_a_sub_grid(grid, variance):
     x0, *_ = batch()
     denoiser = Denoiser(Affine(4 if variance is learned else 2), SCHEDULE, V)
-    whole = bound(denoiser, x0, grid, Ancestral(variance), Streams(1, "x", range(6)), Normal.log_prob_byte)
+    whole = elbo(denoiser, x0, grid, Ancestral(variance), Streams(1, "x", range(6)), Normal.log_prob_byte)
     noise, objective = Streams(1, "x", range(6)), VariationalBound(Ancestral(variance), len(grid) - 1)
     losses = []
     for t, s in itertools.pairwise(grid):

@@ -14,7 +14,7 @@ from ancestral.diffusion.denoisers.analytic import Mixture, dataset, gaussian
 from ancestral.diffusion.denoisers.calibrated import X0_EDGES, Calibrated
 from ancestral.diffusion.denoisers.denoiser import predict, score
 from ancestral.diffusion.objectives.calibration import LEAST_ERROR, calibrate
-from ancestral.diffusion.objectives.elbo import bound, naive_bound, random_places, strata
+from ancestral.diffusion.objectives.elbo import elbo, naive_bound, random_places, strata
 from ancestral.diffusion.objectives.statistics import largest_share, mean_and_error
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.normal import Normal
@@ -107,7 +107,7 @@ def expected_bound(oracle, grid, transition, mean, variance):
         def normal(self, shape):
             return eps
 
-    result = bound(oracle, x0, grid, transition, Fixed(), Normal.log_prob)
+    result = elbo(oracle, x0, grid, transition, Fixed(), Normal.log_prob)
     return float((both * result.nats).sum()), float((both * result.prior).sum())
 
 
@@ -203,8 +203,8 @@ def test_subset_of_terms_is_unbiased_and_its_error_bar_is_honest():
     oracle = normal_data(50)
     x0 = oracle.sample(torch.Generator().manual_seed(0), 2000)
     grid = grids.full(oracle.schedule)
-    whole = bound(oracle, x0, grid, Ancestral(beta), Streams(0, "a", range(2000)), Normal.log_prob)
-    part = bound(oracle, x0, grid, Ancestral(beta), Streams(0, "b", range(2000)), Normal.log_prob, terms=6)
+    whole = elbo(oracle, x0, grid, Ancestral(beta), Streams(0, "a", range(2000)), Normal.log_prob)
+    part = elbo(oracle, x0, grid, Ancestral(beta), Streams(0, "b", range(2000)), Normal.log_prob, terms=6)
     difference, error = mean_and_error(part.nats - whole.nats)
     assert abs(difference) < 4 * error
     assert part.terms.shape == (2000, 6)
@@ -230,7 +230,7 @@ def test_every_step_counts_exactly_once_in_expectation(name, steps, count):
     assert torch.equal(weights.sum(1), torch.full((images,), float(steps), dtype=F64))
     x0 = torch.zeros(3, 2, dtype=F64)
     oracle = gaussian(noise_schedule, torch.zeros(2, dtype=F64), 0.25)
-    part = bound(oracle, x0, grid, Ancestral(beta), Streams(0, "b", range(3)), Normal.log_prob, terms=count)
+    part = elbo(oracle, x0, grid, Ancestral(beta), Streams(0, "b", range(3)), Normal.log_prob, terms=count)
     assert torch.equal(part.weight, weights[:1].expand(3, count))
     # Terms that are all 1 make the number of steps.
     ones = dataclasses.replace(part, terms=torch.ones_like(part.terms), prior=torch.zeros_like(part.prior))
@@ -243,7 +243,7 @@ def test_kl_form_has_less_variance_than_monte_carlo():
     oracle = Mixture(schedule.linear(100), means, variances)
     x0 = oracle.sample(torch.Generator().manual_seed(0), 2000)
     grid = grids.full(oracle.schedule)
-    kl = bound(oracle, x0, grid, Ancestral(beta), Streams(0, "a", range(2000)), Normal.log_prob)
+    kl = elbo(oracle, x0, grid, Ancestral(beta), Streams(0, "a", range(2000)), Normal.log_prob)
     naive = naive_bound(oracle, x0, grid, Ancestral(beta), Streams(0, "b", range(2000)), Normal.log_prob)
     difference, error = mean_and_error(kl.nats - naive.nats)
     assert abs(difference) < 4 * error
@@ -293,7 +293,7 @@ def test_claimed_errors_are_those_that_other_images_and_terms_show(terms):
     claims = {}
     for name, likelihood in {"coded": Normal.log_prob_coded, "byte": Normal.log_prob_byte}.items():
         found = [
-            bound(black, nearly_black(1 + seed, 256)[1], [20, 11, 5, 2, 1, 0], Ancestral(optimal),
+            elbo(black, nearly_black(1 + seed, 256)[1], [20, 11, 5, 2, 1, 0], Ancestral(optimal),
                   Streams(seed, "e", range(256)), likelihood, terms).parts["L_0"]
             for seed in range(16)
         ]  # fmt: skip
@@ -324,7 +324,7 @@ def test_bytes_bound_is_above_the_entropy_of_bytes():
     levels = torch.tensor([[10 / 127.5 - 1], [200 / 127.5 - 1]], dtype=F64)
     oracle = dataset(schedule.cosine(1000), levels)
     x0 = levels[torch.arange(400) % 2]
-    result = bound(oracle, x0, grids.full(oracle.schedule), Ancestral(optimal), Streams(0, "bytes", range(400)))
+    result = elbo(oracle, x0, grids.full(oracle.schedule), Ancestral(optimal), Streams(0, "bytes", range(400)))
     mean, error = mean_and_error(result.bits_per_dim)
     assert 1 - 4 * error < mean < 1.1
 

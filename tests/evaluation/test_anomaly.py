@@ -9,7 +9,7 @@ import torch
 from ancestral.data.load import load
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.objectives.anomaly import SCORES, Known, Trace, auroc, p_values, restoration_error, trace
-from ancestral.diffusion.objectives.elbo import bound, error_per_image, repeated
+from ancestral.diffusion.objectives.elbo import elbo, error_per_image, repeated
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
@@ -119,10 +119,10 @@ def test_a_trace_looks_at_every_image_at_the_same_times():
 def test_repeated_measurements_agree_with_their_mean_and_their_error_is_honest():
     x0 = 0.1 * torch.randn(400, DIMENSIONS, generator=torch.Generator().manual_seed(0), dtype=F64)
     noise, grid = Streams(0, "repeats", range(400)), grids.full(ORACLE.schedule)
-    draws = [bound(ORACLE, x0, grid, Ancestral(optimal), noise, Normal.log_prob, terms=8) for _ in range(4)]
+    draws = [elbo(ORACLE, x0, grid, Ancestral(optimal), noise, Normal.log_prob, terms=8) for _ in range(4)]
     joined = repeated(draws)
     assert torch.allclose(joined.bits_per_dim, torch.stack([one.bits_per_dim for one in draws]).mean(0), atol=1e-9)
-    whole = [bound(ORACLE, x0, grid, Ancestral(optimal), noise, Normal.log_prob) for _ in range(4)]
+    whole = [elbo(ORACLE, x0, grid, Ancestral(optimal), noise, Normal.log_prob) for _ in range(4)]
     truth = repeated(whole)
     miss = (joined.bits_per_dim - truth.bits_per_dim).square()
     claimed = error_per_image(joined, 4).square() + error_per_image(truth, 4).square()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ancestral.diffusion.denoisers.analytic import gaussian
-from ancestral.diffusion.objectives.elbo import Bound
+from ancestral.diffusion.objectives.elbo import Elbo
 from ancestral.diffusion.objectives.rate_distortion import along_chain, curve, psnr
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes import schedule
@@ -85,7 +85,7 @@ def table_4():
     terms = torch.cat([nats.diff(), torch.tensor([1.97 * math.log(2) * 3072], dtype=F64)])[None]
     t = torch.arange(1000, 0, -100)[None]
     mse = (torch.tensor(RMSE, dtype=F64)[None] / 127.5).square()
-    return Bound(nats[:1], t, t == 100, terms, mse, torch.ones_like(terms), 3072)
+    return Elbo(nats[:1], t, t == 100, terms, mse, torch.ones_like(terms), 3072)
 
 
 def test_a_single_image_has_no_standard_error():

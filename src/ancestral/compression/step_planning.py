@@ -132,7 +132,7 @@ def rate(
 ) -> Rate:
     """What images cost on a grid: each step by the variance that is predicted at an x_t of its own.
 
-    With `normal_end` the expectation is that of `bound` on [*times, 0] with the optimal variance, if that is right.
+    With `normal_end` the expectation is that of `elbo` on [*times, 0] with the optimal variance, if that is right.
 
     Args:
         denoiser: predicts x0 and its variance.

@@ -19,7 +19,7 @@ from ancestral.compression.block_coder import MOST
 from ancestral.data import load
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.objectives.elbo import bound, naive_bound
+from ancestral.diffusion.objectives.elbo import elbo, naive_bound
 from ancestral.diffusion.objectives.probability_flow import Noised, flow_bits_per_dim
 from ancestral.diffusion.objectives.statistics import largest_share, mean_and_error
 from ancestral.diffusion.processes.streams import Streams
@@ -36,7 +36,7 @@ Measure = Callable[[Predictor, Tensor, list[int], Streams], Tensor]  # bits per 
 
 MEASURES: dict[str, Measure] = {
     "bound, each t by itself": lambda model, x0, times, noise: (
-        bound(model, x0, times, Ancestral(optimal), noise).bits_per_dim
+        elbo(model, x0, times, Ancestral(optimal), noise).bits_per_dim
     ),
     "bound, along a chain": lambda model, x0, times, noise: (
         naive_bound(model, x0, times, Ancestral(optimal), noise).bits_per_dim

@@ -16,7 +16,7 @@ from ancestral.data import load
 from ancestral.data.pixels import to_unit
 from ancestral.data.source_paths import same_place
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.objectives.elbo import Bound, bound, concatenate, repeated
+from ancestral.diffusion.objectives.elbo import Elbo, concatenate, elbo, repeated
 from ancestral.diffusion.objectives.statistics import in_json
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Transition
@@ -36,7 +36,7 @@ from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
 TERMS = 50  # of the bound that are measured an image, unless it is told otherwise
 
 
-def bound_of(
+def elbo_of(
     predictor: Predictor,
     x0: Tensor,
     numbers: range,
@@ -45,10 +45,10 @@ def bound_of(
     terms: int | None,
     seed: int,
     repeats: int = 1,
-) -> Bound:
+) -> Elbo:
     """The bound of images x0 (B, ...), which have these numbers among all that are measured."""
     noise = Streams(seed, "evaluate", numbers)
-    return repeated([bound(predictor, x0, times, move, noise, terms=terms) for _ in range(repeats)])
+    return repeated([elbo(predictor, x0, times, move, noise, terms=terms) for _ in range(repeats)])
 
 
 def evaluate(
@@ -106,13 +106,13 @@ def evaluate(
                 cond = conditions_of(shown, saved.config, device_of(model))
                 x0 = to_unit(shown.images).to(device_of(model), state_type(model))
                 predictor = build.predictor(model, saved.calibration, **cond)
-                found = bound_of(predictor, x0, part, times, move, None if exact else terms, seed, repeats)
+                found = elbo_of(predictor, x0, part, times, move, None if exact else terms, seed, repeats)
                 bar.advance(task, len(part))
                 return {"bound.safetensors": safetensors.torch.save(found.tensors())}
 
             job.run(work, measure, lambda kept: "bound.safetensors" in kept)
         parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
-        result = concatenate([Bound.of_tensors(one) for one in parts])
+        result = concatenate([Elbo.of_tensors(one) for one in parts])
         files: dict[str, bytes] = {}
         if processes.first:
             measured = {name: settings[name] for name in ("model", "average_width", "variance")} | {"data": data_source}
@@ -131,7 +131,7 @@ def evaluate(
 
 
 def _evaluation(
-    result: Bound, reverse: str, measured: dict[str, Any], images: np.ndarray, exact: bool
+    result: Elbo, reverse: str, measured: dict[str, Any], images: np.ndarray, exact: bool
 ) -> dict[str, bytes]:
     """Show the bound; returns its files."""
     rows = {"bound, bits/dim": in_json(result.bits_per_dim)}
@@ -162,5 +162,5 @@ def _evaluation(
         "bound.csv": table_of(
             ("t", "bits_per_dim", "mse"), zip(times.tolist(), bits.tolist(), mse.tolist(), strict=True)
         ),
-        "bound.png": plots.bound_plot(times.numpy(), bits, float(result.bits_per_dim.mean())),
+        "bound.png": plots.elbo_plot(times.numpy(), bits, float(result.bits_per_dim.mean())),
     }

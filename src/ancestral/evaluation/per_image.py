@@ -17,7 +17,7 @@ from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.objectives.anomaly import SCORES, Known, Trace, concatenate, p_values, shared_grid, trace
-from ancestral.diffusion.objectives.elbo import Bound, error_per_image
+from ancestral.diffusion.objectives.elbo import Elbo, error_per_image
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.evaluation import image_formats
 from ancestral.runs import build, checkpoint
@@ -97,18 +97,18 @@ def _contiguous(found: Trace) -> dict[str, Tensor]:
     return {name: value.contiguous() for name, value in found._asdict().items()}
 
 
-def per_image(tracing: Tracing, test: ImageSet, norm: ImageSet, bound: Bound, processes: Processes) -> dict[str, bytes]:
+def per_image(tracing: Tracing, test: ImageSet, norm: ImageSet, elbo: Elbo, processes: Processes) -> dict[str, bytes]:
     """Score the images, whose bound was measured `REPEATS` times, against known ones; CSV and picture sheet."""
     with Progress() as bar:
         task = bar.add_task("image by image", total=-(-(len(test) + len(norm)) // processes.size))
         images, known = (tracing(one, processes, lambda seen: bar.advance(task, seen)) for one in (test, norm))
-    return _files(test, bound, compare(images, known)) if processes.first else {}
+    return _files(test, elbo, compare(images, known)) if processes.first else {}
 
 
-def _files(test: ImageSet, bound: Bound, found: Surprise) -> dict[str, bytes]:
-    columns: dict[str, list[float]] = {"bits_per_dim": bound.bits_per_dim.tolist()}
-    columns["standard_error"] = error_per_image(bound, REPEATS).tolist()
-    columns |= {name: values.tolist() for name, values in bound.parts.items()}
+def _files(test: ImageSet, elbo: Elbo, found: Surprise) -> dict[str, bytes]:
+    columns: dict[str, list[float]] = {"bits_per_dim": elbo.bits_per_dim.tolist()}
+    columns["standard_error"] = error_per_image(elbo, REPEATS).tolist()
+    columns |= {name: values.tolist() for name, values in elbo.parts.items()}
     for name in found.values:
         columns |= {name: found.values[name].tolist(), f"{name}_p": found.p[name].tolist()}
     flags = (found.p[BY] <= FLAGGED).long().tolist()

@@ -16,7 +16,7 @@ from ancestral.compression.completion import FINISHES
 from ancestral.compression.prefix_quality import prefixes
 from ancestral.data import load
 from ancestral.data.pixels import to_unit
-from ancestral.diffusion.objectives.elbo import Bound, concatenate
+from ancestral.diffusion.objectives.elbo import Elbo, concatenate
 from ancestral.diffusion.objectives.rate_distortion import Curve, along_chain, curve, psnr
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
@@ -85,7 +85,7 @@ def rate_distortion(
             job.run(work, measure, lambda kept: "bound.safetensors" in kept)
         if processes.first:
             parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
-            measured = curve(concatenate([Bound.of_tensors(one) for one in parts]))
+            measured = curve(concatenate([Elbo.of_tensors(one) for one in parts]))
             described = {name: settings[name] for name in ("model", "average_width", "variance", "seed")}
             files = filed(folder, images.spread(FILES).images[:], profile, device) if profile else None
             described = {"data": data_source, "images": len(images), **described}

@@ -46,7 +46,7 @@ def loss_plot(images: Sequence[int], loss: Sequence[float]) -> bytes:
     return _as_png(figure)
 
 
-def bound_plot(t: np.ndarray, bits: np.ndarray, total: float) -> bytes:
+def elbo_plot(t: np.ndarray, bits: np.ndarray, total: float) -> bytes:
     """As PNG: bits per dimension of each L_{t-1}, and their sum from t = T down to 1 (the rate of section 4.3)."""
     figure, axes = _axes(f"Where the bits are: {total:.3f} bits/dim in all", "t", "bits/dim of one term")
     axes.plot(t[1:], bits[1:], color=ACCENT, linewidth=1.4, label="$L_{t-1}$ (left axis)")

@@ -15,7 +15,7 @@ from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.lossless_files import sizes
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import Estimate, mean_and_error
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
@@ -120,7 +120,7 @@ def held_out_bits(config: Config, model: Denoiser, table: Tensor | None, shown: 
     for start in range(0, len(shown), TOGETHER):
         rows = np.arange(start, min(start + TOGETHER, len(shown)))
         part = shown.take(rows)
-        measured = bound(
+        measured = elbo(
             build.predictor(model, table, **conditions_of(part, config, device)),
             to_unit(part.images).to(device),
             times,

@@ -11,7 +11,7 @@ from torch import Tensor
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.sample import sample
@@ -38,7 +38,7 @@ def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, d
     kind, drawer = build.chain(config), build.predictor(shown, None, **shown_of)
     drawn = sample(drawer, facts.shape, 16, grid, kind.quick, device=device, draw=kind.draw)
     test = held_out.spread(32)
-    measured = bound(
+    measured = elbo(
         build.predictor(shown, None, **conditions_of(test, config, device)),
         to_unit(test.images).to(device),
         times,

@@ -186,7 +186,7 @@ class Model:
             predictor = build.predictor(
                 model, saved.calibration, **conditions_of(shown, saved.config, device_of(model))
             )
-            found.append(elbo_command.bound_of(predictor, x0, part, times, move, None if exact else terms, seed))
+            found.append(elbo_command.elbo_of(predictor, x0, part, times, move, None if exact else terms, seed))
         return Estimate(*mean_and_error(concatenate(found).bits_per_dim))
 
     def metrics(

@@ -42,13 +42,13 @@ def part(subject: Subject) -> Part:
 
 def dsm(subject: Subject) -> Tensor:
     """Each image's L_simple: the squared error of eps, the mean over all times trained at and over dimensions, (B,)."""
-    bound = subject.bound
-    return (of_eps(subject) * bound.weight).sum(1) / bound.weight.sum(1)
+    elbo = subject.elbo
+    return (of_eps(subject) * elbo.weight).sum(1) / elbo.weight.sum(1)
 
 
 def of_eps(subject: Subject) -> Tensor:
     """Squared error of eps at each term of the bound: SNR_t times that of x0, (B, K)."""
-    return subject.bound.mse * subject.schedule.snr(subject.bound.t)
+    return subject.elbo.mse * subject.schedule.snr(subject.elbo.t)
 
 
 def _score(subject: Subject, plane: Plane, found: Part) -> None:
@@ -56,14 +56,14 @@ def _score(subject: Subject, plane: Plane, found: Part) -> None:
     found.numbers["dsm"] = mean_of(dsm(subject), "", "ancestral.apps.report.connections.dsm")
     slices = [plane.slice(told) for told in SHOWN]
     found.figures["score"] = lambda words: draw_slices(slices, plane, words)
-    errors, log_snr, rows = of_eps(subject), subject.schedule.log_snr(subject.bound.t), []
+    errors, log_snr, rows = of_eps(subject), subject.schedule.log_snr(subject.elbo.t), []
     for level in LEVELS:
-        near = ((log_snr - level).abs() < 1) & ~subject.bound.last
+        near = ((log_snr - level).abs() < 1) & ~subject.elbo.last
         seen = near.any(1)
         if not seen.any():
             continue
         # The terms of one image are alike: each image counts once.
-        eps, x0 = ((one * near).sum(1)[seen] / near.sum(1)[seen] for one in (errors, subject.bound.mse))
+        eps, x0 = ((one * near).sum(1)[seen] / near.sum(1)[seen] for one in (errors, subject.elbo.mse))
         t = Number(subject.at(level), "", "ancestral.diffusion.processes.schedule.NoiseSchedule.log_snr")
         rmse = Number(float(x0.mean().sqrt()) * 127.5, "", again)
         rows.append([Number(level, "", t.again), t, mean_of(eps, "", again), rmse])
@@ -132,14 +132,14 @@ def _order(subject: Subject, found: Part) -> None:
         found.facts["in_order"] = known_at == sorted(known_at, reverse=True)
         found.facts["mostly"] = known_at[0] > known_at[-1]
         found.facts["ahead"] = bool((own[both] > linear[both]).all())
-    T, per_step = len(subject.times) - 1, subject.bound.bits(subject.bound.terms * subject.bound.weight)
+    T, per_step = len(subject.times) - 1, subject.elbo.bits(subject.elbo.terms * subject.elbo.weight)
     found.numbers["T"] = Number(T, "", "ancestral.runs.build.training_grid")
-    high = (per_step * (subject.bound.t > subject.schedule.T / 2)).sum(1) + subject.bound.bits(subject.bound.prior)
-    found.numbers["first_half"] = mean_of(high, "bits/dim", "ancestral.diffusion.objectives.elbo.bound")
+    high = (per_step * (subject.elbo.t > subject.schedule.T / 2)).sum(1) + subject.elbo.bits(subject.elbo.prior)
+    found.numbers["first_half"] = mean_of(high, "bits/dim", "ancestral.diffusion.objectives.elbo.elbo")
 
 
 def _compression(subject: Subject, found: Part) -> None:
-    rates, test = connections_compression.rates(subject.bound, subject.times[0]), subject.test
+    rates, test = connections_compression.rates(subject.elbo, subject.times[0]), subject.test
     again = "ancestral.apps.report.connections_compression.rates"
     compared = test.spread(connections_compression.COMPARED).images[:]
     formats = connections_compression.formats(compared)

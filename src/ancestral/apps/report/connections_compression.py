@@ -18,7 +18,7 @@ from ancestral.compression import codebook, compress_command
 from ancestral.compression.prefix_quality import Prefixes, prefixes
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_bytes
-from ancestral.diffusion.objectives.elbo import Bound
+from ancestral.diffusion.objectives.elbo import Elbo
 from ancestral.diffusion.objectives.losses import bound_term
 from ancestral.diffusion.objectives.rate_distortion import BYTES, psnr
 from ancestral.diffusion.objectives.statistics import mean_and_error
@@ -61,17 +61,17 @@ class Rates:
         return float(np.interp(decibels, rises, self.rate, left=np.nan, right=np.nan))
 
 
-def rates(bound: Bound, last: int) -> Rates:
+def rates(elbo: Elbo, last: int) -> Rates:
     """The curve of Figure 5 from the terms that `evaluate` measures, each standing for its share of the steps to T."""
-    own = bound.bits(bound.terms * bound.weight)
-    own = torch.where(bound.last, 0.0, own)
-    inner = (bound.weight - 1) / (2 * bound.weight) * own  # half of the steps that a term stands for, but its own
-    before = torch.cat([bound.bits(bound.prior)[:, None], own[:, :-1]], 1).cumsum(1)
-    late = (bound.t <= last / 10) & ~bound.last
+    own = elbo.bits(elbo.terms * elbo.weight)
+    own = torch.where(elbo.last, 0.0, own)
+    inner = (elbo.weight - 1) / (2 * elbo.weight) * own  # half of the steps that a term stands for, but its own
+    before = torch.cat([elbo.bits(elbo.prior)[:, None], own[:, :-1]], 1).cumsum(1)
+    late = (elbo.t <= last / 10) & ~elbo.last
     return Rates(
         rate=(before + inner).mean(0).numpy(),
-        rmse=(bound.mse.mean(0).sqrt() * BYTES).numpy(),
-        sent=bound.bits(bound.prior) + own.sum(1),
+        rmse=(elbo.mse.mean(0).sqrt() * BYTES).numpy(),
+        sent=elbo.bits(elbo.prior) + own.sum(1),
         late=(own * late).sum(1),
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 from rich.progress import BarColumn, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ancestral import __version__
-from ancestral.apps.report import bound, connections, forward, one_step, other_models, quality, reverse, variance
+from ancestral.apps.report import connections, elbo, forward, one_step, other_models, quality, reverse, variance
 from ancestral.apps.report.exact_subject import exact
 from ancestral.apps.report.html import render, words
 from ancestral.apps.report.part import Number, Part
@@ -27,7 +27,7 @@ SECTIONS: dict[str, Callable[[Subject], Part]] = {
     "models": other_models.part,
     "forward": forward.part,
     "reverse": reverse.part,
-    "bound": bound.part,
+    "bound": elbo.part,
     "spread": variance.part,
     "onestep": one_step.part,
     "connections": connections.part,

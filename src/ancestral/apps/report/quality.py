@@ -18,7 +18,7 @@ from ancestral.diffusion.objectives.elbo import concatenate
 from ancestral.diffusion.objectives.statistics import Estimate, mean_and_error
 from ancestral.diffusion.samplers.transitions import Transition
 from ancestral.evaluation import image_formats
-from ancestral.evaluation.elbo_command import bound_of
+from ancestral.evaluation.elbo_command import elbo_of
 from ancestral.runs import build
 from ancestral.runtime.resumable_job import pieces
 
@@ -55,7 +55,7 @@ def bits(subject: Subject, images: ImageSet, move: Transition, grid: Sequence[in
     for numbers in pieces(len(images), BATCH):
         shown = images.take(numbers)
         x0 = subject.x0(shown)
-        parts.append(bound_of(subject.told(shown), x0, numbers, grid, move, terms, subject.seed))
+        parts.append(elbo_of(subject.told(shown), x0, numbers, grid, move, terms, subject.seed))
     return concatenate(parts).bits_per_dim
 
 
@@ -122,20 +122,20 @@ def _copies(subject: Subject, drawn: quality_samples.Drawn, found: Part) -> None
 
 def _bits(subject: Subject, found: Part) -> None:
     again = subject.evaluation
-    own = mean_of(subject.bound.bits_per_dim, "bits/dim", again)
+    own = mean_of(subject.elbo.bits_per_dim, "bits/dim", again)
     found.numbers["bound"] = own
-    found.numbers["L_T"] = mean_of(subject.bound.parts["L_T"], "bits/dim", again)
+    found.numbers["L_T"] = mean_of(subject.elbo.parts["L_T"], "bits/dim", again)
     shortest = "ancestral.evaluation.image_formats.shortest_bits_per_dim"
     found.numbers["lossless"] = mean_of(subject.shortest, "bits/dim", shortest)
     found.numbers["excess"] = mean_of(subject.against_formats, "bits/dim", shortest)
     found.facts["against_formats"] = compared(subject.against_formats)
     if (of_formats := found.numbers["lossless"].value) > 0:
         ratio = own.value / of_formats
-        _, off = mean_and_error(subject.bound.bits_per_dim - ratio * subject.shortest)
+        _, off = mean_and_error(subject.elbo.bits_per_dim - ratio * subject.shortest)
         found.numbers["saved"] = Number(100 * abs(1 - ratio), "%", shortest, 100 * off / of_formats)
     rows = [("bound", own), *((name, Number(value, "bits/dim", again)) for name, value in subject.formats.items())]
     found.tables["lossless"] = [*rows, ("shortest", found.numbers["lossless"])]
-    late, off = rates(subject.bound, subject.times[0]).late_share
+    late, off = rates(subject.elbo, subject.times[0]).late_share
     found.numbers["late"] = Number(
         100 * late, "%", "ancestral.apps.report.connections_compression.rates", 100 * off or None
     )
@@ -170,7 +170,7 @@ def _overfitting(subject: Subject, found: Part) -> None:
         shown = images.spread(min(COMPARED, max(subject.num_images, quality_samples.LEAST)))
         values = bits(subject, shown, subject.move, grid, None)
         sides.append((values, torch.from_numpy(image_formats.shortest_bits_per_dim(shown.images[:]))))
-        found.numbers[name] = mean_of(values, "bits/dim", "ancestral.diffusion.objectives.elbo.bound")
+        found.numbers[name] = mean_of(values, "bits/dim", "ancestral.diffusion.objectives.elbo.elbo")
     if min(len(values) for values, _ in sides) >= quality_samples.LEAST:
         above, off = gap(*sides)
         found.numbers["gap"] = Number(above, "bits/dim", "ancestral.apps.report.quality.gap", off)

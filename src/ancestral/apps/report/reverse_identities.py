@@ -14,7 +14,7 @@ from ancestral.apps.report.part import Number, Part
 from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.denoisers.denoiser import Prediction
 from ancestral.diffusion.denoisers.targets import EPS, TARGETS, X0, V
-from ancestral.diffusion.objectives.losses import bound_weight
+from ancestral.diffusion.objectives.losses import elbo_weight
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Ancestral, beta, fixedsmall, optimal
@@ -63,7 +63,7 @@ def part(subject: Subject) -> Part:
         "means": again,
         "mean_of_eps": again,
         "eps": again,
-        "x0": "ancestral.diffusion.objectives.losses.bound_weight",
+        "x0": "ancestral.diffusion.objectives.losses.elbo_weight",
     }
     numbers = {f"term_{name}": Number(float(getattr(found, name).mean()), "nats", how) for name, how in nats.items()}
     numbers |= {
@@ -108,7 +108,7 @@ def forms(subject: Subject, seen: Look) -> Forms:
         means=squared(q.mean - p.mean) / (2 * variance),
         mean_of_eps=squared(mean_by(eps) - p.mean) / (2 * variance),
         eps=beta**2 / (2 * variance * alpha * noise_var) * squared(eps - told.eps),
-        x0=float(bound_weight(schedule, torch.tensor(t), torch.tensor(t - 1))) * squared(x0 - told.x0),
+        x0=float(elbo_weight(schedule, torch.tensor(t), torch.tensor(t - 1))) * squared(x0 - told.x0),
         x0_gap=float((EPS.x0(told.eps, x_t, schedule, t) - told.x0).abs().max()),
         mean_gap=float((mean_by(told.eps) - p.mean).abs().max()),
     )

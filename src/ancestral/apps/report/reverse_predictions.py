@@ -33,16 +33,16 @@ def part(subject: Subject) -> Part:
     schedule, guessed = subject.schedule, guess_errors(subject)
     spread = float(guessed.mean())
     target = TARGETS[subject.config.diffusion.target]
-    x0 = errors(subject, torch.ones_like(subject.bound.mse))
-    eps = errors(subject, schedule.snr(subject.bound.t))
-    own = errors(subject, target.error_scale(schedule, subject.bound.t) ** 2)
+    x0 = errors(subject, torch.ones_like(subject.elbo.mse))
+    eps = errors(subject, schedule.snr(subject.elbo.t))
+    own = errors(subject, target.error_scale(schedule, subject.elbo.t) ** 2)
     a, b = target.coefficients(schedule, x0.t.round().long())
     curves = {"x0": (x0, torch.full_like(x0.t, spread)), "eps": (eps, torch.ones_like(eps.t))}
     curves |= {target.name: (own, a**2 * spread + b**2)}
     strip, times = _strip(subject)
-    bound = subject.bound
-    noisiest = int(bound.t.double().mean(0).argmax())
-    bits, bits_error = mean_and_error(bound.bits((bound.terms * bound.weight)[:, noisiest]))
+    elbo = subject.elbo
+    noisiest = int(elbo.t.double().mean(0).argmax())
+    bits, bits_error = mean_and_error(elbo.bits((elbo.terms * elbo.weight)[:, noisiest]))
     again = "ancestral.apps.report.reverse_predictions.errors"
     return Part(
         numbers={
@@ -54,8 +54,8 @@ def part(subject: Subject) -> Part:
             "high_t": Number(round(float(x0.t[-1])), "", again),
             "x0_low": _grey(x0, 0, again),
             "x0_high": _grey(x0, -1, again),
-            "noisy_bits": Number(bits, "bits/dim", "ancestral.diffusion.objectives.elbo.bound", bits_error),
-            "noisy_steps": Number(round(float(bound.weight[0, noisiest])), "", again),
+            "noisy_bits": Number(bits, "bits/dim", "ancestral.diffusion.objectives.elbo.elbo", bits_error),
+            "noisy_steps": Number(round(float(elbo.weight[0, noisiest])), "", again),
             "eps_low": Number(float(eps.value[0]), "", again, float(eps.error[0])),
             "eps_high": Number(float(eps.value[-1]), "", again, float(eps.error[-1])),
         },
@@ -66,7 +66,7 @@ def part(subject: Subject) -> Part:
         facts={
             "own_panel": target.name not in ("x0", "eps"),
             "told": subject.is_told,
-            "against_guess": compared(bound.mse[:, noisiest] - guessed),
+            "against_guess": compared(elbo.mse[:, noisiest] - guessed),
             "ends_change": bool(eps.value[0] > eps.value[-1]),
         },
     )
@@ -77,11 +77,11 @@ def errors(subject: Subject, scale: Tensor) -> Errors:
 
     Every error is one of x0: (x0 - x0_hat)^2 SNR is that of eps, and `Target.error_scale` squared times it a target's.
     """
-    bound = subject.bound
-    values = bound.mse * scale
-    order = bound.t.double().mean(0).argsort()
+    elbo = subject.elbo
+    values = elbo.mse * scale
+    order = elbo.t.double().mean(0).argsort()
     deviation = torch.tensor([mean_and_error(part)[1] for part in values.T], dtype=torch.float64)
-    return Errors(bound.t.double().mean(0)[order], values.mean(0)[order], deviation[order])
+    return Errors(elbo.t.double().mean(0)[order], values.mean(0)[order], deviation[order])
 
 
 def _grey(of: Errors, place: int, again: str) -> Number:

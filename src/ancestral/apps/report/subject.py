@@ -19,7 +19,7 @@ from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.pixels import to_unit
 from ancestral.data.source_paths import same_place, typed
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor
-from ancestral.diffusion.objectives.elbo import Bound, concatenate, strata
+from ancestral.diffusion.objectives.elbo import Elbo, concatenate, strata
 from ancestral.diffusion.objectives.elbo_derivation import Chains, along_chains
 from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
@@ -29,7 +29,7 @@ from ancestral.diffusion.samplers.solvers import FEW_STEPS, SOLVERS
 from ancestral.diffusion.samplers.transitions import Planned, Transition
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
-from ancestral.evaluation.elbo_command import TERMS, bound_of
+from ancestral.evaluation.elbo_command import TERMS, elbo_of
 from ancestral.runs import build, calibration
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import Conditions, conditions_of, in_turn
@@ -147,13 +147,13 @@ class Subject:
         return to_unit(images.images).to(self.device, self.dtype)
 
     @cached_property
-    def bound(self) -> Bound:
+    def elbo(self) -> Elbo:
         """The bound of the held-out images, as `ancestral evaluate` measures it: the same terms, noise and batches."""
         parts = []
         for numbers in pieces(len(self.test), BATCH):
             shown = self.test.take(numbers)
             parts.append(
-                bound_of(self.told(shown), self.x0(shown), numbers, self.times, self.move, self.terms, self.seed)
+                elbo_of(self.told(shown), self.x0(shown), numbers, self.times, self.move, self.terms, self.seed)
             )
         return concatenate(parts)
 
@@ -218,7 +218,7 @@ class Subject:
     @cached_property
     def against_formats(self) -> Tensor:
         """Bits/dim by which the bound of each held-out image is above its shorter file of PNG and WebP, (N,)."""
-        return self.bound.bits_per_dim - self.shortest
+        return self.elbo.bits_per_dim - self.shortest
 
     @cached_property
     def shortest(self) -> Tensor:

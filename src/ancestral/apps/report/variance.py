@@ -12,7 +12,7 @@ from ancestral.apps.report import plots, variance_losses
 from ancestral.apps.report.part import Number, Part, Words
 from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.objectives.elbo_derivation import noise_variance, random_terms_variance
-from ancestral.diffusion.objectives.losses import bound_weight
+from ancestral.diffusion.objectives.losses import elbo_weight
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.runtime.plots import ACCENT, SECOND
 
@@ -33,7 +33,7 @@ def part(subject: Subject) -> Part:
         _Weights(subject),
         variance_losses.measured(subject),
     )
-    images = float(subject.bound.bits_per_dim.std()) if len(subject.test) > 1 else 0.0
+    images = float(subject.elbo.bits_per_dim.std()) if len(subject.test) > 1 else 0.0
     return Part(
         numbers={
             **single.numbers(),
@@ -72,7 +72,7 @@ class _Single:
 
     def __init__(self, subject: Subject) -> None:
         chains, later = subject.chains, slice(None, -1)  # the step to bytes has no KL
-        self.t, unit = chains.t[later], (math.log(2) * subject.bound.dimensions) ** 2
+        self.t, unit = chains.t[later], (math.log(2) * subject.elbo.dimensions) ** 2
         self.var = {name: noise_variance(getattr(chains, name)[:, later]).mean(0) / unit for name in _FORMS}
         self.law = self.var["kl"] + chains.averaged[:, later].mean(0) / unit
 
@@ -121,7 +121,7 @@ class _Single:
 
 def _totals(subject: Subject) -> dict[str, Number]:
     """Of each way to estimate one image's bound: network calls, the draws' standard deviation, calls for ERROR."""
-    chains, unit = subject.chains, math.log(2) * subject.bound.dimensions
+    chains, unit = subject.chains, math.log(2) * subject.elbo.dimensions
     lines, steps = chains.lines, len(chains.t)
     forms = {name: getattr(chains, name) for name in _FORMS}
     variances = {
@@ -166,14 +166,14 @@ class _Weights:
     def __init__(self, subject: Subject) -> None:
         schedule = subject.schedule
         t, s = torch.tensor(subject.times[:-2]), torch.tensor(subject.times[1:-1])
-        self.x0 = bound_weight(schedule, t, s)
+        self.x0 = elbo_weight(schedule, t, s)
         finite = schedule.snr(t) > 0  # at zero terminal SNR the error of eps says nothing of x0
         self.t, self.x0, self.later = t[finite], self.x0[finite], schedule.snr(t)[finite]
         self.small = self.x0 / self.later
         self.large = self.small * (schedule.noise_var(s) / schedule.noise_var(t))[finite]
 
     def numbers(self) -> dict[str, Number]:
-        again = "ancestral.diffusion.objectives.losses.bound_weight"
+        again = "ancestral.diffusion.objectives.losses.elbo_weight"
         values: dict[str, float | Tensor] = {
             "w_early_t": int(self.t[-1]),
             "w_late_t": int(self.t[0]),

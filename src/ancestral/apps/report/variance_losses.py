@@ -22,10 +22,10 @@ from ancestral.runtime.resumable_job import pieces
 
 DRAWS = 4  # of t for each held-out image
 GRAIN = 100_000  # uniform numbers by which a sampler's probabilities are counted
-SIMPLE, OWN, BOUND = (
+SIMPLE, OWN, ELBO = (
     "ancestral.diffusion.objectives.losses.Weighted",
     "ancestral.runs.build.objective",
-    "ancestral.diffusion.objectives.elbo.Bound.by_tenth",
+    "ancestral.diffusion.objectives.elbo.Elbo.by_tenth",
 )
 
 
@@ -35,9 +35,9 @@ class Effort:
 
     times: Tensor  # (N,) of the draws
     simple: Tensor  # (N,) ||eps - eps_hat||^2, a mean over dimensions
-    bound_t: Tensor  # the bound's terms: (K,) times and the mean of each, nats/dim
-    bound_nats: Tensor
-    bound_share: Tensor  # (10,)
+    elbo_t: Tensor  # the bound's terms: (K,) times and the mean of each, nats/dim
+    elbo_nats: Tensor
+    elbo_share: Tensor  # (10,)
     simple_share: Tensor
     drawn_share: Tensor  # of the run's draws of t; the uniform ones where there is no run
     own_share: Tensor  # of the run's own loss under these draws; that of L_simple where there is no run
@@ -46,7 +46,7 @@ class Effort:
 
     def numbers(self) -> dict[str, Number]:
         """The first tenth's shares."""
-        shares = {"bound": (self.bound_share, BOUND), "simple": (self.simple_share, SIMPLE)}
+        shares = {"bound": (self.elbo_share, ELBO), "simple": (self.simple_share, SIMPLE)}
         if self.run:
             shares |= {
                 "drawn": (self.drawn_share, "ancestral.diffusion.objectives.time_sampling.TIME_SAMPLERS"),
@@ -60,11 +60,11 @@ class Effort:
 
     def facts(self) -> dict[str, bool]:
         """Which of the two losses looks more at little noise."""
-        return {"simple_looks_later": bool(self.simple_share[0] < self.bound_share[0])}
+        return {"simple_looks_later": bool(self.simple_share[0] < self.elbo_share[0])}
 
     def rows(self) -> list[list[Number | str]]:
         """A row a tenth."""
-        columns = [(self.bound_share, BOUND), (self.simple_share, SIMPLE)]
+        columns = [(self.elbo_share, ELBO), (self.simple_share, SIMPLE)]
         if self.run:
             columns += [
                 (self.drawn_share, "ancestral.diffusion.objectives.time_sampling.TIME_SAMPLERS"),
@@ -77,21 +77,21 @@ class Effort:
 
     def losses(self, words: Words) -> str:
         """Both losses over t, each in its own units."""
-        figure, (bound, simple) = plots.axes(words["axes"]["t_log"], "", 2, 2.2)
-        bound.plot(*plots.by_log_t(self.bound_t, self.bound_nats), color=ACCENT)
-        bound.set_ylabel(words["axes"]["loss_bound"])
-        plots.logarithmic(bound.yaxis)
+        figure, (elbo, simple) = plots.axes(words["axes"]["t_log"], "", 2, 2.2)
+        elbo.plot(*plots.by_log_t(self.elbo_t, self.elbo_nats), color=ACCENT)
+        elbo.set_ylabel(words["axes"]["loss_bound"])
+        plots.logarithmic(elbo.yaxis)
         simple.plot(*plots.by_log_t(self.times, self.simple, 30), color=SECOND)
         simple.set_ylabel(words["axes"]["loss_simple"])
         simple.set_ylim(bottom=0)
-        for one in (bound, simple):
+        for one in (elbo, simple):
             plots.logarithmic(one.xaxis)
         return plots.svg(figure)
 
     def by_tenth(self, words: Words) -> str:
         """Shares of the losses in each tenth."""
         figure, (on,) = plots.axes(words["axes"]["tenth"], words["axes"]["share"])
-        shown = [("bound", self.bound_share, ACCENT), ("simple", self.simple_share, SECOND)]
+        shown = [("bound", self.elbo_share, ACCENT), ("simple", self.simple_share, SECOND)]
         if self.run:
             shown.append(("own", self.own_share, plots.THIRD))
         width = 0.8 / len(shown)
@@ -118,17 +118,17 @@ def measured(subject: Subject) -> Effort:
         rows = slice(some.start, some.stop)
         losses = _losses(subject, some, sampler.t[place[rows]], sampler.s[place[rows]])
         simple[rows], own[rows] = (values.cpu().double() for values in losses)
-    found, last = subject.bound, subject.times[0]
+    found, last = subject.elbo, subject.times[0]
     tenth = ((sampler.t[place] - 1) * 10 // last).clamp(max=9)
     chance, importance = _choice(subject)
-    bound_t, bound_nats = found.per_t(found.terms / found.dimensions)
+    elbo_t, elbo_nats = found.per_t(found.terms / found.dimensions)
     grid_tenth = ((sampler.t - 1) * 10 // last).clamp(max=9)
     return Effort(
         times=sampler.t[place],
         simple=simple,
-        bound_t=bound_t,
-        bound_nats=bound_nats,
-        bound_share=_shares(found.by_tenth(found.terms * found.weight, last).sum(0)),
+        elbo_t=elbo_t,
+        elbo_nats=elbo_nats,
+        elbo_share=_shares(found.by_tenth(found.terms * found.weight, last).sum(0)),
         simple_share=_shares(_sums(tenth, simple)),
         drawn_share=_shares(_sums(grid_tenth, chance)),
         own_share=_shares(_sums(tenth, own * (chance * importance)[place])),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import Estimate
 from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
@@ -43,7 +43,7 @@ def shared_grid(schedule: NoiseSchedule) -> list[int]:
 @torch.no_grad()
 def trace(denoiser: Predictor, x0: Tensor, grid: Sequence[int], transition: Transition, noise: Streams) -> Trace:
     """Measure images x0 (B, ...) on [-1, 1], all at the same times; `transition` is the model's reverse process."""
-    measured = bound(denoiser, x0, grid, transition, noise)
+    measured = elbo(denoiser, x0, grid, transition, noise)
     starts = [round((1 - share) * (len(grid) - 1)) for share in STARTS]
     restored = [restoration_error(denoiser, x0, grid[start:], noise) for start in starts]
     return Trace(

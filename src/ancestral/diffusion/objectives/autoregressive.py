@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.masked import Guess, Guesser
-from ancestral.diffusion.objectives.elbo import bound
+from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.processes.absorbing import Change
 from ancestral.diffusion.processes.levels import snap
 from ancestral.diffusion.processes.streams import Streams
@@ -95,7 +95,7 @@ def imagined_costs(denoiser: Any, start: Tensor, times: Sequence[int]) -> np.nda
     fine = [times[place] for place in useful]
     x0 = finish(walk(denoiser, start, fine, Reveal(), from_law(Streams(0, "imagined", numbers))))
     measured: Any = Reveal()
-    nats = bound(denoiser, x0, fine, measured, Streams(0, "costs", numbers)).terms.mean(0)
+    nats = elbo(denoiser, x0, fine, measured, Streams(0, "costs", numbers)).terms.mean(0)
     cost = np.full((len(times), len(times)), np.inf)
     cost[np.ix_(useful, useful)] = costs(monotone(nats, hidden[useful].tolist()), hidden[useful].tolist())
     return cost

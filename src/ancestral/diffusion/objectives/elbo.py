@@ -25,7 +25,7 @@ from ancestral.diffusion.samplers.transitions import Transition
 
 
 @dataclass(frozen=True)
-class Bound:
+class Elbo:
     """The terms of the bound in nats, one row an image. float64, on the CPU.
 
     Column k of row b is the step from `t[b, k]` to its neighbour in the grid; a step that ends at 0 is L_0. Terms that
@@ -76,7 +76,7 @@ class Bound:
         return {name: torch.as_tensor(value).contiguous() for name, value in vars(self).items()}
 
     @classmethod
-    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Bound:
+    def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Elbo:
         """The inverse of `tensors`."""
         return cls(**{**tensors, "dimensions": int(tensors["dimensions"])})  # pyright: ignore[reportArgumentType]
 
@@ -85,28 +85,28 @@ class Bound:
         return nats / self.dimensions / math.log(2)
 
 
-def concatenate(bounds: Sequence[Bound]) -> Bound:
+def concatenate(parts: Sequence[Elbo]) -> Elbo:
     """The bounds of several batches as one."""
     names = ("prior", "t", "last", "terms", "mse", "weight")
-    joined = {name: torch.cat([getattr(bound, name) for bound in bounds]) for name in names}
-    return Bound(**joined, dimensions=bounds[0].dimensions)
+    joined = {name: torch.cat([getattr(one, name) for one in parts]) for name in names}
+    return Elbo(**joined, dimensions=parts[0].dimensions)
 
 
-def repeated(bounds: Sequence[Bound]) -> Bound:
+def repeated(parts: Sequence[Elbo]) -> Elbo:
     """Independent measurements of the same images, of as many terms each, as one: side by side, each counting less."""
     names = ("t", "last", "terms", "mse")
-    joined = {name: torch.cat([getattr(bound, name) for bound in bounds], 1) for name in names}
-    weight = torch.cat([bound.weight for bound in bounds], 1) / len(bounds)
-    return Bound(prior=bounds[0].prior, weight=weight, dimensions=bounds[0].dimensions, **joined)
+    joined = {name: torch.cat([getattr(one, name) for one in parts], 1) for name in names}
+    weight = torch.cat([one.weight for one in parts], 1) / len(parts)
+    return Elbo(prior=parts[0].prior, weight=weight, dimensions=parts[0].dimensions, **joined)
 
 
-def error_per_image(bound: Bound, repeats: int) -> Tensor:
+def error_per_image(elbo: Elbo, repeats: int) -> Tensor:
     """Standard error of each image's bits/dim (B,) by the spread of its `repeated` measurements.
 
     From few repeats it is itself uncertain: from 4 to two fifths.
     """
-    each = (bound.terms * bound.weight).unflatten(1, (repeats, -1)).sum(2) * repeats
-    return bound.bits(each).std(1) / repeats**0.5
+    each = (elbo.terms * elbo.weight).unflatten(1, (repeats, -1)).sum(2) * repeats
+    return elbo.bits(each).std(1) / repeats**0.5
 
 
 def all_places(steps: int, images: int) -> tuple[Tensor, Tensor]:
@@ -152,7 +152,7 @@ def random_places(
 
 
 @torch.no_grad()
-def bound(
+def elbo(
     denoiser: Predictor,
     x0: Tensor,
     grid: Sequence[int],
@@ -160,7 +160,7 @@ def bound(
     noise: Streams,
     likelihood: Likelihood = Normal.log_prob_coded,
     terms: int | None = None,
-) -> Bound:
+) -> Elbo:
     """The bound of images x0 (B, ...) on a grid, each term at an x_t of its own drawn from q(x_t | x0).
 
     Args:
@@ -198,10 +198,10 @@ def naive_bound(
     transition: Transition,
     noise: Streams,
     likelihood: Likelihood = Normal.log_prob_coded,
-) -> Bound:
+) -> Elbo:
     """Eq. 3 by plain Monte Carlo along one chain of q: -log p(x_T), then log q(x_t | x_s) - log p(x_s | x_t) a step.
 
-    The expectation of the whole is that of `bound`; of a single term it is not (Eq. 5 regroups them), and its variance
+    The expectation of the whole is that of `elbo`; of a single term it is not (Eq. 5 regroups them), and its variance
     is far larger, which is what the KL form is for: training sees one term at a time.
     """
     schedule, terms, errors = denoiser.schedule, [], []
@@ -228,10 +228,10 @@ def collect(
     terms: Sequence[Tensor],
     errors: Sequence[Tensor],
     dimensions: int,
-) -> Bound:
+) -> Elbo:
     """Put together what was measured: terms and errors (B,) of the steps that start at `places` (B, K) of the grid."""
     times = torch.tensor(grid)
-    return Bound(
+    return Elbo(
         prior=prior.cpu().double(),
         t=times[places],
         last=times[places + 1] == 0,

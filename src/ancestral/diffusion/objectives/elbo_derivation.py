@@ -86,7 +86,7 @@ def along_chains(
     noise: Streams,
     likelihood: Likelihood = Normal.log_prob_coded,
 ) -> Chains:
-    """One chain of q for each image, and all that the lines ask of it. Arguments as of `elbo.bound`."""
+    """One chain of q for each image, and all that the lines ask of it. Arguments as of `elbo.elbo`."""
     schedule = denoiser.schedule
     q_end, p_end = schedule.marginal(x0, grid[0]), schedule.end(x0)
     x_t = q_end.sample(noise.normal(x0.shape[1:]).to(x0))

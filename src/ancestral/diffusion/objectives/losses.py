@@ -47,7 +47,7 @@ def bound_term(
     return schedule.term(p, x_t, x0, t, s, likelihood)
 
 
-def bound_weight(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
+def elbo_weight(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
     """w_t = (SNR_s - SNR_t) / 2, nats per squared error in x0 (Eqs. 8-12 with the small variance); inf at s = 0."""
     return schedule.snr(s) * schedule.gain(t, s) / 2
 
@@ -126,7 +126,7 @@ class Hybrid:
 
     teaches_variance: ClassVar[bool] = True
     simple: Weighted
-    bound: VariationalBound
+    elbo: VariationalBound
     scale: float = 1e-3
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, **cond: Tensor) -> Tensor:
@@ -135,8 +135,8 @@ class Hybrid:
         output = denoiser.output(x_t, t, **cond)
         mean_held = torch.cat([output[:, : x0.shape[1]].detach(), output[:, x0.shape[1] :]], 1)
         prediction = denoiser.interpret(mean_held, x_t, t)
-        bound = self.bound.of_prediction(denoiser.schedule, prediction, x_t, x0, t, s)
-        return self.simple.of_output(denoiser, output, x0, t, eps) + self.scale * bound
+        elbo = self.elbo.of_prediction(denoiser.schedule, prediction, x_t, x0, t, s)
+        return self.simple.of_output(denoiser, output, x0, t, eps) + self.scale * elbo
 
 
 OBJECTIVES: dict[str, Callable[[Transition, int], Objective]] = {

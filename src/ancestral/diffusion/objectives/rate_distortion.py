@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.objectives.elbo import Bound, all_places, collect
+from ancestral.diffusion.objectives.elbo import Elbo, all_places, collect
 from ancestral.diffusion.objectives.losses import Likelihood, bound_term
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
@@ -33,10 +33,10 @@ def along_chain(
     transition: Transition,
     noise: Streams,
     likelihood: Likelihood = Normal.log_prob_coded,
-) -> Bound:
+) -> Elbo:
     """The bound's KL terms along one chain of q(x_T .. x_1 | x0), as a receiver of x0 (B, ...) meets it (Algorithm 4).
 
-    Each term has the expectation that it has in `elbo.bound`; here those of an image belong to one chain.
+    Each term has the expectation that it has in `elbo.elbo`; here those of an image belong to one chain.
     """
     schedule, terms, errors = denoiser.schedule, [], []
     x_t = schedule.marginal(x0, grid[0]).sample(noise.normal(x0.shape[1:]).to(x0))
@@ -75,7 +75,7 @@ class Curve:
         return float(np.interp(rate, self.rate.numpy(), self.rmse.numpy(), left=math.nan, right=math.nan))
 
 
-def curve(measured: Bound) -> Curve:
+def curve(measured: Elbo) -> Curve:
     """The curve of images measured along their chains, every term."""
     sent = torch.cat([measured.prior[:, None], measured.terms], 1).cumsum(1)[:, :-1]
     rate, distortion = measured.bits(sent), measured.mse * BYTES**2

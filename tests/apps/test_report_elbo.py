@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from ancestral.apps.report import LANGUAGES, bound, main, one_step, variance_losses
+from ancestral.apps.report import LANGUAGES, elbo, main, one_step, variance_losses
 from ancestral.apps.report import html as page
 from ancestral.apps.report import variance as spread
 from ancestral.apps.report.exact_subject import SPREAD, Shapes, exact
@@ -17,7 +17,7 @@ from ancestral.apps.report.subject import of_run
 from ancestral.data.pixels import to_unit
 from conftest import run_command
 
-SECTIONS = {"bound": bound, "spread": spread, "onestep": one_step}
+SECTIONS = {"bound": elbo, "spread": spread, "onestep": one_step}
 RUN_IMAGES = 16
 
 
@@ -136,7 +136,7 @@ def test_l_simple_of_the_exact_model_is_what_the_noise_hides(toy):
 def test_shares_are_whole_and_draws_are_the_samplers(toy, run):
     for subject in (toy, run):
         found = variance_losses.measured(subject)
-        for share in (found.bound_share, found.simple_share, found.drawn_share, found.own_share):
+        for share in (found.elbo_share, found.simple_share, found.drawn_share, found.own_share):
             assert float(share.sum()) == pytest.approx(1)
         assert found.drawn_share.tolist() == pytest.approx([0.1] * 10, abs=1e-4)  # stratified is uniform over t
 

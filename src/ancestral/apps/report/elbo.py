@@ -24,7 +24,7 @@ CHAINED = "ancestral.diffusion.objectives.elbo_derivation.along_chains"
 
 def part(subject: Subject) -> Part:
     """The derivation on chains of q, the bound of `ancestral evaluate`, what bounds it from below or competes."""
-    lines, found = _lines(subject), subject.bound
+    lines, found = _lines(subject), subject.elbo
     mean, error = mean_and_error(found.bits_per_dim)
     truth, verdict = _truth(subject), compared(subject.against_formats)
     terms = {name: Number(*_with_error(values, subject.evaluation)) for name, values in found.parts.items()}
@@ -77,7 +77,7 @@ def _percent(number: Number, whole: float) -> Number:
 
 def _lines(subject: Subject) -> dict[str, Number]:
     """Each line on the same chains; errors count the draws alone, since the images are the same in every line."""
-    chains, found = subject.chains, subject.bound
+    chains, found = subject.chains, subject.elbo
     pairs = len(chains.kl_end) // 2
     lines = {name: found.bits(values) for name, values in chains.lines.items()}
     made = {}
@@ -92,7 +92,7 @@ def _lines(subject: Subject) -> dict[str, Number]:
     spread = float(random_terms_variance(chains.kl, subject.widths).mean().clamp(min=0).sqrt()) / pairs**0.5
     bits = found.bits(torch.tensor(spread))
     made["drawn"] = Number(
-        float(found.bits_per_dim[rows].mean()), "bits/dim", "ancestral.diffusion.objectives.elbo.bound", float(bits)
+        float(found.bits_per_dim[rows].mean()), "bits/dim", "ancestral.diffusion.objectives.elbo.elbo", float(bits)
     )
     apart = mean_and_error(lines["joint"] - lines["kl"])
     return made | {
@@ -109,7 +109,7 @@ def _truth(subject: Subject) -> dict[str, Number]:
     """-log p(x0) where it is known, in bits/dim: of the chains' images, of all, and how far the bound is above it."""
     if subject.log_prob is None:
         return {}
-    found, again = subject.bound, "ancestral.apps.report.exact_subject.Shapes.log_prob"
+    found, again = subject.elbo, "ancestral.apps.report.exact_subject.Shapes.log_prob"
     own, every = (found.bits(-subject.log_prob(one)) for one in (subject.chained, subject.test))
     lines = found.bits(subject.chains.lines["joint"]).reshape(2, -1).mean(0)
     return {
@@ -189,7 +189,7 @@ class _Shares:
 
 def _shares(subject: Subject) -> _Shares:
     """Bits in each tenth of t; L_0 is in the first."""
-    found, last, again = subject.bound, subject.times[0], "ancestral.diffusion.objectives.elbo.Bound.by_tenth"
+    found, last, again = subject.elbo, subject.times[0], "ancestral.diffusion.objectives.elbo.Elbo.by_tenth"
     shares = found.by_tenth(found.bits(found.terms * found.weight), last)
     whole = float(shares.sum(1).mean())
     rows: list[list[Number | str]] = []
@@ -214,14 +214,14 @@ def _shares(subject: Subject) -> _Shares:
 
 def _cumulative(subject: Subject) -> tuple[Tensor, Tensor]:
     """(times, bits/dim of the terms up to each): the last is the bound without L_T."""
-    found = subject.bound
+    found = subject.elbo
     times, where = found.t.unique(return_inverse=True)
     bits = found.bits(found.terms * found.weight).flatten() / len(found.prior)
     return times, torch.zeros(len(times), dtype=torch.float64).index_add_(0, where.flatten(), bits).cumsum(0)
 
 
 def _per_t(subject: Subject, words: Words) -> str:
-    found = subject.bound
+    found = subject.elbo
     times, nats = found.per_t(found.terms)
     bits = found.bits(nats)
     figure, (each, sums) = plots.axes(words["axes"]["t_log"], "", 2, 2.3)
