@@ -29,6 +29,7 @@ from ancestral.diffusion.samplers.loop import walk
 from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.diffusion.samplers.transitions import DDIM
 from ancestral.runs import build, checkpoint
+from ancestral.runs.compute_format import computed_in, for_drawing
 from ancestral.sampling.edit_command import measured
 
 # Of the network. A gradient costs two calls more, those of mmps six; DPS takes small steps and needs many.
@@ -97,7 +98,8 @@ class Bench:
 
     def __init__(self, run: Path, images: int) -> None:
         self.saved, _ = checkpoint.open_run(run)
-        self.model = build.lowered(build.trained(self.saved, run, torch.device("cpu")), "auto")
+        self.model = build.trained(self.saved, run, torch.device("cpu"))
+        self.model = computed_in(self.model, for_drawing("auto", self.saved, torch.device("cpu")))
         self.predictor = build.predictor(self.model, self.saved.calibration)
         self.shape, self.numbers = self.saved.facts.shape, range(images)
         held_out = load.load(self.saved.config.source, self.saved.config.data).test

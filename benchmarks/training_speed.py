@@ -19,7 +19,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from ancestral.data.dataset import ImageSet
-from ancestral.runs import build, config
+from ancestral.runs import build, compute_format, config
 from ancestral.runs.hub import diffusers
 from ancestral.training.cost import ENDLESS
 from ancestral.training.trainer import Training
@@ -67,7 +67,15 @@ class Sampled(nn.Module):
 
 def lowered(network: nn.Module, precision: str) -> nn.Module:
     """As `ancestral` computes it in this precision."""
-    return build.Lowered(network, build.precision(precision, torch.device("cpu")))
+    return compute_format.Lowered(network, compute_format.candidates(precision, False, torch.device("cpu"))[-1].dtype)
+
+
+def accelerated(network: nn.Module, options: config.TrainOptions) -> nn.Module:
+    """As `ancestral` lays it out and compiles it."""
+    network = compute_format.laid_out(network, channels_last=options.channels_last is not False)
+    if options.compile:
+        network.compile()
+    return network
 
 
 def gflop(step: Callable[[], object]) -> float:
@@ -147,11 +155,11 @@ def same_architecture(widths: tuple[int, ...], batch: int, how: dict[str, object
     with torch.no_grad():
         difference = float((own(x, time) - eager(x, time).sample).abs().max())
     assert difference < 1e-4, f"not the same network: outputs differ by {difference}"
-    ours = build.accelerated(own, settings.train)
+    ours = accelerated(own, settings.train)
     calls: dict[str, tuple[nn.Module, Call]] = {
         "diffusers": (eager, lambda x, t: eager(x, t).sample),
         "diffusers, compiled": (compiled, lambda x, t: compiled(x, t).sample),
-        "diffusers, bfloat16": (eager, build.Lowered(Sampled(eager), torch.bfloat16)),
+        "diffusers, bfloat16": (eager, compute_format.Lowered(Sampled(eager), torch.bfloat16)),
         "ancestral, float32": (ours, ours),
         f"ancestral, {settings.train.precision}": (ours, lowered(ours, settings.train.precision)),
     }
@@ -187,7 +195,7 @@ def equal_operations(batch: int, how: dict[str, object], repeats: int):
 
     wanted = forward(theirs)
     width = min(range(16, 97, 4), key=lambda width: abs(forward(ours(width)) - wanted))
-    own = build.accelerated(ours(width), settings(width).train)
+    own = accelerated(ours(width), settings(width).train)
     fast = lowered(own, settings(width).train.precision)
     plain = ours(width)
     limits = machine((width, 2 * width, 4 * width), batch)

@@ -17,7 +17,7 @@ from ancestral.data.dataset import ImageSet
 from ancestral.diffusion.processes.streams import Streams, key
 from ancestral.networks.ema import PowerAverage
 from ancestral.networks.muon import Muon
-from ancestral.runs import build
+from ancestral.runs.compute_format import has_bfloat16
 from ancestral.training.prefetch import presented
 from ancestral.training.trainer import learning_rate
 
@@ -76,8 +76,8 @@ class Lowered(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, ...), to the type of x."""
-        lower = build.precision("auto", x.device)
-        with torch.autocast(x.device.type, torch.bfloat16, self.training and lower != torch.float32):
+        lower = has_bfloat16(x.device)
+        with torch.autocast(x.device.type, torch.bfloat16, self.training and lower):
             return super().forward(x).to(x.dtype)
 
 

@@ -15,7 +15,7 @@ from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, config, lock
 from ancestral.runtime import distributed
 from ancestral.runtime.distributed import Processes, tree_sum
-from ancestral.training.gradient_sync import engine
+from ancestral.training.gradient_sync import open_formats
 from conftest import TINY, run_command
 
 pytest.importorskip("sklearn")
@@ -85,7 +85,10 @@ def test_the_engines_of_torch_train_as_one_process_does_and_resume_on_it(tmp_pat
 def test_fsdp_refuses_the_layout_that_it_cannot_divide():
     options = config.TrainOptions(parallel="fsdp", channels_last=True)
     with pytest.raises(UserError, match="channels_last"):
-        engine(torch.nn.Conv2d(2, 2, 3), Processes(0, 2), options)
+        open_formats(options, torch.device("cpu"), Processes(0, 2))
+    automatic = config.TrainOptions(parallel="fsdp", channels_last="auto")
+    assert open_formats(automatic, torch.device("cpu"), Processes(0, 2)) == [("float32", False)]
+    assert open_formats(automatic, torch.device("cpu"), Processes()) == [("float32", False), ("float32", True)]
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch):

@@ -20,8 +20,11 @@ from ancestral.diffusion.samplers.loop import Move, from_model, from_model_to_th
 from ancestral.diffusion.samplers.sample import film, finish, latents, sample, trajectory
 from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, beta, fixedsmall, optimal
+from ancestral.errors import UserError
 from ancestral.networks.unet import UNet
-from ancestral.runs import build, open
+from ancestral.runs import build, checkpoint, compute_format, config, open
+from ancestral.runs.compute_format import ComputeFormat, computed_in
+from ancestral.sampling.sampler import Drawing, How
 
 F64 = torch.float64
 ORACLE = gaussian(schedule.cosine(30), torch.tensor([0.3, -0.2, 0.0], dtype=F64), 0.5)
@@ -164,11 +167,66 @@ def test_a_lower_precision_is_near_and_its_output_is_float32():
     model = Denoiser(network, schedule.cosine(30), V).eval().requires_grad_(requires_grad=False)
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 20])
     exact = model.output(x, t)
-    assert build.lowered(model, "float32").network is network
-    output = build.lowered(model, "bfloat16").output(x, t)
+    assert computed_in(model, ComputeFormat("float32", channels_last=False)).network is network
+    output = computed_in(model, ComputeFormat("bfloat16", channels_last=False)).output(x, t)
     assert output.dtype == torch.float32
     error = (output - exact).norm() / exact.norm()
     assert 1e-5 < error < 0.03  # eight bits of mantissa: neither none nor much
+
+
+def drawing(folder, precision):
+    return Drawing(folder, How(steps=2, precision=precision), "cpu")
+
+
+@pytest.fixture(params=[1, 3], ids=["grey", "colour"])
+def kept(request, tmp_path):
+    """A run folder; `state` of its checkpoint as given."""
+    options = {"model.width": 8, "model.multipliers": [1], "model.attention": [], "train.precision": "auto"}
+    configuration, facts = config.resolve("x", "tiny", options), config.Facts((request.param, 8, 8))
+    weights = build.network(configuration, facts).state_dict()
+    begun = {"total": 1, "length": "", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": False}
+
+    def keep(**state):
+        document = config.to_json(configuration, facts)
+        checkpoint.save(tmp_path, 1, document, weights, {}, {**begun, **state})
+        return tmp_path
+
+    return keep
+
+
+@pytest.mark.parametrize("found", compute_format.FORMATS[:4], ids=str)
+def test_automatic_precision_is_what_the_runs_training_found_on_such_a_processor(kept, monkeypatch, found):
+    monkeypatch.setattr(compute_format, "measured", lambda *_: pytest.fail("measured"))
+    folder = kept(**found._asdict(), fastest_on=compute_format.processor())
+    made = drawing(folder, "auto")
+    assert made.format == found
+    assert {key: made.settings.get(key) for key in found._fields} == {
+        "precision": found.precision,
+        "channels_last": found.channels_last or None,
+    }
+    assert drawing(folder, "float32").format == ("float32", False)
+
+
+@pytest.mark.parametrize("state", [{}, {"precision": "bfloat16", "channels_last": False, "fastest_on": "another"}])
+def test_automatic_precision_is_measured_where_the_run_says_nothing_of_this_processor(kept, monkeypatch, state):
+    """On the run's own layers, forward only; of several processes none measures, since they choose before they meet."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    compute_format._measured_for_drawing.cache_clear()
+    for found in compute_format.FORMATS[:4]:
+        compute_format._measured_for_drawing.cache_clear()
+        clock = lambda one, found=found: 0.1 if one == found else 0.2  # noqa: E731
+        monkeypatch.setattr(compute_format, "layers_of", lambda *_, training, clock=clock: clock)
+        assert drawing(kept(**state), "auto").format == found
+    monkeypatch.setattr(compute_format, "layers_of", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert drawing(kept(**state), "auto").format == ("bfloat16", True)
+    compute_format._measured_for_drawing.cache_clear()
+
+
+@pytest.mark.parametrize("wrong", [{"precision": "load"}, {"channels_last": "no"}, {"fastest_on": 3}], ids=str)
+def test_a_checkpoint_that_names_no_format_is_damaged(kept, wrong):
+    with pytest.raises(UserError, match=r"state\.json: damaged"):
+        drawing(kept(**wrong), "auto")
 
 
 def test_latents_are_the_start_and_the_global_generators_are_left_alone():

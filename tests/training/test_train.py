@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from ancestral.data import load, pixels
 from ancestral.errors import UserError
-from ancestral.runs import build, checkpoint, config, datasets, metrics_log
+from ancestral.runs import build, checkpoint, compute_format, config, datasets, metrics_log
+from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
-from ancestral.training import command, cost, loss_spikes, precision_probe, prefetch, preview, trainer
+from ancestral.training import command, cost, loss_spikes, prefetch, preview, trainer
 from ancestral.training import run as runner
 
 CPU = torch.device("cpu")
@@ -451,71 +453,160 @@ def test_another_way_to_compute_changes_nothing_but_rounding(digits, option, tol
         ("mps", {"avx512_bf16": True}, torch.float32),
     ],
 )
-def test_automatic_precision_is_what_the_device_multiplies_fast(monkeypatch, device, capabilities, expected):
+def test_automatic_precision_is_bfloat16_only_where_the_device_multiplies_it(
+    monkeypatch, device, capabilities, expected
+):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert build.precision("auto", torch.device(device)) == expected
-    assert build.precision("float16", torch.device(device)) == torch.float16
+    for layout in (False, True):
+        found = compute_format.candidates("auto", layout, torch.device(device))
+        assert found[0] == ("float32", layout)
+        assert found[-1].dtype == expected
+    assert compute_format.candidates("float16", True, torch.device(device)) == [("float16", True)]
+    assert compute_format.candidates("float16", "auto", torch.device(device), several=True) == [("float16", False)]
 
 
-def seconds(bfloat16):
-    """Injected timings: float32 takes 1 second."""
-    return lambda *run: lambda kind: bfloat16 if kind == torch.bfloat16 else 1.0
+FOUR = [ComputeFormat(kind, last) for kind in ("float32", "bfloat16") for last in (False, True)]
 
 
-@pytest.mark.parametrize(("bfloat16", "expected"), [(0.5, torch.bfloat16), (1.8, torch.float32)])
-def test_a_run_computes_in_what_its_layers_are_fastest_in(digits, monkeypatch, tmp_path, bfloat16, expected):
+@pytest.mark.parametrize("quickest", FOUR, ids=str)
+def test_the_fastest_of_four_is_taken(quickest):
+    """By a fake clock, on which a first repeat is slow and each is disturbed once in a while."""
+    calls = dict.fromkeys(FOUR, 0)
+
+    def timed(one):
+        calls[one] += 1
+        disturbed = 5.0 if calls[one] == 1 else 0.3 if calls[one] % 2 else 0.0
+        return disturbed + (0.01 if one == quickest else 0.02)
+
+    seconds = compute_format.measured(FOUR, timed)
+    assert seconds == {one: pytest.approx(0.01 if one == quickest else 0.02) for one in FOUR}
+    assert compute_format.fastest(seconds) == quickest
+    assert len({*calls.values()}) == 1
+
+
+@pytest.mark.parametrize("taken", [(1.0, 1.0, 1.0, 1.0), (1.02, 1.01, 1.0, 1.01)])
+def test_a_tie_keeps_float32_in_contiguous_memory(taken):
+    assert compute_format.fastest(dict(zip(FOUR, taken, strict=True))) == ("float32", False)
+
+
+def clocks(quickest):
+    """Injected timings, under which one format is the quickest."""
+    return lambda *run: lambda one: 0.1 if one == quickest else 0.2
+
+
+def automatic(**options):
+    return settings(train__precision="auto", train__channels_last="auto", **options)
+
+
+@pytest.mark.parametrize("quickest", FOUR, ids=str)
+def test_a_run_computes_in_what_its_layers_are_fastest_in(digits, monkeypatch, tmp_path, quickest):
     """As measured when it began; a resumed run asks nobody, on a machine that would choose otherwise either."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    run = runner.Run(tmp_path, settings(train__precision="auto"), digits, CPU, "--steps 2")
-    said = command.choose_precision(run.training, seconds(bfloat16))
-    assert f"auto is {str(expected).removeprefix('torch.')}" in said
-    assert f"{1 / bfloat16:.2f} times" in said
-    assert run.training.precision == expected
+    run = runner.Run(tmp_path, automatic(), digits, CPU, "--steps 2")
+    said = command.choose_format(run, clocks(quickest))
+    assert f"train.precision and train.channels_last = auto: {quickest} (milliseconds" in said
+    assert f"{quickest} 100.0" in said
+    assert run.training.format == quickest
+    convolution = run.training.network.down[0].block.conv2.weight
+    assert convolution.is_contiguous(memory_format=torch.channels_last) == quickest.channels_last
     run.total = 64
     for _ in run.train(lambda: run.training.images >= 32):
         pass
+    state = json.loads((next((tmp_path / "checkpoints").glob("*")) / "state.json").read_text())
+    assert (state["precision"], state["channels_last"]) == quickest
+    assert state["fastest_on"] == compute_format.processor()
     for capabilities in ({"avx512_bf16": True}, {}):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
-        again = runner.Run(tmp_path, settings(train__precision="auto"), digits, CPU, "--steps 2")
+        again = runner.Run(tmp_path, automatic(), digits, CPU, "--steps 2")
         again.resume()
         assert again.training.images == 32
-        assert again.training.precision == expected
+        assert again.training.format == quickest
+        assert again.fastest_on == state["fastest_on"]
+
+
+@pytest.mark.parametrize("quickest", FOUR[::3], ids=str)
+def test_a_run_whose_format_was_measured_resumes_to_the_bit(digits, monkeypatch, tmp_path, quickest):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    tensors = []
+    for name, stops in (("straight", ()), ("stopped", (32,))):
+        for stop in (*stops, None):
+            run = runner.Run(tmp_path / name, automatic(diffusion__T=4), digits, CPU, "--steps 3")
+            run.resume()
+            if not run.total:
+                command.choose_format(run, clocks(quickest))
+                run.total = 96
+            for _ in run.train(lambda run=run, stop=stop: run.training.images == stop):
+                pass
+        tensors.append(run.training.tensors())
+    assert equal(*tensors)
+
+
+@pytest.mark.parametrize(("named", "expected"), [({}, True), ({"train__channels_last": False}, False)])
+def test_a_run_from_before_the_layout_was_measured_goes_on_in_its_own(digits, tmp_path, named, expected):
+    """It said true, and its checkpoints nothing; a preset says auto today."""
+    run = runner.Run(tmp_path, settings(train__channels_last=True), digits, CPU, "--steps 2")
+    run.total = 64
+    for _ in run.train(lambda: run.training.images >= 32):
+        pass
+    folder = next((tmp_path / "checkpoints").glob("*"))
+    state = json.loads((folder / "state.json").read_text())
+    old = {name: value for name, value in state.items() if name not in ("precision", "channels_last", "fastest_on")}
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != verified_folder.MANIFEST}
+    shutil.rmtree(folder)
+    verified_folder.write(folder, {**files, "state.json": json.dumps(old).encode()})
+    again = runner.Run(tmp_path, settings(**({"train__channels_last": "auto"} | named)), digits, CPU, "--steps 2")
+    again.resume()
+    assert again.training.images == 32
+    assert again.training.format == ("float32", expected)
+
+
+def test_one_setting_that_is_named_is_kept_and_the_other_measured(digits, monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    for named, open_ones in (({"precision": "auto"}, FOUR[::2]), ({"channels_last": "auto"}, FOUR[:2])):
+        run = runner.Run(
+            tmp_path, settings(**{f"train__{name}": value for name, value in named.items()}), digits, CPU, "--steps 2"
+        )
+        asked = []
+        said = command.choose_format(run, lambda *_, asked=asked: lambda one: asked.append(one) or 0.3)
+        assert {*asked} == {*open_ones}
+        assert f"train.{next(iter(named))} = auto: float32 contiguous" in said
+        assert run.fastest_on is None  # of the formats that were left open only
 
 
 @pytest.mark.parametrize("named", ["float32", "bfloat16"])
-def test_a_precision_that_is_named_is_not_measured(digits, named):
-    run = trainer.Training(settings(train__precision=named), datasets.facts(digits.train), CPU)
-    assert command.choose_precision(run, lambda *_: pytest.fail("measured")) is None
-    assert run.precision == getattr(torch, named)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_format_that_is_named_is_not_measured(digits, tmp_path, named, channels_last):
+    given = settings(train__precision=named, train__channels_last=channels_last)
+    run = runner.Run(tmp_path, given, digits, CPU, "--steps 2")
+    assert command.choose_format(run, lambda *_: pytest.fail("measured")) is None
+    assert run.training.format == (named, channels_last)
 
 
-def test_a_processor_without_bfloat16_is_not_measured(digits, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    run = trainer.Training(settings(train__precision="auto"), datasets.facts(digits.train), CPU)
-    assert command.choose_precision(run, lambda *_: pytest.fail("measured")) is None
-    assert run.precision == torch.float32
-
-
-def test_the_first_process_chooses_for_all(digits, monkeypatch):
+def test_the_first_process_chooses_for_all(digits, monkeypatch, tmp_path):
     """The others are told, and measure nothing themselves."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    run = trainer.Training(settings(train__precision="auto"), datasets.facts(digits.train), CPU)
-    monkeypatch.setattr(Processes, "from_first", lambda self, value: 0.7)
-    run.processes = Processes(1, 2)
-    assert "0.70 times" in command.choose_precision(run, lambda *_: pytest.fail("measured"))
-    assert run.precision == torch.float32
+    told = ComputeFormat("float32", True)
+    monkeypatch.setattr(Processes, "from_first", lambda self, value: float(compute_format.FORMATS.index(told)))
+    run = runner.Run(tmp_path, automatic(), digits, CPU, "--steps 2", Processes(1, 2))
+    command.choose_format(run, lambda *_: pytest.fail("measured"))
+    assert run.training.format == told
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 8)])
-def test_the_measurement_is_of_the_runs_layers_and_changes_nothing(shape):
-    """Of its width, its size after the patch and its layout; torch's own draws go on as if it had not been."""
-    configuration = settings(train__channels_last=True, model__patch=2)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 8), (3, 256, 256)])
+@pytest.mark.parametrize("model", [{"width": 8, "patch": 2}, {"width": 64, "multipliers": (1,)}])
+def test_the_measurement_is_of_the_runs_layers_and_changes_nothing(monkeypatch, training, shape, model):
+    """Of no more work than it says, whatever the run's; torch's own draws go on as if it had not been."""
+    monkeypatch.setattr(compute_format, "WORK", 2e7)
+    configuration = settings(**{f"model__{name}": value for name, value in model.items()})
     torch.manual_seed(3)
     expected = torch.rand(())
     torch.manual_seed(3)
-    timed = precision_probe.layers_of(configuration, config.Facts(shape), CPU)
-    assert timed(torch.float32) > 0
-    assert timed(torch.bfloat16) > 0
+    timed = compute_format.layers_of(configuration, config.Facts(shape), CPU, training)
+    with FlopCounterMode(display=False) as counter:
+        assert timed(FOUR[0]) > 0
+    assert counter.get_total_flops() < 4e7
+    assert all(timed(one) > 0 for one in FOUR[1:])
     assert torch.equal(torch.rand(()), expected)
 
 

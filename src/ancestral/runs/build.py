@@ -101,15 +101,6 @@ def denoiser(config: Config, facts: Facts) -> Denoiser:
     return chain(config).denoiser(network(config, facts), schedule(config), config, facts)
 
 
-def accelerated(network: nn.Module, options: TrainOptions) -> nn.Module:
-    """The same network, computed another way: only rounding differs."""
-    if options.channels_last:
-        network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    if options.compile:
-        network.compile()
-    return network
-
-
 def optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
     """The optimiser of all weights.
 
@@ -129,39 +120,6 @@ def optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.Optimize
         weight_decay=options.weight_decay,
         fused=True,
     )
-
-
-def precision(name: str, on: torch.device) -> torch.dtype:
-    """The type that a network computes in; 'auto' is bfloat16 where the device multiplies it faster than float32."""
-    if name != "auto":
-        return getattr(torch, name)
-    if on.type == "cpu":
-        can = getattr(torch.cpu, "get_capabilities", dict)()  # absent from older versions of torch
-        fast = torch.backends.mkldnn.is_available() and (can.get("avx512_bf16") or can.get("amx_bf16"))
-    else:
-        fast = on.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if fast else torch.float32
-
-
-class Lowered(nn.Module):
-    """A network computed in a lower precision where torch's autocast finds that safe; its output is float32."""
-
-    def __init__(self, network: nn.Module, precision: torch.dtype) -> None:
-        super().__init__()
-        self.network, self.precision = network, precision
-
-    def forward(self, x: torch.Tensor, time: torch.Tensor, **cond: torch.Tensor) -> torch.Tensor:
-        """As the network."""
-        with torch.autocast(x.device.type, self.precision):
-            return self.network(x, time, **cond).float()
-
-
-def lowered(model: Denoiser, name: str) -> Denoiser:
-    """The model with its network in the named precision."""
-    chosen = precision(name, next(model.parameters()).device)
-    if chosen != torch.float32:
-        model.network = Lowered(model.network, chosen)
-    return model
 
 
 def method(

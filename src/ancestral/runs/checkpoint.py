@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 import safetensors.torch
@@ -41,6 +41,9 @@ class State(TypedDict):
     seconds: float
     held_out_bits: float | None
     complete: bool
+    precision: NotRequired[Literal["float32", "bfloat16", "float16"]]  # these three: see `compute_format`
+    channels_last: NotRequired[bool]
+    fastest_on: NotRequired[str | None]
 
 
 @dataclass(frozen=True)

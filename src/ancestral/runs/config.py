@@ -93,11 +93,11 @@ class TrainOptions:
     average_widths: tuple[Width, Width] = (0.05, 0.1)  # the two averages that are kept
     average: Literal[0, 1] = 1  # which of them is the model
     snapshots: Count = 8  # how often both are kept for rebuilding other widths
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # auto: bfloat16 where it is fast
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # auto: as it is fastest here
     parallel: Literal["all-reduce", "ddp", "fsdp"] = (
         "all-reduce"  # how processes share (see `ancestral.training.gradient_sync`)
     )
-    channels_last: bool = False  # the layout of images in memory that some machines prefer
+    channels_last: bool | Literal["auto"] = False  # the layout of images in memory; auto: as it is fastest here
     compile: bool = False  # let torch compile the network: slow to begin, then faster
     recompute: bool = False  # activations anew in the backward pass instead of kept: less memory, a third more work
     not_finite: Literal["stop", "skip"] = "stop"  # what to do with an update whose loss or gradient is not finite
@@ -138,7 +138,7 @@ _SMALL: _Preset = {
     "train.beta2": 0.99,
     "train.average": 0,
     "train.precision": "auto",
-    "train.channels_last": True,
+    "train.channels_last": "auto",
 }
 
 # Rows of settings. The first two are the paper's (appendix B); the others were chosen by trial (docs/log.md): `images`
@@ -279,6 +279,7 @@ def _refuse_unknown(document: Any, kind: type, where: str) -> None:
 
 
 _T = TypeVar("_T")
+_BOTH = {bool: ("true", "false")}
 
 
 def _convert(document: Any, kind: type[_T], where: str) -> _T:
@@ -289,7 +290,12 @@ def _convert(document: Any, kind: type[_T], where: str) -> _T:
         key = path.strip("`").removeprefix("$.")
         if problem.startswith("Invalid enum value"):
             kinds = get_args(known_keys().get(key))  # the values, or a Literal of them and None
-            values = [value for kind in kinds for value in get_args(kind) or [kind] if not isinstance(value, type)]
+            values = [
+                value
+                for kind in kinds
+                for value in _BOTH.get(kind) or get_args(kind) or [kind]
+                if not isinstance(value, type)
+            ]
             problem += f"; choose from: {', '.join(map(str, values))}"
         raise UserError(f"{where}{key}: {problem}") from None
     except UnicodeError as error:

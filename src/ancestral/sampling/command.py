@@ -54,6 +54,8 @@ def sample(
             place.adopt(_drawn_by_earlier_versions(out))
         processes.wait()
         place.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ())])
+        if how.precision == "auto":
+            screen.print(f"--precision auto: {drawing.format}")
         job = Job(out / ".job", {**drawing.settings, "label": label, "embeddings": told}, processes)
         work, started = pieces(num_images, how.batch_size), time.monotonic()
         with Progress() as bar:

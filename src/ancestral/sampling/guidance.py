@@ -15,6 +15,7 @@ from ancestral.diffusion.denoisers.guidance import EVERYWHERE, Guided, Raw, besi
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.compute_format import ComputeFormat, computed_in
 from ancestral.runs.conditions import Conditions, wanted
 from ancestral.runs.config import Config
 from ancestral.runs.open import device_of
@@ -27,7 +28,7 @@ class Guide:
 
     Args:
         path: of the run or the average.
-        precision: of its network, by name.
+        chosen: that its network is computed in.
         strong: the checkpoint that it guides.
         model: that checkpoint's model.
 
@@ -35,7 +36,7 @@ class Guide:
         UserError: when it cannot be opened, or is of other images, another forward process or other classes.
     """
 
-    def __init__(self, path: Path, precision: str, strong: Checkpoint, model: Denoiser) -> None:
+    def __init__(self, path: Path, chosen: ComputeFormat, strong: Checkpoint, model: Denoiser) -> None:
         kept = path.parent.name == "averages"
         run = path.parent.parent if kept else path
         saved, _ = checkpoint.open_run(run)
@@ -43,7 +44,7 @@ class Guide:
         if kept:
             saved = replace(saved, folder=path, weights=checkpoint.snapshot(path, saved.config))
         self.config: Config = saved.config
-        self.model = build.lowered(build.trained(saved, run, device_of(model)), precision)
+        self.model = computed_in(build.trained(saved, run, device_of(model)), chosen)
         self.digest = verified_folder.digest(saved.folder)
         if saved.facts.shape != strong.facts.shape:
             raise UserError(f"--guide {path}: its images are {saved.facts.shape}, the model's {strong.facts.shape}")
@@ -60,15 +61,16 @@ class Guiding:
     """A model and what guides it, if anything does.
 
     Args:
-        options: guidance, guidance_rescale, guidance_interval, guide and precision, as the command takes them.
+        options: guidance, guidance_rescale, guidance_interval and guide, as the command takes them.
         saved: the checkpoint.
         model: its model.
+        chosen: that the guide is computed in, as the model is.
 
     Raises:
         UserError: when the model cannot be guided so.
     """
 
-    def __init__(self, options: Mapping[str, Any], saved: Checkpoint, model: Denoiser) -> None:
+    def __init__(self, options: Mapping[str, Any], saved: Checkpoint, model: Denoiser, chosen: ComputeFormat) -> None:
         self.scale: float | None = options["guidance"]
         self.rescale: float = options["guidance_rescale"] or 0.0
         self.interval: tuple[float, float] = options["guidance_interval"] or EVERYWHERE
@@ -90,7 +92,7 @@ class Guiding:
                 "--guidance: this model has always been told its conditions, so it has no unconditional half; train "
                 "with --set model.condition_dropout=0.1, or name a weaker model with --guide"
             )
-        self.guide = None if path is None else Guide(Path(path), options["precision"], saved, model)
+        self.guide = None if path is None else Guide(Path(path), chosen, saved, model)
 
     @property
     def calls(self) -> int:

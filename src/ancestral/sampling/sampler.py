@@ -16,6 +16,7 @@ from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS
 from ancestral.diffusion.samplers.transitions import begin
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
+from ancestral.runs.compute_format import computed_in, for_drawing
 from ancestral.runs.conditions import Conditions
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.process_kinds import need_gaussian
@@ -78,12 +79,12 @@ class Drawing:
 
     def __init__(self, folder: Path, how: How, device: str, opener: Opener = open_model) -> None:
         self.saved, self.model = opener(folder, device, how.average_width)
-        precision = build.precision(how.precision, device_of(self.model))
-        self.model = build.lowered(self.model, how.precision)
+        self.format = for_drawing(how.precision, self.saved, device_of(self.model))
+        self.model = computed_in(self.model, self.format)
         if how.clip is not None:
             need_gaussian(self.saved.config, "--clip")
             self.model.clip = choose(CLIPS, how.clip, "--clip")
-        self.guiding = Guiding(asdict(how), self.saved, self.model)
+        self.guiding = Guiding(asdict(how), self.saved, self.model, self.format)
         solver = how.solver
         kind = build.chain(self.saved.config)
         self.every = len(build.training_grid(self.saved.config)) - 1
@@ -101,7 +102,7 @@ class Drawing:
         self.visits = begin(self.move, self.model.schedule, self.times)[1]
         self.steps = len(self.visits) - 1
         self.calls = self.steps * self.guiding.calls  # of a network, an image
-        self.solver, self.precision, self._how = solver, precision, how
+        self.solver, self._how = solver, how
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -116,7 +117,8 @@ class Drawing:
             "times": self.times,
             "solver": self.solver,
             "variance": self._how.variance or config.diffusion.variance if own else None,
-            "precision": str(self.precision).removeprefix("torch."),  # what auto stands for here
+            "precision": self.format.precision,  # what auto stands for here
+            **({"channels_last": True} if self.format.channels_last else {}),
         }
 
     def walk(self, numbers: range, cond: Conditions, told: Callable[[int], object]) -> Iterator[Step]:

@@ -19,7 +19,8 @@ from ancestral.data.dataset import Splits
 from ancestral.data.inventory import listed
 from ancestral.data.source_paths import public
 from ancestral.errors import UserError
-from ancestral.runs import build, checkpoint, config
+from ancestral.runs import build, checkpoint, compute_format, config
+from ancestral.runs.compute_format import FORMATS, Timed
 from ancestral.runs.lock import FOLDER as OWNERS
 from ancestral.runs.lock import own
 from ancestral.runs.metrics_log import read_metrics
@@ -29,9 +30,8 @@ from ancestral.runtime.distributed import Processes
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import until_told
 from ancestral.training import cost as estimate
-from ancestral.training import inventory, precision_probe, trackers
+from ancestral.training import inventory, trackers
 from ancestral.training import run as runner
-from ancestral.training.trainer import Training
 
 PLANNED_SHARE = 0.92  # of a time budget goes to training steps; the rest to previews, saving and measuring
 
@@ -150,8 +150,8 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
         _say(f"{folder} is complete ({run.total:,} images seen); --fresh trains it anew")
         return True
     if not run.total:
-        if (faster := choose_precision(run.training)) is not None:
-            _say(faster)
+        if (chosen := choose_format(run)) is not None:
+            _say(chosen)
         # Only a length in time needs to know how fast this machine is.
         speed = estimate.measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
         run.total = length.plan(settings.train.batch_size, speed)
@@ -162,7 +162,7 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
     with until_told() as told:
         _say(
             f"{len(images.train):,} images of {height}x{width}x{channels} to train on, {len(images.test):,} held out; "
-            f"{_parameters(run):,} parameters on {run.training.device}; "
+            f"{_parameters(run):,} parameters on {run.training.device} in {run.training.format}; "
             f"{run.training.images:,} of {run.total:,} images seen"
         )
         if processes.first:
@@ -200,23 +200,25 @@ def _next(run: runner.Run, length: Length, *, findings: bool) -> str:
     )
 
 
-def choose_precision(
-    training: Training, layers: Callable[..., precision_probe.Timed] = precision_probe.layers_of
-) -> str | None:
-    """What `auto` stands for in a run that begins on a CPU with bfloat16, by a short measurement; a line that says so.
+def choose_format(run: runner.Run, layers: Callable[..., Timed] = compute_format.layers_of) -> str | None:
+    """What `auto` stands for in a run that begins: on a CPU the fastest, by a short measurement; a line that says so.
 
-    The first process measures, for all. Nothing is measured, and None said, where the setting or the device decides.
+    The first process measures, for all. None is said where the settings leave nothing open.
     """
-    settings, processes = training.config, training.processes
-    if settings.train.precision != "auto" or training.device.type != "cpu" or training.precision == torch.float32:
+    training, processes = run.training, run.training.processes
+    settings, device, seconds = run.config.train, training.device, {}
+    automatic = [name for name in ("precision", "channels_last") if getattr(settings, name) == "auto"]
+    if not automatic:
         return None
-    alone = (
-        precision_probe.speed_of_bfloat16(layers(settings, training.facts, training.device)) if processes.first else 0.0
-    )
-    ratio = processes.from_first(alone)
-    training.compute_in(torch.bfloat16 if ratio > 1 else torch.float32)
-    chosen = str(training.precision).removeprefix("torch.")
-    return f"train.precision = auto is {chosen} in this run: bfloat16 has {ratio:.2f} times float32's speed here"
+    chosen = training.format
+    if processes.first and device.type == "cpu" and len(training.formats) > 1:
+        seconds = compute_format.measured(training.formats, layers(run.config, run.facts, device))
+        chosen = compute_format.fastest(seconds)
+        if len(automatic) == 2:
+            run.fastest_on = compute_format.processor()
+    run.compute_in(FORMATS[int(processes.from_first(float(FORMATS.index(chosen))))])
+    how = compute_format.told(seconds) if seconds else "nothing to choose between on this device"
+    return f"{' and '.join(f'train.{name}' for name in automatic)} = auto: {run.training.format} ({how})"
 
 
 def _watch(run: runner.Run, told: Any) -> None:
@@ -252,8 +254,8 @@ def _warn(line: str) -> None:
 
 
 def _describe(settings: config.Config, run: runner.Run, length: Length) -> None:
-    if (faster := choose_precision(run.training)) is not None:
-        screen.print(faster)
+    if (chosen := choose_format(run)) is not None:
+        screen.print(chosen)
     cost = estimate.measure(run.training, run.data.train)
     speed, batch = cost.images_per_second, settings.train.batch_size
     total = length.plan(settings.train.batch_size, speed)

@@ -37,9 +37,7 @@ def measure_speed(training: Training, data: ImageSet, seconds: float = SECONDS) 
 
 
 def _probe(training: Training, data: ImageSet) -> Training:
-    probe = Training(training.config, facts(data), training.device, training.processes)
-    probe.compute_in(training.precision)
-    return probe
+    return Training(training.config, facts(data), training.device, training.processes, training.format)
 
 
 def _speed(probe: Training, data: ImageSet, seconds: float) -> float:

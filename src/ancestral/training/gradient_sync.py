@@ -16,6 +16,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ancestral.errors import UserError
+from ancestral.runs.compute_format import ComputeFormat, candidates
 from ancestral.runs.config import TrainOptions
 from ancestral.runtime.distributed import Processes, tree_sum
 
@@ -140,16 +141,22 @@ ENGINES: dict[str, type[Engine]] = {"all-reduce": Engine, "ddp": Ddp, "fsdp": Fs
 
 
 def engine(network: nn.Module, processes: Processes, options: TrainOptions) -> Engine:
-    """The engine of these options; a single process has nothing to divide or to wrap.
+    """The engine of these options; a single process has nothing to divide or to wrap."""
+    if options.exact_shards:
+        return Exact(network, processes, options.exact_shards)
+    return (ENGINES[options.parallel] if processes.size > 1 else Engine)(network, processes)
+
+
+def open_formats(options: TrainOptions, device: torch.device, processes: Processes) -> list[ComputeFormat]:
+    """The formats that the settings leave open, plainest first.
 
     Raises:
         UserError: for weights that are divided among processes, but not laid out as torch divides them.
     """
-    if options.parallel == "fsdp" and options.channels_last and processes.size > 1:
-        raise UserError("train.channels_last: fsdp divides contiguous weights only; use false, or train.parallel=ddp")
-    if options.exact_shards:
-        return Exact(network, processes, options.exact_shards)
-    return (ENGINES[options.parallel] if processes.size > 1 else Engine)(network, processes)
+    divided = options.parallel == "fsdp" and processes.size > 1
+    if divided and options.channels_last is True:
+        raise UserError("train.channels_last: fsdp divides contiguous weights only; use auto, or train.parallel=ddp")
+    return candidates(options.precision, options.channels_last, device, divided)
 
 
 def whole(value: Tensor) -> Tensor:

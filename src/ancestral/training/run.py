@@ -21,6 +21,7 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs import calibration as run_calibration
+from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runs.config import Config, to_json
 from ancestral.runs.datasets import facts
 from ancestral.runs.lock import Owner
@@ -91,6 +92,7 @@ class Run:
         self.health: Health | None = None  # known at the end
         self.failed_saves = 0  # in a row
         self.complete = False
+        self.fastest_on: str | None = None  # the processor on which the format was found to be the fastest of all
 
     def resume(self) -> list[str]:
         """Take up the newest whole checkpoint, if there is one; says which damaged ones were passed over.
@@ -120,14 +122,32 @@ class Run:
             )
         if saved.state["data"] != self.digest:
             raise UserError(f"{self.config.source}: not the images that {self.folder} was begun with; use --fresh")
-        if self.config.train.precision == "auto" and "precision" in saved.state:
-            self.training.compute_in(build.precision(saved.state["precision"], self.training.device))
+        self._go_on_in(saved)
         self.training.load(saved.tensors, saved.images)
         self.total, self.seconds = saved.state["total"], saved.state["seconds"]
         self.held_out_bits = saved.state["held_out_bits"]
         self.complete = saved.state["complete"]
         self._forget_after(saved.images)
         return problems
+
+    def compute_in(self, chosen: ComputeFormat) -> None:
+        """Begin anew, computing in this format."""
+        if chosen != self.training.format:
+            old = self.training
+            self.training = Training(self.config, self.facts, old.device, old.processes, chosen)
+
+    def _go_on_in(self, saved: checkpoint.Checkpoint) -> None:
+        """Compute as the run has so far, as far as the settings leave that open."""
+        open_here, state = self.training.formats, saved.state
+        was = ComputeFormat(
+            state.get("precision", self.training.format.precision),
+            bool(state.get("channels_last", saved.config.train.channels_last)),
+        )
+        layouts = {one.channels_last for one in open_here}
+        precision = was.precision if self.config.train.precision == "auto" else self.config.train.precision
+        last = was.channels_last if layouts == {False, True} else open_here[-1].channels_last
+        self.compute_in(ComputeFormat(precision, last))
+        self.fastest_on = state.get("fastest_on")
 
     def train(self, stop: Callable[[], bool]) -> Iterator[Progress]:
         """Train to the end of the plan, yielding progress about every percent; stop between two steps when told to.
@@ -182,7 +202,8 @@ class Run:
             "seconds": self.seconds,
             "held_out_bits": self.held_out_bits,
             "complete": self.complete,
-            "precision": str(training.precision).removeprefix("torch."),  # what auto stands for in this run
+            **training.format._asdict(),  # what auto stands for in this run
+            "fastest_on": self.fastest_on,
         }
         if training.processes.first:
             weights = training.model_weights(tensors)

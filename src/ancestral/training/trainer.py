@@ -23,10 +23,11 @@ from ancestral.diffusion.processes.streams import key
 from ancestral.errors import UserError
 from ancestral.networks.ema import PowerAverage
 from ancestral.runs import build
+from ancestral.runs.compute_format import ComputeFormat, laid_out
 from ancestral.runs.conditions import Conditions, trained_with
 from ancestral.runs.config import Config, Facts
 from ancestral.runtime.distributed import Processes, check
-from ancestral.training.gradient_sync import engine, like, whole
+from ancestral.training.gradient_sync import engine, like, open_formats, whole
 from ancestral.training.loss_spikes import Guard
 from ancestral.training.prefetch import Feed
 
@@ -81,9 +82,24 @@ class NotFinite(UserError):
 
 
 class Training:
-    """Network, optimiser, averages and position: all that changes while training, and nothing else."""
+    """Network, optimiser, averages and position: all that changes while training, and nothing else.
 
-    def __init__(self, config: Config, facts: Facts, device: torch.device, processes: Processes | None = None) -> None:
+    Args:
+        config: of the run.
+        facts: of its data.
+        device: that computes.
+        processes: that train together.
+        chosen: of the formats that the settings leave open; the last of them when left out.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        facts: Facts,
+        device: torch.device,
+        processes: Processes | None = None,
+        chosen: ComputeFormat | None = None,
+    ) -> None:
         options = config.train
         self.processes = processes or Processes()
         check(self.processes, options.batch_size, options.exact_shards)
@@ -92,7 +108,11 @@ class Training:
         self.feed = Feed(options.workers)
         with _torch_draws(key(options.seed, "weights"), device):
             self.denoiser = build.denoiser(config, facts).to(device)
-        self.network = build.accelerated(self.denoiser.network, options)
+        self.formats = open_formats(options, device, self.processes)
+        self.format = chosen or self.formats[-1]
+        self.network = laid_out(self.denoiser.network, self.format.channels_last)
+        if options.compile:
+            self.network.compile()
         self.engine = engine(self.network, self.processes, options)
         self.denoiser.network = self.engine.module
         self.shard = options.batch_size // (self.processes.size * self.engine.shards)
@@ -102,18 +122,13 @@ class Training:
         uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
         self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid, self.denoiser.schedule)
         self.optimizer = build.optimizer(self.network, options)
-        self.compute_in(build.precision(options.precision, device))
+        self.lower = torch.autocast(device.type, self.format.dtype, self.format.precision != "float32")
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.format.precision == "float16")
         self.guard = Guard(options.spike)
         self.averages = [
             PowerAverage(width, {name: value.detach().clone() for name, value in self.network.state_dict().items()})
             for width in options.average_widths
         ]
-
-    def compute_in(self, precision: torch.dtype) -> None:
-        """Compute in this type from now on."""
-        self.precision = precision
-        self.lower = torch.autocast(self.device.type, precision, precision != torch.float32)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
 
     def step(self, data: ImageSet, total: int) -> Record:
         """One update; `total` is the length of the run in images, which the learning rate follows.

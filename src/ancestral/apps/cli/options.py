@@ -110,7 +110,7 @@ HOW = (
         type=click.Choice(["float32", "bfloat16", "auto"]),
         default="float32",
         show_default=True,
-        help="What the network computes in; auto is bfloat16 where that is faster.",
+        help="What the network computes in; auto: as its layers are fastest here.",
     ),
     average_option,
     seed_option,
