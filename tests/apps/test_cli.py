@@ -167,9 +167,12 @@ def test_another_average_width_can_be_rebuilt(trained_run, tmp_path):
 
 def test_dry_run_lists_every_setting_and_trains_nothing(tmp_path):
     result = run_command(
-        "train", "digits", "--out", tmp_path / "run", "--preset", "tiny", "--dry-run", "--budget", "1m", *TINY
-    )
+        "train", "digits", "--out", tmp_path / "run", "--preset", "tiny", "--dry-run", "--budget", "1m", *TINY,
+        "--set", "train.channels_last=auto", "--device", "cpu",
+    )  # fmt: skip
     assert result.exit_code == 0, result.output
+    assert "train.channels_last = auto: float32 " in result.output.replace("\n", " ")
+    assert 'train.channels_last = "auto"' in result.output
     assert "train.average_widths = [0.05, 0.1]" in result.output
     assert "images/s" in result.output
     assert not (tmp_path / "run").exists()
@@ -237,6 +240,7 @@ BAD = [
         (*TRAIN, "--set", "train.precision=float8"),
         "train.precision: Invalid enum value 'float8'; choose from: auto, float32, ",
     ),
+    ((*TRAIN, "--set", "train.channels_last=yes"), "choose from: true, false, auto"),
     ((*TRAIN, "--set", "train.optimizer=muons"), "train.optimizer: unknown name 'muons'; did you mean 'muon'?"),
     ((*TRAIN, "--set", "data.channels=7"), "choose from: 1, 3, 4"),
     ((*TRAIN, "--set", "train.average=2"), "train.average"),
