@@ -20,7 +20,8 @@ from ancestral.data.pictures import png
 from ancestral.diffusion.denoisers import analytic
 from ancestral.diffusion.denoisers.denoiser import predict
 from ancestral.diffusion.objectives.elbo import elbo
-from ancestral.diffusion.objectives.rate_distortion import along_chain, curve
+from ancestral.diffusion.objectives.elbo_derivation import along_chains
+from ancestral.diffusion.objectives.rate_distortion import curve
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes.streams import Streams
 
@@ -122,7 +123,7 @@ def test_white_images_are_known_at_every_frequency_as_wiener_says(white):
 def test_rates_are_those_of_the_curve(white):
     x0, grid = white.x0(white.images.test.spread(64)), list(range(1000, -1, -20))
     noise = Streams(0, "test-rates", range(64))
-    chain = along_chain(white.told(white.test), x0, grid, white.move, noise)
+    chain = along_chains(white.told(white.test), x0, grid, white.move, noise).elbo
     ours, true = connections_compression.rates(chain, 1000), curve(chain)
     assert ours.rate == pytest.approx(true.rate.numpy())
     assert ours.rmse == pytest.approx(true.rmse.numpy())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
-from ancestral.diffusion.objectives.elbo import elbo, naive_bound, random_places, strata
+from ancestral.diffusion.objectives.elbo import elbo, random_places, strata
 from ancestral.diffusion.objectives.elbo_derivation import (
     along_chains,
     log_ratio_variance,
@@ -41,14 +41,6 @@ def test_lines_before_the_last_are_one_number(name, variance):
     lines = chains_of(20, Ancestral(variance), model)[0].lines
     for name in list(lines)[:-1]:
         torch.testing.assert_close(lines[name], lines["joint"], rtol=1e-9, atol=1e-8)
-
-
-def test_the_lines_are_the_plain_estimate_of_the_bound():
-    chains, data = chains_of(20)
-    noise = Streams(0, "chains", range(20))
-    plain = naive_bound(MIXTURE, data, grids.full(MIXTURE.schedule), PAPER, noise, Normal.log_prob)
-    torch.testing.assert_close(chains.lines["steps"], plain.nats)
-    torch.testing.assert_close(chains.plain, plain.terms)
 
 
 def test_the_last_line_has_the_same_expectation_term_by_term():

@@ -16,7 +16,8 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction, clip_dy
 from ancestral.diffusion.denoisers.guidance import Guided, beside
 from ancestral.diffusion.denoisers.targets import X0, V
 from ancestral.diffusion.objectives.calibration import calibrate
-from ancestral.diffusion.objectives.elbo import elbo, naive_bound
+from ancestral.diffusion.objectives.elbo import elbo
+from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.losses import OBJECTIVES
 from ancestral.diffusion.objectives.probability_flow import every_direction, log_density, transport
 from ancestral.diffusion.processes import schedule
@@ -126,7 +127,9 @@ def data_of(oracle, shape, count):
 def test_bound_is_the_nll(shape):
     oracle, transition, count = exact(shape), Ancestral(optimal), 16
     grid, x0 = grids.full(oracle.schedule), data_of(oracle, shape, count)
-    chain = naive_bound(Shaped(oracle), x0, grid, transition, Streams(0, "x", range(count)), Normal.log_prob)
+    chain = along_chains(
+        Shaped(oracle), x0, grid, transition, Streams(0, "x", range(count)), Normal.log_prob
+    ).monte_carlo
     end = oracle.schedule.marginal(x0, grid[0]).sample(Streams(0, "x", range(count)).normal(shape)).flatten(1)
     gap = oracle.log_prob(end, grid[0]) - Normal(torch.zeros(1), torch.ones(1)).log_prob(end).sum(1)
     assert torch.allclose(chain.nats - gap, -oracle.log_prob(x0.flatten(1)), atol=1e-9, rtol=0)

@@ -18,7 +18,6 @@ from ancestral.diffusion.objectives.losses import (
     Hybrid,
     VariationalBound,
     Weighted,
-    bound_term,
     elbo_weight,
     min_snr,
     p2,
@@ -154,7 +153,7 @@ def test_kl_term_is_the_weighted_error_of_x0():
     guess = Prediction(x0 + 0.1 * eps, eps)
     p = Ancestral(fixedsmall)(SCHEDULE, x_t, guess, t, s)
     expected = elbo_weight(SCHEDULE, t, s) * (0.1 * eps).square().sum((1, 2, 3))
-    assert torch.allclose(bound_term(SCHEDULE, p, x_t, x0, t, s), expected)
+    assert torch.allclose(SCHEDULE.term(p, x_t, x0, t, s), expected)
 
 
 def test_the_papers_weight_in_eps_space():
@@ -194,7 +193,7 @@ def test_decoder_counts_bytes():
     x0, t, s, eps = batch(2)
     x_t = SCHEDULE.marginal(x0, t).sample(eps)
     p = Normal(x0 + 0.01, torch.full_like(x0, 1e-3))
-    term = bound_term(SCHEDULE, p, x_t, x0, t, s)
+    term = SCHEDULE.term(p, x_t, x0, t, s)
     assert torch.allclose(term, -p.log_prob_byte(x0).sum((1, 2, 3)))
 
 
@@ -324,7 +323,7 @@ def test_kl_term_on_any_stretch_of_any_schedule(beta, data):
     pair = torch.tensor([t, t]), torch.tensor([s, s])
     p = Ancestral(fixedsmall)(made, x_t, Prediction(x0 + error, x_t), *pair)
     expected = (snr[s - 1] - snr[t - 1]) / 2 * error.square().sum((1, 2, 3))
-    assert torch.allclose(bound_term(made, p, x_t, x0, *pair), expected, rtol=1e-6)
+    assert torch.allclose(made.term(p, x_t, x0, *pair), expected, rtol=1e-6)
     assert torch.allclose(elbo_weight(made, *pair), ((snr[s - 1] - snr[t - 1]) / 2).expand(2), rtol=1e-6)
 
 
@@ -348,8 +347,8 @@ def test_a_term_is_a_divergence(likelihood):
     log_q = torch.distributions.Normal(q.mean, q.var.sqrt()).log_prob(at)
     log_p = torch.distributions.Normal(p.mean, p.var.sqrt()).log_prob(at)
     expected = torch.trapezoid(log_q.exp() * (log_q - log_p), at)
-    assert torch.allclose(bound_term(SCHEDULE, p, x_t, x0, t, s, likelihood), expected, rtol=1e-8)
-    nll = bound_term(SCHEDULE, p, x_t, x0, t, torch.tensor([0]), likelihood)
+    assert torch.allclose(SCHEDULE.term(p, x_t, x0, t, s, likelihood), expected, rtol=1e-8)
+    nll = SCHEDULE.term(p, x_t, x0, t, torch.tensor([0]), likelihood)
     assert torch.allclose(nll, -likelihood(p, x0).sum(1))
 
 

@@ -14,7 +14,8 @@ from ancestral.diffusion.denoisers.analytic import Mixture, dataset, gaussian
 from ancestral.diffusion.denoisers.calibrated import X0_EDGES, Calibrated
 from ancestral.diffusion.denoisers.denoiser import predict, score
 from ancestral.diffusion.objectives.calibration import LEAST_ERROR, calibrate
-from ancestral.diffusion.objectives.elbo import elbo, naive_bound, random_places, strata
+from ancestral.diffusion.objectives.elbo import elbo, random_places, strata
+from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.statistics import largest_share, mean_and_error
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.normal import Normal
@@ -76,7 +77,7 @@ def test_bound_equals_true_nll_with_the_exact_reverse_variance(grid, name):
     streams = Streams(0, "test", range(64))
     # For Gaussian data the naive form is the NLL for every single chain, up to the gap of p(x_T) = N(0, I):
     # log q(x_T) / N(0, I) at the chain's own end.
-    chain = naive_bound(oracle, x0, grid, Ancestral(optimal), streams, Normal.log_prob).nats
+    chain = along_chains(oracle, x0, grid, Ancestral(optimal), streams, Normal.log_prob).monte_carlo.nats
     replay = oracle.schedule.marginal(x0, grid[0]).sample(Streams(0, "test", range(64)).normal(x0.shape[1:]))
     prior_gap = oracle.log_prob(replay, grid[0]) - Normal(torch.zeros(2), torch.ones(2)).log_prob(replay).sum(1)
     assert torch.allclose(chain - prior_gap, -oracle.log_prob(x0), atol=1e-9, rtol=0)
@@ -89,7 +90,8 @@ def test_bound_equals_true_nll_at_any_length_and_on_any_grid(data):
     inner = data.draw(st.sets(st.integers(1, T), min_size=1, max_size=8))
     grid = grids.explicit(oracle.schedule, [*sorted(inner, reverse=True), 0])
     x0 = oracle.sample(torch.Generator().manual_seed(0), 8)
-    chain = naive_bound(oracle, x0, grid, Ancestral(optimal), Streams(0, "x", range(8)), Normal.log_prob).nats
+    noise = Streams(0, "x", range(8))
+    chain = along_chains(oracle, x0, grid, Ancestral(optimal), noise, Normal.log_prob).monte_carlo.nats
     end = oracle.schedule.marginal(x0, grid[0]).sample(Streams(0, "x", range(8)).normal([2]))
     gap = oracle.log_prob(end, grid[0]) - Normal(torch.zeros(2), torch.ones(2)).log_prob(end).sum(1)
     assert torch.allclose(chain - gap, -oracle.log_prob(x0), atol=1e-9, rtol=0)
@@ -244,7 +246,8 @@ def test_kl_form_has_less_variance_than_monte_carlo():
     x0 = oracle.sample(torch.Generator().manual_seed(0), 2000)
     grid = grids.full(oracle.schedule)
     kl = elbo(oracle, x0, grid, Ancestral(beta), Streams(0, "a", range(2000)), Normal.log_prob)
-    naive = naive_bound(oracle, x0, grid, Ancestral(beta), Streams(0, "b", range(2000)), Normal.log_prob)
+    noise = Streams(0, "b", range(2000))
+    naive = along_chains(oracle, x0, grid, Ancestral(beta), noise, Normal.log_prob).monte_carlo
     difference, error = mean_and_error(kl.nats - naive.nats)
     assert abs(difference) < 4 * error
     # One term at a random t, which is what a training step sees: the spread around that term's own mean.

@@ -13,7 +13,8 @@ import torch
 
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.objectives.elbo import Elbo
-from ancestral.diffusion.objectives.rate_distortion import along_chain, curve, psnr
+from ancestral.diffusion.objectives.elbo_derivation import along_chains
+from ancestral.diffusion.objectives.rate_distortion import curve, psnr
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.normal import Normal
@@ -34,7 +35,7 @@ def gaussian_chain(request):
     return (
         oracle,
         grid,
-        along_chain(oracle, x0, grid, Ancestral(optimal), Streams(0, "a", range(COUNT)), Normal.log_prob),
+        along_chains(oracle, x0, grid, Ancestral(optimal), Streams(0, "a", range(COUNT)), Normal.log_prob).elbo,
     )
 
 

@@ -5,7 +5,7 @@ To push x0, for the times 0 = s < t < ... of the grid, rising (Kingma et al. 201
     pop x_t ~ q(x_t | x_s),   push x_s under p(x_s | x_t),   and at the end push x_T under N(0, I).
 
 What is popped was on the stack before, so that x0 costs -log p(x_T) + sum log q(x_t | x_s) - log p(x_s | x_t), Eq. 3:
-what `naive_bound` estimates. Popping x0 is the same the other way round, hence one walk; see `Chain`.
+what `elbo_derivation.Chains.monte_carlo` is. Popping x0 is the same the other way round, hence one walk; see `Chain`.
 
 Each x_t lies on a lattice, whose spacing is a part of the narrower of the two Gaussians that meet there. What is
 *sampled* comes from a window of 7 standard deviations: a quantised Gaussian gives every symbol of its domain at least

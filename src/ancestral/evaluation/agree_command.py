@@ -19,7 +19,8 @@ from ancestral.compression.block_coder import MOST
 from ancestral.data import load
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.objectives.elbo import elbo, naive_bound
+from ancestral.diffusion.objectives.elbo import elbo
+from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.probability_flow import Noised, flow_bits_per_dim
 from ancestral.diffusion.objectives.statistics import largest_share, mean_and_error
 from ancestral.diffusion.processes.streams import Streams
@@ -39,7 +40,7 @@ MEASURES: dict[str, Measure] = {
         elbo(model, x0, times, Ancestral(optimal), noise).bits_per_dim
     ),
     "bound, along a chain": lambda model, x0, times, noise: (
-        naive_bound(model, x0, times, Ancestral(optimal), noise).bits_per_dim
+        along_chains(model, x0, times, Ancestral(optimal), noise).monte_carlo.bits_per_dim
     ),
     # The same decoder of the last step, and instead of the steps before it the flow that they approach.
     "probability flow": lambda model, x0, times, noise: flow_bits_per_dim(

@@ -17,7 +17,8 @@ from ancestral.compression.prefix_quality import prefixes
 from ancestral.data import load
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate
-from ancestral.diffusion.objectives.rate_distortion import Curve, along_chain, curve, psnr
+from ancestral.diffusion.objectives.elbo_derivation import along_chains
+from ancestral.diffusion.objectives.rate_distortion import Curve, curve, psnr
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
@@ -79,7 +80,7 @@ def rate_distortion(
                 predictor = build.predictor(model, saved.calibration, **cond)
                 watched = Watched(predictor, lambda seen: bar.advance(task, seen))
                 x0 = to_unit(shown.images).to(device_of(model), state_type(model))
-                measured = along_chain(watched, x0, times, move, Streams(seed, "rd", part))
+                measured = along_chains(watched, x0, times, move, Streams(seed, "rd", part)).elbo
                 return {"bound.safetensors": safetensors.torch.save(measured.tensors())}
 
             job.run(work, measure, lambda kept: "bound.safetensors" in kept)

@@ -19,11 +19,10 @@ from ancestral.compression.prefix_quality import Prefixes, prefixes
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.objectives.elbo import Elbo
-from ancestral.diffusion.objectives.losses import bound_term
 from ancestral.diffusion.objectives.rate_distortion import BYTES, psnr
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.samplers.loop import from_posterior, walk
+from ancestral.diffusion.samplers.loop import along_q
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
 from ancestral.runs import build
@@ -97,14 +96,13 @@ def receive(subject: Subject, images: ImageSet) -> Received:
     x0, schedule = subject.x0(images), subject.schedule
     grid = build.sampling_grid(subject.config, "trailing", subject.few(STEPS))
     noise = Streams(subject.seed, "explain-files", range(len(images)))
-    x_t = schedule.marginal(x0, grid[0]).sample(noise.normal(subject.shape).to(x0))
     sent, times, bits, shown = schedule.prior(x0, grid[0]), [], [], []
-    for step in walk(subject.told(images), x_t, grid, subject.move, from_posterior(schedule, x0, noise)):
+    for step in along_q(subject.told(images), x0, grid, subject.move, noise):
         times.append(step.t)
         bits.append(sent / x0[0].numel() / np.log(2))
         shown.append(to_bytes(step.prediction.x0))
         t, s = (torch.full((len(x0),), time) for time in (step.t, step.s))
-        sent = sent + bound_term(schedule, step.p, step.x_t, x0, t, s)
+        sent = sent + schedule.term(step.p, step.x_t, x0, t, s)
     times.append(0)
     bits.append(sent / x0[0].numel() / np.log(2))
     shown.append(images.images[:])

@@ -2,8 +2,8 @@
 
     -log p(x0) <= L_T + sum_{t>1} L_{t-1} + L_0,     L_T = KL(q(x_T | x0) || N(0, I))
 
-The KL form averages over x_{t-1} in closed form: it is the naive estimate -log p(x_T) - sum log p(x_s|x_t)/q(x_t|x_s)
-with that variance taken out (appendix A).
+The KL form averages over x_{t-1} in closed form: it is the plain estimate -log p(x_T) - sum log p(x_s|x_t)/q(x_t|x_s)
+with that variance taken out (appendix A; `elbo_derivation` has both along the same chains).
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.objectives.losses import Likelihood, bound_term
-from ancestral.diffusion.processes.normal import Normal, standard_normal_like
+from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.samplers.loop import from_posterior, walk
+from ancestral.diffusion.processes.types import Likelihood
 from ancestral.diffusion.samplers.transitions import Transition
 
 
@@ -184,40 +183,10 @@ def elbo(
         x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
         prediction = denoiser(x_t, t)
         p = transition(schedule, x_t, prediction, t, s)
-        measured.append(bound_term(schedule, p, x_t, x0, t, s, likelihood))
+        measured.append(schedule.term(p, x_t, x0, t, s, likelihood))
         errors.append((prediction.x0 - x0).square().flatten(1).mean(1))
     prior = schedule.prior(x0, grid[0])
     return collect(grid, places, weight, prior, measured, errors, x0[0].numel())
-
-
-@torch.no_grad()
-def naive_bound(
-    denoiser: Predictor,
-    x0: Tensor,
-    grid: Sequence[int],
-    transition: Transition,
-    noise: Streams,
-    likelihood: Likelihood = Normal.log_prob_coded,
-) -> Elbo:
-    """Eq. 3 by plain Monte Carlo along one chain of q: -log p(x_T), then log q(x_t | x_s) - log p(x_s | x_t) a step.
-
-    The expectation of the whole is that of `elbo`; of a single term it is not (Eq. 5 regroups them), and its variance
-    is far larger, which is what the KL form is for: training sees one term at a time.
-    """
-    schedule, terms, errors = denoiser.schedule, [], []
-
-    def total(log_prob: Tensor) -> Tensor:
-        return log_prob.flatten(1).sum(1)
-
-    x_t = schedule.marginal(x0, grid[0]).sample(noise.normal(x0.shape[1:]).to(x0))
-    prior = -total(standard_normal_like(x_t).log_prob(x_t))
-    for step in walk(denoiser, x_t, grid, transition, from_posterior(schedule, x0, noise)):
-        x_s, log_p = (x0, likelihood(step.p, x0)) if step.s == 0 else (step.x_s, step.p.log_prob(step.x_s))
-        forward = schedule.transition(x_s, step.s, step.t).log_prob(step.x_t)
-        terms.append(total(forward) - total(log_p))
-        errors.append((step.prediction.x0 - x0).square().flatten(1).mean(1))
-    places, weight = all_places(len(grid) - 1, len(x0))
-    return collect(grid, places, weight, prior, terms, errors, x0[0].numel())
 
 
 def collect(

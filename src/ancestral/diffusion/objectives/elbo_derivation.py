@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.objectives.elbo import Elbo
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import Likelihood
-from ancestral.diffusion.samplers.loop import Step, from_posterior, walk
+from ancestral.diffusion.samplers.loop import Step, along_q
 from ancestral.diffusion.samplers.transitions import Transition
 
 
@@ -42,6 +44,22 @@ class Chains:
     model: Tensor  # (B, K) log p(x_s | x_t); the decoder's where s = 0
     kl: Tensor  # (B, K) KL(q(x_s | x_t, x0) || p(x_s | x_t)); -log p(x0 | x_t) where s = 0
     averaged: Tensor  # (B, K) Var[log q/p | x_t] in closed form: what the KL leaves out; 0 where s = 0
+    mse: Tensor  # (B, K) mean squared error of the predicted x0
+    dimensions: int
+
+    @property
+    def elbo(self) -> Elbo:
+        """Eq. 5: the KL terms, each with the expectation that it has in `elbo.elbo`; here an image's share a chain."""
+        return self._summed(self.kl_end, self.kl)
+
+    @property
+    def monte_carlo(self) -> Elbo:
+        """Eq. 3: the expectation of the whole is that of `elbo`; of a term it is not, and they vary far more."""
+        return self._summed(-self.log_p_end, self.plain)
+
+    def _summed(self, prior: Tensor, terms: Tensor) -> Elbo:
+        t, last = (one.expand(terms.shape) for one in (self.t, self.s == 0))
+        return Elbo(prior, t, last, terms, self.mse, torch.ones_like(terms), self.dimensions)
 
     @property
     def plain(self) -> Tensor:
@@ -89,17 +107,16 @@ def along_chains(
     """One chain of q for each image, and all that the lines ask of it. Arguments as of `elbo.elbo`."""
     schedule = denoiser.schedule
     q_end, p_end = schedule.marginal(x0, grid[0]), schedule.end(x0)
-    x_t = q_end.sample(noise.normal(x0.shape[1:]).to(x0))
-    columns = [
-        _column(schedule, step, x0, likelihood)
-        for step in walk(denoiser, x_t, grid, transition, from_posterior(schedule, x0, noise))
-    ]
+    steps = along_q(denoiser, x0, grid, transition, noise)
+    first = next(steps)
+    columns = [_column(schedule, step, x0, likelihood) for step in chain((first,), steps)]
     return Chains(
         t=torch.tensor(grid[:-1]),
         s=torch.tensor(grid[1:]),
-        log_p_end=total(p_end.log_prob(x_t)),
+        log_p_end=total(p_end.log_prob(first.x_t)),
         kl_end=total(q_end.kl(p_end)),
         **{name: torch.stack([column[name] for column in columns], 1) for name in columns[0]},
+        dimensions=x0[0].numel(),
     )
 
 
@@ -109,6 +126,7 @@ def _column(
     t, s, p, x_t = step.t, step.s, step.p, step.x_t
     forward = total(schedule.transition(step.x_s if s else x0, s, t).log_prob(x_t))
     column = {"forward": forward, "marginal": total(schedule.marginal(x0, t).log_prob(x_t))}
+    column["mse"] = (step.prediction.x0 - x0).square().flatten(1).mean(1).cpu().double()
     if s == 0:
         log_p, none = total(likelihood(p, x0)), torch.zeros_like(forward)
         return column | {"conditioned": forward, "posterior": none, "model": log_p, "kl": -log_p, "averaged": none}

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction
 from ancestral.diffusion.denoisers.targets import Target
-from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.schedule import NoiseSchedule
-from ancestral.diffusion.processes.types import Likelihood, over
+from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.transitions import Transition
 
 
@@ -32,19 +31,6 @@ class Objective(Protocol):
     def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, **cond: Tensor) -> Tensor:
         """Loss per image and dimension, shape (B,). x0, eps: (B, C, H, W); t, s: int64 (B,) on the CPU."""
         ...
-
-
-def bound_term(
-    schedule: NoiseSchedule,
-    p: Normal,
-    x_t: Tensor,
-    x0: Tensor,
-    t: Tensor,
-    s: Tensor,
-    likelihood: Likelihood = Normal.log_prob_byte,
-) -> Tensor:
-    """L_{t-1} in nats an image: the KL form where s > 0, the decoder's -log p(x0 | x_t) where s = 0. Shape (B,)."""
-    return schedule.term(p, x_t, x0, t, s, likelihood)
 
 
 def elbo_weight(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
@@ -117,7 +103,7 @@ class VariationalBound:
     ) -> Tensor:
         """The same for a prediction already made."""
         p = self.transition(schedule, x_t, prediction, t, s)
-        return self.terms * bound_term(schedule, p, x_t, x0, t, s) / x0[0].numel()
+        return self.terms * schedule.term(p, x_t, x0, t, s) / x0[0].numel()
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,9 @@ from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.denoisers.targets import V
-from ancestral.diffusion.objectives.losses import Likelihood
 from ancestral.diffusion.processes.normal import HALF_BIN, Normal, standard_normal_like
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import over
+from ancestral.diffusion.processes.types import Likelihood, over
 from ancestral.diffusion.samplers.transitions import Ancestral, Transition
 
 

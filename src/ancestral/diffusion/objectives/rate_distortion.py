@@ -7,45 +7,15 @@ from x_t. Rates are ideal: what a code without any loss of its own would need.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.objectives.elbo import Elbo, all_places, collect
-from ancestral.diffusion.objectives.losses import Likelihood, bound_term
-from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.samplers.loop import from_posterior, walk
-from ancestral.diffusion.samplers.transitions import Transition
+from ancestral.diffusion.objectives.elbo import Elbo
 
 BYTES = 127.5  # levels of 0..255 in a unit of [-1, 1]
-
-
-@torch.no_grad()
-def along_chain(
-    denoiser: Predictor,
-    x0: Tensor,
-    grid: Sequence[int],
-    transition: Transition,
-    noise: Streams,
-    likelihood: Likelihood = Normal.log_prob_coded,
-) -> Elbo:
-    """The bound's KL terms along one chain of q(x_T .. x_1 | x0), as a receiver of x0 (B, ...) meets it (Algorithm 4).
-
-    Each term has the expectation that it has in `elbo.elbo`; here those of an image belong to one chain.
-    """
-    schedule, terms, errors = denoiser.schedule, [], []
-    x_t = schedule.marginal(x0, grid[0]).sample(noise.normal(x0.shape[1:]).to(x0))
-    for step in walk(denoiser, x_t, grid, transition, from_posterior(schedule, x0, noise)):
-        t, s = (torch.full((len(x0),), time) for time in (step.t, step.s))
-        terms.append(bound_term(schedule, step.p, step.x_t, x0, t, s, likelihood))
-        errors.append((step.prediction.x0 - x0).square().flatten(1).mean(1))
-    places, weight = all_places(len(grid) - 1, len(x0))
-    return collect(grid, places, weight, schedule.prior(x0, grid[0]), terms, errors, x0[0].numel())
 
 
 @dataclass(frozen=True)
@@ -76,7 +46,7 @@ class Curve:
 
 
 def curve(measured: Elbo) -> Curve:
-    """The curve of images measured along their chains, every term."""
+    """The curve of images measured along their chains (`elbo_derivation.Chains.elbo`), as a receiver meets them."""
     sent = torch.cat([measured.prior[:, None], measured.terms], 1).cumsum(1)[:, :-1]
     rate, distortion = measured.bits(sent), measured.mse * BYTES**2
     count = len(rate)

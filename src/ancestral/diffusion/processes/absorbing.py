@@ -170,7 +170,7 @@ class Absorbing(NoiseSchedule):
             raise ValueError(f"the walk begins with everything hidden, which is at {self.T}, not at {t}")
         return torch.zeros(len(x0), dtype=torch.float64)
 
-    def term(self, p: Any, x_t: Tensor, x0: Tensor, t: Time, s: Time, likelihood: object) -> Tensor:
+    def term(self, p: Any, x_t: Tensor, x0: Tensor, t: Time, s: Time, likelihood: object = None) -> Tensor:
         """L_{t-1} in nats an image, of a `Change` p. Shape (B,)."""
         return p.nll(snap(x0, self.levels))
 

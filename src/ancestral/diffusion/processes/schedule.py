@@ -141,7 +141,15 @@ class NoiseSchedule:
         """L_T = KL(q(x_t | x0) || N(0, I)) in nats an image, for a walk that begins at t. Shape (B,)."""
         return self.marginal(x0, t).kl(self.end(x0)).flatten(1).sum(1)
 
-    def term(self, p: Normal, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, likelihood: Likelihood) -> Tensor:
+    def term(
+        self,
+        p: Normal,
+        x_t: Tensor,
+        x0: Tensor,
+        t: Tensor,
+        s: Tensor,
+        likelihood: Likelihood = Normal.log_prob_byte,
+    ) -> Tensor:
         """L_{t-1} in nats an image: KL(q || p) where s > 0, the decoder's -log p(x0 | x_t) where s = 0. Shape (B,)."""
         last = (s == 0).to(x0.device)
         q = self.posterior(x_t, x0, t, s)

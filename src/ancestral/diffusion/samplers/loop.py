@@ -103,6 +103,18 @@ def from_model_to_the_end(noise: Streams) -> Draw[Prediction, Normal]:
     return draw
 
 
+def along_q(
+    denoiser: Walkable[Prediction],
+    x0: Tensor,
+    times: Sequence[int],
+    transition: Callable[[Any, Tensor, Prediction, int, int], Normal] | Planned,
+    noise: Streams,
+) -> Iterator[Step[Prediction, Normal]]:
+    """The walk along one chain of q for each of x0 (B, ...): x_T ~ q(x_T | x0), then x_s ~ q(x_s | x_t, x0)."""
+    start = denoiser.schedule.marginal(x0, times[0]).sample(noise.normal(x0.shape[1:]).to(x0))
+    return walk(denoiser, start, times, transition, from_posterior(denoiser.schedule, x0, noise))
+
+
 def from_posterior(schedule: NoiseSchedule, x0: Tensor, noise: Streams) -> Draw[Prediction, Normal]:
     """x_s ~ q(x_s | x_t, x0): a chain of the forward process, seen backwards."""
 
