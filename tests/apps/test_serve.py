@@ -316,7 +316,7 @@ def test_nearest_goes_by_features_that_are_all_there_and_touches_none(live, monk
         assert [one["distance"] for one in told["neighbours"]] == pytest.approx(np.sort(exact)[:5], abs=1e-3)
         features.features_of(train, features.network("pixels"))
     assert metrics == ["root mean square difference of pixels, on 0 to 255", "distance of pixels features"]
-    first, *_ = sorted(tmp_path.rglob("*-*/features.safetensors"))
+    first, *_ = sorted(tmp_path.rglob("*-*/tensors.safetensors"))
     first.write_bytes(b"damaged")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert nearest.Likeness(live.studio).nearest(live.studio, ask)(Record())["metric"] == metrics[0]

@@ -16,6 +16,7 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 from ancestral.evaluation import per_image
+from ancestral.evaluation.measurement import Measurement
 from ancestral.runs.open import open_model
 from ancestral.runtime.distributed import Processes
 
@@ -153,7 +154,11 @@ def test_traces_of_another_grid_are_not_taken(trained_run, tmp_path, monkeypatch
     """As after a change of the grid in a later version."""
     saved, model = open_model(trained_run, "cpu", None)
     images = load("digits", saved.config.data).test.spread(3)
-    tracing = per_image.Tracing(saved, model, None, 0, 3, tmp_path)
+    asked = Measurement(saved, model, None, images, 3, 0)
     for grid in ([50, 20, 0], [50, 30, 10, 0]):
         monkeypatch.setattr(per_image, "shared_grid", lambda schedule, grid=grid: grid)
-        assert tracing(images, Processes(), lambda count: None).trace.errors.shape == (3, len(grid) - 1)
+        found = per_image.traced(asked, tmp_path, Processes(), lambda count: None)
+        assert found.trace.errors.shape == (
+            3,
+            len(grid) - 1,
+        )

@@ -425,7 +425,7 @@ def test_features_are_kept_and_only_what_is_missing_is_looked_at(tmp_path, monke
     looked.clear()
     assert torch.equal(features.features_of(images, counting(looked), tmp_path), first)
     assert looked == []
-    (damaged,) = tmp_path.glob("features/*/00000040-00000079/features.safetensors")
+    (damaged,) = tmp_path.glob("features/*/00000040-00000079/tensors.safetensors")
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
     assert torch.equal(features.features_of(images, counting(looked), tmp_path), first)
     assert sum(looked) == 40

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 from rich.table import Table
 from torch import Tensor
 
 from ancestral.data import load
-from ancestral.data.pixels import to_unit
 from ancestral.data.source_paths import same_place
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate, elbo, repeated
@@ -22,16 +20,16 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Transition
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
-from ancestral.evaluation import per_image as surprise
-from ancestral.runs import build, calibration, checkpoint
-from ancestral.runs.conditions import conditions_of
+from ancestral.evaluation import per_image as scores
+from ancestral.evaluation.measurement import Measurement, write
+from ancestral.runs import build, calibration
 from ancestral.runs.datasets import images_for
-from ancestral.runs.open import device_of, open_model, state_type
+from ancestral.runs.open import device_of, open_model
 from ancestral.runs.process_kinds import need_gaussian
 from ancestral.runtime import plots
-from ancestral.runtime.console import Progress, screen, table_of, together
+from ancestral.runtime.console import Progress, json_of, screen, table_of, together
 from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
+from ancestral.runtime.resumable_job import PATIENCE, Job
 
 TERMS = 50  # of the bound that are measured an image, unless it is told otherwise
 
@@ -79,54 +77,38 @@ def evaluate(
     known = None
     if per_image:
         usual = load.source_of(saved.config.source, reference, "name them: --reference DATA")
-        known = (images if same_place(usual, data_source) else images_for(saved, usual)).train.spread(surprise.NORM)
+        known = (images if same_place(usual, data_source) else images_for(saved, usual)).train.spread(scores.NORM)
     saved = calibration.calibrated(saved, model, train)
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
     terms = terms if terms is not None else min(TERMS, len(times) - 1)
     if not exact and not min(2, len(times) - 1) <= terms <= len(times) - 1:
         raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
-    repeats = 1 if known is None else surprise.REPEATS
-    with together(device_of(model), PATIENCE) as processes, held(out, "evaluate", processes) as place:
-        settings = {
-            "model": checkpoint.digest(saved),
-            "average_width": average_width,
-            "images": test.digest(),
-            "terms": None if exact else terms,
-            "variance": variance or saved.config.diffusion.variance,
-            "seed": seed,
-            "batch_size": batch_size,
-            "repeats": repeats,
-        }
-        job, work = Job(out / ".evaluate", settings, processes), pieces(len(test), batch_size)
+    repeats = 1 if known is None else scores.REPEATS
+    with together(device_of(model), PATIENCE) as processes, held(out, "evaluate", processes) as results:
+        asked = Measurement(saved, model, average_width, test, batch_size, seed)
+        used = {"terms": None if exact else terms, "variance": variance or saved.config.diffusion.variance}
+        settings = {**asked.settings, **used, "repeats": repeats}
+        job = Job(out / ".evaluate", settings, processes)
+
+        def measure(predictor: Predictor, x0: Tensor, numbers: range) -> dict[str, Tensor]:
+            return elbo_of(predictor, x0, numbers, times, move, used["terms"], seed, repeats).tensors()
+
         with Progress() as bar:
-            task = bar.add_task("bound", total=-(-len(test) // processes.size))
-
-            def measure(part: range) -> dict[str, bytes]:
-                shown = test.take(part)
-                cond = conditions_of(shown, saved.config, device_of(model))
-                x0 = to_unit(shown.images).to(device_of(model), state_type(model))
-                predictor = build.predictor(model, saved.calibration, **cond)
-                found = elbo_of(predictor, x0, part, times, move, None if exact else terms, seed, repeats)
-                bar.advance(task, len(part))
-                return {"bound.safetensors": safetensors.torch.save(found.tensors())}
-
-            job.run(work, measure, lambda kept: "bound.safetensors" in kept)
-        parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
+            task = bar.add_task("bound", total=processes.most(len(test)))
+            parts = asked.per_batch(job, measure, partial(bar.advance, task))
         result = concatenate([Elbo.of_tensors(one) for one in parts])
         files: dict[str, bytes] = {}
         if processes.first:
-            measured = {name: settings[name] for name in ("model", "average_width", "variance")} | {"data": data_source}
             kind = build.chain(saved.config)
-            reverse = kind.named(settings["variance"])
-            measured["variance"] = settings["variance"] if kind.reverse is None else None
+            measured = {name: settings[name] for name in ("model", "average_width")}
+            measured |= {"variance": used["variance"] if kind.reverse is None else None, "data": data_source}
+            reverse = kind.named(used["variance"])
             files = _evaluation(result, reverse, measured, test.images[:], exact)
         if known is not None:
-            tracing = surprise.Tracing(saved, model, average_width, seed, batch_size, out / ".traces")
-            files |= surprise.per_image(tracing, test, known, result, processes)
+            files |= scores.per_image(asked, known, result, out / ".traces", processes)
         processes.wait()
         if processes.first:
-            place.replace(files.items())
-            screen.print(f"written: {', '.join(str(out / name) for name in files)}")
+            write(results, files)
             job.forget()
 
 
@@ -158,7 +140,7 @@ def _evaluation(
         "bits_per_dim": {name.strip(): row for name, row in rows.items()},
     }
     return {
-        "evaluation.json": (json.dumps(document, indent=1) + "\n").encode(),
+        "evaluation.json": json_of(document),
         "bound.csv": table_of(
             ("t", "bits_per_dim", "mse"), zip(times.tolist(), bits.tolist(), mse.tolist(), strict=True)
         ),

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,7 +26,7 @@ from ancestral.evaluation.sample_metrics import Metric, against, score, with_err
 from ancestral.networks import efficientnet_lite0
 from ancestral.runtime import disk
 from ancestral.runtime.distributed import Processes
-from ancestral.runtime.resumable_job import Files, Job, pieces, place, results
+from ancestral.runtime.resumable_job import Job, cache_folder, kept_tensors, pieces
 from ancestral.runtime.verified_folder import Damaged
 
 LITE0_SIDE = 112
@@ -162,34 +161,33 @@ def features_of(
     folder, settings, work = _place_of(images, by, cache)
     job = Job(folder, settings, processes or Processes())
 
-    def look(piece: range) -> dict[str, bytes]:
+    def look(piece: range) -> dict[str, Tensor]:
         found = []
         with torch.inference_mode():
             for part in pieces(len(piece), BATCH):
                 found.append(by.look(images.images[piece.start + part.start : piece.start + part.stop]))
                 seen(len(part))
-        return {"features.safetensors": safetensors.torch.save({"features": torch.cat(found)})}
+        return {"features": torch.cat(found)}
 
-    job.run(work, look, lambda kept: "features.safetensors" in kept)
-    return _together(job.results(work))
+    return _together(job.tensors(work, look))
 
 
 def kept_features(images: ImageSet, by: Network, cache: Path | None = None) -> Tensor | None:
     """As `features_of`, if all of them are in the cache: nothing is computed or written."""
     folder, _, work = _place_of(images, by, cache)
     try:
-        return _together(results(folder, work))
+        return _together(kept_tensors(folder, work))
     except Damaged:
         return None
 
 
-def _together(kept: Iterable[Files]) -> Tensor:
-    return torch.cat([safetensors.torch.load(piece["features.safetensors"])["features"] for piece in kept])
+def _together(pieces: list[dict[str, Tensor]]) -> Tensor:
+    return torch.cat([piece["features"] for piece in pieces])
 
 
 def _place_of(images: ImageSet, by: Network, cache: Path | None) -> tuple[Path, dict[str, Any], list[range]]:
     settings = {**by.key, "images": images.digest(), "shape": list(images.shape)}
-    return place((cache or default_cache()) / "features", settings), settings, pieces(len(images), PIECE)
+    return cache_folder((cache or default_cache()) / "features", settings), settings, pieces(len(images), PIECE)
 
 
 def compared(samples: Tensor, metric: Metric, by: Network) -> dict[str, Estimate]:

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from rich.table import Table
 from torch import Tensor
 
 from ancestral.data import pictures
 from ancestral.data.dataset import ImageSet
-from ancestral.data.pixels import to_unit
-from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.anomaly import SCORES, Known, Trace, concatenate, p_values, shared_grid, trace
 from ancestral.diffusion.objectives.elbo import Elbo, error_per_image
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.evaluation import image_formats
-from ancestral.runs import build, checkpoint
-from ancestral.runs.conditions import conditions_of
-from ancestral.runs.open import device_of, state_type
+from ancestral.evaluation.measurement import Measurement
+from ancestral.runs import build
 from ancestral.runtime.console import Progress, screen, table_of
 from ancestral.runtime.distributed import Processes
-from ancestral.runtime.resumable_job import Job, pieces, place
+from ancestral.runtime.resumable_job import Job, cache_folder
 
 REPEATS = 4  # independent measurements of each image's bound, for its standard error
 NORM = 512  # training images that scores are compared with
@@ -53,56 +51,33 @@ def compare(images: Known, norm: Known) -> Surprise:
     return Surprise(values, {name: p_values(values[name], SCORES[name](others, usual)) for name in values})
 
 
-@dataclass(frozen=True)
-class Tracing:
-    """How images are traced: a run's model as it was opened, and where pieces of the work are kept."""
-
-    saved: checkpoint.Checkpoint
-    model: Denoiser
-    average_width: float | None
-    seed: int
-    batch_size: int
-    cache: Path
-
-    def __call__(self, images: ImageSet, processes: Processes, told: Callable[[int], object]) -> Known:
-        """What the model does with each image; `told` of each batch's size."""
-        grid, device = shared_grid(self.model.schedule), device_of(self.model)
-        table = self.saved.calibration
-        settings = {
-            "model": checkpoint.digest(self.saved),
-            "average_width": self.average_width,
-            "calibration": None if table is None else sha256(table.numpy().tobytes()).hexdigest(),
-            "images": images.digest(),
-            "grid": grid,
-            "seed": self.seed,
-            "batch_size": self.batch_size,
-        }
-        job, work = Job(place(self.cache, settings), settings, processes), pieces(len(images), self.batch_size)
-
-        def measure(part: range) -> dict[str, bytes]:
-            shown = images.take(part)
-            cond = conditions_of(shown, self.saved.config, device)
-            predictor = build.predictor(self.model, self.saved.calibration, **cond)
-            x0 = to_unit(shown.images).to(device, state_type(self.model))
-            found = trace(predictor, x0, grid, build.transition(self.saved, None), Streams(self.seed, "trace", part))
-            told(len(part))
-            return {"trace.safetensors": safetensors.torch.save(_contiguous(found))}
-
-        job.run(work, measure, lambda kept: "trace.safetensors" in kept)
-        parts = [Trace(**safetensors.torch.load(kept["trace.safetensors"])) for kept in job.results(work)]
-        return Known(concatenate(parts), torch.from_numpy(image_formats.shortest_bits_per_dim(images.images[:])))
-
-
-def _contiguous(found: Trace) -> dict[str, Tensor]:
-    return {name: value.contiguous() for name, value in found._asdict().items()}
-
-
-def per_image(tracing: Tracing, test: ImageSet, norm: ImageSet, elbo: Elbo, processes: Processes) -> dict[str, bytes]:
+def per_image(asked: Measurement, norm: ImageSet, found: Elbo, cache: Path, processes: Processes) -> dict[str, bytes]:
     """Score the images, whose bound was measured `REPEATS` times, against known ones; CSV and picture sheet."""
     with Progress() as bar:
-        task = bar.add_task("image by image", total=-(-(len(test) + len(norm)) // processes.size))
-        images, known = (tracing(one, processes, lambda seen: bar.advance(task, seen)) for one in (test, norm))
-    return _files(test, elbo, compare(images, known)) if processes.first else {}
+        task = bar.add_task("image by image", total=processes.most(len(asked.images) + len(norm)))
+        images, known = (
+            traced(one, cache, processes, partial(bar.advance, task)) for one in (asked, replace(asked, images=norm))
+        )
+    return _files(asked.images, found, compare(images, known)) if processes.first else {}
+
+
+def traced(asked: Measurement, cache: Path, processes: Processes, done: Callable[[int], object]) -> Known:
+    """What the model does with each image."""
+    grid, table = shared_grid(asked.model.schedule), asked.saved.calibration
+    settings = {
+        **asked.settings,
+        "calibration": None if table is None else sha256(table.numpy().tobytes()).hexdigest(),
+        "grid": grid,
+    }
+    move = build.transition(asked.saved, None)
+
+    def measure(predictor: Predictor, x0: Tensor, numbers: range) -> dict[str, Tensor]:
+        found = trace(predictor, x0, grid, move, Streams(asked.seed, "trace", numbers))
+        return {name: value.contiguous() for name, value in found._asdict().items()}
+
+    parts = asked.per_batch(Job(cache_folder(cache, settings), settings, processes), measure, done)
+    shortest = image_formats.shortest_bits_per_dim(asked.images.images[:])
+    return Known(concatenate([Trace(**one) for one in parts]), torch.from_numpy(shortest))
 
 
 def _files(test: ImageSet, elbo: Elbo, found: Surprise) -> dict[str, bytes]:

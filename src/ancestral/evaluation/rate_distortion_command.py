@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 from rich.table import Table
+from torch import Tensor
 
 from ancestral.compression import compress_command
 from ancestral.compression.completion import FINISHES
 from ancestral.compression.prefix_quality import prefixes
 from ancestral.data import load
-from ancestral.data.pixels import to_unit
+from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.rate_distortion import Curve, curve, psnr
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
-from ancestral.runs import build, checkpoint
-from ancestral.runs.conditions import conditions_of
+from ancestral.evaluation.measurement import Measurement, write
+from ancestral.runs import build
 from ancestral.runs.datasets import images_for
-from ancestral.runs.open import Watched, device_of, open_gaussian, state_type
+from ancestral.runs.open import Watched, device_of, open_gaussian
 from ancestral.runtime import plots
-from ancestral.runtime.console import Progress, screen, table_of, together
+from ancestral.runtime.console import Progress, json_of, screen, table_of, together
 from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
+from ancestral.runtime.resumable_job import PATIENCE, Job
 
 ROWS = 10  # of the table: each tenth of the steps, as Table 4 has it
 RATES = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # bits/dim at which the distortion is said
@@ -60,39 +60,25 @@ def rate_distortion(
     data_source, out = load.source_of(saved.config.source, data_source), out or folder
     images = images_for(saved, data_source).test.spread(num_images)
     move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)
-    settings = {
-        "model": checkpoint.digest(saved),
-        "average_width": average_width,
-        "images": images.digest(),
-        "times": times,
-        "variance": variance or saved.config.diffusion.variance,
-        "seed": seed,
-        "batch_size": batch_size,
-    }
-    with together(device_of(model), PATIENCE) as processes, held(out, "rd", processes) as place:
-        job, work = Job(out / ".rd", settings, processes), pieces(len(images), batch_size)
+    asked = Measurement(saved, model, average_width, images, batch_size, seed)
+    settings = {**asked.settings, "times": times, "variance": variance or saved.config.diffusion.variance}
+    with together(device_of(model), PATIENCE) as processes, held(out, "rd", processes) as results:
+        job = Job(out / ".rd", settings, processes)
         with Progress() as bar:
-            task = bar.add_task(f"{len(times) - 1} steps", total=-(-len(images) // processes.size) * (len(times) - 1))
+            task = bar.add_task(f"{len(times) - 1} steps", total=processes.most(len(images)) * (len(times) - 1))
 
-            def measure(part: range) -> dict[str, bytes]:
-                shown = images.take(part)
-                cond = conditions_of(shown, saved.config, device_of(model))
-                predictor = build.predictor(model, saved.calibration, **cond)
-                watched = Watched(predictor, lambda seen: bar.advance(task, seen))
-                x0 = to_unit(shown.images).to(device_of(model), state_type(model))
-                measured = along_chains(watched, x0, times, move, Streams(seed, "rd", part)).elbo
-                return {"bound.safetensors": safetensors.torch.save(measured.tensors())}
+            def measure(predictor: Predictor, x0: Tensor, numbers: range) -> dict[str, Tensor]:
+                watched = Watched(predictor, partial(bar.advance, task))
+                return along_chains(watched, x0, times, move, Streams(seed, "rd", numbers)).elbo.tensors()
 
-            job.run(work, measure, lambda kept: "bound.safetensors" in kept)
+            parts = asked.per_batch(job, measure)
         if processes.first:
-            parts = [safetensors.torch.load(files["bound.safetensors"]) for files in job.results(work)]
             measured = curve(concatenate([Elbo.of_tensors(one) for one in parts]))
             described = {name: settings[name] for name in ("model", "average_width", "variance", "seed")}
             files = filed(folder, images.spread(FILES).images[:], profile, device) if profile else None
             described = {"data": data_source, "images": len(images), **described}
             written = _files(measured, images.images[:], described, files)
-            place.replace(written.items())
-            screen.print(f"written: {', '.join(str(out / name) for name in written)}")
+            write(results, written)
             job.forget()
 
 
@@ -167,7 +153,7 @@ def _files(
         "formats": {name: [_plain(point._asdict()) for point in points] for name, points in formats.items()},
     }
     return {
-        "rate_distortion.json": (json.dumps(document, indent=1) + "\n").encode(),
+        "rate_distortion.json": json_of(document),
         "rate_distortion.csv": table_of(names, rows),
         "rate_distortion.png": plots.rate_distortion_plot(measured.rate.numpy(), measured.rmse.numpy()),
         "rates.png": plots.rates_plot(own, series(formats)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from rich.table import Table
 from torch import Tensor
@@ -27,14 +25,15 @@ from ancestral.diffusion.samplers.sample import finish
 from ancestral.errors import UserError
 from ancestral.evaluation import features
 from ancestral.evaluation.features import Network, default_cache, features_of, on_sides, unlabelled
+from ancestral.evaluation.measurement import write
 from ancestral.evaluation.sample_metrics import GROUPS, copies, few, nearest, repeats
 from ancestral.runs import build
 from ancestral.runs.conditions import all_of, wanted
 from ancestral.runs.datasets import images_for
-from ancestral.runtime.console import Progress, screen, together
+from ancestral.runtime.console import Progress, json_of, screen, together
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import PATIENCE, Job, pieces, place
+from ancestral.runtime.resumable_job import PATIENCE, Job, cache_folder, pieces
 from ancestral.sampling.sampler import Drawing, How
 
 LEAST = 2 * GROUPS  # images on each side
@@ -83,7 +82,7 @@ def metrics(
         with Progress() as bar:
             samples = made.take(count, cache, processes, bar)
             sides = [samples, test.spread(count), searched]
-            task = bar.add_task(by.name, total=-(-sum(map(len, sides)) // processes.size))
+            task = bar.add_task(by.name, total=processes.most(sum(map(len, sides))))
             drawn, held_out, known = (
                 features_of(one, by, cache, processes, lambda seen: bar.advance(task, seen)) for one in sides
             )
@@ -118,16 +117,15 @@ def _of_run(folder: Path, how: How, data_source: str | None, device: str) -> _So
 
     def take(count: int, cache: Path, processes: Processes, bar: Progress) -> ImageSet:
         cond = {name: like(pool, count, how.seed) for name, pool in pools.items()}
-        job, work = Job(place(cache / "samples", settings), settings, processes), pieces(count, how.batch_size)
-        task = bar.add_task(f"{drawing.steps} steps", total=-(-count // processes.size) * drawing.steps)
+        job = Job(cache_folder(cache / "samples", settings), settings, processes)
+        work = pieces(count, how.batch_size)
+        task = bar.add_task(f"{drawing.steps} steps", total=processes.most(count) * drawing.steps)
 
-        def draw(numbers: range) -> dict[str, bytes]:
-            images = torch.from_numpy(to_bytes(finish(drawing.walk(numbers, cond, partial(bar.advance, task)))))
-            return {"images.safetensors": safetensors.torch.save({"images": images})}
+        def draw(numbers: range) -> dict[str, Tensor]:
+            images = to_bytes(finish(drawing.walk(numbers, cond, partial(bar.advance, task))))
+            return {"images": torch.from_numpy(images)}
 
-        job.run(work, draw, lambda kept: "images.safetensors" in kept)
-        parts = [safetensors.torch.load(kept["images.safetensors"])["images"] for kept in job.results(work)]
-        return unlabelled(torch.cat(parts).numpy())
+        return unlabelled(torch.cat([one["images"] for one in job.tensors(work, draw)]).numpy())
 
     return _Source(splits, data_source, None, take, settings)
 
@@ -211,12 +209,11 @@ def _write(found: Found, document: dict[str, Any], sheet: np.ndarray, by: Networ
     if out is None:
         return
     files = {
-        f"metrics-{by.name}.json": (json.dumps(document, indent=1) + "\n").encode(),
+        f"metrics-{by.name}.json": json_of(document),
         f"nearest-{by.name}.png": pictures.sheet(sheet, COLUMNS),
     }
-    with held(out, f"metrics-{by.name}") as place:
-        place.replace(files.items())
-    screen.print(f"written: {', '.join(str(out / name) for name in files)}")
+    with held(out, f"metrics-{by.name}") as results:
+        write(results, files)
 
 
 def _notes(document: dict[str, Any]) -> list[str]:

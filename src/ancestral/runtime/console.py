@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -85,6 +86,11 @@ def together(device: torch.device, patience: timedelta = distributed.PATIENCE) -
 def write_text(path: Path, text: str) -> None:
     """Write a file in UTF-8, whole or not at all, or say in one line why not."""
     verified_folder.write_file(path, text.encode("utf-8"))
+
+
+def json_of(document: dict[str, Any]) -> bytes:
+    """A JSON file in UTF-8."""
+    return (json.dumps(document, indent=1) + "\n").encode()
 
 
 def table_of(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> bytes:

@@ -38,6 +38,10 @@ class Processes:
         each = len(numbers) // self.size
         return numbers[self.rank * each : (self.rank + 1) * each]
 
+    def most(self, count: int) -> int:
+        """Of so many things that are shared, how many are this process's at most."""
+        return -(-count // self.size)
+
     def any(self, flag: bool) -> bool:
         """Whether it is so in any process; all get the same answer."""
         return any(bool(one) for one in self.all_of(torch.tensor([flag])))

@@ -1,7 +1,7 @@
 """Work in pieces, shared by any number of processes; a piece that is done stays done, whoever is killed.
 
-A piece is a sealed folder. Which pieces there are and what is in them depends on the job's settings alone, never on the
-number of processes, so that a job may be stopped on four and finished on one.
+A piece is a verified folder. Which pieces there are and what is in them depends on the job's settings alone, never on
+the number of processes, so that a job may be stopped on four and finished on one.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
+from torch import Tensor
+
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.distributed import Processes
 
 Files = dict[str, bytes]
+TENSORS = "tensors.safetensors"
 PATIENCE = timedelta(days=1)  # of processes that wait for each other's pieces
 
 
-def place(folder: Path, settings: dict[str, Any]) -> Path:
-    """Where among many a job with these settings is kept."""
+def cache_folder(folder: Path, settings: dict[str, Any]) -> Path:
+    """The cache folder of a job: FOLDER / the first 32 hex digits of the SHA-256 of its settings."""
     return folder / sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -53,18 +57,25 @@ class Job:
         for piece in pieces[self.processes.rank :: self.processes.size]:
             kept = self._kept(piece)
             if kept is None or not seems_done(kept):
-                verified_folder.write(_place(self.folder, piece), do(piece))
+                verified_folder.write(_piece_folder(self.folder, piece), do(piece))
         self.processes.wait()
+
+    def tensors(self, pieces: list[range], compute: Callable[[range], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+        """The tensors of each piece, in order, those that are not there yet computed now; the same in every process."""
+        self.run(pieces, lambda piece: {TENSORS: safetensors.torch.save(compute(piece))}, lambda kept: TENSORS in kept)
+        found = kept_tensors(self.folder, pieces)
+        self.processes.wait()  # so that none removes what another still reads
+        return found
 
     def results(self, pieces: list[range]) -> Iterator[Files]:
         """What was kept of each piece, in order."""
-        return results(self.folder, pieces)
+        return (verified_folder.read(_piece_folder(self.folder, piece)) for piece in pieces)
 
     def files(self, pieces: list[range]) -> Iterator[Path]:
         """The files of each piece, in order."""
         for piece in pieces:
             yield from sorted(
-                path for path in _place(self.folder, piece).iterdir() if path.name != verified_folder.MANIFEST
+                path for path in _piece_folder(self.folder, piece).iterdir() if path.name != verified_folder.MANIFEST
             )
 
     def forget(self) -> None:
@@ -73,21 +84,22 @@ class Job:
 
     def _kept(self, piece: range) -> Files | None:
         try:
-            return verified_folder.read(_place(self.folder, piece))
+            return verified_folder.read(_piece_folder(self.folder, piece))
         except verified_folder.Damaged:
             return None
 
 
-def results(folder: Path, pieces: list[range]) -> Iterator[Files]:
-    """What is kept of each piece of the job in a folder, in order.
+def kept_tensors(folder: Path, pieces: list[range]) -> list[dict[str, Tensor]]:
+    """What `Job.tensors` has kept of each piece in a folder, in order.
 
     Raises:
         Damaged: when a piece is not there, or not what was written.
     """
-    return (verified_folder.read(_place(folder, piece)) for piece in pieces)
+    kept = (verified_folder.read(_piece_folder(folder, piece), [TENSORS]) for piece in pieces)
+    return [safetensors.torch.load(files[TENSORS]) for files in kept]
 
 
-def _place(folder: Path, piece: range) -> Path:
+def _piece_folder(folder: Path, piece: range) -> Path:
     return folder / f"{piece.start:08d}-{piece.stop - 1:08d}"
 
 

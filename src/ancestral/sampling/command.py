@@ -59,7 +59,7 @@ def sample(
         job = Job(out / ".job", {**drawing.settings, "label": label, "embeddings": told}, processes)
         work, started = pieces(num_images, how.batch_size), time.monotonic()
         with Progress() as bar:
-            task = bar.add_task(f"{drawing.steps} steps", total=-(-num_images // processes.size) * drawing.steps)
+            task = bar.add_task(f"{drawing.steps} steps", total=processes.most(num_images) * drawing.steps)
 
             def draw(numbers: range) -> dict[str, bytes]:
                 keep = film_times(sorted(set(drawing.visits), reverse=True)) if film and numbers.start == 0 else ()
