@@ -49,6 +49,10 @@ def test_the_report_says_what_evaluate_prints(run_parts, trained_run, tmp_path):
     for name, key in {"bits": "bound, bits/dim", "L_T": "L_T", "L_mid": "L_1:T-1", "L_0": "L_0"}.items():
         assert numbers[name].value == found[key]["mean"]
         assert numbers[name].error == found[key]["standard_error"]
+    shares = {row[0]: row[2] for row in run_parts["bound"].tables["terms"]}
+    for name, key in {"total": "bound, bits/dim", "L_T": "L_T", "L_1:T-1": "L_1:T-1", "L_0": "L_0"}.items():
+        assert shares[f"term {name}"].value == pytest.approx(100 * found[key]["largest_share"])
+        assert 100 / RUN_IMAGES <= shares[f"term {name}"].value < 100
     for name, number in run_parts["bound"].tables["rivals"][1:]:
         assert number.value == found[name]["mean"]
     assert f"evaluate {trained_run} --num-images {RUN_IMAGES}" in numbers["bits"].again
@@ -84,7 +88,7 @@ def test_the_terms_and_the_tenths_are_the_whole(run, run_parts):
     whole = numbers["L_T"].value + numbers["L_mid"].value + numbers["L_0"].value
     assert whole == pytest.approx(numbers["bits"].value)
     assert sum(row[1].value for row in tenths) == pytest.approx(whole - numbers["L_T"].value)
-    assert tenths[-1][3].value == pytest.approx(100)
+    assert tenths[-1][4].value == pytest.approx(100)
 
 
 def test_the_pixels_bin_is_the_normal_integrated_over_it(toy_parts):

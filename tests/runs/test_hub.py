@@ -168,7 +168,9 @@ def test_the_card_holds_what_was_measured_and_only_that(evaluated, service):
         "metrics": ["bits_per_dim", "fd", "fd-flat"],
     }
     bound = report["bits_per_dim"]["bound, bits/dim"]
-    assert f"| bits_per_dim: bound, bits/dim | {bound['mean']:.4g} | {bound['standard_error']:.2g} |" in text
+    shown = f"{bound['mean']:.4g} | {bound['standard_error']:.2g} | {bound['largest_share']:.1%}"
+    assert f"| bits_per_dim: bound, bits/dim | {shown} |" in text
+    assert "| | value | standard error | largest image |\n|---|---|---|---|\n" in text
     assert "| fd: test | 3.25 | 0.5 |" in text
     assert "| fd-flat | 1.5 |  |" in text
     assert "812.5" not in text

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ancestral.apps.report import plots
-from ancestral.apps.report.part import Number, Part, Words, compared, tenths
+from ancestral.apps.report.part import Number, Part, Words, compared, largest_of, tenths
 from ancestral.apps.report.subject import Subject
 from ancestral.data.dataset import spread as spread_of
 from ancestral.diffusion.objectives.elbo_derivation import noise_variance, random_terms_variance
-from ancestral.diffusion.objectives.statistics import largest_share, mean_and_error
+from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.runtime.plots import ACCENT, SECOND
@@ -30,9 +30,9 @@ def part(subject: Subject) -> Part:
     terms = {name: Number(*_with_error(values, subject.evaluation)) for name, values in found.parts.items()}
     bits, pixel, share = Number(mean, "bits/dim", subject.evaluation, error), _pixel(subject), _shares(subject)
     byte_count = Number(mean * found.dimensions / 8, "bytes", subject.evaluation)
-    largest = Number(100 * largest_share(found.bits_per_dim), "%", subject.evaluation, digits=2)
+    again = subject.evaluation
+    largest = {name: largest_of(values, again) for name, values in found.parts.items()}
     own = {
-        "largest": largest,
         "L_T": terms["L_T"],
         "L_mid": terms["L_1:T-1"],
         "L_0": terms["L_0"],
@@ -46,8 +46,8 @@ def part(subject: Subject) -> Part:
             "decoder": pixel.drawn,
         },
         tables={
-            "terms": [[f"term {name}", number, _percent(number, mean)] for name, number in terms.items()]
-            + [["term total", bits, Number(100, "%", subject.evaluation)]],
+            "terms": [[f"term {name}", one, largest[name], _percent(one, mean)] for name, one in terms.items()]
+            + [["term total", bits, largest_of(found.bits_per_dim, again), Number(100, "%", again)]],
             "tenths": share.rows,
             "rivals": [["the bound", bits]]
             + [[name, Number(value, "bits/dim", subject.evaluation)] for name, value in subject.formats.items()],
@@ -201,6 +201,7 @@ def _shares(subject: Subject) -> _Shares:
             [
                 times,
                 Number(mean, "bits/dim", again, error),
+                largest_of(shares[:, place], again),
                 Number(100 * mean / whole, "%", again, digits=3),
                 Number(so_far, "%", again, digits=4),
             ]

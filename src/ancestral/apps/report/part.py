@@ -11,7 +11,7 @@ from typing import Any
 from scipy.stats import t as student
 from torch import Tensor
 
-from ancestral.diffusion.objectives.statistics import mean_and_error
+from ancestral.diffusion.objectives.statistics import largest_share, mean_and_error
 
 Words = Mapping[str, Any]  # the words of one language: of units, axes, advice and the page itself
 RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -53,6 +53,12 @@ def mean_of(values: Tensor, unit: str, again: str) -> Number:
     """The mean of (B,) with its standard error; without one where all are alike."""
     mean, error = mean_and_error(values.cpu().double())
     return Number(mean, unit, again, error or None)
+
+
+def largest_of(values: Tensor, again: str) -> Number | str:
+    """The share of one of (B,) in their sum, to stand beside a standard error; a dash where all are 0."""
+    share = largest_share(values.cpu().double())
+    return "–" if math.isnan(share) else Number(100 * share, "%", again, digits=2)
 
 
 class Text(str):

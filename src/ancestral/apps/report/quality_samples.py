@@ -107,7 +107,7 @@ def _kept(subject: Subject) -> Found | None:
     for one in sorted(found, key=lambda one: one.title != "metrics-lite0"):
         document = disk.document(subject.run / f"{one.title}.json", float)
         network, by_name = one.title.removeprefix("metrics-"), {}
-        for name, value, error in one.rows:
+        for name, value, error, _ in one.rows:
             metric, _, side = name.partition(": ")
             by_name.setdefault(metric.removesuffix(f"-{network}"), {})[side] = Estimate(value, error or 0.0)
         few_of = tuple(name for name in by_name if f"{name}-{network}" in one.few)

@@ -16,6 +16,7 @@ from ancestral.runtime.text import markdown, markdown_code, shown
 
 _GUIDANCE = ("guidance", "guidance_rescale", "guidance_interval", "guide")
 _SHOWN = ("images", "terms", "network", "searched", "steps", "solver", "eta", "variance", *_GUIDANCE)
+_BESIDE = ("standard_error", "largest_share")
 _TEXT = """# {heading}
 
 Images of {channels}x{height}x{width} on [-1, 1] by denoising diffusion, made with Ancestral: {parameters:,} parameters,
@@ -43,7 +44,10 @@ _HIDING = {  # what is said otherwise of a chain that hides places
 
 
 class Measured:
-    """What was measured on one checkpoint: rows of (name, value, standard error or None), and what with."""
+    """What was measured on one checkpoint: rows of (name, value, standard error, largest image's share), and what with.
+
+    Errors and shares are None where there are none.
+    """
 
     def __init__(self, path: Path, document: dict[str, Any]) -> None:
         self.few = frozenset(
@@ -58,10 +62,12 @@ class Measured:
         """The rows as Markdown."""
         how = f" ({self.how})" if self.how else ""
         lines = [f"From {markdown_code(f'{self.title}.json')}{how}:", ""]
-        lines += ["| | value | standard error |", "|---|---|---|"]
-        for name, value, error in self.rows:
+        shared = any(share is not None for *_, share in self.rows)
+        lines += ["| | value | standard error |" + shared * " largest image |", "|---|---|---|" + shared * "---|"]
+        for name, value, error, share in self.rows:
             few = " (few images)" if name.partition(": ")[0] in self.few else ""
             lines.append(f"| {markdown(name)}{few} | {value:.4g} | {'' if error is None else f'{error:.2g}'} |")
+            lines[-1] += f" {'' if share is None else f'{share:.1%}'} |" if shared else ""
         return "\n".join(lines)
 
 
@@ -157,13 +163,14 @@ def _is_of(saved: Checkpoint, document: dict[str, Any], path: Path) -> bool:
     return path.stat().st_mtime >= (saved.folder / verified_folder.MANIFEST).stat().st_mtime
 
 
-def _numbers(node: Any, name: str) -> Iterator[tuple[str, float, float | None]]:
-    """Every {"value" or "mean": number, "standard_error": number or null} in a document, named by the way to it."""
+def _numbers(node: Any, name: str) -> Iterator[tuple[str, float, float | None, float | None]]:
+    """Every {"value" or "mean": number, ...} in a document with what stands beside it, named by the way to it."""
     if not isinstance(node, dict):
         return
-    value, error = node.get("value", node.get("mean")), node.get("standard_error")
+    value = node.get("value", node.get("mean"))
     if isinstance(value, (int, float)) and math.isfinite(value) and name:
-        yield name, float(value), float(error) if isinstance(error, (int, float)) else None
+        error, share = (float(one) if isinstance(one, (int, float)) else None for one in map(node.get, _BESIDE))
+        yield name, float(value), error, share
         return
     for key, child in node.items():
         yield from _numbers(child, key if name in ("", "metrics") else f"{name}: {key}")
