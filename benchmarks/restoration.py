@@ -21,8 +21,9 @@ from torch import Tensor
 
 from ancestral.data import load
 from ancestral.data.pixels import to_bytes, to_unit
-from ancestral.diffusion.editing.inverse_problems import METHODS, Measurement, psnr
+from ancestral.diffusion.editing.inverse_problems import METHODS, Measurement
 from ancestral.diffusion.editing.operators import Known, Operator, box_means, gaussian_blur, grey
+from ancestral.diffusion.objectives.statistics import psnr
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.loop import walk
@@ -122,8 +123,8 @@ class Bench:
     def measure(self, way: str, task: Task) -> dict[str, object]:
         """PSNR with its standard error, and seconds of processor."""
         started = time.process_time()
-        each = psnr(self.restored(way, task), self.x0.double())
-        error = float(each.std()) / len(self.numbers) ** 0.5
+        each = psnr((self.restored(way, task).clamp(-1, 1) - self.x0).square().mean((1, 2, 3)), peak=2)
+        error = float(each.std(ddof=1)) / len(self.numbers) ** 0.5
         return {"psnr": [float(each.mean()), error], "seconds": time.process_time() - started}
 
 

@@ -14,8 +14,8 @@ import torch
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.objectives.elbo import Elbo
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
-from ancestral.diffusion.objectives.rate_distortion import curve, psnr
-from ancestral.diffusion.objectives.statistics import mean_and_error
+from ancestral.diffusion.objectives.rate_distortion import curve
+from ancestral.diffusion.objectives.statistics import image_psnr, mean_and_error, psnr
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
@@ -109,13 +109,18 @@ def test_the_papers_table_comes_out_as_it_went_in():
 @pytest.mark.parametrize("off", [1, 5, 255])
 def test_psnr_of_a_constant_error(off):
     black = np.zeros((2, 3, 3, 1), np.uint8)
-    assert psnr(black, black + np.uint8(off)) == pytest.approx(20 * math.log10(255 / off))
-    assert psnr(black, black) == math.inf
+    assert image_psnr(black, black + np.uint8(off)) == pytest.approx(20 * math.log10(255 / off))
+    assert image_psnr(black, black) == math.inf
+
+
+def test_psnr_of_images_on_another_scale():
+    assert psnr(torch.full((2,), 0.2**2, dtype=F64), peak=2).tolist() == pytest.approx([20.0, 20.0])
+    assert psnr(np.zeros(2), peak=2).tolist() == [math.inf, math.inf]
 
 
 def test_psnr_is_of_the_mean_squared_error():
     one, other = np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 2], np.uint8).reshape(2, 1, 1, 1)
-    assert psnr(one, other) == pytest.approx(10 * math.log10(255**2 / 2))
+    assert image_psnr(one, other) == pytest.approx(10 * math.log10(255**2 / 2))
 
 
 def waves(channels):

@@ -13,6 +13,7 @@ from ancestral.compression.errors import CodecError
 from ancestral.compression.file_header import parse
 from ancestral.compression.progressive import Row, received
 from ancestral.data.pixels import to_bytes
+from ancestral.diffusion.objectives.statistics import psnr
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Prefixes:
     @property
     def psnr(self) -> np.ndarray:
         """(K,) in dB, of the mean squared error over the files."""
-        return 10 * np.log10(255**2 / self.mse.mean(0))
+        return psnr(self.mse.mean(0))
 
 
 def prefixes(codec: Codec, images: Sequence[np.ndarray], profile: int, files: Sequence[bytes]) -> Prefixes:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, features
 
 from ancestral.data.lossless_files import LOSSLESS, Settings, container, encoded, sizes
-from ancestral.diffusion.objectives.rate_distortion import psnr
+from ancestral.diffusion.objectives.statistics import image_psnr
 
 _QUALITIES = (1, 3, 5, 10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 95, 98, 100)
 _COLOUR = ("4:2:0", "4:4:4")  # colour at half the resolution, and at the whole
@@ -82,7 +82,7 @@ def lossy_points(images: np.ndarray, kind: str) -> list[Point]:
         shown = np.stack([_shown(file, images.shape[-1]) for file in files])
         size, unseen = float(np.mean([len(file) for file in files])), container(images[0], kind, settings)
         unit = 8 / images[0].size
-        points.append(Point(size * unit, (size - unseen) * unit, psnr(images, shown)))
+        points.append(Point(size * unit, (size - unseen) * unit, image_psnr(images, shown)))
     return _undominated(points)
 
 

@@ -18,7 +18,8 @@ from ancestral.data import load
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
-from ancestral.diffusion.objectives.rate_distortion import Curve, curve, psnr
+from ancestral.diffusion.objectives.rate_distortion import Curve, curve
+from ancestral.diffusion.objectives.statistics import image_psnr
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
@@ -97,7 +98,7 @@ def filed(folder: Path, images: np.ndarray, name: str, device: str) -> dict[str,
     half = round((found.header + float(found.size[:, -1].mean())) / 2)
     codec = compress_command.codec_of(model, model, saved, codebook)
     finished = {
-        finish: psnr(images, np.stack([one.pixels for one in codec.decode([file[:half] for file in files], how)]))
+        finish: image_psnr(images, np.stack([one.pixels for one in codec.decode([file[:half] for file in files], how)]))
         for finish, how in FINISHES.items()
     }
     unit = 8 / images[0].size

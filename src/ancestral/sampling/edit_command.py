@@ -13,8 +13,9 @@ from torch import Tensor
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.editing.edits import Resampled, below, inverted, known_region, mix, slerp
-from ancestral.diffusion.editing.inverse_problems import METHODS, Measurement, psnr
+from ancestral.diffusion.editing.inverse_problems import METHODS, Measurement
 from ancestral.diffusion.editing.operators import Known, Operator, box_means, gaussian_blur, grey
+from ancestral.diffusion.objectives.statistics import psnr
 from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import Step, from_model, walk
@@ -234,5 +235,6 @@ def restore(folder: Path, how: How, sources: Sources, damage: Damage, *, method:
     shown = y.repeat_interleave(scale[0], 2).repeat_interleave(scale[1], 3).expand(-1, desk.shape[0], -1, -1)
     desk.write([shown] if clean is None else [clean, shown], results)
     if clean is not None:
-        each, mean = psnr(results, clean.cpu()[:, None]), psnr(results.mean(1), clean.cpu())
+        pairs = ((results, clean.cpu()[:, None]), (results.mean(1), clean.cpu()))
+        each, mean = (psnr((x.clamp(-1, 1) - x0).square().mean((-3, -2, -1)), peak=2) for x, x0 in pairs)
         screen.print(f"PSNR {float(each.mean()):.2f} dB, of the mean of an image's results {float(mean.mean()):.2f} dB")

@@ -19,8 +19,8 @@ from ancestral.compression.prefix_quality import Prefixes, prefixes
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.objectives.elbo import Elbo
-from ancestral.diffusion.objectives.rate_distortion import BYTES, psnr
-from ancestral.diffusion.objectives.statistics import mean_and_error
+from ancestral.diffusion.objectives.rate_distortion import BYTES
+from ancestral.diffusion.objectives.statistics import image_psnr, mean_and_error, psnr
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import along_q
 from ancestral.errors import UserError
@@ -46,7 +46,7 @@ class Rates:
     @property
     def psnr(self) -> np.ndarray:
         """In dB."""
-        return 20 * np.log10(255 / np.maximum(self.rmse, 1e-9))
+        return psnr(np.maximum(self.rmse, 1e-9) ** 2)
 
     @property
     def late_share(self) -> tuple[float, float]:
@@ -86,7 +86,7 @@ class Received:
     def stage(self, sharp: float, images: np.ndarray, one: int) -> tuple[float, float] | None:
         """(bits/dim, PSNR) of the first picture of an image that is so near to it in dB, or None."""
         for step, shown in enumerate(self.shown):
-            if (found := psnr(images[one], shown[one])) >= sharp:
+            if (found := image_psnr(images[one], shown[one])) >= sharp:
                 return float(self.bits[one, step]), found
         return None
 

@@ -19,6 +19,7 @@ from ancestral.compression.codec import Codec
 from ancestral.compression.compress_command import NO_FLOAT64, PROFILES, TOLD, codec_of, measured
 from ancestral.compression.file_header import parse
 from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.objectives.statistics import image_psnr
 from ancestral.errors import UserError
 from ancestral.runs.open import Watched, device_of
 
@@ -125,7 +126,6 @@ def _prefixes(codec: Codec, file: bytes, pixels: np.ndarray) -> list[dict[str, A
     sizes = sorted({round(size) for size in np.geomspace(least, max(least, end), PREFIXES)})
     found = []
     for size, decoded in zip(sizes, codec.decode([file[:size] for size in sizes]), strict=True):
-        mse = np.square(decoded.pixels.astype(np.float64) - pixels).mean()
-        psnr = None if mse == 0 else round(float(10 * np.log10(255**2 / mse)), 3)
-        found.append({"bytes": size, "uri": uri_of(decoded.pixels), "psnr": psnr})
+        psnr = image_psnr(pixels, decoded.pixels)
+        found.append({"bytes": size, "uri": uri_of(decoded.pixels), "psnr": round(psnr, 3) if psnr < np.inf else None})
     return found

@@ -250,11 +250,6 @@ def from_spectrum(seen: Measurement, predictor: Predictor, noise: Streams, eta: 
     return draw
 
 
-def psnr(x: Tensor, x0: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, over the last three axes; images on [-1, 1], x clamped to it."""
-    return -10 * ((x.clamp(-1, 1) - x0) / 2).square().mean((-3, -2, -1)).log10()
-
-
 def _dps(predictor: Predictor, seen: Measurement, noise: Streams, clip: Clip) -> Means:
     guided = Dps(predictor, seen)
     return Means(guided, guided.after(from_model(noise)))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.objectives.elbo import Elbo
+from ancestral.diffusion.objectives.statistics import psnr
 
 BYTES = 127.5  # levels of 0..255 in a unit of [-1, 1]
 
@@ -30,9 +31,9 @@ class Curve:
     lossless: float  # bits/dim of the whole bound: L_0 as well
 
     @property
-    def psnr(self) -> Tensor:
+    def psnr(self) -> np.ndarray:
         """In dB, of the mean squared error over images."""
-        return 20 * (255 / self.rmse).log10()
+        return psnr(self.rmse.square())
 
     @property
     def share_in_last_tenth(self) -> float:
@@ -63,9 +64,3 @@ def curve(measured: Elbo) -> Curve:
         rmse_error=spread[1] / (2 * rmse.clamp(min=1e-9)),
         lossless=float(measured.bits_per_dim.mean()),
     )
-
-
-def psnr(images: np.ndarray, shown: np.ndarray) -> float:
-    """20 log10(255 / RMSE) in dB over all values of both, uint8 of one shape; infinite where they are equal."""
-    mse = np.square(images.astype(np.float64) - shown).mean()
-    return float(10 * np.log10(255**2 / mse)) if mse else math.inf

@@ -1,10 +1,12 @@
-"""Means with their standard errors."""
+"""Means with their standard errors; squared errors in dB."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
+import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 
@@ -28,6 +30,17 @@ def in_json(values: Tensor) -> dict[str, float | None]:
         "standard_error": None if math.isnan(error) else error,
         "largest_share": None if math.isnan(share) else share,
     }
+
+
+def psnr(mse: ArrayLike, peak: float = 255.0) -> np.ndarray:
+    """Peak signal-to-noise ratio, 10 log10(peak^2 / mse) in dB, of mean squared errors; infinite at 0."""
+    with np.errstate(divide="ignore"):
+        return 10 * np.log10(peak**2 / np.asarray(mse, dtype=np.float64))
+
+
+def image_psnr(images: np.ndarray, shown: np.ndarray) -> float:
+    """In dB over all values of both, uint8 of one shape."""
+    return float(psnr(np.square(images.astype(np.float64) - shown).mean()))
 
 
 class Estimate(NamedTuple):
