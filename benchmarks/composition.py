@@ -28,9 +28,8 @@ from ancestral.data import load, pictures
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.composition import Product, negation
-from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor, clip_static
+from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Predictor, clip_static
 from ancestral.diffusion.denoisers.energy import EnergyNetwork, Learned
-from ancestral.diffusion.denoisers.guidance import Raw
 from ancestral.diffusion.denoisers.targets import EPS
 from ancestral.diffusion.objectives.losses import Weighted
 from ancestral.diffusion.processes import schedule
@@ -132,8 +131,10 @@ if __name__ == "__main__":
 
         def make(numbers: list[int]) -> Predictor:
             avoided = torch.tensor(numbers) % 10
-            everything = Raw(model, labels=avoided, dropped=torch.ones(len(numbers), dtype=torch.bool))
-            return negation(everything, Raw(model, labels=avoided), strength, model.clip)
+            everything = Conditioned(
+                model.unclipped, labels=avoided, dropped=torch.ones(len(numbers), dtype=torch.bool)
+            )
+            return negation(everything, Conditioned(model.unclipped, labels=avoided), strength, model.clip)
 
         x, _ = drawn(make, given.images, plain, lambda _: from_model, grids.trailing(model.schedule, LEVELS))
         found = seen(x, f"not-{strength:g}")

@@ -10,9 +10,8 @@ from torch import nn
 
 from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
 from ancestral.diffusion.denoisers.composition import OneOf, Product, negation
-from ancestral.diffusion.denoisers.denoiser import Denoiser, score
+from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, score
 from ancestral.diffusion.denoisers.energy import EnergyNetwork, Learned, score_of
-from ancestral.diffusion.denoisers.guidance import Raw
 from ancestral.diffusion.denoisers.targets import EPS, TARGETS, X0, V
 from ancestral.diffusion.objectives.losses import Weighted
 from ancestral.diffusion.processes import schedule
@@ -139,10 +138,10 @@ def test_only_energies_have_densities():
         Learned(wide).log_prob(x, 3)
     with pytest.raises(ValueError, match="no log density; train an EnergyNetwork"):
         Learned(Denoiser(Wavy(), Q, EPS))
-    scores = Raw(Denoiser(Wavy(), Q, EPS))
-    with pytest.raises(ValueError, match="part 1, a Raw, has only a score"):
+    scores = Conditioned(Denoiser(Wavy(), Q, EPS))
+    with pytest.raises(ValueError, match="part 1, a Conditioned, has only a score"):
         OneOf([LEFT, scores])
-    with pytest.raises(ValueError, match="part 0, a Raw, has only a score"):
+    with pytest.raises(ValueError, match="part 0, a Conditioned, has only a score"):
         Product([scores, scores]).log_prob(x, 3)
     assert Product([scores, scores], [0.5, 0.5])(x.double()[..., :2, :2], 3).x0.shape == (2, 1, 2, 2)
 

@@ -12,8 +12,8 @@ from ancestral.data import load
 from ancestral.data.dataset import DataOptions
 from ancestral.data.pictures import read_png
 from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
-from ancestral.diffusion.denoisers.denoiser import Denoiser, Given, Prediction, clip_static, predict, score
-from ancestral.diffusion.denoisers.guidance import ClassifierGuided, Guided, Raw, beside, conditional
+from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Prediction, clip_static, predict, score
+from ancestral.diffusion.denoisers.guidance import ClassifierGuided, Guided, beside, conditional
 from ancestral.diffusion.denoisers.targets import TARGETS
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.samplers import grids
@@ -250,8 +250,8 @@ def test_a_guided_image_does_not_depend_on_its_batch():
 
     alone = torch.cat([guided(slice(i, i + 1)) for i in range(4)])
     assert torch.allclose(guided(slice(0, 4)), alone, atol=1e-5)
-    assert torch.allclose(guided(slice(0, 4), 1.0), Given(denoiser, labels=labels)(x, t).x0, atol=1e-5)
-    nobody = Raw(denoiser, labels=labels, dropped=torch.ones(4, dtype=torch.bool))
+    assert torch.allclose(guided(slice(0, 4), 1.0), Conditioned(denoiser, labels=labels)(x, t).x0, atol=1e-5)
+    nobody = Conditioned(denoiser.unclipped, labels=labels, dropped=torch.ones(4, dtype=torch.bool))
     free = Guided(conditional(denoiser, labels=labels), denoiser, 0.0)(x, t)
     assert torch.allclose(free.x0, nobody(x, t).x0, atol=1e-5)
 

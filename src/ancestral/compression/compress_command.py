@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from rich.progress import TaskID
-from torch import Tensor
 
 from ancestral.compression import calibration
 from ancestral.compression.codebook import Codebook, drift, widened
@@ -21,8 +19,7 @@ from ancestral.compression.file_header import SUFFIX
 from ancestral.data import decode, load, pictures
 from ancestral.data.dataset import Splits
 from ancestral.diffusion.denoisers.calibrated import Calibrated
-from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction, Predictor
-from ancestral.diffusion.processes.types import Time
+from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor, Watched
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.open import device_of, open_gaussian, state_type
@@ -36,19 +33,6 @@ TOLD = "this model is told conditions, which files do not hold; train one withou
 PROFILES = {"chunks": 0, "quick": 1, "small": 2, "smallest": 3}
 
 
-class Counted:
-    """A model that moves a bar and counts its calls."""
-
-    def __init__(self, model: Denoiser, bar: Progress, task: TaskID) -> None:
-        self.model, self.schedule, self.bar, self.task, self.calls = model, model.schedule, bar, task, 0
-
-    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
-        """As the model."""
-        self.calls += 1
-        self.bar.advance(self.task)
-        return self.model(x_t, t)
-
-
 def compress(run: Path, sources: Sequence[Path], *, out: Path, profile: str, size: int | None, device: str) -> None:
     """Write a file of each image that gives back its exact pixels, or the first `size` bytes of it."""
     saved, model, codebook = opened(run, device)
@@ -57,7 +41,8 @@ def compress(run: Path, sources: Sequence[Path], *, out: Path, profile: str, siz
     with _targets(sources, out, _file_names(sources)) as (targets, write):
         started = time.monotonic()
         with Progress() as bar:
-            predictor = Counted(model, bar, task := bar.add_task(f"compress, {len(pixels)} images"))
+            task = bar.add_task(f"compress, {len(pixels)} images")
+            predictor = Watched(model, lambda images: bar.advance(task))
             codec = codec_of(predictor, model, saved, codebook)
             for source, image in zip(sources, pixels, strict=True):
                 least = len(codec.header((image.shape[0], image.shape[1]), PROFILES[profile]).content())
@@ -87,7 +72,8 @@ def decompress(
             screen.print(f"warning: the network here is {off:.2g} grey levels off; exact pixels may not come out")
         started = time.monotonic()
         with Progress() as bar:
-            predictor = Counted(model, bar, task := bar.add_task(f"decompress, {len(contents)} images"))
+            task = bar.add_task(f"decompress, {len(contents)} images")
+            predictor = Watched(model, lambda images: bar.advance(task))
             codec = codec_of(predictor, model, saved, codebook)
             names = [str(source) for source in sources]
             if lossy:

@@ -15,7 +15,7 @@ from ancestral.compression import compress_command
 from ancestral.compression.completion import FINISHES
 from ancestral.compression.prefix_quality import prefixes
 from ancestral.data import load
-from ancestral.diffusion.denoisers.denoiser import Predictor
+from ancestral.diffusion.denoisers.denoiser import Predictor, Watched
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.rate_distortion import Curve, curve
@@ -26,7 +26,7 @@ from ancestral.evaluation import image_formats
 from ancestral.evaluation.measurement import Measurement, write
 from ancestral.runs import build
 from ancestral.runs.datasets import images_for
-from ancestral.runs.open import Watched, device_of, open_gaussian
+from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runtime import plots
 from ancestral.runtime.console import Progress, json_of, screen, table_of, together
 from ancestral.runtime.result_files import held
@@ -91,7 +91,8 @@ def filed(folder: Path, images: np.ndarray, name: str, device: str) -> dict[str,
     saved, model, codebook = compress_command.opened(folder, device)
     profile, originals = codebook.profiles[compress_command.PROFILES[name]], list(images)
     with Progress() as bar:
-        predictor = compress_command.Counted(model, bar, bar.add_task("files", total=3 * len(profile.times)))
+        task = bar.add_task("files", total=3 * len(profile.times))
+        predictor = Watched(model, lambda images: bar.advance(task))
         codec = compress_command.codec_of(predictor, model, saved, codebook)
         files = codec.encode(originals, profile.id)
         found = prefixes(codec, originals, profile.id, files)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ancestral.diffusion.denoisers.calibrated import Calibrated
-from ancestral.diffusion.denoisers.denoiser import Denoiser, Given, Predictor
+from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Predictor
 from ancestral.diffusion.objectives.losses import OBJECTIVES, Objective
 from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
 from ancestral.diffusion.processes.schedule import SCHEDULES, NoiseSchedule
@@ -258,5 +258,5 @@ def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_w
 
 def predictor(model: Denoiser, calibration: torch.Tensor | None, **cond: torch.Tensor) -> Predictor:
     """The model with its conditions filled in and, where it was measured, its own error known."""
-    given = Given(model, **cond)
-    return given if calibration is None else Calibrated(given, calibration)
+    conditioned = Conditioned(model, **cond)
+    return conditioned if calibration is None else Calibrated(conditioned, calibration)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction, Predictor
-from ancestral.diffusion.processes.types import Time
+from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.runs import build, checkpoint, process_kinds
 from ancestral.runtime.console import screen
 
@@ -26,18 +24,6 @@ def open_gaussian(folder: Path, device: str, average_width: float | None) -> tup
     saved, model = open_model(folder, device, average_width)
     process_kinds.need_gaussian(saved.config, str(folder))
     return saved, model
-
-
-class Watched:
-    """A predictor that says how many images it has looked at, each time it is called."""
-
-    def __init__(self, predictor: Predictor, told: Callable[[int], object]) -> None:
-        self.predictor, self.schedule, self.told = predictor, predictor.schedule, told
-
-    def __call__(self, x_t: torch.Tensor, t: Time) -> Prediction:
-        """As the predictor."""
-        self.told(len(x_t))
-        return self.predictor(x_t, t)
 
 
 def device_of(model: torch.nn.Module) -> torch.device:

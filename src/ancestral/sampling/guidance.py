@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ancestral.diffusion.denoisers.calibrated import Calibrated
-from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor
-from ancestral.diffusion.denoisers.guidance import EVERYWHERE, Guided, Raw, beside, conditional
+from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Predictor
+from ancestral.diffusion.denoisers.guidance import EVERYWHERE, Guided, beside, conditional
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.checkpoint import Checkpoint
@@ -120,6 +120,7 @@ class Guiding:
         if self.guide is None:
             pair = conditional(self.model, **cond)
         else:
-            pair = beside(Raw(self.model, **cond), Raw(self.guide.model, **wanted(cond, self.guide.config)))
+            weaker, known = self.guide.model, wanted(cond, self.guide.config)
+            pair = beside(Conditioned(self.model.unclipped, **cond), Conditioned(weaker.unclipped, **known))
         guided = Guided(pair, self.model, self.scale, self.rescale, self.interval, self.model.clip)
         return guided if table is None else Calibrated(guided, table)

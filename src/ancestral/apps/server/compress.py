@@ -18,10 +18,10 @@ from ancestral.compression.codebook import Codebook, check, widened
 from ancestral.compression.codec import Codec
 from ancestral.compression.compress_command import NO_FLOAT64, PROFILES, TOLD, codec_of, measured
 from ancestral.compression.file_header import parse
-from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.denoisers.denoiser import Denoiser, Watched
 from ancestral.diffusion.objectives.statistics import image_psnr
 from ancestral.errors import UserError
-from ancestral.runs.open import Watched, device_of
+from ancestral.runs.open import device_of
 
 PREFIXES = 24  # pictures of a file's first bytes
 MEASURING = 100  # steps that the measurement is told in

@@ -60,7 +60,7 @@ class Product:
         x0 = sum_i w_i x0_i + (1 - W) x_t / signal_t.
 
     Args:
-        parts: predictors of one forward process, none of which should clip: `Raw(model, labels=labels)`.
+        parts: predictors of one forward process, none of which should clip (`Denoiser.unclipped`).
         weights: w_i, of any sign; 1 when left out. Classes of one model are combined within its data by
             (q_1 / q) (q_2 / q) q: weights 1, 1 and -1, the last for the model without a class.
         clip: what is done to the x0 of the product.

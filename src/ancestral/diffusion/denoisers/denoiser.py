@@ -118,16 +118,34 @@ class Denoiser(nn.Module):
         """Predict x0 from x_t (B, C, H, W) at time t, clipped as this denoiser says."""
         return self.interpret(self.output(x_t, t, **cond), x_t, t, self.clip)
 
+    @property
+    def unclipped(self) -> Denoiser:
+        """The same network before it clips, for what clips its own result."""
+        return Denoiser(self.network, self.schedule, self.target, clock=self.clock)
 
-class Given:
-    """A predictor with its conditions filled in: `Given(denoiser, labels=labels)`."""
+
+class Conditioned:
+    """A denoiser with its conditions filled in: `Conditioned(denoiser, labels=labels)`."""
 
     def __init__(self, denoiser: Denoiser, **cond: Tensor) -> None:
         self.denoiser, self.schedule, self.cond = denoiser, denoiser.schedule, cond
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
-        """Predict under the conditions given."""
+        """Predict under these conditions."""
         return self.denoiser(x_t, t, **self.cond)
+
+
+class Watched:
+    """A predictor that counts its calls, and hands the number of images of each to `report` before it is made."""
+
+    def __init__(self, predictor: Predictor, report: Callable[[int], object]) -> None:
+        self.predictor, self.schedule, self.report, self.calls = predictor, predictor.schedule, report, 0
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """As the predictor."""
+        self.calls += 1
+        self.report(len(x_t))
+        return self.predictor(x_t, t)
 
 
 # Pixels predicted exactly black or white are far surer than the rest: a bucket for each, and finer ones beside them.

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction
-from ancestral.diffusion.denoisers.guidance import Raw
+from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Prediction
 from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import Time, over
 
@@ -80,7 +79,7 @@ class EnergyNetwork(nn.Module):
         return gradient
 
 
-class Learned(Raw):
+class Learned(Conditioned):
     """The energy of a denoiser whose network is an `EnergyNetwork`, with its conditions filled in, before it clips.
 
     The constant of each network, and of each of its conditions, is its own and unknown.
@@ -95,7 +94,7 @@ class Learned(Raw):
                 f"a {type(denoiser.network).__name__} has a score and no log density; "
                 "train an EnergyNetwork around it as the denoiser's network"
             )
-        super().__init__(denoiser, **cond)
+        super().__init__(denoiser.unclipped, **cond)
         self.network = denoiser.network
 
     def log_prob(self, x_t: Tensor, t: Time) -> Tensor:

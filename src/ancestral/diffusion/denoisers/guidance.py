@@ -15,23 +15,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.denoiser import Clip, Denoiser, Prediction, Predictor, predict, unclipped
+from ancestral.diffusion.denoisers.denoiser import (
+    Clip,
+    Conditioned,
+    Denoiser,
+    Prediction,
+    Predictor,
+    predict,
+    unclipped,
+)
 from ancestral.diffusion.processes.types import Time, over
 
 Pair = Callable[[Tensor, Time], tuple[Prediction, Prediction]]  # from x_t and t: the strong prediction, the weak one
 LogProb = Callable[[Tensor, Time, Tensor], Tensor]  # from x_t, t, labels: log p(label | x_t) in nats, (B,)
 EVERYWHERE = (-math.inf, math.inf)
-
-
-class Raw:
-    """A denoiser with its conditions filled in, before it clips: `Raw(denoiser, labels=labels)`."""
-
-    def __init__(self, denoiser: Denoiser, **cond: Tensor) -> None:
-        self.denoiser, self.schedule, self.cond = denoiser, denoiser.schedule, cond
-
-    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
-        """What the network says under the conditions given."""
-        return self.denoiser.interpret(self.denoiser.output(x_t, t, **self.cond), x_t, t)
 
 
 def beside(strong: Predictor, weak: Predictor) -> Pair:
@@ -49,17 +46,19 @@ def conditional(denoiser: Denoiser, **cond: Tensor) -> Pair:
     is w = scale - 1.
 
     Args:
-        denoiser: its network was trained with dropped conditions.
+        denoiser: its network was trained with dropped conditions; its clipping is left out.
         cond: of each image, (B, ...): labels, embedding.
     """
+
+    denoiser = denoiser.unclipped
 
     def pair(x_t: Tensor, t: Time) -> tuple[Prediction, Prediction]:
         count = len(x_t)
         dropped = torch.arange(2 * count, device=x_t.device) >= count
         twice = {name: torch.cat([value, value]) for name, value in cond.items()}
-        both = Raw(denoiser, **twice, dropped=dropped)
-        told = both(torch.cat([x_t, x_t]), torch.as_tensor(t).expand(count).repeat(2))
-        strong, weak = zip(*(((None, None) if part is None else part.chunk(2)) for part in told), strict=True)
+        both = Conditioned(denoiser, **twice, dropped=dropped)
+        predicted = both(torch.cat([x_t, x_t]), torch.as_tensor(t).expand(count).repeat(2))
+        strong, weak = zip(*(((None, None) if part is None else part.chunk(2)) for part in predicted), strict=True)
         return Prediction(*strong), Prediction(*weak)
 
     return pair
@@ -117,7 +116,7 @@ class ClassifierGuided:
     predictor of the images of that label.
 
     Args:
-        predictor: of all images; `Raw(denoiser)`, so that clipping comes last.
+        predictor: of all images; `denoiser.unclipped`, so that clipping comes last.
         log_prob: of each image's label, differentiable in x_t; the images of a batch must not meet in it.
         labels: int64 (B,), or whatever `log_prob` takes.
         scale: of the gradient.

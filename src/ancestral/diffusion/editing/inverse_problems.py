@@ -65,8 +65,8 @@ def as_known(schedule: NoiseSchedule, prediction: Prediction, t: Time) -> Tensor
     return prediction.x0_var.flatten(1).mean(1).reshape(-1, *[1] * (prediction.x0.ndim - 1))
 
 
-class _Watched:
-    """A prediction with the graph that made it, under the loop's `no_grad`."""
+class _Differentiable:
+    """A prediction with autograd enabled under the loop's `no_grad`, so that v^T J can be taken."""
 
     def __init__(self, predictor: Predictor, x_t: Tensor, t: Time) -> None:
         self.x_t = x_t.detach().requires_grad_()
@@ -131,10 +131,10 @@ class PiGdm(_Spread):
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict x0 given x_t and y."""
-        watched = _Watched(self.predictor, x_t, t)
-        r2 = self.spread(self.schedule, watched.prediction, t)
-        v = self.seen.operator.ridge(self.seen.residual(watched.x0), r2, self.seen.y_var)
-        return watched.moved(self.predictor, self.clip(watched.x0 + watched.cov(v)), t)
+        linear = _Differentiable(self.predictor, x_t, t)
+        r2 = self.spread(self.schedule, linear.prediction, t)
+        v = self.seen.operator.ridge(self.seen.residual(linear.x0), r2, self.seen.y_var)
+        return linear.moved(self.predictor, self.clip(linear.x0 + linear.cov(v)), t)
 
 
 class Mmps:
@@ -156,13 +156,13 @@ class Mmps:
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict x0 given x_t and y."""
-        watched, operator = _Watched(self.predictor, x_t, t), self.seen.operator
+        linear, operator = _Differentiable(self.predictor, x_t, t), self.seen.operator
 
         def product(v: Tensor) -> Tensor:
-            return operator(watched.cov(operator.adjoint(v))) + self.seen.y_var * v
+            return operator(linear.cov(operator.adjoint(v))) + self.seen.y_var * v
 
-        v = conjugate_gradients(product, self.seen.residual(watched.x0), self.iterations)
-        return watched.moved(self.predictor, self.clip(watched.x0 + watched.cov(operator.adjoint(v))), t)
+        v = conjugate_gradients(product, self.seen.residual(linear.x0), self.iterations)
+        return linear.moved(self.predictor, self.clip(linear.x0 + linear.cov(operator.adjoint(v))), t)
 
 
 def conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, iterations: int) -> Tensor:
@@ -203,11 +203,11 @@ class Dps:
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """The prediction as it is; the gradient is kept for the draw."""
-        watched = _Watched(self.predictor, x_t, t)
-        residual = self.seen.residual(watched.x0)
+        linear = _Differentiable(self.predictor, x_t, t)
+        residual = self.seen.residual(linear.x0)
         length = residual.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (residual.ndim - 1))
-        self.gradient = -watched.back(self.seen.operator.adjoint(residual / length))
-        return watched.moved(self.predictor, watched.x0, t)
+        self.gradient = -linear.back(self.seen.operator.adjoint(residual / length))
+        return linear.moved(self.predictor, linear.x0, t)
 
     def after(self, draw: Draw) -> Draw:
         """What `draw` chooses, moved against the gradient of the prediction that it was made from."""
