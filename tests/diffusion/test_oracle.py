@@ -315,6 +315,33 @@ def test_claimed_errors_are_those_that_other_images_and_terms_show(terms):
     assert float(untrue.max() / untrue.min()) > 3
 
 
+@pytest.mark.parametrize(("values", "terms"), [(4, None), (12, 4)])  # of four pixels, grey and in colour
+def test_a_claimed_error_is_the_spread_over_four_hundred_seeds(values, terms):
+    """Gaussian images of a brightness of their own under the exact denoiser of each pixel: few images, many seeds.
+
+    Every seed has other images, times and noise, as `evaluate` draws them, so that nothing that varies is left out:
+    neither images, nor strata, nor what draws might share. The mean square of the claims is the variance itself, in
+    expectation; its chance and that of the spread are small at 400 seeds.
+    """
+    seeds, images, generator = 400, 12, torch.Generator().manual_seed(5)
+    model = gaussian(schedule.cosine(40), torch.zeros(values, dtype=F64), 0.25)
+    grid = [40, 33, 25, 17, 10, 5, 2, 1, 0]
+    found = []
+    for seed in range(seeds):
+        own, common = (torch.randn(images, size, generator=generator).double() for size in (values, 1))
+        x0 = 0.3 * own + 0.4 * common
+        noise = Streams(seed, "evaluate", range(images))
+        bits = elbo(model, x0, grid, Ancestral(fixedsmall), noise, Normal.log_prob, terms).bits_per_dim
+        found.append(mean_and_error(bits))
+    means, errors = torch.tensor(found, dtype=F64).unbind(1)
+    # Both sides have an error: of a variance from 400 means, and from 400 claims of 12 images each, whose tails count.
+    of_spread = (2 / (seeds - 1)) ** 0.5
+    of_claims = float(errors.square().std() / errors.square().mean()) / seeds**0.5
+    ratio = float(means.var() / errors.square().mean())
+    assert ratio == pytest.approx(1, abs=3.3 * math.hypot(of_spread, of_claims)), ratio
+    assert math.hypot(of_spread, of_claims) < 0.1  # a claim that is short by a fifth would be seen
+
+
 def test_the_largest_share_is_the_part_of_one_image_in_the_sum():
     assert largest_share(torch.tensor([1.0, 2.0, 5.0])) == pytest.approx(5 / 8)
     assert largest_share(torch.tensor([-1.0, 3.0, 0.0])) == pytest.approx(3 / 4)  # of the sizes, where signs differ
