@@ -76,7 +76,11 @@ def ancestral(folder: Path) -> tuple[Callable[[], object], Callable[[Path], obje
 
     def save(out: Path) -> None:
         tensors = training.tensors()
-        checkpoint.save(out, 1, config.to_json(settings, facts), training.model_weights(tensors), tensors, {})
+        state: checkpoint.State = {
+            "total": BATCH, "length": "", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": False,
+        }  # fmt: skip
+        document = config.to_json(settings, facts)
+        checkpoint.save(out, 1, document, training.model_weights(tensors), tensors, dict(state))
 
     return lambda: training.step(data, ENDLESS), save
 

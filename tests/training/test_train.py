@@ -18,6 +18,7 @@ from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
 from ancestral.training import command, cost, loss_spikes, prefetch, preview, trainer
 from ancestral.training import run as runner
+from conftest import TINY, run_command
 
 CPU = torch.device("cpu")
 
@@ -558,6 +559,33 @@ def test_a_run_from_before_the_layout_was_measured_goes_on_in_its_own(digits, tm
     again.resume()
     assert again.training.images == 32
     assert again.training.format == ("float32", expected)
+
+
+@pytest.mark.parametrize("asked", [(), ("--set", "diffusion.variance=large")])
+@pytest.mark.parametrize("newest", [1, 2])  # the schema of the last checkpoint
+def test_the_command_that_began_a_run_before_names_changed_goes_on_with_it(tmp_path, asked, newest):
+    """It said `large` for beta_1 at t = 1, which is `beta` now, and the preset's `fixedlarge` is another number."""
+    pytest.importorskip("sklearn")
+    small = [f"--set={name}" for name in ("model.multipliers=[1]", "model.attention=[0]", "diffusion.T=10")]
+    given = ["train", "digits", "--preset", "cifar10", "--steps", 1, "--out", tmp_path, *small, *TINY]
+    begun = run_command(*given, "--set", "diffusion.variance=beta")
+    assert begun.exit_code == 0, begun.output
+    folder = next((tmp_path / "checkpoints").glob("*"))
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != verified_folder.MANIFEST}
+    now = files["config.json"].decode()
+    old = now.replace('"variance": "beta"', '"variance": "large"').replace('"schema": 2', '"schema": 1')
+    assert json.loads(old)["config"]["schema"] == 1
+    (tmp_path / "config.json").write_text(old)
+    shutil.rmtree(folder)
+    verified_folder.write(folder, {**files, "config.json": (old if newest == 1 else now).encode()})
+    again = run_command(*given, *asked)
+    assert again.exit_code == 0, again.output
+    said = " ".join(again.output.split())
+    assert said.count("this was what is called beta now; it goes on so") == 1
+    assert "is complete" in said
+    other = run_command(*given, "--set", "diffusion.variance=fixedsmall")
+    assert other.exit_code == 2
+    assert "config.diffusion.variance was beta, is fixedsmall" in " ".join(other.output.split())
 
 
 def test_one_setting_that_is_named_is_kept_and_the_other_measured(digits, monkeypatch, tmp_path):

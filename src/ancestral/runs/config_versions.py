@@ -21,3 +21,17 @@ def _from_1(config: dict[str, Any]) -> dict[str, Any]:
         named = _VARIANCES.get(told, told) if diffusion.get("chain", "gaussian") == "gaussian" else "fixedlarge"
         diffusion = {**diffusion, "variance": named}
     return {**config, "diffusion": diffusion, "schema": 2} if "diffusion" in config else {**config, "schema": 2}
+
+
+def variance_as_begun(asked: str, begun: Any) -> str:
+    """What a variance means in the command that began this configuration and is given again: names have changed since.
+
+    Args:
+        asked: as the command says it, or its preset today.
+        begun: the configuration as it was written when the run began.
+    """
+    if not isinstance(begun, dict) or begun.get("schema") != 1 or not isinstance(begun.get("diffusion"), dict):
+        return asked
+    told = begun["diffusion"].get("variance")
+    same = isinstance(told, str) and asked in (told, f"fixed{told}")
+    return _from_1(begun)["diffusion"]["variance"] if same else asked

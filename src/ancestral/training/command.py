@@ -21,10 +21,11 @@ from ancestral.data.source_paths import public
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, compute_format, config
 from ancestral.runs.compute_format import FORMATS, Timed
+from ancestral.runs.config_versions import variance_as_begun
 from ancestral.runs.lock import FOLDER as OWNERS
 from ancestral.runs.lock import own
 from ancestral.runs.metrics_log import read_metrics
-from ancestral.runtime import plots, verified_folder
+from ancestral.runtime import disk, plots, verified_folder
 from ancestral.runtime.console import Progress, TextColumn, screen, together, write_text
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.side_tasks import beside
@@ -111,6 +112,7 @@ def _train(
     known = inventory.understood(images) if processes.first else {}
     for line in inventory.paragraph(images, known) if known else []:
         _say(line)
+    settings = settings if fresh else _as_begun(settings, folder)
     run = runner.Run(folder, settings, images, on, str(length), processes, _warn)
     if run.facts.untrained and settings.model.labels:
         _warn(f"no training image of the class {listed(run.facts.untrained)}: it is not learned and cannot be drawn")
@@ -126,6 +128,20 @@ def _train(
     finally:
         if run.owner is not None:
             run.owner.release()
+
+
+def _as_begun(settings: config.Config, folder: Path) -> config.Config:
+    """The settings in the words of today, where the folder's run was begun in those of an earlier version."""
+    try:
+        begun = disk.document(folder / "config.json", float)
+    except (disk.Missing, disk.Damaged):  # what can be resumed is asked for later
+        return settings
+    asked = settings.diffusion.variance
+    meant = variance_as_begun(asked, begun.get("config") if isinstance(begun, dict) else None)
+    if meant == asked:
+        return settings
+    _say(f"diffusion.variance={asked}: when {folder} was begun, this was what is called {meant} now; it goes on so")
+    return replace(settings, diffusion=replace(settings.diffusion, variance=meant))
 
 
 def _set_aside(folder: Path) -> None:
