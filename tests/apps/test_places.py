@@ -9,7 +9,7 @@ import pytest
 from ancestral.data import load, source_paths
 from ancestral.runs import checkpoint, config
 from ancestral.runs.build import device
-from ancestral.runs.hub.model_card import measured
+from ancestral.runs.measurements import measured
 from ancestral.training import run as runner
 from conftest import TINY, run_command
 

@@ -24,7 +24,8 @@ from ancestral.networks.unet import UNet
 from ancestral.runs import datasets
 from ancestral.runs.conditions import trained_with
 from ancestral.runs.config import Facts, resolve
-from ancestral.runs.hub.model_card import Measured
+from ancestral.runs.hub.model_card import table
+from ancestral.runs.measurements import Measured
 from ancestral.training import prefetch
 from ancestral.training.trainer import Training
 from conftest import TINY, run_command
@@ -406,7 +407,7 @@ def test_a_model_guided_by_itself_is_itself_and_by_an_earlier_average_is_not(gui
     )
     assert result.exit_code == 0, result.output
     path = guidable / "metrics-pixels.json"
-    how = Measured(path, json.loads(path.read_text())).how
+    how = table(Measured(path.stem, json.loads(path.read_text())))
     assert "guidance 2.0" in how  # on the card too
     assert "guidance_rescale" not in how
 

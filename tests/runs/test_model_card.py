@@ -10,6 +10,7 @@ from markdown_it import MarkdownIt
 
 from ancestral.runs import checkpoint
 from ancestral.runs.hub import model_card
+from ancestral.runs.measurements import Measured
 from ancestral.runtime.text import shown
 
 pytest.importorskip("huggingface_hub")
@@ -56,7 +57,7 @@ NAMES = (
 )
 
 
-def made(saved, folder, name):
+def made(saved, name):
     """A card with this name at every place of it that comes from elsewhere."""
     measurement = {
         **dict.fromkeys(("images", "terms", "solver", "eta", "guidance", "guide", "searched"), name),
@@ -65,7 +66,7 @@ def made(saved, folder, name):
     }
     config, facts = saved.config, replace(saved.facts, class_names=(name, f"{name}{name}", f"x{name}x"))
     config = replace(config, source=name, model=replace(config.model, labels=True))
-    found = model_card.Measured(folder / f"metrics-{name.replace('/', '')}.json", json.loads(json.dumps(measurement)))
+    found = Measured(f"metrics-{name}", json.loads(json.dumps(measurement)))
     return model_card.card(f"somebody/{name}", replace(saved, config=config, facts=facts), [found], name)
 
 
@@ -95,17 +96,17 @@ def saved(trained_run):
     return checkpoint.open_run(trained_run)[0]
 
 
-def test_a_harmless_card_shows_its_names(saved, tmp_path):
-    head, tokens = parsed(made(saved, tmp_path, "x_1, 2.5 (y)"))
+def test_a_harmless_card_shows_its_names(saved):
+    head, tokens = parsed(made(saved, "x_1, 2.5 (y)"))
     assert head["license"] == "x_1, 2.5 (y)"
     assert written(tokens).count("x_1, 2.5 (y)") > 10
-    assert "&#" not in made(saved, tmp_path, "x_1, 2.5 (y)")
+    assert "&#" not in made(saved, "x_1, 2.5 (y)")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_no_name_changes_the_structure(saved, tmp_path, name):
-    plain_head, plain = parsed(made(saved, tmp_path, "plain"))
-    card = made(saved, tmp_path, name)
+def test_no_name_changes_the_structure(saved, name):
+    plain_head, plain = parsed(made(saved, "plain"))
+    card = made(saved, name)
     head, tokens = parsed(card)
     assert structure(tokens) == structure(plain)
     assert head.keys() == plain_head.keys()
@@ -118,8 +119,8 @@ def test_no_name_changes_the_structure(saved, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["x\n# y", 'x"\nimport os\n"'])
-def test_the_name_on_the_hub_stays_in_its_lines_of_code(saved, tmp_path, name):
+def test_the_name_on_the_hub_stays_in_its_lines_of_code(saved, name):
     def lines(name):
-        return [token.content.count("\n") for token in parsed(made(saved, tmp_path, name))[1] if token.type == "fence"]
+        return [token.content.count("\n") for token in parsed(made(saved, name))[1] if token.type == "fence"]
 
     assert lines(name) == lines("plain")

@@ -21,8 +21,7 @@ from ancestral.diffusion.samplers.sample import finish
 from ancestral.evaluation import features
 from ancestral.evaluation.features import features_of, on_sides, unlabelled
 from ancestral.evaluation.sample_metrics import GROUPS, closest, copies, few, repeats
-from ancestral.runs.hub import model_card
-from ancestral.runtime import disk
+from ancestral.runs.measurements import measured
 from ancestral.runtime.plots import ACCENT, SECOND
 
 STEPS, FINE = 10, 50  # of the solver for few steps; of the walk that it is compared with
@@ -103,16 +102,14 @@ def _kept(subject: Subject) -> Found | None:
         return None
     if not subject.own:
         return None
-    found = [one for one in model_card.measured(subject.run, subject.saved) if one.title.startswith("metrics-")]
+    found = [one for one in measured(subject.run, subject.saved) if one.title.startswith("metrics-")]
     for one in sorted(found, key=lambda one: one.title != "metrics-lite0"):
-        document = disk.document(subject.run / f"{one.title}.json", float)
         network, by_name = one.title.removeprefix("metrics-"), {}
         for name, value, error, _ in one.rows:
             metric, _, side = name.partition(": ")
             by_name.setdefault(metric.removesuffix(f"-{network}"), {})[side] = Estimate(value, error or 0.0)
         few_of = tuple(name for name in by_name if f"{name}-{network}" in one.few)
-        times = (document.get("drawing") or {}).get("times")
-        return Found(network, int(document["images"]), True, len(times) - 1 if times else None, by_name, few_of)
+        return Found(network, int(one.made["images"]), True, one.made.get("steps"), by_name, few_of)
     return None
 
 

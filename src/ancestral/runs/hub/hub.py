@@ -24,7 +24,8 @@ from ancestral.runs import checkpoint
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.config import Config
 from ancestral.runs.hub import diffusers, import_checks
-from ancestral.runs.hub.model_card import card, measured
+from ancestral.runs.hub.model_card import card
+from ancestral.runs.measurements import measured
 from ancestral.runtime import disk, verified_folder
 
 PREFIX = "hf:"
