@@ -38,6 +38,22 @@ def trained_run(tmp_path_factory) -> Path:
     return run
 
 
+@pytest.fixture(scope="session")
+def colour_run(tmp_path_factory) -> Path:
+    """A run of 30 updates on the 8x8 digits, each painted in a colour of its own."""
+    import numpy as np
+
+    datasets = pytest.importorskip("sklearn.datasets")
+    folder = tmp_path_factory.mktemp("colour")
+    paint = np.random.default_rng(0).uniform(0.2, 1, (1797, 1, 1, 3))
+    np.save(folder / "digits.npy", (datasets.load_digits().images[..., None] / 16 * 255 * paint).astype(np.uint8))
+    run = folder / "run"
+    result = run_command("train", folder / "digits.npy", "--preset", "tiny", "--steps", 30, "--out", run, *TINY)
+    assert result.exit_code == 0, result.output
+    return run
+
+
+RUNS = ("trained_run", "colour_run")  # grey and colour
 TINY = ("--device", "cpu", "--set", "model.width=8", "--set", "train.batch_size=16", "--set", "train.snapshots=3")
 
 

@@ -41,8 +41,20 @@ def run_parts(run):
     return {name: section.part(run) for name, section in SECTIONS.items()}
 
 
-def test_the_report_says_what_evaluate_prints(run_parts, trained_run, tmp_path):
-    result = run_command("evaluate", trained_run, "--num-images", RUN_IMAGES, "--out", tmp_path, "--device", "cpu")
+@pytest.fixture(scope="module")
+def colour(colour_run):
+    return of_run(colour_run, None, RUN_IMAGES, 0, "cpu", None)
+
+
+@pytest.fixture(scope="module")
+def colour_parts(colour):
+    return {name: section.part(colour) for name, section in SECTIONS.items()}
+
+
+@pytest.mark.parametrize("subject", ["run", "colour"])
+def test_the_report_says_what_evaluate_prints(subject, tmp_path, request):
+    folder, run_parts = request.getfixturevalue(subject).run, request.getfixturevalue(f"{subject}_parts")
+    result = run_command("evaluate", folder, "--num-images", RUN_IMAGES, "--out", tmp_path, "--device", "cpu")
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "evaluation.json").read_text())["bits_per_dim"]
     numbers = run_parts["bound"].numbers
@@ -55,10 +67,10 @@ def test_the_report_says_what_evaluate_prints(run_parts, trained_run, tmp_path):
         assert 100 / RUN_IMAGES <= shares[f"term {name}"].value < 100
     for name, number in run_parts["bound"].tables["rivals"][1:]:
         assert number.value == found[name]["mean"]
-    assert f"evaluate {trained_run} --num-images {RUN_IMAGES}" in numbers["bits"].again
+    assert f"evaluate {folder} --num-images {RUN_IMAGES}" in numbers["bits"].again
 
 
-@pytest.mark.parametrize("subject", ["toy", "run"])
+@pytest.mark.parametrize("subject", ["toy", "run", "colour"])
 def test_the_lines_are_one_number_and_the_last_agrees_within_its_error(subject, request):
     numbers = request.getfixturevalue(f"{subject}_parts")["bound"].numbers
     for name in ("steps", "split", "markov", "bayes", "telescoped"):
@@ -83,8 +95,10 @@ def test_the_bound_of_the_exact_model_is_above_the_truth_and_near_it(toy_parts):
     assert 0 < gap.value < 0.03  # bits/dim: the variance at t = 1, steps that are not quite Gaussian
 
 
-def test_the_terms_and_the_tenths_are_the_whole(run, run_parts):
-    numbers, tenths = run_parts["bound"].numbers, run_parts["bound"].tables["tenths"]
+@pytest.mark.parametrize("subject", ["run", "colour"])
+def test_the_terms_and_the_tenths_are_the_whole(subject, request):
+    bound = request.getfixturevalue(f"{subject}_parts")["bound"]
+    numbers, tenths = bound.numbers, bound.tables["tenths"]
     whole = numbers["L_T"].value + numbers["L_mid"].value + numbers["L_0"].value
     assert whole == pytest.approx(numbers["bits"].value)
     assert sum(row[1].value for row in tenths) == pytest.approx(whole - numbers["L_T"].value)
@@ -102,7 +116,7 @@ def test_the_pixels_bin_is_the_normal_integrated_over_it(toy_parts):
     assert numbers["pixel_sum"] == pytest.approx(1)
 
 
-@pytest.mark.parametrize("subject", ["toy", "run"])
+@pytest.mark.parametrize("subject", ["toy", "run", "colour"])
 def test_the_law_of_total_variance_predicts_what_was_measured(subject, request):
     numbers = request.getfixturevalue(f"{subject}_parts")["spread"].numbers
     # Pairs of chains at a thousand times: a few per cent; the largest terms are at few times.
@@ -150,7 +164,7 @@ def shown(number):
     return float(str(number).replace("\N{MINUS SIGN}", "-").replace(",", "").rstrip(" %"))
 
 
-@pytest.mark.parametrize("subject", ["toy", "run"])
+@pytest.mark.parametrize("subject", ["toy", "run", "colour"])
 def test_the_step_can_be_checked_by_hand(subject, request):
     part = request.getfixturevalue(f"{subject}_parts")["onestep"]
     n = {name: shown(number) for name, number in part.numbers.items()}
@@ -172,7 +186,7 @@ def test_the_step_can_be_checked_by_hand(subject, request):
     assert n["sigma_small"] * 0.999999 <= n["sigma"]
 
 
-@pytest.mark.parametrize("subject", ["toy", "run"])
+@pytest.mark.parametrize("subject", ["toy", "run", "colour"])
 def test_the_code_takes_the_same_step(subject, request):
     part = request.getfixturevalue(f"{subject}_parts")["onestep"]
     written = io.StringIO()

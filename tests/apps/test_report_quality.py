@@ -15,6 +15,7 @@ from ancestral.apps.report.quality_advice import Case
 from ancestral.apps.report.subject import of_run
 from ancestral.evaluation import features
 from ancestral.runs import config
+from conftest import RUNS
 
 LINEAR = config.resolve("mnist", "cifar10", {"diffusion.variance": "beta", "train.flip": False})
 
@@ -150,11 +151,12 @@ def test_how_a_training_ended(losses, ending):
     assert made.ending == ending
 
 
-def test_copies_are_found_and_smooth_images_are_none():
+@pytest.mark.parametrize("channels", [1, 3])
+def test_copies_are_found_and_smooth_images_are_none(channels):
     chance = np.random.default_rng(0)
-    known = chance.integers(0, 256, (400, 8, 8, 1), dtype=np.uint8)
-    own = chance.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
-    held_out = quality_samples.near(chance.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8), known)
+    known = chance.integers(0, 256, (400, 8, 8, channels), dtype=np.uint8)
+    own = chance.integers(0, 256, (200, 8, 8, channels), dtype=np.uint8)
+    held_out = quality_samples.near(chance.integers(0, 256, (200, 8, 8, channels), dtype=np.uint8), known)
     smooth = np.full_like(own, 128)
     for images, share, off in ((own, 0.01, 0.03), (smooth, 0.0, 0.01)):
         found = quality_samples.Neighbours(quality_samples.near(images, known), held_out, None)
@@ -189,11 +191,13 @@ def test_nothing_trained_has_no_gap_and_little_advice(tmp_path):
         assert shown[name].value == pytest.approx(again[f"{name}-pixels"].value, rel=1e-6, abs=1e-9)
 
 
-def test_metrics_of_this_checkpoint_are_not_measured_again(trained_run, command, tmp_path):
+@pytest.mark.parametrize("name", RUNS)
+def test_metrics_of_this_checkpoint_are_not_measured_again(name, command, tmp_path, request):
+    run = request.getfixturevalue(name)
     options = ("--network", "pixels", "--num-images", 40, "--steps", 5, "--cache", tmp_path, "--device", "cpu")
-    made = command("metrics", trained_run, *options)
+    made = command("metrics", run, *options)
     assert made.exit_code == 0, made.output
-    subject = of_run(trained_run, None, 8, 0, "cpu", None)
+    subject = of_run(run, None, 8, 0, "cpu", None)
     kept = quality_samples.metrics(subject, None)
     assert kept is not None
     assert (kept.kept, kept.network, kept.images, kept.steps) == (True, "pixels", 40, 5)
