@@ -8,15 +8,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ancestral.apps.server import session
+from ancestral.apps.server.data_uri import as_uri
 from ancestral.data.bit_depth import scaled, white_for
 from ancestral.data.dataset import DataOptions
 from ancestral.data.decode import SUFFIXES, BadImage, decode, look
 from ancestral.data.inventory import BAD
 from ancestral.data.load import load
+from ancestral.data.pixels import to_bytes
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint, conditions, config
+from ancestral.sampling.image_session import Desk, Sources
+from ancestral.sampling.sampler import How
+from ancestral.training.run import Run
 
 grey_and_colour = pytest.mark.parametrize("channels", [1, 3])
 
@@ -359,3 +366,39 @@ def test_a_class_without_training_images_is_said_and_not_drawn(tmp_path, channel
     before = config.to_json(saved.config, replace(saved.facts, untrained=()))
     assert "untrained" not in before["facts"]
     assert config.from_json(before, "")[1].trained == ("box", "disc", "star")
+
+
+@grey_and_colour
+def test_a_run_reads_what_it_is_given_later_in_the_range_of_its_images(tmp_path, channels, command):
+    """Of 12 bits: in `edit` and on the page a value means what it meant in training; a mask's white is its own."""
+    made = deep(tmp_path / "set", channels)
+    small = ("--device", "cpu", "--set", "model.width=8", "--set", "train.batch_size=4")
+    job = ("train", tmp_path / "set", "--preset", "tiny", "--steps", 2, "--out", tmp_path / "run", *small)
+    trained = command(*job)
+    assert trained.exit_code == 0, trained.output
+    assert "is complete" in command(*job).output
+    file, mask = tmp_path / "set" / "0.png", tmp_path / "mask.png"
+    png16(mask, np.repeat([[[0], [65535]]], 4, 1).repeat(8, 0).astype(np.uint16))
+    expected = nearest(made["0.png"], 4095)
+    how = How(None, "trailing", None, None, None, None, "float32", 0, 4)
+    desk = Desk(tmp_path / "run", how, Sources([file], False, None, tmp_path / "x.png", 1, "cpu"))
+    assert (to_bytes(desk.read_all())[0] == expected).all()
+    assert desk.read_mask(mask).float().mean() == 0.5
+    studio = session.open_studio(tmp_path / "run", "cpu", None)
+    assert (studio.decoded(as_uri(file.read_bytes(), "image/png"), "image") == expected).all()
+    assert studio.mask(as_uri(mask.read_bytes(), "image/png"), "mask").mean() == 127.5
+
+
+@grey_and_colour
+def test_a_run_from_before_white_was_kept_goes_on(tmp_path, channels):
+    deep(tmp_path / "set", channels)
+    told = {"model.width": 8, "train.batch_size": 4}
+    before, now = (config.resolve(str(tmp_path / "set"), "tiny", told | extra) for extra in ({}, {"data.white": 4095}))
+    first, again = (
+        Run(tmp_path / "run", one, load(one.source, one.data), torch.device("cpu"), "--steps 4")
+        for one in (before, now)
+    )
+    first.total = 16
+    assert list(first.train(lambda: first.training.images >= 8))
+    again.resume()
+    assert again.training.images == 8

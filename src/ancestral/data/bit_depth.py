@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 
 _WIDE = re.compile(r"(?<=;16)[BLN]")  # in the names of Pillow's raw modes: two bytes a value, which first
 _OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+WIDEST = 65535  # white in a single file of more than 8 bits, where nothing else is known
 _JPEG2000 = b"\xff\x4f\xff\x51"  # the head of its code stream
 
 

@@ -106,7 +106,7 @@ def decode(
     background: str,
     max_pixels: int,
     name: str | None = None,
-    white: int | None = 65535,
+    white: int | None = bit_depth.WIDEST,
 ) -> np.ndarray:
     """The first frame as uint8 (H, W, C), upright, composited on `background` unless C is 4.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ancestral.data import decode, pictures
+from ancestral.data.bit_depth import WIDEST
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.processes.streams import Streams
@@ -153,10 +154,10 @@ class Desk(Bench):
         super().__init__(folder, how, sources.label, sources.device)
         self.folder = sources.out.with_suffix("")
 
-    def read(self, path: Path, channels: int, height: int, width: int) -> np.ndarray:
-        """The image as bytes (H, W, C), of this size."""
-        data = self.saved.config.data
-        pixels = decode.decode(path, channels, None, data.background, data.max_pixels)
+    def read(self, path: Path, shape: Sequence[int], white: int) -> np.ndarray:
+        """The image as bytes (H, W, C) of this shape (C, H, W); `white` is 255 where values have more than 8 bits."""
+        data, (channels, height, width) = self.saved.config.data, shape
+        pixels = decode.decode(path, channels, None, data.background, data.max_pixels, white=white)
         if pixels.shape[:2] == (height, width):
             return pixels
         if not self.sources.fit or height != width:
@@ -164,16 +165,17 @@ class Desk(Bench):
             raise UserError(
                 f"{path}: {pixels.shape[0]}x{pixels.shape[1]} pixels, here they must be {height}x{width}{mend}"
             )
-        return decode.decode(path, channels, height, data.background, data.max_pixels)
+        return decode.decode(path, channels, height, data.background, data.max_pixels, white=white)
 
     def read_all(self, shape: Sequence[int] | None = None) -> Tensor:
         """The images on [-1, 1], (N, C, H, W), of the model's shape or another."""
-        channels, height, width = shape or self.shape
-        return self.place(to_unit(np.stack([self.read(path, channels, height, width) for path in self.sources.paths])))
+        white = self.saved.config.data.white or WIDEST
+        images = [self.read(path, shape or self.shape, white) for path in self.sources.paths]
+        return self.place(to_unit(np.stack(images)))
 
     def read_mask(self, path: Path) -> Tensor:
         """As `known`, of a file."""
-        return self.known(self.read(path, 1, *self.shape[1:]), str(path))
+        return self.known(self.read(path, (1, *self.shape[1:]), WIDEST), str(path))
 
     def draw(self, jobs: int, calls: int, work: Work) -> Tensor:
         """As `draw_variants`, so many of each as the sources say."""

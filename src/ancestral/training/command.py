@@ -107,6 +107,8 @@ def _train(
 ) -> bool:
     settings = replace(settings, source=load.settled(settings.source))
     images = images or load.load(settings.source, settings.data)
+    if images.reading.white != 255:  # kept, so that what the run is given later is read as its images were
+        settings = replace(settings, data=replace(settings.data, white=images.reading.white))
     for line in images.skipped:
         _say(f"left out: {line}")
     known = inventory.understood(images) if processes.first else {}

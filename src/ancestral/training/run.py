@@ -37,9 +37,10 @@ from ancestral.training.trainer import train as records
 
 PREVIEW_SHARE = 0.05  # of the run's time
 SAVE_EVERY = 300.0  # seconds
-# Settings of how, not of what: they may change when a run goes on. The second fact is one that older runs do not say.
+# Settings of how, not of what: they may change when a run goes on. Older runs do not say which classes they have not
+# seen, nor the white that they found; that the images are the same is checked.
 _HOW = "data.cache train.micro_batch train.workers train.parallel train.compile train.channels_last train.recompute"
-HOW = {f"config.{name}" for name in _HOW.split()} | {"facts.untrained"}
+HOW = {f"config.{name}" for name in _HOW.split()} | {"facts.untrained", "config.data.white"}
 FAILED_SAVES = 3  # in a row, before the run stops
 DIVERGED = 3.0  # times its lowest, when the loss is said to diverge
 

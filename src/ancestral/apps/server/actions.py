@@ -66,7 +66,7 @@ def inpaint(studio: Studio, body: schemas.Inpaint) -> Task:
     """
     bench = studio.bench(with_new_noise(how_to_draw(body.steps, body.seed)), body.label)
     x0 = _placed(bench, studio.decoded(body.image, "image"))
-    known = bench.known(studio.decoded(body.mask, "mask", 1), "mask")
+    known = bench.known(studio.mask(body.mask, "mask"), "mask")
     edit = repainted(bench, x0, known, schemas.JUMP, schemas.RESAMPLES)
     told = {"seed": body.seed, "num_images": body.images, "steps": body.steps, "label": studio.label(body.label)}
     again = studio.again(*("edit", "inpaint", studio.run, "image.png", "--fit"), mask="mask.png", **told, out="out.png")

@@ -37,14 +37,17 @@ def content(uri: str, field: str) -> bytes:
     return file
 
 
-def decoded(uri: str, field: str, shape: tuple[int, int, int], background: str) -> np.ndarray:
+def decoded(uri: str, field: str, shape: tuple[int, int, int], background: str, white: int) -> np.ndarray:
     """The image in a data URI as uint8 (H, W, C) of this shape (C, H, W): its middle square, scaled.
+
+    Where values have more than 8 bits, `white` becomes 255.
 
     Raises:
         UserError: as `content`, and when the file is damaged, truncated or of too many pixels.
     """
     file, (channels, height, width) = content(uri, field), shape
-    pixels = decode.decode(file, channels, height if height == width else None, background, MOST_PIXELS, field)
+    size = height if height == width else None
+    pixels = decode.decode(file, channels, size, background, MOST_PIXELS, field, white)
     if pixels.shape[:2] != (height, width):
         raise UserError(f"{field}: {pixels.shape[0]}x{pixels.shape[1]} pixels, here they must be {height}x{width}")
     return pixels

@@ -17,6 +17,7 @@ from torch import Tensor
 from ancestral.apps.server.batched_network import Calls, Shared, rounding_alike
 from ancestral.apps.server.data_uri import decoded, uri_of
 from ancestral.apps.server.job import Record
+from ancestral.data.bit_depth import WIDEST
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.samplers.loop import Step
@@ -88,14 +89,22 @@ class Studio:
         given = [part for name, value in named if value is not None for part in (name, value)]
         return shlex.join(map(str, ["ancestral", *words, *given]))
 
-    def decoded(self, uri: str, field: str, channels: int | None = None) -> np.ndarray:
-        """An uploaded image as bytes (H, W, C) of the model's size.
+    def decoded(self, uri: str, field: str) -> np.ndarray:
+        """An uploaded image as bytes (H, W, C) of the model's size, and of its data's range.
 
         Raises:
             UserError: naming the field, when it cannot be used.
         """
-        own, height, width = self.shape
-        return decoded(uri, field, (channels or own, height, width), self.saved.config.data.background)
+        data = self.saved.config.data
+        return decoded(uri, field, self.shape, data.background, data.white or WIDEST)
+
+    def mask(self, uri: str, field: str) -> np.ndarray:
+        """An uploaded mask as bytes (H, W, 1) of the model's size.
+
+        Raises:
+            UserError: naming the field, when it cannot be used.
+        """
+        return decoded(uri, field, (1, *self.shape[1:]), self.saved.config.data.background, WIDEST)
 
     def opened(self, folder: Path, device: str, average_width: float | None) -> tuple[Checkpoint, Denoiser]:
         """The run as it is open here, for whoever would open it (`sampler.Opener`)."""
