@@ -2,13 +2,17 @@
 
 import json
 import os
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import settings
+from PIL import Image
 
 settings.register_profile("exact", derandomize=True, deadline=None, max_examples=40)
 settings.load_profile("exact")
@@ -57,14 +61,50 @@ RUNS = ("trained_run", "colour_run")  # grey and colour
 TINY = ("--device", "cpu", "--set", "model.width=8", "--set", "train.batch_size=16", "--set", "train.snapshots=3")
 
 
+def png16(path, values, filtered=True):
+    """A 16-bit PNG (H, W, 1 to 4); the rows are stored as differences, as writers do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width, channels = values.shape
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = np.frombuffer(values.astype(">u2").tobytes(), np.uint8).reshape(height, -1)
+    if filtered:  # "Sub": each byte less the one a pixel before
+        before = np.pad(rows, ((0, 0), (2 * channels, 0)))[:, : rows.shape[1]]
+        rows = rows - before
+    data = b"".join(bytes([filtered]) + row.tobytes() for row in rows)
+    head = struct.pack(">IIBBBBB", width, height, 16, (0, 4, 2, 6)[channels - 1], 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    )
+
+
 @pytest.fixture(scope="session")
 def cases(tmp_path_factory) -> Path:
     """The inputs on which something went wrong once, made on the spot."""
+    return made_cases(tmp_path_factory.mktemp("cases"))
+
+
+@pytest.fixture(scope="session")
+def colour_cases(tmp_path_factory) -> Path:
+    """The same with colours: another red, green and blue of every grey picture."""
+    folder = made_cases(tmp_path_factory.mktemp("colour-cases"))
+    for path in sorted(folder.rglob("*.png")) + sorted(folder.rglob("*.bmp")):
+        if path.is_file() and path.name != "broken].png":
+            values = np.asarray(Image.open(path))
+            if values.ndim == 3:
+                continue
+            coloured = np.stack([values, values[::-1], values.max() - values], -1)
+            png16(path, coloured) if values.dtype == np.uint16 else Image.fromarray(coloured).save(path)
+    return folder
+
+
+def made_cases(folder: Path) -> Path:
     make = Path(__file__).parents[2] / "shared" / "cases" / "make.py"
     if not make.is_file():
         pytest.skip(f"{make.parent} is not there")
-    folder = tmp_path_factory.mktemp("cases")
-    subprocess.run([sys.executable, make, folder], check=True, capture_output=True)
+    subprocess.run([sys.executable, make, folder], check=True, capture_output=True, timeout=60)
     return folder
 
 

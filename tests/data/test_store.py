@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ancestral.data.dataset import Item, Rows
 from ancestral.data.load import DataOptions, load
 from ancestral.errors import UserError
 from ancestral.training import prefetch
+from conftest import png16
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (40, 4, 4, 3), dtype=np.uint8)
@@ -113,12 +115,43 @@ def test_a_cached_folder_is_decoded_once_and_anew_when_it_changes(tmp_path, monk
     assert load(str(root), options).train.digest() != first.train.digest()
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("kind", ["folder", "npy"])
+def test_what_is_white_is_looked_for_once(tmp_path, channels, kind, monkeypatch):
+    """The largest value is found by decoding all; it is kept with the cache, as are bad files, until a file changes."""
+    values = RNG.integers(0, 3826, (12, 4, 4, channels), dtype=np.uint16)
+    values[3, 0, 0] = 3825
+    source, options = tmp_path / "x.npy", DataOptions(cache=str(tmp_path / "cache"), bad_images="skip")
+    if kind == "npy":
+        np.save(source, values)
+    else:
+        source = tmp_path / "set"
+        for number, one in enumerate(values):
+            png16(source / f"{number}.png", one)
+        (source / "gone.png").symlink_to("nowhere")
+    first = load(str(source), options)
+    assert first.reading.white == 4095
+    with monkeypatch.context() as patch:
+        patch.setattr("ancestral.data.image_folder.look", lambda *_: pytest.fail("looked again"))
+        patch.setattr("ancestral.data.image_folder.decode", lambda *_: pytest.fail("decoded again"))
+        patch.setattr("ancestral.data.load.scaled", lambda *_: pytest.fail("decoded again"))
+        for known in (options, replace(options, white=4095)):  # as found, and as the run then says
+            again = load(str(source), known)
+            assert again.train.digest() == first.train.digest()
+            assert again.reading.left_out == first.reading.left_out
+    if kind == "npy":
+        np.save(source, values + 1000)
+    else:
+        png16(source / "3.png", values[3] + 1000)
+    assert load(str(source), options).reading.white == 8191
+
+
 @pytest.mark.parametrize("damage", ["truncate", "index", "remove"])
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
     root, options = folder(tmp_path / "images"), DataOptions(cache=str(tmp_path / "cache"))
     first = load(str(root), options)
     digest = first.train.digest()
-    (kept,) = (tmp_path / "cache").iterdir()
+    (kept,) = (path.parent for path in (tmp_path / "cache").glob("*/images.bin"))
     if damage == "truncate":
         (kept / "images.bin").write_bytes((kept / "images.bin").read_bytes()[:-1])
     elif damage == "index":
@@ -308,5 +341,5 @@ def test_workers_change_nothing(tmp_path, workers):
 
 def test_json_index_is_plain(tmp_path):
     load(str(folder(tmp_path / "images")), DataOptions(cache=str(tmp_path / "cache")))
-    (kept,) = (tmp_path / "cache").iterdir()
+    (kept,) = (path.parent for path in (tmp_path / "cache").glob("*/images.bin"))
     assert json.loads((kept / "index.json").read_text())["shape"] == [4, 4, 3]

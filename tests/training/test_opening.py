@@ -5,7 +5,117 @@ import json
 import numpy as np
 import pytest
 
+from ancestral.training import command
 from conftest import TINY, run_command
+
+KIND = {1: "grey", 3: "colour"}
+TENTH = "(about 10% of all, by their names; data.holdout sets the share)"
+SKIP = ("--set", "data.bad_images=skip")
+MEND = "mend or remove them, or leave such files out: --set data.bad_images=skip"
+ALONE = ("20 images used, of 21 found", f"  16 to train on, 4 held out {TENTH}")
+ALONE += (
+    "  1 class (the folders), to train on + held out: disc: 16 + 4",
+    "  size 16x16, {kind}; values 0 to 255 of 255",
+)
+STRAYS = r"esc\x1b[31m.png, exp[red]1.png, line\nleft out: nothing.png, plain.png, rtl\u202egnp.png"
+# Cases of ../shared/cases with options: all that is said of the images, {kind} being grey or colour.
+SAID = {
+    ("twelve-bit",): (
+        "60 images found, all used",
+        f"  54 to train on, 6 held out {TENTH}",
+        "  no classes",
+        "  size 16x16, {kind}; values 0 to 238 of 255",
+        "  60 images with more than 8 bits a value, rounded to 8: the largest is 3825, so that 4095 is white (another: "
+        "--set data.white=65535)",
+    ),
+    ("edm-layout",): (
+        "60 images found, all used",
+        f"  57 to train on, 3 held out {TENTH}",
+        "  2 classes (dataset.json), to train on + held out: 0: 28 + 2, 1: 29 + 1",
+        "  size 16x16, {kind}; values 0 to 255 of 255",
+    ),
+    ("train-valid",): (
+        "80 images found, all used",
+        "  60 to train on, 20 held out (the folders train and valid)",
+        "  2 classes (the folders), to train on + held out: box: 30 + 10, disc: 30 + 10",
+        "  size 16x16, {kind}; values 0 to 255 of 255",
+    ),
+    ("nested",): (
+        "76 images found, all used",
+        "  60 to train on, 16 held out (the folders train and test of dataset)",
+        "  2 classes (the folders), to train on + held out: box: 30 + 8, disc: 30 + 8",
+        "  size 16x16, {kind}; values 0 to 255 of 255",
+    ),
+    ("unseen",): (
+        "52 images found, all used",
+        "  40 to train on, 12 held out (the folders train and test)",
+        "  2 classes (the folders), to train on + held out: box: 0 + 6, disc: 40 + 6",
+        "  size 16x16, {kind}; values 0 to 255 of 255",
+        "warning: no training image of the class box: not learned, and cannot be drawn",
+    ),
+    ("suffixes",): (
+        "40 images found, all used",
+        f"  36 to train on, 4 held out {TENTH}",
+        "  no classes",
+        "  size 16x16, colour; values 0 to 255 of 255",
+    ),
+    ("linked",): (
+        "60 images found, all used",
+        f"  51 to train on, 9 held out {TENTH}",
+        "  2 classes (the folders), to train on + held out: box: 27 + 3, disc: 24 + 6",
+        "  size 16x16, {kind}; values 0 to 255 of 255",
+    ),
+    ("stray",): (
+        "41 images found, all used",
+        f"  35 to train on, 6 held out {TENTH}",
+        "  no classes, since cover.png lies beside the folders box, disc; to have classes by folders, move it into one "
+        "of them or away",
+        "  size 16x16, {kind}; values 0 to 255 of 255",
+    ),
+    ("dangling",): (f"error: {{case}}/disc/gone.png: cannot be read (a link to nothing); {MEND}",),
+    ("dangling", *SKIP): (
+        ALONE[0],
+        "  left out, damaged or not readable: 1 (disc/gone.png: cannot be read (a link to nothing))",
+        *ALONE[1:],
+    ),
+    ("two-channels.npz",): (
+        "error: {case}: images: must be (N, H, W) or (N, H, W, C) with C 1, 3 or 4, not (60, 16, 16, 2)",
+    ),
+    ("pipe",): (ALONE[0], "  left out, not a regular file: 1 (a.tar)", *ALONE[1:]),
+    ("names",): (
+        f"error: {{case}}/a[/broken].png: cannot be read (not an image of a known format, or damaged); {MEND}",
+    ),
+    ("names", *SKIP): (
+        "6 images used, of 7 found",
+        "  left out, damaged or not readable: 1 (a[/broken].png: cannot be read (not an image of a known format, or "
+        "damaged))",
+        f"  5 to train on, 1 held out {TENTH}",
+        f"  no classes, since {STRAYS} lie beside the folder a[; to have classes by folders, move them into one of "
+        "them or away",
+        "  size 16x16, {kind}; values 0 to 245 of 255",
+    ),
+    ("leak4",): (
+        "400 images found, all used",
+        "  300 to train on, 100 held out (the folders train and test)",
+        "  no classes",
+        "  size 16x16, {kind}; values 0 to 255 of 255",
+        "  4 held-out images equal or nearly equal one to train on",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["grey", "colour"])
+@pytest.mark.parametrize("job", SAID, ids=" ".join)
+def test_every_case_is_understood_aloud(job, kind, tmp_path, request, monkeypatch):
+    root = request.getfixturevalue("cases" if kind == "grey" else "colour_cases")
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(command, "_describe", lambda *_: None)  # what it would cost
+    result = run_command("train", *job, "--dry-run", "--preset", "tiny", "--out", tmp_path / "run", *TINY)
+    expected = [line.replace("{kind}", kind).replace("{case}", str(root / job[0])) for line in SAID[job]]
+    if not expected[0].startswith("error: "):
+        expected[0] = f"{job[0]}: {expected[0]}"
+    assert result.output.splitlines() == expected
+    assert result.exit_code == (2 if expected[0].startswith("error: ") else 0)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -27,14 +137,14 @@ def test_a_training_begins_with_what_was_understood(tmp_path, channels):
         result = run_command(*job, *options)
         assert result.exit_code == 0, result.output
         for said in (
-            "60 images found, 60 used",
+            "60 images found, all used",
             "50 to train on, 10 held out",
-            "3 classes, to train on + held out: disc 30 + 8, box 20 + 0, star 0 + 2",
-            "no image to train on: star",
-            f"8x8x{channels}; values 10 to 240",
-            "1 held-out images equal or nearly equal one to train on",
+            "3 classes (labels), to train on + held out: disc: 30 + 8, box: 20 + 0, star: 0 + 2",
+            "warning: no training image of the class star: not learned, and cannot be drawn",
+            f"size 8x8, {KIND[channels]}; values 10 to 240",
+            "1 held-out image equals or nearly equals one to train on",
         ):
-            assert said in result.output
+            assert result.output.count(said) == 1, said
         assert (tmp_path / "run" / "data.json").exists() == (not options)
     kept = json.loads((tmp_path / "run" / "data.json").read_text())
     assert (kept["train"], kept["test"], kept["repeated_held_out"]) == (50, 10, 1)

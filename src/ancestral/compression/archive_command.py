@@ -180,7 +180,7 @@ def _all_of(source: Path, options: DataOptions) -> ImageSet:
         if len(one) == 1 and one.images[:1].dtype == np.uint8:
             return one
     splits = load.load(str(source), options)
-    if splits.reading.white != 255:
+    if splits.reading.white not in (None, 255):
         raise UserError(f"{source}: more than 8 bits a value; save it with 8 bits, as that is what is kept")
     return joined(splits)
 

@@ -42,7 +42,7 @@ def gather(
         return ImageSet(
             np.stack([item.pixels for item in items]), labels, class_names, tuple(item.name for item in items)
         )
-    folder = Path(cache) / sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
+    folder = _place(cache, key)
     index = _index(folder)
     if index is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -69,6 +69,23 @@ def gather(
     images = np.memmap(folder / "images.bin", np.uint8, "r", shape=shape)
     labels, class_names = labelled(index["labels"], class_names)
     return ImageSet(Rows(images, np.arange(len(images))), labels, class_names, tuple(index["names"]))
+
+
+def kept(cache: str | None, key: Any, find: Callable[[], Any]) -> Any:
+    """What `find` gives, JSON that depends on `key` alone; looked for once where there is a cache."""
+    if cache is None:
+        return find()
+    folder = _place(cache, key)
+    try:
+        return disk.parsed(verified_folder.read(folder, ["found.json"])["found.json"], "found.json")
+    except verified_folder.Damaged:
+        found = find()
+        verified_folder.write(folder, {"found.json": json.dumps(found).encode()})
+        return found
+
+
+def _place(cache: str, key: Any) -> Path:
+    return Path(cache) / sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _need(count: int, source: str, skipped: list[str]) -> None:
@@ -152,4 +169,11 @@ def checked_vectors(found: np.ndarray, called: str, count: int | None = None) ->
 
 def listing(files: Iterable[Path]) -> list[tuple[str, int, int]]:
     """Name, size and time of change of each file: whether these are the files that were read before."""
-    return [(str(file), (stat := file.stat()).st_size, stat.st_mtime_ns) for file in files]
+    return [(str(file), (stat := _stat(file)).st_size, stat.st_mtime_ns) for file in files]
+
+
+def _stat(file: Path) -> os.stat_result:
+    try:
+        return file.stat()
+    except OSError:  # a link to nothing
+        return file.lstat()

@@ -189,8 +189,8 @@ def split_off(whole: ImageSet, share: float, source: str) -> Splits:
     together = groups(whole.images)
     test = held_out(whole.names, share, source, together)
     repeated = int((np.bincount(together)[together] > 1).sum())
-    said = f"about {share:.3g} of the images held out, by their names (data.holdout)"
+    said = f"about {100 * share:.3g}% of all, by their names; data.holdout sets the share"
     if repeated:
-        said += f"; {repeated:,} equal or nearly equal ones are kept on one side"
+        said += f"; {repeated:,} equal or nearly equal images are kept on one side"
     reading = Reading(source, len(whole), len(whole), split=said)
     return Splits(whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test)), reading=reading)

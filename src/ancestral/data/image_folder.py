@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ancestral.data.bit_depth import white_for
-from ancestral.data.cache import gather, listing
+from ancestral.data.cache import gather, kept, listing
 from ancestral.data.dataset import DataOptions, ImageSet, Item, Splits, split_off
 from ancestral.data.decode import BadImage, Look, decode, look
 from ancestral.data.folder_listing import Listing, parts_of
-from ancestral.data.inventory import BAD, Reading, listed
-from ancestral.data.labels import in_order, label
+from ancestral.data.inventory import BAD, Reading, counted, listed
+from ancestral.data.labels import Labels, in_order, label
 from ancestral.errors import UserError
 
 
@@ -31,12 +31,12 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
     labels = [label(part.root, part.images) for part in parts.folders]
     class_names = in_order((one for part in labels for one in part.by_file.values()), labels[0].said)
     skipped: list[str] = []
-    seen = _survey(parts.folders, options, skipped)
+    seen = _survey(root, parts.folders, options, skipped)
     sets = []
     for part, (by_file, _) in zip(parts.folders, labels, strict=True):
         files = [file for file in by_file if str(part.root / file) not in seen.bad]
-        key = [listing(part.root / file for file in files), [by_file[file] for file in files], asdict(options)]
-        key += [seen.channels, seen.white]
+        told = asdict(replace(options, white=seen.white))  # found or given, they are the same images
+        key = [listing(part.root / file for file in files), [by_file[file] for file in files], told, seen.channels]
         read = partial(_read, part.root, {file: by_file[file] for file in files}, class_names, seen, options)
         sets.append(gather(read, class_names, str(part.root), options.cache, key, skipped))
     refuse_bad(skipped, options)
@@ -44,7 +44,8 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
     if len(shapes) > 1:
         raise UserError(f"{root}: images differ in size between the splits; set one: --set data.size=32")
     splits = split_off(sets[0], options.holdout, str(root)) if len(sets) == 1 else Splits(sets[0], sets[1])
-    left_out: dict[str, tuple[str, ...]] = {BAD: tuple(skipped)} if skipped else {}
+    bad = tuple(line.removeprefix(f"{root}/") for line in skipped)
+    left_out: dict[str, tuple[str, ...]] = {BAD: bad} if bad else {}
     for others in (parts.others, *(part.others for part in parts.folders)):
         for reason, names in others.items():
             left_out[reason] = left_out.get(reason, ()) + tuple(names)
@@ -52,9 +53,9 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
         splits,
         str(root),
         split=parts.split or splits.reading.split,
-        classes="; ".join(dict.fromkeys(one.said for one in labels)),
+        classes=_said_classes(parts.folders, labels),
         left_out=left_out,
-        white=seen.white or 255,
+        white=seen.white,
         sizes=said_sizes(seen.sizes),
         notes=seen.notes,
         skipped=tuple(skipped),
@@ -67,8 +68,14 @@ def said_sizes(sizes: Sequence[tuple[int, int]]) -> str:
     return smallest if len(sizes) == 1 else f"from {smallest} to {largest}"
 
 
+def _said_classes(folders: Sequence[Listing], labels: Sequence[Labels]) -> str:
+    if len({one.said for one in labels}) == 1:
+        return labels[0].said
+    return "; ".join(f"of {part.root.name}: {one.said}" for part, one in zip(folders, labels, strict=True))
+
+
 class _Seen(NamedTuple):
-    """What all files together hold, before any is decoded."""
+    """What the options make of all files together, before any is decoded."""
 
     channels: int
     white: int | None  # of values with more than 8 bits, where there are any and no file says
@@ -77,38 +84,56 @@ class _Seen(NamedTuple):
     bad: frozenset[str]
 
 
-def _survey(folders: Sequence[Listing], options: DataOptions, skipped: list[str]) -> _Seen:
+def _look_at_all(paths: Sequence[Path], max_pixels: int) -> dict[str, Any]:
+    """What all files together hold, as JSON; all are looked at, so that every bad one is named."""
     looks: dict[str, Look] = {}
-    bad: set[str] = set()
-    for path in (folder.root / file for folder in folders for file in folder.images):
+    bad: dict[str, str] = {}
+    for path in paths:
         try:
-            looks[str(path)] = look(path, options.max_pixels)
-        except BadImage as error:  # all are looked at, so that every bad one is named
-            skipped.append(str(error))
-            bad.add(str(path))
-    if not looks:
+            looks[str(path)] = look(path, max_pixels)
+        except BadImage as error:
+            bad[str(path)] = str(error)
+    unsaid = [one.largest for one in looks.values() if one.largest is not None]
+    return {
+        "bad": bad,
+        "grey": all(one.grey for one in looks.values()),
+        "sizes": list(Counter(one.size for one in looks.values())),
+        "unsaid": len(unsaid),
+        "largest": max(unsaid, default=0),
+        "declared": sum(one.deep and one.largest is None for one in looks.values()),
+        "several": [name for name, one in looks.items() if one.frames > 1],
+    }
+
+
+def _survey(root: Path, folders: Sequence[Listing], options: DataOptions, skipped: list[str]) -> _Seen:
+    paths = [folder.root / file for folder in folders for file in folder.images]
+    key = ["looks", listing(paths), options.max_pixels]
+    found = kept(options.cache, key, lambda: _look_at_all(paths, options.max_pixels))
+    skipped += found["bad"].values()
+    if not found["sizes"]:
         refuse_bad(skipped, options)
         raise UserError(f"{folders[0].root}: none of its images can be read; the first: {skipped[0]}")
-    unsaid = [one.largest for one in looks.values() if one.largest is not None]
-    white = options.white or (white_for(max(unsaid)) if unsaid else None)
-    notes = []
-    if unsaid:
-        notes.append(white_note(len(unsaid), max(unsaid), options.white))
-    if declared := sum(one.deep and one.largest is None for one in looks.values()):
-        notes.append(f"{declared:,} files have more than 8 bits a value; rounded to 8")
-    if several := [name for name, one in looks.items() if one.frames > 1]:
-        notes.append(f"{len(several):,} files have several frames, of which the first is used: {listed(several)}")
-    channels = options.channels or (1 if all(one.grey for one in looks.values()) else 3)
-    return _Seen(channels, white, list(Counter(one.size for one in looks.values())), tuple(notes), frozenset(bad))
+    unsaid, largest, declared = (found[name] for name in ("unsaid", "largest", "declared"))
+    several = [name.removeprefix(f"{root}/") for name in found["several"]]
+    notes = [white_note(unsaid, largest, options.white)] if unsaid else []
+    if declared:
+        notes.append(f"{counted(declared, 'file')} with more than 8 bits a value; rounded to 8")
+    if several:
+        notes.append(
+            f"{counted(len(several), 'file')} with several frames, of which the first is used: {listed(several)}"
+        )
+    white = options.white or (white_for(largest) if unsaid else None)
+    channels = options.channels or (1 if found["grey"] else 3)
+    return _Seen(channels, white, [(h, w) for h, w in found["sizes"]], tuple(notes), frozenset(found["bad"]))
 
 
 def white_note(count: int, largest: int, told: int | None) -> str:
     """What was made of values with more than 8 bits, whose range nothing but the set says."""
+    images = f"{counted(count, 'image')} with more than 8 bits a value, rounded to 8"
     if told is not None:
-        return f"{count:,} images have more than 8 bits a value: {told} is white (data.white), rounded to 8 bits"
+        return f"{images}: {told} is white (data.white)"
     return (
-        f"{count:,} images have more than 8 bits a value: the largest of all is {largest}, so that "
-        f"{white_for(largest)} is white; rounded to 8 bits (another: --set data.white=65535)"
+        f"{images}: the largest is {largest}, so that {white_for(largest)} is white (another: --set data.white=65535)"
     )
 
 
@@ -197,6 +222,7 @@ def read_as(splits: Splits, source: str, *, skipped: tuple[str, ...] = (), **fac
 def streamed(images: ImageSet, options: DataOptions) -> dict[str, Any]:
     """What is known of a source that is read once, from front to back."""
     height, width, _ = images.shape
+    notes = () if options.white is None else (f"{options.white} is white where values have more than 8 bits",)
     if options.size is None:
-        return {"white": options.white or 255, "sizes": f"{height}x{width}", "notes": ()}
-    return {"white": options.white or 255, "sizes": "", "notes": ("sizes before scaling were not looked at",)}
+        return {"white": options.white, "sizes": f"{height}x{width}", "notes": notes}
+    return {"white": options.white, "sizes": "", "notes": (*notes, "sizes before scaling were not looked at")}

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 BAD = "damaged or not readable"  # the reason whose names say more: `a.png: truncated`
-KEPT = 20  # names of a kind in JSON; the number of all is beside them
+KEPT = 1000  # names of a kind in JSON; the number of all is beside them
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Reading:
         left_out: names by reason.
         split: where the part that is never trained on comes from.
         classes: where the labels come from.
-        white: the stored value that became 255.
+        white: the stored value that became 255, where values have more than 8 bits and nothing but the set says it.
         sizes: height x width before cutting and scaling: `16x16`, or `from 16x16 to 640x480`.
         notes: what else was decided, a sentence each.
     """
@@ -32,7 +32,7 @@ class Reading:
     left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     split: str = ""
     classes: str = ""
-    white: int = 255
+    white: int | None = None
     sizes: str = ""
     notes: tuple[str, ...] = ()
 
@@ -45,3 +45,8 @@ class Reading:
 def listed(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 class`, `2 classes`."""
+    return f"{count:,} {noun if count == 1 else noun + ('es' if noun.endswith('s') else 's')}"

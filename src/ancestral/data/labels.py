@@ -53,9 +53,10 @@ def _by_folder(files: list[str]) -> Labels:
     if not folders:
         return Labels(none, "none")
     are, it = ("lies", "it") if len(loose) == 1 else ("lie", "them")
+    of = "folder" if len(folders) == 1 else "folders"
     return Labels(
         none,
-        f"none, since {listed(loose)} {are} beside the folders {listed(folders)}; to have these as classes, move {it} "
+        f"none, since {listed(loose)} {are} beside the {of} {listed(folders)}; to have classes by folders, move {it} "
         "into one of them or away",
     )
 

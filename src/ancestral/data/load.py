@@ -14,7 +14,7 @@ from PIL import ImageColor
 
 from ancestral.data import memory
 from ancestral.data.bit_depth import scaled, white_for
-from ancestral.data.cache import array, checked_images, checked_vectors, gather, listing
+from ancestral.data.cache import array, checked_images, checked_vectors, gather, kept, listing
 from ancestral.data.dataset import MOST_CLASSES, DataOptions, ImageSet, Item, Splits, split_off
 from ancestral.data.decode import adapt
 from ancestral.data.huggingface import load_hub
@@ -129,11 +129,15 @@ def _adapted(splits: Splits, options: DataOptions) -> Splits:
 
 def _npy(path: Path, options: DataOptions, source: str) -> Splits:
     """A mapped array; of more than 8 bits it is decoded, into data.cache where that is given."""
-    whole, notes, white = array(path), (), 255
+    whole, notes, white = array(path), (), None
     _refuse_conversion(whole, options, source)
     if whole.images.dtype != np.uint8:
         rows = whole.images
-        largest = max(int(rows[start : start + 256].max()) for start in range(0, len(rows), 256))
+
+        def largest_of_all() -> int:
+            return max(int(rows[start : start + 256].max()) for start in range(0, len(rows), 256))
+
+        largest = kept(options.cache, ["largest", listing([path])], largest_of_all)
         white, notes = _white(len(rows), largest, options, source)
 
         def read(skipped: list[str]) -> Iterator[Item]:
@@ -215,7 +219,7 @@ def _npz(path: Path, options: DataOptions) -> Splits:
     arrays = {names[name]: array for name, array in found.items() if name in names}
     for name in [one for one in arrays if one.endswith("images")]:
         arrays[name] = checked_images(arrays[name], f"{path}: {name}")
-    named, white, notes = _class_names(path, arrays), 255, ()
+    named, white, notes = _class_names(path, arrays), None, ()
     wide = {name: one for name, one in arrays.items() if name.endswith("images") and one.dtype != np.uint8}
     if wide:
         count, largest = sum(map(len, wide.values())), max(int(one.max()) for one in wide.values())

@@ -23,7 +23,7 @@ from ancestral.evaluation import image_formats
 from ancestral.evaluation import per_image as scores
 from ancestral.evaluation.measurement import Measurement, write
 from ancestral.runs import build, calibration
-from ancestral.runs.datasets import images_for
+from ancestral.runs.datasets import images_for, warn_of_untrained
 from ancestral.runs.open import device_of, open_model
 from ancestral.runs.process_kinds import need_gaussian
 from ancestral.runtime import plots
@@ -85,6 +85,7 @@ def evaluate(
         raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
     repeats = 1 if known is None else scores.REPEATS
     with together(device_of(model), PATIENCE) as processes, held(out, "evaluate", processes) as results:
+        warn_of_untrained(saved.facts.untrained, test)
         asked = Measurement(saved, model, average_width, test, batch_size, seed)
         used = {"terms": None if exact else terms, "variance": variance or saved.config.diffusion.variance}
         settings = {**asked.settings, **used, "repeats": repeats}

@@ -19,7 +19,7 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.evaluation.measurement import Measurement, write
 from ancestral.runs import build, calibration
-from ancestral.runs.datasets import images_for
+from ancestral.runs.datasets import images_for, warn_of_untrained
 from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runs.process_kinds import need_every_time
 from ancestral.runtime.console import Progress, json_of, screen, together
@@ -71,6 +71,7 @@ def likelihood(
         return {"nats": found.nats.contiguous(), "cost": cost}
 
     with together(device_of(model), PATIENCE) as processes, held(folder, "likelihood", processes) as results:
+        warn_of_untrained(saved.facts.untrained, test)
         job = Job(folder / ".likelihood", settings, processes)
         with Progress() as bar:
             task = bar.add_task("flow", total=processes.most(len(test)))

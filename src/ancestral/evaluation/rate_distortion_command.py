@@ -25,7 +25,7 @@ from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
 from ancestral.evaluation.measurement import Measurement, write
 from ancestral.runs import build
-from ancestral.runs.datasets import images_for
+from ancestral.runs.datasets import images_for, warn_of_untrained
 from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runtime import plots
 from ancestral.runtime.console import Progress, json_of, screen, table_of, together
@@ -64,6 +64,7 @@ def rate_distortion(
     asked = Measurement(saved, model, average_width, images, batch_size, seed)
     settings = {**asked.settings, "times": times, "variance": variance or saved.config.diffusion.variance}
     with together(device_of(model), PATIENCE) as processes, held(out, "rd", processes) as results:
+        warn_of_untrained(saved.facts.untrained, images)
         job = Job(out / ".rd", settings, processes)
         with Progress() as bar:
             task = bar.add_task(f"{len(times) - 1} steps", total=processes.most(len(images)) * (len(times) - 1))

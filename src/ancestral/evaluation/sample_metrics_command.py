@@ -29,7 +29,7 @@ from ancestral.evaluation.measurement import write
 from ancestral.evaluation.sample_metrics import GROUPS, copies, few, nearest, repeats
 from ancestral.runs import build
 from ancestral.runs.conditions import all_of, wanted
-from ancestral.runs.datasets import images_for
+from ancestral.runs.datasets import facts, images_for, warn_of_untrained
 from ancestral.runtime.console import Progress, json_of, screen, together
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.result_files import held
@@ -79,6 +79,7 @@ def metrics(
     searched = train if train_images is None else train.spread(max(train_images, count))
     out = source if out is None and is_run else out
     with together(build.device(device), PATIENCE) as processes:
+        warn_of_untrained(facts(train).untrained, test.spread(count))
         with Progress() as bar:
             samples = made.take(count, cache, processes, bar)
             sides = [samples, test.spread(count), searched]

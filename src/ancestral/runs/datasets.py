@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from ancestral.data import load
 from ancestral.data.dataset import ImageSet, Splits
+from ancestral.data.inventory import listed
 from ancestral.errors import UserError
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import same_kind
 from ancestral.runs.config import Facts
+from ancestral.runtime.console import screen
 
 
 def facts(images: ImageSet) -> Facts:
@@ -19,6 +23,21 @@ def facts(images: ImageSet) -> Facts:
     seen = set() if images.labels is None else set(np.unique(images.labels).tolist())
     untrained = tuple(name for number, name in enumerate(names) if number not in seen)
     return Facts((channels, height, width), names, 0 if vectors is None else vectors.shape[1], untrained)
+
+
+def named_untrained(names: Sequence[str]) -> str:
+    """What is wrong with classes that no image was trained on."""
+    return f"no training image of the class{'' if len(names) == 1 else 'es'} {listed(names)}"
+
+
+def warn_of_untrained(names: Sequence[str], held_out: ImageSet) -> None:
+    """Say how many of the images that are measured are of these classes, if any."""
+    labels = () if held_out.labels is None else held_out.labels
+    of = [held_out.class_names[label] for label in labels if held_out.class_names[label] in names]
+    if of:
+        screen.print(
+            f"warning: {named_untrained(sorted(set(of)))}: {len(of):,} of {len(labels):,} held-out images here"
+        )
 
 
 def images_for(saved: Checkpoint, source: str) -> Splits:

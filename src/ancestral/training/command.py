@@ -16,12 +16,12 @@ from rich.progress import BarColumn
 
 from ancestral.data import load
 from ancestral.data.dataset import Splits
-from ancestral.data.inventory import listed
 from ancestral.data.source_paths import public
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, compute_format, config
 from ancestral.runs.compute_format import FORMATS, Timed
 from ancestral.runs.config_versions import variance_as_begun
+from ancestral.runs.datasets import named_untrained
 from ancestral.runs.lock import FOLDER as OWNERS
 from ancestral.runs.lock import own
 from ancestral.runs.metrics_log import read_metrics
@@ -107,17 +107,20 @@ def _train(
 ) -> bool:
     settings = replace(settings, source=load.settled(settings.source))
     images = images or load.load(settings.source, settings.data)
-    if images.reading.white != 255:  # kept, so that what the run is given later is read as its images were
+    if images.reading.white is not None:  # kept, so that what the run is given later is read as its images were
         settings = replace(settings, data=replace(settings.data, white=images.reading.white))
-    for line in images.skipped:
-        _say(f"left out: {line}")
+    if settings.model.labels and images.train.class_names != images.test.class_names:
+        raise UserError(
+            f"{settings.source}: the images held out have other classes, or none ({images.reading.classes}); label "
+            "them like those to train on, or train without: --set model.labels=false"
+        )
     known = inventory.understood(images) if processes.first else {}
     for line in inventory.paragraph(images, known) if known else []:
         _say(line)
     settings = settings if fresh else _as_begun(settings, folder)
     run = runner.Run(folder, settings, images, on, str(length), processes, _warn)
-    if run.facts.untrained and settings.model.labels:
-        _warn(f"no training image of the class {listed(run.facts.untrained)}: it is not learned and cannot be drawn")
+    if run.facts.untrained:
+        _warn(f"{named_untrained(run.facts.untrained)}: not learned, and cannot be drawn")
     if dry_run:
         _describe(settings, run, length)
         return True
@@ -164,6 +167,8 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
     folder, images, settings, processes = run.folder, run.data, run.config, run.training.processes
     for problem in run.resume():
         _warn(f"{problem}; the checkpoint before it is used")
+    if processes.first and not (run.total and (folder / "data.json").is_file()):  # older runs have none
+        write_text(folder / "data.json", json.dumps(known, indent=1) + "\n")
     if run.complete:
         _say(f"{folder} is complete ({run.total:,} images seen); --fresh trains it anew")
         return True
@@ -175,7 +180,6 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
         run.total = length.plan(settings.train.batch_size, speed)
         if processes.first:
             write_text(folder / "config.json", json.dumps(run.document, indent=1) + "\n")
-            write_text(folder / "data.json", json.dumps(known, indent=1) + "\n")
     height, width, channels = images.train.shape
     with until_told() as told:
         _say(

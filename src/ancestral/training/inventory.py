@@ -8,12 +8,13 @@ import numpy as np
 
 from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.duplicates import across
-from ancestral.data.inventory import listed
+from ancestral.data.inventory import counted, listed
 from ancestral.data.source_paths import public
 
 SEARCHED = 100_000  # images of both parts, at most, among which repetitions are looked for
 LOOKED_AT = 1024  # images of each part whose values are looked at
 CLASSES = 8  # named, at most
+KINDS = {1: "grey", 3: "colour", 4: "colour with opacity"}  # by channels
 
 
 def understood(splits: Splits) -> dict[str, Any]:
@@ -22,13 +23,14 @@ def understood(splits: Splits) -> dict[str, Any]:
     height, width, channels = train.shape
     searched = len(train) + len(test) <= SEARCHED
     low, high = zip(*(_range(part) for part in (train, test)), strict=True)
+    held = _counts(test)
     return {
         **splits.reading.to_json(),
         "train": len(train),
         "test": len(test),
         "class_counts": [
-            {"name": name, "train": count, "test": held}
-            for name, count, held in zip(train.class_names, _counts(train), _counts(test), strict=True)
+            {"name": name, "train": count, "test": held.get(name, 0) if held else None}
+            for name, count in _counts(train).items()
         ],
         "values": [min(low), max(high)],
         "repeated_held_out": len(across(train.images, test.images)) if searched else None,
@@ -40,32 +42,41 @@ def paragraph(splits: Splits, facts: dict[str, Any]) -> list[str]:
     """The facts, in plain words."""
     reading, (height, width, channels) = splits.reading, facts["shape"]
     used = facts["train"] + facts["test"]
-    lines = [f"{public(reading.source) or 'images'}: {reading.found or used:,} images found, {used:,} used"]
+    found = f"used, of {reading.found:,} found" if reading.left_out else "found, all used"
+    lines = [f"{public(reading.source) or 'images'}: {counted(used, 'image')} {found}"]
     lines += [f"  left out, {reason}: {len(names):,} ({listed(names)})" for reason, names in reading.left_out.items()]
     split = f" ({reading.split})" if reading.split else ""
     lines.append(f"  {facts['train']:,} to train on, {facts['test']:,} held out{split}")
-    classes = facts["class_counts"]
-    if classes:
-        named = [f"{one['name']} {one['train']:,} + {one['test']:,}" for one in classes]
-        lines.append(f"  {len(classes):,} classes, to train on + held out: {listed(named, CLASSES)}")
-        untrained = [one["name"] for one in classes if not one["train"]]
-        lines += [f"  no image to train on: {listed(untrained)}"] if untrained else []
-    before = f"{reading.sizes}, used as " if reading.sizes else ""
-    low, high = facts["values"]
-    white = "" if reading.white == 255 else f", 255 being {reading.white:,} in the files"
-    lines.append(f"  size {before}{height}x{width}x{channels}; values {low} to {high}{white}")
+    lines.append(f"  {_classes(facts['class_counts'], reading.classes)}")
+    size, (low, high) = f"{height}x{width}", facts["values"]
+    scaled = f"{reading.sizes}, cut and scaled to " if reading.sizes not in ("", size) else ""
+    square = "" if height == width and not scaled else " (height x width)"
+    lines.append(f"  size {scaled}{size}{square}, {KINDS[channels]}; values {low} to {high} of 255")
     repeated = facts["repeated_held_out"]
     if repeated is None:
         lines.append("  so many images are not searched for equal and nearly equal ones across the split")
     elif repeated:
-        lines.append(f"  {repeated:,} held-out images equal or nearly equal one to train on")
+        equal = "equals or nearly equals" if repeated == 1 else "equal or nearly equal"
+        lines.append(f"  {counted(repeated, 'held-out image')} {equal} one to train on")
     return lines + [f"  {note}" for note in reading.notes]
 
 
-def _counts(part: ImageSet) -> list[int]:
+def _classes(counts: list[dict[str, Any]], source: str) -> str:
+    """How many images of each, and where the labels come from, or why there are none."""
+    if not counts:
+        return f"no classes{source.removeprefix('none')}" if source.startswith("none") else f"no classes ({source})"
+    held = all(one["test"] is not None for one in counts)
+    named = [f"{one['name']}: {one['train']:,}" + (f" + {one['test']:,}" if held else "") for one in counts]
+    parts = "to train on + held out" if held else "to train on"
+    return f"{counted(len(counts), 'class')} ({source}), {parts}: {listed(named, CLASSES)}"
+
+
+def _counts(part: ImageSet) -> dict[str, int]:
+    """Images of each class; nothing where they have none."""
     if part.labels is None:
-        return [0] * len(part.class_names)
-    return np.bincount(part.labels, minlength=len(part.class_names)).tolist()
+        return {}
+    counts = np.bincount(part.labels, minlength=len(part.class_names)).tolist()
+    return dict(zip(part.class_names, counts, strict=True))
 
 
 def _range(part: ImageSet) -> tuple[int, int]:
