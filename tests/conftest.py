@@ -61,6 +61,15 @@ RUNS = ("trained_run", "colour_run")  # grey and colour
 TINY = ("--device", "cpu", "--set", "model.width=8", "--set", "train.batch_size=16", "--set", "train.snapshots=3")
 
 
+def pixels(seed, channels, high=256, side=8):
+    return np.random.default_rng(seed).integers(0, high, (side, side, channels)).astype(np.uint16)
+
+
+def save(path, seed, channels, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels(seed, channels).astype(np.uint8).squeeze()).save(path, **options)
+
+
 def png16(path, values, filtered=True):
     """A 16-bit PNG (H, W, 1 to 4); the rows are stored as differences, as writers do."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -24,18 +24,9 @@ from ancestral.runs import checkpoint, conditions, config
 from ancestral.sampling.image_session import Desk, Sources
 from ancestral.sampling.sampler import How
 from ancestral.training.run import Run
-from conftest import png16
+from conftest import pixels, png16, save
 
 grey_and_colour = pytest.mark.parametrize("channels", [1, 3])
-
-
-def pixels(seed, channels, high=256, side=8):
-    return np.random.default_rng(seed).integers(0, high, (side, side, channels)).astype(np.uint16)
-
-
-def save(path, seed, channels, **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels(seed, channels).astype(np.uint8).squeeze()).save(path, **options)
 
 
 def many(folder, names, channels, count=6, first=0):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ancestral.training import command
-from conftest import TINY, run_command
+from conftest import TINY, run_command, save
 
 KIND = {1: "grey", 3: "colour"}
 TENTH = "(about 10% of all, by their names; data.holdout sets the share)"
@@ -150,3 +150,56 @@ def test_a_training_begins_with_what_was_understood(tmp_path, channels):
     assert (kept["train"], kept["test"], kept["repeated_held_out"]) == (50, 10, 1)
     assert kept["shape"] == [8, 8, channels]
     assert kept["class_counts"][0] == {"name": "disc", "train": 30, "test": 8}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_older_run_gets_its_facts_when_it_goes_on(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, channels), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", images)
+    job = ("train", tmp_path / "x.npy", "--preset", "tiny", "--steps", 1, "--out", tmp_path / "run", *TINY)
+    assert run_command(*job).exit_code == 0
+    facts = tmp_path / "run" / "data.json"
+    before = facts.read_text()
+    facts.unlink()
+    assert run_command(*job).exit_code == 0
+    assert facts.read_text() == before
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_held_out_images_without_classes(tmp_path, channels):
+    """Class folders to train on beside a flat folder of tests: said, and refused where the model is told the class."""
+    for number in range(12):
+        for folder in ("train/disc", "train/box", "test"):
+            save(tmp_path / "set" / folder / f"{number}.png", 100 * len(folder) + number, channels)
+    job = ("train", tmp_path / "set", "--dry-run", "--preset", "tiny", "--out", tmp_path / "run", *TINY)
+    result = run_command(*job)
+    assert result.exit_code == 0, result.output
+    assert "2 classes (of train: the folders; of test: none), to train on: box: 12, disc: 12\n" in result.output
+    refused = run_command(*job, "--set", "model.labels=true")
+    assert refused.exit_code == 2
+    assert "the images held out have other classes, or none (of train: the folders; of test: none)" in refused.output
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_held_out_images_of_a_class_that_was_not_trained_on_are_named(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (50, 8, 8, channels), dtype=np.uint8)
+    labels = np.array([0] * 25 + [0] * 20 + [1] * 5)
+    parts = {"train_images": images[:25], "test_images": images[25:]}
+    parts |= {"train_labels": labels[:25], "test_labels": labels[25:], "class_names": np.array(["disc", "box"])}
+    np.savez(tmp_path / "x.npz", **parts)
+    run = tmp_path / "run"
+    assert (
+        run_command("train", tmp_path / "x.npz", "--preset", "tiny", "--steps", 1, "--out", run, *TINY).exit_code == 0
+    )
+    np.save(tmp_path / "drawn.npy", images[:25])
+    pixels = ("--network", "pixels", "--out", tmp_path, "--cache", tmp_path / "cache")
+    said = "warning: no training image of the class box: 5 of 25 held-out images here\n"
+    for measured in (
+        ("evaluate", run, "--device", "cpu", "--terms", 2),
+        ("rd", run, "--device", "cpu", "--steps", 2),
+        ("metrics", tmp_path / "drawn.npy", tmp_path / "x.npz", *pixels),
+        ("metrics", run, "--device", "cpu", "--steps", 2, *pixels),
+    ):
+        result = run_command(*measured)
+        assert result.exit_code == 0, result.output
+        assert result.output.count(said) == 1
