@@ -30,6 +30,8 @@ from ancestral.evaluation.sample_metrics import (
     with_errors,
 )
 from ancestral.networks import efficientnet_lite0
+from ancestral.runs import measurements
+from ancestral.runs.hub import model_card
 from ancestral.sampling import sampler
 from conftest import TINY, run_command
 
@@ -290,12 +292,14 @@ def test_copies_are_found_where_held_out_images_leak(name, share, tmp_path, case
     assert copied["floor"]["value"] == pytest.approx(0.01 + share / 100)
 
 
-def test_numbers_of_few_images_are_called_that(tmp_path):
-    """Fewer than features for the Frechet distance, here 64, and than 500 for the manifolds."""
+@pytest.mark.parametrize("channels", [1, 3])
+def test_numbers_of_few_images_are_called_that(tmp_path, channels):
+    """No more than features for the Frechet distance, fewer than 500 for the manifolds; on the card too."""
     random = np.random.default_rng(0)
     manifolds = ["precision-pixels", "recall-pixels", "density-pixels", "coverage-pixels"]
-    for count, few in ((64, ["fd-pixels", *manifolds]), (65, manifolds), (500, [])):
-        images = random.integers(0, 256, (3, count, 8, 8, 1), dtype=np.uint8)
+    width = 64 * channels
+    for count, few in ((width, ["fd-pixels", *manifolds]), (width + 1, manifolds), (500, [])):
+        images = random.integers(0, 256, (3, count, 8, 8, channels), dtype=np.uint8)
         np.savez(tmp_path / "data.npz", train_images=images[0], test_images=images[1])
         np.save(tmp_path / "drawn.npy", images[2])
         result = run_command(
@@ -306,6 +310,9 @@ def test_numbers_of_few_images_are_called_that(tmp_path):
         assert json.loads((tmp_path / "metrics-pixels.json").read_text())["few"] == few
         assert [name for name in ("fd-pixels", *manifolds, "kid-pixels") if f"{name}*" in result.output] == few
         assert (f"* of few images, {count}" in result.output) == bool(few)
+        path = tmp_path / "metrics-pixels.json"
+        rows = model_card.table(measurements.Measured(path.stem, json.loads(path.read_text()))).splitlines()
+        assert {row.split(":")[0][2:] for row in rows if "(few images)" in row} == set(few)
 
 
 def test_every_held_out_image_a_repetition_is_said(tmp_path):
