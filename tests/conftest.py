@@ -58,6 +58,14 @@ def colour_run(tmp_path_factory) -> Path:
 
 
 RUNS = ("trained_run", "colour_run")  # grey and colour
+
+
+@pytest.fixture(params=RUNS)
+def any_run(request) -> Path:
+    """Each of them."""
+    return request.getfixturevalue(request.param)
+
+
 TINY = ("--device", "cpu", "--set", "model.width=8", "--set", "train.batch_size=16", "--set", "train.snapshots=3")
 
 

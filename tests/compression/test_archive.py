@@ -351,10 +351,10 @@ def test_several_processes_are_refused(trained_run, tmp_path, monkeypatch):
         archive(trained_run, tmp_path / "x.npy", out=tmp_path / "x.archive", steps=4, grid="quadratic", block=3)
 
 
-def test_the_ways_to_measure_agree_on_a_trained_model(trained_run):
-    result = run_command("agree", trained_run, "--num-images", 24, "--steps", 5)
+def test_the_ways_to_measure_agree_on_a_trained_model(any_run):
+    result = run_command("agree", any_run, "--num-images", 24, "--steps", 5)
     assert result.exit_code == 0, result.output
-    document = json.loads((trained_run / "agreement-5.json").read_text())
+    document = json.loads((any_run / "agreement-5.json").read_text())
     ways = document["bits_per_dim"]
     assert len(ways) == 4
     # The flow is what ever more steps approach: with 5 it is another model, see test_flow.py.

@@ -257,8 +257,8 @@ def test_a_flow_that_cannot_be_followed_is_an_error_not_a_number():
         transport(Broken(), torch.zeros(1, 2, dtype=F64), 1, 50)
 
 
-def test_the_command_measures_bytes_and_says_what_it_cost(trained_run, command, tmp_path):
-    run = shutil.copytree(trained_run, tmp_path / "run")
+def test_the_command_measures_bytes_and_says_what_it_cost(any_run, command, tmp_path):
+    run = shutil.copytree(any_run, tmp_path / "run")
     arguments = ("likelihood", run, "--num-images", 6, "--batch-size", 4, "--probes", 2, "--rtol", 1e-3, "--atol", 1e-3)
     result = command(*arguments)
     assert result.exit_code == 0, result.output
