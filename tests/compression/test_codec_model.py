@@ -2,13 +2,16 @@
 
 import contextlib
 import itertools
+import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +41,7 @@ from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint
 from ancestral.runs.open import open_model
+from ancestral.runtime import verified_folder
 
 F64 = torch.float64
 WALKS = [(50, 20, 8, 3), (50, 40, 30, 22, 15, 10, 6, 3, 1), (7,)]
@@ -339,6 +343,31 @@ def test_a_damaged_codebook_is_named(measured, tmp_path: Path):
     (folder / "codebook.json").write_bytes(b"{}")
     with pytest.raises(UserError, match=r"codebook\.json"):
         codebook.load(tmp_path, saved)
+
+
+def test_a_codebook_of_other_fields_or_shapes_is_named_by_its_file(measured, tmp_path: Path):
+    """Under a manifest that agrees with it, as a program would write it."""
+    _, saved, _, book = measured
+    folder = codebook.save(tmp_path, saved, book)
+    files = verified_folder.read(folder)
+    document, tensors = json.loads(files["codebook.json"]), safetensors.torch.load(files["codebook.safetensors"])
+
+    def refused(name, content):
+        verified_folder.write(folder, {**files, name: content})
+        with pytest.raises(UserError, match=rf"{re.escape(name)}.*delete .* to measure again"):
+            codebook.load(tmp_path, saved)
+
+    for field in document:
+        rest = {name: value for name, value in document.items() if name != field}
+        for changed in (rest, {**rest, field: True}, {**rest, field: [[1]]}):
+            refused("codebook.json", json.dumps(changed).encode())
+    for name, tensor in tensors.items():
+        rest = {other: value for other, value in tensors.items() if other != name}
+        longer = torch.cat([tensor.flatten(), tensor.new_zeros(1)])
+        for changed in (rest, {**rest, name: longer}, {**rest, name: tensor[None].contiguous()}):
+            refused("codebook.safetensors", safetensors.torch.save(changed))
+    verified_folder.write(folder, files)
+    assert codebook.load(tmp_path, saved).model_id == book.model_id
 
 
 def test_the_rate_of_a_network_is_its_bound(measured):

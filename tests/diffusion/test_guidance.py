@@ -302,7 +302,7 @@ def test_a_stopped_training_with_dropped_labels_goes_on_to_the_same_bits(digits)
         straight.step(digits.train, 64)
     for _ in range(2):
         stopped.step(digits.train, 64)
-    again.load(stopped.tensors(), stopped.images)
+    again.load(stopped.tensors(), stopped.images, "x")
     for _ in range(2):
         again.step(digits.train, 64)
     ours, theirs = straight.tensors(), again.tensors()

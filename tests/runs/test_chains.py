@@ -55,7 +55,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times):
     whole, first, second = (Training(chosen, facts(digits.train), torch.device("cpu")) for _ in range(3))
     for training, total in ((whole, 96), (first, 48)):
         list(train(training, digits.train, 96) if total == 96 else (training.step(digits.train, 96) for _ in range(3)))
-    second.load({name: value.clone() for name, value in first.tensors().items()}, first.images)
+    second.load({name: value.clone() for name, value in first.tensors().items()}, first.images, "x")
     list(train(second, digits.train, 96))
     assert all(torch.equal(a, b) for a, b in zip(whole.tensors().values(), second.tensors().values(), strict=True))
 

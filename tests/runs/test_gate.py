@@ -4,7 +4,9 @@ import json
 import math
 import re
 import shutil
+import subprocess
 import time
+from hashlib import sha256
 
 import pytest
 import safetensors.torch
@@ -100,6 +102,67 @@ def test_what_is_no_configuration(folder, text):
         assert file in result.output
         changed(folder, file, json.dumps(FILES[file]))
         shutil.rmtree(folder.parent / "run", ignore_errors=True)
+
+
+def test_what_carries_no_digest_is_said_with_its_sha256_and_kept(folder):
+    run = folder.parent / "run"
+    result = run_command("import", folder, "--out", run)
+    assert result.exit_code == 0, result.output
+    digests = {name: sha256((folder / name).read_bytes()).hexdigest() for name in (*FILES, TENSORS)}
+    said = result.output.splitlines()[1:]
+    assert said[0] == hub.UNCHECKED
+    assert set(said[1:]) == {f"  {digest}  {name}" for name, digest in digests.items()}
+    assert checkpoint.open_run(run)[0].state["read"] == digests
+    again = run_command("import", run, "--out", folder.parent / "again")
+    assert hub.UNCHECKED not in again.output  # a run has digests
+    assert checkpoint.open_run(folder.parent / "again")[0].state["read"] == digests
+
+
+def test_files_that_the_hub_s_cache_names_by_their_digests_are_checked(folder):
+    """As the hub's library lays them out: large files by SHA-256, small ones by git's SHA-1 of `blob SIZE NUL ...`."""
+    blobs = folder.parent / "blobs"
+    blobs.mkdir()
+    for name in (*FILES, TENSORS):
+        content = (folder / name).read_bytes()
+        git = subprocess.run(["git", "hash-object", folder / name], capture_output=True, text=True, check=True)
+        blob = blobs / (sha256(content).hexdigest() if name == TENSORS else git.stdout.strip())
+        (folder / name).rename(blob)
+        (folder / name).symlink_to(blob)
+    result = run_command("import", folder, "--out", folder.parent / "run")
+    assert (result.exit_code, len(result.output.splitlines())) == (0, 1), result.output
+    for name, old, new in ((TENSORS, None, None), ("unet/config.json", b"1e-05", b"2e-05")):
+        blob = (folder / name).resolve()
+        content = blob.read_bytes()
+        blob.write_bytes(content[:-1] + bytes([content[-1] ^ 1]) if old is None else content.replace(old, new))
+        result = run_command("import", folder, "--out", folder.parent / "other")
+        assert (result.exit_code, len(result.output.splitlines())) == (2, 1), result.output
+        assert f"{folder / name}: damaged (its digest" in result.output.replace("\n", "")
+        blob.write_bytes(content)
+    assert not (folder.parent / "other").exists()
+
+
+def test_a_flipped_exponent_is_refused(folder):
+    tensors = safetensors.torch.load_file(folder / TENSORS)
+    name = "conv_in.weight"
+    tensors[name].view(torch.int32).flatten()[3] ^= 1 << 30  # times 2^128
+    safetensors.torch.save_file(tensors, folder / TENSORS)
+    result = run_command("import", folder, "--out", folder.parent / "run")
+    assert (result.exit_code, len(result.output.splitlines())) == (2, 1), result.output
+    assert re.search(rf"{TENSORS}: damaged\? {name} holds \d", result.output)
+    assert not (folder.parent / "run").exists()
+
+
+def test_what_leaves_a_run_fits_its_configuration(weights, tmp_path):
+    """A tensor that is missing would be missing from the export too."""
+    config, ours = weights
+    name = "stem.weight"
+    for changed in ({key: one for key, one in ours.items() if key != name}, {**ours, name: ours[name][None]}):
+        run = tmp_path / str(len(changed))
+        saved = checkpoint.Checkpoint(tmp_path, 0, config, Facts((1, 8, 8)), changed, {}, {}, None)
+        checkpoint.adopt(run, saved)
+        with pytest.raises(UserError, match=rf"model\.safetensors: .*{name}"):
+            diffusers.export_run(run, tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_another_class_is_refused_by_name(folder):

@@ -1,6 +1,7 @@
 """Training: the same run whatever its interruptions, the plan, the averages, what is on disk."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -73,7 +74,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times, optimi
     second = trainer.Training(configuration, datasets.facts(digits.train), CPU)
     torch.manual_seed(1234)  # a restart finds torch's own generator anywhere
     kept = {name: value.clone(memory_format=torch.contiguous_format) for name, value in first.tensors().items()}
-    second.load(kept, first.images)  # as from a file, which knows no other layout
+    second.load(kept, first.images, "x")  # as from a file, which knows no other layout
     trained(configuration, digits, 160, 160, second)
     assert equal(straight.tensors(), second.tensors())
 
@@ -386,6 +387,61 @@ def test_only_the_last_two_checkpoints_are_kept_and_every_average(tmp_path, digi
     assert {snapshot.width for snapshot in snapshots} == {0.05, 0.1}
 
 
+def test_a_model_of_other_shapes_is_blamed_and_not_a_kept_average(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 80)
+    list(run.train(lambda: False))
+    saved, _ = checkpoint.open_run(tmp_path / "run")
+    name = next(iter(saved.weights))
+    for weights in ({**saved.weights, name: saved.weights[name][None]}, {**saved.weights, "more": torch.zeros(1)}):
+        for width in (None, 0.07):
+            with pytest.raises(UserError, match=r"000000080/model\.safetensors: "):
+                build.trained(replace(saved, weights=weights), tmp_path / "run", CPU, width)
+    assert build.trained(saved, tmp_path / "run", CPU, 0.07)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_state_of_other_tensors_is_named_before_any_is_taken_up(digits, optimizer):
+    configuration = settings(train__optimizer=optimizer, diffusion__times="loss-importance")
+    tensors = trained(configuration, digits, 16, 160).tensors()
+    fresh = trainer.Training(configuration, datasets.facts(digits.train), CPU)
+    before = fresh.tensors()
+    # One of each kind: of the network, an average, the sampler, the guard, and each moment of the optimiser.
+    of_a_kind = {re.sub(r"(optimizer)/.*/|(network|average-[^/]*)/.*", r"\1\2", name): name for name in tensors}
+    assert len(of_a_kind) >= 10
+    for name in of_a_kind.values():
+        rest = {other: value for other, value in tensors.items() if other != name}
+        for wrong in (rest, {**rest, name: tensors[name][None]}, {**rest, name: torch.zeros(3, 1, 7)}):
+            with pytest.raises(UserError, match=r"^FILE: .*"):
+                fresh.load(wrong, 16, "FILE")
+    assert equal(before, fresh.tensors())
+    fresh.load(tensors, 16, "FILE")
+    assert equal(tensors, fresh.tensors())
+
+
+def test_a_log_that_has_lost_records_is_said_when_the_run_goes_on(tmp_path, digits):
+    run, _ = make_run(tmp_path / "run", digits, 160)
+    list(run.train(lambda: run.training.images >= 56))
+    path = tmp_path / "run" / "metrics.jsonl"
+    whole = path.read_bytes().splitlines(keepends=True)
+
+    def said(content):
+        warnings = []
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        runner.Run(tmp_path / "run", settings(), digits, CPU, warn=warnings.append).resume()
+        return warnings
+
+    assert not said(b"".join(whole))
+    assert not said(b"".join(whole) + b'{"images": 6')  # torn by a kill, after the checkpoint
+    for content in (None, b"", b"[" * 1000, whole[0][:5]):
+        assert said(content) == [f"{path}: has no record of images 0 to 56; it goes on after them"]
+    last = json.loads(whole[-2])["images"]
+    assert said(b"".join(whole[:-1]) + whole[-1][:9]) == [
+        f"{path}: has no record of images {last} to 56; it goes on after them"
+    ]
+
+
 def test_configuration_round_trip_and_its_errors():
     configuration = settings()
     facts = config.Facts((1, 8, 8), ("a", "b"))
@@ -657,7 +713,7 @@ def test_half_precision_lowers_its_scale_and_goes_on(digits):
     run.scaler.update(1024.0)
     assert run.step(digits.train, 1000).made
     again = trainer.Training(settings(train__precision="float16"), datasets.facts(digits.train), CPU)
-    again.load(run.tensors(), run.images)
+    again.load(run.tensors(), run.images, "x")
     assert again.scaler.get_scale() == run.scaler.get_scale() == 1024.0
 
 

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
+from typing import TypedDict
 
+import msgspec
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -26,6 +28,8 @@ from ancestral.errors import UserError
 from ancestral.runs import checkpoint
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.tensor_files import finite, unpacked
+
+FILES = ("codebook.json", "codebook.safetensors")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,13 @@ class Canary:
     t: Tensor
     labels: Tensor  # (K,), or empty where the network takes none
     x0: Tensor
+
+    def __post_init__(self) -> None:
+        t, labels = self.t, self.labels
+        if self.x0.shape != self.x_t.shape or t.shape != self.x0.shape[:1] or labels.shape not in (t.shape, (0,)):
+            raise CodecError("the canary's tensors are not of one number of images")
+        if {t.dtype, labels.dtype} != {torch.int64} or not self.x0.is_floating_point():
+            raise CodecError("the canary's tensors are not of its kinds of numbers")
 
 
 @dataclass(frozen=True)
@@ -121,36 +132,43 @@ def load(run: Path, saved: checkpoint.Checkpoint) -> Codebook | None:
     try:
         found = _read(folder)
         if found.model_id != identity(saved, found.x0_var, found.profiles, found.residual):
-            raise verified_folder.Damaged(f"{folder}: is of another model")
+            raise verified_folder.Damaged(
+                f"{folder / FILES[0]}: its model_id is not that of this model with the tables of {FILES[1]}"
+            )
     except verified_folder.Damaged as error:
         raise verified_folder.Damaged(f"{error}; delete {folder} to measure again") from None
     return found
 
 
+class _Document(TypedDict):
+    profiles: list[Profile]
+    model_id: str
+    report: dict[str, float]
+
+
 def _read(folder: Path) -> Codebook:
-    names = ("codebook.json", "codebook.safetensors")
-    files = verified_folder.read(folder, names)
+    files = verified_folder.read(folder, FILES)
+    where, measured = (str(folder / name) for name in FILES)
+    document = disk.parsed(files[FILES[0]], where, float)
+    tensors = finite(unpacked(files[FILES[1]], measured), measured)
     try:
-        document = disk.parsed(files[names[0]], str(folder / names[0]), float)
-        tensors = finite(unpacked(files[names[1]], str(folder / names[1])), str(folder / names[1]))
-        profiles = {
-            one["id"]: Profile(
-                one["id"], tuple(one["times"]), tuple(map(tuple, one["counts"])), one["channel"], one["guard"]
-            )
-            for one in document["profiles"]
-        }
-        kept = {name: tensors[f"residual.{name}"].numpy() for name in ("frequencies", "leaving", "weights")}
-        canary = Canary(*(tensors[f"canary.{name}"] for name in ("x_t", "t", "labels", "x0")))
+        told = msgspec.convert(document, _Document)
+        model_id = bytes.fromhex(told["model_id"])
+        where = measured
         return Codebook(
             x0_var=tensors["x0_var"],
-            profiles=profiles,
-            residual=residual_tables.of_tensors(kept),
-            model_id=bytes.fromhex(document["model_id"]),
-            canary=canary,
-            report=document["report"],
+            profiles={one.id: one for one in told["profiles"]},
+            residual=residual_tables.of_tensors(
+                {name: tensors[f"residual.{name}"].numpy() for name in ("frequencies", "leaving", "weights")}
+            ),
+            model_id=model_id,
+            canary=Canary(*(tensors[f"canary.{name}"] for name in ("x_t", "t", "labels", "x0"))),
+            report=told["report"],
         )
-    except (KeyError, ValueError, TypeError, AttributeError, RuntimeError, CodecError) as error:
-        raise verified_folder.Damaged(f"{folder}: damaged or not a codebook ({error})") from None
+    except KeyError as error:
+        raise verified_folder.Damaged(f"{where}: damaged (has no {error.args[0]})") from None
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError, CodecError) as error:
+        raise verified_folder.Damaged(f"{where}: damaged or not a codebook ({error})") from None
 
 
 def widened(model: Denoiser) -> Denoiser:

@@ -143,6 +143,8 @@ def of_tensors(tensors: Mapping[str, np.ndarray]) -> ResidualTable:
     Raises:
         CodecError: when they break the rules of a table.
     """
+    if tensors["leaving"].shape != (1,):
+        raise CodecError(f"the table of residuals has {tensors['leaving'].shape} numbers of values that leave")
     return ResidualTable(tensors["frequencies"], int(tensors["leaving"][0]), tensors["weights"])
 
 

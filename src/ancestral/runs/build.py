@@ -244,15 +244,14 @@ def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_w
     Raises:
         UserError: when the weights do not fit the configuration.
     """
-    weights = saved.weights
+    with torch.device("meta"):
+        wanted = network(saved.config, saved.facts).state_dict()
+    weights = fitting(saved.weights, wanted, str(saved.folder / "model.safetensors"))
     if average_width is not None:
         try:
             weights = ema.rebuild(checkpoint.load_snapshots(run, saved), average_width)
         except ValueError as error:
             raise UserError(f"--average-width: {error}") from None
-    with torch.device("meta"):
-        wanted = network(saved.config, saved.facts).state_dict()
-    fitting(weights, wanted, str(saved.folder / "model.safetensors"))
     return ready(saved.config, saved.facts, weights).to(on)
 
 

@@ -44,6 +44,7 @@ class State(TypedDict):
     precision: NotRequired[Literal["float32", "bfloat16", "float16"]]  # these three: see `compute_format`
     channels_last: NotRequired[bool]
     fastest_on: NotRequired[str | None]
+    read: NotRequired[dict[str, str]]  # SHA-256 of the files that an imported model was made of
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,7 @@ def file_of(files: Mapping[str, bytes], name: str, folder: Path) -> bytes:
 def adopt(run: Path, saved: Checkpoint) -> Path:
     """Make a run of a model from elsewhere, to sample and evaluate. Returns the checkpoint's folder."""
     state = {"length": "imported", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": True}
+    state |= {"read": saved.state["read"]} if "read" in saved.state else {}
     document = to_json(saved.config, saved.facts)
     return save(run, saved.images, document, saved.weights, {}, {"total": saved.images, **state}, saved.calibration)
 

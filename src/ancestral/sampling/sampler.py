@@ -177,8 +177,8 @@ def tuned_times(
         raise UserError(f"{folder / TUNED}: does not say which model its times are of; find them again: {again}")
     if (kept["model"], kept.get("average_width")) != (checkpoint.digest(saved), average_width):
         raise UserError(
-            f"{folder / TUNED}: its times are of another model (trained on since, or another average); "
-            f"find them again: {again}"
+            f"{folder / TUNED}: its times are of another model than {saved.folder} (trained on since, "
+            f"or another average); find them again: {again}"
         )
     try:
         return explicit(schedule, kept["times"])

@@ -124,7 +124,7 @@ class Run:
         if saved.state["data"] != self.digest:
             raise UserError(f"{self.config.source}: not the images that {self.folder} was begun with; use --fresh")
         self._go_on_in(saved)
-        self.training.load(saved.tensors, saved.images)
+        self.training.load(saved.tensors, saved.images, str(saved.folder / "state.safetensors"))
         self.total, self.seconds = saved.state["total"], saved.state["seconds"]
         self.held_out_bits = saved.state["held_out_bits"]
         self.complete = saved.state["complete"]
@@ -310,9 +310,12 @@ class Run:
             with beside(str(path), self.warn):
                 verified_folder.write_file(path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
         except disk.Missing:
-            pass
+            kept = []
         except disk.Damaged as error:  # a pipe would be waited for at the first record
             raise UserError(f"{error}; move it away, and the log begins anew") from None
+        reached = max((entry["images"] for entry in kept), default=0)
+        if images - reached >= max(1, self.total / 100):  # as often as there is a record
+            self.warn(f"{path}: has no record of images {reached:,} to {images:,}; it goes on after them")
         with beside("averages and previews of before", self.warn):
             for later in (*self.folder.glob("averages/*"), *self.folder.glob("previews/*.png")):
                 if later.stem.isdigit() and int(later.stem) > images:

@@ -26,11 +26,14 @@ from ancestral.runs import build
 from ancestral.runs.compute_format import ComputeFormat, laid_out
 from ancestral.runs.conditions import Conditions, trained_with
 from ancestral.runs.config import Config, Facts
+from ancestral.runtime.disk import Damaged
 from ancestral.runtime.distributed import Processes, check
+from ancestral.runtime.tensor_files import fitting
 from ancestral.training.gradient_sync import engine, like, open_formats, whole
 from ancestral.training.loss_spikes import Guard
 from ancestral.training.prefetch import Feed
 
+MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"})  # of a parameter: AdamW's, Muon's
 SKIPS_IN_A_ROW = 10  # updates that are not finite before a run that may skip them stops all the same
 
 
@@ -256,22 +259,42 @@ class Training:
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that training needs to go on, named and whole; all processes must ask."""
-        named = {f"network/{name}": value for name, value in self.network.state_dict().items()}
-        for average in self.averages:
-            named |= {f"average-{average.width:g}/{name}": value for name, value in average.weights.items()}
+        named = self._fixed()
         for index, moments in self.optimizer.state_dict()["state"].items():
             named |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
-        named |= {f"sampler/{name}": value for name, value in self.sampler.state().items()}
-        named |= {f"guard/{name}": value for name, value in self.guard.state().items()}
         named |= {f"scaler/{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
         return {name: whole(value.detach()) for name, value in named.items()}
 
-    def load(self, tensors: Mapping[str, Tensor], images: int) -> None:
-        """Take up a state that `tensors` gave, on any number of processes.
+    def _fixed(self) -> dict[str, Tensor]:
+        """Of these tensors those that are there, in one shape, before the first update too."""
+        named = {f"network/{name}": value for name, value in self.network.state_dict().items()}
+        for average in self.averages:
+            named |= {f"average-{average.width:g}/{name}": value for name, value in average.weights.items()}
+        named |= {f"sampler/{name}": value for name, value in self.sampler.state().items()}
+        return named | {f"guard/{name}": value for name, value in self.guard.state().items()}
+
+    def _check(self, tensors: Mapping[str, Tensor], where: str) -> None:
+        """Refuse tensors that are not those of this training, before any is taken up."""
+        grown = ("optimizer/", "scaler/")
+        fitting({name: value for name, value in tensors.items() if not name.startswith(grown)}, self._fixed(), where)
+        parameters = {str(index): value for index, value in enumerate(self.network.parameters())}
+        kept: dict[str, set[str]] = {}
+        for name, value in _under("optimizer/", tensors).items():
+            index, _, moment = name.partition("/")
+            if index not in parameters or value.shape != (() if moment == "step" else parameters[index].shape):
+                raise Damaged(f"{where}: optimizer/{name} is of no parameter, or not of its shape")
+            kept.setdefault(index, set()).add(moment)
+        for index, moments in kept.items():
+            if moments not in MOMENTS:
+                raise Damaged(f"{where}: optimizer/{index} has {', '.join(sorted(moments))} only")
+
+    def load(self, tensors: Mapping[str, Tensor], images: int, where: str) -> None:
+        """Take up a state that `tensors` gave, on any number of processes; `where` is what its file is called.
 
         Raises:
-            UserError: when it is of another network.
+            Damaged: when it is of another network or optimiser.
         """
+        self._check(tensors, where)
         try:
             own = self.network.state_dict()
             self.network.load_state_dict(
@@ -292,7 +315,7 @@ class Training:
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict({name: value.item() for name, value in _under("scaler/", tensors).items()})
         except (KeyError, RuntimeError, ValueError) as error:
-            raise UserError(f"the checkpoint's state does not fit this configuration ({error})") from None
+            raise Damaged(f"{where}: does not fit this configuration ({error})") from None
         self.images = images
 
 

@@ -21,7 +21,8 @@ def import_model(source: str, run: Path) -> None:
     """
     from ancestral.runs.hub import hub
 
-    click.echo(shown(f"imported: {hub.import_model(source, run)}; now: ancestral sample {run}"))
+    for line in hub.import_model(source, run):
+        click.echo(shown(line))
 
 
 @click.command(short_help="Write a model as a diffusers folder.")

@@ -1,13 +1,16 @@
 """diffusers folders, both ways: a UNet2DModel with its scheduler's configuration, and a run of ours.
 
-Tensors are copied to the bit; attention's q, k and v are one tensor here and three there. Needs no diffusers.
+Tensors are copied to the bit; attention's q, k and v are one tensor here and three there. Needs no diffusers. The
+format carries no digests: what was read is known by its SHA-256, and checked where the hub's cache names files by it.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator
+from hashlib import sha1, sha256
 from pathlib import Path
 
 import safetensors.torch
@@ -28,13 +31,13 @@ from ancestral.runs.hub.diffusers_config import (
     scheduler_document,
     unet_document,
 )
-from ancestral.runtime import verified_folder
+from ancestral.runtime import disk, verified_folder
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def read(folder: Path) -> tuple[Config, Facts, dict[str, Tensor]]:
-    """The configuration, the facts and the weights of a diffusers folder, as a run of ours has them.
+def read(folder: Path) -> checkpoint.Checkpoint:
+    """The model in a diffusers folder, as a run of ours has it; its state holds the digests of what was read.
 
     Raises:
         UserError: naming the file and field that has no meaning here.
@@ -45,7 +48,29 @@ def read(folder: Path) -> tuple[Config, Facts, dict[str, Tensor]]:
     process = diffusion(Fields(scheduler_folder / "scheduler_config.json"))
     config = Config(source=f"diffusers:{folder.name}", model=model, diffusion=process)
     facts = Facts(shape, tuple(str(number) for number in range(classes)))
-    return config, facts, _to_ours(network_folder / _WEIGHTS, config, facts, network_folder / "config.json")
+    weights = _to_ours(network_folder / _WEIGHTS, config, facts, network_folder / "config.json")
+    files = (network_folder / "config.json", network_folder / _WEIGHTS, scheduler_folder / "scheduler_config.json")
+    digests = [_digest(path) for path in files]
+    state = {
+        "read": {str(path.relative_to(folder)): digest for path, (digest, _) in zip(files, digests, strict=True)},
+        "checked": all(known for _, known in digests),
+    }
+    return checkpoint.Checkpoint(folder, 0, config, facts, weights, {}, state, None)
+
+
+def _digest(path: Path) -> tuple[str, bool]:
+    """(SHA-256, whether it was compared) of a file; one in the hub's cache links to blobs/<SHA-256, or git's SHA-1>.
+
+    Raises:
+        Damaged: when the file is not the one that this name stands for.
+    """
+    content, blob = disk.read(path), path.resolve()
+    found = sha256(content).hexdigest()
+    known = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", blob.name) is not None
+    git = sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    if known and blob.name not in (found, git):
+        raise disk.Damaged(f"{path}: damaged (its digest is not {blob.name}); delete {blob} to load it again")
+    return found, known
 
 
 def names(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -111,6 +136,7 @@ def _to_ours(path: Path, config: Config, facts: Facts, described: Path) -> dict[
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
     import_checks.need_numbers(theirs, path)
+    import_checks.need_plausible(theirs, path)
     return {key: torch.cat([theirs[o] for o in others]).float().reshape(wanted[key]) for key, others in layers}
 
 
@@ -139,7 +165,7 @@ def export_run(run: Path, folder: Path) -> None:
     Raises:
         UserError: naming the setting that has no field there.
     """
-    saved = checkpoint.open_newest(run)
+    saved = import_checks.passed(checkpoint.open_newest(run))
     config, model, process = saved.config, saved.config.model, saved.config.diffusion
     if process.chain != "gaussian":
         raise UserError(f"{run}: diffusion.chain is {process.chain}; diffusers has no such process")

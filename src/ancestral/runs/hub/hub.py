@@ -29,6 +29,7 @@ from ancestral.runs.measurements import measured
 from ancestral.runtime import disk, verified_folder
 
 PREFIX = "hf:"
+UNCHECKED = "its files carry no digests: a changed value cannot be noticed; compare SHA-256 with where they are from:"
 # No pickle, and of several precisions the first: nothing else is downloaded.
 _WANTED = ["*.json", "model.safetensors", "calibration.safetensors", "*diffusion_pytorch_model.safetensors"]
 _REASONS = {  # by the name of the library's error
@@ -53,12 +54,11 @@ def load(source: str | Path) -> Checkpoint:
         return import_checks.passed(checkpoint.open_newest(folder))
     if (folder / verified_folder.MANIFEST).is_file():
         return import_checks.passed(_read(folder))
-    config, facts, weights = diffusers.read(folder)
-    return import_checks.passed(Checkpoint(folder, 0, config, facts, weights, {}, {}, None))
+    return import_checks.passed(diffusers.read(folder))
 
 
-def import_model(source: str, run: Path) -> Path:
-    """Make a run of a model that `load` finds; hf: stands before a name on the hub. Returns the checkpoint's folder.
+def import_model(source: str, run: Path) -> list[str]:
+    """Make a run of a model that `load` finds; hf: stands before a name on the hub. Returns what is to be said.
 
     Raises:
         UserError: as `load`; or when the run is there already.
@@ -67,7 +67,12 @@ def import_model(source: str, run: Path) -> Path:
         raise UserError(f"{run}: holds a run already; choose another --out")
     if not source.startswith(PREFIX) and not Path(source).is_dir():
         raise UserError(f"{source}: no such folder; a name on the hub is written {PREFIX}USER/NAME")
-    return checkpoint.adopt(run, load(source))
+    saved = load(source)
+    lines = [f"imported: {checkpoint.adopt(run, saved)}; now: ancestral sample {run}"]
+    if "read" in saved.state and not saved.state["checked"]:
+        lines.append(UNCHECKED)
+        lines += [f"  {digest}  {name}" for name, digest in saved.state["read"].items()]
+    return lines
 
 
 def fetch(name: str) -> Path:

@@ -16,6 +16,7 @@ from ancestral.runs.config import Config
 from ancestral.runs.facts import Facts
 from ancestral.runs.process_kinds import chain
 
+LARGEST = 1e6  # size of a weight
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -60,6 +61,17 @@ def need_numbers(tensors: Mapping[str, Tensor], where: Path) -> None:
     for name, value in tensors.items():
         if not value.is_floating_point() or not value.isfinite().all():
             raise UserError(f"{where}: {name} holds values that are no finite real numbers")
+
+
+def need_plausible(tensors: Mapping[str, Tensor], where: Path) -> None:
+    """Refuse weights that no training gives: where nothing carries a digest, all that shows a flipped exponent.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name, value in tensors.items():
+        if value.numel() and (largest := float(value.abs().max())) > LARGEST:
+            raise UserError(f"{where}: damaged? {name} holds {largest:.3g}, and weights lie within {LARGEST:.0e}")
 
 
 def passed(saved: Checkpoint) -> Checkpoint:
