@@ -101,7 +101,7 @@ def compressed(
             crc = made.pixels_crc.to_bytes(4, "little")
             return {"block": made.payload, "crc": crc, "cost.safetensors": safetensors.torch.save(numbers)}
 
-        job.run(work, make, lambda kept: {"block", "crc", "cost.safetensors"} <= set(kept))
+        job.run(work, make, lambda _, kept: {"block", "crc", "cost.safetensors"} <= set(kept))
         results = list(job.results(work))
         job.forget()
     blocks = tuple(Block(kept["block"], int.from_bytes(kept["crc"], "little")) for kept in results)

@@ -42,6 +42,15 @@ def png(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+def is_png(content: bytes, shape: tuple[int, ...]) -> bool:
+    """Whether these bytes are a picture of this shape, (H, W, C)."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=["PNG"])
+        return (image.height, image.width, len(image.getbands())) == shape
+    except (OSError, ValueError, SyntaxError):
+        return False
+
+
 def read_png(path: Path) -> np.ndarray:
     """An image written by `png`, (H, W, C)."""
     pixels = np.asarray(Image.open(path))

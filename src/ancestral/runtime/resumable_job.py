@@ -52,17 +52,21 @@ class Job:
         except (verified_folder.Damaged, KeyError, ValueError):
             return None
 
-    def run(self, pieces: list[range], do: Callable[[range], Files], seems_done: Callable[[Files], bool]) -> None:
+    def run(
+        self, pieces: list[range], do: Callable[[range], Files], seems_done: Callable[[range, Files], bool]
+    ) -> None:
         """Do this process's pieces that are not done, and wait for the others'."""
         for piece in pieces[self.processes.rank :: self.processes.size]:
             kept = self._kept(piece)
-            if kept is None or not seems_done(kept):
+            if kept is None or not seems_done(piece, kept):
                 verified_folder.write(_piece_folder(self.folder, piece), do(piece))
         self.processes.wait()
 
     def tensors(self, pieces: list[range], compute: Callable[[range], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """The tensors of each piece, in order, those that are not there yet computed now; the same in every process."""
-        self.run(pieces, lambda piece: {TENSORS: safetensors.torch.save(compute(piece))}, lambda kept: TENSORS in kept)
+        self.run(
+            pieces, lambda piece: {TENSORS: safetensors.torch.save(compute(piece))}, lambda _, kept: TENSORS in kept
+        )
         found = kept_tensors(self.folder, pieces)
         self.processes.wait()  # so that none removes what another still reads
         return found

@@ -71,9 +71,12 @@ def sample(
                     drawn |= film_files(frames._replace(x_t=seen))
                 return drawn
 
-            def whole(kept: dict[str, bytes]) -> bool:
-                filmed = not film or _png(0) not in kept or set(FILM) <= kept.keys()
-                return filmed and "digests.json" not in kept  # of a version that kept the images elsewhere
+            channels, *sides = drawing.saved.facts.shape
+
+            def whole(numbers: range, kept: dict[str, bytes]) -> bool:  # a version of before kept images elsewhere
+                filmed = not film or numbers.start > 0 or set(FILM) <= kept.keys()
+                shape = (*sides, channels)
+                return filmed and all(pictures.is_png(kept.get(_png(number), b""), shape) for number in numbers)
 
             job.run(work, draw, whole)
         if processes.first:
