@@ -43,6 +43,7 @@ class Served:
             if found := re.search(r"http://127\.0\.0\.1:(\d+)/", line):
                 self.port = int(found[1])
                 return self
+        self.stop()
         raise AssertionError("".join(said))
 
     def stop(self):

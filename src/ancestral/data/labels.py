@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ancestral.data.dataset import MOST_CLASSES
 from ancestral.data.inventory import listed
 from ancestral.errors import UserError
+from ancestral.runtime.text import utf8
 
 DATASET = "dataset.json"
 
@@ -40,7 +41,7 @@ def label(root: Path, files: list[str]) -> Labels:
 
 def in_order(labels: Iterable[str | None], said: str) -> tuple[str, ...]:
     """The classes: numbers by size where dataset.json gives them, otherwise names as texts."""
-    found = {label for label in labels if label is not None}
+    found = {utf8(label, "the name of a class") for label in labels if label is not None}
     return tuple(sorted(found, key=int) if said == DATASET else sorted(found))
 
 

@@ -22,6 +22,7 @@ from ancestral.data.image_folder import load_folder, read_as, white_note
 from ancestral.data.tar_shards import is_pattern, load_shards
 from ancestral.errors import UserError
 from ancestral.runtime.array_files import unpacked
+from ancestral.runtime.text import utf8
 
 
 def load(source: str, options: DataOptions) -> Splits:
@@ -31,7 +32,7 @@ def load(source: str, options: DataOptions) -> Splits:
         UserError: naming what is missing, unreadable or inconsistent.
     """
     _check_background(options.background)
-    path = Path(source)
+    path = Path(utf8(source, "the name of the data"))
     if source in BUILT_IN:
         splits = read_as(BUILT_IN[source](), source, split="a fifth of each class", classes="the set's own labels")
         splits = _adapted(splits, options)

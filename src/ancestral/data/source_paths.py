@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
+
+from ancestral.runtime.text import quoted
 
 
 def same_place(one: str, other: str) -> bool:
@@ -25,4 +26,4 @@ def typed(source: str) -> str:
     """`public`, for a shell."""
     text = public(source)
     below_home = text.startswith("~/") and text != source
-    return f"~/{shlex.quote(text[2:])}" if below_home else shlex.quote(text)
+    return f"~/{quoted(text[2:])}" if below_home else quoted(text)

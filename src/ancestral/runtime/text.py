@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
+
+from ancestral.errors import UserError
 
 # What Markdown, its tables, HTML, formulas, mentions, emoji and bare addresses are made of, where it could be read so.
 _MARKUP = re.compile(r'[!"#$&*;<>@\[\\\]^`{|}~]|(?<![^\W_])_|_(?![^\W_])|:(?! )|(?<=www)\.|^ | $', re.IGNORECASE)
@@ -13,6 +16,31 @@ def shown(text: str) -> str:
     surrogate pairs) as its escape, such as `\n`, `\x1b` and `\u202e`.
     """
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def utf8(text: str, what: str) -> str:
+    """A text that the JSON of a run can hold.
+
+    Raises:
+        UserError: naming what it is, when it is no Unicode, as a file name in another encoding.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{text}: {what} is not UTF-8, so that no run could keep it; rename it") from None
+    return text
+
+
+def quoted(text: str) -> str:
+    """As one word of a shell command: by `shlex`, and what is not printed as octal bytes in $'...'."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escapes = {"\\": r"\\", "'": r"\'"}
+    return f"$'{''.join(escapes.get(c, c) if c.isprintable() else _octal(c) for c in text)}'"
+
+
+def _octal(character: str) -> str:
+    return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
 def seconds(text: str) -> float:

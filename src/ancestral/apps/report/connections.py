@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +16,7 @@ from ancestral.apps.report.part import Number, Part, mean_of
 from ancestral.apps.report.subject import Subject
 from ancestral.data.source_paths import typed
 from ancestral.evaluation import image_formats
+from ancestral.runtime.text import quoted
 
 LEVELS = (-4.0, -2.0, 0.0, 2.0, 4.0)  # log SNRs of the table of the score's errors
 
@@ -34,7 +34,7 @@ def part(subject: Subject) -> Part:
     _compression(subject, found)
     found.facts["known"], found.facts["lent"] = set(found.numbers), lent(subject)
     found.facts["exact"] = subject.run is None
-    found.facts["run"] = "RUN" if subject.run is None else shlex.quote(str(subject.run))
+    found.facts["run"] = "RUN" if subject.run is None else quoted(str(subject.run))
     found.facts["source"] = "DATA" if subject.run is None else typed(subject.source)
     found.facts["dimensions"] = math.prod(subject.shape)
     return found

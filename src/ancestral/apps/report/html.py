@@ -154,7 +154,8 @@ class _Section:
 
     def cell(self, value: Number | str, table: str, place: str) -> str:
         if isinstance(value, str):
-            return inline(_word(self.words["names"].get(value, value)))
+            known = self.words["names"].get(value)
+            return _word(value) if known is None else inline(_word(known))
         return self.data(value, table + place, f"{table}[…]")
 
     def line(self, equation_name: str, number_name: str | None, why: str) -> Text:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,6 +11,7 @@ from ancestral.apps.report.part import Number
 from ancestral.apps.report.quality_training import SETTLED
 from ancestral.data.source_paths import typed
 from ancestral.runs.config import Config, resolve
+from ancestral.runtime.text import quoted
 from ancestral.training.trackers import flat
 
 Numbers = Mapping[str, Number]
@@ -37,8 +37,8 @@ class Case:
         """The command that trains anew: all settings as they are, but the changes, and so many times the length."""
         length = round((self.seen or 0) * seen)
         sets = [*settings(self.config, changes), *changes]
-        words = ["ancestral", "train", typed(self.config.source), "--out", f"{shlex.quote(self.run)}-next"]
-        return " ".join([*words, "--images", str(length), *(f"--set {shlex.quote(one)}" for one in sets)])
+        words = ["ancestral", "train", typed(self.config.source), "--out", f"{quoted(self.run)}-next"]
+        return " ".join([*words, "--images", str(length), *(f"--set {quoted(one)}" for one in sets)])
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ RULES: tuple[Rule, ...] = (
         "variance",
         ("variance_costs", "bound"),
         lambda case: _surely(case, "variance_costs", 0.005 * _value(case, "bound")),
-        lambda case: f"ancestral evaluate {shlex.quote(case.run)} --variance optimal",
+        lambda case: f"ancestral evaluate {quoted(case.run)} --variance optimal",
     ),
     Rule(
         "capacity",
@@ -170,7 +170,7 @@ RULES: tuple[Rule, ...] = (
         "few-steps",
         ("missed", "missed_share"),
         lambda case: _value(case, "missed_share") > 15,
-        lambda case: f"ancestral tune-steps {shlex.quote(case.run)} --steps 10",
+        lambda case: f"ancestral tune-steps {quoted(case.run)} --steps 10",
     ),
     Rule(
         "bits",
@@ -182,7 +182,7 @@ RULES: tuple[Rule, ...] = (
         "at-the-floor",
         ("kid", "kid_floor", "recall", "recall_floor"),
         lambda case: not _surely(case, "kid", max(_value(case, "kid_floor"), 0.0)) and _varied(case),
-        lambda case: f"ancestral metrics {shlex.quote(case.run)} --num-images 10000",
+        lambda case: f"ancestral metrics {quoted(case.run)} --num-images 10000",
     ),
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +38,7 @@ from ancestral.runs.metrics_log import read_metrics
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runtime.console import screen
 from ancestral.runtime.resumable_job import pieces
+from ancestral.runtime.text import quoted
 
 BATCH = 64
 # Commands that make random draws, and whether they take the data; their other settings are this report's.
@@ -195,7 +195,7 @@ class Subject:
         """What gives a number again, with this report's data, seed and average; the exact subject has one for all."""
         if self.run is None:
             verb, options = "explain", (*self._count, "--out report.json")
-        own = [] if self.run is None else [shlex.quote(str(self.run))]
+        own = [] if self.run is None else [quoted(str(self.run))]
         own += [typed(self.source)] if DRAWING.get(verb) and not self.own else []
         draws = [] if self.seed == 0 else [f"--seed {self.seed}"]
         draws += [] if self.average_width is None else [f"--average-width {self.average_width:g}"]

@@ -30,6 +30,7 @@ from ancestral.apps.server.session import Studio
 from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS, SOLVERS
 from ancestral.errors import UserError
 from ancestral.runs import build
+from ancestral.runtime.text import shown
 
 STATIC = Path(__file__).parent / "static"
 LABELS = {
@@ -78,8 +79,8 @@ def responses(*more: int) -> dict[int | str, dict[str, Any]]:
 
 
 def one_line(text: str) -> str:
-    """Text that any client can read: no line breaks, nothing that UTF-8 does not have."""
-    return " ".join(text.encode("utf-8", "replace").decode().split())[:500]
+    """Text that any client can read: no line breaks, nothing that is not printed."""
+    return shown(" ".join(text.split()))[:500]
 
 
 def create_app(studio: Studio, workshop: Workshop, rules: Rules) -> Doors:
@@ -238,7 +239,7 @@ def describe(studio: Studio, workshop: Workshop, features: schemas.Features) -> 
     log_snr = [round(one, 5) if math.isfinite(one) else None for one in schedule.log_snr(t).tolist()]
     scale = {name: [round(one, 7) for one in getattr(schedule, name)(t).tolist()] for name in ("signal", "noise")}
     model = schemas.Model(
-        name=studio.run.resolve().name,
+        name=shown(studio.run.resolve().name),
         shape=list(studio.shape),
         T=schedule.T,
         classes=list(classes),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from ancestral.errors import UserError
 from ancestral.runs import process_kinds
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.open import device_of, open_gaussian
+from ancestral.runtime.text import quoted
 from ancestral.sampling.image_session import Bench
 from ancestral.sampling.sampler import Drawing, How
 
@@ -87,7 +87,7 @@ class Studio:
         }
         named = [(f"--{name.replace('_', '-')}", value) for name, value in (options | here).items()]
         given = [part for name, value in named if value is not None for part in (name, value)]
-        return shlex.join(map(str, ["ancestral", *words, *given]))
+        return " ".join(quoted(str(word)) for word in ("ancestral", *words, *given))
 
     def decoded(self, uri: str, field: str) -> np.ndarray:
         """An uploaded image as bytes (H, W, C) of the model's size, and of its data's range.

@@ -3,7 +3,7 @@
 import { call, server } from "./api.js";
 import { prepare } from "./closeup.js";
 import { Compress } from "./compress.js";
-import { $, $$, create, say } from "./dom.js";
+import { $, $$, create, say, shown } from "./dom.js";
 import { Draw } from "./draw.js";
 import { Inpaint } from "./inpaint.js";
 import { Morph } from "./morph.js";
@@ -70,7 +70,7 @@ function build(model) {
     if (offered === true) tools[name] = new Tool(panel, model, hand);
     else {
       const lead = $(".lead", panel);
-      panel.replaceChildren(lead, create("p", { className: "notice", textContent: offered }));
+      panel.replaceChildren(lead, create("p", { className: "notice", textContent: shown(offered) }));
       panel.dataset.state = "unavailable";
     }
   }

@@ -12,9 +12,17 @@ export function create(tag, properties = {}, ...children) {
 export const clone = (name) => $(`#template-${name}`).content.cloneNode(true);
 
 export function say(status, text, kind = "") {
-  status.textContent = text;
+  status.textContent = shown(text);
   status.dataset.kind = kind;
 }
+
+// On one line, as it is read: what is not printed (controls, marks of direction, ends of lines) as its escape.
+export const shown = (text) =>
+  text.replace(/(?! )[\p{C}\p{Z}]/gu, (found) => {
+    const code = found.codePointAt(0).toString(16);
+    const short = { "\n": "\\n", "\r": "\\r", "\t": "\\t" }[found];
+    return short ?? (code.length < 3 ? `\\x${code.padStart(2, 0)}` : code.length < 5 ? `\\u${code.padStart(4, 0)}` : `\\U${code.padStart(8, 0)}`);
+  });
 
 export function show(image, uri) {
   if (image.getAttribute("src") !== uri) image.src = uri;
@@ -118,7 +126,7 @@ function wanted(field) {
 
 // The classes of a model in a list of a form; the list is not shown where there are none.
 export function offerClasses(list, model) {
-  list.append(...model.classes.map((name) => new Option(name, name)));
+  list.append(...model.classes.map((name) => new Option(shown(name), name)));
   list.closest("label").hidden = model.classes.length === 0;
 }
 
