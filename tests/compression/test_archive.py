@@ -18,7 +18,7 @@ from ancestral.compression.bits_back import BYTES, Chain, OutOfReach, Stack
 from ancestral.compression.block_coder import Coder, canary, threads
 from ancestral.compression.errors import CodecError
 from ancestral.data.decode import BadImage
-from ancestral.diffusion.denoisers.analytic import dataset, gaussian
+from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.normal import Normal
@@ -29,6 +29,7 @@ from ancestral.errors import UserError
 from ancestral.evaluation.agree_command import rows
 from ancestral.runtime.distributed import Processes
 from conftest import run_command
+from oracles import dataset
 
 F64 = torch.float64
 NOISY = partial(schedule.linear_log_snr, log_snr_max=9.0)  # at t = 1 the noise is 1.4 times the step between two bytes

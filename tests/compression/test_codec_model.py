@@ -42,6 +42,7 @@ from ancestral.errors import UserError
 from ancestral.runs import checkpoint
 from ancestral.runs.open import open_model
 from ancestral.runtime import verified_folder
+from oracles import cost_bits
 
 F64 = torch.float64
 WALKS = [(50, 20, 8, 3), (50, 40, 30, 22, 15, 10, 6, 3, 1), (7,)]
@@ -161,7 +162,7 @@ def test_drift_beyond_the_guard_does_change_pixels(table):
 def test_bytes_are_the_ideal_code_length(table, shape, guard):
     pixels, true = drawings(20, shape, seed=8)
     for image, mine in zip(pixels, seen(true, 0.7), strict=True):
-        ideal = residual_coder.cost_bits(image, mine, table, guard) / 8
+        ideal = cost_bits(image, mine, table, guard) / 8
         payload = residual_coder.encode(image, mine, table, guard)
         assert len(payload) <= ideal * 1.01 + 4
         assert (residual_coder.decode(payload, mine, table, guard, shape) == image).all()
@@ -179,7 +180,7 @@ def test_any_pixels_can_be_coded_whatever_was_predicted(table):
 def test_a_flat_image_costs_next_to_nothing(table, level):
     image = np.full((28, 28, 1), level, np.uint8)
     assert len(residual_coder.encode(image, image / 127.5 - 1, table, 1e-6)) <= 4
-    assert residual_coder.cost_bits(image, image / 127.5 - 1, table, 1e-6) < 32
+    assert cost_bits(image, image / 127.5 - 1, table, 1e-6) < 32
 
 
 def test_tables_of_a_model_that_is_always_far_off_escape():

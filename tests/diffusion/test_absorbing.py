@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from ancestral.diffusion.denoisers.masked import Joint, Masked, guess
+from ancestral.diffusion.denoisers.masked import Masked, guess
 from ancestral.diffusion.objectives.autoregressive import costs, from_law, imagined_costs, monotone, nll_in_order
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.losses import VariationalBound
@@ -22,6 +22,7 @@ from ancestral.diffusion.samplers.grid_search import shortest
 from ancestral.diffusion.samplers.loop import from_posterior, walk
 from ancestral.diffusion.samplers.reveal import InOrder, Reveal, any_order, raster
 from ancestral.diffusion.samplers.sample import sample
+from oracles import Joint
 
 F64 = torch.float64
 KINDS = (Absorbing, Independent)

@@ -11,7 +11,7 @@ from torch import nn
 from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
 from ancestral.diffusion.denoisers.composition import OneOf, Product, negation
 from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, score
-from ancestral.diffusion.denoisers.energy import EnergyNetwork, Learned, score_of
+from ancestral.diffusion.denoisers.energy import EnergyNetwork, Learned
 from ancestral.diffusion.denoisers.targets import EPS, TARGETS, X0, V
 from ancestral.diffusion.objectives.losses import Weighted
 from ancestral.diffusion.processes import schedule
@@ -22,6 +22,7 @@ from ancestral.diffusion.samplers.mcmc import acceptance, adjusted, proposal
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
 from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, optimal
 from ancestral.networks.unet import UNet
+from oracles import score_of
 
 F64 = torch.float64
 Q = schedule.cosine(50)

@@ -16,7 +16,6 @@ from ancestral.diffusion.editing.inverse_problems import (
     Measurement,
     Mmps,
     PiGdm,
-    as_known,
     conjugate_gradients,
     from_spectrum,
 )
@@ -26,6 +25,7 @@ from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.loop import from_model, walk
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, fixedsmall, optimal
+from oracles import known_spread
 
 F64 = torch.float64
 SHAPE = (3, 8, 12)
@@ -151,8 +151,8 @@ def seen(rows, y_var=Y_VAR):
 ROUND = gaussian(schedule.cosine(1000), MEAN, 0.5)
 LONG = Correlated(schedule.cosine(1000), MEAN, COVARIANCE)
 EXACT = [
-    (partial(Ddnm, spread=as_known), ROUND, 0.5 * torch.eye(3, dtype=F64)),
-    (partial(PiGdm, spread=as_known), ROUND, 0.5 * torch.eye(3, dtype=F64)),
+    (partial(Ddnm, spread=known_spread), ROUND, 0.5 * torch.eye(3, dtype=F64)),
+    (partial(PiGdm, spread=known_spread), ROUND, 0.5 * torch.eye(3, dtype=F64)),
     (PiGdm, gaussian(schedule.cosine(1000), MEAN, 1.0), torch.eye(3, dtype=F64)),
     (lambda predictor, y: Mmps(predictor, y, iterations=2), LONG, COVARIANCE),
 ]
@@ -205,7 +205,7 @@ def test_only_the_true_covariance_is_exact_for_correlated_data():
         return float((found[0] - mean).norm() + (found[1] - spread).norm())
 
     exact = error(EXACT[3][0])
-    assert all(error(partial(way, spread=as_known)) > 3 * exact for way in (PiGdm, Ddnm))
+    assert all(error(partial(way, spread=known_spread)) > 3 * exact for way in (PiGdm, Ddnm))
 
 
 def test_dps_goes_to_the_measurement_and_is_not_the_posterior():

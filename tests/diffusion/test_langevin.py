@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from ancestral.diffusion.denoisers.analytic import Mixture, dataset, gaussian
+from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
 from ancestral.diffusion.denoisers.denoiser import score
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.streams import Streams
@@ -14,6 +14,7 @@ from ancestral.diffusion.samplers.langevin import Corrected, Langevin, langevin
 from ancestral.diffusion.samplers.loop import from_model, walk
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
 from ancestral.diffusion.samplers.transitions import DDIM, begin
+from oracles import dataset
 
 F64 = torch.float64
 

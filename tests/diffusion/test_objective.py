@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ancestral.diffusion.denoisers.analytic import dataset
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction, score
 from ancestral.diffusion.denoisers.targets import EPS, SCORE, TARGETS, X0, V
 from ancestral.diffusion.objectives.elbo import elbo
@@ -30,6 +29,7 @@ from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.transitions import Ancestral, fixedsmall, learned
+from oracles import dataset
 
 F64 = torch.float64
 SCHEDULE = schedule.linear(20)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from ancestral.diffusion.denoisers.analytic import Mixture, dataset, gaussian
+from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
 from ancestral.diffusion.denoisers.calibrated import X0_EDGES, Calibrated
 from ancestral.diffusion.denoisers.denoiser import predict, score
 from ancestral.diffusion.objectives.calibration import LEAST_ERROR, calibrate
@@ -24,6 +24,7 @@ from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.loop import from_model, from_model_to_the_end, walk
 from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, beta, fixedsmall, optimal
+from oracles import dataset
 
 F64 = torch.float64
 

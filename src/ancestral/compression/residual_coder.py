@@ -86,20 +86,6 @@ def decode(payload: bytes, x0_hat: np.ndarray, table: ResidualTable, guard: floa
     return pixels
 
 
-def cost_bits(pixels: np.ndarray, x0_hat: np.ndarray, table: ResidualTable, guard: float) -> float:
-    """Bits that an ideal coder would take for what `encode` sends.
-
-    Raises:
-        CodecError: as `encode`.
-    """
-    grids, helpers, cells = _placed(x0_hat, pixels.shape, guard)
-    residuals = float(bits_of(pixels[None], cells[None], table).min())
-    any_value, flat = grids.rare(table.leaving / TOTAL)
-    share = np.where(between_flat(cells), flat, any_value)
-    helping = -np.log2(np.where(helpers, share, 1 - share)).sum()
-    return float(np.log2(max(2, len(table.bits))) + helping) + residuals
-
-
 def _checked(x0_hat: np.ndarray, shape: Sequence[int]) -> np.ndarray:
     """The prediction, if it can be one: the coder itself takes nonsense without a word."""
     if x0_hat.shape != tuple(shape) or x0_hat.ndim != 3 or not np.isfinite(x0_hat).all():

@@ -85,8 +85,3 @@ class Correlated:
 def gaussian(schedule: NoiseSchedule, mean: Tensor, variance: float) -> Mixture:
     """The exact predictor for N(mean, variance I) data; its reverse process is exactly Gaussian. mean: (D,)."""
     return Mixture(schedule, mean[None], torch.tensor([variance], dtype=mean.dtype))
-
-
-def dataset(schedule: NoiseSchedule, points: Tensor) -> Mixture:
-    """The exact predictor for a finite data set, points (N, D): what a network that memorised it would say."""
-    return Mixture(schedule, points, torch.zeros(len(points), dtype=points.dtype))

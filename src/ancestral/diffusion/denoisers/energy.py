@@ -35,14 +35,6 @@ class Energy(Protocol):
         ...
 
 
-def score_of(energy: Energy, x_t: Tensor, t: Time) -> Tensor:
-    """grad_x log q(x_t) by differentiating the log density. Shape of x_t; nothing in it has a gradient."""
-    with torch.inference_mode(mode=False), torch.enable_grad():
-        x = x_t.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(energy.log_prob(x, t).sum(), x)
-    return gradient
-
-
 class EnergyNetwork(nn.Module):
     """A network as an energy: its output is the gradient of E = 1/2 ||x - f(x, t)||^2, and trains like any other.
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ancestral.diffusion.denoisers.denoiser import CLOCKS, Clock
 from ancestral.diffusion.processes.absorbing import Absorbing, hidden
-from ancestral.diffusion.processes.levels import Logistic, Softmax, Values, level_of
+from ancestral.diffusion.processes.levels import Logistic, Softmax, Values
 from ancestral.diffusion.processes.types import Time
 
 
@@ -73,24 +73,3 @@ class Masked(nn.Module):
     def forward(self, x_t: Tensor, t: Time, **cond: Tensor) -> Guess:
         """Guess the places hidden in x_t (B, C, H, W) at time t."""
         return self.interpret(self.output(x_t, t, **cond), x_t, t)
-
-
-class Joint:
-    """The exact predictor for data that are one of a few images: an oracle for tests.
-
-    Args:
-        schedule: the forward process.
-        points: (N, ...) the images, all of whose values are levels.
-        weights: (N,) their probabilities.
-    """
-
-    def __init__(self, schedule: Absorbing, points: Tensor, weights: Tensor) -> None:
-        self.schedule, self.points, self.weights = schedule, points, weights / weights.sum()
-
-    def __call__(self, x_t: Tensor, t: Time) -> Guess:
-        """p(each place | the places seen), by counting."""
-        agree = (hidden(x_t)[:, None] | (x_t[:, None] == self.points)).flatten(2).all(2)
-        posterior = agree * self.weights
-        posterior = posterior / posterior.sum(1, keepdim=True)
-        of_level = nn.functional.one_hot(level_of(self.points, self.schedule.levels), self.schedule.levels)
-        return guess(Softmax(torch.tensordot(posterior, of_level.to(posterior), 1).log()), x_t)

@@ -55,16 +55,6 @@ def of_unit_data(schedule: NoiseSchedule, prediction: Prediction, t: Time) -> Te
     return over(schedule.noise_var(t), prediction.x0)
 
 
-def as_known(schedule: NoiseSchedule, prediction: Prediction, t: Time) -> Tensor:
-    """The mean of Var[x0 | x_t] over an image, for a predictor that knows it: right for N(m, v I).
-
-    A network's images are surer of some pixels than of others. Where these count, the inverse is then too bold.
-    """
-    if prediction.x0_var is None:
-        raise ValueError("as_known needs Var[x0 | x_t]: an exact denoiser, or a Calibrated one")
-    return prediction.x0_var.flatten(1).mean(1).reshape(-1, *[1] * (prediction.x0.ndim - 1))
-
-
 class _Differentiable:
     """A prediction with autograd enabled under the loop's `no_grad`, so that v^T J can be taken."""
 
