@@ -2,10 +2,13 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
+
+import pytest
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
@@ -50,3 +53,30 @@ def test_what_the_tests_import_stands_in_the_test_extra_and_in_the_lock():
             packages = {plain(name) for name in owners.get(module, [module])}
             assert packages & stated, f"{path.name} imports {module}: not in the test extra"
             assert packages & stated & locked, f"{path.name} imports {module}: not in requirements.lock"
+
+
+@pytest.mark.parametrize(
+    ("hidden", "command", "extra"),
+    [
+        ("constriction", "compress . pyproject.toml --out nothing.anc", "compress"),
+        ("constriction", "decompress . pyproject.toml --out nothing.png", "compress"),
+        ("constriction", "serve .", "serve"),
+        ("constriction", "explain --out nothing.html", "compress"),
+        ("latex2mathml", "explain --out nothing.html", "explain"),
+    ],
+)
+def test_a_command_whose_extra_is_not_installed_names_it_in_one_line(hidden, command, extra):
+    probe = f"import sys; sys.modules['{hidden}'] = None; from importlib import util; find = util.find_spec; "
+    probe += f"util.find_spec = lambda name: None if name == '{hidden}' else find(name); "
+    probe += f"sys.argv[1:] = {command.split()}; from ancestral.apps.cli.main import main; main()"
+    result = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 2, result.stderr
+    (line,) = result.stderr.splitlines()
+    assert f'needs {hidden}; pip install "ancestral[{extra}]"' in line
+    assert PROJECT["optional-dependencies"][extra]
+
+
+def test_drawing_needs_neither_the_coder_nor_the_mathematics():
+    probe = "import sys; sys.modules.update(constriction=None, latex2mathml=None); import ancestral; "
+    probe += "[getattr(ancestral, name) for name in ancestral.__all__]"
+    subprocess.run([sys.executable, "-c", probe], check=True, timeout=120)

@@ -10,3 +10,8 @@ class UserError(Exception):
 
 class OtherVersion(UserError):
     """What a newer version of the package wrote; nothing is damaged."""
+
+
+def missing(what: str, package: str, extra: str) -> UserError:
+    """That something needs a package which is not installed, and how to install it."""
+    return UserError(f'{what}: needs {package}; pip install "ancestral[{extra}]"')

@@ -19,19 +19,18 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import constriction
 import numpy as np
 import torch
 from torch import Tensor
 
+from ancestral.compression.entropy_coders import stream
 from ancestral.compression.errors import CodecError
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.processes.normal import Normal, standard_normal_like
 from ancestral.diffusion.samplers.loop import Move, walk
 from ancestral.diffusion.samplers.transitions import Transition
 
-_stream: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
-AnsCoder, QuantizedGaussian = _stream.stack.AnsCoder, _stream.model.QuantizedGaussian
+AnsCoder, QuantizedGaussian = stream.stack.AnsCoder, stream.model.QuantizedGaussian
 WINDOW = 7.0  # standard deviations of q on either side of its mean
 TAIL = 10.0  # the same of p, besides the largest error of x0
 SUREST = 1e-4  # bytes: the smallest standard deviation of L_0

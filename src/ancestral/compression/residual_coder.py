@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import constriction
 import numpy as np
 
+from ancestral.compression.entropy_coders import stream
 from ancestral.compression.errors import CodecError
 from ancestral.compression.quantiser_cells import (
     EIGHTHS,
@@ -31,8 +31,7 @@ from ancestral.compression.quantiser_cells import (
 from ancestral.compression.residual_tables import BEFORE, ESCAPE, REACH, TOTAL, ResidualTable, bits_of, rounded
 
 _Model = Any  # constriction has no types
-_stream: Any = constriction.stream  # pyright: ignore[reportAttributeAccessIssue]
-_queue, _models = _stream.queue, _stream.model
+_queue, _models = stream.queue, stream.model
 
 
 class _Coded:

@@ -13,7 +13,7 @@ from ancestral.data.dataset import DataOptions, Item, Splits, split_off
 from ancestral.data.folder_listing import TEST, TRAIN
 from ancestral.data.image_folder import channels_of, decoded, of_one_size, read_as, refuse_bad, streamed
 from ancestral.data.inventory import BAD, listed
-from ancestral.errors import UserError
+from ancestral.errors import UserError, missing
 
 
 def load_hub(name: str, options: DataOptions) -> Splits:
@@ -29,7 +29,7 @@ def load_hub(name: str, options: DataOptions) -> Splits:
     try:
         import datasets
     except ImportError:
-        raise UserError(f'hf:{name}: needs datasets; pip install "ancestral[hf]"') from None
+        raise missing(f"hf:{name}", "datasets", "hf") from None
     path = Path(name)
     if path.suffix == ".parquet":
         how: dict[str, Any] = {"path": "parquet", "data_files": {"train": name}}

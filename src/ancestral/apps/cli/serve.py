@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from ancestral.apps.cli.options import POSITIVE, average_option, device_option, run_argument
-from ancestral.errors import UserError
+from ancestral.errors import UserError, missing
 
 
 @click.command(short_help="A local page to draw, edit, compress and look.")
@@ -28,9 +28,9 @@ from ancestral.errors import UserError
 @device_option
 def serve(run: Path, token: str | None, **options: Any) -> None:
     """Draw, edit and compress with the model in RUN on a page in the browser, from this machine alone."""
-    missing = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
-    if missing:
-        raise UserError(f'ancestral serve: needs {" and ".join(missing)}; pip install "ancestral[serve]"')
+    absent = [name for name in ("constriction", "fastapi", "uvicorn") if find_spec(name) is None]
+    if absent:
+        raise missing("ancestral serve", " and ".join(absent), "serve")
     if token is not None and not (
         token.isascii() and token.replace("-", "").replace("_", "").isalnum() and len(token) >= 8
     ):

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from ancestral.apps.python.images import Film, Images
-from ancestral.compression import compress_command
 from ancestral.data import decode, memory, pictures
 from ancestral.data import load as reading
 from ancestral.data.dataset import ImageSet
@@ -236,6 +235,8 @@ class Model:
         Raises:
             UserError: for an image that the model cannot hold without loss.
         """
+        from ancestral.compression import compress_command  # needs an extra, which drawing does without
+
         if profile not in compress_command.PROFILES:
             raise UserError(f"profile: unknown '{profile}'; {suggest(profile, compress_command.PROFILES)}")
         with self._run() as run, _quiet(), TemporaryDirectory() as place:
@@ -253,6 +254,8 @@ class Model:
         Raises:
             UserError: when it is damaged, or of another model.
         """
+        from ancestral.compression import compress_command  # needs an extra, which drawing does without
+
         if finish not in compress_command.FINISHES:
             raise UserError(f"finish: unknown '{finish}'; {suggest(finish, compress_command.FINISHES)}")
         with self._run() as run, _quiet(), TemporaryDirectory() as place:

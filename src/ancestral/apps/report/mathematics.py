@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from latex2mathml.converter import convert
+from ancestral.errors import missing
+
+try:
+    from latex2mathml.converter import convert
+except ImportError:
+    raise missing("ancestral explain", "latex2mathml", "explain") from None
 
 # By name: (number in Ho et al. 2020, or "", LaTeX). The text says `{{ eq("name") }}`.
 EQUATIONS: dict[str, tuple[str, str]] = {

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ancestral.errors import UserError
+from ancestral.errors import UserError, missing
 from ancestral.runs import checkpoint
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.config import Config
@@ -152,7 +152,7 @@ def _library() -> Any:
     try:
         import huggingface_hub.constants  # the package is lazy: a part is there once it is asked for
     except ImportError:
-        raise UserError('the hub: needs huggingface_hub; pip install "ancestral[hf]"') from None
+        raise missing("the hub", "huggingface_hub", "hf") from None
     return huggingface_hub
 
 
