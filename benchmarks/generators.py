@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from common import WORK, Results, options, parsed
 from generators_page import published
-from rich.progress import Progress
 from time_to_quality import Ours
 
 from ancestral.data import load
@@ -33,7 +32,8 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.evaluation import features
 from ancestral.evaluation.image_formats import lossless_bits_per_dim
-from ancestral.sampling.sampler import Drawing, How
+from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.sampling.sampler import Sampler
 
 KEYS = ("data", "minutes", "name", "what")
 DRAWN, HELD_OUT = 2000, 1000  # images, at most: as `ancestral metrics` has it; for bits/dim
@@ -125,14 +125,12 @@ class Chain(Ours):
     def drawing(self, minutes: float, how: str) -> tuple[Draw, int]:
         """In so many steps; every step of the chain for "all"."""
         steps = None if how == "all" else int(how)
-        chosen = How(steps, "trailing", None, None, None, None, "float32", 0, BATCH)
-        drawing = Drawing(self.folder(minutes), chosen, "cpu")
+        sampler = Sampler(self.folder(minutes), SamplingOptions(steps=steps, batch_size=BATCH), "cpu")
 
         def draw(numbers: range) -> np.ndarray:
-            with Progress(disable=True) as bar:
-                return to_bytes(finish(drawing.walk(numbers, {}, bar, bar.add_task(""))))
+            return to_bytes(finish(sampler.walk(numbers, {}, lambda _: None)))
 
-        return draw, drawing.calls
+        return draw, sampler.calls
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from ancestral.data.load import load
 from ancestral.data.pixels import to_bytes
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint, conditions, config
-from ancestral.sampling.image_session import Desk, Sources
-from ancestral.sampling.sampler import How
+from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.sampling.editor import FileEditor, Sources
 from ancestral.training.run import Run
 from conftest import pixels, png16, save
 
@@ -352,10 +352,10 @@ def test_a_run_reads_what_it_is_given_later_in_the_range_of_its_images(tmp_path,
     file, mask = tmp_path / "set" / "0.png", tmp_path / "mask.png"
     png16(mask, np.repeat([[[0], [65535]]], 4, 1).repeat(8, 0).astype(np.uint16))
     expected = nearest(made["0.png"], 4095)
-    how = How(None, "trailing", None, None, None, None, "float32", 0, 4)
-    desk = Desk(tmp_path / "run", how, Sources([file], False, None, tmp_path / "x.png", 1, "cpu"))
-    assert (to_bytes(desk.read_all())[0] == expected).all()
-    assert desk.read_mask(mask).float().mean() == 0.5
+    sources = Sources([file], fit=False, out=tmp_path / "x.png", num_images=1, device="cpu")
+    editor = FileEditor(tmp_path / "run", SamplingOptions(batch_size=4), sources)
+    assert (to_bytes(editor.read_all())[0] == expected).all()
+    assert editor.read_mask(mask).float().mean() == 0.5
     studio = session.open_studio(tmp_path / "run", "cpu", None)
     assert (studio.decoded(as_uri(file.read_bytes(), "image/png"), "image") == expected).all()
     assert studio.mask(as_uri(mask.read_bytes(), "image/png"), "mask").mean() == 127.5

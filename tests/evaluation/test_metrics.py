@@ -550,7 +550,7 @@ def test_a_colour_run_is_measured(tmp_path, chain):
 
 def test_a_run_is_measured_and_a_second_time_nothing_is_drawn_or_looked_at(trained_run, digits, tmp_path, monkeypatch):
     run = shutil.copytree(trained_run, tmp_path / "run")
-    looked, drawn, walk = [], [], sampler.Drawing.walk
+    looked, drawn, walk = [], [], sampler.Sampler.walk
     made = features.NETWORKS["pixels"](torch.device("cpu"))
 
     def look(images):
@@ -562,7 +562,7 @@ def test_a_run_is_measured_and_a_second_time_nothing_is_drawn_or_looked_at(train
         return walk(self, numbers, *rest)
 
     monkeypatch.setitem(features.NETWORKS, "pixels", lambda on: features.Network("pixels", made.key, look))
-    monkeypatch.setattr(sampler.Drawing, "walk", watched)
+    monkeypatch.setattr(sampler.Sampler, "walk", watched)
     job = ("metrics", run, *QUICK, "--batch-size", 16, "--cache", tmp_path / "cache")
     result = run_command(*job)
     assert result.exit_code == 0, result.output

@@ -24,7 +24,8 @@ from ancestral.errors import UserError
 from ancestral.networks.unet import UNet
 from ancestral.runs import build, checkpoint, compute_format, config, open
 from ancestral.runs.compute_format import ComputeFormat, computed_in
-from ancestral.sampling.sampler import Drawing, How
+from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.sampling.sampler import Sampler
 
 F64 = torch.float64
 ORACLE = gaussian(schedule.cosine(30), torch.tensor([0.3, -0.2, 0.0], dtype=F64), 0.5)
@@ -175,7 +176,7 @@ def test_a_lower_precision_is_near_and_its_output_is_float32():
 
 
 def drawing(folder, precision):
-    return Drawing(folder, How(steps=2, precision=precision), "cpu")
+    return Sampler(folder, SamplingOptions(steps=2, precision=precision), "cpu")
 
 
 @pytest.fixture(params=[1, 3], ids=["grey", "colour"])

@@ -30,11 +30,12 @@ from ancestral.evaluation.sample_metrics import GROUPS, copies, few, nearest, re
 from ancestral.runs import build
 from ancestral.runs.conditions import all_of, wanted
 from ancestral.runs.datasets import facts, images_for, warn_of_untrained
+from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.console import Progress, json_of, screen, together
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job, cache_folder, pieces
-from ancestral.sampling.sampler import Drawing, How
+from ancestral.sampling.sampler import Sampler
 
 LEAST = 2 * GROUPS  # images on each side
 COLUMNS, SHOWN = 12, 24  # samples beside their nearest training images
@@ -55,7 +56,7 @@ class _Source:
 
 def metrics(
     source: Path,
-    how: How,
+    options: SamplingOptions,
     *,
     data_source: str | None,
     num_images: int,
@@ -68,7 +69,7 @@ def metrics(
     """Compare samples with the train and with the test images, and these with each other, at one number of images."""
     by, cache = features.network(network, build.device(device)), cache or default_cache()
     is_run = (source / "checkpoints").is_dir()
-    made = _of_run(source, how, data_source, device) if is_run else _of_images(source, how, data_source)
+    made = _of_run(source, options, data_source, device) if is_run else _of_images(source, options, data_source)
     train, test = made.splits.train, made.splits.test
     count = min(num_images, len(train), len(test), made.available or num_images)
     if count < LEAST:
@@ -107,23 +108,25 @@ def metrics(
             _write(found, document, _sheet(samples, searched, pairs), by, out)
 
 
-def _of_run(folder: Path, how: How, data_source: str | None, device: str) -> _Source:
-    drawing = Drawing(folder, how, device)
-    saved = drawing.saved
+def _of_run(folder: Path, options: SamplingOptions, data_source: str | None, device: str) -> _Source:
+    if options.label is not None:
+        raise UserError("label: the classes are drawn in the proportions of the data; leave it out")
+    sampler = Sampler(folder, options, device)
+    saved = sampler.saved
     data_source = load.source_of(saved.config.source, data_source)
     splits = images_for(saved, data_source)
     pools = {name: pool.numpy() for name, pool in wanted(all_of(splits.train), saved.config).items()}
     digests = {name: sha256(pool.tobytes()).hexdigest() for name, pool in pools.items()}
-    settings = {**drawing.settings, "labels": None, **digests}
+    settings = {**sampler.settings, "labels": None, **digests}
 
     def take(count: int, cache: Path, processes: Processes, bar: Progress) -> ImageSet:
-        cond = {name: like(pool, count, how.seed) for name, pool in pools.items()}
+        cond = {name: like(pool, count, options.seed) for name, pool in pools.items()}
         job = Job(cache_folder(cache / "samples", settings), settings, processes)
-        work = pieces(count, how.batch_size)
-        task = bar.add_task(f"{drawing.steps} steps", total=processes.most(count) * drawing.steps)
+        work = pieces(count, options.batch_size)
+        task = bar.add_task(f"{sampler.steps} steps", total=processes.most(count) * sampler.steps)
 
         def draw(numbers: range) -> dict[str, Tensor]:
-            images = to_bytes(finish(drawing.walk(numbers, cond, partial(bar.advance, task))))
+            images = to_bytes(finish(sampler.walk(numbers, cond, partial(bar.advance, task))))
             return {"images": torch.from_numpy(images)}
 
         return unlabelled(torch.cat([one["images"] for one in job.tensors(work, draw)]).numpy())
@@ -137,13 +140,10 @@ def like(pool: np.ndarray, count: int, seed: int) -> Tensor:
     return torch.from_numpy(pool[order[np.arange(count) % len(pool)]])
 
 
-def _of_images(path: Path, how: How, data_source: str | None) -> _Source:
-    drawn = {"steps": how.steps, "solver": how.solver, "eta": how.eta, "variance": how.variance}
-    drawn |= {"average-width": how.average_width, "guidance": how.guidance, "guide": how.guide, "clip": how.clip}
-    drawn |= {"guidance-rescale": how.guidance_rescale, "guidance-interval": how.guidance_interval}
-    given = [f"--{name}" for name, value in drawn.items() if value is not None]
-    if given:
-        raise UserError(f"{given[0]}: {path} is no run but images, of which nothing is drawn; leave it out")
+def _of_images(path: Path, options: SamplingOptions, data_source: str | None) -> _Source:
+    if options.given:
+        given = options.given[0].replace("_", "-")
+        raise UserError(f"--{given}: {path} is no run but images, of which nothing is drawn; leave it out")
     if data_source is None:
         raise UserError(f"{path}: is no run but images; name what to compare them with: ancestral metrics {path} DATA")
     samples = joined(load.load(str(path), DataOptions()))

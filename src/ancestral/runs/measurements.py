@@ -11,9 +11,9 @@ from ancestral.data.source_paths import same_place
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint
 from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.sampling_options import OPTIONS
 from ancestral.runtime import disk, verified_folder
 
-GUIDANCE = ("guidance", "guidance_rescale", "guidance_interval", "guide")
 _BESIDE = ("standard_error", "largest_share")
 
 
@@ -67,7 +67,7 @@ def _made(document: dict[str, Any]) -> dict[str, Any]:
     if made.get("solver") is not None or made.get("eta") is not None:
         made["variance"] = None  # the run's own, which nothing was drawn with
     if made.get("guidance") is None:
-        made |= dict.fromkeys(GUIDANCE)
+        made |= {name: None for name, option in OPTIONS.items() if option.needs == "guidance"}
     made["guidance_rescale"] = made.get("guidance_rescale") or None
     return made
 

@@ -21,11 +21,12 @@ from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import Conditions, class_number, in_turn
 from ancestral.runs.open import device_of, open_model, state_type
+from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.console import Progress, screen, together, write_text
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
-from ancestral.sampling.sampler import TUNED, Drawing, How, tuned
+from ancestral.sampling.sampler import TUNED, Sampler, tuned
 
 GRID, FILM = "grid.png", ("film.png", "film.gif")
 FRAMES = 12  # of a film
@@ -35,43 +36,42 @@ FINE = 60  # network calls of the walk that few steps are tuned to
 
 def sample(
     folder: Path,
-    how: How,
+    options: SamplingOptions,
     *,
     num_images: int,
     out: Path | None,
-    label: str | None,
     film: bool,
     embeddings: Path | None,
     device: str,
 ) -> None:
     """Draw images into a folder: numbered PNGs, a contact sheet and, if asked, the film of the first ones."""
-    drawing = Drawing(folder, how, device)
+    sampler = Sampler(folder, options, device)
     out = out or folder / "samples"
-    cond = conditions(drawing.saved, label, embeddings, num_images)
+    cond = conditions(sampler.saved, options.label, embeddings, num_images)
     told = sha256(cond["embedding"].numpy().tobytes()).hexdigest() if "embedding" in cond else None
-    with together(device_of(drawing.model), PATIENCE) as processes, held(out, "sample", processes) as place:
+    with together(device_of(sampler.model), PATIENCE) as processes, held(out, "sample", processes) as place:
         if processes.first:
             place.adopt(_drawn_by_earlier_versions(out))
         processes.wait()
         place.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ())])
-        if how.precision == "auto":
-            screen.print(f"--precision auto: {drawing.format}")
-        job = Job(out / ".job", {**drawing.settings, "label": label, "embeddings": told}, processes)
-        work, started = pieces(num_images, how.batch_size), time.monotonic()
+        if options.precision == "auto":
+            screen.print(f"--precision auto: {sampler.format}")
+        job = Job(out / ".job", {**sampler.settings, "label": options.label, "embeddings": told}, processes)
+        work, started = pieces(num_images, options.batch_size), time.monotonic()
         with Progress() as bar:
-            task = bar.add_task(f"{drawing.steps} steps", total=processes.most(num_images) * drawing.steps)
+            task = bar.add_task(f"{sampler.steps} steps", total=processes.most(num_images) * sampler.steps)
 
             def draw(numbers: range) -> dict[str, bytes]:
-                keep = film_times(sorted(set(drawing.visits), reverse=True)) if film and numbers.start == 0 else ()
-                frames = keep_frames(drawing.walk(numbers, cond, partial(bar.advance, task)), keep)
+                keep = film_times(sorted(set(sampler.visits), reverse=True)) if film and numbers.start == 0 else ()
+                frames = keep_frames(sampler.walk(numbers, cond, partial(bar.advance, task)), keep)
                 images = zip(numbers, to_bytes(frames.final), strict=True)
                 drawn = {_png(number): pictures.png(image) for number, image in images}
                 if keep:
-                    seen = [drawing.model.schedule.shown(x_t) for x_t in frames.x_t]
+                    seen = [sampler.model.schedule.shown(x_t) for x_t in frames.x_t]
                     drawn |= film_files(frames._replace(x_t=seen))
                 return drawn
 
-            channels, *sides = drawing.saved.facts.shape
+            channels, *sides = sampler.saved.facts.shape
 
             def whole(numbers: range, kept: dict[str, bytes]) -> bool:  # a version of before kept images elsewhere
                 filmed = not film or numbers.start > 0 or set(FILM) <= kept.keys()
@@ -84,11 +84,11 @@ def sample(
             first = np.stack([pictures.read_png(drawn[_png(number)]) for number in range(min(num_images, 256))])
             for path in place.replace({**drawn, GRID: pictures.sheet(first)}.items(), covers=(GRID, *FILM)):
                 screen.print(f"kept, as it was changed since it was drawn: {path}")
-        new = bar.tasks[task].completed / drawing.steps * processes.size
+        new = bar.tasks[task].completed / sampler.steps * processes.size
         speed = f"{new / (time.monotonic() - started):.1f} images/s" if new else "all drawn before"
-        screen.print(f"{num_images} images, {drawing.calls} network calls each, {speed}: {out / GRID}")
-        if how.steps is None and drawing.steps < drawing.every:
-            screen.print(f"the whole chain, of {drawing.every:,} steps: --steps all")
+        screen.print(f"{num_images} images, {sampler.calls} network calls each, {speed}: {out / GRID}")
+        if options.steps is None and sampler.steps < sampler.every:
+            screen.print(f"the whole chain, of {sampler.every:,} steps: --steps all")
 
 
 def _drawn_by_earlier_versions(out: Path) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from ancestral.runs.conditions import Conditions, wanted
 from ancestral.runs.config import Config
 from ancestral.runs.open import device_of
 from ancestral.runs.process_kinds import need_gaussian
+from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
 from ancestral.runtime import verified_folder
 
 
@@ -57,11 +57,11 @@ class Guide:
             raise UserError(f"--guide {path}: its embeddings are not those of the model that it would guide")
 
 
-class Guiding:
+class Guidance:
     """A model and what guides it, if anything does.
 
     Args:
-        options: guidance, guidance_rescale, guidance_interval and guide, as the command takes them.
+        options: of drawing.
         saved: the checkpoint.
         model: its model.
         chosen: that the guide is computed in, as the model is.
@@ -70,24 +70,24 @@ class Guiding:
         UserError: when the model cannot be guided so.
     """
 
-    def __init__(self, options: Mapping[str, Any], saved: Checkpoint, model: Denoiser, chosen: ComputeFormat) -> None:
-        self.scale: float | None = options["guidance"]
-        self.rescale: float = options["guidance_rescale"] or 0.0
-        self.interval: tuple[float, float] = options["guidance_interval"] or EVERYWHERE
+    def __init__(self, options: SamplingOptions, saved: Checkpoint, model: Denoiser, chosen: ComputeFormat) -> None:
+        self.scale = options.guidance
+        self.rescale = options.guidance_rescale or 0.0
+        self.interval = options.guidance_interval or EVERYWHERE
         self.saved, self.model = saved, model
         if self.scale is not None:
             need_gaussian(saved.config, "--guidance")
-        told, path = saved.config.model, options["guide"]
+        conditions, path = saved.config.model, options.guide
         if self.scale is None:
-            idle = [name for name in ("guidance_rescale", "guidance_interval", "guide") if options[name] is not None]
+            idle = [name for name in options.given if OPTIONS[name].needs == "guidance"]
             if idle:
                 raise UserError(f"--{idle[0].replace('_', '-')}: says how to guide; add --guidance SCALE")
-        elif path is None and not (told.labels or told.embedding):
+        elif path is None and not (conditions.labels or conditions.embedding):
             raise UserError(
                 "--guidance: this model was trained without labels; train with --set model.labels=true "
                 "--set model.condition_dropout=0.1, or name a weaker model with --guide"
             )
-        elif path is None and not told.condition_dropout:
+        elif path is None and not conditions.condition_dropout:
             raise UserError(
                 "--guidance: this model has always been told its conditions, so it has no unconditional half; train "
                 "with --set model.condition_dropout=0.1, or name a weaker model with --guide"

@@ -1,9 +1,9 @@
-"""Images drawn from a run: everything that they depend on, in one place for every command that draws."""
+"""Images drawn from a run: everything that they depend on, in one place for whatever draws."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,56 +20,21 @@ from ancestral.runs.compute_format import computed_in, for_drawing
 from ancestral.runs.conditions import Conditions
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.process_kinds import need_gaussian
+from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime import disk
 from ancestral.runtime.registry import choose
-from ancestral.sampling.guidance import Guiding
+from ancestral.sampling.guidance import Guidance
 
 TUNED = "tuned.json"
 Opener = Callable[[Path, str, float | None], tuple[checkpoint.Checkpoint, Denoiser]]  # as `open_model`
 
 
-@dataclass(frozen=True)
-class How:
-    """The options of drawing, as the command takes them."""
-
-    steps: int | str | None = None  # "all": every time that was trained at
-    grid: str = "trailing"
-    solver: str | None = None
-    eta: float | None = None
-    variance: str | None = None
-    average_width: float | None = None
-    precision: str = "float32"
-    seed: int = 0
-    batch_size: int = 64
-    guidance: float | None = None
-    guidance_rescale: float | None = None
-    guidance_interval: tuple[float, float] | None = None
-    guide: str | None = None
-    clip: str | None = None
-
-    def __post_init__(self) -> None:
-        given = [name for name in ("solver", "eta", "variance") if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise UserError(f"{' and '.join(given)} exclude each other: each is a way to step; leave one out")
-        if self.steps not in (None, "all") and not (isinstance(self.steps, int) and self.steps >= 1):
-            raise UserError(f"steps: {self.steps!r} is neither a number of steps, 1 or more, nor all")
-        for name, low, high in (
-            ("seed", 0, 2**32 - 1),
-            ("batch_size", 1, 2**31),
-            ("eta", 0, 1),
-            ("guidance", 0, float("inf")),
-            ("guidance_rescale", 0, 1),
-        ):
-            if (value := getattr(self, name)) is not None and not low <= value <= high:
-                raise UserError(f"{name}: must be between {low} and {high}, got {value}")
-
-
-class Drawing:
-    """A run's model, told how to draw.
+class Sampler:
+    """Draws images from a run's model.
 
     Args:
         folder: the run.
-        how: the options.
+        options: of drawing.
         device: by name.
         opener: of the run; `open_gaussian` refuses another chain before the options are looked at.
 
@@ -77,67 +42,66 @@ class Drawing:
         UserError: when the run cannot be opened, or an option has no meaning for it.
     """
 
-    def __init__(self, folder: Path, how: How, device: str, opener: Opener = open_model) -> None:
-        self.saved, self.model = opener(folder, device, how.average_width)
-        self.format = for_drawing(how.precision, self.saved, device_of(self.model))
+    def __init__(self, folder: Path, options: SamplingOptions, device: str, opener: Opener = open_model) -> None:
+        self.saved, self.model = opener(folder, device, options.average_width)
+        self.format = for_drawing(options.precision, self.saved, device_of(self.model))
         self.model = computed_in(self.model, self.format)
-        if how.clip is not None:
+        if options.clip is not None:
             need_gaussian(self.saved.config, "--clip")
-            self.model.clip = choose(CLIPS, how.clip, "--clip")
-        self.guiding = Guiding(asdict(how), self.saved, self.model, self.format)
-        solver = how.solver
+            self.model.clip = choose(CLIPS, options.clip, "--clip")
+        self.guidance = Guidance(options, self.saved, self.model, self.format)
+        solver = options.solver
         kind = build.chain(self.saved.config)
         self.every = len(build.training_grid(self.saved.config)) - 1
-        steps = _steps(how, self.every)
-        if how.eta is how.variance is solver is kind.reverse is None and steps is not None:
+        steps = _steps(options, self.every)
+        if options.eta is options.variance is solver is kind.reverse is None and steps is not None:
             solver = FEW_STEPS  # the ODE wins below a hundred steps, the full chain above
-        self.move = build.method(self.saved, solver, how.variance, how.eta)
-        tuned = how.grid == "tuned"
+        self.move = build.method(self.saved, solver, options.variance, options.eta)
+        tuned = options.grid == "tuned"
         self.times = (
-            tuned_times(folder, self.saved, how.average_width, self.model.schedule, steps)
+            tuned_times(folder, self.saved, options.average_width, self.model.schedule, steps)
             if tuned
-            else build.sampling_grid(self.saved.config, how.grid, steps)
+            else build.sampling_grid(self.saved.config, options.grid, steps)
         )
-        self.seed = how.seed
         self.visits = begin(self.move, self.model.schedule, self.times)[1]
         self.steps = len(self.visits) - 1
-        self.calls = self.steps * self.guiding.calls  # of a network, an image
-        self.solver, self._how = solver, how
+        self.calls = self.steps * self.guidance.calls  # of a network, an image
+        self.solver, self.options = solver, options
 
     @property
     def settings(self) -> dict[str, Any]:
         """All that the images depend on, as JSON."""
         config = self.saved.config
-        chosen = {name: value for name, value in asdict(self._how).items() if name not in ("steps", "grid")}
+        plain = {name: value for name, value in asdict(self.options).items() if name not in ("steps", "grid", "label")}
         own = build.chain(config).reverse is None
         return {
-            **chosen,
-            **self.guiding.settings,
+            **plain,
+            **self.guidance.settings,
             "model": checkpoint.digest(self.saved),
             "times": self.times,
             "solver": self.solver,
-            "variance": self._how.variance or config.diffusion.variance if own else None,
+            "variance": self.options.variance or config.diffusion.variance if own else None,
             "precision": self.format.precision,  # what auto stands for here
             **({"channels_last": True} if self.format.channels_last else {}),
         }
 
-    def walk(self, numbers: range, cond: Conditions, told: Callable[[int], object]) -> Iterator[Step]:
-        """The walk of these numbers of all images, whose conditions are given; told their count at every step."""
+    def walk(self, numbers: range, cond: Conditions, progress: Callable[[int], object]) -> Iterator[Step]:
+        """Draw images of these numbers, under their rows of `cond`; `progress` takes their count at each step."""
         device = device_of(self.model)
-        chosen = {name: value[numbers.start : numbers.stop].to(device) for name, value in cond.items()}
-        predictor = self.guiding.predictor(chosen)
-        noise = latents(self.saved.facts.shape, self.seed, numbers).to(device, state_type(self.model))
+        own = {name: value[numbers.start : numbers.stop].to(device) for name, value in cond.items()}
+        predictor = self.guidance.predictor(own)
+        noise = latents(self.saved.facts.shape, self.options.seed, numbers).to(device, state_type(self.model))
         start, draw = beginning(self.model.schedule, noise), build.chain(self.saved.config).draw
-        for step in trajectory(predictor, start, self.times, self.move, self.seed, numbers, draw):
-            told(len(numbers))
+        for step in trajectory(predictor, start, self.times, self.move, self.options.seed, numbers, draw):
+            progress(len(numbers))
             yield step
 
 
-def _steps(how: How, every: int) -> int | None:
+def _steps(options: SamplingOptions, every: int) -> int | None:
     """So many steps; None is every one: where that is asked for, and where a variance of the paper's chain is named."""
-    if how.steps == "all" or (how.steps is None and how.variance is not None):
+    if options.steps == "all" or (options.steps is None and options.variance is not None):
         return None
-    return min(CALLS, every) if how.steps is None else int(how.steps)
+    return min(CALLS, every) if options.steps is None else int(options.steps)
 
 
 def tuned(folder: Path) -> dict[str, Any]:

@@ -7,20 +7,15 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import POSITIVE, run_argument, seed_option
+from ancestral.apps.cli.options import POSITIVE, Parsed, run_argument, seed_option
 
 
-class Rows(click.ParamType):
-    """Some of the images of a file, by number: N:M is N to M - 1."""
-
-    name = "N:M"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
-        """(N, M)."""
-        first, colon, last = str(value).partition(":")
-        if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
-            self.fail(f"'{value}' is not N:M with N < M, such as 0:100", param, ctx)
-        return int(first), int(last)
+def rows_of(text: str) -> tuple[int, int]:
+    """(N, M) of N:M, which is images N to M - 1 of a file."""
+    first, colon, last = text.partition(":")
+    if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
+        raise ValueError(f"'{text}' is not N:M with N < M, such as 0:100")
+    return int(first), int(last)
 
 
 steps_option = click.option("--steps", type=POSITIVE, default=20, show_default=True, help="Network calls an image.")
@@ -52,7 +47,7 @@ def archive(run: Path, images: Path, **options: Any) -> None:
 @run_argument
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for PNGs, or a .npz file.")
-@click.option("--only", type=Rows(), help="Images N to M - 1; all when left out.")
+@click.option("--only", type=Parsed("N:M", rows_of), help="Images N to M - 1; all when left out.")
 def unarchive(run: Path, file: Path, **options: Any) -> None:
     """Write the images in FILE, made by `archive` with the model in RUN, where it was made."""
     from ancestral.compression import archive_command

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import HOW, POSITIVE, device_option, how, one_way_to_step, run_argument, solver_option
+from ancestral.apps.cli.options import POSITIVE, device_option, run_argument, sampling_option, sampling_options
 
 FILE = click.Path(path_type=Path)
 images_argument = click.argument("paths", metavar="IMAGE...", type=FILE, nargs=-1, required=True)
@@ -16,13 +16,17 @@ at_option = click.option("--at", type=POSITIVE, help="The paper's t, from 1 to T
 
 def edit_options(steps: int) -> Any:
     """What every edit takes: how images are drawn in so many steps, and how they are read and written."""
+    taken = {"type": POSITIVE, "default": steps, "show_default": True, "metavar": None}
     options = (
-        click.option("--steps", type=POSITIVE, default=steps, show_default=True, help="Steps from T to clean images."),
-        HOW[1],
-        solver_option("without a way to step --eta 1, and unipc3 for --encoder inversion"),
-        *HOW[3:],
+        sampling_options(
+            steps={**taken, "help": "Steps from T to clean images."},
+            solver={
+                "help": "dpm++3m, ipndm4, heun, ... (docs/solvers.md); without a way to step --eta 1, and unipc3 for "
+                "--encoder inversion."
+            },
+        ),
         click.option("--num-images", type=POSITIVE, default=1, show_default=True, help="Variants of each image."),
-        click.option("--label", help="Class of the images, by name, for a model with labels."),
+        sampling_option("label", help="Class of the images, by name, for a model with labels."),
         click.option("--fit", is_flag=True, help="Cut an image's middle square and scale it to the model's size."),
         click.option("--out", type=FILE, required=True, help="PNG file for the sheet; a folder beside it for images."),
         device_option,
@@ -36,13 +40,13 @@ def edit_options(steps: int) -> Any:
     return add
 
 
-def sources(options: dict[str, Any]) -> Any:
-    """The options of reading and writing as one, taken out of the others."""
+def sources(given: dict[str, Any]) -> Any:
+    """What to read and write, taken out of the options given."""
     from dataclasses import fields
 
-    from ancestral.sampling.image_session import Sources
+    from ancestral.sampling.editor import Sources
 
-    return Sources(**{field.name: options.pop(field.name) for field in fields(Sources)})
+    return Sources(**{field.name: given.pop(field.name) for field in fields(Sources)})
 
 
 @click.group(short_help="Change given images: inpaint, interpolate, vary, restore.")
@@ -57,12 +61,11 @@ def edit() -> None:
 @click.option("--jump", type=POSITIVE, default=5, show_default=True, help="Steps gone up again at a time.")
 @click.option("--resamples", type=POSITIVE, default=5, show_default=True, help="Times each stretch is walked; 1: once.")
 @edit_options(steps=50)
-def inpaint(run: Path, **options: Any) -> None:
+def inpaint(run: Path, **given: Any) -> None:
     """Draw the white of a mask anew in each IMAGE (RePaint). Sheet: input, what is kept, results."""
-    one_way_to_step(options)
     from ancestral.sampling import edit_command
 
-    edit_command.inpaint(run, how(options), sources(options), **options)
+    edit_command.inpaint(run, sources(given), **given)
 
 
 @edit.command()
@@ -78,13 +81,12 @@ def inpaint(run: Path, **options: Any) -> None:
     help="noise: each its own noise, as in the paper; shared: one noise for both; inversion: the flow, upwards.",
 )
 @edit_options(steps=100)
-def interpolate(run: Path, first: Path, second: Path, **options: Any) -> None:
+def interpolate(run: Path, first: Path, second: Path, **given: Any) -> None:
     """Go from image A to image B through mixed states at t (the paper's Figure 8); t is T/2, or T for inversion."""
-    one_way_to_step(options)
     from ancestral.sampling import edit_command
 
-    options["paths"] = (first, second)
-    edit_command.interpolate(run, how(options), sources(options), **options)
+    given["paths"] = (first, second)
+    edit_command.interpolate(run, sources(given), **given)
 
 
 @edit.command()
@@ -97,15 +99,14 @@ def interpolate(run: Path, first: Path, second: Path, **options: Any) -> None:
     help="t as a share of T, 1 keeps nothing; 0.5 without --at.",
 )
 @edit_options(steps=100)
-def vary(run: Path, **options: Any) -> None:
+def vary(run: Path, **given: Any) -> None:
     """Noise each IMAGE up to t and draw it from there (SDEdit). Sheet: input, results."""
-    one_way_to_step(options)
-    if None not in (options["at"], options["strength"]):
+    if None not in (given["at"], given["strength"]):
         raise click.UsageError("--at and --strength exclude each other: each says how far up; leave one out")
-    options["strength"] = options["strength"] or 0.5
+    given["strength"] = given["strength"] or 0.5
     from ancestral.sampling import edit_command
 
-    edit_command.vary(run, how(options), sources(options), **options)
+    edit_command.vary(run, sources(given), **given)
 
 
 @edit.command()
@@ -120,10 +121,9 @@ def vary(run: Path, **options: Any) -> None:
 @click.option("--noise", type=click.FloatRange(0), default=0.0, show_default=True, help="Its std on the scale [-1, 1].")
 @click.option("--degraded", is_flag=True, help="IMAGE is damaged already; when left out it is damaged first.")
 @edit_options(steps=50)
-def restore(run: Path, method: str, **options: Any) -> None:
+def restore(run: Path, method: str, **given: Any) -> None:
     """Undo a known damage of each IMAGE. Sheet: input, the damaged image, results."""
-    one_way_to_step(options)
     from ancestral.sampling import edit_command
 
-    chosen, read = how(options), sources(options)
-    edit_command.restore(run, chosen, read, edit_command.Damage(**options), method=method)
+    options, read = given.pop("options"), sources(given)
+    edit_command.restore(run, read, options, edit_command.Damage(**given), method=method)

@@ -11,11 +11,9 @@ from ancestral.apps.cli.options import (
     POSITIVE,
     average_option,
     device_option,
-    drawing_options,
-    how,
-    one_way_to_step,
     processes_option,
     run_argument,
+    sampling_options,
     seed_option,
     share,
 )
@@ -52,7 +50,7 @@ def evaluate(run: Path, processes: int, **options: Any) -> None:
     "--network", default="lite0", show_default=True, help="lite0, pixels, or FILE.pt: the FID Inception as TorchScript."
 )
 @click.option("--train-images", type=POSITIVE, help="Search so many training images for copies; all when left out.")
-@drawing_options
+@sampling_options()
 @click.option(
     "--out", type=click.Path(path_type=Path), help="Folder for the results; SOURCE when left out, if it is a run."
 )
@@ -61,14 +59,13 @@ def evaluate(run: Path, processes: int, **options: Any) -> None:
 )
 @device_option
 @processes_option
-def metrics(source: Path, processes: int, **options: Any) -> None:
+def metrics(source: Path, processes: int, **given: Any) -> None:
     """Compare samples with the real images of DATA: Fréchet and kernel distance, precision, recall, copies.
 
     SOURCE is a run, from which samples are drawn and whose own data are DATA when left out; or images, as a folder,
     .npz or .npy file, that are compared as they are.
     """
-    one_way_to_step(options)
     share(processes)
     from ancestral.evaluation import sample_metrics_command
 
-    sample_metrics_command.metrics(source, how(options), **options)
+    sample_metrics_command.metrics(source, **given)

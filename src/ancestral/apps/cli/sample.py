@@ -11,12 +11,11 @@ from ancestral.apps.cli.options import (
     POSITIVE,
     average_option,
     device_option,
-    drawing_options,
     embeddings_option,
-    how,
-    one_way_to_step,
     processes_option,
     run_argument,
+    sampling_option,
+    sampling_options,
     seed_option,
     share,
 )
@@ -25,20 +24,19 @@ from ancestral.apps.cli.options import (
 @click.command(short_help="Draw images.")
 @run_argument
 @click.option("--num-images", type=POSITIVE, default=64, show_default=True, help="How many images.")
-@drawing_options
+@sampling_options()
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the images; RUN/samples when left out.")
-@click.option("--label", help="Class to draw, by name, for a model with labels.")
+@sampling_option("label")
 @embeddings_option
 @click.option("--film", is_flag=True, help="Also write the film of the first images: x_t and the predicted x0.")
 @device_option
 @processes_option
-def sample(run: Path, processes: int, **options: Any) -> None:
+def sample(run: Path, processes: int, **given: Any) -> None:
     """Draw images from the trained model in RUN."""
-    one_way_to_step(options)
     share(processes)
     from ancestral.sampling import command
 
-    command.sample(run, how(options), **options)
+    command.sample(run, **given)
 
 
 @click.command("tune-steps", short_help="Find the best times for few steps.")

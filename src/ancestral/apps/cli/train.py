@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import POSITIVE, Duration, device_option, processes_option, seed_option, share
+from ancestral.apps.cli.options import DURATION, POSITIVE, device_option, processes_option, seed_option, share
 
 
 @click.command(short_help="Train on images.")
@@ -19,7 +19,7 @@ from ancestral.apps.cli.options import POSITIVE, Duration, device_option, proces
 @click.option(
     "--preset", default="images", show_default=True, help="images, likelihood, absorbing, tiny, cifar10 or paper-256."
 )
-@click.option("--budget", type=Duration(), help="Wall time to plan for: 90s, 10m, 2h; 10m when no length is given.")
+@click.option("--budget", type=DURATION, help="Wall time to plan for: 90s, 10m, 2h; 10m when no length is given.")
 @click.option("--images", type=POSITIVE, help="Length of the run in images seen, instead of a time.")
 @click.option("--steps", type=POSITIVE, help="Length of the run in updates, instead of a time.")
 @click.option("--batch-size", type=POSITIVE, help="Images an update.")

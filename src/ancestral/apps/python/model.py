@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,12 +31,13 @@ from ancestral.runs.datasets import fitting
 from ancestral.runs.hub import hub
 from ancestral.runs.open import device_of, state_type
 from ancestral.runs.process_kinds import need_gaussian
+from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
 from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.registry import suggest
 from ancestral.runtime.resumable_job import pieces
 from ancestral.sampling import command, edit_command
-from ancestral.sampling.image_session import Bench
-from ancestral.sampling.sampler import Drawing, How
+from ancestral.sampling.editor import Editor
+from ancestral.sampling.sampler import Sampler
 
 Label = str | int | None
 
@@ -60,8 +60,7 @@ def load(source: str | Path, device: str = "auto") -> Model:
 class Model:
     """A trained model.
 
-    Options of drawing are those of `ancestral sample`, by name: steps, grid, solver, eta, variance, average_width,
-    precision, seed, batch_size, guidance, guidance_rescale, guidance_interval, guide, clip.
+    Options of drawing are those of `ancestral sample`, by name: the fields of `SamplingOptions`.
 
     Args:
         saved: its checkpoint.
@@ -112,13 +111,13 @@ class Model:
             UserError: naming the option that has no meaning for this model.
         """
         _need_count(count)
-        how = _how(steps=steps, seed=seed, guidance=guidance, **drawing)
-        walks = Drawing(self.folder, how, self.device, self._open)
-        cond = command.conditions(walks.saved, _name(label), None if embeddings is None else Path(embeddings), count)
+        options = _options(steps=steps, seed=seed, guidance=guidance, label=label, **drawing)
+        sampler = Sampler(self.folder, options, self.device, self._open)
+        cond = command.conditions(sampler.saved, options.label, None if embeddings is None else Path(embeddings), count)
         with Progress() as bar:
-            told = partial(bar.advance, bar.add_task(f"{walks.steps} steps", total=count * walks.steps))
-            parts = pieces(count, how.batch_size)
-            return Images(np.concatenate([to_bytes(finish(walks.walk(part, cond, told))) for part in parts]))
+            told = partial(bar.advance, bar.add_task(f"{sampler.steps} steps", total=count * sampler.steps))
+            parts = pieces(count, options.batch_size)
+            return Images(np.concatenate([to_bytes(finish(sampler.walk(part, cond, told))) for part in parts]))
 
     def film(
         self,
@@ -132,12 +131,12 @@ class Model:
     ) -> Film:
         """Draw images and keep how they were made; options as of `sample`."""
         _need_count(count)
-        how = _how(steps=steps, seed=seed, guidance=guidance, **drawing)
-        walks = Drawing(self.folder, how, self.device, self._open)
-        cond = command.conditions(walks.saved, _name(label), None, count)
-        times = command.film_times(sorted(set(walks.visits), reverse=True))
-        frames = film(walks.walk(range(count), cond, lambda _: None), times)
-        shown = frames._replace(x_t=[walks.model.schedule.shown(x_t) for x_t in frames.x_t])
+        options = _options(steps=steps, seed=seed, guidance=guidance, label=label, **drawing)
+        sampler = Sampler(self.folder, options, self.device, self._open)
+        cond = command.conditions(sampler.saved, options.label, None, count)
+        times = command.film_times(sorted(set(sampler.visits), reverse=True))
+        frames = film(sampler.walk(range(count), cond, lambda _: None), times)
+        shown = frames._replace(x_t=[sampler.model.schedule.shown(x_t) for x_t in frames.x_t])
         png, gif = (command.film_files(shown)[name] for name in command.FILM)
         return Film(Images(to_bytes(frames.final)), png, gif)
 
@@ -204,11 +203,11 @@ class Model:
         """
         if data is not None and not isinstance(data, (str, os.PathLike)):
             raise UserError("metrics: needs training and test images; give the path or name of a data set")
-        how = _how(**drawing)
+        options = _options(**drawing)
         with self._run() as run, TemporaryDirectory() as out:
             sample_metrics_command.metrics(
                 run,
-                how,
+                options,
                 data_source=None if data is None else os.fspath(data),
                 num_images=num_images,
                 network=network,
@@ -327,25 +326,20 @@ class Editing:
         model = self._model
         _need_count(count)
         need_gaussian(model.saved.config, "inpaint")
-        how = edit_command.with_new_noise(_how(steps=steps, **drawing))
-        bench = Bench(model.folder, how, _name(label), model.device, model._open)
-        channels, height, width = bench.shape
-        x0 = bench.place(to_unit(_pixels(image, channels, (height, width), "image", model)[None]))
-        known = bench.known(_pixels(mask, 1, (height, width), "mask", model), "mask")
-        calls, work = edit_command.repainted(bench, x0, known, jump, resamples)
-        return Images(to_bytes(bench.draw_variants(1, count, calls, work)[0]))
+        options = edit_command.with_new_noise(_options(steps=steps, label=label, **drawing))
+        editor = Editor(model.folder, options, model.device, model._open)
+        channels, height, width = editor.shape
+        x0 = editor.to_state(to_unit(_pixels(image, channels, (height, width), "image", model)[None]))
+        known = editor.kept_region(_pixels(mask, 1, (height, width), "mask", model), "mask")
+        calls, walk = edit_command.repainted(editor, x0, known, jump, resamples)
+        return Images(to_bytes(editor.draw_variants(1, count, calls, walk)[0]))
 
 
-def _how(**options: Any) -> How:
-    names = [field.name for field in fields(How)]
+def _options(label: Label = None, **options: Any) -> SamplingOptions:
     for name in options:
-        if name not in names:
-            raise UserError(f"{name}: unknown option of drawing; {suggest(name, names)}")
-    return How(**options)
-
-
-def _name(label: Label) -> str | None:
-    return None if label is None else str(label)
+        if name not in OPTIONS:
+            raise UserError(f"{name}: unknown option of drawing; {suggest(name, OPTIONS)}")
+    return SamplingOptions(label=None if label is None else str(label), **options)
 
 
 def _need_count(count: int) -> None:

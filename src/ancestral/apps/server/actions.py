@@ -14,13 +14,14 @@ from ancestral.apps.server import schemas
 from ancestral.apps.server.data_uri import uri_of
 from ancestral.apps.server.job import Record
 from ancestral.apps.server.job_queue import Work
-from ancestral.apps.server.session import Studio, finished, how_to_draw, shown, uris
+from ancestral.apps.server.session import Studio, finished, shown, uris
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.runs.open import device_of
+from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.sampling.command import conditions
 from ancestral.sampling.edit_command import ENCODERS, Edit, between, repainted, with_new_noise
-from ancestral.sampling.image_session import VARIANTS, Bench
+from ancestral.sampling.editor import VARIANTS, Editor
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,14 @@ def draw(studio: Studio, body: schemas.Draw) -> Task:
     Raises:
         UserError: when the model cannot draw so.
     """
-    options = {"solver": body.solver, "eta": body.eta, "guidance": body.guidance}
-    drawing = studio.drawing(how_to_draw(body.steps, body.seed, **options))
-    cond = conditions(studio.saved, body.label, None, body.images)
-    told = {"seed": body.seed, "num_images": body.images, "steps": body.steps, **options, "label": body.label}
-    again = studio.again("sample", studio.run, **told)
+    options = SamplingOptions(**body.options)
+    sampler = studio.sampler(options)
+    cond = conditions(studio.saved, options.label, None, body.images)
+    again = studio.again("sample", studio.run, **{"seed": body.seed, "num_images": body.images, **body.options})
 
     def work(record: Record) -> dict[str, Any]:
-        steps = drawing.walk(range(body.images), cond, lambda count: None)
-        return finished(finish(shown(record, steps, drawing.steps)), again)
+        steps = sampler.walk(range(body.images), cond, lambda count: None)
+        return finished(finish(shown(record, steps, sampler.steps)), again)
 
     return Task(work, body.images)
 
@@ -64,13 +64,13 @@ def inpaint(studio: Studio, body: schemas.Inpaint) -> Task:
     Raises:
         UserError: when an image cannot be used.
     """
-    bench = studio.bench(with_new_noise(how_to_draw(body.steps, body.seed)), body.label)
-    x0 = _placed(bench, studio.decoded(body.image, "image"))
-    known = bench.known(studio.mask(body.mask, "mask"), "mask")
-    edit = repainted(bench, x0, known, schemas.JUMP, schemas.RESAMPLES)
+    editor = studio.editor(with_new_noise(SamplingOptions(**body.options)))
+    x0 = _placed(editor, studio.decoded(body.image, "image"))
+    known = editor.kept_region(studio.mask(body.mask, "mask"), "mask")
+    edit = repainted(editor, x0, known, schemas.JUMP, schemas.RESAMPLES)
     told = {"seed": body.seed, "num_images": body.images, "steps": body.steps, "label": studio.label(body.label)}
     again = studio.again(*("edit", "inpaint", studio.run, "image.png", "--fit"), mask="mask.png", **told, out="out.png")
-    return _edited(bench, edit, [0] * body.images, list(range(body.images)), again)
+    return _edited(editor, edit, [0] * body.images, list(range(body.images)), again)
 
 
 def morph(studio: Studio, body: schemas.Morph) -> Task:
@@ -80,24 +80,24 @@ def morph(studio: Studio, body: schemas.Morph) -> Task:
         UserError: when an image cannot be used.
     """
     way = ENCODERS["noise"]
-    bench = studio.bench(way.step(how_to_draw(body.steps, body.seed)), body.label)
-    ends = _placed(bench, studio.decoded(body.a, "a"), studio.decoded(body.b, "b"))
-    edit = between(bench, ends, way, body.t, body.frames, 1)
+    editor = studio.editor(way.step(SamplingOptions(**body.options)))
+    ends = _placed(editor, studio.decoded(body.a, "a"), studio.decoded(body.b, "b"))
+    edit = between(editor, ends, way, body.t, body.frames, 1)
     told = {"at": body.t, "frames": body.frames, "steps": body.steps, "seed": body.seed}
     told |= {"label": studio.label(body.label), "out": "out.png"}
     again = studio.again("edit", "interpolate", studio.run, "a.png", "b.png", "--fit", **told)
     frames = list(range(body.frames))
-    return _edited(bench, edit, frames, [frame * VARIANTS for frame in frames], again)
+    return _edited(editor, edit, frames, [frame * VARIANTS for frame in frames], again)
 
 
-def _placed(bench: Bench, *pixels: np.ndarray) -> torch.Tensor:
-    return bench.place(to_unit(np.stack(pixels)))
+def _placed(editor: Editor, *pixels: np.ndarray) -> torch.Tensor:
+    return editor.to_state(to_unit(np.stack(pixels)))
 
 
-def _edited(bench: Bench, edit: Edit, rows: list[int], numbers: list[int], again: str) -> Task:
+def _edited(editor: Editor, edit: Edit, rows: list[int], numbers: list[int], again: str) -> Task:
     def work(record: Record) -> dict[str, Any]:
-        chosen = torch.tensor(rows, device=device_of(bench.model))
-        steps = edit.work(chosen, numbers, bench.predictor(len(rows)))
+        chosen = torch.tensor(rows, device=device_of(editor.model))
+        steps = edit.walk(chosen, numbers, editor.predictor(len(rows)))
         return finished(finish(shown(record, steps, edit.calls)), again)
 
     return Task(work, len(rows))
@@ -109,14 +109,14 @@ def noise(studio: Studio, body: schemas.Noise) -> Work:
     Raises:
         UserError: when the image cannot be used.
     """
-    bench = studio.bench(how_to_draw(None, body.seed), body.label)
+    editor = studio.editor(SamplingOptions(**body.options))
     pixels = studio.decoded(body.image, "image")
 
     def work(record: Record) -> dict[str, Any]:
-        x0, schedule = _placed(bench, pixels), bench.schedule
-        eps = bench.place(bench.streams("forward", [0]).normal(bench.shape))
+        x0, schedule = _placed(editor, pixels), editor.schedule
+        eps = editor.to_state(editor.streams("forward", [0]).normal(editor.shape))
         x_t = schedule.marginal(x0, body.t).sample(eps)
-        predicted = bench.predictor(1)(x_t, body.t).x0
+        predicted = editor.predictor(1)(x_t, body.t).x0
         log_snr = float(schedule.log_snr(body.t))
         (shown_x_t,), (shown_x0,) = uris(x_t), uris(predicted)
         return {

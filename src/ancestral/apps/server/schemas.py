@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from ancestral.apps.server.data_uri import MOST_BYTES
+from ancestral.runs.sampling_options import OPTIONS, Option, one_way_to_step
 
 
 def _whole(value: Any) -> Any:
@@ -17,9 +18,10 @@ def _whole(value: Any) -> Any:
 
 WHOLE = BeforeValidator(_whole)
 JUMP, RESAMPLES = 5, 5  # of inpainting, as `ancestral edit inpaint` has them
+MOST = {"guidance": 100}  # of an option of drawing, where the commands have no limit
 MOST_IMAGES = 64  # of a request: a batch of `ancestral sample`
 _URI = 4 * (MOST_BYTES // 3 + 1) + 30
-Seed = Annotated[int, Field(ge=0, le=2**32 - 1, strict=True), WHOLE]
+Seed = Annotated[int, Field(ge=OPTIONS["seed"].low, le=OPTIONS["seed"].high, strict=True), WHOLE]
 Images = Annotated[int, Field(ge=1, le=MOST_IMAGES, strict=True), WHOLE]
 Steps = Annotated[int, Field(ge=1, strict=True), WHOLE]  # at most T: see `narrowed`
 Time = Annotated[int, Field(ge=1, strict=True), WHOLE]  # at most T
@@ -32,8 +34,23 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
     least_steps: ClassVar[int] = 1
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """Those of drawing, by name."""
+        return {name: getattr(self, name) for name in OPTIONS if name in type(self).model_fields}
 
-class Draw(Body):
+
+def _field(option: Option, most: float | None) -> Any:
+    """Type and default of an option of drawing."""
+    limits = Field(ge=option.low, le=most, allow_inf_nan=False, strict=True)
+    kind: Any = option.type if option.type is str else Annotated[option.type, limits]
+    return kind | None, option.default
+
+
+_fields = {name: _field(option, option.high or MOST.get(name)) for name, option in OPTIONS.items() if option.page}
+
+
+class Draw(create_model("Sampling", __base__=Body, **_fields)):
     """Images of a seed; a solver and an eta exclude each other, as each is a way to step."""
 
     model_config = ConfigDict(
@@ -47,15 +64,10 @@ class Draw(Body):
     seed: Seed
     images: Images
     steps: Steps
-    solver: str | None = None
-    eta: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)] | None = None
-    guidance: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False, strict=True)] | None = None
-    label: str | None = None
 
     @model_validator(mode="after")
     def _one_way_to_step(self) -> Draw:
-        if self.solver is not None and self.eta is not None:
-            raise ValueError("solver and eta exclude each other: each is a way to step; leave one out")
+        one_way_to_step(self.options)
         return self
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from ancestral.errors import UserError
 from ancestral.runs import process_kinds
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.open import device_of, open_gaussian
+from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.text import quoted
-from ancestral.sampling.image_session import Bench
-from ancestral.sampling.sampler import Drawing, How
+from ancestral.sampling.editor import Editor
+from ancestral.sampling.sampler import Sampler
 
 FRAMES = 15.0  # a second, at most
 SHARE = 0.1  # of the time, at most, that goes into frames
@@ -59,21 +60,23 @@ class Studio:
         """(C, H, W) of an image."""
         return self.saved.facts.shape
 
-    def drawing(self, how: How) -> Drawing:
-        """The model, told how to draw.
+    def sampler(self, options: SamplingOptions) -> Sampler:
+        """What draws from the model.
 
         Raises:
             UserError: when an option has no meaning for it.
         """
-        return Drawing(self.run, how, str(device_of(self.model)), self.opened)
+        return Sampler(self.run, options, str(device_of(self.model)), self.opened)
 
-    def bench(self, how: How, label: str | None) -> Bench:
-        """The model before given images.
+    def editor(self, options: SamplingOptions) -> Editor:
+        """What changes given images by the model.
 
         Raises:
             UserError: when an option has no meaning for it.
         """
-        return Bench(self.run, how, self.label(label), str(device_of(self.model)), self.opened)
+        return Editor(
+            self.run, replace(options, label=self.label(options.label)), str(device_of(self.model)), self.opened
+        )
 
     def label(self, named: str | None) -> str | None:
         """The class of a given image: the first, for a model with classes that is told none."""
@@ -138,12 +141,6 @@ def _example(saved: Checkpoint, model: Denoiser) -> dict[str, Tensor]:
     if saved.config.model.labels:
         example["labels"] = torch.zeros(1, dtype=torch.int64, device=like.device)
     return example
-
-
-def how_to_draw(steps: int | None, seed: int, **options: Any) -> How:
-    """The options of drawing, those that are not named as the commands have them when left out."""
-    plain: dict[str, Any] = dict.fromkeys(("solver", "eta", "variance", "average_width", "guidance"))
-    return How(steps, "trailing", **{**plain, **options}, precision="float32", seed=seed, batch_size=64)
 
 
 def shown(record: Record, steps: Iterator[Step], of: int) -> Iterator[Step]:

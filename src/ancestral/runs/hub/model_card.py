@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from ancestral.runs.checkpoint import Checkpoint
-from ancestral.runs.measurements import GUIDANCE, Measured
+from ancestral.runs.measurements import Measured
+from ancestral.runs.sampling_options import OPTIONS
 from ancestral.runtime.text import markdown, markdown_code, shown
 
-_SHOWN = ("images", "terms", "network", "searched", "steps", "solver", "eta", "variance", *GUIDANCE)
+_SHOWN = ("images", "terms", "network", "searched", *(name for name, option in OPTIONS.items() if option.card))
 _TEXT = """# {heading}
 
 Images of {channels}x{height}x{width} on [-1, 1] by denoising diffusion, made with Ancestral: {parameters:,} parameters,

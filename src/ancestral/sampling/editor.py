@@ -1,4 +1,4 @@
-"""Given images before a run's model: read and checked, walked in batches, written as a sheet and one by one."""
+"""An editing session: load images, run a sampler on them in batches, write a contact sheet and single PNGs."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.errors import UserError
 from ancestral.runs.conditions import Conditions, class_number
 from ancestral.runs.open import device_of, open_gaussian, state_type
+from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.result_files import held
-from ancestral.sampling.sampler import Drawing, How, Opener
+from ancestral.sampling.sampler import Opener, Sampler
 
-Work = Callable[[Tensor, list[int], Predictor], Iterator[Step]]
+Walk = Callable[[Tensor, list[int], Predictor], Iterator[Step]]
 VARIANTS = 1 << 20  # stream numbers set apart for each image
 
 
@@ -35,7 +36,6 @@ class Sources:
     Args:
         paths: of the images.
         fit: cut the middle square and scale it, instead of refusing another size.
-        label: the class to draw, for a model with labels.
         out: where the sheet goes; the edited images go into a folder beside it, named like it.
         num_images: variants of each.
         device: by name.
@@ -43,19 +43,17 @@ class Sources:
 
     paths: Sequence[Path]
     fit: bool
-    label: str | None
     out: Path
     num_images: int
     device: str
 
 
-class Bench:
-    """A run's model, and what it needs to walk given images.
+class Editor:
+    """Changes given images by a run's model.
 
     Args:
         folder: the run.
-        how: the options of drawing.
-        label: the class of the images, for a model with labels.
+        options: of drawing.
         device: by name.
         opener: of the run.
 
@@ -63,13 +61,13 @@ class Bench:
         UserError: when the run cannot be used.
     """
 
-    def __init__(self, folder: Path, how: How, label: str | None, device: str, opener: Opener = open_gaussian) -> None:
-        self.how, self.drawing = how, Drawing(folder, how, device, opener)
-        self.saved, self.model = self.drawing.saved, self.drawing.model
+    def __init__(self, folder: Path, options: SamplingOptions, device: str, opener: Opener = open_gaussian) -> None:
+        self.options, self.sampler = options, Sampler(folder, options, device, opener)
+        self.saved, self.model = self.sampler.saved, self.sampler.model
         self.schedule, self.shape = self.model.schedule, self.saved.facts.shape
-        self.label = self._label(label)
+        self.label = self._class_of(options.label)
 
-    def _label(self, label: str | None) -> int | None:
+    def _class_of(self, label: str | None) -> int | None:
         if self.saved.config.model.embedding:
             raise UserError("ancestral edit: this model is told vectors, which cannot be given here yet")
         names = self.saved.facts.trained
@@ -81,7 +79,7 @@ class Bench:
             raise UserError(f"--label: this model draws classes; name the one of the images: {', '.join(names)}")
         return class_number(self.saved.facts, label)
 
-    def known(self, mask: np.ndarray, name: str) -> Tensor:
+    def kept_region(self, mask: np.ndarray, name: str) -> Tensor:
         """Where the image is known, bool (1, H, W): black in the mask, bytes (H, W, 1); white is to be drawn.
 
         Raises:
@@ -94,40 +92,40 @@ class Bench:
             raise UserError(f"{name}: all of this mask is white, so nothing is kept; use ancestral sample instead")
         return torch.from_numpy(~drawn)[None].to(device_of(self.model))
 
-    def place(self, x: Tensor) -> Tensor:
+    def to_state(self, x: Tensor) -> Tensor:
         """In the type and on the device of the loop's states."""
         return x.to(device_of(self.model), state_type(self.model))
 
     def latents(self, numbers: Sequence[int]) -> Tensor:
         """x_T of these numbers."""
-        return self.place(latents(self.shape, self.how.seed, numbers))
+        return self.to_state(latents(self.shape, self.options.seed, numbers))
 
     def streams(self, purpose: str, numbers: Sequence[int]) -> Streams:
         """Noise for these numbers."""
-        return Streams(self.how.seed, purpose, numbers)
+        return Streams(self.options.seed, purpose, numbers)
 
     def predictor(self, count: int) -> Predictor:
         """The model for a batch of so many images, told their label."""
-        told: Conditions = {}
+        cond: Conditions = {}
         if self.label is not None:
-            told["labels"] = torch.full((count,), self.label, device=device_of(self.model))
-        return self.drawing.guiding.predictor(told)
+            cond["labels"] = torch.full((count,), self.label, device=device_of(self.model))
+        return self.sampler.guidance.predictor(cond)
 
-    def draw_variants(self, jobs: int, variants: int, calls: int, work: Work) -> Tensor:
+    def draw_variants(self, jobs: int, variants: int, calls: int, walk: Walk) -> Tensor:
         """The results (jobs, variants, C, H, W) of a walk for each of `jobs` rows and each variant, batch by batch.
 
         Args:
             jobs: rows.
             variants: of each.
             calls: of the network, in a walk.
-            work: takes rows (B,), the numbers of their random streams and a predictor.
+            walk: takes rows (B,), the numbers of their random streams and a predictor.
         """
         pairs = [(row, variant) for row in range(jobs) for variant in range(variants)]
         drawn = []
         with Progress() as bar:
             task = bar.add_task(f"{calls} steps", total=len(pairs) * calls)
-            for first in range(0, len(pairs), self.how.batch_size):
-                part = pairs[first : first + self.how.batch_size]
+            for first in range(0, len(pairs), self.options.batch_size):
+                part = pairs[first : first + self.options.batch_size]
                 rows = torch.tensor([row for row, _ in part], device=device_of(self.model))
 
                 def watched(steps: Iterator[Step], count: int = len(part)) -> Iterator[Step]:
@@ -136,22 +134,22 @@ class Bench:
                         yield step
 
                 numbers = [row * VARIANTS + variant for row, variant in part]
-                drawn.append(finish(watched(work(rows, numbers, self.predictor(len(part))))).cpu())
+                drawn.append(finish(watched(walk(rows, numbers, self.predictor(len(part))))).cpu())
         return torch.cat(drawn).reshape(jobs, variants, *self.shape)
 
 
-class Desk(Bench):
-    """A bench with image files before it.
+class FileEditor(Editor):
+    """Changes image files.
 
     Raises:
         UserError: when the run or an image cannot be used.
     """
 
-    def __init__(self, folder: Path, how: How, sources: Sources) -> None:
+    def __init__(self, folder: Path, options: SamplingOptions, sources: Sources) -> None:
         if sources.out.suffix.lower() != ".png":
             raise UserError(f"--out: the sheet is a PNG file, and {sources.out} does not end with .png")
         self.sources = sources
-        super().__init__(folder, how, sources.label, sources.device)
+        super().__init__(folder, options, sources.device)
         self.folder = sources.out.with_suffix("")
 
     def read(self, path: Path, shape: Sequence[int], white: int) -> np.ndarray:
@@ -171,15 +169,15 @@ class Desk(Bench):
         """The images on [-1, 1], (N, C, H, W), of the model's shape or another."""
         white = self.saved.config.data.white or WIDEST
         images = [self.read(path, shape or self.shape, white) for path in self.sources.paths]
-        return self.place(to_unit(np.stack(images)))
+        return self.to_state(to_unit(np.stack(images)))
 
     def read_mask(self, path: Path) -> Tensor:
-        """As `known`, of a file."""
-        return self.known(self.read(path, (1, *self.shape[1:]), WIDEST), str(path))
+        """As `kept_region`, of a file."""
+        return self.kept_region(self.read(path, (1, *self.shape[1:]), WIDEST), str(path))
 
-    def draw(self, jobs: int, calls: int, work: Work) -> Tensor:
+    def draw(self, jobs: int, calls: int, walk: Walk) -> Tensor:
         """As `draw_variants`, so many of each as the sources say."""
-        return self.draw_variants(jobs, self.sources.num_images, calls, work)
+        return self.draw_variants(jobs, self.sources.num_images, calls, walk)
 
     def write(self, before: Sequence[Tensor], results: Tensor, after: Sequence[Tensor] = ()) -> None:
         """The sheet, a row for each image, and the images.

@@ -1,0 +1,174 @@
+"""The options of drawing images from a run: names, types, defaults, ranges and help, for whatever takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from ancestral.errors import UserError
+
+WAYS_TO_STEP = ("solver", "eta", "variance")
+
+
+def steps_of(text: str) -> int | str:
+    """A number of steps, or "all"."""
+    try:
+        steps = text if text == "all" else int(text)
+    except ValueError:
+        steps = 0
+    if steps != "all" and int(steps) < 1:
+        raise ValueError(f"'{text}' is neither a number of steps, 1 or more, nor all")
+    return steps
+
+
+def interval_of(text: str) -> tuple[float, float]:
+    """(LO, HI) of LO:HI."""
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        low, high = 1.0, 0.0
+    if not low <= high:
+        raise ValueError(f"'{text}' is not LO:HI, two numbers with LO at most HI")
+    return low, high
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is declared of an option.
+
+    Args:
+        help: one line.
+        low: least value.
+        high: largest value.
+        choices: all values.
+        read: the value of a text, where the type alone does not say how.
+        metavar: of the value, in help.
+        needs: the option without which this one says nothing.
+        page: whether a request to the server may name it.
+        card: whether the model card shows it.
+        type: of a value that is not None.
+        default: when it is left out.
+    """
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    read: Callable[[str], Any] | None = None
+    metavar: str | None = None
+    needs: str | None = None
+    page: bool = False
+    card: bool = False
+    type: Any = str
+    default: Any = None
+
+    def refuse_beyond(self, name: str, value: Any) -> None:
+        """Refuse a value out of range.
+
+        Raises:
+            UserError: naming it.
+        """
+        low, high = (
+            (-float("inf") if self.low is None else self.low),
+            (float("inf") if self.high is None else self.high),
+        )
+        if self.type in (int, float) and isinstance(value, (int, float)) and not low <= value <= high:
+            raise UserError(f"{name}: must be between {low} and {high}, got {value}")
+
+
+def _option(default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"option": Option(text, **more)})
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How images are drawn, and of which class."""
+
+    steps: int | str | None = _option(
+        None,
+        "Network calls an image, 20 when left out; all: the whole chain, as with --variance.",
+        read=steps_of,
+        metavar="N",
+        card=True,
+    )
+    grid: str = _option("trailing", "trailing, uniform, quadratic, log-snr, karras, leading, tuned.")
+    solver: str | None = _option(
+        None,
+        "dpm++3m, ipndm4, heun, ... (docs/solvers.md); unipc3 when left out, but for --steps all.",
+        page=True,
+        card=True,
+    )
+    eta: float | None = _option(None, "DDIM with this eta; 0 is deterministic.", low=0, high=1, page=True, card=True)
+    variance: str | None = _option(
+        None, "Ancestral steps with fixedsmall, fixedlarge, beta, learned or optimal variance.", card=True
+    )
+    batch_size: int = _option(64, "Images at a time; changes no image.", low=1)
+    precision: str = _option(
+        "float32",
+        "What the network computes in; auto: as its layers are fastest here.",
+        choices=("float32", "bfloat16", "auto"),
+    )
+    average_width: float | None = _option(None, "Rebuild the weights' average with this relative width.")
+    seed: int = _option(0, "Seed of every draw.", low=0, high=2**32 - 1)
+    guidance: float | None = _option(
+        None, "0: unconditional, 1: conditional, above: more so; two calls.", low=0, page=True, card=True
+    )
+    guidance_rescale: float | None = _option(
+        None, "Share of the contrast gained to take back.", low=0, high=1, needs="guidance", card=True
+    )
+    guidance_interval: tuple[float, float] | None = _option(
+        None, "Guide only at log SNRs from LO to HI.", read=interval_of, metavar="LO:HI", needs="guidance", card=True
+    )
+    clip: str | None = _option(None, "Of each predicted x0: none, static or dynamic; the run's own when left out.")
+    guide: str | None = _option(
+        None,
+        "Guide by this weaker model, a run or RUN/averages/IMAGES of one.",
+        metavar="RUN",
+        needs="guidance",
+        card=True,
+    )
+    label: str | None = _option(None, "Class to draw, by name, for a model with labels.", page=True)
+
+    def __post_init__(self) -> None:
+        try:
+            one_way_to_step(asdict(self))
+            if self.steps is not None:
+                steps_of(str(self.steps))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        for name, option in OPTIONS.items():
+            option.refuse_beyond(name, getattr(self, name))
+
+    @property
+    def step_named(self) -> bool:
+        """Whether a way to take steps is named."""
+        return any(name in WAYS_TO_STEP for name in self.given)
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the options that are left out unless they matter, and are there."""
+        return [name for name, one in OPTIONS.items() if one.default is None and getattr(self, name) is not None]
+
+
+OPTIONS: dict[str, Option] = {
+    one.name: replace(
+        one.metadata["option"],
+        type=next(kind for kind in (*get_args(hint), hint) if kind is not NoneType),
+        default=one.default,
+    )
+    for one in fields(SamplingOptions)
+    for hint in [get_type_hints(SamplingOptions)[one.name]]
+}
+
+
+def one_way_to_step(options: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse two ways to step at once.
+
+    Raises:
+        ValueError: naming them, each behind the prefix.
+    """
+    given = [f"{prefix}{name}" for name in WAYS_TO_STEP if options.get(name) is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other: each is a way to step; leave one out")
