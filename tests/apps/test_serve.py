@@ -36,8 +36,8 @@ from ancestral.apps.server import events as stream  # noqa: E402
 from ancestral.apps.server.app import create_app  # noqa: E402
 from ancestral.apps.server.batched_network import Calls, Shared, rounding_alike  # noqa: E402
 from ancestral.apps.server.job import Record  # noqa: E402
-from ancestral.apps.server.job_queue import Full, Limits, Workshop  # noqa: E402
-from ancestral.apps.server.session import open_studio  # noqa: E402
+from ancestral.apps.server.job_queue import Full, JobQueue, Limits  # noqa: E402
+from ancestral.apps.server.session import open_served_run  # noqa: E402
 from ancestral.data import load  # noqa: E402
 from ancestral.data.dataset import DataOptions  # noqa: E402
 from ancestral.diffusion.processes.streams import Streams  # noqa: E402
@@ -49,18 +49,16 @@ from ancestral.evaluation import features  # noqa: E402
 def serving_at(run, limits=None, rules=None, average_width=None):
     """The real server in a thread, and a client of it."""
     before = set(threading.enumerate())
-    studio = open_studio(run, "cpu", average_width)
-    workshop = Workshop(studio.calls, limits or Limits())
+    served = open_served_run(run, "cpu", average_width)
+    jobs = JobQueue(served.calls, limits or Limits())
     listening = main.listen("127.0.0.1", 0)
-    server = main.Server(main.configured(create_app(studio, workshop, rules or security.Rules())), workshop)
+    server = main.Server(main.configured(create_app(served, jobs, rules or security.Rules())), jobs)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     url = main.url_of(listening, "127.0.0.1", None)
     with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
         try:
-            yield SimpleNamespace(
-                client=client, url=url, workshop=workshop, studio=studio, port=listening.getsockname()[1]
-            )
+            yield SimpleNamespace(client=client, url=url, jobs=jobs, served=served, port=listening.getsockname()[1])
         finally:
             server.should_exit = True
             thread.join(20)
@@ -141,7 +139,7 @@ def test_a_draw_is_the_commands_to_the_byte(live, tmp_path, options):
     arguments = [
         part for name, value in options.items() for part in (f"--{name.replace('images', 'num-images')}", value)
     ]
-    assert run_command("sample", live.studio.run, *arguments, "--out", tmp_path / "a", "--device", "cpu").exit_code == 0
+    assert run_command("sample", live.served.run, *arguments, "--out", tmp_path / "a", "--device", "cpu").exit_code == 0
     files = drawn_in(tmp_path / "a")
     assert list(map(content, told["images"])) == files
     pixels = np.stack([np.asarray(Image.open(BytesIO(file)))[..., None] for file in files])
@@ -199,12 +197,12 @@ def test_companions_change_no_byte(live):
     asked = [{"seed": seed, "images": images, "steps": 8} for seed in (1, 2) for images in (1, 2, 5, 7, 17)]
     asked += [{"seed": 1, "images": 5, "steps": 6, "solver": "heun"}, {"seed": 9, "images": 6, "steps": 7, "eta": 1}]
     alone = [result(live, "draw", **options)["sha256"] for options in asked]
-    before = dict(live.studio.calls.counted)
+    before = dict(live.served.calls.counted)
     with ThreadPoolExecutor(len(asked)) as pool:
         together = list(pool.map(lambda options: result(live, "draw", **options)["sha256"], asked))
     assert together == alone
-    joined = {size: count - before.get(size, 0) for size, count in live.studio.calls.counted.items() if size > 1}
-    kinds = [kind for size, kind in live.studio.alike.items() if size in (5, 6, 7)]
+    joined = {size: count - before.get(size, 0) for size, count in live.served.calls.counted.items() if size > 1}
+    kinds = [kind for size, kind in live.served.alike.items() if size in (5, 6, 7)]
     if len(set(kinds)) < len(kinds):
         assert sum(joined.values()) > 0
 
@@ -270,7 +268,7 @@ def test_a_network_that_fails_fails_its_callers_only():
 
 def test_noise_is_the_forward_process(live):
     told = live.client.post("/api/noise", json={"image": uri_of(GREY), "t": 300, "seed": 7}).json()
-    schedule = live.studio.model.schedule
+    schedule = live.served.model.schedule
     signal, scale = float(schedule.signal(300)), float(schedule.noise(300))
     assert told["signal"] == pytest.approx(signal)
     assert told["noise"] == pytest.approx(math.sqrt(1 - signal**2))
@@ -309,7 +307,7 @@ def test_nearest_goes_by_features_that_are_all_there_and_touches_none(live, monk
     ask = schemas.Nearest(image=uri_of(GREY), count=5)
     metrics = []
     for _ in range(2):
-        told = nearest.Likeness(live.studio).nearest(live.studio, ask)(Record())
+        told = nearest.NearestImages(live.served).nearest(live.served, ask)(Record())
         metrics.append(told["metric"])
         scale = 255 if "features" in told["metric"] else 8  # the norm of pixels on [0, 1]; a root mean square
         exact = np.sqrt(np.square(train.images[:, :, :, 0].astype(float) - GREY).sum((1, 2))) / scale
@@ -319,7 +317,7 @@ def test_nearest_goes_by_features_that_are_all_there_and_touches_none(live, monk
     first, *_ = sorted(tmp_path.rglob("*-*/tensors.safetensors"))
     first.write_bytes(b"damaged")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert nearest.Likeness(live.studio).nearest(live.studio, ask)(Record())["metric"] == metrics[0]
+    assert nearest.NearestImages(live.served).nearest(live.served, ask)(Record())["metric"] == metrics[0]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -333,22 +331,22 @@ def test_who_comes_while_the_training_images_are_read_is_told_to_come_again(live
 
     loaded = load.load("digits", DataOptions())
     monkeypatch.setattr(nearest.load, "load", slow)
-    near, ask = nearest.Likeness(live.studio), schemas.Nearest(image=uri_of(GREY), count=1)
+    near, ask = nearest.NearestImages(live.served), schemas.Nearest(image=uri_of(GREY), count=1)
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(near.nearest(live.studio, ask), Record())
+        first = pool.submit(near.nearest(live.served, ask), Record())
         assert begun.wait(10)
         with pytest.raises(Full):
-            near.nearest(live.studio, ask)
+            near.nearest(live.served, ask)
         go_on.set()
-        assert first.result(10) == near.nearest(live.studio, ask)(Record())
+        assert first.result(10) == near.nearest(live.served, ask)(Record())
 
 
 def test_shards_are_training_images_too():
     config = SimpleNamespace(source="shards/data-{000..031}.tar")
-    studio = SimpleNamespace(saved=SimpleNamespace(config=config))
-    assert nearest.Likeness(studio).unable is None
+    served = SimpleNamespace(saved=SimpleNamespace(config=config))
+    assert nearest.NearestImages(served).unable is None
     config.source = "no/such/folder"
-    assert "no/such/folder" in nearest.Likeness(studio).unable
+    assert "no/such/folder" in nearest.NearestImages(served).unable
 
 
 def test_a_file_of_the_page_is_the_commands(trained_run, tmp_path, monkeypatch):
@@ -408,7 +406,7 @@ def test_the_queue_is_bounded_and_in_order_and_a_cancelled_job_frees_its_place(n
     assert "full" in full.json()["detail"]
     assert [state(narrow, job)["place"] for job in (first, second, third)] == [0, 1, 2]
     assert [name for _, name, _ in follow(narrow, third, most=1)] == ["queued"]
-    records = [narrow.workshop.find(job) for job in (first, second, third)]
+    records = [narrow.jobs.find(job) for job in (first, second, third)]
     assert narrow.client.delete(f"/api/jobs/{second}").status_code == 204
     assert (records[1].state, records[1].result()) == ("cancelled", {})
     assert narrow.client.get(f"/api/jobs/{second}").status_code == 404
@@ -432,16 +430,16 @@ def test_ended_jobs_are_forgotten(narrow):
     for _ in range(3):
         result(narrow, "draw", seed=0, images=1, steps=1)
     assert narrow.client.get(f"/api/jobs/{job}").status_code == 404
-    assert narrow.workshop.numbers()["remembered"] <= 3
+    assert narrow.jobs.numbers()["remembered"] <= 3
 
 
 @contextmanager
 def workshop_of(**limits):
-    workshop = Workshop(Calls(), Limits(**limits))
+    jobs = JobQueue(Calls(), Limits(**limits))
     try:
-        yield workshop
+        yield jobs
     finally:
-        workshop.close()
+        jobs.close()
 
 
 def test_what_is_remembered_is_as_large_as_it_is_said_to_be():
@@ -449,25 +447,25 @@ def test_what_is_remembered_is_as_large_as_it_is_said_to_be():
         record.tell("step", {"x0": ["x" * 1000]})
         return {"images": ["x"]}
 
-    with workshop_of(kept_bytes=1500) as workshop:
+    with workshop_of(kept_bytes=1500) as jobs:
         records = []
         for _ in range(3):
-            records.append(workshop.submit(work, 1))
+            records.append(jobs.submit(work, 1))
             assert records[-1].finished.wait(10)
-        assert [workshop.find(record.id) for record in records] == [None, None, records[2]]
-    with workshop_of(kept_bytes=1) as workshop:
-        record = workshop.submit(work, 1)
+        assert [jobs.find(record.id) for record in records] == [None, None, records[2]]
+    with workshop_of(kept_bytes=1) as jobs:
+        record = jobs.submit(work, 1)
         assert record.finished.wait(10)
-        assert workshop.find(record.id) is record, "the newest is kept, however large"
+        assert jobs.find(record.id) is record, "the newest is kept, however large"
 
 
 def test_who_stood_behind_a_job_that_is_cancelled_goes_on():
     end = threading.Event()
-    with workshop_of(rows=4) as workshop:
-        first = workshop.submit(lambda record: {"ended": end.wait(10)}, 3)
-        large, small = workshop.submit(lambda record: {}, 4), workshop.submit(lambda record: {}, 1)
+    with workshop_of(rows=4) as jobs:
+        first = jobs.submit(lambda record: {"ended": end.wait(10)}, 3)
+        large, small = jobs.submit(lambda record: {}, 4), jobs.submit(lambda record: {}, 1)
         assert [record.place for record in (first, large, small)] == [0, 1, 2]
-        workshop.cancel(large)
+        jobs.cancel(large)
         assert small.finished.wait(10)
         assert first.state == "running"
         end.set()
@@ -480,20 +478,20 @@ def test_what_a_worker_raises_is_told_and_frees_its_place():
 
         return raising
 
-    with workshop_of(active=1) as workshop:
+    with workshop_of(active=1) as jobs:
         for error in (
             MemoryError(),
             RuntimeError("out of\nmemory"),
             UserError("image: no"),
             OSError(28, "No space left"),
         ):
-            record = workshop.submit(work(error), 1)
+            record = jobs.submit(work(error), 1)
             assert record.finished.wait(10)
             assert record.state == "failed"
             detail = record.result()["detail"]
             assert str(error).replace("\n", " ") in detail
             assert "\n" not in detail
-        until(lambda: workshop.numbers()["running"] == 0)
+        until(lambda: jobs.numbers()["running"] == 0)
 
 
 def test_who_comes_back_misses_nothing_that_matters(live):
@@ -543,9 +541,9 @@ def test_a_job_that_nobody_looks_at_any_more_is_cancelled(live, monkeypatch):
     live.client.delete(f"/api/jobs/{job}")
     record = Record()
     record.left = 2
-    stream._unless_watched(record, live.workshop, 1)
+    stream._unless_watched(record, live.jobs, 1)
     assert not record.cancelled.is_set(), "who came back and went again has the whole grace anew"
-    stream._unless_watched(record, live.workshop, 2)
+    stream._unless_watched(record, live.jobs, 2)
     assert record.cancelled.is_set()
 
 
@@ -854,7 +852,7 @@ def test_few_large_bodies_are_here_at_once():
         await guarded(scope, receive, None)
 
     async def all_of_them():
-        guarded = security.Doors(app, security.Rules())
+        guarded = security.Security(app, security.Rules())
         await asyncio.gather(*(ask(guarded) for _ in range(20)))
 
     asyncio.run(all_of_them())

@@ -356,9 +356,9 @@ def test_a_run_reads_what_it_is_given_later_in_the_range_of_its_images(tmp_path,
     editor = FileEditor(tmp_path / "run", SamplingOptions(batch_size=4), sources)
     assert (to_bytes(editor.read_all())[0] == expected).all()
     assert editor.read_mask(mask).float().mean() == 0.5
-    studio = session.open_studio(tmp_path / "run", "cpu", None)
-    assert (studio.decoded(as_uri(file.read_bytes(), "image/png"), "image") == expected).all()
-    assert studio.mask(as_uri(mask.read_bytes(), "image/png"), "mask").mean() == 127.5
+    served = session.open_served_run(tmp_path / "run", "cpu", None)
+    assert (served.decoded(as_uri(file.read_bytes(), "image/png"), "image") == expected).all()
+    assert served.mask(as_uri(mask.read_bytes(), "image/png"), "mask").mean() == 127.5
 
 
 @grey_and_colour

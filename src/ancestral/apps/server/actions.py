@@ -14,7 +14,7 @@ from ancestral.apps.server import schemas
 from ancestral.apps.server.data_uri import uri_of
 from ancestral.apps.server.job import Record
 from ancestral.apps.server.job_queue import Work
-from ancestral.apps.server.session import Studio, finished, shown, uris
+from ancestral.apps.server.session import ServedRun, finished, shown, uris
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.runs.open import device_of
@@ -37,19 +37,19 @@ class Task:
     rows: int
 
 
-Action = Callable[[Studio, Any], Task]  # of a body
+Action = Callable[[ServedRun, Any], Task]  # of a body
 
 
-def draw(studio: Studio, body: schemas.Draw) -> Task:
+def draw(served: ServedRun, body: schemas.Draw) -> Task:
     """Images of a seed, as `ancestral sample` writes them.
 
     Raises:
         UserError: when the model cannot draw so.
     """
     options = SamplingOptions(**body.options)
-    sampler = studio.sampler(options)
-    cond = conditions(studio.saved, options.label, None, body.images)
-    again = studio.again("sample", studio.run, **{"seed": body.seed, "num_images": body.images, **body.options})
+    sampler = served.sampler(options)
+    cond = conditions(served.saved, options.label, None, body.images)
+    again = served.again("sample", served.run, **{"seed": body.seed, "num_images": body.images, **body.options})
 
     def work(record: Record) -> dict[str, Any]:
         steps = sampler.walk(range(body.images), cond, lambda count: None)
@@ -58,34 +58,35 @@ def draw(studio: Studio, body: schemas.Draw) -> Task:
     return Task(work, body.images)
 
 
-def inpaint(studio: Studio, body: schemas.Inpaint) -> Task:
+def inpaint(served: ServedRun, body: schemas.Inpaint) -> Task:
     """What is white in a mask, drawn anew, as `ancestral edit inpaint` does it.
 
     Raises:
         UserError: when an image cannot be used.
     """
-    editor = studio.editor(with_new_noise(SamplingOptions(**body.options)))
-    x0 = _placed(editor, studio.decoded(body.image, "image"))
-    known = editor.kept_region(studio.mask(body.mask, "mask"), "mask")
+    editor = served.editor(with_new_noise(SamplingOptions(**body.options)))
+    x0 = _placed(editor, served.decoded(body.image, "image"))
+    known = editor.kept_region(served.mask(body.mask, "mask"), "mask")
     edit = repainted(editor, x0, known, schemas.JUMP, schemas.RESAMPLES)
-    told = {"seed": body.seed, "num_images": body.images, "steps": body.steps, "label": studio.label(body.label)}
-    again = studio.again(*("edit", "inpaint", studio.run, "image.png", "--fit"), mask="mask.png", **told, out="out.png")
+    flags = {"mask": "mask.png", "seed": body.seed, "num_images": body.images, "steps": body.steps}
+    flags |= {"label": served.label(body.label), "out": "out.png"}
+    again = served.again("edit", "inpaint", served.run, "image.png", "--fit", **flags)
     return _edited(editor, edit, [0] * body.images, list(range(body.images)), again)
 
 
-def morph(studio: Studio, body: schemas.Morph) -> Task:
+def morph(served: ServedRun, body: schemas.Morph) -> Task:
     """Images between two, through mixed states at t, as `ancestral edit interpolate` makes them.
 
     Raises:
         UserError: when an image cannot be used.
     """
     way = ENCODERS["noise"]
-    editor = studio.editor(way.step(SamplingOptions(**body.options)))
-    ends = _placed(editor, studio.decoded(body.a, "a"), studio.decoded(body.b, "b"))
+    editor = served.editor(way.step(SamplingOptions(**body.options)))
+    ends = _placed(editor, served.decoded(body.a, "a"), served.decoded(body.b, "b"))
     edit = between(editor, ends, way, body.t, body.frames, 1)
-    told = {"at": body.t, "frames": body.frames, "steps": body.steps, "seed": body.seed}
-    told |= {"label": studio.label(body.label), "out": "out.png"}
-    again = studio.again("edit", "interpolate", studio.run, "a.png", "b.png", "--fit", **told)
+    flags = {"at": body.t, "frames": body.frames, "steps": body.steps, "seed": body.seed}
+    flags |= {"label": served.label(body.label), "out": "out.png"}
+    again = served.again("edit", "interpolate", served.run, "a.png", "b.png", "--fit", **flags)
     frames = list(range(body.frames))
     return _edited(editor, edit, frames, [frame * VARIANTS for frame in frames], again)
 
@@ -103,14 +104,14 @@ def _edited(editor: Editor, edit: Edit, rows: list[int], numbers: list[int], aga
     return Task(work, len(rows))
 
 
-def noise(studio: Studio, body: schemas.Noise) -> Work:
+def noise(served: ServedRun, body: schemas.Noise) -> Work:
     """An image noised up to t, and the x0 that the model predicts from that.
 
     Raises:
         UserError: when the image cannot be used.
     """
-    editor = studio.editor(SamplingOptions(**body.options))
-    pixels = studio.decoded(body.image, "image")
+    editor = served.editor(SamplingOptions(**body.options))
+    pixels = served.decoded(body.image, "image")
 
     def work(record: Record) -> dict[str, Any]:
         x0, schedule = _placed(editor, pixels), editor.schedule

@@ -21,12 +21,12 @@ from starlette.routing import Match
 from ancestral import __version__
 from ancestral.apps.server import actions, data_uri, schemas
 from ancestral.apps.server import events as stream
-from ancestral.apps.server.compress import Coding
+from ancestral.apps.server.compress import Compressor
 from ancestral.apps.server.job import ENDINGS, Record
-from ancestral.apps.server.job_queue import Full, Work, Workshop
-from ancestral.apps.server.nearest import Likeness
-from ancestral.apps.server.security import Doors, Rules
-from ancestral.apps.server.session import Studio
+from ancestral.apps.server.job_queue import Full, JobQueue, Work
+from ancestral.apps.server.nearest import NearestImages
+from ancestral.apps.server.security import Rules, Security
+from ancestral.apps.server.session import ServedRun
 from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS, SOLVERS
 from ancestral.errors import UserError
 from ancestral.runs import build
@@ -83,15 +83,15 @@ def one_line(text: str) -> str:
     return shown(" ".join(text.split()))[:500]
 
 
-def create_app(studio: Studio, workshop: Workshop, rules: Rules) -> Doors:
-    """The page and its API, behind their doors."""
+def create_app(served: ServedRun, jobs: JobQueue, rules: Rules) -> Security:
+    """The page and its API, behind the security middleware."""
     app = FastAPI(title="ancestral serve", version=__version__, docs_url=None, redoc_url=None)
-    coding, likeness = Coding(studio), Likeness(studio)
+    compressor, nearest_images = Compressor(served), NearestImages(served)
     checking = CapacityLimiter(data_uri.AT_ONCE)
     features = schemas.Features(
-        inpaint=True, morph=True, compress=coding.unable or True, nearest=likeness.unable or True
+        inpaint=True, morph=True, compress=compressor.unable or True, nearest=nearest_images.unable or True
     )
-    model, scope = describe(studio, workshop, features)
+    model, scope = describe(served, jobs, features)
     _errors(app)
 
     @app.get("/", include_in_schema=False)
@@ -103,43 +103,43 @@ def create_app(studio: Studio, workshop: Workshop, rules: Rules) -> Doors:
         """The model that is served, and what may be asked of it."""
         return model
 
-    _jobs(app, workshop)
+    _jobs(app, jobs)
     waiting: tuple[tuple[str, actions.Action, type[schemas.Body]], ...] = (
         ("draw", actions.draw, schemas.Draw),
         ("inpaint", actions.inpaint, schemas.Inpaint),
         ("morph", actions.morph, schemas.Morph),
-        ("compress", coding.compress, schemas.Compress),
+        ("compress", compressor.compress, schemas.Compress),
     )
     for name, action, kind in waiting:
-        check = partial(to_thread.run_sync, partial(action, studio), limiter=checking)
-        _submit(app, workshop, name, check, schemas.narrowed(kind, scope), action.__doc__ or "")
-    short: tuple[tuple[str, Callable[[Studio, Any], Work], type[schemas.Body], type[BaseModel]], ...] = (
+        check = partial(to_thread.run_sync, partial(action, served), limiter=checking)
+        _submit(app, jobs, name, check, schemas.narrowed(kind, scope), action.__doc__ or "")
+    short: tuple[tuple[str, Callable[[ServedRun, Any], Work], type[schemas.Body], type[BaseModel]], ...] = (
         ("noise", actions.noise, schemas.narrowed(schemas.Noise, scope), schemas.Noised),
-        ("nearest", likeness.nearest, schemas.Nearest, schemas.Neighbours),
+        ("nearest", nearest_images.nearest, schemas.Nearest, schemas.Neighbours),
     )
     for name, action, kind, answer in short:
-        check = partial(to_thread.run_sync, partial(action, studio), limiter=checking)
-        _at_once(app, workshop, name, check, kind, answer)
+        check = partial(to_thread.run_sync, partial(action, served), limiter=checking)
+        _at_once(app, jobs, name, check, kind, answer)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
-    return Doors(app, rules)
+    return Security(app, rules)
 
 
 def _submit(
     app: FastAPI,
-    workshop: Workshop,
+    jobs: JobQueue,
     name: str,
     check: Callable[[Any], Awaitable[actions.Task]],
     kind: type[schemas.Body],
-    told: str,
+    description: str,
 ) -> None:
     async def submit(body: schemas.Body, response: Response) -> schemas.Accepted:
         task = await check(body)
-        record = workshop.submit(task.work, task.rows)
+        record = jobs.submit(task.work, task.rows)
         response.headers["Location"] = f"/api/jobs/{record.id}"
         return schemas.Accepted(job=record.id, place=record.place)
 
     submit.__annotations__["body"] = kind
-    submit.__doc__ = told.partition("\n")[0]
+    submit.__doc__ = description.partition("\n")[0]
     answers = responses(403, 408, 413, 422, 429)
     app.post(
         f"/api/{name}", name=name, status_code=202, response_model=schemas.Accepted, responses=answers
@@ -148,14 +148,14 @@ def _submit(
 
 def _at_once(
     app: FastAPI,
-    workshop: Workshop,
+    jobs: JobQueue,
     name: str,
     check: Callable[[Any], Awaitable[Work]],
     kind: type[schemas.Body],
     answer: type[BaseModel],
 ) -> None:
     async def ask(body: schemas.Body) -> dict[str, Any]:
-        record = workshop.at_once(await check(body))
+        record = jobs.at_once(await check(body))
         await to_thread.run_sync(record.finished.wait)
         result = record.result() or {}
         if record.state != "done":
@@ -168,9 +168,9 @@ def _at_once(
     app.post(f"/api/{name}", name=name, response_model=answer, responses=answers)(ask)
 
 
-def _jobs(app: FastAPI, workshop: Workshop) -> None:
+def _jobs(app: FastAPI, jobs: JobQueue) -> None:
     def found(job: str) -> Record:
-        record = workshop.find(job)
+        record = jobs.find(job)
         if record is None:
             raise HTTPException(404, "job: not known here, or ended long ago and forgotten")
         return record
@@ -184,7 +184,7 @@ def _jobs(app: FastAPI, workshop: Workshop) -> None:
     @app.delete("/api/jobs/{job}", status_code=204, responses=responses(403, 404, 408, 413, 422))
     async def cancel(job: str) -> Response:
         """Stop a job and forget it; who looks at it already still sees it end."""
-        workshop.remove(found(job))
+        jobs.remove(found(job))
         return Response(status_code=204)
 
     events = {**responses(404, 422, 429), 200: {"content": {"text/event-stream": {"schema": EVENT}}}}
@@ -196,7 +196,7 @@ def _jobs(app: FastAPI, workshop: Workshop) -> None:
         if len(record.watchers) >= stream.MOST:
             raise HTTPException(429, f"job: {stream.MOST} streams look at it already", {"Retry-After": "5"})
         after = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 10 else 0
-        return StreamingResponse(stream.events(record, workshop, after), media_type="text/event-stream")
+        return StreamingResponse(stream.events(record, jobs, after), media_type="text/event-stream")
 
 
 def _errors(app: FastAPI) -> None:
@@ -223,14 +223,14 @@ def _errors(app: FastAPI) -> None:
 def first_problem(errors: Sequence[Any]) -> str:
     """The first of pydantic's errors as one line that names the field."""
     first = errors[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "path", "query", "header")]
+    location = [str(part) for part in first["loc"] if part not in ("body", "path", "query", "header")]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{'.'.join(place[:3]) or 'body'}: {first['msg']}{more}"
+    return f"{'.'.join(location[:3]) or 'body'}: {first['msg']}{more}"
 
 
-def describe(studio: Studio, workshop: Workshop, features: schemas.Features) -> tuple[schemas.Model, schemas.Scope]:
-    """What the page is told of the model, and the limits of what it may ask."""
-    saved, schedule, limits = studio.saved, studio.model.schedule, workshop.limits
+def describe(served: ServedRun, jobs: JobQueue, features: schemas.Features) -> tuple[schemas.Model, schemas.Scope]:
+    """What the page knows of the model, and the limits of what it may ask."""
+    saved, schedule, limits = served.saved, served.model.schedule, jobs.limits
     config = saved.config
     steps = len(build.training_grid(config)) - 1
     classes = saved.facts.trained if config.model.labels else ()
@@ -239,8 +239,8 @@ def describe(studio: Studio, workshop: Workshop, features: schemas.Features) -> 
     log_snr = [round(one, 5) if math.isfinite(one) else None for one in schedule.log_snr(t).tolist()]
     scale = {name: [round(one, 7) for one in getattr(schedule, name)(t).tolist()] for name in ("signal", "noise")}
     model = schemas.Model(
-        name=shown(studio.run.resolve().name),
-        shape=list(studio.shape),
+        name=shown(served.run.resolve().name),
+        shape=list(served.shape),
         T=schedule.T,
         classes=list(classes),
         solvers=[schemas.Solver(name=name, label=LABELS.get(name, name)) for name in SOLVERS],

@@ -13,7 +13,7 @@ from ancestral.apps.server import schemas
 from ancestral.apps.server.actions import Task
 from ancestral.apps.server.data_uri import as_uri, uri_of
 from ancestral.apps.server.job import Record, going_on
-from ancestral.apps.server.session import FRAMES, Studio
+from ancestral.apps.server.session import FRAMES, ServedRun
 from ancestral.compression.codebook import Codebook, check, widened
 from ancestral.compression.codec import Codec
 from ancestral.compression.compress_command import NO_FLOAT64, PROFILES, TOLD, codec_of, measured
@@ -24,37 +24,37 @@ from ancestral.errors import UserError
 from ancestral.runs.open import device_of
 
 PREFIXES = 24  # pictures of a file's first bytes
-MEASURING = 100  # steps that the measurement is told in
+MEASURING = 100  # steps that the measurement is shown in
 
 
-class Coding:
+class Compressor:
     """The codec of an open model; what must be measured for it is measured by the first job that needs it.
 
     Args:
-        studio: the model.
+        served: the model.
     """
 
-    def __init__(self, studio: Studio) -> None:
-        self.studio = studio
+    def __init__(self, served: ServedRun) -> None:
+        self.served = served
         self._book: Codebook | None = None
         self._measuring = threading.Lock()
 
     @property
     def unable(self) -> str | None:
         """Why this model cannot compress, if so."""
-        told = self.studio.saved.config.model
-        if told.labels or told.embedding:
+        model = self.served.saved.config.model
+        if model.labels or model.embedding:
             return TOLD
-        if self.studio.average_width is not None:
+        if self.served.average_width is not None:
             return "files are written with the run's own average of the weights; serve it without --average-width"
-        return NO_FLOAT64 if device_of(self.studio.model).type == "mps" else None
+        return NO_FLOAT64 if device_of(self.served.model).type == "mps" else None
 
     @cached_property
     def wide(self) -> Denoiser:
         """The model in float64, in the same thread."""
-        return widened(self.studio.model)
+        return widened(self.served.model)
 
-    def compress(self, studio: Studio, body: schemas.Compress) -> Task:
+    def compress(self, served: ServedRun, body: schemas.Compress) -> Task:
         """A file that gives back the exact image, as `ancestral compress` writes it, and what its beginnings show.
 
         Raises:
@@ -62,24 +62,24 @@ class Coding:
         """
         if self.unable is not None:
             raise UserError(f"compress: {self.unable}")
-        pixels = studio.decoded(body.image, "image")
+        pixels = served.decoded(body.image, "image")
         profile = PROFILES[body.profile]  # here, so that a job that waits does not keep its upload
-        again = studio.again("compress", studio.run, "image.png", profile=body.profile, out="image.anc")
+        again = served.again("compress", served.run, "image.png", profile=body.profile, out="image.anc")
 
         def work(record: Record) -> dict[str, Any]:
             book = self._codebook(record)
             check(self.wide, book, book.profiles[profile])
             record.step, due = 0, 0.0
 
-            def told(rows: int) -> None:
+            def progress(rows: int) -> None:
                 nonlocal due
                 record.step += 1
                 if time.monotonic() >= due:
                     due = time.monotonic() + 1 / FRAMES
                     _tell(record, record.step, record.of, "compressing")
 
-            watched = Watched(self.wide, told)
-            codec = codec_of(watched, self.wide, studio.saved, book)
+            watched = Watched(self.wide, progress)
+            codec = codec_of(watched, self.wide, served.saved, book)
             record.of = codec.encoding_calls([pixels], profile, ["image"]) + len(book.profiles[profile].times)
             (file,) = codec.encode([pixels], profile)
             prefixes = _prefixes(codec, file, pixels)
@@ -109,7 +109,7 @@ class Coding:
                     _tell(record, record.step, MEASURING, "measuring the model, once")
 
                 tell(0.0)
-                self._book = measured(self.studio.run, self.studio.saved, self.studio.model, tell)
+                self._book = measured(self.served.run, self.served.saved, self.served.model, tell)
             return self._book
         finally:
             record.deadline = time.monotonic() + limit

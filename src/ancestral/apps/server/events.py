@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator
 
 from ancestral.apps.server.job import ENDINGS, Event, Record
-from ancestral.apps.server.job_queue import Workshop
+from ancestral.apps.server.job_queue import JobQueue
 
 GRACE = 10.0  # seconds that a job goes on after the last page that looked at it went away
 HEARTBEAT = 10.0  # seconds between comments when there is nothing to tell
@@ -19,7 +19,7 @@ def as_text(event: Event) -> str:
     return f"id: {event.number}\nevent: {event.name}\ndata: {json.dumps(event.data, allow_nan=False)}\n\n"
 
 
-async def events(record: Record, workshop: Workshop, after: int) -> AsyncIterator[str]:
+async def events(record: Record, jobs: JobQueue, after: int) -> AsyncIterator[str]:
     """The events after that number, as they come, until the ending; comments in between."""
     loop, woken = asyncio.get_running_loop(), asyncio.Event()
 
@@ -46,9 +46,9 @@ async def events(record: Record, workshop: Workshop, after: int) -> AsyncIterato
         record.watchers.remove(wake)
         if not record.watched() and not record.finished.is_set():
             record.left += 1
-            loop.call_later(GRACE, _unless_watched, record, workshop, record.left)
+            loop.call_later(GRACE, _unless_watched, record, jobs, record.left)
 
 
-def _unless_watched(record: Record, workshop: Workshop, left: int) -> None:
+def _unless_watched(record: Record, jobs: JobQueue, left: int) -> None:
     if not record.watched() and record.left == left and not record.finished.is_set():
-        workshop.cancel(record)
+        jobs.cancel(record)

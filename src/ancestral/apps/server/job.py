@@ -17,7 +17,7 @@ class Stopped(Exception):
 
 
 class Event(NamedTuple):
-    """What is told of a job; `number` rises within the job."""
+    """What happened to a job; `number` rises within the job."""
 
     number: int
     name: str
@@ -43,7 +43,7 @@ class Record:
         self.size = 0  # of what is kept, about, in bytes
         self.status = 200  # of an HTTP answer that says how it ended
         self.cancelled, self.finished = threading.Event(), threading.Event()
-        self.watchers: list[Callable[[], object]] = []  # called from any thread when something was told
+        self.watchers: list[Callable[[], object]] = []  # called from any thread when something happened
         self.left = 0  # how often the last watcher has gone
         self._lock, self._number = threading.Lock(), 0
         self._events: dict[str, Event] = {}

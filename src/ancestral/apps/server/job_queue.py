@@ -1,4 +1,4 @@
-"""Who works on what: jobs wait in a bounded queue, first come first served, and run in threads of their own."""
+"""A bounded first-in first-out job queue with worker threads, cancellation and retention."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Limits:
     kept_seconds: float = 600.0
 
 
-class Workshop:
+class JobQueue:
     """The jobs of a server.
 
     Args:
@@ -173,7 +173,7 @@ class Workshop:
 
     def _do(self, record: Record, work: Work) -> None:
         record.deadline = time.monotonic() + self.limits.seconds
-        told = current.set(record)
+        token = current.set(record)
         self.calls.walks(1)
         try:
             record.check()
@@ -189,7 +189,7 @@ class Workshop:
             ending, data, record.status = "error", {"detail": " ".join(problem.split())[:300]}, 500
         finally:
             self.calls.walks(-1)
-            current.reset(told)
+            current.reset(token)
         self._end(record, ending, data)
 
     def _end(self, record: Record, ending: str, data: dict[str, Any]) -> None:

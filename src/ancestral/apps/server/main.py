@@ -1,4 +1,4 @@
-"""What `ancestral serve` does, once its options are known to be right: opens the run, the port and the doors."""
+"""What `ancestral serve` does, once its options are known to be right: opens the run and the port."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ancestral.apps.server.app import create_app
-from ancestral.apps.server.job_queue import Limits, Workshop
+from ancestral.apps.server.job_queue import JobQueue, Limits
 from ancestral.apps.server.security import LOCAL, Rules
-from ancestral.apps.server.session import open_studio
+from ancestral.apps.server.session import open_served_run
 from ancestral.errors import UserError
 from ancestral.runtime.console import screen
 
@@ -48,9 +48,9 @@ class Patient(H11Protocol):
 class Server(uvicorn.Server):
     """uvicorn's, which ends every stream when it is told to stop, and then is done: that is no failure."""
 
-    def __init__(self, config: uvicorn.Config, workshop: Workshop, opened: str | None = None) -> None:
+    def __init__(self, config: uvicorn.Config, jobs: JobQueue, opened: str | None = None) -> None:
         super().__init__(config)
-        self.workshop, self.opened = workshop, opened
+        self.jobs, self.opened = jobs, opened
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to answer, then open the page if that was asked for."""
@@ -60,7 +60,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Cancel all jobs, whose streams end with that, then close."""
-        closing = threading.Thread(target=self.workshop.close)
+        closing = threading.Thread(target=self.jobs.close)
         closing.start()
         await super().shutdown(sockets)
         closing.join()
@@ -91,10 +91,10 @@ def serve(
     listening = listen(host, port)
     try:
         rules = rules_for(host, token)
-        studio = open_studio(run, device, average_width)
-        workshop = Workshop(studio.calls, Limits(queue=queue))
+        served = open_served_run(run, device, average_width)
+        jobs = JobQueue(served.calls, Limits(queue=queue))
         address = url_of(listening, host, rules.token)
-        server = Server(configured(create_app(studio, workshop, rules)), workshop, address if open_page else None)
+        server = Server(configured(create_app(served, jobs, rules)), jobs, address if open_page else None)
         screen.print(f"{run}: {address}  (Ctrl-C stops)")
         if rules.addresses:
             elsewhere = url_of(listening, socket.gethostname(), rules.token)

@@ -12,7 +12,7 @@ from ancestral.apps.server import schemas
 from ancestral.apps.server.data_uri import uri_of
 from ancestral.apps.server.job import Record, going_on
 from ancestral.apps.server.job_queue import Full, Work
-from ancestral.apps.server.session import Studio
+from ancestral.apps.server.session import ServedRun
 from ancestral.data import load
 from ancestral.data.dataset import ImageSet
 from ancestral.data.source_paths import public
@@ -23,27 +23,27 @@ from ancestral.evaluation.sample_metrics import closest
 READING = 2  # seconds after which who comes while the images are read may ask again
 
 
-class Likeness:
+class NearestImages:
     """The training images of an open model, read when they are first asked for.
 
     Distances are between pixels, or between the features of lite0 where `ancestral metrics` has left these.
 
     Args:
-        studio: the model.
+        served: the model.
     """
 
-    def __init__(self, studio: Studio) -> None:
-        self.studio = studio
+    def __init__(self, served: ServedRun) -> None:
+        self.served = served
         self._read: tuple[ImageSet, tuple[Network, Tensor] | None] | None = None
         self._reading = threading.Lock()
 
     @property
     def unable(self) -> str | None:
         """Why there are no training images to look at, if so."""
-        source = self.studio.saved.config.source
+        source = self.served.saved.config.source
         return None if load.is_there(source) else f"the training images are not at {public(source)} any more"
 
-    def nearest(self, studio: Studio, body: schemas.Nearest) -> Work:
+    def nearest(self, served: ServedRun, body: schemas.Nearest) -> Work:
         """The training images that are most like an image.
 
         Raises:
@@ -54,7 +54,7 @@ class Likeness:
             raise UserError(f"nearest: {self.unable}")
         if self._read is None and self._reading.locked():
             raise Full(READING)
-        pixels, count = studio.decoded(body.image, "image"), body.count
+        pixels, count = served.decoded(body.image, "image"), body.count
 
         def work(record: Record) -> dict[str, Any]:
             train, looked = self._images()
@@ -81,9 +81,9 @@ class Likeness:
     def _images(self) -> tuple[ImageSet, tuple[Network, Tensor] | None]:
         with self._reading:
             if self._read is None:
-                config = self.studio.saved.config
+                config = self.served.saved.config
                 train = load.load(config.source, config.data).train
-                channels, height, width = self.studio.shape
+                channels, height, width = self.served.shape
                 if train.shape != (height, width, channels):
                     raise UserError(f"nearest: the images at {public(config.source)} are of another size now")
                 self._read = train, _lite0(train)

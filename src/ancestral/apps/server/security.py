@@ -1,4 +1,4 @@
-"""Who may come in, and how much they may carry: what is checked of every request before anything of it is used.
+"""ASGI middleware: host allow-list, token or cookie, same origin, size and time of bodies; before a request is used.
 
 A page of another site can make a browser send requests here. It cannot read the answers, as no CORS header is sent; its
 own name in `Origin` keeps it from changing anything; and a name of its own that points to this machine (DNS rebinding)
@@ -52,7 +52,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Rules:
-    """For whom the doors open.
+    """Who may ask.
 
     Args:
         hosts: names in `Host` besides the addresses of this machine's loopback.
@@ -68,7 +68,7 @@ class Rules:
 
 
 @dataclass
-class Doors:
+class Security:
     """The checks, around an ASGI application."""
 
     app: App
@@ -153,13 +153,13 @@ class Doors:
                 body = await self._read(receive, held)
         except TimeoutError:
             raise Refused(408, f"body: not all here after {PATIENCE:.0f} s", connection="close") from None
-        told = False
+        replayed = False
 
         async def again() -> dict[str, Any]:
-            nonlocal told
-            if told:
+            nonlocal replayed
+            if replayed:
                 return await receive()
-            told = True
+            replayed = True
             return {"type": "http.request", "body": body, "more_body": False}
 
         return again

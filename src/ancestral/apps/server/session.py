@@ -34,7 +34,7 @@ SHARE = 0.1  # of the time, at most, that goes into frames
 
 
 @dataclass(frozen=True)
-class Studio:
+class ServedRun:
     """A run that is open, with its network in the thread of `calls`.
 
     Args:
@@ -79,7 +79,7 @@ class Studio:
         )
 
     def label(self, named: str | None) -> str | None:
-        """The class of a given image: the first, for a model with classes that is told none."""
+        """The class of a given image: the first, for a model with classes when none is named."""
         return self.saved.facts.trained[0] if named is None and self.saved.config.model.labels else named
 
     def again(self, *words: object, **options: object) -> str:
@@ -114,11 +114,11 @@ class Studio:
         return self.saved, self.model
 
 
-def open_studio(run: Path, device: str, average_width: float | None) -> Studio:
+def open_served_run(run: Path, device: str, average_width: float | None) -> ServedRun:
     """Open a run and measure which batches may be joined.
 
     Raises:
-        UserError: when it cannot be opened, is of another chain, or is told vectors.
+        UserError: when it cannot be opened, is of another process, or takes vectors.
     """
     saved, model = open_gaussian(run, device, average_width)
     process_kinds.need_gaussian(saved.config, str(run))
@@ -130,7 +130,7 @@ def open_studio(run: Path, device: str, average_width: float | None) -> Studio:
     network = model.network
     alike = rounding_alike(lambda **inputs: calls.ask(network, inputs, {}), example)
     model.network = Shared(network, calls, alike)
-    return Studio(run, saved, model, alike, calls, average_width, device)
+    return ServedRun(run, saved, model, alike, calls, average_width, device)
 
 
 def _example(saved: Checkpoint, model: Denoiser) -> dict[str, Tensor]:
@@ -144,7 +144,7 @@ def _example(saved: Checkpoint, model: Denoiser) -> dict[str, Tensor]:
 
 
 def shown(record: Record, steps: Iterator[Step], of: int) -> Iterator[Step]:
-    """The same steps, told to the job's page as frames, some left out but never the last."""
+    """The same steps, sent to the job's page as frames, some left out but never the last."""
     record.of, due = of, 0.0
     for step in steps:
         record.check()
