@@ -41,18 +41,20 @@ class ModelOptions:
     patch: Size = 1
     labels: bool = False  # told the class of each image
     embedding: bool = False  # told the vector that the data have for each image
-    condition_dropout: Annotated[float, Meta(ge=0, lt=1)] = (
-        0.0  # share of images that train without these: for guidance
-    )
+    condition_dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share that train without these: for guidance
     fourier: tuple[Annotated[int, Meta(ge=0, le=10)], ...] = ()
     group_width: Annotated[int, Meta(ge=2)] = 4
-    # The rest describes networks made elsewhere (see `ancestral.networks.unet.Form`).
     groups: Size | None = None
     norm_eps: Positive = 1e-6
     head_width: Size | None = None
     pad_end: bool = False
     cosine_first: bool = False
     frequency_shift: Literal[0, 1] = 1
+
+
+IMPORTED = {
+    f"model.{name}" for name in ("norm_eps", "head_width", "cosine_first", "frequency_shift")
+}  # diffusers' only
 
 
 @dataclass(frozen=True)
@@ -186,6 +188,11 @@ PRESETS: dict[str, _Preset] = {
 
 def known_keys() -> dict[str, Any]:
     """Every key that `--set` knows, with its type."""
+    return {key: kind for key, kind in _types().items() if key not in IMPORTED}
+
+
+def _types() -> dict[str, Any]:
+    """The type of every setting."""
     groups = {name: kind for name, kind in get_type_hints(Config).items() if is_dataclass(kind)}
     return {
         f"{group}.{name}": kind
@@ -205,6 +212,8 @@ def resolve(source: str, preset: str, overrides: Mapping[str, Any]) -> Config:
     known = known_keys()
     tree: dict[str, Any] = {"source": source}
     for key, value in {**PRESETS[preset], **overrides}.items():
+        if key in IMPORTED:
+            raise UserError(f"--set {key}: describes networks imported from diffusers, not new ones; leave it out")
         if key not in known:
             raise UserError(f"--set {key}: unknown key; {suggest(key, known)}")
         group, name = key.split(".")
@@ -289,7 +298,7 @@ def _convert(document: Any, kind: type[_T], where: str) -> _T:
         problem, _, path = str(error).partition(" - at ")
         key = path.strip("`").removeprefix("$.")
         if problem.startswith("Invalid enum value"):
-            kinds = get_args(known_keys().get(key))  # the values, or a Literal of them and None
+            kinds = get_args(_types().get(key))  # the values, or a Literal of them and None
             values = [
                 value
                 for kind in kinds

@@ -10,7 +10,7 @@ from typing import Any
 from ancestral.apps.report.part import Number
 from ancestral.apps.report.quality_training import SETTLED
 from ancestral.data.source_paths import typed
-from ancestral.runs.config import Config, resolve
+from ancestral.runs.config import Config, known_keys, resolve
 from ancestral.runtime.text import quoted
 from ancestral.training.trackers import flat
 
@@ -189,12 +189,12 @@ RULES: tuple[Rule, ...] = (
 
 def settings(config: Config, changed: tuple[str, ...] = ()) -> list[str]:
     """The assignments by which a configuration differs from the preset `images`, which training starts from."""
-    taken = {one.partition("=")[0] for one in changed}
+    keys, taken = known_keys(), {one.partition("=")[0] for one in changed}
     usual, own = (flat(asdict(one)) for one in (resolve(config.source, "images", {}), config))
     return [
         f"{name}={_text(value)}"
         for name, value in own.items()
-        if "." in name and name not in taken and usual[name] != value
+        if name in keys and name not in taken and usual[name] != value
     ]
 
 
