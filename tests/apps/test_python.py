@@ -13,7 +13,8 @@ import pytest
 
 import ancestral
 
-STORED = Path(__file__).parent.parent / "public_api.txt"
+ROOT = Path(__file__).parents[2]
+STORED = ROOT / "tests" / "public_api.txt"
 TINY = {"preset": "tiny", "device": "cpu", "width": 8, "batch_size": 8, "snapshots": 2}
 
 
@@ -95,6 +96,48 @@ def test_the_bound_is_the_commands(run, command, tmp_path):
         assert found == (theirs["mean"], theirs["standard_error"])
 
 
+def test_a_film_is_its_states_as_arrays_and_pictures(run):
+    model = run[0].model("cpu")
+    film = model.film(3, steps=4, seed=1)
+    states = np.asarray(film)
+    assert states.shape == (5, *film.images.array.shape)  # a state before each step, and the images
+    assert np.array_equal(states[-1], film.images)
+    noise = np.asarray(ancestral.latents(model.saved.facts.shape, 1, range(3)))  # x_T, at the grey levels of [-1, 1]
+    assert np.abs(states[0] - ((noise.clip(-1, 1) + 1) * 127.5).transpose(0, 2, 3, 1)).max() <= 0.51
+    assert len(film.pil()) == 5
+    assert np.array_equal(film.images[1:], states[-1][1:])
+
+
+def test_metrics_of_data_in_any_form_are_those_of_its_file(run, tmp_path):
+    """Which has the training and the held-out part that `train` takes of images in memory."""
+    from PIL import Image
+
+    from ancestral.data.dataset import DataOptions
+    from ancestral.data.load import of_any
+
+    model, images = run[0].model("cpu"), colours(300, run[1].shape[3])
+    pil = [Image.fromarray(image.squeeze()) for image in images]
+    splits = of_any(images, DataOptions())
+    np.savez(tmp_path / "images.npz", train_images=splits.train.images, test_images=splits.test.images)
+    options = {"num_images": 20, "network": "pixels", "steps": 2}
+    first, *others = (model.metrics(form, **options) for form in (str(tmp_path / "images.npz"), images, pil, Data(pil)))
+    assert all(found == first for found in others)
+    assert first["fd-pixels"]["test"].value > 0
+
+
+def test_compressing_gives_the_pixels_back(run):
+    """Of a model trained on images in memory, which it is measured on once."""
+    run, images = run
+    model = run.model("cpu")
+    with pytest.raises(ancestral.UserError, match="give data"):
+        model.compress(images[0])
+    content = model.compress(images[0], profile="quick", data=images)
+    assert np.array_equal(model.decompress(content), images[0])
+    start = model.compress(images[0], profile="quick", size=len(content) - 40)
+    assert content.startswith(start)
+    assert model.decompress(start).shape == images[0].shape
+
+
 def test_inpainting_keeps_the_rest_and_is_the_commands(run, command, tmp_path):
     from PIL import Image
 
@@ -174,12 +217,24 @@ def test_mistakes_are_user_errors(run, tmp_path):
     run, images = run
     model = run.model("cpu")
     for call, said in (
-        (lambda: model.sample(0), "must be 1 or more"),
+        (lambda: model.sample(0), "1 or more"),
         (lambda: model.sample(1, steps=0), "steps"),
         (lambda: model.sample(1, eta=0, solver="heun"), "exclude each other"),
         (lambda: model.sample(1, stpes=3), "stpes"),
         (lambda: model.sample(1, label="cat"), "without labels"),
         (lambda: model.sample(1, seed=-1), "seed"),
+        (lambda: model.sample(1, seed="x"), "seed: must be between"),
+        (lambda: model.sample(1, guidance="x"), "guidance: must be between"),
+        (lambda: model.sample(2.5), "count: must be"),
+        (lambda: model.decompress("x"), "content: bytes"),
+        (lambda: model.compress(images[0], size=-1), "size: must be"),
+        (lambda: model.metrics(num_images=0), "num_images: must be"),
+        (lambda: model.metrics(), "give data"),
+        (lambda: model.bits_per_dim(images, terms="x"), "terms: must be"),
+        (lambda: model.bits_per_dim(images, batch_size=0), "batch_size: must be"),
+        (lambda: ancestral.train(images, None, steps=1), "out: the path"),
+        (lambda: ancestral.train(images, tmp_path / "x", steps="1"), "steps: must be a number"),
+        (lambda: ancestral.train(images, tmp_path / "x", budget=[3]), "budget: must be a number"),
         (lambda: model.film(1, steps=2).save("film.avi"), "film.avi"),
         (lambda: model.bits_per_dim(), "images in memory"),
         (lambda: model.bits_per_dim(images[:, :4]), "the model's are"),

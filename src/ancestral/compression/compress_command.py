@@ -33,9 +33,21 @@ TOLD = "this model is told conditions, which files do not hold; train one withou
 PROFILES = {"chunks": 0, "quick": 1, "small": 2, "smallest": 3}
 
 
-def compress(run: Path, sources: Sequence[Path], *, out: Path, profile: str, size: int | None, device: str) -> None:
-    """Write a file of each image that gives back its exact pixels, or the first `size` bytes of it."""
-    saved, model, codebook = opened(run, device)
+def compress(
+    run: Path,
+    sources: Sequence[Path],
+    *,
+    out: Path,
+    profile: str,
+    size: int | None,
+    device: str,
+    images: Callable[[], Splits] | None = None,
+) -> None:
+    """Write a file of each image that gives back its exact pixels, or the first `size` bytes of it.
+
+    `images` gives those that the model is measured on the first time, the run's own when left out.
+    """
+    saved, model, codebook = opened(run, device, images)
     check_drift(model, codebook, codebook.profiles[PROFILES[profile]])
     pixels = [decode.exact(source, saved.facts.shape[0], saved.config.data.max_pixels) for source in sources]
     with _targets(sources, out, _file_names(sources)) as (targets, write):
@@ -89,7 +101,9 @@ def decompress(
     screen.print(f"{len(decoded)} images, {predictor.calls} network calls, {seconds:.1f} s")
 
 
-def opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Codebook]:
+def opened(
+    run: Path, device: str, images: Callable[[], Splits] | None = None
+) -> tuple[checkpoint.Checkpoint, Denoiser, Codebook]:
     """A run, its model as the codec runs it, and what was measured of it: now, the first time.
 
     Raises:
@@ -102,20 +116,24 @@ def opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Cod
         raise UserError(f"{run}: {TOLD}")
     with Progress() as bar:
         task = bar.add_task("measuring the model, once", total=1.0)
-        codebook = measured(run, saved, model, lambda share: bar.update(task, completed=share))
+        codebook = measured(run, saved, model, lambda share: bar.update(task, completed=share), images)
     return saved, widened(model), codebook
 
 
 def measured(
-    run: Path, saved: checkpoint.Checkpoint, model: Denoiser, tell: calibration.Tell = calibration.silent
+    run: Path,
+    saved: checkpoint.Checkpoint,
+    model: Denoiser,
+    tell: calibration.Tell = calibration.silent,
+    images: Callable[[], Splits] | None = None,
 ) -> Codebook:
     """What was measured of a run's model: now, the first time, on its training images."""
 
-    def images() -> Splits:
+    def of_run() -> Splits:
         source = load.source_of(saved.config.source, mend="put them back there for this, once")
         return load.load(source, saved.config.data)
 
-    return calibration.ready(run, saved, model, images, tell)
+    return calibration.ready(run, saved, model, images or of_run, tell)
 
 
 def codec_of(predictor: Predictor, model: Denoiser, saved: checkpoint.Checkpoint, codebook: Codebook) -> Codec:

@@ -15,7 +15,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from ancestral.data import load, pictures
+from ancestral.data import load, memory, pictures
 from ancestral.data.dataset import DataOptions, ImageSet, Splits, joined, spread
 from ancestral.data.decode import adapt
 from ancestral.data.pixels import to_bytes
@@ -65,11 +65,15 @@ def metrics(
     out: Path | None,
     cache: Path | None,
     device: str,
+    images: Splits | None = None,
 ) -> None:
-    """Compare samples with the train and with the test images, and these with each other, at one number of images."""
+    """Compare samples with the train and with the test images, and these with each other, at one number of images.
+
+    `images` are those to compare with where they are in memory.
+    """
     by, cache = features.network(network, build.device(device)), cache or default_cache()
     is_run = (source / "checkpoints").is_dir()
-    made = _of_run(source, options, data_source, device) if is_run else _of_images(source, options, data_source)
+    made = _of_run(source, options, data_source, device, images) if is_run else _of_images(source, options, data_source)
     train, test = made.splits.train, made.splits.test
     count = min(num_images, len(train), len(test), made.available or num_images)
     if count < LEAST:
@@ -108,13 +112,17 @@ def metrics(
             _write(found, document, _sheet(samples, searched, pairs), by, out)
 
 
-def _of_run(folder: Path, options: SamplingOptions, data_source: str | None, device: str) -> _Source:
+def _of_run(
+    folder: Path, options: SamplingOptions, data_source: str | None, device: str, images: Splits | None
+) -> _Source:
     if options.label is not None:
         raise UserError("label: the classes are drawn in the proportions of the data; leave it out")
     sampler = Sampler(folder, options, device)
     saved = sampler.saved
-    data_source = load.source_of(saved.config.source, data_source)
-    splits = images_for(saved, data_source)
+    if images is None:
+        data_source = load.source_of(saved.config.source, data_source)
+        images = images_for(saved, data_source)
+    splits = images
     pools = {name: pool.numpy() for name, pool in wanted(all_of(splits.train), saved.config).items()}
     digests = {name: sha256(pool.tobytes()).hexdigest() for name, pool in pools.items()}
     settings = {**sampler.settings, "labels": None, **digests}
@@ -131,7 +139,7 @@ def _of_run(folder: Path, options: SamplingOptions, data_source: str | None, dev
 
         return unlabelled(torch.cat([one["images"] for one in job.tensors(work, draw)]).numpy())
 
-    return _Source(splits, data_source, None, take, settings)
+    return _Source(splits, data_source or memory.NAME, None, take, settings)
 
 
 def like(pool: np.ndarray, count: int, seed: int) -> Tensor:

@@ -65,7 +65,7 @@ class Option:
     default: Any = None
 
     def refuse_beyond(self, name: str, value: Any) -> None:
-        """Refuse a value out of range.
+        """Refuse what is no number, or out of range.
 
         Raises:
             UserError: naming it.
@@ -74,8 +74,10 @@ class Option:
             (-float("inf") if self.low is None else self.low),
             (float("inf") if self.high is None else self.high),
         )
-        if self.type in (int, float) and isinstance(value, (int, float)) and not low <= value <= high:
-            raise UserError(f"{name}: must be between {low} and {high}, got {value}")
+        if self.type not in (int, float) or value is None:
+            return
+        if not (isinstance(value, (int, float)) and low <= value <= high):
+            raise UserError(f"{name}: must be between {low} and {high}, got {value!r}")
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from PIL import Image
@@ -28,8 +28,14 @@ class Images:
     def __len__(self) -> int:
         return len(self.array)
 
-    def __getitem__(self, number: int) -> Image.Image:
+    @overload
+    def __getitem__(self, number: int) -> Image.Image: ...
+    @overload
+    def __getitem__(self, number: slice) -> Images: ...
+    def __getitem__(self, number: int | slice) -> Image.Image | Images:
         image = self.array[number]
+        if isinstance(number, slice):
+            return Images(image)
         return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
 
     def __iter__(self) -> Iterator[Image.Image]:
@@ -66,16 +72,28 @@ class Film:
 
     Args:
         images: the last frame.
+        array: the states, uint8 (frames, N, H, W, C); the last are the images.
         png: the sheet, as bytes of a file.
         gif: the states one after the other, as bytes of a file.
     """
 
     images: Images
+    array: np.ndarray = field(repr=False)
     png: bytes = field(repr=False)
     gif: bytes = field(repr=False)
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.array, dtype=dtype) if copy or dtype is not None else self.array
+
+    def __repr__(self) -> str:
+        return f"<film of {len(self.array)} frames: {self.images!r}>"
+
     def _repr_png_(self) -> bytes:
         return self.png
+
+    def pil(self) -> list[Image.Image]:
+        """The frames for Pillow, each a contact sheet of the states."""
+        return [pictures.contact_sheet(states) for states in self.array]
 
     def save(self, path: str | Path) -> None:
         """Write the sheet, to a path that ends with .png, or what moves, to one that ends with .gif.

@@ -138,7 +138,8 @@ class Model:
         frames = film(sampler.walk(range(count), cond, lambda _: None), times)
         shown = frames._replace(x_t=[sampler.model.schedule.shown(x_t) for x_t in frames.x_t])
         png, gif = (command.film_files(shown)[name] for name in command.FILM)
-        return Film(Images(to_bytes(frames.final)), png, gif)
+        states = np.stack([to_bytes(x_t) for x_t in (*shown.x_t, frames.final)])
+        return Film(Images(states[-1]), states, png, gif)
 
     def bits_per_dim(
         self,
@@ -166,17 +167,17 @@ class Model:
         Raises:
             UserError: for images that the model cannot look at.
         """
-        _need_count(num_images)
+        _need_count(num_images, "num_images")
+        _need_count(batch_size, "batch_size")
         model, saved = self.denoiser, self.saved
         images = self._images(data)
         if saved.calibration is None:
-            own = data if isinstance(data, (str, os.PathLike)) else None
-            saved = calibration.calibrated(saved, model, self._splits(own).train)
+            saved = calibration.calibrated(saved, model, self._splits(_path(data)).train)
         move, times = build.transition(saved, variance), build.training_grid(saved.config)
         most = len(times) - 1
         terms = min(elbo_command.TERMS, most) if terms is None else terms
-        if not exact and not min(2, most) <= terms <= most:
-            raise UserError(f"terms: must be between 2 and {most}, got {terms}")
+        if not exact and not (isinstance(terms, int) and min(2, most) <= terms <= most):
+            raise UserError(f"terms: must be between 2 and {most}, got {terms!r}")
         images, found = images.spread(num_images), []
         for part in pieces(len(images), batch_size):
             shown = images.take(part)
@@ -188,12 +189,13 @@ class Model:
         return Estimate(*mean_and_error(concatenate(found).bits_per_dim))
 
     def metrics(
-        self, data: str | Path | None = None, *, num_images: int = 2000, network: str = "lite0", **drawing: Any
+        self, data: object = None, *, num_images: int = 2000, network: str = "lite0", **drawing: Any
     ) -> dict[str, dict[str, Estimate]]:
         """Samples against real images, as `ancestral metrics`: by metric, then by what is compared.
 
         Args:
-            data: a path or name; the run's own when left out.
+            data: with training and held-out images: a path or name, the run's own when left out; or images in memory,
+                of which the part is held out that `train` holds out.
             num_images: how many on each side, at most.
             network: lite0, pixels, or the file of the FID Inception as TorchScript.
             drawing: options of drawing, as of `sample`.
@@ -201,20 +203,20 @@ class Model:
         Raises:
             UserError: when there are too few images, or others than the model's.
         """
-        if data is not None and not isinstance(data, (str, os.PathLike)):
-            raise UserError("metrics: needs training and test images; give the path or name of a data set")
-        options = _options(**drawing)
+        _need_count(num_images, "num_images")
+        options, images = _options(**drawing), self._splits(data)
         with self._run() as run, TemporaryDirectory() as out:
             sample_metrics_command.metrics(
                 run,
                 options,
-                data_source=None if data is None else os.fspath(data),
+                data_source=None,
                 num_images=num_images,
                 network=network,
                 train_images=None,
                 out=Path(out),
                 cache=None,
                 device=self.device,
+                images=images,
             )
             (file,) = Path(out).glob("metrics-*.json")
             found = json.loads(file.read_text())["metrics"]
@@ -223,13 +225,16 @@ class Model:
             for name, sides in found.items()
         }
 
-    def compress(self, image: object, *, profile: str = "small", size: int | None = None) -> bytes:
+    def compress(self, image: object, *, profile: str = "small", size: int | None = None, data: object = None) -> bytes:
         """An image as a file that gives back its exact pixels, or the first `size` bytes of it, which are a picture.
+
+        The first time, the model is measured on its training images.
 
         Args:
             image: a path, an image for Pillow, or a uint8 array (H, W) or (H, W, C).
             profile: quick, small or smallest: more network calls, mostly for fewer bytes.
             size: keep so many bytes.
+            data: the training images, as of `train`; the run's own when left out.
 
         Raises:
             UserError: for an image that the model cannot hold without loss.
@@ -238,9 +243,12 @@ class Model:
 
         if profile not in compress_command.PROFILES:
             raise UserError(f"profile: unknown '{profile}'; {suggest(profile, compress_command.PROFILES)}")
+        if size is not None:
+            _need_count(size, "size")
         with self._run() as run, _quiet(), TemporaryDirectory() as place:
             source, out = _file(image, Path(place)), Path(place) / "out.anc"
-            compress_command.compress(run, [source], out=out, profile=profile, size=size, device=self.device)
+            options = {"out": out, "profile": profile, "size": size, "device": self.device}
+            compress_command.compress(run, [source], **options, images=lambda: self._splits(data))
             return out.read_bytes()
 
     def decompress(self, content: bytes, *, finish: str = "mean") -> np.ndarray:
@@ -257,6 +265,8 @@ class Model:
 
         if finish not in compress_command.FINISHES:
             raise UserError(f"finish: unknown '{finish}'; {suggest(finish, compress_command.FINISHES)}")
+        if not isinstance(content, bytes):
+            raise UserError(f"content: bytes of a compressed file are needed, got {type(content).__name__}")
         with self._run() as run, _quiet(), TemporaryDirectory() as place:
             source, out = Path(place) / "in.anc", Path(place) / "out.png"
             source.write_bytes(content)
@@ -268,13 +278,16 @@ class Model:
     def _open(self, folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:
         return self.saved, build.trained(self.saved, folder, build.device(device), average_width)
 
-    def _splits(self, data: object) -> Any:
-        """The images of a path or name, or of the run."""
-        source = reading.source_of(self.saved.config.source, None if data is None else os.fspath(data))  # pyright: ignore
-        return fitting(self.saved, reading.load(source, self.saved.config.data), source)
+    def _splits(self, data: object) -> reading.Splits:
+        """The images of data in any form, or of the run, as `train` splits them."""
+        path, options = _path(data), self.saved.config.data
+        if data is not None and path is None:
+            return fitting(self.saved, reading.of_any(data, options), memory.NAME)
+        source = reading.source_of(self.saved.config.source, path, "give data")
+        return fitting(self.saved, reading.load(source, options), source)
 
     def _images(self, data: object) -> ImageSet:
-        if data is None or isinstance(data, (str, os.PathLike)):
+        if data is None or _path(data) is not None:
             return self._splits(data).test
         images = memory.image_set(data, self.saved.config.data)
         return fitting(self.saved, reading.Splits(images, images), memory.NAME).test
@@ -342,9 +355,14 @@ def _options(label: Label = None, **options: Any) -> SamplingOptions:
     return SamplingOptions(label=None if label is None else str(label), **options)
 
 
-def _need_count(count: int) -> None:
+def _path(data: object) -> str | None:
+    """Of data on disk or on the hub; None for what is in memory."""
+    return os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
+
+
+def _need_count(count: int, name: str = "count") -> None:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise UserError(f"the number of images must be 1 or more, got {count!r}")
+        raise UserError(f"{name}: must be a whole number, 1 or more, got {count!r}")
 
 
 def _pixels(image: object, channels: int, sides: Sequence[int], name: str, model: Model) -> np.ndarray:

@@ -74,6 +74,11 @@ def train(
     overrides = {"train.seed": seed, **({} if size is None else {"data.size": size})}
     overrides |= {_key(name): value for name, value in settings.items()}
     resolved = config.resolve(memory.NAME if path is None else path, preset, overrides)
+    if not isinstance(out, (str, os.PathLike)):
+        raise UserError(f"out: the path of a folder is needed, got {out!r}")
+    for name, value in (("budget", budget), ("images", images), ("steps", steps)):
+        if not (value is None or isinstance(value, (int, float)) or (name == "budget" and isinstance(value, str))):
+            raise UserError(f"{name}: must be a number, got {value!r}")
     try:
         length = command.Length(seconds(budget) if isinstance(budget, str) else budget, images, steps)
     except ValueError as error:
