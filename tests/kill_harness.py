@@ -18,7 +18,7 @@ import torch
 
 from ancestral.data import load
 from ancestral.runs import checkpoint, config, lock, metrics_log
-from ancestral.training import run as runner
+from ancestral.training import run as training_run
 
 UPDATES = 60
 SETTINGS = {
@@ -36,7 +36,7 @@ def child(folder, images):
     """Train to the end, or until killed; one thread, so that the sums are in one order."""
     torch.set_num_threads(1)
     configuration = config.resolve("digits", "tiny", SETTINGS)
-    run = runner.Run(folder, configuration, images, torch.device("cpu"), "test")
+    run = training_run.Run(folder, configuration, images, torch.device("cpu"), "test")
     run.owner = lock.own(folder, fail)  # the one that was killed before is dead, and that is seen at once
     run.resume()
     run.total = UPDATES * configuration.train.batch_size

@@ -18,7 +18,7 @@ from ancestral.diffusion.processes.streams import Streams, key
 from ancestral.networks.ema import PowerAverage
 from ancestral.networks.muon import Muon
 from ancestral.runs.compute_format import has_bfloat16
-from ancestral.training.prefetch import presented
+from ancestral.training.prefetch import batch as training_batch
 from ancestral.training.trainer import learning_rate
 
 WARMUP = 0.05  # share of the run with a rising learning rate, as `ancestral train` has it
@@ -120,7 +120,7 @@ def _steps(learning: Learning, method: Method, images: ImageSet, total: int, see
     """Updates until `total` images are seen; after each, how many were."""
     for first in range(0, total, method.batch):
         numbers = range(first, first + method.batch)
-        x = presented(images, seed, numbers, flip=False).x0.contiguous(memory_format=torch.channels_last)
+        x = training_batch(images, seed, numbers, flip=False).x0.contiguous(memory_format=torch.channels_last)
         noise = Streams(seed, "baseline", numbers)
         learning.update(x, noise, learning_rate(first / total, method.peak, WARMUP, method.decay))
         yield first + method.batch

@@ -10,7 +10,7 @@ from ancestral.data import load, source_paths
 from ancestral.runs import checkpoint, config
 from ancestral.runs.build import device
 from ancestral.runs.measurements import measured
-from ancestral.training import run as runner
+from ancestral.training import run as training_run
 from conftest import TINY, run_command
 
 TRAIN = ("train", "photos.npz", "--preset", "tiny", "--steps", 2, "--out", "run", *TINY)
@@ -64,7 +64,7 @@ def test_an_older_run_with_a_relative_source_goes_on_and_is_measured(there):
     overrides = {"model.width": 8, "train.batch_size": 16, "train.snapshots": 3, "train.seed": 0}
     settings = config.resolve("photos.npz", "tiny", overrides)
     images = load.load("photos.npz", settings.data)
-    run = runner.Run(Path("run"), settings, images, device("cpu"), "--steps 2")
+    run = training_run.Run(Path("run"), settings, images, device("cpu"), "--steps 2")
     run.total = 32
     list(run.train(lambda: False))
     saved, _ = checkpoint.open_run(Path("run"))

@@ -56,7 +56,7 @@ def test_an_array_file_is_mapped_not_read(tmp_path):
     np.savez(tmp_path / "x.npz", train_images=splits.train.images[:], test_images=PIXELS[:2])
     plain = load(str(tmp_path / "x.npz"), DataOptions()).train
     rows = [3, 1, 3]
-    assert (prefetch.presented(splits.train, 0, rows, True).x0 == prefetch.presented(plain, 0, rows, True).x0).all()
+    assert (prefetch.batch(splits.train, 0, rows, True).x0 == prefetch.batch(plain, 0, rows, True).x0).all()
 
 
 def test_reading_a_sparse_giant_costs_what_is_looked_at(tmp_path):
@@ -328,7 +328,7 @@ def test_data_set_errors(tmp_path):
 @pytest.mark.parametrize("workers", [1, 4])
 def test_workers_change_nothing(tmp_path, workers):
     images = load(str(folder(tmp_path / "images")), DataOptions()).train
-    plain, ahead = prefetch.Feed(0), prefetch.Feed(workers)
+    plain, ahead = prefetch.Prefetcher(0), prefetch.Prefetcher(workers)
     for start in [*range(0, 400, 8), 48]:  # and back, as after an interruption
         numbers = range(start, start + 8)
         one, two = (each(images, 3, numbers, True, 8) for each in (plain, ahead))

@@ -333,7 +333,7 @@ def test_vectors_of_the_users_are_read_split_and_told(tmp_path):
     for part in (splits.train, splits.test):
         rows = [int(name.split("[")[1][:-1]) for name in part.names]
         assert np.array_equal(part.embeddings, vectors[rows].astype(np.float32))
-    shown = prefetch.presented(splits.train, 0, range(20), flip=False)
+    shown = prefetch.batch(splits.train, 0, range(20), flip=False)
     assert torch.equal(shown.cond["embedding"], torch.from_numpy(splits.train.embeddings)[shown.rows])
     save_with_vectors(tmp_path / "b.npz", embeddings=vectors + 1e-3)
     assert load.load(str(tmp_path / "b.npz"), DataOptions()).train.digest() != splits.train.digest()

@@ -153,7 +153,7 @@ def test_independent_hiding_is_another_entry(digits):
     chosen = settings(**{"diffusion.chain": "absorbing-independent", "diffusion.T": 100})
     training = Training(chosen, facts(digits.train), torch.device("cpu"))
     assert isinstance(training.denoiser.schedule, Independent)
-    assert [record.made for record in train(training, digits.train, 32)] == [True, True]
+    assert [record.applied for record in train(training, digits.train, 32)] == [True, True]
     with pytest.raises(UserError, match="schedule"):
         build.schedule(settings(**{"diffusion.schedule": "linear"}))
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ancestral.data import load
 from ancestral.runs import calibration, config
 from ancestral.training import preview
-from ancestral.training import run as runner
+from ancestral.training import run as training_run
 
 torchgen = pytest.importorskip("torchgen")
 yaml = pytest.importorskip("yaml")
@@ -66,11 +66,11 @@ def test_training_preview_and_bound_have_kernels(tmp_path, preset):
     pytest.importorskip("sklearn")
     settings = {"model.width": 8, "train.batch_size": 4, "train.micro_batch": 4, "train.precision": "float32"}
     images = load.load("digits", load.DataOptions(limit=40))
-    run = runner.Run(tmp_path, config.resolve("digits", preset, settings), images, torch.device("cpu"))
+    run = training_run.Run(tmp_path, config.resolve("digits", preset, settings), images, torch.device("cpu"))
     with Met() as met:
         run.training.step(images.train, 8)
-        shown = run._shown(run.training.whole_averages()[0].weights)
-        preview.preview(run.config, run.facts, shown, images.test, torch.device("cpu"))
-        calibration.calibration(run.config, shown, images.train, torch.device("cpu"))
+        model = run._model(run.training.whole_averages())
+        preview.preview(run.config, run.facts, model, images.test, torch.device("cpu"))
+        calibration.calibration(run.config, model, images.train, torch.device("cpu"))
     assert without_mps(met.names) == set()
     assert len(met.names) > 50

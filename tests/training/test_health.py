@@ -11,7 +11,7 @@ from scipy.stats import norm
 from ancestral.data.dataset import ImageSet
 from ancestral.diffusion.objectives.statistics import Estimate
 from ancestral.training import health
-from ancestral.training import run as runner
+from ancestral.training import run as training_run
 from conftest import run_command
 
 grey_and_colour = pytest.mark.parametrize("channels", [1, 3])
@@ -102,7 +102,7 @@ def test_a_measurement_that_fails_is_left_out(one_brightness, tmp_path, monkeypa
     def broken(*_):
         raise OSError("no room")
 
-    monkeypatch.setattr(runner, "health", broken)
+    monkeypatch.setattr(training_run, "health", broken)
     said = ended(one_brightness, tmp_path / "run", "--steps", 2)
     assert "health: left out" in said
     assert "now: ancestral sample" in said

@@ -15,7 +15,7 @@ from ancestral.runs import calibration, checkpoint, lock, metrics_log
 from ancestral.runtime import plots, side_tasks
 from ancestral.runtime.signals import Told, raised
 from ancestral.training import preview, trackers
-from ancestral.training import run as runner
+from ancestral.training import run as training_run
 from conftest import TINY, harness, run_command
 
 pytest.importorskip("sklearn")
@@ -139,11 +139,11 @@ def failing(*arguments, **named):
 BESIDE = {
     "preview": (preview, "preview"),
     "calibration": (calibration, "calibration"),
-    "health": (runner, "health"),
+    "health": (training_run, "health"),
     "averages": (checkpoint, "save_snapshot"),
     "loss.png": (plots, "loss_plot"),
     "trackers": (trackers, "open_trackers"),
-    "metrics.jsonl": (runner.json, "dumps"),
+    "metrics.jsonl": (training_run.json, "dumps"),
 }
 
 
@@ -152,7 +152,7 @@ def test_what_is_done_beside_a_training_never_ends_it(tmp_path, monkeypatch, nam
     monkeypatch.delenv(side_tasks.STRICT)
     where, what = BESIDE[name]
     if name == "metrics.jsonl":
-        monkeypatch.setattr(runner.Run, "_report", reporting_to_nowhere(runner.Run._report, monkeypatch))
+        monkeypatch.setattr(training_run.Run, "_report", reporting_to_nowhere(training_run.Run._report, monkeypatch))
     else:
         monkeypatch.setattr(where, what, failing)
     result = run_command(*TRAIN, "--steps", 6, "--out", tmp_path / "run")
@@ -164,7 +164,7 @@ def test_what_is_done_beside_a_training_never_ends_it(tmp_path, monkeypatch, nam
 def reporting_to_nowhere(report, monkeypatch):
     def reported(run, since):
         with monkeypatch.context() as patch:
-            patch.setattr(runner.json, "dumps", failing)
+            patch.setattr(training_run.json, "dumps", failing)
             return report(run, since)
 
     return reported

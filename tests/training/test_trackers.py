@@ -35,7 +35,7 @@ class Hanging(Listening):
 
 def test_entries_arrive_in_order():
     one, two, warned = Listening(), Listening(), []
-    aside = trackers.Aside({"one": lambda: one, "two": lambda: two}, warned.append)
+    aside = trackers.TrackerThread({"one": lambda: one, "two": lambda: two}, warned.append)
     for images in range(100):
         aside.log(images, {"loss": 1.0})
     aside.picture(100, "preview", np.zeros((2, 2, 3), np.uint8))
@@ -46,7 +46,7 @@ def test_entries_arrive_in_order():
 
 def test_a_tracker_that_fails_is_named_once_and_the_others_go_on():
     one, warned = Listening(), []
-    aside = trackers.Aside({"bad": Failing, "one": lambda: one, "absent": lambda: 1 / 0}, warned.append)
+    aside = trackers.TrackerThread({"bad": Failing, "one": lambda: one, "absent": lambda: 1 / 0}, warned.append)
     for images in range(10):
         aside.log(images, {})
     aside.close()
@@ -57,9 +57,9 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on():
 
 
 def test_a_tracker_that_hangs_or_is_flooded_holds_nobody_up(monkeypatch):
-    monkeypatch.setattr(trackers, "PATIENCE", 0.2)
+    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 0.2)
     warned = []
-    aside = trackers.Aside({"slow": Hanging}, warned.append)
+    aside = trackers.TrackerThread({"slow": Hanging}, warned.append)
     began = time.monotonic()
     for images in range(10 * trackers.PENDING):
         aside.log(images, {})
@@ -98,7 +98,7 @@ def test_tensorboard_can_be_read_back(tmp_path):
 def test_wandb_offline(tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_SILENT", "true")
-    monkeypatch.setattr(trackers, "PATIENCE", 60.0)
+    monkeypatch.setattr(trackers, "CLOSE_TIMEOUT", 60.0)
     warned = []
     for _ in range(2):  # a run and its continuation
         aside = trackers.open_trackers(["wandb"], tmp_path, {"train.seed": 0}, warned.append)

@@ -18,7 +18,7 @@ from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
 from ancestral.training import command, cost, loss_spikes, prefetch, preview, trainer
-from ancestral.training import run as runner
+from ancestral.training import run as training_run
 from conftest import TINY, run_command
 
 CPU = torch.device("cpu")
@@ -101,9 +101,9 @@ def test_training_leaves_the_global_generator_alone(digits):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_what_is_presented_does_not_depend_on_the_batch_size(digits):
-    whole, cond, rows, eps = prefetch.presented(digits.train, 3, range(250), flip=True)
-    parts = [prefetch.presented(digits.train, 3, range(n, min(n + 7, 250)), flip=True) for n in range(0, 250, 7)]
+def test_an_image_does_not_depend_on_the_batch_size(digits):
+    whole, cond, rows, eps = prefetch.batch(digits.train, 3, range(250), flip=True)
+    parts = [prefetch.batch(digits.train, 3, range(n, min(n + 7, 250)), flip=True) for n in range(0, 250, 7)]
     assert torch.equal(whole, torch.cat([part.x0 for part in parts]))
     assert torch.equal(eps, torch.cat([part.eps for part in parts]))
     assert rows == [row for part in parts for row in part[2]]
@@ -113,8 +113,8 @@ def test_what_is_presented_does_not_depend_on_the_batch_size(digits):
 
 
 def test_flips_turn_about_half(digits):
-    plain, *_ = prefetch.presented(digits.train, 0, range(100), flip=False)
-    flipped, *_ = prefetch.presented(digits.train, 0, range(100), flip=True)
+    plain, *_ = prefetch.batch(digits.train, 0, range(100), flip=False)
+    flipped, *_ = prefetch.batch(digits.train, 0, range(100), flip=True)
     same = (plain == flipped).flatten(1).all(1)
     assert 30 < int(same.sum()) < 70
     assert torch.equal(flipped[~same], plain[~same].flip(3))
@@ -192,25 +192,29 @@ def test_a_spike_is_left_out_and_a_run_of_them_stops(digits):
     run = trained(settings(model__dropout=0.0), digits, 64 * 8, 10_000)
     objective, weights = run.objective, {name: value.clone() for name, value in run.network.state_dict().items()}
     run.objective = lambda *args, **cond: 100 * objective(*args, **cond)
-    assert not run.step(digits.train, 10_000).made
+    assert not run.step(digits.train, 10_000).applied
     assert equal(weights, dict(run.network.state_dict()))
     run.objective = lambda *args, **cond: 3 * objective(*args, **cond)  # above the others, but no spike
-    assert run.step(digits.train, 10_000).made
+    assert run.step(digits.train, 10_000).applied
     run.objective = lambda *args, **cond: 1000 * objective(*args, **cond)
     with pytest.raises(trainer.NotFinite, match=r"far above those before.*diverged"):
         [run.step(digits.train, 10_000) for _ in range(10)]
 
 
 def test_a_loss_that_rises_for_good_is_noticed():
-    watched = loss_spikes.Guard(10.0)
+    watched = loss_spikes.LossMonitor(10.0)
     for loss in [*np.linspace(2, 1, 128), *np.linspace(1, 5, 256)]:
-        watched.take(loss)
-    again = loss_spikes.Guard(10.0)
+        watched.add(loss)
+    again = loss_spikes.LossMonitor(10.0)
     again.load_state(watched.state())
-    assert watched.risen == again.risen == pytest.approx(np.median(np.linspace(1, 5, 256)[-64:]) / 1.25, rel=0.02)
+    assert (
+        watched.over_lowest
+        == again.over_lowest
+        == pytest.approx(np.median(np.linspace(1, 5, 256)[-64:]) / 1.25, rel=0.02)
+    )
     assert again.is_spike(51)
     assert not again.is_spike(49)
-    assert not loss_spikes.Guard(None).is_spike(1e9)
+    assert not loss_spikes.LossMonitor(None).is_spike(1e9)
 
 
 def test_what_stopped_a_run_can_be_looked_into(tmp_path, digits):
@@ -229,12 +233,12 @@ def test_what_stopped_a_run_can_be_looked_into(tmp_path, digits):
         list(run.train(lambda: False))
     files = verified_folder.read(tmp_path / "run" / "stopped" / "000000040")
     batch, tensors = json.loads(files["batch.json"]), safetensors.torch.load(files["state.safetensors"])
-    x0, _, rows, _ = prefetch.presented(digits.train, run.config.train.seed, range(40, 48), run.config.train.flip)
+    x0, _, rows, _ = prefetch.batch(digits.train, run.config.train.seed, range(40, 48), run.config.train.flip)
     assert batch["names"] == [digits.train.names[row] for row in rows]
     assert torch.equal(tensors["x0"], x0)
     assert all(1 <= t <= 1000 for t in batch["t"])
     again = trainer.Training(run.config, run.facts, CPU)
-    again.load(tensors, 40)
+    again.load(tensors, 40, "state.safetensors")
     assert equal(dict(again.network.state_dict()), dict(run.training.network.state_dict()))
 
 
@@ -284,7 +288,7 @@ def test_labels_and_learned_variance_train(digits):
 
 def make_run(folder, digits, total, **changes):
     configuration = settings(**changes)
-    run = runner.Run(folder, configuration, digits, CPU)
+    run = training_run.Run(folder, configuration, digits, CPU)
     folder.mkdir(exist_ok=True)
     problems = run.resume()
     run.total = run.total or total
@@ -323,9 +327,9 @@ def test_how_it_is_computed_may_change(tmp_path, digits):
     run, _ = make_run(tmp_path / "run", digits, 40)
     list(run.train(lambda: False))
     known = config.known_keys()
-    assert {key.removeprefix("config.") for key in runner.HOW} <= {*known, "facts.untrained"}
+    assert {key.removeprefix("config.") for key in training_run.MAY_CHANGE} <= {*known, "facts.untrained"}
     other = settings(train__micro_batch=4, train__workers=1, train__parallel="ddp", train__recompute=True)
-    again = runner.Run(tmp_path / "run", other, digits, CPU, run.length)
+    again = training_run.Run(tmp_path / "run", other, digits, CPU, run.length)
     again.resume()
     assert again.training.images == 40
 
@@ -405,7 +409,7 @@ def test_a_state_of_other_tensors_is_named_before_any_is_taken_up(digits, optimi
     tensors = trained(configuration, digits, 16, 160).tensors()
     fresh = trainer.Training(configuration, datasets.facts(digits.train), CPU)
     before = fresh.tensors()
-    # One of each kind: of the network, an average, the sampler, the guard, and each moment of the optimiser.
+    # One of each kind: of the network, an average, the sampler, the loss monitor, and each moment of the optimiser.
     of_a_kind = {re.sub(r"(optimizer)/.*/|(network|average-[^/]*)/.*", r"\1\2", name): name for name in tensors}
     assert len(of_a_kind) >= 10
     for name in of_a_kind.values():
@@ -429,7 +433,7 @@ def test_a_log_that_has_lost_records_is_said_when_the_run_goes_on(tmp_path, digi
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_bytes(content)
-        runner.Run(tmp_path / "run", settings(), digits, CPU, warn=warnings.append).resume()
+        training_run.Run(tmp_path / "run", settings(), digits, CPU, warn=warnings.append).resume()
         return warnings
 
     assert not said(b"".join(whole))
@@ -559,7 +563,7 @@ def automatic(**options):
 def test_a_run_computes_in_what_its_layers_are_fastest_in(digits, monkeypatch, tmp_path, quickest):
     """As measured when it began; a resumed run asks nobody, on a machine that would choose otherwise either."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    run = runner.Run(tmp_path, automatic(), digits, CPU, "--steps 2")
+    run = training_run.Run(tmp_path, automatic(), digits, CPU, "--steps 2")
     said = command.choose_format(run, clocks(quickest))
     assert f"train.precision and train.channels_last = auto: {quickest} (milliseconds" in said
     assert f"{quickest} 100.0" in said
@@ -574,7 +578,7 @@ def test_a_run_computes_in_what_its_layers_are_fastest_in(digits, monkeypatch, t
     assert state["fastest_on"] == compute_format.processor()
     for capabilities in ({"avx512_bf16": True}, {}):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
-        again = runner.Run(tmp_path, automatic(), digits, CPU, "--steps 2")
+        again = training_run.Run(tmp_path, automatic(), digits, CPU, "--steps 2")
         again.resume()
         assert again.training.images == 32
         assert again.training.format == quickest
@@ -587,7 +591,7 @@ def test_a_run_whose_format_was_measured_resumes_to_the_bit(digits, monkeypatch,
     tensors = []
     for name, stops in (("straight", ()), ("stopped", (32,))):
         for stop in (*stops, None):
-            run = runner.Run(tmp_path / name, automatic(diffusion__T=4), digits, CPU, "--steps 3")
+            run = training_run.Run(tmp_path / name, automatic(diffusion__T=4), digits, CPU, "--steps 3")
             run.resume()
             if not run.total:
                 command.choose_format(run, clocks(quickest))
@@ -601,7 +605,7 @@ def test_a_run_whose_format_was_measured_resumes_to_the_bit(digits, monkeypatch,
 @pytest.mark.parametrize(("named", "expected"), [({}, True), ({"train__channels_last": False}, False)])
 def test_a_run_from_before_the_layout_was_measured_goes_on_in_its_own(digits, tmp_path, named, expected):
     """It said true, and its checkpoints nothing; a preset says auto today."""
-    run = runner.Run(tmp_path, settings(train__channels_last=True), digits, CPU, "--steps 2")
+    run = training_run.Run(tmp_path, settings(train__channels_last=True), digits, CPU, "--steps 2")
     run.total = 64
     for _ in run.train(lambda: run.training.images >= 32):
         pass
@@ -611,7 +615,7 @@ def test_a_run_from_before_the_layout_was_measured_goes_on_in_its_own(digits, tm
     files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != verified_folder.MANIFEST}
     shutil.rmtree(folder)
     verified_folder.write(folder, {**files, "state.json": json.dumps(old).encode()})
-    again = runner.Run(tmp_path, settings(**({"train__channels_last": "auto"} | named)), digits, CPU, "--steps 2")
+    again = training_run.Run(tmp_path, settings(**({"train__channels_last": "auto"} | named)), digits, CPU, "--steps 2")
     again.resume()
     assert again.training.images == 32
     assert again.training.format == ("float32", expected)
@@ -647,7 +651,7 @@ def test_the_command_that_began_a_run_before_names_changed_goes_on_with_it(tmp_p
 def test_one_setting_that_is_named_is_kept_and_the_other_measured(digits, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     for named, open_ones in (({"precision": "auto"}, FOUR[::2]), ({"channels_last": "auto"}, FOUR[:2])):
-        run = runner.Run(
+        run = training_run.Run(
             tmp_path, settings(**{f"train__{name}": value for name, value in named.items()}), digits, CPU, "--steps 2"
         )
         asked = []
@@ -661,7 +665,7 @@ def test_one_setting_that_is_named_is_kept_and_the_other_measured(digits, monkey
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_format_that_is_named_is_not_measured(digits, tmp_path, named, channels_last):
     given = settings(train__precision=named, train__channels_last=channels_last)
-    run = runner.Run(tmp_path, given, digits, CPU, "--steps 2")
+    run = training_run.Run(tmp_path, given, digits, CPU, "--steps 2")
     assert command.choose_format(run, lambda *_: pytest.fail("measured")) is None
     assert run.training.format == (named, channels_last)
 
@@ -671,7 +675,7 @@ def test_the_first_process_chooses_for_all(digits, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     told = ComputeFormat("float32", True)
     monkeypatch.setattr(Processes, "from_first", lambda self, value: float(compute_format.FORMATS.index(told)))
-    run = runner.Run(tmp_path, automatic(), digits, CPU, "--steps 2", Processes(1, 2))
+    run = training_run.Run(tmp_path, automatic(), digits, CPU, "--steps 2", Processes(1, 2))
     command.choose_format(run, lambda *_: pytest.fail("measured"))
     assert run.training.format == told
 
@@ -706,12 +710,12 @@ def test_half_precision_lowers_its_scale_and_goes_on(digits):
     run = trainer.Training(settings(train__precision="float16"), datasets.facts(digits.train), CPU)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
-    assert not run.step(digits.train, 1000).made
+    assert not run.step(digits.train, 1000).applied
     assert equal(before, dict(run.network.state_dict()))
     with pytest.raises(UserError, match=r"10 time\(s\) in a row"):
         [run.step(digits.train, 1000) for _ in range(9)]
     run.scaler.update(1024.0)
-    assert run.step(digits.train, 1000).made
+    assert run.step(digits.train, 1000).applied
     again = trainer.Training(settings(train__precision="float16"), datasets.facts(digits.train), CPU)
     again.load(run.tensors(), run.images, "x")
     assert again.scaler.get_scale() == run.scaler.get_scale() == 1024.0
@@ -756,7 +760,7 @@ def test_a_run_on_few_times_is_looked_at_on_all_of_them(digits):
 
 
 @pytest.mark.parametrize("shards", [None, 2])
-def test_memory_that_runs_out_changes_nothing_but_the_part(digits, monkeypatch, shards):
+def test_memory_that_runs_out_changes_nothing_but_the_micro_batch(digits, monkeypatch, shards):
     options = settings(model__dropout=0.0, train__exact_shards=shards)
     whole = trained(options, digits, 64, 64)
     tight = trainer.Training(options, datasets.facts(digits.train), CPU)
@@ -770,7 +774,7 @@ def test_memory_that_runs_out_changes_nothing_but_the_part(digits, monkeypatch, 
 
     monkeypatch.setattr(tight.network, "forward", only_two_fit)
     trained(options, digits, 64, 64, tight)
-    assert tight.part == 1
+    assert tight.micro_batch == 1
     for name, value in whole.network.state_dict().items():
         assert torch.allclose(value, tight.network.state_dict()[name], atol=1e-5), name
     monkeypatch.setattr(tight.network, "forward", lambda *args, **options: only_two_fit(torch.zeros(3)))

@@ -1,4 +1,4 @@
-"""What `ancestral train` does, once its options are known to be right."""
+"""`ancestral train`: train or resume a run, with progress on the screen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import BarColumn
 
 from ancestral.data import load
@@ -27,19 +26,17 @@ from ancestral.runs.lock import own
 from ancestral.runs.metrics_log import read_metrics
 from ancestral.runtime import disk, plots, verified_folder
 from ancestral.runtime.console import Progress, TextColumn, screen, together, write_text
-from ancestral.runtime.distributed import Processes
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import until_told
-from ancestral.training import cost as estimate
-from ancestral.training import inventory, trackers
-from ancestral.training import run as runner
+from ancestral.training import cost, inventory, trackers
+from ancestral.training.run import Run
 
-PLANNED_SHARE = 0.92  # of a time budget goes to training steps; the rest to previews, saving and measuring
+PLANNED_SHARE = 0.92  # of a time budget, for training steps; the rest is for previews, saving and measuring
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is to be: exactly one of a wall time in seconds, images seen, or updates."""
+    """The length of a run: exactly one of a wall time in seconds, images seen, or updates."""
 
     budget: float | None
     images: int | None
@@ -50,11 +47,11 @@ class Length:
             raise UserError("--budget, --images and --steps each set the length of the run; give one of them")
 
     def __str__(self) -> str:
-        given = {name: value for name, value in asdict(self).items() if value is not None}
-        return " ".join(f"--{name} {value:g}" for name, value in given.items()) or "no length given"
+        options = [f"--{name} {value:g}" for name, value in asdict(self).items() if value is not None]
+        return " ".join(options) or "no length given"
 
     def plan(self, batch_size: int, speed: float) -> int:
-        """Images to see in all, a whole number of batches."""
+        """Images to train on in all, a whole number of batches."""
         if self.steps is not None:
             return self.steps * batch_size
         images = self.images or (self.budget or 600.0) * PLANNED_SHARE * speed
@@ -72,81 +69,68 @@ def train(
     track: Sequence[str] = (),
     images: Splits | None = None,
 ) -> bool:
-    """Train, or go on training, and say how it goes; told to stop at any time, it saves.
+    """Train or resume a run, with progress on the screen; a signal to stop makes it save and return.
 
     Args:
         settings: of the run.
         folder: for the run.
         length: of the run.
         device: by name.
-        dry_run: only say what would be done.
-        fresh: move a run that is there aside.
-        track: trackers to tell as well.
+        dry_run: only print the settings and the cost.
+        fresh: move a run in the folder aside and begin anew.
+        track: names of trackers.
         images: those to train on where they are in memory; otherwise those of the settings' source.
 
     Returns:
-        Whether all was done; False when it was told to stop.
+        Whether the run is complete; False when it was stopped.
     """
     trackers.check(track)
-    on = build.device(device)
-    with together(on) as processes:
-        return _train(settings, folder, length, on, processes, dry_run=dry_run, fresh=fresh, track=track, images=images)
+    torch_device = build.device(device)
+    with together(torch_device) as processes:
+        settings = replace(settings, source=load.settled(settings.source))
+        images = images or load.load(settings.source, settings.data)
+        if images.reading.white is not None:  # kept, so that later images of this run are read alike
+            settings = replace(settings, data=replace(settings.data, white=images.reading.white))
+        if settings.model.labels and images.train.class_names != images.test.class_names:
+            raise UserError(
+                f"{settings.source}: the images held out have other classes, or none ({images.reading.classes}); label "
+                "them like those to train on, or train without: --set model.labels=false"
+            )
+        summary = inventory.summary(images) if processes.first else {}
+        for line in inventory.paragraph(images, summary) if summary else []:
+            _say(line)
+        settings = settings if fresh else _with_current_names(settings, folder)
+        run = Run(folder, settings, images, torch_device, str(length), processes, _warn)
+        if run.facts.untrained:
+            _warn(f"{named_untrained(run.facts.untrained)}: not learned, and cannot be drawn")
+        if dry_run:
+            _describe(settings, run, length)
+            return True
+        run.owner = own(folder, _warn) if processes.first else None
+        try:
+            if fresh and processes.first:
+                _set_aside(folder)
+            processes.wait()
+            return _train_owned(run, length, track, summary)
+        finally:
+            if run.owner is not None:
+                run.owner.release()
 
 
-def _train(
-    settings: config.Config,
-    folder: Path,
-    length: Length,
-    on: torch.device,
-    processes: Processes,
-    *,
-    dry_run: bool,
-    fresh: bool,
-    track: Sequence[str],
-    images: Splits | None,
-) -> bool:
-    settings = replace(settings, source=load.settled(settings.source))
-    images = images or load.load(settings.source, settings.data)
-    if images.reading.white is not None:  # kept, so that what the run is given later is read as its images were
-        settings = replace(settings, data=replace(settings.data, white=images.reading.white))
-    if settings.model.labels and images.train.class_names != images.test.class_names:
-        raise UserError(
-            f"{settings.source}: the images held out have other classes, or none ({images.reading.classes}); label "
-            "them like those to train on, or train without: --set model.labels=false"
-        )
-    known = inventory.understood(images) if processes.first else {}
-    for line in inventory.paragraph(images, known) if known else []:
-        _say(line)
-    settings = settings if fresh else _as_begun(settings, folder)
-    run = runner.Run(folder, settings, images, on, str(length), processes, _warn)
-    if run.facts.untrained:
-        _warn(f"{named_untrained(run.facts.untrained)}: not learned, and cannot be drawn")
-    if dry_run:
-        _describe(settings, run, length)
-        return True
-    run.owner = own(folder, _warn) if processes.first else None
-    try:
-        if fresh and processes.first:
-            _set_aside(folder)
-        processes.wait()
-        return _go_on(run, length, track, known)
-    finally:
-        if run.owner is not None:
-            run.owner.release()
-
-
-def _as_begun(settings: config.Config, folder: Path) -> config.Config:
-    """The settings in the words of today, where the folder's run was begun in those of an earlier version."""
+def _with_current_names(settings: config.Config, folder: Path) -> config.Config:
+    """The settings, where a run begun by an earlier version calls the same variance by another name now."""
     try:
         begun = disk.document(folder / "config.json", float)
-    except (disk.Missing, disk.Damaged):  # what can be resumed is asked for later
+    except (disk.Missing, disk.Damaged):  # resuming checks the folder later
         return settings
-    asked = settings.diffusion.variance
-    meant = variance_as_begun(asked, begun.get("config") if isinstance(begun, dict) else None)
-    if meant == asked:
+    variance = settings.diffusion.variance
+    current = variance_as_begun(variance, begun.get("config") if isinstance(begun, dict) else None)
+    if current == variance:
         return settings
-    _say(f"diffusion.variance={asked}: when {folder} was begun, this was what is called {meant} now; it goes on so")
-    return replace(settings, diffusion=replace(settings.diffusion, variance=meant))
+    _say(
+        f"diffusion.variance={variance}: when {folder} was begun, this was what is called {current} now; it goes on so"
+    )
+    return replace(settings, diffusion=replace(settings.diffusion, variance=current))
 
 
 def _set_aside(folder: Path) -> None:
@@ -162,13 +146,13 @@ def _set_aside(folder: Path) -> None:
         _say(f"the run that was there is now {aside}")
 
 
-def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[str, Any]) -> bool:
-    """Train what there is left to train of a run that is owned; whether that was all."""
+def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[str, Any]) -> bool:
+    """Train or resume a run whose folder is locked; whether it is complete."""
     folder, images, settings, processes = run.folder, run.data, run.config, run.training.processes
     for problem in run.resume():
         _warn(f"{problem}; the checkpoint before it is used")
     if processes.first and not (run.total and (folder / "data.json").is_file()):  # older runs have none
-        write_text(folder / "data.json", json.dumps(known, indent=1) + "\n")
+        write_text(folder / "data.json", json.dumps(summary, indent=1) + "\n")
     if run.complete:
         _say(f"{folder} is complete ({run.total:,} images seen); --fresh trains it anew")
         return True
@@ -176,22 +160,23 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
         if (chosen := choose_format(run)) is not None:
             _say(chosen)
         # Only a length in time needs to know how fast this machine is.
-        speed = estimate.measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
+        speed = cost.measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
         run.total = length.plan(settings.train.batch_size, speed)
         if processes.first:
             write_text(folder / "config.json", json.dumps(run.document, indent=1) + "\n")
     height, width, channels = images.train.shape
-    with until_told() as told:
+    parameters = sum(value.numel() for value in run.training.network.parameters())
+    with until_told() as stop_requested:
         _say(
             f"{len(images.train):,} images of {height}x{width}x{channels} to train on, {len(images.test):,} held out; "
-            f"{_parameters(run):,} parameters on {run.training.device} in {run.training.format}; "
+            f"{parameters:,} parameters on {run.training.device} in {run.training.format}; "
             f"{run.training.images:,} of {run.total:,} images seen"
         )
         if processes.first:
             with beside("trackers", _warn):
-                known = {**trackers.flat(run.document), "config.source": public(settings.source)}
-                run.tracker = trackers.open_trackers(track, folder, known, _warn)
-        _watch(run, told)
+                shown = {**trackers.flat(run.document), "config.source": public(settings.source)}
+                run.tracker = trackers.open_trackers(track, folder, shown, _warn)
+        _train_with_progress(run, stop_requested)
     if run.tracker is not None:
         with beside("trackers", _warn):
             run.tracker.close()
@@ -207,12 +192,12 @@ def _go_on(run: runner.Run, length: Length, track: Sequence[str], known: dict[st
     findings = [] if run.health is None else run.health.findings
     for finding in findings:
         _warn(finding)
-    _say(f"trained in {run.seconds / 60:.1f} min; {_next(run, length, findings=bool(findings))}")
+    _say(f"trained in {run.seconds / 60:.1f} min; {_next_step(run, length, findings=bool(findings))}")
     return True
 
 
-def _next(run: runner.Run, length: Length, *, findings: bool) -> str:
-    """What to do with a run that has ended."""
+def _next_step(run: Run, length: Length, *, findings: bool) -> str:
+    """What to do after a complete run."""
     if not findings:
         return f"now: ancestral sample {run.folder}"
     rate = run.config.train.learning_rate
@@ -222,10 +207,10 @@ def _next(run: runner.Run, length: Length, *, findings: bool) -> str:
     )
 
 
-def choose_format(run: runner.Run, layers: Callable[..., Timed] = compute_format.layers_of) -> str | None:
-    """What `auto` stands for in a run that begins: on a CPU the fastest, by a short measurement; a line that says so.
+def choose_format(run: Run, layers: Callable[..., Timed] = compute_format.layers_of) -> str | None:
+    """Choose the compute format of a new run where a setting is `auto`: on a CPU the fastest, by a short measurement.
 
-    The first process measures, for all. None is said where the settings leave nothing open.
+    The first process measures, for all. Returns a line that says what was chosen, or None where nothing is `auto`.
     """
     training, processes = run.training, run.training.processes
     settings, device, seconds = run.config.train, training.device, {}
@@ -238,19 +223,19 @@ def choose_format(run: runner.Run, layers: Callable[..., Timed] = compute_format
         chosen = compute_format.fastest(seconds)
         if len(automatic) == 2:
             run.fastest_on = compute_format.processor()
-    run.compute_in(FORMATS[int(processes.from_first(float(FORMATS.index(chosen))))])
+    run.use_format(FORMATS[int(processes.from_first(float(FORMATS.index(chosen))))])
     how = compute_format.told(seconds) if seconds else "nothing to choose between on this device"
     return f"{' and '.join(f'train.{name}' for name in automatic)} = auto: {run.training.format} ({how})"
 
 
-def _watch(run: runner.Run, told: Any) -> None:
-    """Run the training with a bar on a terminal, and with a line each half minute elsewhere."""
+def _train_with_progress(run: Run, stop_requested: Callable[[], bool]) -> None:
+    """Train with a progress bar on a terminal, and with a line each half minute elsewhere."""
     columns = TextColumn("{task.percentage:3.0f}%"), BarColumn(), TextColumn("{task.description}")
     bar = Progress(*columns)
     last_line = -1e9
     with bar:
         task = bar.add_task("starting", total=run.total, completed=run.training.images)
-        for progress in run.train(told):
+        for progress in run.train(stop_requested):
             bits = "" if progress.held_out_bits is None else f", held out {progress.held_out_bits:.2f} bits/dim"
             left = f"{int(progress.seconds_left) // 60}:{int(progress.seconds_left) % 60:02d} left"
             text = f"loss {progress.loss:.4f}{bits}, {progress.images_per_second:.0f} images/s, {left}"
@@ -261,12 +246,8 @@ def _watch(run: runner.Run, told: Any) -> None:
                 last_line = time.monotonic()
 
 
-def _parameters(run: runner.Run) -> int:
-    return sum(parameter.numel() for parameter in run.training.network.parameters())
-
-
 def _say(line: str) -> None:
-    """Print, if there is a screen: a training does not end because nobody reads what it says."""
+    """Print; a closed screen does not end a training."""
     with suppress(OSError):
         screen.print(line)
 
@@ -275,23 +256,23 @@ def _warn(line: str) -> None:
     _say(f"warning: {line}")
 
 
-def _describe(settings: config.Config, run: runner.Run, length: Length) -> None:
+def _describe(settings: config.Config, run: Run, length: Length) -> None:
     if (chosen := choose_format(run)) is not None:
         screen.print(chosen)
-    cost = estimate.measure(run.training, run.data.train)
-    speed, batch = cost.images_per_second, settings.train.batch_size
-    total = length.plan(settings.train.batch_size, speed)
+    measured = cost.measure(run.training, run.data.train)
+    speed, batch = measured.images_per_second, settings.train.batch_size
+    total = length.plan(batch, speed)
     for key in config.known_keys():
         group, name = key.split(".")
         screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
     screen.print("")
     for line in (
-        f"{cost.parameters:,} parameters; an update of {batch} images: {cost.flops / 1e9:,.1f} GFLOP in "
-        f"{batch / speed:.3f} s ({speed:.0f} images/s here, {cost.flops / batch * speed / 1e9:,.1f} GFLOP/s)",
-        f"memory: {cost.state_bytes / 1e6:,.0f} MB of weights, gradients, moments and averages, "
-        f"{cost.activation_bytes / 1e6:,.0f} MB of activations, "
+        f"{measured.parameters:,} parameters; an update of {batch} images: {measured.flops / 1e9:,.1f} GFLOP in "
+        f"{batch / speed:.3f} s ({speed:.0f} images/s here, {measured.flops / batch * speed / 1e9:,.1f} GFLOP/s)",
+        f"memory: {measured.state_bytes / 1e6:,.0f} MB of weights, gradients, moments and averages, "
+        f"{measured.activation_bytes / 1e6:,.0f} MB of activations, "
         f"{len(run.data.train) * prod(run.facts.shape) / 1e6:,.0f} MB of images",
-        f"disk: {cost.state_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept",
+        f"disk: {measured.state_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept",
         f"{length}: {total:,} images = {total // batch:,} updates = {total / len(run.data.train):.1f} epochs of "
         f"{len(run.data.train):,} images, in about {total / speed / 60:.1f} min of training steps",
     ):

@@ -1,4 +1,4 @@
-"""What a run will cost, from a few seconds of it: parameters, operations, memory, images per second."""
+"""The cost of a run, from a few seconds of it: parameters, operations, memory, images per second."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ ENDLESS = 10**9  # images: the length of a run whose learning rate does not matt
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one update, on all processes together unless said otherwise."""
+    """The cost of one update, on all processes together unless said otherwise."""
 
     parameters: int
     flops: int  # floating-point operations of matrix products and convolutions, backward pass included
     state_bytes: int  # weights, gradients, moments, averages; a checkpoint is as large: the model, but no gradients
-    activation_bytes: int  # kept for the backward pass of one part of a batch
+    activation_bytes: int  # saved for the backward pass of one micro-batch
     images_per_second: float
 
 
@@ -41,7 +41,7 @@ def _probe(training: Training, data: ImageSet) -> Training:
 
 
 def _speed(probe: Training, data: ImageSet, seconds: float) -> float:
-    """Of a training that has made its first step."""
+    """Images per second of a training after its first step."""
     durations = []
     while len(durations) < 50 and probe.processes.any(sum(durations) < seconds):
         durations.append(probe.step(data, ENDLESS).seconds)
@@ -49,24 +49,24 @@ def _speed(probe: Training, data: ImageSet, seconds: float) -> float:
 
 
 def measure(training: Training, data: ImageSet) -> Cost:
-    """Run a few steps of a throw-away training and count."""
+    """Measure all of it on a few steps of a throw-away training."""
     probe = _probe(training, data)
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}  # bytes by address
 
-    def keep(tensor: Tensor) -> Tensor:
+    def save(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(keep, lambda tensor: tensor):
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(save, lambda tensor: tensor):
         probe.step(data, ENDLESS)
     weights = {value.untyped_storage().data_ptr() for value in probe.network.parameters()}
     parameters = sum(value.numel() for value in probe.network.parameters())
-    parts = -(-probe.shard // probe.part) * probe.engine.shards
+    parts = -(-probe.shard // probe.micro_batch) * probe.engine.shards
     return Cost(
         parameters=parameters,
         flops=counter.get_total_flops() * training.processes.size,
         state_bytes=parameters * torch.float32.itemsize * (4 + len(probe.averages)),
-        activation_bytes=sum(size for place, size in kept.items() if place not in weights) // parts,
+        activation_bytes=sum(size for address, size in saved.items() if address not in weights) // parts,
         images_per_second=_speed(probe, data, SECONDS),
     )

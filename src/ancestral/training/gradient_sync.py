@@ -1,6 +1,6 @@
-"""How the gradients of all parts of a batch and of all processes become one.
+"""Gradient accumulation over micro-batches and synchronisation over processes.
 
-all-reduce  every process adds up its parts, then all add up their sums in one call; a part may be begun again
+all-reduce  every process adds up its micro-batches, then one call adds up these sums; a micro-batch may be repeated
 ddp         torch's DistributedDataParallel: the adding overlaps with the backward pass of the last part
 fsdp        torch's fully_shard (FSDP2): weights, gradients, moments and averages are divided among the processes
 exact       the shards of `train.exact_shards` are added in one binary tree: the same bits on 1, 2, 4, ... processes
@@ -22,51 +22,51 @@ from ancestral.runtime.distributed import Processes, tree_sum
 
 
 class Engine:
-    """All-reduce after the backward passes; the others differ in what is said here."""
+    """All-reduce after the backward passes; base class of the others."""
 
     shards = 1  # into which each process divides its share of the batch, to add their gradients by itself
     scale = 1  # by which the loss is multiplied, since some engines average over processes instead of adding
-    repeats = True  # whether one process may begin a part again without the others knowing
+    repeats = True  # whether one process may repeat a micro-batch without the others
 
     def __init__(self, network: nn.Module, processes: Processes) -> None:
         self.network, self.processes = network, processes
 
     @property
     def module(self) -> Any:
-        """What the forward pass calls."""
+        """The module that the forward pass calls."""
         return self.network
 
     def begin(self) -> None:
-        """Before the first part, also when the share is begun again."""
+        """Called before the first micro-batch, also when the share is repeated."""
         self.network.zero_grad()
 
     def part(self, last: bool) -> AbstractContextManager[object]:
-        """Around the forward and backward pass of one part of the share."""
+        """Context of the forward and backward pass of one micro-batch."""
         return nullcontext()
 
     def end_shard(self) -> None:
-        """After the parts of one shard."""
+        """Called after the micro-batches of one shard."""
 
     def finish(self) -> None:
-        """After all parts: every process then has the gradient of the whole batch."""
+        """Called after all micro-batches: every process then has the gradient of the whole batch."""
         if self.processes.size > 1:
             gradient = self._gradient()
             distributed.all_reduce(gradient)
             self._set_gradient(gradient)
 
     def _gradient(self) -> Tensor:
-        """Every gradient in one vector."""
+        """All gradients as one vector."""
         return torch.cat([one.grad.flatten() for one in self.network.parameters() if one.grad is not None])
 
     def _set_gradient(self, gradient: Tensor) -> None:
-        learned = list(self.network.parameters())
-        for parameter, part in zip(learned, gradient.split([one.numel() for one in learned]), strict=True):
+        parameters = list(self.network.parameters())
+        for parameter, part in zip(parameters, gradient.split([one.numel() for one in parameters]), strict=True):
             # Laid out as the weight: the fused optimiser goes through memory and looks at no strides.
             parameter.grad = torch.empty_like(parameter).copy_(part.reshape(parameter.shape))
 
 
 class Exact(Engine):
-    """Shards in a tree whose shape no number of processes changes."""
+    """Adds shards in a binary tree whose shape does not depend on the number of processes."""
 
     def __init__(self, network: nn.Module, processes: Processes, shards: int) -> None:
         super().__init__(network, processes)
@@ -74,23 +74,23 @@ class Exact(Engine):
         self._sums: list[Tensor] = []
 
     def begin(self) -> None:
-        """Forget the shards of a share that is begun again."""
+        """Also drop the shards of a share that is repeated."""
         super().begin()
         self._sums.clear()
 
     def end_shard(self) -> None:
-        """Put this shard's gradient aside."""
+        """Keep this shard's gradient."""
         self._sums.append(self._gradient())
         self.network.zero_grad()
 
     def finish(self) -> None:
         """The lower part of the tree here, the upper part over the processes."""
-        mine, self._sums = tree_sum(self._sums), []
-        self._set_gradient(tree_sum(self.processes.all_of(mine)))
+        own, self._sums = tree_sum(self._sums), []
+        self._set_gradient(tree_sum(self.processes.all_of(own)))
 
 
 class Averaging(Engine):
-    """Engines of torch's own: they average while the last part is still going backward."""
+    """Engines of torch: they average during the backward pass of the last micro-batch."""
 
     repeats = False
 
@@ -99,11 +99,11 @@ class Averaging(Engine):
         self.scale = processes.size
 
     def finish(self) -> None:
-        """Nothing is left to do."""
+        """Nothing: the gradients are averaged already."""
 
 
 class Ddp(Averaging):
-    """torch's wrapper."""
+    """DistributedDataParallel."""
 
     def __init__(self, network: nn.Module, processes: Processes) -> None:
         super().__init__(network, processes)
@@ -115,12 +115,12 @@ class Ddp(Averaging):
         return self._wrapped
 
     def part(self, last: bool) -> AbstractContextManager[object]:
-        """Only the last part is followed by the adding."""
+        """Gradients are synchronised in the last micro-batch only."""
         return nullcontext() if last else self._wrapped.no_sync()
 
 
 class Fsdp(Averaging):
-    """Every layer's weights divided among the processes, gathered when it is their turn."""
+    """FSDP2: each layer's weights are divided among the processes and gathered for its passes."""
 
     def __init__(self, network: nn.Module, processes: Processes) -> None:
         super().__init__(network, processes)
@@ -132,7 +132,7 @@ class Fsdp(Averaging):
         self._root: Any = fully_shard(network)
 
     def part(self, last: bool) -> AbstractContextManager[object]:
-        """Only the last part is followed by the adding."""
+        """Gradients are synchronised in the last micro-batch only."""
         self._root.set_requires_gradient_sync(last)
         return nullcontext()
 
@@ -160,7 +160,7 @@ def open_formats(options: TrainOptions, device: torch.device, processes: Process
 
 
 def whole(value: Tensor) -> Tensor:
-    """A tensor that may be divided among processes, all of it in each; all processes must ask."""
+    """The full tensor of one that may be divided among processes, each of which must call this."""
     return value.full_tensor() if _is_divided(value) else value  # pyright: ignore[reportAttributeAccessIssue]
 
 

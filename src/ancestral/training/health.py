@@ -1,4 +1,4 @@
-"""Whether a run has learned: did its loss fall, and does it say more of held-out images than a trivial model does?"""
+"""Whether a run has learned: did its loss fall, and does it code held-out images in fewer bits than a trivial model?"""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
 
 IMAGES = 64  # held-out images, at most
-FEWEST = 8  # of fewer the error itself is not known
+MIN_IMAGES = 8  # of fewer the error itself is not known
 TERMS = 10  # of the bound, an image
-TOGETHER = 32  # images that meet the network at a time
+BATCH = 32
 FITTED = 4096  # training images that the Gaussian is fitted to, at most
 LEAST_VAR = (2 / 255) ** 2  # of the Gaussian: a pixel that never changes is known to one byte
 TRIVIAL = {"gaussian": "a Gaussian for each pixel", "png": "PNG"}
@@ -48,7 +48,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Health:
-    """What the end of a run is told by; each part is None or empty where it cannot be known."""
+    """What was measured at the end of a run; each part is None or empty where it cannot be measured."""
 
     loss_at_first: Estimate | None
     loss_at_last: Estimate | None
@@ -63,45 +63,45 @@ class Health:
         if self.loss_at_first is not None and self.loss_at_last is not None:
             first, last = self.loss_at_first, self.loss_at_last
             if last.value > first.value - 2 * math.hypot(first.error, last.error):
-                found.append(f"its loss never fell ({_said(first)} in the first fifth, {_said(last)} in the last)")
+                found.append(f"its loss never fell ({_format(first)} in the first fifth, {_format(last)} in the last)")
         for name, one in self.trivial.items():
             if one.worse and self.bits_per_dim is not None:
                 found.append(
-                    f"{self.images} held-out images cost {_said(self.bits_per_dim)} bits/dim, and by {TRIVIAL[name]} "
-                    f"{one.bits_per_dim:.4g}, which is {_said(one.more)} less"
+                    f"{self.images} held-out images cost {_format(self.bits_per_dim)} bits/dim, and by {TRIVIAL[name]} "
+                    f"{one.bits_per_dim:.4g}, which is {_format(one.more)} less"
                 )
         return found
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, for the run; estimates as [value, standard error]."""
+        """As JSON; estimates as [value, standard error]."""
         return {**asdict(self), "findings": self.findings}
 
 
-def _said(estimate: Estimate) -> str:
+def _format(estimate: Estimate) -> str:
     return f"{estimate.value:.4g} ± {estimate.error:.2g}"
 
 
 def health(
     config: Config, model: Denoiser, table: Tensor | None, images: Splits, log: Sequence[Mapping[str, Any]]
 ) -> Health:
-    """Measure a trained model and the trivial ones on the same held-out images, and look at its log.
+    """Compare a trained model with the trivial ones on the same held-out images, and the ends of its log.
 
-    A chain of fewer than 256 levels codes other pixels than the trivial ones do: there only the loss is looked at.
+    A chain of fewer than 256 levels codes other pixels than the trivial ones do: there only the loss is compared.
     """
     first, last = ends([entry["loss"] for entry in log if entry["loss"] is not None])
-    shown = images.test.spread(IMAGES)
-    if len(shown) < FEWEST or config.diffusion.levels != 256:
+    held_out = images.test.spread(IMAGES)
+    if len(held_out) < MIN_IMAGES or config.diffusion.levels != 256:
         return Health(first, last, 0, None, {})
-    own = held_out_bits(config, model, table, shown)
-    files, container = sizes(shown.images[:], "png")
+    own = held_out_bits(config, model, table, held_out)
+    files, container = sizes(held_out.images[:], "png")
     others = {
-        "gaussian": gaussian_bits(images.train.spread(FITTED), shown),
-        "png": torch.from_numpy((files - container) * 8 / math.prod(shown.shape)),
+        "gaussian": gaussian_bits(images.train.spread(FITTED), held_out),
+        "png": torch.from_numpy((files - container) * 8 / math.prod(held_out.shape)),
     }
     compared = {
         name: Compared(float(bits.mean()), Estimate(*mean_and_error(own - bits))) for name, bits in others.items()
     }
-    return Health(first, last, len(shown), Estimate(*mean_and_error(own)), compared)
+    return Health(first, last, len(held_out), Estimate(*mean_and_error(own)), compared)
 
 
 def ends(losses: Sequence[float]) -> tuple[Estimate | None, Estimate | None]:
@@ -113,13 +113,13 @@ def ends(losses: Sequence[float]) -> tuple[Estimate | None, Estimate | None]:
     return Estimate(*mean_and_error(ordered[:count])), Estimate(*mean_and_error(ordered[-count:]))
 
 
-def held_out_bits(config: Config, model: Denoiser, table: Tensor | None, shown: ImageSet) -> Tensor:
+def held_out_bits(config: Config, model: Denoiser, table: Tensor | None, held_out: ImageSet) -> Tensor:
     """The bound on each image in bits/dim, float64 (N,), by a few terms, with the run's own reverse step."""
     device, times = next(model.parameters()).device, build.training_grid(config)
     parts = []
-    for start in range(0, len(shown), TOGETHER):
-        rows = np.arange(start, min(start + TOGETHER, len(shown)))
-        part = shown.take(rows)
+    for start in range(0, len(held_out), BATCH):
+        rows = np.arange(start, min(start + BATCH, len(held_out)))
+        part = held_out.take(rows)
         measured = elbo(
             build.predictor(model, table, **conditions_of(part, config, device)),
             to_unit(part.images).to(device),
@@ -139,9 +139,9 @@ def _reverse(config: Config, table: Tensor | None) -> Transition:
     return Ancestral(VARIANCES[own])
 
 
-def gaussian_bits(train: ImageSet, shown: ImageSet) -> Tensor:
+def gaussian_bits(train: ImageSet, held_out: ImageSet) -> Tensor:
     """Bits/dim of each image, float64 (N,), by a Gaussian of each pixel's bytes in training images (Eq. 13)."""
     fitted = to_unit(train.images).double()
     each = Normal(fitted.mean(0), fitted.var(0, correction=0).clamp(min=LEAST_VAR))
-    nats = -each.log_prob_coded(to_unit(shown.images).double())
+    nats = -each.log_prob_coded(to_unit(held_out.images).double())
     return nats.flatten(1).mean(1) / math.log(2)

@@ -1,4 +1,4 @@
-"""What every training begins with: a few lines on the images that it was given, and the same facts for the run."""
+"""A summary of a training's images: as JSON for the run, and as the lines that every training begins with."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from ancestral.data.duplicates import across
 from ancestral.data.inventory import counted, listed
 from ancestral.data.source_paths import public
 
-SEARCHED = 100_000  # images of both parts, at most, among which repetitions are looked for
-LOOKED_AT = 1024  # images of each part whose values are looked at
+SEARCHED = 100_000  # images of both parts, at most, among which repetitions are searched for
+SAMPLED = 1024  # images of each part, at most, for the range of values
 CLASSES = 8  # named, at most
 KINDS = {1: "grey", 3: "colour", 4: "colour with opacity"}  # by channels
 
 
-def understood(splits: Splits) -> dict[str, Any]:
-    """The facts, as JSON."""
+def summary(splits: Splits) -> dict[str, Any]:
+    """The summary, as JSON."""
     train, test = splits.train, splits.test
     height, width, channels = train.shape
     searched = len(train) + len(test) <= SEARCHED
     low, high = zip(*(_range(part) for part in (train, test)), strict=True)
-    held = _counts(test)
+    test_counts = _counts(test)
     return {
         **splits.reading.to_json(),
         "train": len(train),
         "test": len(test),
         "class_counts": [
-            {"name": name, "train": count, "test": held.get(name, 0) if held else None}
+            {"name": name, "train": count, "test": test_counts.get(name, 0) if test_counts else None}
             for name, count in _counts(train).items()
         ],
         "values": [min(low), max(high)],
@@ -39,7 +39,7 @@ def understood(splits: Splits) -> dict[str, Any]:
 
 
 def paragraph(splits: Splits, facts: dict[str, Any]) -> list[str]:
-    """The facts, in plain words."""
+    """The summary, as lines of text."""
     reading, (height, width, channels) = splits.reading, facts["shape"]
     used = facts["train"] + facts["test"]
     found = f"used, of {reading.found:,} found" if reading.left_out else "found, all used"
@@ -62,17 +62,17 @@ def paragraph(splits: Splits, facts: dict[str, Any]) -> list[str]:
 
 
 def _classes(counts: list[dict[str, Any]], source: str) -> str:
-    """How many images of each, and where the labels come from, or why there are none."""
+    """Images of each class, and where the labels come from, or why there are none."""
     if not counts:
         return f"no classes{source.removeprefix('none')}" if source.startswith("none") else f"no classes ({source})"
-    held = all(one["test"] is not None for one in counts)
-    named = [f"{one['name']}: {one['train']:,}" + (f" + {one['test']:,}" if held else "") for one in counts]
-    parts = "to train on + held out" if held else "to train on"
+    both = all(one["test"] is not None for one in counts)
+    named = [f"{one['name']}: {one['train']:,}" + (f" + {one['test']:,}" if both else "") for one in counts]
+    parts = "to train on + held out" if both else "to train on"
     return f"{counted(len(counts), 'class')} ({source}), {parts}: {listed(named, CLASSES)}"
 
 
 def _counts(part: ImageSet) -> dict[str, int]:
-    """Images of each class; nothing where they have none."""
+    """Images of each class; empty without labels."""
     if part.labels is None:
         return {}
     counts = np.bincount(part.labels, minlength=len(part.class_names)).tolist()
@@ -80,5 +80,5 @@ def _counts(part: ImageSet) -> dict[str, int]:
 
 
 def _range(part: ImageSet) -> tuple[int, int]:
-    shown = np.asarray(part.spread(LOOKED_AT).images[:])
-    return int(shown.min()), int(shown.max())
+    pixels = np.asarray(part.spread(SAMPLED).images[:])
+    return int(pixels.min()), int(pixels.max())

@@ -1,4 +1,4 @@
-"""From images at rest to images presented: which one is the n-th, as what tensor, flipped or not."""
+"""Training batches: shuffling, random flips and noise by image number, prepared ahead in threads."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(size, seed, "order", epoch)
 
 
-class Presented(NamedTuple):
-    """Images that meet the network: x0 float32 (B, C, H, W), what is known of them, rows of the set, noise like x0."""
+class Batch(NamedTuple):
+    """Images x0 float32 (B, C, H, W), their conditions, their rows in the set, and noise of the shape of x0."""
 
     x0: Tensor
     cond: Conditions
@@ -31,37 +31,37 @@ class Presented(NamedTuple):
     eps: Tensor
 
 
-def presented(images: ImageSet, seed: int, numbers: Sequence[int], flip: bool) -> Presented:
-    """The images of these numbers, a function of (seed, number) alone."""
+def batch(images: ImageSet, seed: int, numbers: Sequence[int], flip: bool) -> Batch:
+    """The batch of the images of these numbers; each image's part is a function of (seed, number) alone."""
     rows = [int(_order(len(images), seed, number // len(images))[number % len(images)]) for number in numbers]
     x0 = to_unit(images.images[rows])
     if flip:
-        turned = Streams(seed, "flip", numbers).uniform() < 0.5
-        x0 = torch.where(turned[:, None, None, None], x0.flip(3), x0)
+        flipped = Streams(seed, "flip", numbers).uniform() < 0.5
+        x0 = torch.where(flipped[:, None, None, None], x0.flip(3), x0)
     cond = {name: value[rows] for name, value in all_of(images).items()}
-    return Presented(x0, cond, rows, Streams(seed, "noise", numbers).normal(x0.shape[1:]).float())
+    return Batch(x0, cond, rows, Streams(seed, "noise", numbers).normal(x0.shape[1:]).float())
 
 
-class Feed:
-    """`presented`, some batches ahead in threads of its own; the order is that of the numbers, with any number of them.
+class Prefetcher:
+    """`batch`, prepared some batches ahead in threads; the result does not depend on their number.
 
     Args:
-        workers: threads, each with one batch in hand; 0 prepares each batch when it is asked for.
+        workers: threads, each with one batch in hand; 0 prepares each batch when it is needed.
     """
 
     def __init__(self, workers: int) -> None:
         self.workers = workers
         self._pool = ThreadPoolExecutor(workers) if workers else None
-        self._ahead: dict[int, Future[Presented]] = {}
+        self._ahead: dict[int, Future[Batch]] = {}
 
-    def __call__(self, images: ImageSet, seed: int, numbers: range, flip: bool, stride: int) -> Presented:
-        """The images of these numbers; the next ones asked for will be `stride` further."""
+    def __call__(self, images: ImageSet, seed: int, numbers: range, flip: bool, stride: int) -> Batch:
+        """The batch of these numbers; the next call's numbers will be `stride` further."""
         if self._pool is None:
-            return presented(images, seed, numbers, flip)
+            return batch(images, seed, numbers, flip)
         ahead = {numbers.start + k * stride: k * stride for k in range(self.workers + 1)}
         self._ahead = {
             start: self._ahead.get(start)
-            or self._pool.submit(presented, images, seed, range(start, numbers.stop + shift), flip)
+            or self._pool.submit(batch, images, seed, range(start, numbers.stop + shift), flip)
             for start, shift in ahead.items()
         }
         return self._ahead.pop(numbers.start).result()

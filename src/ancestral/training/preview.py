@@ -1,4 +1,4 @@
-"""What is looked at while a model trains: a few images, the bound on held-out ones and where in time its bits are."""
+"""Previews of a model in training: a few samples, and the bound on held-out images with its parts by tenths of t."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from ancestral.runs.config import Config, Facts
 
 
 class Preview(NamedTuple):
-    """Images (N, H, W, C) uint8, the bound on held-out images, and its part in each tenth of t, least noise first."""
+    """Samples (N, H, W, C) uint8, the bound on held-out images, and its part in each tenth of t, least noise first."""
 
     images: np.ndarray
     bits_per_dim: float
     bits_by_tenth: list[float | None]
 
 
-def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:
-    """16 images in 20 steps, and the bound with a few terms an image on 32 held-out ones."""
-    shown_of = conditions_of(held_out.take(np.arange(16) % len(held_out)), config, device)
+def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:
+    """16 samples in 20 steps, and the bound on 32 held-out images with a few terms an image."""
+    cond = conditions_of(held_out.take(np.arange(16) % len(held_out)), config, device)
     if config.model.labels:
-        shown_of["labels"] = in_turn(facts, range(16)).to(device)
+        cond["labels"] = in_turn(facts, range(16)).to(device)
     times = build.training_grid(config)
     grid = build.sampling_grid(config, "trailing", 20 if len(times) > 21 else None)
-    kind, drawer = build.chain(config), build.predictor(shown, None, **shown_of)
-    drawn = sample(drawer, facts.shape, 16, grid, kind.quick, device=device, draw=kind.draw)
+    kind, predictor = build.chain(config), build.predictor(model, None, **cond)
+    samples = sample(predictor, facts.shape, 16, grid, kind.quick, device=device, draw=kind.draw)
     test = held_out.spread(32)
     measured = elbo(
-        build.predictor(shown, None, **conditions_of(test, config, device)),
+        build.predictor(model, None, **conditions_of(test, config, device)),
         to_unit(test.images).to(device),
         times,
         kind.measured,
@@ -47,12 +47,12 @@ def preview(config: Config, facts: Facts, shown: Denoiser, held_out: ImageSet, d
         terms=min(10, len(times) - 1),
     )
     sums = measured.by_tenth(measured.bits(measured.terms * measured.weight), times[0]).mean(0)
-    seen = measured.by_tenth(torch.ones_like(measured.terms), times[0]).sum(0)
-    by_tenth = [float(value) if count else None for value, count in zip(sums, seen, strict=True)]
-    return Preview(to_bytes(drawn), mean_and_error(measured.bits_per_dim)[0], by_tenth)
+    counts = measured.by_tenth(torch.ones_like(measured.terms), times[0]).sum(0)
+    by_tenth = [float(value) if count else None for value, count in zip(sums, counts, strict=True)]
+    return Preview(to_bytes(samples), mean_and_error(measured.bits_per_dim)[0], by_tenth)
 
 
-def by_tenth_of_t(places: Tensor, losses: Tensor, steps: int) -> list[float | None]:
-    """Mean loss in each tenth of the time grid, least noise first; None where no image was."""
-    tenth = (steps - 1 - places) * 10 // steps
+def by_tenth_of_t(index: Tensor, losses: Tensor, steps: int) -> list[float | None]:
+    """Mean loss of each tenth of the time grid, least noise first; None for a tenth without images."""
+    tenth = (steps - 1 - index) * 10 // steps
     return [float(losses[tenth == k].mean()) if (tenth == k).any() else None for k in range(10)]

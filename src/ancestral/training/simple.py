@@ -1,4 +1,4 @@
-"""A short training of data that fit in memory, real-valued and of any shape: Algorithm 1 and nothing beside it.
+"""Algorithm 1 and nothing else, for real-valued data of any shape that fit in memory.
 
 For bytes, checkpoints, resuming and several processes there is `ancestral.training.trainer`.
 """
@@ -33,7 +33,7 @@ def fit(
 ) -> Iterator[float]:
     """Train the denoiser's network, yielding the loss of each update; the last leaves it with its averaged weights.
 
-    Which data, times and noise are met is a function of the seed; the network starts from the weights it has.
+    Which data, times and noise are drawn is a function of the seed; the network starts from the weights it has.
 
     Args:
         denoiser: whose network is trained.
@@ -54,9 +54,9 @@ def fit(
     for update in range(updates):
         numbers = range(update * batch_size, (update + 1) * batch_size)
         rows = stream(seed, "rows", update).integers(len(x0), size=batch_size)
-        place, _ = times.draw(stratified(seed, numbers))
+        index, _ = times.draw(stratified(seed, numbers))
         eps = Streams(seed, "eps", numbers).normal(x0.shape[1:]).to(x0)
-        loss = objective(denoiser, x0[rows], times.t[place], times.s[place], eps).mean()
+        loss = objective(denoiser, x0[rows], times.t[index], times.s[index], eps).mean()
         if not loss.isfinite():
             raise ArithmeticError(f"the loss is {loss.item()} at update {update}: lower the peak of the learning rate")
         for group in optimizer.param_groups:

@@ -1,8 +1,8 @@
 """Curves and pictures for TensorBoard and Weights & Biases, beside metrics.jsonl, which is always written.
 
-A tracker can never stop, slow or change a run: what it is told goes through a bounded queue to a thread of its own,
-what does not fit is dropped, and its first error ends it with one warning. A run that goes on from a checkpoint tells
-again what lies after it.
+A tracker can never stop, slow or change a run: its entries go through a bounded queue to a thread, those that do not
+fit are dropped, and its first error ends it with one warning. A run resumed from a checkpoint logs again what lies
+after it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from ancestral.runtime.registry import suggest
 
 Values = Mapping[str, float]
 PENDING = 256  # entries
-PATIENCE = 10.0  # seconds to wait for a tracker at the end
+CLOSE_TIMEOUT = 10.0  # seconds
 
 
-def numbers_of(entry: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a record, those in lists under a name of their own."""
+def scalars(entry: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a record by name; the k-th of a list is NAME/k."""
     flat: dict[str, float] = {}
     for name, value in entry.items():
         values = {f"{name}/{k}": one for k, one in enumerate(value)} if isinstance(value, list) else {name: value}
@@ -37,7 +37,7 @@ def numbers_of(entry: dict[str, Any]) -> dict[str, float]:
 
 
 class Tracker(Protocol):
-    """Where curves and pictures go."""
+    """Takes curves and pictures."""
 
     def log(self, images: int, values: Values) -> None:
         """Numbers after so many images have been seen."""
@@ -115,12 +115,12 @@ TRACKERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
 }
 
 
-class Aside:
-    """Trackers in a thread of their own.
+class TrackerThread:
+    """Runs trackers in a thread.
 
     Args:
-        make: makes the trackers by name, in the thread.
-        warn: told, in one line each, which tracker failed.
+        make: by name, what makes the tracker, called in the thread.
+        warn: called with one line for each tracker that failed.
     """
 
     def __init__(self, make: Mapping[str, Callable[[], Tracker]], warn: Callable[[str], None]) -> None:
@@ -130,17 +130,17 @@ class Aside:
         self._thread.start()
 
     def log(self, images: int, values: Values) -> None:
-        """Hand on, or drop."""
+        """Queue, or drop."""
         self._put("log", images, dict(values))
 
     def picture(self, images: int, name: str, pixels: np.ndarray) -> None:
-        """Hand on, or drop."""
+        """Queue, or drop."""
         self._put("picture", images, name, pixels)
 
     def close(self) -> None:
-        """Wait a little for what is pending."""
+        """Wait up to `CLOSE_TIMEOUT` for what is pending."""
         self._put("close")
-        self._thread.join(PATIENCE)
+        self._thread.join(CLOSE_TIMEOUT)
         if self.dropped or self._thread.is_alive():
             self._warn(f"trackers: too slow, {self.dropped} entries left out; metrics.jsonl has everything")
 
@@ -183,10 +183,10 @@ def check(names: Sequence[str]) -> None:
 
 def open_trackers(
     names: Sequence[str], folder: Path, settings: Mapping[str, Any], warn: Callable[[str], None]
-) -> Aside | None:
+) -> TrackerThread | None:
     """The named trackers, or None for no names."""
     makers = {name: lambda name=name: TRACKERS[name](folder, settings) for name in names}
-    return Aside(makers, warn) if names else None
+    return TrackerThread(makers, warn) if names else None
 
 
 def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
