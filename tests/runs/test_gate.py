@@ -54,7 +54,7 @@ def weights():
 def folder(weights, tmp_path):
     """A diffusers folder that is imported."""
     config, ours = weights
-    checkpoint.adopt(
+    checkpoint.save_imported(
         tmp_path / "ours", checkpoint.Checkpoint(tmp_path, 0, config, Facts((1, 8, 8)), ours, {}, {}, None)
     )
     diffusers.export_run(tmp_path / "ours", tmp_path / "theirs")
@@ -166,7 +166,7 @@ def test_what_leaves_a_run_fits_its_configuration(weights, tmp_path):
     for changed in ({key: one for key, one in ours.items() if key != name}, {**ours, name: ours[name][None]}):
         run = tmp_path / str(len(changed))
         saved = checkpoint.Checkpoint(tmp_path, 0, config, Facts((1, 8, 8)), changed, {}, {}, None)
-        checkpoint.adopt(run, saved)
+        checkpoint.save_imported(run, saved)
         with pytest.raises(UserError, match=rf"model\.safetensors: .*{name}"):
             diffusers.export_run(run, tmp_path / "theirs")
     assert not (tmp_path / "theirs").exists()

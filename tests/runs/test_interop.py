@@ -167,7 +167,7 @@ def test_our_run_opens_in_their_pipeline(tmp_path):
     facts = Facts((3, 8, 8))
     torch.manual_seed(0)
     weights = {k: v + 0.05 * torch.randn_like(v) for k, v in build.network(config, facts).state_dict().items()}
-    checkpoint.adopt(tmp_path / "run", checkpoint.Checkpoint(tmp_path, 0, config, facts, weights, {}, {}, None))
+    checkpoint.save_imported(tmp_path / "run", checkpoint.Checkpoint(tmp_path, 0, config, facts, weights, {}, {}, None))
     interop.export_run(tmp_path / "run", tmp_path / "out")
     pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "out")
     x = torch.randn(1, 3, 8, 8)
@@ -189,7 +189,7 @@ def test_old_names_and_flat_folders(tmp_path):
             name = name.replace(f".{new}.", f".{old}.")
         renamed[name] = value
     safetensors.torch.save_file(renamed, path)
-    new, old = (interop.read(folder)[2] for folder in (tmp_path / "theirs", flat))
+    new, old = (interop.read(folder).weights for folder in (tmp_path / "theirs", flat))
     assert all(torch.equal(value, old[name]) for name, value in new.items())
 
 

@@ -151,7 +151,7 @@ def file_of(files: Mapping[str, bytes], name: str, folder: Path) -> bytes:
     return files[name]
 
 
-def adopt(run: Path, saved: Checkpoint) -> Path:
+def save_imported(run: Path, saved: Checkpoint) -> Path:
     """Make a run of a model from elsewhere, to sample and evaluate. Returns the checkpoint's folder."""
     state = {"length": "imported", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": True}
     state |= {"read": saved.state["read"]} if "read" in saved.state else {}

@@ -18,15 +18,15 @@ from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.samplers.sample import Film, beginning, latents
 from ancestral.diffusion.samplers.sample import film as keep_frames
 from ancestral.errors import UserError
-from ancestral.runs import build, checkpoint
+from ancestral.runs import build, checkpoint, tuned_times
 from ancestral.runs.conditions import Conditions, class_number, in_turn
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.sampling_options import SamplingOptions
-from ancestral.runtime import disk, verified_folder
-from ancestral.runtime.console import Progress, screen, together, write_text
+from ancestral.runtime import verified_folder
+from ancestral.runtime.console import Progress, screen, together
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
-from ancestral.sampling.sampler import TUNED, Sampler, tuned
+from ancestral.sampling.sampler import Sampler
 
 GRID, FILM = "grid.png", ("film.png", "film.gif")
 FRAMES = 12  # of a film
@@ -124,13 +124,7 @@ def tune_steps(
         times = [fine[place] for place in kind.best(predictor, beginning(model.schedule, noise), fine, steps)]
     except ValueError as error:
         raise UserError(f"--steps: {error}") from None
-    try:
-        known = tuned(folder)
-    except disk.Damaged as error:
-        screen.print(f"warning: {error}; begun anew")
-        known = {}
-    kept = {"times": times, "model": checkpoint.digest(saved), "average_width": average_width}
-    write_text(folder / TUNED, json.dumps({**known, str(steps): kept}) + "\n")
+    tuned_times.save(folder, saved, average_width, times)
     screen.print(f"{', '.join(map(str, times))}; now: ancestral sample {folder} --steps {steps} --grid tuned")
 
 

@@ -8,24 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser
-from ancestral.diffusion.processes.schedule import NoiseSchedule
-from ancestral.diffusion.samplers.grids import explicit
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import beginning, latents, trajectory
 from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS
 from ancestral.diffusion.samplers.transitions import begin
-from ancestral.errors import UserError
-from ancestral.runs import build, checkpoint
+from ancestral.runs import build, checkpoint, tuned_times
 from ancestral.runs.compute_format import computed_in, for_drawing
 from ancestral.runs.conditions import Conditions
+from ancestral.runs.guidance import Guidance
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.process_kinds import need_gaussian
 from ancestral.runs.sampling_options import SamplingOptions
-from ancestral.runtime import disk
 from ancestral.runtime.registry import choose
-from ancestral.sampling.guidance import Guidance
 
-TUNED = "tuned.json"
 Opener = Callable[[Path, str, float | None], tuple[checkpoint.Checkpoint, Denoiser]]  # as `open_model`
 
 
@@ -57,12 +52,10 @@ class Sampler:
         if options.eta is options.variance is solver is kind.reverse is None and steps is not None:
             solver = FEW_STEPS  # the ODE wins below a hundred steps, the full chain above
         self.move = build.method(self.saved, solver, options.variance, options.eta)
-        tuned = options.grid == "tuned"
-        self.times = (
-            tuned_times(folder, self.saved, options.average_width, self.model.schedule, steps)
-            if tuned
-            else build.sampling_grid(self.saved.config, options.grid, steps)
-        )
+        if options.grid == "tuned":
+            self.times = tuned_times.load(folder, self.saved, options.average_width, self.model.schedule, steps)
+        else:
+            self.times = build.sampling_grid(self.saved.config, options.grid, steps)
         self.visits = begin(self.move, self.model.schedule, self.times)[1]
         self.steps = len(self.visits) - 1
         self.calls = self.steps * self.guidance.calls  # of a network, an image
@@ -102,49 +95,3 @@ def _steps(options: SamplingOptions, every: int) -> int | None:
     if options.steps == "all" or (options.steps is None and options.variance is not None):
         return None
     return min(CALLS, every) if options.steps is None else int(options.steps)
-
-
-def tuned(folder: Path) -> dict[str, Any]:
-    """{steps: {"times": [...], "model": digest of the checkpoint, "average_width": width or null}} kept with a run.
-
-    Raises:
-        Damaged: when there is something else.
-    """
-    try:
-        found = disk.document(folder / TUNED)
-    except disk.Missing:
-        return {}
-    if not isinstance(found, dict):
-        raise disk.Damaged(f"{folder / TUNED}: damaged (not an object)")
-    return found
-
-
-def tuned_times(
-    folder: Path, saved: checkpoint.Checkpoint, average_width: float | None, schedule: NoiseSchedule, steps: int | None
-) -> list[int]:
-    """The times that were found for so few steps of this very model.
-
-    Raises:
-        UserError: when there are none, or they are of another model, or damaged; says how to find them.
-    """
-    if steps is None:
-        raise UserError("--grid tuned: say for how many --steps")
-    width = "" if average_width is None else f" --average-width {average_width:g}"
-    again = f"ancestral tune-steps {folder} --steps {steps}{width}"
-    try:
-        kept = tuned(folder).get(str(steps))
-    except disk.Damaged as error:
-        raise UserError(f"{error}; find the times again: {again}") from None
-    if kept is None:
-        raise UserError(f"--grid tuned: first find the times: {again}")
-    if not isinstance(kept, dict) or "model" not in kept:
-        raise UserError(f"{folder / TUNED}: does not say which model its times are of; find them again: {again}")
-    if (kept["model"], kept.get("average_width")) != (checkpoint.digest(saved), average_width):
-        raise UserError(
-            f"{folder / TUNED}: its times are of another model than {saved.folder} (trained on since, "
-            f"or another average); find them again: {again}"
-        )
-    try:
-        return explicit(schedule, kept["times"])
-    except (KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / TUNED}: damaged ({error}); find the times again: {again}") from None

@@ -299,7 +299,7 @@ class Model:
             yield self.folder
             return
         with TemporaryDirectory() as place:
-            checkpoint.adopt(Path(place) / "run", self.saved)
+            checkpoint.save_imported(Path(place) / "run", self.saved)
             yield Path(place) / "run"
 
 

@@ -68,7 +68,7 @@ def import_model(source: str, run: Path) -> list[str]:
     if not source.startswith(PREFIX) and not Path(source).is_dir():
         raise UserError(f"{source}: no such folder; a name on the hub is written {PREFIX}USER/NAME")
     saved = load(source)
-    lines = [f"imported: {checkpoint.adopt(run, saved)}; now: ancestral sample {run}"]
+    lines = [f"imported: {checkpoint.save_imported(run, saved)}; now: ancestral sample {run}"]
     if "read" in saved.state and not saved.state["checked"]:
         lines.append(UNCHECKED)
         lines += [f"  {digest}  {name}" for name, digest in saved.state["read"].items()]
