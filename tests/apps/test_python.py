@@ -3,6 +3,7 @@
 `python tests/apps/test_python.py` writes the stored names and signatures anew.
 """
 
+import importlib.util
 import inspect
 import json
 import re
@@ -248,6 +249,25 @@ def test_mistakes_are_user_errors(run, tmp_path):
     ):
         with pytest.raises(ancestral.UserError, match=said):
             call()
+
+
+def test_the_notebook_runs(tmp_path, monkeypatch):
+    """All of its cells on other data for less time; what it stores is of the same kinds."""
+    pytest.importorskip("sklearn")
+    spec = importlib.util.spec_from_file_location("notebook", ROOT / "scripts" / "notebook.py")
+    notebook = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(notebook)
+    stored = json.loads((ROOT / "examples" / "first_model.ipynb").read_text())
+    assert len(stored["cells"]) == 10
+    monkeypatch.chdir(tmp_path)
+    made = notebook.run(stored, DATA="digits", BUDGET="2s")
+
+    def kinds(of):
+        return [[kind for one in cell.get("outputs", ()) for kind in one.get("data", ["text"])] for cell in of["cells"]]
+
+    assert kinds(made) == kinds(stored)
+    assert sum(kind == "image/png" for cell in kinds(stored) for kind in cell) == 3
+    assert {path.name for path in (tmp_path / "runs" / "first").iterdir()} >= {"digits.png", "film.gif"}
 
 
 def test_the_command_goes_on_with_a_run_of_ours(tmp_path, command):
