@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ancestral.data.dataset import MOST_CLASSES
 from ancestral.data.inventory import listed
 from ancestral.errors import UserError
+from ancestral.runtime import disk
 from ancestral.runtime.text import utf8
 
 DATASET = "dataset.json"
@@ -64,32 +65,24 @@ def _by_folder(files: list[str]) -> Labels:
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            return list(csv.DictReader(file, strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return list(csv.DictReader(io.StringIO(disk.text(path), newline=""), strict=True))
+    except csv.Error as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
 
 
 def _jsonl_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    rows.append(json.loads(line))
-                    if not isinstance(rows[-1], dict):
-                        raise UserError(f"{path}:{number}: each line must be a JSON object with file_name and label")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    for number, line in enumerate(disk.text(path).split("\n"), 1):
+        if line.strip():
+            rows.append(disk.parsed(line, f"{path}:{number}"))
+            if not isinstance(rows[-1], dict):
+                raise UserError(f"{path}:{number}: each line must be a JSON object with file_name and label")
     return rows
 
 
 def _pairs(path: Path) -> list[dict[str, Any]] | None:
     """dataset.json as StyleGAN's, EDM's and EDM2's tools write it: {"labels": [["00000/img00000000.png", 6], ...]}."""
-    try:
-        document = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
+    document = disk.document(path)
     if not isinstance(document, dict) or "labels" not in document:
         return []
     pairs = document["labels"]

@@ -6,7 +6,6 @@ list below is refused by name, since other readers would load it as a Python obj
 
 from __future__ import annotations
 
-import json
 import re
 import tarfile
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from ancestral.data.decode import SUFFIXES, BadImage
 from ancestral.data.image_folder import channels_of, decoded, of_one_size, read_as, refuse_bad, streamed
 from ancestral.data.inventory import BAD
 from ancestral.errors import UserError
+from ancestral.runtime import disk
 
 _TEXT = {".cls", ".json", ".txt"}
 _LARGEST = {"image": 64_000_000, "text": 100_000}  # bytes of a member
@@ -141,11 +141,11 @@ def _label(name: str, parts: dict[str, bytes]) -> int | None:
         if ".cls" in parts:
             label: Any = int(parts[".cls"])
         elif ".json" in parts:
-            document = json.loads(parts[".json"])
+            document = disk.parsed(parts[".json"], name)
             label = next((document[key] for key in ("label", "class") if key in document), None)
         else:
             return None
-    except (ValueError, TypeError, RecursionError):
+    except (disk.Damaged, ValueError, TypeError):
         raise UserError(f"{name}: its label is not a number") from None
     if label is not None and (type(label) is not int or not 0 <= label < MOST_CLASSES):
         raise UserError(f"{name}: its label is {label!r}, not a class number from 0")

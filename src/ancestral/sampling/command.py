@@ -96,7 +96,7 @@ def _drawn_by_earlier_versions(out: Path) -> dict[str, str]:
     known: dict[str, str] = {}
     for piece in sorted((out / ".job").glob("*-*")):
         with suppress(verified_folder.Damaged, ValueError, KeyError, TypeError):
-            digests = json.loads(verified_folder.read(piece, ["digests.json"])["digests.json"])
+            digests = disk.parsed(verified_folder.read(piece, ["digests.json"])["digests.json"], "digests.json")
             known |= {str(Path(name).name): str(digest) for name, digest in digests.items()}
     sheets = [out / name for name in (GRID, *FILM) if known and (out / name).is_file()]
     return known | {path.name: sha256(path.read_bytes()).hexdigest() for path in sheets}
