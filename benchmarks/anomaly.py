@@ -6,6 +6,7 @@ docs/benchmarks.md. RUN was trained on OWN, whose training images are the norm; 
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,13 @@ from common import WORK, Results, options, parsed, publish, shown, table
 
 from ancestral.data import load
 from ancestral.data.dataset import DataOptions, ImageSet
+from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.objectives.anomaly import SCORES, auroc
 from ancestral.diffusion.objectives.statistics import mean_and_error
-from ancestral.evaluation.per_image import Tracing
+from ancestral.evaluation.anomaly_scores import traced
+from ancestral.evaluation.measurement import Measurement
 from ancestral.runs import build, checkpoint
+from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runtime.distributed import Processes
 
 COLUMNS = ("own_bits", "foreign_bits", "own_shortest", "foreign_shortest")
@@ -37,10 +41,9 @@ def main() -> None:
     for run, own, foreign in given.pair:
         saved, _ = checkpoint.open_run(Path(run))
         model = build.trained(saved, Path(run), torch.device("cpu"))
-        tracing = Tracing(saved, model, None, 0, 32, given.results / "traces")
         lines.append(
             results.once(
-                partial(measured, tracing, own, foreign, given.images, given.norm),
+                partial(measured, saved, model, own, foreign, given),
                 model=checkpoint.digest(saved),
                 own=Path(own).stem,
                 foreign=Path(foreign).stem,
@@ -51,15 +54,23 @@ def main() -> None:
     publish("anomaly", text(lines), given.docs, lines)
 
 
-def measured(tracing: Tracing, own: str, foreign: str, images: int, norm: int) -> Mapping[str, object]:
+def print_dot(count: int) -> None:
+    """Show progress."""
+    print(".", end="", flush=True)
+
+
+def measured(saved: Checkpoint, model: Denoiser, own: str, foreign: str, given: Namespace) -> Mapping[str, object]:
     """AUROC of every score with its standard error, and the mean bits/dim of both sides."""
     home, away = (load.load(source, DataOptions()) for source in (own, foreign))
-    sets: list[ImageSet] = [home.train.spread(norm), home.test.spread(images), away.test.spread(images)]
-    usual, known, strange = (tracing(one, Processes(), lambda seen: print(".", end="", flush=True)) for one in sets)
-    found = {name: list(auroc(score(known, usual), score(strange, usual))) for name, score in SCORES.items()}
-    values = (known.trace.bits, strange.trace.bits, known.shortest, strange.shortest)
+    sets: list[ImageSet] = [home.train.spread(given.norm), *(side.test.spread(given.images) for side in (home, away))]
+    norm, own_images, others = (
+        traced(Measurement(saved, model, None, one, 32, 0), given.results / "traces", Processes(), print_dot)
+        for one in sets
+    )
+    found = {name: list(auroc(score(own_images, norm), score(others, norm))) for name, score in SCORES.items()}
+    values = (own_images.trace.bits, others.trace.bits, own_images.shortest, others.shortest)
     return {
-        "seen": tracing.saved.images,
+        "seen": saved.images,
         "auroc": found,
         **{name: list(mean_and_error(one)) for name, one in zip(COLUMNS, values, strict=True)},
     }

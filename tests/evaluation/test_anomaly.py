@@ -15,7 +15,7 @@ from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
-from ancestral.evaluation import per_image
+from ancestral.evaluation import anomaly_scores
 from ancestral.evaluation.measurement import Measurement
 from ancestral.runs.open import open_model
 from ancestral.runtime.distributed import Processes
@@ -154,10 +154,10 @@ def test_traces_of_another_grid_are_not_taken(trained_run, tmp_path, monkeypatch
     """As after a change of the grid in a later version."""
     saved, model = open_model(trained_run, "cpu", None)
     images = load("digits", saved.config.data).test.spread(3)
-    asked = Measurement(saved, model, None, images, 3, 0)
+    measurement = Measurement(saved, model, None, images, 3, 0)
     for grid in ([50, 20, 0], [50, 30, 10, 0]):
-        monkeypatch.setattr(per_image, "shared_grid", lambda schedule, grid=grid: grid)
-        found = per_image.traced(asked, tmp_path, Processes(), lambda count: None)
+        monkeypatch.setattr(anomaly_scores, "shared_grid", lambda schedule, grid=grid: grid)
+        found = anomaly_scores.traced(measurement, tmp_path, Processes(), lambda count: None)
         assert found.trace.errors.shape == (
             3,
             len(grid) - 1,

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 import sys
 import warnings
@@ -10,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.stats import binom
 
 from ancestral.apps.cli.main import main
 from ancestral.data import load
@@ -154,7 +156,7 @@ def alike(kind, channels):
     """Forty images as `pixels` sees them: different ones, one forty times, or five eight times each."""
     different = np.random.default_rng(7).integers(0, 256, (40, 8, 8, channels), dtype=np.uint8)
     chosen = {"different": np.arange(40), "one": np.zeros(40, int), "five": np.arange(40) % 5}[kind]
-    return network("pixels").look(different[chosen])
+    return network("pixels").extract(different[chosen])
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -555,7 +557,7 @@ def test_a_run_is_measured_and_a_second_time_nothing_is_drawn_or_looked_at(train
 
     def look(images):
         looked.append(len(images))
-        return made.look(images)
+        return made.extract(images)
 
     def watched(self, numbers, *rest):
         drawn.append(len(numbers))
@@ -681,6 +683,27 @@ def test_classes_are_drawn_in_the_proportions_of_the_data(tmp_path):
     result = run_command("metrics", run, tmp_path / "bare.npz", *QUICK, "--cache", tmp_path / "cache")
     assert result.exit_code == 2
     assert "classes are not those" in result.output
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_too_few_held_out_images_name_a_share_that_is_enough(tmp_path, channels):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (60, 8, 8, channels), dtype=np.uint8))
+    share = ()
+    for name, code in (("few", 2), ("enough", 0)):
+        run = tmp_path / name
+        made = run_command("train", tmp_path / "x.npy", "--preset", "tiny", "--steps", 1, "--out", run, *TINY, *share)
+        assert made.exit_code == 0, made.output
+        result = run_command("metrics", run, *QUICK, "--cache", tmp_path / "cache")
+        assert result.exit_code == code, result.output
+        share = re.findall(r"train anew with (--set) (data\.holdout=[\d.]+)", result.output)[0] if code else ()
+
+
+@pytest.mark.parametrize("count", [56, 60, 80, 200, 5000])
+def test_the_share_leaves_twenty_images_on_each_side(count):
+    """But for one split in twenty, by the binomial distribution of how many names it holds out."""
+    share = sample_metrics_command.holdout(count)
+    assert binom.cdf(19, count, share) + binom.sf(count - 20, count, share) < 0.05
+    assert sample_metrics_command.holdout(40) is None
 
 
 BAD = [

@@ -1,4 +1,4 @@
-"""`ancestral agree`: what the model says an image costs, measured in several ways on the same images and times."""
+"""`ancestral agree`: bits per dimension of the same images and times by the bound, the flow and an archive."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ MEASURES: dict[str, Measure] = {
 
 
 class Row(NamedTuple):
-    """One way to measure, in bits per dimension; the difference is to the first way, image by image."""
+    """One measure, in bits per dimension; the difference is to the first measure, image by image."""
 
     mean: float
     error: float  # standard error, over images
@@ -59,32 +59,32 @@ class Row(NamedTuple):
     difference_error: float
 
 
-def rows(ways: dict[str, Tensor]) -> dict[str, Row]:
-    """Each way's bits per dimension of the same images, (N,), against the first way's."""
-    first = next(iter(ways.values()))
+def rows(bits_by_measure: dict[str, Tensor]) -> dict[str, Row]:
+    """Each measure's bits per dimension of the same images, (N,), against the first's."""
+    first = next(iter(bits_by_measure.values()))
     return {
         name: Row(*mean_and_error(bits), largest_share(bits), *mean_and_error(bits - first))
-        for name, bits in ways.items()
+        for name, bits in bits_by_measure.items()
     }
 
 
 def agree(
     folder: Path, *, data_source: str | None, num_images: int, steps: int, grid: str, block: int, seed: int
 ) -> None:
-    """Measure the bound in each way, write the archive, read it back, and put all of it in one table."""
+    """Measure the bound in each way, write the archive, read it back, and print one table of all."""
     saved, predictor = open_coder(folder)
     need_every_time(saved.config, str(folder))
     data_source = load.source_of(saved.config.source, data_source)
     test = images_for(saved, data_source).test.spread(num_images)
     times, pixels = build.sampling_grid(saved.config, grid, steps), np.asarray(test.images[:])
-    ways = {name: _measured(measure, name, predictor, pixels, times, seed) for name, measure in MEASURES.items()}
+    measured = {name: _measured(measure, name, predictor, pixels, times, seed) for name, measure in MEASURES.items()}
     out = folder / f"agreement-{steps}.archive"
-    made = compressed(saved, predictor, pixels, (), times, block, folder / ".agree")
-    verified_folder.write_file(out, made.content.to_bytes())
+    archived = compressed(saved, predictor, pixels, (), times, block, folder / ".agree")
+    verified_folder.write_file(out, archived.content.to_bytes())
     if not np.array_equal(expanded(saved, predictor, Archive.of_bytes(out.read_bytes()), range(len(pixels))), pixels):
         raise UserError(f"{out}: does not give the images back; do not use archives on this machine")
-    ways["bound, along the archive's chains"] = made.nats / math.log(2) / math.prod(saved.facts.shape)
-    _report(folder, rows(ways), made, out, pixels, {
+    measured["bound, along the archive's chains"] = archived.nats / math.log(2) / math.prod(saved.facts.shape)
+    _report(folder, rows(measured), archived, out, pixels, {
         "model": checkpoint.digest(saved), "data": data_source, "images": len(pixels), "steps": steps, "times": times,
         "grid": grid, "block": block, "seed": seed,
     })  # fmt: skip
@@ -101,16 +101,18 @@ def _measured(measure: Measure, name: str, model: Predictor, pixels: np.ndarray,
     return torch.cat(parts)
 
 
-def _report(folder: Path, found: dict[str, Row], made: Archived, out: Path, pixels: np.ndarray, what: dict) -> None:
+def _report(
+    folder: Path, found: dict[str, Row], archived: Archived, out: Path, pixels: np.ndarray, settings: dict
+) -> None:
     on_disk, values = out.stat().st_size, pixels.size
-    header = on_disk - sum(len(one.payload) for one in made.content.blocks)
+    header = on_disk - sum(len(one.payload) for one in archived.content.blocks)
     bits = {
         "on_disk": 8 * on_disk / values,
         "of_which_header": 8 * header / values,
-        "of_which_begin_blocks": 8 * made.one_off / values,
+        "of_which_begin_blocks": 8 * archived.one_off / values,
     }
     first, own = (found[name] for name in (next(iter(found)), list(found)[-1]))
-    table = Table(title=f"{len(pixels)} held-out images, {what['steps']} steps, bits/dim", title_justify="left")
+    table = Table(title=f"{len(pixels)} held-out images, {settings['steps']} steps, bits/dim", title_justify="left")
     for heading in ("", "mean", "± of it", "largest image", "- first row", "± of it"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, row in found.items():
@@ -125,10 +127,10 @@ def _report(folder: Path, found: dict[str, Row], made: Archived, out: Path, pixe
         table.add_row(f"  {name.replace('_', ' ')}", f"{bits[name]:.4f}")
     screen.print(table)
     document = {
-        **what,
+        **settings,
         "bits_per_dim": {name: row._asdict() for name, row in found.items()},
-        "archive": {"bytes": on_disk, **bits, "milliseconds_per_image": 1000 * made.seconds},
+        "archive": {"bytes": on_disk, **bits, "milliseconds_per_image": 1000 * archived.seconds},
     }
-    path = folder / f"agreement-{what['steps']}.json"
+    path = folder / f"agreement-{settings['steps']}.json"
     write_text(path, json.dumps(document, indent=1) + "\n")
     screen.print(f"read back and compared: {out}; written: {path}")

@@ -19,8 +19,7 @@ from ancestral.diffusion.objectives.statistics import in_json
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Transition
 from ancestral.errors import UserError
-from ancestral.evaluation import image_formats
-from ancestral.evaluation import per_image as scores
+from ancestral.evaluation import anomaly_scores, image_formats
 from ancestral.evaluation.measurement import Measurement, write
 from ancestral.runs import build, calibration
 from ancestral.runs.datasets import images_for, warn_of_untrained
@@ -31,7 +30,7 @@ from ancestral.runtime.console import Progress, json_of, screen, table_of, toget
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job
 
-TERMS = 50  # of the bound that are measured an image, unless it is told otherwise
+TERMS = 50  # of the bound measured an image, by default
 
 
 def elbo_of(
@@ -44,7 +43,7 @@ def elbo_of(
     seed: int,
     repeats: int = 1,
 ) -> Elbo:
-    """The bound of images x0 (B, ...), which have these numbers among all that are measured."""
+    """The bound of images x0 (B, ...) of these numbers among all that are measured."""
     noise = Streams(seed, "evaluate", numbers)
     return repeated([elbo(predictor, x0, times, move, noise, terms=terms) for _ in range(repeats)])
 
@@ -65,7 +64,7 @@ def evaluate(
     seed: int,
     device: str,
 ) -> None:
-    """Measure the bound on held-out images; write a table, a plot and JSON, and if asked a line for each image."""
+    """Measure the bound on held-out images; write a table, a plot and JSON, and with `per_image` scores of each."""
     saved, model = open_model(folder, device, average_width)
     if reference is not None and not per_image:
         raise UserError("--reference: what is usual matters to scores of single images; add --per-image")
@@ -74,49 +73,48 @@ def evaluate(
     data_source, out = load.source_of(saved.config.source, data_source), out or folder
     images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train
-    known = None
+    norm = None
     if per_image:
-        usual = load.source_of(saved.config.source, reference, "name them: --reference DATA")
-        known = (images if same_place(usual, data_source) else images_for(saved, usual)).train.spread(scores.NORM)
+        source = load.source_of(saved.config.source, reference, "name them: --reference DATA")
+        norm = (images if same_place(source, data_source) else images_for(saved, source)).train
+        norm = norm.spread(anomaly_scores.REFERENCE)
     saved = calibration.calibrated(saved, model, train)
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
     terms = terms if terms is not None else min(TERMS, len(times) - 1)
     if not exact and not min(2, len(times) - 1) <= terms <= len(times) - 1:
         raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
-    repeats = 1 if known is None else scores.REPEATS
+    repeats = 1 if norm is None else anomaly_scores.REPEATS
     with together(device_of(model), PATIENCE) as processes, held(out, "evaluate", processes) as results:
         warn_of_untrained(saved.facts.untrained, test)
-        asked = Measurement(saved, model, average_width, test, batch_size, seed)
-        used = {"terms": None if exact else terms, "variance": variance or saved.config.diffusion.variance}
-        settings = {**asked.settings, **used, "repeats": repeats}
+        measurement = Measurement(saved, model, average_width, test, batch_size, seed)
+        options = {"terms": None if exact else terms, "variance": variance or saved.config.diffusion.variance}
+        settings = {**measurement.settings, **options, "repeats": repeats}
         job = Job(out / ".evaluate", settings, processes)
 
         def measure(predictor: Predictor, x0: Tensor, numbers: range) -> dict[str, Tensor]:
-            return elbo_of(predictor, x0, numbers, times, move, used["terms"], seed, repeats).tensors()
+            return elbo_of(predictor, x0, numbers, times, move, options["terms"], seed, repeats).tensors()
 
         with Progress() as bar:
             task = bar.add_task("bound", total=processes.most(len(test)))
-            parts = asked.per_batch(job, measure, partial(bar.advance, task))
+            parts = measurement.per_batch(job, measure, partial(bar.advance, task))
         result = concatenate([Elbo.of_tensors(one) for one in parts])
         files: dict[str, bytes] = {}
         if processes.first:
             kind = build.chain(saved.config)
-            measured = {name: settings[name] for name in ("model", "average_width")}
-            measured |= {"variance": used["variance"] if kind.reverse is None else None, "data": data_source}
-            reverse = kind.named(used["variance"])
-            files = _evaluation(result, reverse, measured, test.images[:], exact)
-        if known is not None:
-            files |= scores.per_image(asked, known, result, out / ".traces", processes)
+            facts = {name: settings[name] for name in ("model", "average_width")}
+            facts |= {"variance": options["variance"] if kind.reverse is None else None, "data": data_source}
+            reverse = kind.named(options["variance"])
+            files = _files(result, reverse, facts, test.images[:], exact)
+        if norm is not None:
+            files |= anomaly_scores.score_files(measurement, norm, result, out / ".traces", processes)
         processes.wait()
         if processes.first:
             write(results, files)
             job.forget()
 
 
-def _evaluation(
-    result: Elbo, reverse: str, measured: dict[str, Any], images: np.ndarray, exact: bool
-) -> dict[str, bytes]:
-    """Show the bound; returns its files."""
+def _files(result: Elbo, reverse: str, facts: dict[str, Any], images: np.ndarray, exact: bool) -> dict[str, bytes]:
+    """Print the bound; returns its files by name."""
     rows = {"bound, bits/dim": in_json(result.bits_per_dim)}
     rows |= {f"  {name}": in_json(values) for name, values in result.parts.items()}
     formats = image_formats.lossless_bits_per_dim(images)
@@ -135,7 +133,7 @@ def _evaluation(
     bits = result.bits(nats).numpy()
     document = {
         "images": len(images),
-        **measured,
+        **facts,
         "terms": result.terms.shape[1],
         "nats_per_image": float(result.nats.mean()),
         "bits_per_dim": {name.strip(): row for name, row in rows.items()},

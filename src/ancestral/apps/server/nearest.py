@@ -64,7 +64,7 @@ class NearestImages:
             else:
                 by, features = looked
                 metric, scale = f"distance of {by.name} features", 1.0
-                found = closest(by.look(pixels[None]), features, count, going_on)
+                found = closest(by.extract(pixels[None]), features, count, going_on)
             distances, places = (one[0].tolist() for one in found)
             rows = [(place, far / scale) for place, far in zip(places, distances, strict=True)]
             images = np.asarray(train.images[[row for row, _ in rows]])

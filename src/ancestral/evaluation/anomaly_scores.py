@@ -1,0 +1,101 @@
+"""`ancestral evaluate --per-image`: each image's bound and anomaly scores as CSV, and a sheet of the most anomalous."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from ancestral.data import pictures
+from ancestral.data.dataset import ImageSet
+from ancestral.diffusion.denoisers.denoiser import Predictor
+from ancestral.diffusion.objectives.anomaly import SCORES, Known, Trace, concatenate, p_values, shared_grid, trace
+from ancestral.diffusion.objectives.elbo import Elbo, error_per_image
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.evaluation import image_formats
+from ancestral.evaluation.measurement import Measurement
+from ancestral.runs import build
+from ancestral.runtime.console import Progress, screen, table_of
+from ancestral.runtime.distributed import Processes
+from ancestral.runtime.resumable_job import Job, cache_folder
+
+REPEATS = 4  # independent measurements of each image's bound, for its standard error
+REFERENCE = 512  # training images that scores are compared with
+BY, FLAGGED = "profile", 0.01  # an image is flagged whose p-value by this score is so small
+LISTED, ON_SHEET, COLUMNS = 10, 48, 12
+
+
+@dataclass(frozen=True)
+class AnomalyScores:
+    """By name of the score: the values of the images and their p-values among reference images, float64 (B,)."""
+
+    values: dict[str, Tensor]
+    p: dict[str, Tensor]
+
+
+def score(images: Known, reference: Known) -> AnomalyScores:
+    """Score images: half of the reference defines the scores, the other half their distribution for p-values."""
+    norm, null = (Known(Trace(*(part[k::2] for part in reference.trace)), reference.shortest[k::2]) for k in (0, 1))
+    values = {name: of(images, norm) for name, of in SCORES.items()}
+    return AnomalyScores(values, {name: p_values(values[name], SCORES[name](null, norm)) for name in values})
+
+
+def score_files(
+    measurement: Measurement, reference: ImageSet, bound: Elbo, cache: Path, processes: Processes
+) -> dict[str, bytes]:
+    """Score the images, whose bound was measured `REPEATS` times, against reference images; CSV and picture sheet."""
+    with Progress() as bar:
+        task = bar.add_task("image by image", total=processes.most(len(measurement.images) + len(reference)))
+        images, known = (
+            traced(one, cache, processes, partial(bar.advance, task))
+            for one in (measurement, replace(measurement, images=reference))
+        )
+    return _files(measurement.images, bound, score(images, known)) if processes.first else {}
+
+
+def traced(measurement: Measurement, cache: Path, processes: Processes, done: Callable[[int], object]) -> Known:
+    """The traces and shortest lossless files of the images, from the cache where they are."""
+    grid, table = shared_grid(measurement.model.schedule), measurement.saved.calibration
+    settings = {
+        **measurement.settings,
+        "calibration": None if table is None else sha256(table.numpy().tobytes()).hexdigest(),
+        "grid": grid,
+    }
+    move = build.transition(measurement.saved, None)
+
+    def measure(predictor: Predictor, x0: Tensor, numbers: range) -> dict[str, Tensor]:
+        traces = trace(predictor, x0, grid, move, Streams(measurement.seed, "trace", numbers))
+        return {name: value.contiguous() for name, value in traces._asdict().items()}
+
+    parts = measurement.per_batch(Job(cache_folder(cache, settings), settings, processes), measure, done)
+    shortest = image_formats.shortest_bits_per_dim(measurement.images.images[:])
+    return Known(concatenate([Trace(**one) for one in parts]), torch.from_numpy(shortest))
+
+
+def _files(test: ImageSet, elbo: Elbo, scores: AnomalyScores) -> dict[str, bytes]:
+    columns: dict[str, list[float]] = {"bits_per_dim": elbo.bits_per_dim.tolist()}
+    columns["standard_error"] = error_per_image(elbo, REPEATS).tolist()
+    columns |= {name: values.tolist() for name, values in elbo.parts.items()}
+    for name in scores.values:
+        columns |= {name: scores.values[name].tolist(), f"{name}_p": scores.p[name].tolist()}
+    flags = (scores.p[BY] <= FLAGGED).long().tolist()
+    order = scores.values[BY].argsort(descending=True, stable=True)[:ON_SHEET].numpy()
+    table = Table(title=f"most surprising by {BY}; {sum(flags)} of {len(test)} flagged", title_justify="left")
+    for heading in ("image", BY, "p", "bits/dim", "standard error"):
+        table.add_column(heading, justify="left" if heading == "image" else "right")
+    for row in order[:LISTED]:
+        bits, error = columns["bits_per_dim"][row], columns["standard_error"][row]
+        cells = (f"{scores.values[BY][row]:.2f}", f"{scores.p[BY][row]:.4f}", f"{bits:.3f}", f"{error:.3f}")
+        table.add_row(test.names[row], *cells)
+    screen.print(table)
+    rows = zip(test.names, *columns.values(), flags, strict=True)
+    return {
+        "per_image.csv": table_of(["image", *columns, "flagged"], rows),
+        "surprising.png": pictures.sheet(test.images[order], COLUMNS),
+    }
