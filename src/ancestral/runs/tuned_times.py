@@ -48,7 +48,7 @@ def load(
     except disk.Damaged as error:
         raise UserError(f"{error}; find the times again: {again}") from None
     if found is None:
-        raise UserError(f"--grid tuned: {folder / TUNED} has none for {steps} steps; find them first: {again}")
+        raise UserError(f"--grid tuned: {folder / FILE} has none for {steps} steps; find them first: {again}")
     if not isinstance(found, dict) or "model" not in found:
         raise UserError(f"{folder / FILE}: does not say which model its times are of; find them again: {again}")
     if (found["model"], found.get("average_width")) != (checkpoint.digest(saved), average_width):
