@@ -126,6 +126,20 @@ def test_metrics_of_data_in_any_form_are_those_of_its_file(run, tmp_path):
     assert first["fd-pixels"]["test"].value > 0
 
 
+def test_a_model_without_a_measured_variance_takes_it_from_the_training_part(run, tmp_path):
+    """As an imported model: data in memory are those of the file that holds both parts."""
+    from dataclasses import replace
+
+    from ancestral.data.dataset import DataOptions
+    from ancestral.data.load import of_any
+
+    saved, images = run[0].model("cpu").saved, colours(40, run[1].shape[3])
+    splits = of_any(images, DataOptions())
+    np.savez(tmp_path / "images.npz", train_images=splits.train.images, test_images=splits.test.images)
+    model = ancestral.Model(replace(saved, calibration=None), run[0].folder, "cpu")
+    assert model.bits_per_dim(images, terms=4) == model.bits_per_dim(str(tmp_path / "images.npz"), terms=4)
+
+
 def test_compressing_gives_the_pixels_back(run):
     """Of a model trained on images in memory, which it is measured on once."""
     run, images = run

@@ -156,7 +156,8 @@ class Model:
 
         Args:
             data: a path or name, whose held-out part is measured, the run's own when left out; or images in memory,
-                all of which are.
+                all of which are; of a model whose variance was never measured, as an imported one's, only the part
+                that `train` holds out, and the rest is for the variance.
             num_images: at most so many of them, evenly spread.
             terms: of the bound that are measured an image; 50 when left out.
             exact: every term for every image.
@@ -172,7 +173,8 @@ class Model:
         model, saved = self.denoiser, self.saved
         images = self._images(data)
         if saved.calibration is None:
-            saved = calibration.calibrated(saved, model, self._splits(_path(data)).train)
+            splits = self._splits(data)
+            images, saved = splits.test, calibration.calibrated(saved, model, splits.train)
         move, times = build.transition(saved, variance), build.training_grid(saved.config)
         most = len(times) - 1
         terms = min(elbo_command.TERMS, most) if terms is None else terms
