@@ -15,7 +15,7 @@ from PIL import Image
 from ancestral.diffusion.denoisers.analytic import Mixture
 from ancestral.diffusion.denoisers.denoiser import score
 from ancestral.diffusion.objectives.probability_flow import transport
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import gaussian, schedule
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.langevin import langevin
@@ -29,7 +29,7 @@ SIDE = 1.8
 LEVELS = (700, 400, 150)
 
 
-def field(q: schedule.NoiseSchedule, oracle: Mixture) -> Figure:
+def field(q: gaussian.Gaussian, oracle: Mixture) -> Figure:
     """The density, its score and two chains of Langevin steps at three noise levels."""
     figure = Figure(figsize=(9, 3.3), dpi=110, layout="constrained")
     for axes, t in zip(figure.subplots(1, 3), LEVELS, strict=True):
@@ -48,7 +48,7 @@ def field(q: schedule.NoiseSchedule, oracle: Mixture) -> Figure:
     return figure
 
 
-def paths(q: schedule.NoiseSchedule, oracle: Mixture) -> Figure:
+def paths(q: gaussian.Gaussian, oracle: Mixture) -> Figure:
     """The same latents taken down by the flow and by ancestral steps, over time; one-dimensional."""
     figure = Figure(figsize=(9, 3.3), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from ancestral.apps.python.training import Run, train
     from ancestral.diffusion.denoisers.denoiser import Denoiser
     from ancestral.diffusion.objectives.elbo import Elbo, elbo
+    from ancestral.diffusion.processes.gaussian import Gaussian
+    from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
     from ancestral.diffusion.processes.normal import Normal
-    from ancestral.diffusion.processes.schedule import SCHEDULES, NoiseSchedule, cosine, linear
+    from ancestral.diffusion.processes.schedule import SCHEDULES, cosine, linear
     from ancestral.diffusion.samplers.loop import walk
     from ancestral.diffusion.samplers.sample import latents, trajectory
     from ancestral.diffusion.samplers.solvers import SOLVERS
@@ -34,6 +36,7 @@ __all__ = [
     "Denoiser",
     "Elbo",
     "Film",
+    "Gaussian",
     "Images",
     "Model",
     "NoiseSchedule",
@@ -58,7 +61,9 @@ _ROOMS = {
     "diffusion.denoisers.denoiser": "Denoiser",
     "diffusion.objectives.elbo": "Elbo elbo",
     "diffusion.processes.normal": "Normal",
-    "diffusion.processes.schedule": "SCHEDULES NoiseSchedule cosine linear",
+    "diffusion.processes.gaussian": "Gaussian",
+    "diffusion.processes.noise_schedule": "NoiseSchedule",
+    "diffusion.processes.schedule": "SCHEDULES cosine linear",
     "diffusion.samplers.loop": "walk",
     "diffusion.samplers.sample": "latents trajectory",
     "diffusion.samplers.solvers": "SOLVERS",

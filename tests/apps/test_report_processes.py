@@ -30,6 +30,7 @@ from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.denoisers.denoiser import predict
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.samplers import transitions
 from ancestral.diffusion.samplers.solvers import FEW_STEPS, SOLVERS
 from ancestral.runs import build, config
@@ -68,7 +69,7 @@ def test_the_simulation_agrees_and_would_notice_a_wrong_step(toy):
     assert max(look.far for look in looks) < forward_chain.FAR
     assert [look.t for look in looks] == [200, 400, 600, 800, 1000]
 
-    class Other(schedule.NoiseSchedule):
+    class Other(Gaussian):
         """Closed form of one process, steps of another."""
 
         def transition(self, x_s, s, t):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from ancestral.diffusion.denoisers.targets import EPS, MEAN, SCORE, TARGETS, X0, V
 from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.normal import Normal, log_ndtr
-from ancestral.diffusion.processes.schedule import NoiseSchedule, from_betas
+from ancestral.diffusion.processes.schedule import from_betas
 from ancestral.diffusion.samplers import grids
 
 F64 = torch.float64

@@ -21,6 +21,7 @@ from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.losses import OBJECTIVES
 from ancestral.diffusion.objectives.probability_flow import every_direction, log_density, transport
 from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
@@ -224,7 +225,7 @@ class Scaled(torch.nn.Module):
 
 
 def test_fitting_finds_the_best_network_and_is_a_function_of_the_seed():
-    q = schedule.NoiseSchedule(torch.tensor([0.0, math.log(0.5)], dtype=torch.float64))
+    q = Gaussian(torch.tensor([0.0, math.log(0.5)], dtype=torch.float64))
     x0 = 2 * torch.randn(4096, 1, 4, generator=torch.Generator().manual_seed(0))
 
     def fitted(seed):

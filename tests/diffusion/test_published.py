@@ -21,7 +21,7 @@ from test_reference import LINEAR, Dummy, noised, ramp, run
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction, predict, unclipped
 from ancestral.diffusion.denoisers.targets import EPS, V
 from ancestral.diffusion.processes import schedule
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.loop import walk
@@ -45,7 +45,7 @@ class Levels:
 
     def schedule(self):
         rising = torch.tensor(self.sigma[::-1].copy())
-        return NoiseSchedule(torch.cat([torch.zeros(1), -torch.log1p(rising**2)]).double())
+        return Gaussian(torch.cat([torch.zeros(1), -torch.log1p(rising**2)]).double())
 
     def clock(self, t, T):
         return torch.tensor([0.0, *(self.time[::-1] + 1)])[t]  # Dummy takes the paper's time

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import from_model, walk
 from ancestral.diffusion.samplers.sample import finish
@@ -37,7 +37,7 @@ def sample(predictor: Predictor, x_t: Tensor, t: int, x0: Tensor) -> Tensor:
     return finish(walk(predictor, x_t, down(predictor.schedule, t), Ancestral(optimal), from_model(noise)))
 
 
-def down(schedule: NoiseSchedule, t: int) -> list[int]:
+def down(schedule: Gaussian, t: int) -> list[int]:
     """At most `CALLS` times from t to 0, the inner ones evenly spread in log SNR."""
     known = schedule.log_snr(torch.arange(1, t + 1))
     wanted = torch.linspace(float(known[-1]), float(known[0]), min(CALLS, t), dtype=torch.float64)

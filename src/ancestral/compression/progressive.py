@@ -27,7 +27,7 @@ from ancestral.compression.codebook import Profile
 from ancestral.compression.portable_random import ONE, normals
 from ancestral.compression.trellis import CHANNELS, Channel, Key
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.samplers.loop import Draw, Move, Step, walk
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 
@@ -118,9 +118,7 @@ def received(
 Choice = Callable[[int, np.ndarray, Key], tuple[float, np.ndarray]]  # row, r, key: w and z
 
 
-def _moved(
-    schedule: NoiseSchedule, move: Move, rows: Sequence[Row[_Stream]], profile: Profile, choose: Choice
-) -> Tensor:
+def _moved(schedule: Gaussian, move: Move, rows: Sequence[Row[_Stream]], profile: Profile, choose: Choice) -> Tensor:
     """x_s, each row's with the w and z that were chosen for it."""
     var = schedule.posterior(move.x_t, move.prediction.x0, move.t, move.s).var
     r = move.p.var / var - 1
@@ -139,7 +137,7 @@ def _moved(
     return move.p.mean + (var * (1 + width * r)).sqrt() * z
 
 
-def sender(schedule: NoiseSchedule, profile: Profile, x0: Tensor, rows: Sequence[Row[Writer]]) -> Draw:
+def sender(schedule: Gaussian, profile: Profile, x0: Tensor, rows: Sequence[Row[Writer]]) -> Draw:
     """x_s that looks drawn from q(x_s | x_t, x0), its bits written; the mean at s = 0, where the pixels are coded."""
     channel = CHANNELS[profile.channel]
 
@@ -167,7 +165,7 @@ def sender(schedule: NoiseSchedule, profile: Profile, x0: Tensor, rows: Sequence
 class Receiver:
     """The same x_s from the bits. A row whose bits end is `stopped`; within a step the missing z are 0."""
 
-    def __init__(self, schedule: NoiseSchedule, profile: Profile, rows: Sequence[Row[Reader]]) -> None:
+    def __init__(self, schedule: Gaussian, profile: Profile, rows: Sequence[Row[Reader]]) -> None:
         self.schedule, self.profile, self.rows = schedule, profile, rows
         self.stopped = [False] * len(rows)
 

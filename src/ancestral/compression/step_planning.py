@@ -20,8 +20,8 @@ from torch import Tensor
 
 from ancestral.diffusion.denoisers.calibrated import X0_EDGES, x0_bucket
 from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
 
 BUCKETS = len(X0_EDGES) + 1
@@ -84,7 +84,7 @@ def step_bits(r: Tensor) -> Tensor:
     return torch.log1p(r) / (2 * np.log(2))
 
 
-def move_costs(schedule: NoiseSchedule, errors: Errors, overhead: float = 1.0) -> np.ndarray:
+def move_costs(schedule: Gaussian, errors: Errors, overhead: float = 1.0) -> np.ndarray:
     """(times, times): bits a dimension of a step between any two of the times, times `overhead`."""
     snr = schedule.snr(torch.tensor(errors.times))
     r = errors.x0_var[:, None] * (snr[None] - snr[:, None]).clamp(min=0)[..., None]
@@ -155,7 +155,7 @@ def rate(
 
 
 def channel_bits(
-    schedule: NoiseSchedule, errors: Errors, times: Sequence[int], dimensions: int, efficiency: float
+    schedule: Gaussian, errors: Errors, times: Sequence[int], dimensions: int, efficiency: float
 ) -> tuple[tuple[int, ...], ...]:
     """Bits of each step for errors of 2^((q - 8) / 4) times those measured, q = 0..15, at so many bits of KL a bit.
 

@@ -14,7 +14,9 @@ from ancestral.diffusion.denoisers.calibrated import Calibrated
 from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Predictor
 from ancestral.diffusion.objectives.losses import OBJECTIVES, Objective
 from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
-from ancestral.diffusion.processes.schedule import SCHEDULES, NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
+from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
+from ancestral.diffusion.processes.schedule import SCHEDULES
 from ancestral.diffusion.samplers.grids import GRIDS, full, trailing
 from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.diffusion.samplers.transitions import (
@@ -49,6 +51,13 @@ def schedule(config: Config) -> NoiseSchedule:
     except ValueError as error:
         raise UserError(f"diffusion.T: {error}") from None
     return chain(config).process(made, config.diffusion)
+
+
+def gaussian(config: Config) -> Gaussian:
+    """The forward process of a run with Gaussian noise."""
+    made = schedule(config)
+    assert isinstance(made, Gaussian), "asked of a run that hides pixels"
+    return made
 
 
 def form(options: ModelOptions) -> Form:

@@ -13,8 +13,9 @@ from ancestral.diffusion.denoisers.masked import Masked
 from ancestral.diffusion.denoisers.targets import TARGETS
 from ancestral.diffusion.objectives.autoregressive import from_law, imagined_costs
 from ancestral.diffusion.processes.absorbing import Absorbing, Independent
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.levels import VALUES
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grid_search import jumps, shortest
 from ancestral.diffusion.samplers.loop import Draw, from_model
@@ -45,6 +46,7 @@ class Chain:
 
 def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
     options = config.diffusion
+    assert isinstance(process, Gaussian)
     for name in ("values", "levels"):
         if getattr(options, name) != getattr(DiffusionOptions(), name):
             raise UserError(

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.samplers.grids import explicit
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint

@@ -16,7 +16,7 @@ from ancestral.diffusion.editing.edits import Resampled, below, inverted, known_
 from ancestral.diffusion.editing.inverse_problems import METHODS, Measurement
 from ancestral.diffusion.editing.operators import Known, Operator, box_means, gaussian_blur, grey
 from ancestral.diffusion.objectives.statistics import psnr
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import Step, from_model, walk
 from ancestral.diffusion.samplers.sample import trajectory
@@ -46,7 +46,7 @@ def _calls(editor: Editor, times: list[int]) -> int:
     return len(begin(editor.sampler.move, editor.schedule, times)[1]) - 1
 
 
-def _below(schedule: NoiseSchedule, grid: list[int], t: int) -> list[int]:
+def _below(schedule: Gaussian, grid: list[int], t: int) -> list[int]:
     try:
         return below(schedule, grid, t)
     except ValueError as error:

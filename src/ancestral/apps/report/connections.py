@@ -64,7 +64,7 @@ def _score(subject: Subject, plane: Plane, found: Part) -> None:
             continue
         # The terms of one image are alike: each image counts once.
         eps, x0 = ((one * near).sum(1)[seen] / near.sum(1)[seen] for one in (errors, subject.elbo.mse))
-        t = Number(subject.at(level), "", "ancestral.diffusion.processes.schedule.NoiseSchedule.log_snr")
+        t = Number(subject.at(level), "", "ancestral.diffusion.processes.noise_schedule.NoiseSchedule.log_snr")
         rmse = Number(float(x0.mean().sqrt()) * 127.5, "", again)
         rows.append([Number(level, "", t.again), t, mean_of(eps, "", again), rmse])
     found.tables["levels"] = rows
@@ -78,7 +78,9 @@ def _langevin(subject: Subject, plane: Plane, found: Part) -> None:
     levels = [connections_langevin.wander(subject, images, plane.time(told)) for told in SHOWN]
     again, share = "ancestral.diffusion.samplers.langevin.langevin", connections_langevin.SHARE
     for name, one in zip(("high", "low"), levels, strict=True):
-        found.numbers[f"t_{name}"] = Number(one.t, "", "ancestral.diffusion.processes.schedule.NoiseSchedule.log_snr")
+        found.numbers[f"t_{name}"] = Number(
+            one.t, "", "ancestral.diffusion.processes.noise_schedule.NoiseSchedule.log_snr"
+        )
         found.numbers[f"forgotten_{name}"] = mean_of(one.forgotten, "", again)
         found.facts[f"forgets_{name}"] = float(one.forgotten.mean()) > 0.5
     found.numbers["moved"] = mean_of(levels[1].moved, "", again)
@@ -109,7 +111,7 @@ def _energies(plane: Plane, found: Part) -> None:
 
 def _row(one: Edges, again: str) -> Row:
     return (
-        Number(one.t, "", "ancestral.diffusion.processes.schedule.NoiseSchedule.log_snr"),
+        Number(one.t, "", "ancestral.diffusion.processes.noise_schedule.NoiseSchedule.log_snr"),
         mean_of(torch.from_numpy(one.to_b), "nats", again),
         Number(float(one.way.mean()), "nats", again),
         Number(float(np.sqrt(np.square(one.left).mean())), "nats", again),

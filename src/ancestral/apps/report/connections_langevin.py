@@ -14,8 +14,8 @@ from ancestral.apps.report.subject import Subject
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import Prediction
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.langevin import Langevin, langevin
 from ancestral.diffusion.samplers.loop import from_model, walk
@@ -74,7 +74,7 @@ def wander(subject: Subject, images: ImageSet, t: int) -> Wandering:
     return Wandering(t, seen, moved, forgotten)
 
 
-def _move(schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
+def _move(schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
     return langevin(schedule, x_t, prediction, t, SHARE)
 
 

@@ -14,8 +14,8 @@ from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.analytic import Mixture
 from ancestral.diffusion.denoisers.denoiser import Prediction, predict
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import Time
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
@@ -46,7 +46,7 @@ def shapes() -> Tensor:
 class Shapes:
     """The exact predictor of the shapes, for images (B, 1, H, W)."""
 
-    def __init__(self, schedule: NoiseSchedule) -> None:
+    def __init__(self, schedule: Gaussian) -> None:
         means = shapes().flatten(1)
         self.schedule, self.mixture = schedule, Mixture(schedule, means, torch.full((len(means),), SPREAD**2).double())
 
@@ -80,7 +80,7 @@ class Shapes:
 def exact(num_images: int, seed: int) -> Subject:
     """Drawn shapes whose denoiser is known in closed form; nothing is trained."""
     options = config.resolve("shapes", "tiny", {})
-    shapes = Shapes(build.schedule(options))
+    shapes = Shapes(build.gaussian(options))
     return Subject(
         title="exact shapes",
         run=None,

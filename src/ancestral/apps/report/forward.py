@@ -9,12 +9,12 @@ from torch import Tensor
 from ancestral.apps.report import forward_chain, forward_distance, forward_posterior, plots
 from ancestral.apps.report.part import Number, Part, Words
 from ancestral.apps.report.subject import Subject
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.runtime.plots import ACCENT, SECOND
 
 SHOWN, COLUMNS = 4, 10  # images, times
-AGAIN = "ancestral.diffusion.processes.schedule.NoiseSchedule"
+AGAIN = "ancestral.diffusion.processes.gaussian.Gaussian"
 
 
 def part(subject: Subject) -> Part:
@@ -64,7 +64,7 @@ def images_part(subject: Subject) -> Part:
     return Part(figures={"noised": lambda words: _noised(states, times)})
 
 
-def _schedule(schedule: NoiseSchedule, half: int, words: Words) -> str:
+def _schedule(schedule: Gaussian, half: int, words: Words) -> str:
     figure, (shares, snr, beta) = plots.axes(words["axes"]["t"], "", 3, 1.9)
     t = torch.arange(1, schedule.T + 1)
     shares.plot(t, schedule.signal(t), color=ACCENT, label=words["axes"]["signal"])

@@ -13,13 +13,13 @@ from scipy.stats import norm
 
 from ancestral.apps.report.part import Number, Part
 from ancestral.apps.report.subject import Subject
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 
 VALUES, LOOKS = 50_000, 5  # pixels of a chain, times at which it is compared
 STEP, CLOSED = (
-    "ancestral.diffusion.processes.schedule.NoiseSchedule.transition",
-    "ancestral.diffusion.processes.schedule.NoiseSchedule.marginal",
+    "ancestral.diffusion.processes.gaussian.Gaussian.transition",
+    "ancestral.diffusion.processes.gaussian.Gaussian.marginal",
 )
 SIMULATED = "ancestral.apps.report.forward_chain.simulate"
 FAR = 4.0  # standard errors: ten fair comparisons go beyond once in 1,600 reports
@@ -72,7 +72,7 @@ def part(subject: Subject) -> Part:
     )
 
 
-def composed(schedule: NoiseSchedule) -> tuple[float, float]:
+def composed(schedule: Gaussian) -> tuple[float, float]:
     """The largest differences over t between a step after the closed form at t-1 and the closed form at t.
 
     Of the mean's coefficient and of the variance, in float64.

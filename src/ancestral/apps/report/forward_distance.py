@@ -18,7 +18,7 @@ from ancestral.runtime.plots import ACCENT, INK, SECOND
 
 VALUES, LOOKS, CURVE = 50_000, 6, 60  # pixels, times of the histograms, points of a curve
 PRIOR, KS = (
-    "ancestral.diffusion.processes.schedule.NoiseSchedule.prior",
+    "ancestral.diffusion.processes.gaussian.Gaussian.prior",
     "ancestral.apps.report.forward_distance.kolmogorov",
 )
 CORRELATION = "ancestral.apps.report.forward_distance.correlation"

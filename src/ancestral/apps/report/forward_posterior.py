@@ -12,12 +12,12 @@ from torch import Tensor
 from ancestral.apps.report import plots
 from ancestral.apps.report.part import Number, Part, Words
 from ancestral.apps.report.subject import Subject
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.runtime.plots import ACCENT, SECOND
 
 VALUES, PAIRS, COLUMNS = 500_000, 100, 8  # of the check of Bayes' rule; times of the strip
-AGAIN = "ancestral.diffusion.processes.schedule.NoiseSchedule"
+AGAIN = "ancestral.diffusion.processes.gaussian.Gaussian"
 
 
 class Rule(NamedTuple):
@@ -103,7 +103,7 @@ def _between(strip: Tensor, times: list[int], words: Words) -> str:
     return plots.sheet(plots.pixels(strip), [f"t = {times[0]}", *map(str, times[1:])], words["rows"]["posterior"])
 
 
-def _coefficients(schedule: NoiseSchedule, words: Words) -> str:
+def _coefficients(schedule: Gaussian, words: Words) -> str:
     t = torch.arange(2, schedule.T + 1)
     of_x_t, of_x0 = schedule.posterior_coefficients(t, t - 1)
     gain = schedule.gain(t, t - 1)

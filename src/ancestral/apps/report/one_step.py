@@ -21,7 +21,7 @@ ROW = 0  # which of the held-out images
 PURPOSE = "explain-step"
 ROUNDING = 1e-6  # two calls of a network on a graphics card may differ by it
 SCHEDULE, STEP = (
-    "ancestral.diffusion.processes.schedule.NoiseSchedule",
+    "ancestral.diffusion.processes.gaussian.Gaussian",
     "ancestral.diffusion.samplers.transitions.Ancestral",
 )
 

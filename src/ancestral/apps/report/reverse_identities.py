@@ -69,7 +69,7 @@ def part(subject: Subject) -> Part:
     numbers |= {
         "x0_gap": Number(found.x0_gap, "", "ancestral.diffusion.denoisers.targets.Target.x0"),
         "mean_gap": Number(found.mean_gap, "", "ancestral.diffusion.samplers.transitions.Ancestral"),
-        "look": Number(seen.t, "", "ancestral.diffusion.processes.schedule.NoiseSchedule.alpha_bar"),
+        "look": Number(seen.t, "", "ancestral.diffusion.processes.noise_schedule.NoiseSchedule.alpha_bar"),
         "look_images": Number(len(seen.x0), "images", again),
     }
     numbers |= _variances(subject, seen)

@@ -20,7 +20,7 @@ from ancestral.data.source_paths import same_place, typed
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate, strata
 from ancestral.diffusion.objectives.elbo_derivation import Chains, along_chains
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import latents, trajectory
@@ -89,9 +89,9 @@ class Subject:
     dtype: torch.dtype
 
     @cached_property
-    def schedule(self) -> NoiseSchedule:
+    def schedule(self) -> Gaussian:
         """The forward process."""
-        return build.schedule(self.config)
+        return build.gaussian(self.config)
 
     @cached_property
     def times(self) -> list[int]:

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Prediction, predict
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import Time
 
 
@@ -23,9 +23,7 @@ class Mixture:
         weights: (K,) probabilities; equal when left out.
     """
 
-    def __init__(
-        self, schedule: NoiseSchedule, means: Tensor, variances: Tensor, weights: Tensor | None = None
-    ) -> None:
+    def __init__(self, schedule: Gaussian, means: Tensor, variances: Tensor, weights: Tensor | None = None) -> None:
         self.schedule, self.means, self.variances = schedule, means, variances
         self.log_weights = (torch.ones_like(variances) if weights is None else weights).log().log_softmax(0)
 
@@ -63,7 +61,7 @@ class Mixture:
 class Correlated:
     """The exact predictor for data from N(mean, covariance). mean: (D,); covariance: (D, D)."""
 
-    def __init__(self, schedule: NoiseSchedule, mean: Tensor, covariance: Tensor) -> None:
+    def __init__(self, schedule: Gaussian, mean: Tensor, covariance: Tensor) -> None:
         self.schedule, self.mean, self.covariance = schedule, mean, covariance
         self.variances, self.axes = torch.linalg.eigh(covariance)
 
@@ -82,6 +80,6 @@ class Correlated:
         return predict(self.mean + along @ self.axes.mT, x_t, self.schedule, t, x0_var=x0_var.expand_as(x_t))
 
 
-def gaussian(schedule: NoiseSchedule, mean: Tensor, variance: float) -> Mixture:
+def gaussian(schedule: Gaussian, mean: Tensor, variance: float) -> Mixture:
     """The exact predictor for N(mean, variance I) data; its reverse process is exactly Gaussian. mean: (D,)."""
     return Mixture(schedule, mean[None], torch.tensor([variance], dtype=mean.dtype))

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Clip, Prediction, Predictor, predict, unclipped
 from ancestral.diffusion.denoisers.energy import Energy
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.types import Time, over
 
 
-def _common(parts: Sequence[Predictor]) -> NoiseSchedule:
+def _common(parts: Sequence[Predictor]) -> Gaussian:
     """The forward process of all parts.
 
     Raises:

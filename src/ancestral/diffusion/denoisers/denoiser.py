@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ancestral.diffusion.denoisers.targets import Target
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.types import Time, over
 
 Clip = Callable[[Tensor], Tensor]
@@ -33,20 +33,20 @@ class Prediction(NamedTuple):
 class Predictor(Protocol):
     """Anything that the loop can walk with: a Denoiser, an exact oracle, a guided or conditioned wrapper."""
 
-    schedule: NoiseSchedule
+    schedule: Gaussian
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict the clean image from x_t (B, ...) at one time or at one time an image."""
         ...
 
 
-def predict(x0: Tensor, x_t: Tensor, schedule: NoiseSchedule, t: Time, **known: Tensor | None) -> Prediction:
+def predict(x0: Tensor, x_t: Tensor, schedule: Gaussian, t: Time, **known: Tensor | None) -> Prediction:
     """Complete an estimate of x0 with the eps that agrees with it."""
     eps = (x_t - over(schedule.signal(t), x_t) * x0) / over(schedule.noise(t), x_t)
     return Prediction(x0, eps, **known)
 
 
-def score(prediction: Prediction, schedule: NoiseSchedule, t: Time) -> Tensor:
+def score(prediction: Prediction, schedule: Gaussian, t: Time) -> Tensor:
     """grad_x log q(x_t) = -eps / noise_t, where x0 = E[x0 | x_t] (section 3.2). Shape of x_t."""
     return -prediction.eps / over(schedule.noise(t), prediction.eps)
 
@@ -90,7 +90,7 @@ class Denoiser(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        schedule: NoiseSchedule,
+        schedule: Gaussian,
         target: Target,
         clip: Clip = unclipped,
         clock: Clock = CLOCKS["paper"],

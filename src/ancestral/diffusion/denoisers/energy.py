@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Prediction
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.types import Time, over
 
 
 class Energy(Protocol):
     """A predictor with a log density, such as `analytic.Mixture`, `Learned` or a product of these."""
 
-    schedule: NoiseSchedule
+    schedule: Gaussian
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict the clean image from x_t (B, ...) at time t."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import Time, over
 
 Coefficients = Callable[[NoiseSchedule, Time], tuple[Tensor, Tensor]]

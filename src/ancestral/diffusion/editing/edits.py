@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import Time, over
-from ancestral.diffusion.samplers.loop import Draw, Move, walk
+from ancestral.diffusion.samplers.loop import GaussianDraw, Move, walk
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.diffusion.samplers.transitions import DDIM, Transition
 
 
-def below(schedule: NoiseSchedule, grid: Sequence[int], t: int) -> list[int]:
+def below(schedule: Gaussian, grid: Sequence[int], t: int) -> list[int]:
     """The walk from t on: t, then the times of the grid below it.
 
     A noised image taken down from there is SDEdit (Meng et al. 2022, Algorithm 1).
@@ -31,7 +31,7 @@ def below(schedule: NoiseSchedule, grid: Sequence[int], t: int) -> list[int]:
     return [t, *(s for s in grid if s < t)]
 
 
-def known_region(schedule: NoiseSchedule, x0: Tensor, known: Tensor, noise: Streams, draw: Draw) -> Draw:
+def known_region(schedule: Gaussian, x0: Tensor, known: Tensor, noise: Streams, draw: GaussianDraw) -> GaussianDraw:
     """x_s ~ q(x_s | x0) where x0 is known, elsewhere what `draw` chooses (Lugmayr et al. 2022, RePaint, Eq. 8).
 
     Args:
@@ -42,7 +42,7 @@ def known_region(schedule: NoiseSchedule, x0: Tensor, known: Tensor, noise: Stre
         draw: of the rest.
     """
 
-    def composed(move: Move) -> Tensor:
+    def composed(move: Move[Prediction, Normal]) -> Tensor:
         fresh = schedule.marginal(x0, move.s).sample(noise.normal(x0.shape[1:]).to(x0))
         return torch.where(known, fresh, draw(move))
 
@@ -55,7 +55,7 @@ class _Resampling:
     def __init__(self, transition: Transition, ends: Sequence[int]) -> None:
         self.transition, self.ends = transition, iter(ends)
 
-    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
         """From t to the end of this step, then by the forward process to s."""
         end = next(self.ends)
         p = self.transition(schedule, x_t, prediction, t, end)
@@ -84,7 +84,7 @@ class Resampled:
     jump: int = 10
     resamples: int = 10
 
-    def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
         """The steps of one walk, and the times that it visits.
 
         Raises:
@@ -94,7 +94,8 @@ class Resampled:
         if self.resamples > 1 and self.jump >= steps:
             raise ValueError(f"a jump of {self.jump} steps needs a walk of more than that, this one has {steps}")
         left = dict.fromkeys(range(0, steps - self.jump, self.jump), self.resamples - 1)
-        visits, ends, level = [grid[0]], [], steps
+        visits, level = [grid[0]], steps
+        ends: list[int] = []
         while level:
             level -= 1
             ends.append(grid[steps - level])

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Clip, Prediction, Predictor, predict, unclipped
 from ancestral.diffusion.editing.operators import Operator
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
+from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import Time, over
-from ancestral.diffusion.samplers.loop import Draw, Move, from_model
+from ancestral.diffusion.samplers.loop import GaussianDraw, Move, from_model
 
 
 class Measurement(NamedTuple):
@@ -41,16 +42,16 @@ class Means(NamedTuple):
     """With what the loop walks."""
 
     predictor: Predictor
-    draw: Draw
+    draw: GaussianDraw
 
 
 Method = Callable[[Predictor, Measurement, Streams, Clip], Means]
 
 
-Spread = Callable[[NoiseSchedule, Prediction, Time], Tensor]  # r_t^2: what C is taken for where it is r_t^2 I
+Spread = Callable[[Gaussian, Prediction, Time], Tensor]  # r_t^2: what C is taken for where it is r_t^2 I
 
 
-def of_unit_data(schedule: NoiseSchedule, prediction: Prediction, t: Time) -> Tensor:
+def of_unit_data(schedule: Gaussian, prediction: Prediction, t: Time) -> Tensor:
     """noise_t^2, which is Var[x0 | x_t] of N(m, I) data: the published choice."""
     return over(schedule.noise_var(t), prediction.x0)
 
@@ -199,17 +200,17 @@ class Dps:
         self.gradient = -linear.back(self.seen.operator.adjoint(residual / length))
         return linear.moved(self.predictor, linear.x0, t)
 
-    def after(self, draw: Draw) -> Draw:
+    def after(self, draw: GaussianDraw) -> GaussianDraw:
         """What `draw` chooses, moved against the gradient of the prediction that it was made from."""
 
-        def moved(move: Move) -> Tensor:
+        def moved(move: Move[Prediction, Normal]) -> Tensor:
             assert self.gradient is not None, "the loop predicts before it draws"
             return draw(move) - self.scale * self.gradient
 
         return moved
 
 
-def from_spectrum(seen: Measurement, predictor: Predictor, noise: Streams, eta: float = 1.0) -> Draw:
+def from_spectrum(seen: Measurement, predictor: Predictor, noise: Streams, eta: float = 1.0) -> GaussianDraw:
     """x_s by the singular values: DDRM (Kawar et al. 2022, Eqs. 7-8) with eta_b = 1. The transition is not asked.
 
     What was measured better than the noise of x_s is taken from y, with noise added up to that of x_s; the rest is
@@ -223,7 +224,7 @@ def from_spectrum(seen: Measurement, predictor: Predictor, noise: Streams, eta: 
     """
     schedule, operator = predictor.schedule, seen.operator
 
-    def draw(move: Move) -> Tensor:
+    def draw(move: Move[Prediction, Normal]) -> Tensor:
         x0, z = move.prediction.x0, noise.normal(move.x_t.shape[1:]).to(move.x_t)
         singular = operator.singular.to(z)
         # In DDRM's units the state is x / signal and the noise sigma = noise / signal.

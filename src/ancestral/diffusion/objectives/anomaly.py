@@ -15,7 +15,7 @@ from torch import Tensor
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import Estimate
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grids import quadratic
 from ancestral.diffusion.samplers.loop import walk
@@ -35,7 +35,7 @@ class Trace(NamedTuple):
     restored: Tensor  # (B, len(STARTS)) the same of the x0 that a walk from x_t ends at
 
 
-def shared_grid(schedule: NoiseSchedule) -> list[int]:
+def shared_grid(schedule: Gaussian) -> list[int]:
     """The times at which every image is measured."""
     return quadratic(schedule, min(STEPS, schedule.T))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ancestral.diffusion.denoisers.calibrated import X0_EDGES, x0_bucket
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grids import log_snr
 
@@ -40,7 +40,7 @@ def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = 40)
     return interpolated(schedule, times[::-1], torch.stack(errors).flip(0))
 
 
-def interpolated(schedule: NoiseSchedule, times: Sequence[int], x0_var: Tensor) -> Tensor:
+def interpolated(schedule: Gaussian, times: Sequence[int], x0_var: Tensor) -> Tensor:
     """Squared errors (times, buckets) at strictly falling times as a table over t, (T + 1, buckets): log-log in SNR."""
     known = schedule.log_snr(torch.tensor(times)).numpy()
     wanted = schedule.log_snr(torch.arange(1, schedule.T + 1)).numpy()

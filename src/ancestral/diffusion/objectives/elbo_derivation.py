@@ -16,13 +16,13 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import Elbo
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import Likelihood
-from ancestral.diffusion.samplers.loop import Step, along_q
+from ancestral.diffusion.samplers.loop import GaussianStep, along_q
 from ancestral.diffusion.samplers.transitions import Transition
 
 
@@ -120,9 +120,7 @@ def along_chains(
     )
 
 
-def _column(
-    schedule: NoiseSchedule, step: Step[Prediction, Normal], x0: Tensor, likelihood: Likelihood
-) -> dict[str, Tensor]:
+def _column(schedule: Gaussian, step: GaussianStep, x0: Tensor, likelihood: Likelihood) -> dict[str, Tensor]:
     t, s, p, x_t = step.t, step.s, step.p, step.x_t
     forward = total(schedule.transition(step.x_s if s else x0, s, t).log_prob(x_t))
     column = {"forward": forward, "marginal": total(schedule.marginal(x0, t).log_prob(x_t))}
@@ -140,7 +138,7 @@ def _column(
     }
 
 
-def _given_both(schedule: NoiseSchedule, x_s: Tensor, x0: Tensor, s: int, t: int) -> Normal:
+def _given_both(schedule: Gaussian, x_s: Tensor, x0: Tensor, s: int, t: int) -> Normal:
     """q(x_t | x_s, x0) from the joint Gaussian q(x_s, x_t | x0), x0 kept: that it drops out is the Markov property."""
     share = ((schedule.log_alpha_bar_at(t) - schedule.log_alpha_bar_at(s)) / 2).exp()
     covariance = share * schedule.noise_var(s)  # of x_s and x_t, given x0

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction
 from ancestral.diffusion.denoisers.targets import Target
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.transitions import Transition
 
@@ -33,31 +33,31 @@ class Objective(Protocol):
         ...
 
 
-def elbo_weight(schedule: NoiseSchedule, t: Tensor, s: Tensor) -> Tensor:
+def elbo_weight(schedule: Gaussian, t: Tensor, s: Tensor) -> Tensor:
     """w_t = (SNR_s - SNR_t) / 2, nats per squared error in x0 (Eqs. 8-12 with the small variance); inf at s = 0."""
     return schedule.snr(s) * schedule.gain(t, s) / 2
 
 
-Weight = Callable[[NoiseSchedule, Target, Tensor], Tensor]
+Weight = Callable[[Gaussian, Target, Tensor], Tensor]
 
 
-def unweighted(schedule: NoiseSchedule, target: Target, t: Tensor) -> Tensor:
+def unweighted(schedule: Gaussian, target: Target, t: Tensor) -> Tensor:
     """1: the error counts in the units of the target itself."""
     return torch.ones_like(schedule.signal(t))
 
 
-def min_snr(schedule: NoiseSchedule, target: Target, t: Tensor, gamma: float = 5.0) -> Tensor:
+def min_snr(schedule: Gaussian, target: Target, t: Tensor, gamma: float = 5.0) -> Tensor:
     """min(SNR, gamma) on the error of x0 (Hang et al. 2023)."""
     return schedule.snr(t).clamp(max=gamma) / target.error_scale(schedule, t) ** 2
 
 
-def p2(schedule: NoiseSchedule, target: Target, t: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
+def p2(schedule: Gaussian, target: Target, t: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
     """1 / (k + SNR)^gamma on the error of eps (Choi et al. 2022)."""
     snr = schedule.snr(t)
     return snr / (k + snr) ** gamma / target.error_scale(schedule, t) ** 2
 
 
-def score_matching(schedule: NoiseSchedule, target: Target, t: Tensor) -> Tensor:
+def score_matching(schedule: Gaussian, target: Target, t: Tensor) -> Tensor:
     """noise_t^2 on the error of the score (Vincent 2011; Song and Ermon 2019, Eqs. 5-6): 1 on the error of eps."""
     return schedule.snr(t) / target.error_scale(schedule, t) ** 2
 
@@ -99,7 +99,7 @@ class VariationalBound:
         return self.of_prediction(denoiser.schedule, prediction, x_t, x0, t, s)
 
     def of_prediction(
-        self, schedule: NoiseSchedule, prediction: Prediction, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor
+        self, schedule: Gaussian, prediction: Prediction, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor
     ) -> Tensor:
         """The same for a prediction already made."""
         p = self.transition(schedule, x_t, prediction, t, s)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
 
 _GOLDEN = (5**0.5 - 1) / 2

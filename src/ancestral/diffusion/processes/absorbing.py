@@ -17,14 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ancestral.diffusion.processes.levels import Point, Values, snap
-from ancestral.diffusion.processes.schedule import NoiseSchedule
-from ancestral.diffusion.processes.types import Time
+from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
+from ancestral.diffusion.processes.types import Likelihood, Time
 
 MASK = 2.0  # off the data's range [-1, 1], and exact in every floating type
 
@@ -126,16 +126,16 @@ class Absorbing(NoiseSchedule):
         """How many of so many places are hidden on average."""
         return float(self.count(t, dimensions))
 
-    def marginal(self, x0: Tensor, t: Time) -> Change:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def marginal(self, x0: Tensor, t: Time) -> Change:
         """q(x_t | x0): the values, rounded to levels, with some places hidden. x0: (B, ...)."""
         x0 = snap(x0, self.levels)
         return self._hide(x0, 0, t)
 
-    def transition(self, x_s: Tensor, s: Time, t: Time) -> Change:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def transition(self, x_s: Tensor, s: Time, t: Time) -> Change:
         """q(x_t | x_s) for s < t."""
         return self._hide(x_s, s, t)
 
-    def posterior(self, x_t: Tensor, x0: Tensor, t: Time, s: Time) -> Change:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def posterior(self, x_t: Tensor, x0: Tensor, t: Time, s: Time) -> Change:
         """q(x_s | x_t, x0)."""
         return self.reveal(x_t, Point(snap(x0, self.levels)), t, s)
 
@@ -150,7 +150,7 @@ class Absorbing(NoiseSchedule):
         odds = _over((after - before).double() / (x_s[0].numel() - before).clamp(min=1), x_s)
         return Change(x_s, ~hidden(x_s), odds, so_many(after - before), Point(torch.full_like(x_s, MASK)))
 
-    def end(self, like: Tensor) -> Change:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def end(self, like: Tensor) -> Change:
         """p(x_T): everything hidden."""
         everything = torch.ones_like(like, dtype=torch.bool)
         mask = torch.full_like(like, MASK)
@@ -170,7 +170,9 @@ class Absorbing(NoiseSchedule):
             raise ValueError(f"the walk begins with everything hidden, which is at {self.T}, not at {t}")
         return torch.zeros(len(x0), dtype=torch.float64)
 
-    def term(self, p: Any, x_t: Tensor, x0: Tensor, t: Time, s: Time, likelihood: object = None) -> Tensor:
+    def term(
+        self, p: Change, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, likelihood: Likelihood | None = None
+    ) -> Tensor:
         """L_{t-1} in nats an image, of a `Change` p. Shape (B,)."""
         return p.nll(snap(x0, self.levels))
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 
 
 def full(schedule: NoiseSchedule) -> list[int]:

@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Prediction, score
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.transitions import DDIM, Transition
 
 
-def langevin(schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, share: float) -> Normal:
+def langevin(schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, share: float) -> Normal:
     """N(x + h score, 2 h), h = share noise_t^2."""
     step = over(share * schedule.noise_var(t), x_t)
     return Normal(x_t + step * score(prediction, schedule, t), (2 * step).expand_as(x_t))
@@ -44,13 +44,13 @@ class Langevin:
     steps: int = 5
     share: float = 0.1
 
-    def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
         """The transition, and each level as often as it is visited."""
         levels, end = [t for t in grid if t > 0], [t for t in grid if t == 0]
         visits = [t for t in levels for _ in range(self.steps)]
         return self._move, [*visits, levels[-1], *end]  # pyright: ignore[reportReturnType]
 
-    def _move(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
+    def _move(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         if s == 0 or (s < t and not schedule.signal(t) > 0):
             return DDIM()(schedule, x_t, prediction, t, s)
         at_t = langevin(schedule, x_t, prediction, t, self.share)
@@ -78,12 +78,12 @@ class Corrected:
     steps: int = 1
     snr: float = 0.16
 
-    def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
         """The transition, and each level as often as it is visited."""
         visits = [grid[0], *(t for t in grid[1:] for _ in range(self.steps + 1 if t > 0 else 1))]
         return self._move, visits  # pyright: ignore[reportReturnType]
 
-    def _move(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
+    def _move(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         if s != t:
             return self.predictor(schedule, x_t, prediction, t, s)
         return langevin(schedule, x_t, prediction, t, min(2 * self.snr**2, 1.0))

@@ -9,15 +9,15 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.denoiser import Prediction
+from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.process import Law, Process
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Planned, begin
 
 Seen = TypeVar("Seen")  # what is predicted: a Prediction, or the Guess of hidden places
-Law = TypeVar("Law")  # what a step draws from: a Normal, or the Change of an absorbing process
-_Told = TypeVar("_Told", covariant=True)
+_Seen = TypeVar("_Seen", covariant=True)
 
 
 class Move(NamedTuple, Generic[Seen, Law]):
@@ -42,17 +42,19 @@ class Step(NamedTuple, Generic[Seen, Law]):
 
 
 Draw = Callable[[Move[Seen, Law]], Tensor]
+GaussianDraw = Draw[Prediction, Normal]
+GaussianStep = Step[Prediction, Normal]
 
 
-class Walkable(Protocol[_Told]):
+class Walkable(Protocol[_Seen]):
     """A predictor, of whatever process."""
 
     @property
-    def schedule(self) -> NoiseSchedule:
+    def schedule(self) -> Process[Any]:
         """The process."""
         ...
 
-    def __call__(self, x_t: Tensor, t: int, /) -> _Told:
+    def __call__(self, x_t: Tensor, t: int, /) -> _Seen:
         """Predict the clean image from x_t (B, ...)."""
         ...
 
@@ -82,7 +84,7 @@ def walk(
         yield Step(*move, x)
 
 
-def from_model(noise: Streams) -> Draw[Prediction, Normal]:
+def from_model(noise: Streams) -> GaussianDraw:
     """x_s ~ p(x_s | x_t), but the mean at s = 0: Algorithm 2."""
 
     def draw(move: Move[Prediction, Normal]) -> Tensor:
@@ -92,7 +94,7 @@ def from_model(noise: Streams) -> Draw[Prediction, Normal]:
     return draw
 
 
-def from_model_to_the_end(noise: Streams) -> Draw[Prediction, Normal]:
+def from_model_to_the_end(noise: Streams) -> GaussianDraw:
     """x_s ~ p(x_s | x_t) at s = 0 too: what the bound speaks about, and exact for exact variances."""
 
     def draw(move: Move[Prediction, Normal]) -> Tensor:
@@ -104,18 +106,18 @@ def from_model_to_the_end(noise: Streams) -> Draw[Prediction, Normal]:
 
 
 def along_q(
-    denoiser: Walkable[Prediction],
+    denoiser: Predictor,
     x0: Tensor,
     times: Sequence[int],
     transition: Callable[[Any, Tensor, Prediction, int, int], Normal] | Planned,
     noise: Streams,
-) -> Iterator[Step[Prediction, Normal]]:
+) -> Iterator[GaussianStep]:
     """The walk along one chain of q for each of x0 (B, ...): x_T ~ q(x_T | x0), then x_s ~ q(x_s | x_t, x0)."""
     start = denoiser.schedule.marginal(x0, times[0]).sample(noise.normal(x0.shape[1:]).to(x0))
     return walk(denoiser, start, times, transition, from_posterior(denoiser.schedule, x0, noise))
 
 
-def from_posterior(schedule: NoiseSchedule, x0: Tensor, noise: Streams) -> Draw[Prediction, Normal]:
+def from_posterior(schedule: Gaussian, x0: Tensor, noise: Streams) -> GaussianDraw:
     """x_s ~ q(x_s | x_t, x0): a chain of the forward process, seen backwards."""
 
     def draw(move: Move[Prediction, Normal]) -> Tensor:

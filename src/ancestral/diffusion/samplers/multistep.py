@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Prediction
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import over
 
 SETTLES = 15  # below so many steps the order falls towards the end, where the steps are the boldest
@@ -44,13 +44,13 @@ class Solver:
         order: how many predictions are used at the most.
     """
 
-    def __init__(self, schedule: NoiseSchedule, times: Sequence[int], order: int) -> None:
+    def __init__(self, schedule: Gaussian, times: Sequence[int], order: int) -> None:
         self.schedule, self.order = schedule, order
         self.left = len(times) - 1
         self.settles = self.left < SETTLES
         self.seen: deque[Seen] = deque(maxlen=max(order, 2))
 
-    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """The next state, with no variance."""
         self.remember(Seen(t, prediction))
         order = min(self.order, len(self.seen), self.left if self.settles else self.order)
@@ -140,7 +140,7 @@ class Dpm(Solver):
 class DpmSingle(Solver):
     """Order 2 in pairs: a step of order 1, then from the state before it to s with the slope between its ends."""
 
-    def __init__(self, schedule: NoiseSchedule, times: Sequence[int], order: int) -> None:
+    def __init__(self, schedule: Gaussian, times: Sequence[int], order: int) -> None:
         super().__init__(schedule, times, order)
         self.base: Tensor | None = None  # the state that an open pair began from
 
@@ -171,13 +171,13 @@ class DpmSde(Solver):
 class PredictorCorrector(Solver):
     """A predictor and, from the prediction at its result, a corrector: no further network calls (Zhao et al. 2023)."""
 
-    def __init__(self, schedule: NoiseSchedule, times: Sequence[int], order: int, bh1: bool) -> None:
+    def __init__(self, schedule: Gaussian, times: Sequence[int], order: int, bh1: bool) -> None:
         super().__init__(schedule, times, order)
         self.bh1, self.settles = bh1, True
         self.base: Tensor | None = None  # the state that the last step began from, corrected itself
         self.used = 1  # order of the last step
 
-    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """Correct x_t by what is predicted at it, then go on."""
         if self.base is not None and math.isfinite(self.lam(self.seen[-1].t)):
             x_t = self._corrected(prediction.x0, t)
@@ -252,7 +252,7 @@ class Deis(_EpsSolver):
 class _InSigma(_EpsSolver):
     """Finite at sigma = 0."""
 
-    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """All orders to the end: the last step to sigma = 0 is one like the others."""
         self.remember(Seen(t, prediction))
         return self.step(x_t, s, min(self.order, len(self.seen)))

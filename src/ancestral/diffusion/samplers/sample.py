@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.processes.schedule import NoiseSchedule
+from ancestral.diffusion.processes.process import Process
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.samplers.loop import Draw, Step, from_model, walk
+from ancestral.diffusion.samplers.loop import GaussianDraw, GaussianStep, Step, from_model, walk
 from ancestral.diffusion.samplers.transitions import Planned, Transition
 
 
@@ -20,7 +20,7 @@ def latents(shape: Sequence[int], seed: int, numbers: Sequence[int]) -> Tensor:
     return Streams(seed, "latent", numbers).normal(shape)
 
 
-def beginning(schedule: NoiseSchedule, latents: Tensor) -> Tensor:
+def beginning(schedule: Process[Any], latents: Tensor) -> Tensor:
     """x_T of these latents: themselves in a Gaussian process, everything hidden in an absorbing one."""
     return schedule.end(latents).sample(latents)
 
@@ -32,8 +32,8 @@ def trajectory(
     transition: Transition | Planned,
     seed: int = 0,
     numbers: Sequence[int] | None = None,
-    draw: Callable[[Streams], Draw] = from_model,
-) -> Iterator[Step]:
+    draw: Callable[[Streams], GaussianDraw] = from_model,
+) -> Iterator[GaussianStep]:
     """The reverse process from `start`, a step at a time; consume it to watch, stop, or keep what you want.
 
     Args:
@@ -58,14 +58,14 @@ def sample(
     seed: int = 0,
     batch_size: int = 64,
     device: torch.device | str = "cpu",
-    draw: Callable[[Streams], Draw] = from_model,
+    draw: Callable[[Streams], GaussianDraw] = from_model,
 ) -> Tensor:
     """`count` images on [-1, 1], shape (count, *shape) (reference names: `p_sample_loop`, `ddim_sample`).
 
     The state is float64 where the device has it, float32 on MPS.
     """
     dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
-    batches = []
+    batches: list[Tensor] = []
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
         start = beginning(denoiser.schedule, latents(shape, seed, numbers).to(device, dtype))
@@ -73,9 +73,9 @@ def sample(
     return torch.cat(batches)
 
 
-def finish(steps: Iterable[Step]) -> Tensor:
+def finish(steps: Iterable[Step[Any, Any]]) -> Tensor:
     """The last state of a walk."""
-    state = None
+    state: Tensor | None = None
     for step in steps:
         state = step.x_s
     if state is None:
@@ -92,7 +92,7 @@ class Film(NamedTuple):
     final: Tensor
 
 
-def film(steps: Iterable[Step], keep: Collection[int] | None = None) -> Film:
+def film(steps: Iterable[Step[Any, Any]], keep: Collection[int] | None = None) -> Film:
     """Progressive generation (the paper's Figures 6 and 10): the states at the times in `keep`, or at all.
 
     A time of `keep` that a method visits more than once is kept as it is first seen. Nothing else is held, so a film of

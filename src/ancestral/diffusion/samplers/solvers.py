@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Prediction
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.langevin import Corrected, Langevin
 from ancestral.diffusion.samplers.multistep import (
@@ -28,7 +28,7 @@ from ancestral.diffusion.samplers.multistep import (
 from ancestral.diffusion.samplers.transitions import DDIM, Planned, Transition
 
 
-def _raised(schedule: NoiseSchedule, grid: Sequence[int], churn: float) -> list[int]:
+def _raised(schedule: Gaussian, grid: Sequence[int], churn: float) -> list[int]:
     """Where each interval starts: the time whose sigma is nearest to 1 + churn times that of the grid's own.
 
     The first one stays, as there is nothing above T.
@@ -48,7 +48,7 @@ class EulerSteps:
     def __init__(self, ends: Sequence[int]) -> None:
         self.ends = iter(ends)
 
-    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """From the start of one interval to that of the next, s."""
         end = next(self.ends)
         arrived = DDIM()(schedule, x_t, prediction, t, end).mean
@@ -63,7 +63,7 @@ class HeunSteps(Solver):
     next interval starts, which with churn is a little up again.
     """
 
-    def __init__(self, schedule: NoiseSchedule, times: Sequence[int], starts: Sequence[int], reach: float) -> None:
+    def __init__(self, schedule: Gaussian, times: Sequence[int], starts: Sequence[int], reach: float) -> None:
         super().__init__(schedule, times, 2)
         self.reach, self.second = reach, False
         self.visits = [starts[0]]
@@ -71,7 +71,7 @@ class HeunSteps(Solver):
             self.visits += [end, start]
         self.visits += [0] if times[-1] == 0 else [times[-1]] * 2
 
-    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """Euler from the start of an interval; at its end the correction, and the noise of the next one's churn."""
         if not self.second:
             self.seen.append(Seen(t, prediction))
@@ -92,7 +92,7 @@ class Multistep:
     kind: type[Dpm | DpmSingle | DpmSde | Deis | Ipndm | Lms]
     order: int
 
-    def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
         """The solver of one walk, and the times that it visits."""
         return self.kind(schedule, grid, self.order), grid  # pyright: ignore[reportReturnType]
 
@@ -104,7 +104,7 @@ class UniPC:
     order: int = 3
     bh1: bool = False
 
-    def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
         """The solver of one walk, and the times that it visits."""
         return PredictorCorrector(schedule, grid, self.order, self.bh1), grid  # pyright: ignore[reportReturnType]
 
@@ -119,7 +119,7 @@ class Euler:
 
     churn: float = 0.0
 
-    def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
         """The steps of one walk, and the times that it visits."""
         return EulerSteps(grid[1:]), [*_raised(schedule, grid, self.churn), grid[-1]]  # pyright: ignore[reportReturnType]
 
@@ -138,7 +138,7 @@ class Heun:
     churn: float = 0.0
     reach: float = 1.0
 
-    def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
         """The solver of one walk, and the times that it visits."""
         stepper = HeunSteps(schedule, grid, _raised(schedule, grid, self.churn), self.reach)
         return stepper, stepper.visits  # pyright: ignore[reportReturnType]

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Prediction
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import Time, over
 
-Variance = Callable[[NoiseSchedule, Prediction, Time, Time], Tensor]
+Variance = Callable[[Gaussian, Prediction, Time, Time], Tensor]
 
 
 class Transition(Protocol):
     """p(x_s | x_t) from a prediction."""
 
-    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
         """The Gaussian from which x_s is drawn. x_t: (B, ...); s < t."""
         ...
 
@@ -37,19 +37,19 @@ class Transition(Protocol):
 class Planned(Protocol):
     """A method that must know the whole grid, or remember: it makes a transition of its own for each walk."""
 
-    def begin(self, schedule: NoiseSchedule, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
         """(the transition of one walk, the times that it visits)."""
         ...
 
 
 def begin(
-    method: Callable[..., Any] | Planned, schedule: NoiseSchedule, grid: Sequence[int]
+    method: Callable[..., Any] | Planned, schedule: Any, grid: Sequence[int]
 ) -> tuple[Callable[..., Any], Sequence[int]]:
     """What one walk over the grid is with this method; a transition without a memory serves every walk as it is."""
     return (method, grid) if callable(method) else method.begin(schedule, grid)
 
 
-def _beta_tilde(schedule: NoiseSchedule, t: Time, s: Time) -> Tensor:
+def _beta_tilde(schedule: Gaussian, t: Time, s: Time) -> Tensor:
     """c noise_s^2, which is 0 at s = 0: there the decoder takes the value of the step before, 2t -> t.
 
     At t = 1 this is beta~_2, the choice of the paper's code.
@@ -60,27 +60,27 @@ def _beta_tilde(schedule: NoiseSchedule, t: Time, s: Time) -> Tensor:
     return torch.where(s == 0, stand_in, schedule.gain(t, s) * schedule.noise_var(s))
 
 
-def _beta(schedule: NoiseSchedule, t: Time, s: Time) -> Tensor:
+def _beta(schedule: Gaussian, t: Time, s: Time) -> Tensor:
     return schedule.gain(t, s) * schedule.noise_var(t)
 
 
-def fixedsmall(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
+def fixedsmall(schedule: Gaussian, prediction: Prediction, t: Time, s: Time) -> Tensor:
     """The posterior's own variance, beta~; the next one where it is 0, at s = 0 (the paper's name)."""
     return over(_beta_tilde(schedule, t, s), prediction.x0)
 
 
-def fixedlarge(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
+def fixedlarge(schedule: Gaussian, prediction: Prediction, t: Time, s: Time) -> Tensor:
     """beta_t, for any s; at s = 0 that of `fixedsmall`, for a better decoder likelihood (the paper's name)."""
     last = torch.as_tensor(s) == 0
     return over(torch.where(last, _beta_tilde(schedule, t, s), _beta(schedule, t, s)), prediction.x0)
 
 
-def beta(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
+def beta(schedule: Gaussian, prediction: Prediction, t: Time, s: Time) -> Tensor:
     """beta_t, for any s, at s = 0 as well: what section 3.2 says to the letter, and diffusers' `fixed_large`."""
     return over(_beta(schedule, t, s), prediction.x0)
 
 
-def learned(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
+def learned(schedule: Gaussian, prediction: Prediction, t: Time, s: Time) -> Tensor:
     """Between the two in log, where the network says (reference name: `learned_range`)."""
     if prediction.range_mix is None:
         raise ValueError("variance 'learned' needs a network with 2C output channels; this one predicts only x0")
@@ -89,7 +89,7 @@ def learned(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -
     return (log_small + prediction.range_mix * (log_large - log_small)).exp()
 
 
-def optimal(schedule: NoiseSchedule, prediction: Prediction, t: Time, s: Time) -> Tensor:
+def optimal(schedule: Gaussian, prediction: Prediction, t: Time, s: Time) -> Tensor:
     """c noise_s^2 + (signal_s c)^2 Var[x0 | x_t]: the best isotropic variance (Bao et al. 2022, Eq. 9)."""
     if prediction.x0_var is None:
         raise ValueError("variance 'optimal' needs Var[x0 | x_t]: an exact denoiser, or a Calibrated one")
@@ -113,7 +113,7 @@ class Ancestral:
 
     variance: Variance = fixedsmall
 
-    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
         """N(posterior mean at the predicted x0, variance)."""
         mean = schedule.posterior(x_t, prediction.x0, t, s).mean
         return Normal(mean, self.variance(schedule, prediction, t, s).expand_as(mean))
@@ -129,7 +129,7 @@ class DDIM:
 
     eta: float = 0.0
 
-    def __call__(self, schedule: NoiseSchedule, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
         """N(the point on the line through x0 and eps, eta^2 times the posterior variance)."""
         certain = torch.zeros_like(schedule.noise_var(s))  # upwards from t = 0 too, where there is no gain
         variance = self.eta**2 * schedule.gain(t, s) * schedule.noise_var(s) if self.eta else certain
