@@ -18,7 +18,7 @@ from ancestral.apps.cli.main import main
 from ancestral.diffusion.samplers.grids import GRIDS
 from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS
 from ancestral.runs.config import PRESETS
-from ancestral.runtime.signals import until_told
+from ancestral.runtime.signals import catch_stop
 from codec_toy import GOLDEN
 from conftest import TINY, run_command
 
@@ -189,7 +189,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
 
 
 def test_only_a_second_ctrl_c_stops_at_once():
-    with until_told() as told:
+    with catch_stop() as told:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             os.kill(os.getpid(), number)
         assert told()

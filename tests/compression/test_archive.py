@@ -346,7 +346,7 @@ def test_a_folder_whose_files_hold_more_than_is_kept_is_refused(trained_run, tmp
 
 
 def test_several_processes_are_refused(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setattr(archive_command, "together", lambda device: nullcontext(Processes(1, 2)))
+    monkeypatch.setattr(archive_command, "process_group", lambda device: nullcontext(Processes(1, 2)))
     np.save(tmp_path / "x.npy", np.zeros((10, 8, 8), np.uint8))
     with pytest.raises(UserError, match="one process"):
         archive(trained_run, tmp_path / "x.npy", out=tmp_path / "x.archive", steps=4, grid="quadratic", block=3)

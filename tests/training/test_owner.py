@@ -13,7 +13,7 @@ import pytest
 from ancestral.errors import UserError
 from ancestral.runs import calibration, checkpoint, lock, metrics_log
 from ancestral.runtime import plots, side_tasks
-from ancestral.runtime.signals import Told, raised
+from ancestral.runtime.signals import StopSignal, raise_on_stop
 from ancestral.training import preview, trackers
 from ancestral.training import run as training_run
 from conftest import TINY, harness, run_command
@@ -223,9 +223,9 @@ def test_a_training_told_to_stop_before_it_began(tmp_path, monkeypatch, number, 
 def test_signals_that_are_ignored_stay_so():
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
-        with raised():
+        with raise_on_stop():
             signal.raise_signal(signal.SIGUSR1)
-            with pytest.raises(Told):
+            with pytest.raises(StopSignal):
                 signal.raise_signal(signal.SIGTERM)
         assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
     finally:

@@ -31,7 +31,8 @@ from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.datasets import facts
 from ancestral.runs.open import open_gaussian
 from ancestral.runtime import disk, verified_folder
-from ancestral.runtime.console import Progress, screen, together
+from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.distributed import process_group
 from ancestral.runtime.file_names import as_png, check
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, pieces
@@ -87,7 +88,7 @@ def compressed(
         "images": sha256(pixels.numpy().tobytes()).hexdigest(),
         "block": block,
     }
-    with together(torch.device("cpu")) as processes, Progress() as bar:
+    with process_group(torch.device("cpu")) as processes, Progress() as bar:
         if processes.size > 1:  # each would write the file, and remove the blocks that another still reads
             raise UserError("an archive is made by one process; start the command without torchrun")
         task = bar.add_task(f"{len(times) - 1} steps, both ways", total=2 * len(images))

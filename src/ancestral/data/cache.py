@@ -71,7 +71,7 @@ def gather(
     return ImageSet(Rows(images, np.arange(len(images))), labels, class_names, tuple(index["names"]))
 
 
-def kept(cache: str | None, key: Any, find: Callable[[], Any]) -> Any:
+def cached(cache: str | None, key: Any, find: Callable[[], Any]) -> Any:
     """What `find` gives, JSON that depends on `key` alone; looked for once where there is a cache."""
     if cache is None:
         return find()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ancestral.data.bit_depth import white_for
-from ancestral.data.cache import gather, kept, listing
+from ancestral.data.cache import cached, gather, listing
 from ancestral.data.dataset import DataOptions, ImageSet, Item, Splits, split_off
 from ancestral.data.decode import BadImage, Look, decode, look
 from ancestral.data.folder_listing import Listing, parts_of
@@ -108,7 +108,7 @@ def _look_at_all(paths: Sequence[Path], max_pixels: int) -> dict[str, Any]:
 def _survey(root: Path, folders: Sequence[Listing], options: DataOptions, skipped: list[str]) -> _Seen:
     paths = [folder.root / file for folder in folders for file in folder.images]
     key = ["looks", listing(paths), options.max_pixels]
-    found = kept(options.cache, key, lambda: _look_at_all(paths, options.max_pixels))
+    found = cached(options.cache, key, lambda: _look_at_all(paths, options.max_pixels))
     skipped += found["bad"].values()
     if not found["sizes"]:
         refuse_bad(skipped, options)

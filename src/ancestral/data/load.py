@@ -14,7 +14,7 @@ from PIL import ImageColor
 
 from ancestral.data import memory
 from ancestral.data.bit_depth import scaled, white_for
-from ancestral.data.cache import array, checked_images, checked_vectors, gather, kept, listing
+from ancestral.data.cache import array, cached, checked_images, checked_vectors, gather, listing
 from ancestral.data.dataset import MOST_CLASSES, DataOptions, ImageSet, Item, Splits, split_off
 from ancestral.data.decode import adapt
 from ancestral.data.huggingface import load_hub
@@ -138,7 +138,7 @@ def _npy(path: Path, options: DataOptions, source: str) -> Splits:
         def largest_of_all() -> int:
             return max(int(rows[start : start + 256].max()) for start in range(0, len(rows), 256))
 
-        largest = kept(options.cache, ["largest", listing([path])], largest_of_all)
+        largest = cached(options.cache, ["largest", listing([path])], largest_of_all)
         white, notes = _white(len(rows), largest, options, source)
 
         def read(skipped: list[str]) -> Iterator[Item]:

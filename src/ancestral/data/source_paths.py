@@ -1,4 +1,4 @@
-"""Where a source of images lies: kept so that a run works from any folder, shown so that it says nothing of a home."""
+"""Paths of image sources: compared, and printed without the home folder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from ancestral.runtime.text import quoted
 
 
-def same_place(one: str, other: str) -> bool:
+def same_source(one: str, other: str) -> bool:
     """Whether two names are of one source: relative, absolute or through links."""
     return one == other or os.path.realpath(one) == os.path.realpath(other)
 

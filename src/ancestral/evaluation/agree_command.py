@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -30,8 +29,10 @@ from ancestral.runs import build, checkpoint
 from ancestral.runs.datasets import images_for
 from ancestral.runs.process_kinds import need_every_time
 from ancestral.runtime import verified_folder
-from ancestral.runtime.console import Progress, screen, write_text
+from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.resumable_job import pieces
+from ancestral.runtime.verified_folder import write_file
 
 Measure = Callable[[Predictor, Tensor, list[int], Streams], Tensor]  # bits per dimension of each image, (B,)
 
@@ -132,5 +133,5 @@ def _report(
         "archive": {"bytes": on_disk, **bits, "milliseconds_per_image": 1000 * archived.seconds},
     }
     path = folder / f"agreement-{settings['steps']}.json"
-    write_text(path, json.dumps(document, indent=1) + "\n")
+    write_file(path, json_bytes(document))
     screen.print(f"read back and compared: {out}; written: {path}")

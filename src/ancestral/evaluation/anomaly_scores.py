@@ -21,8 +21,9 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.evaluation import image_formats
 from ancestral.evaluation.measurement import Measurement
 from ancestral.runs import build
-from ancestral.runtime.console import Progress, screen, table_of
+from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.distributed import Processes
+from ancestral.runtime.encode import csv_bytes
 from ancestral.runtime.resumable_job import Job, cache_folder
 
 REPEATS = 4  # independent measurements of each image's bound, for its standard error
@@ -96,6 +97,6 @@ def _files(test: ImageSet, elbo: Elbo, scores: AnomalyScores) -> dict[str, bytes
     screen.print(table)
     rows = zip(test.names, *columns.values(), flags, strict=True)
     return {
-        "per_image.csv": table_of(["image", *columns, "flagged"], rows),
+        "per_image.csv": csv_bytes(["image", *columns, "flagged"], rows),
         "surprising.png": pictures.sheet(test.images[order], COLUMNS),
     }

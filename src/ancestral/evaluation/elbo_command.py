@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ancestral.data import load
-from ancestral.data.source_paths import same_place
+from ancestral.data.source_paths import same_source
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate, elbo, repeated
 from ancestral.diffusion.objectives.statistics import in_json
@@ -26,7 +26,9 @@ from ancestral.runs.datasets import images_for, warn_of_untrained
 from ancestral.runs.open import device_of, open_model
 from ancestral.runs.process_kinds import need_gaussian
 from ancestral.runtime import plots
-from ancestral.runtime.console import Progress, json_of, screen, table_of, together
+from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.distributed import process_group
+from ancestral.runtime.encode import csv_bytes, json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job
 
@@ -76,7 +78,7 @@ def evaluate(
     norm = None
     if per_image:
         source = load.source_of(saved.config.source, reference, "name them: --reference DATA")
-        norm = (images if same_place(source, data_source) else images_for(saved, source)).train
+        norm = (images if same_source(source, data_source) else images_for(saved, source)).train
         norm = norm.spread(anomaly_scores.REFERENCE)
     saved = calibration.calibrated(saved, model, train)
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
@@ -84,7 +86,7 @@ def evaluate(
     if not exact and not min(2, len(times) - 1) <= terms <= len(times) - 1:
         raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
     repeats = 1 if norm is None else anomaly_scores.REPEATS
-    with together(device_of(model), PATIENCE) as processes, held(out, "evaluate", processes) as results:
+    with process_group(device_of(model), PATIENCE) as processes, held(out, "evaluate", processes) as results:
         warn_of_untrained(saved.facts.untrained, test)
         measurement = Measurement(saved, model, average_width, test, batch_size, seed)
         options = {"terms": None if exact else terms, "variance": variance or saved.config.diffusion.variance}
@@ -139,8 +141,8 @@ def _files(result: Elbo, reverse: str, facts: dict[str, Any], images: np.ndarray
         "bits_per_dim": {name.strip(): row for name, row in rows.items()},
     }
     return {
-        "evaluation.json": json_of(document),
-        "bound.csv": table_of(
+        "evaluation.json": json_bytes(document),
+        "bound.csv": csv_bytes(
             ("t", "bits_per_dim", "mse"), zip(times.tolist(), bits.tolist(), mse.tolist(), strict=True)
         ),
         "bound.png": plots.elbo_plot(times.numpy(), bits, float(result.bits_per_dim.mean())),

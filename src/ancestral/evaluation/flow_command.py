@@ -22,7 +22,9 @@ from ancestral.runs import build, calibration
 from ancestral.runs.datasets import images_for, warn_of_untrained
 from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runs.process_kinds import need_every_time
-from ancestral.runtime.console import Progress, json_of, screen, together
+from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.distributed import process_group
+from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job
 
@@ -70,7 +72,7 @@ def likelihood(
         cost = torch.tensor([found.calls, time.monotonic() - started], dtype=torch.float64)
         return {"nats": found.nats.contiguous(), "cost": cost}
 
-    with together(device_of(model), PATIENCE) as processes, held(folder, "likelihood", processes) as results:
+    with process_group(device_of(model), PATIENCE) as processes, held(folder, "likelihood", processes) as results:
         warn_of_untrained(saved.facts.untrained, test)
         job = Job(folder / ".likelihood", settings, processes)
         with Progress() as bar:
@@ -81,7 +83,7 @@ def likelihood(
             calls, seconds = torch.stack([one["cost"] for one in parts]).unbind(1)
             dimensions = test.images[0].size
             document = _document(settings, nats, dimensions, [int(count) for count in calls], float(seconds.sum()))
-            write(results, {"likelihood.json": json_of(document)})
+            write(results, {"likelihood.json": json_bytes(document)})
             job.forget()
 
 

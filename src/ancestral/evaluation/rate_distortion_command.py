@@ -28,7 +28,9 @@ from ancestral.runs import build
 from ancestral.runs.datasets import images_for, warn_of_untrained
 from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runtime import plots
-from ancestral.runtime.console import Progress, json_of, screen, table_of, together
+from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.distributed import process_group
+from ancestral.runtime.encode import csv_bytes, json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job
 
@@ -63,7 +65,7 @@ def rate_distortion(
     move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)
     measurement = Measurement(saved, model, average_width, images, batch_size, seed)
     settings = {**measurement.settings, "times": times, "variance": variance or saved.config.diffusion.variance}
-    with together(device_of(model), PATIENCE) as processes, held(out, "rd", processes) as results:
+    with process_group(device_of(model), PATIENCE) as processes, held(out, "rd", processes) as results:
         warn_of_untrained(saved.facts.untrained, images)
         job = Job(out / ".rd", settings, processes)
         with Progress() as bar:
@@ -155,8 +157,8 @@ def _files(
         "formats": {name: [_plain(point._asdict()) for point in points] for name, points in formats.items()},
     }
     return {
-        "rate_distortion.json": json_of(document),
-        "rate_distortion.csv": table_of(names, rows),
+        "rate_distortion.json": json_bytes(document),
+        "rate_distortion.csv": csv_bytes(names, rows),
         "rate_distortion.png": plots.rate_distortion_plot(measured.rate.numpy(), measured.rmse.numpy()),
         "rates.png": plots.rates_plot(own, series(formats)),
     }

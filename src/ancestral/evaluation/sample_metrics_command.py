@@ -28,11 +28,12 @@ from ancestral.evaluation.features import Network, default_cache, features_of, o
 from ancestral.evaluation.measurement import write
 from ancestral.evaluation.sample_metrics import GROUPS, copies, few, nearest, repeats
 from ancestral.runs import build
-from ancestral.runs.conditions import all_of, wanted
+from ancestral.runs.conditions import all_of, for_model
 from ancestral.runs.datasets import facts, images_for, warn_of_untrained
 from ancestral.runs.sampling_options import SamplingOptions
-from ancestral.runtime.console import Progress, json_of, screen, together
-from ancestral.runtime.distributed import Processes
+from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.distributed import Processes, process_group
+from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job, cache_folder, pieces
 from ancestral.sampling.sampler import Sampler
@@ -85,7 +86,7 @@ def metrics(
         )
     searched = train if train_images is None else train.spread(max(train_images, count))
     out = source if out is None and is_run else out
-    with together(build.device(device), PATIENCE) as processes:
+    with process_group(build.device(device), PATIENCE) as processes:
         warn_of_untrained(facts(train).untrained, test.spread(count))
         with Progress() as bar:
             samples = compared.take(count, cache, processes, bar)
@@ -125,7 +126,7 @@ def _of_run(
         data_source = load.source_of(saved.config.source, data_source)
         images = images_for(saved, data_source)
     splits = images
-    pools = {name: pool.numpy() for name, pool in wanted(all_of(splits.train), saved.config).items()}
+    pools = {name: pool.numpy() for name, pool in for_model(all_of(splits.train), saved.config).items()}
     digests = {name: sha256(pool.tobytes()).hexdigest() for name, pool in pools.items()}
     settings = {**sampler.settings, "labels": None, **digests}
 
@@ -232,7 +233,7 @@ def _write(found: Found, document: dict[str, Any], sheet: np.ndarray, by: Networ
     if out is None:
         return
     files = {
-        f"metrics-{by.name}.json": json_of(document),
+        f"metrics-{by.name}.json": json_bytes(document),
         f"nearest-{by.name}.png": pictures.sheet(sheet, COLUMNS),
     }
     with held(out, f"metrics-{by.name}") as results:

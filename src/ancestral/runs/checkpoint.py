@@ -11,7 +11,6 @@ Folders are named by the images seen. No pickle is written or read.
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from ancestral.errors import OtherVersion, UserError
 from ancestral.networks import ema
 from ancestral.runs.config import Config, Facts, from_json, to_json
 from ancestral.runtime import disk, verified_folder
+from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.tensor_files import Tensors, finite, fitting, unpacked
 
 KEEP = 2
@@ -77,7 +77,7 @@ def save(
     """
     folder = run / "checkpoints" / f"{images:09d}"
     files = _files(document, weights, calibration)
-    files |= {"state.safetensors": _pack(tensors), "state.json": _json(state)}
+    files |= {"state.safetensors": _pack(tensors), "state.json": json_bytes(state)}
     verified_folder.clear(folder.parent)
     verified_folder.write(folder, files)
     for old in _folders(run / "checkpoints")[:-KEEP]:
@@ -111,7 +111,7 @@ def model_files(saved: Checkpoint) -> dict[str, bytes]:
 
 
 def _files(document: dict[str, Any], weights: Tensors, calibration: Tensor | None) -> dict[str, bytes]:
-    files = {"config.json": _json(document), "model.safetensors": _pack(weights)}
+    files = {"config.json": json_bytes(document), "model.safetensors": _pack(weights)}
     return files if calibration is None else {**files, "calibration.safetensors": _pack({"x0_var": calibration})}
 
 
@@ -216,7 +216,7 @@ def save_snapshot(run: Path, images: int, averages: list[ema.PowerAverage]) -> N
 def save_for_inspection(run: Path, images: int, batch: dict[str, Any], tensors: Tensors) -> Path:
     """Write what an update that stopped the run was made of. Returns the folder."""
     folder = run / "stopped" / f"{images:09d}"
-    verified_folder.write(folder, {"batch.json": _json(batch), "state.safetensors": _pack(tensors)})
+    verified_folder.write(folder, {"batch.json": json_bytes(batch), "state.safetensors": _pack(tensors)})
     return folder
 
 
@@ -265,7 +265,3 @@ def _folders(parent: Path) -> list[Path]:
 
 def _pack(tensors: Tensors) -> bytes:
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-
-
-def _json(document: dict[str, Any]) -> bytes:
-    return (json.dumps(document, indent=1) + "\n").encode()

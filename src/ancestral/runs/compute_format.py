@@ -97,7 +97,7 @@ def fastest(seconds: Mapping[ComputeFormat, float]) -> ComputeFormat:
     return next(one for one in FORMATS if seconds.get(one, float("inf")) <= MARGIN * least)
 
 
-def told(seconds: Mapping[ComputeFormat, float]) -> str:
+def describe(seconds: Mapping[ComputeFormat, float]) -> str:
     """What was measured, in words."""
     times = ", ".join(f"{one} {1e3 * taken:.1f}" for one, taken in seconds.items())
     return f"milliseconds for layers of its kinds on {processor()}: {times}"

@@ -1,4 +1,4 @@
-"""What a model is told of an image beside x_t: its class, a vector of the user's, or that it must do without."""
+"""Conditions of a model: class labels, embedding vectors, and which images go without (`dropped`)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check(config: Config, facts: Facts) -> None:
 
 
 def same_kind(config: Config, trained: Facts, facts: Facts, source: str) -> None:
-    """Refuse data whose conditions are not of the kind that the model knows.
+    """Refuse data whose conditions are not those of the model.
 
     Raises:
         UserError: naming the data.
@@ -63,35 +63,28 @@ def in_turn(facts: Facts, numbers: Sequence[int]) -> Tensor:
     return trained[torch.as_tensor(numbers) % len(trained)]
 
 
-def known(**cond: Tensor | None) -> Conditions:
-    """Those that are there."""
-    return {name: value for name, value in cond.items() if value is not None}
-
-
 def all_of(images: ImageSet) -> Conditions:
-    """All that the set knows of its images."""
+    """The labels and embeddings of a set, those that it has."""
     arrays = {"labels": images.labels, "embedding": images.embeddings}
     return {name: torch.from_numpy(array) for name, array in arrays.items() if array is not None}
 
 
-def wanted(cond: Conditions, config: Config) -> Conditions:
-    """Those of them that the model is told."""
-    told = {"labels": config.model.labels, "embedding": config.model.embedding}
-    return {name: value for name, value in cond.items() if told[name]}
+def for_model(cond: Conditions, config: Config) -> Conditions:
+    """Keep the conditions that the model takes."""
+    return {name: value for name, value in cond.items() if getattr(config.model, name)}
 
 
 def conditions_of(images: ImageSet, config: Config, device: torch.device) -> Conditions:
-    """What the model is told of these images."""
-    return {name: value.to(device) for name, value in wanted(all_of(images), config).items()}
+    """The conditions of these images that the model takes, on the device."""
+    return {name: value.to(device) for name, value in for_model(all_of(images), config).items()}
 
 
 def trained_with(cond: Conditions, config: Config, numbers: Sequence[int]) -> Conditions:
-    """What the model is told in training, where a share of the images goes without (Ho and Salimans 2022, Algorithm 1).
+    """The conditions in training: a share of the images goes without (Ho and Salimans 2022, Algorithm 1).
 
     Which ones is a function of the seed and of the image's number alone.
     """
-    told = wanted(cond, config)
-    share = config.model.condition_dropout
+    taken, share = for_model(cond, config), config.model.condition_dropout
     if not share:
-        return told
-    return {**told, "dropped": Streams(config.train.seed, "condition", numbers).uniform() < share}
+        return taken
+    return {**taken, "dropped": Streams(config.train.seed, "condition", numbers).uniform() < share}

@@ -15,7 +15,7 @@ from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.compute_format import ComputeFormat, computed_in
-from ancestral.runs.conditions import Conditions, wanted
+from ancestral.runs.conditions import Conditions, for_model
 from ancestral.runs.config import Config
 from ancestral.runs.open import device_of
 from ancestral.runs.process_kinds import need_gaussian
@@ -120,7 +120,7 @@ class Guidance:
         if self.guide is None:
             pair = conditional(self.model, **cond)
         else:
-            weaker, known = self.guide.model, wanted(cond, self.guide.config)
+            weaker, known = self.guide.model, for_model(cond, self.guide.config)
             pair = beside(Conditioned(self.model.unclipped, **cond), Conditioned(weaker.unclipped, **known))
         guided = Guided(pair, self.model, self.scale, self.rescale, self.interval, self.model.clip)
         return guided if table is None else Calibrated(guided, table)

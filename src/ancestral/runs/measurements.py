@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ancestral.data.source_paths import same_place
+from ancestral.data.source_paths import same_source
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint
 from ancestral.runs.checkpoint import Checkpoint
@@ -75,7 +75,7 @@ def _made(document: dict[str, Any]) -> dict[str, Any]:
 def _is_of(saved: Checkpoint, document: dict[str, Any], path: Path) -> bool:
     """Whether it is on the model's own data and names this checkpoint; where it names none, whether it is younger."""
     made = _made(document)
-    if not same_place(made.get("data", saved.config.source), saved.config.source):
+    if not same_source(made.get("data", saved.config.source), saved.config.source):
         return False
     if "model" in made:
         return made["model"] == checkpoint.digest(saved) and made.get("average_width") is None

@@ -10,8 +10,8 @@ from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.samplers.grids import explicit
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint
-from ancestral.runtime import disk
-from ancestral.runtime.console import screen, write_text
+from ancestral.runtime import disk, verified_folder
+from ancestral.runtime.console import screen
 
 FILE = "tuned.json"
 
@@ -70,4 +70,5 @@ def save(folder: Path, saved: checkpoint.Checkpoint, average_width: float | None
         screen.print(f"warning: {error}; begun anew")
         known = {}
     found = {"times": times, "model": checkpoint.digest(saved), "average_width": average_width}
-    write_text(folder / FILE, json.dumps({**known, str(len(times) - 1): found}) + "\n")
+    content = json.dumps({**known, str(len(times) - 1): found}) + "\n"
+    verified_folder.write_file(folder / FILE, content.encode())

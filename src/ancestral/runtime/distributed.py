@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from ancestral.errors import UserError
+from ancestral.runtime.console import screen
 
 PATIENCE = timedelta(minutes=30)  # of processes that wait for each other
 
@@ -114,3 +116,14 @@ def check(processes: Processes, batch_size: int, shards: int | None) -> None:
             f"train.exact_shards: {shards} must be a power of two that divides train.batch_size = {batch_size} "
             f"and is a multiple of the {processes.size} processes"
         )
+
+
+@contextmanager
+def process_group(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Processes]:
+    """Context manager: join the processes that share a command, leave them however it ends; the first prints."""
+    try:
+        processes = join(device, patience)
+        screen.quiet = not processes.first
+        yield processes
+    finally:
+        leave()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ancestral.runtime.signals import STOPPED
 
-SPOKEN = "ANCESTRAL_SPOKEN"  # the file in which the first process to end the command in order says its exit code
+EXIT_FILE = "ANCESTRAL_SPOKEN"  # holds the exit code of the first process to end in order
 
 
 def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
@@ -22,8 +22,8 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
     What torchrun does, with the store that lets a gloo group begin again after a process was lost, and with the
     processes' own exit code where they agree on one.
     """
-    place = tempfile.mkdtemp(prefix="ancestral-")
-    os.environ[SPOKEN] = str(Path(place) / "spoken")
+    folder = tempfile.mkdtemp(prefix="ancestral-")
+    os.environ[EXIT_FILE] = str(Path(folder) / "exit")
     # Read by the launcher's agent: without it restarted processes dial the dead one's port.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -31,7 +31,7 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the processes print their own errors
     plan = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -44,35 +44,35 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(plan, sys.executable)("-m", "ancestral", *arguments)
     except ChildFailedError as error:
-        if (code := spoken()) is not None:  # what the others ended with is its consequence
+        if (code := reported_exit()) is not None:  # what the others ended with is its consequence
             return code
         codes = {failure.exitcode for failure in error.failures.values()}
         return STOPPED if codes == {STOPPED} else 1
-    except SignalException as told:
-        return STOPPED if "train" in arguments else 128 + told.sigval
+    except SignalException as stop:
+        return STOPPED if "train" in arguments else 128 + stop.sigval
     finally:
-        shutil.rmtree(place, ignore_errors=True)
-        del os.environ[SPOKEN]
+        shutil.rmtree(folder, ignore_errors=True)
+        del os.environ[EXIT_FILE]
     return 0
 
 
-def speaks(code: int) -> bool:
-    """Whether this process is the one to say why the command ends with this code: the first of several that asks."""
-    place = os.environ.get(SPOKEN)
-    if place is None:
+def reports_exit(code: int) -> bool:
+    """Write the exit code, if no other process of the command has; whether this one is to print why."""
+    path = os.environ.get(EXIT_FILE)
+    if path is None:
         return True
     try:
-        with open(place, "x") as file:
+        with open(path, "x") as file:
             file.write(str(code))
     except OSError:
         return False
     return True
 
 
-def spoken() -> int | None:
-    """The code that another process of this command has ended it with, in order."""
+def reported_exit() -> int | None:
+    """The exit code that a process of this command has written, or None."""
     try:
-        return int(Path(os.environ[SPOKEN]).read_text())
+        return int(Path(os.environ[EXIT_FILE]).read_text())
     except (KeyError, OSError, ValueError):
         return None
 

@@ -1,4 +1,4 @@
-"""Being told to stop, in time to save."""
+"""Signals that stop a command, in time to save."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-STOPPED = 75  # exit code of a run that was told to stop and saved: run the same command again
+STOPPED = 75  # exit code of a run that was stopped and saved: run the same command again
 BROKEN_PIPE = 141  # exit code of a command whose reader went away, as the shell has it
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
 
 
-class Told(KeyboardInterrupt):
-    """A signal that says stop, as an exception wherever the program is."""
+class StopSignal(KeyboardInterrupt):
+    """A stop signal as an exception, raised wherever the program is."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -21,17 +21,17 @@ class Told(KeyboardInterrupt):
 
 
 @contextmanager
-def raised() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGUSR1 raise `Told`, unless they are ignored or this is not the main thread."""
+def raise_on_stop() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGUSR1 raise `StopSignal`, unless they are ignored or this is not the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def hear(number: int, frame: object) -> None:
-        raise Told(number)
+    def handle(number: int, frame: object) -> None:
+        raise StopSignal(number)
 
-    heard = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, hear) for number in heard}
+    handled = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, handle) for number in handled}
     try:
         yield
     finally:
@@ -40,24 +40,24 @@ def raised() -> Iterator[None]:
 
 
 @contextmanager
-def until_told() -> Iterator[Callable[[], bool]]:
-    """A question that answers yes once SIGINT, SIGTERM or SIGUSR1 has come; only a second SIGINT stops at once.
+def catch_stop() -> Iterator[Callable[[], bool]]:
+    """Context manager: returns `stop_requested()`, True after SIGINT, SIGTERM or SIGUSR1. A second SIGINT raises.
 
-    Not a second SIGTERM: a scheduler tells every process, and a launcher passes it on besides.
+    A second SIGTERM does not: a scheduler sends one to every process, and a launcher passes it on besides.
     """
-    told: list[int] = []
+    received: list[int] = []
 
-    def hear(number: int, frame: object) -> None:
-        told.append(number)
-        if number == signal.SIGINT and told.count(number) > 1:
-            raise Told(number)
+    def handle(number: int, frame: object) -> None:
+        received.append(number)
+        if number == signal.SIGINT and received.count(number) > 1:
+            raise StopSignal(number)
 
-    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
         yield lambda: False
         return
-    previous = {number: signal.signal(number, hear) for number in _SIGNALS}
+    previous = {number: signal.signal(number, handle) for number in _SIGNALS}
     try:
-        yield lambda: bool(told)
+        yield lambda: bool(received)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -70,7 +70,7 @@ def write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
 
 
 def read(folder: Path, names: Sequence[str] | None = None) -> dict[str, bytes]:
-    """The files of a sealed folder, or those named, each checked against the manifest.
+    """The files of a folder, or those named, each checked against the manifest.
 
     Raises:
         Damaged: naming the file that is missing, changed or unreadable.
@@ -91,7 +91,7 @@ def read(folder: Path, names: Sequence[str] | None = None) -> dict[str, bytes]:
 
 
 def manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    """{name: {"sha256": hexadecimal, "bytes": size}} of a sealed folder.
+    """{name: {"sha256": hexadecimal, "bytes": size}} of a folder.
 
     Raises:
         Damaged: when it is missing or not a manifest.
@@ -109,7 +109,7 @@ def manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def digest(folder: Path) -> str:
-    """SHA-256 of a sealed folder's manifest, which names the digest of every file.
+    """SHA-256 of a folder's manifest, which names the digest of every file.
 
     Raises:
         Damaged: when it cannot be read.
@@ -139,6 +139,22 @@ def write_file(path: Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def need_writable(path: Path) -> None:
+    """Refuse a path that cannot be written, before the work whose result it is to hold.
+
+    Raises:
+        UserError: naming it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        path.open("a").close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
 
 
 def _runs(process: str) -> bool:

@@ -22,7 +22,8 @@ from ancestral.runs.conditions import Conditions, class_number, in_turn
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime import disk, verified_folder
-from ancestral.runtime.console import Progress, screen, together
+from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.distributed import process_group
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
 from ancestral.sampling.sampler import Sampler
@@ -48,7 +49,7 @@ def sample(
     out = out or folder / "samples"
     cond = conditions(sampler.saved, options.label, embeddings, num_images)
     told = sha256(cond["embedding"].numpy().tobytes()).hexdigest() if "embedding" in cond else None
-    with together(device_of(sampler.model), PATIENCE) as processes, held(out, "sample", processes) as place:
+    with process_group(device_of(sampler.model), PATIENCE) as processes, held(out, "sample", processes) as place:
         if processes.first:
             place.adopt(_drawn_by_earlier_versions(out))
         processes.wait()

@@ -25,9 +25,11 @@ from ancestral.runs.lock import FOLDER as OWNERS
 from ancestral.runs.lock import own
 from ancestral.runs.metrics_log import read_metrics
 from ancestral.runtime import disk, plots, verified_folder
-from ancestral.runtime.console import Progress, TextColumn, screen, together, write_text
+from ancestral.runtime.console import Progress, TextColumn, screen
+from ancestral.runtime.distributed import process_group
+from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
-from ancestral.runtime.signals import until_told
+from ancestral.runtime.signals import catch_stop
 from ancestral.training import cost, inventory, trackers
 from ancestral.training.run import Run
 
@@ -86,7 +88,7 @@ def train(
     """
     trackers.check(track)
     torch_device = build.device(device)
-    with together(torch_device) as processes:
+    with process_group(torch_device) as processes:
         settings = replace(settings, source=load.settled(settings.source))
         images = images or load.load(settings.source, settings.data)
         if images.reading.white is not None:  # kept, so that later images of this run are read alike
@@ -152,7 +154,7 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
     for problem in run.resume():
         _warn(f"{problem}; the checkpoint before it is used")
     if processes.first and not (run.total and (folder / "data.json").is_file()):  # older runs have none
-        write_text(folder / "data.json", json.dumps(summary, indent=1) + "\n")
+        verified_folder.write_file(folder / "data.json", json_bytes(summary))
     if run.complete:
         _say(f"{folder} is complete ({run.total:,} images seen); --fresh trains it anew")
         return True
@@ -163,10 +165,10 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
         speed = cost.measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
         run.total = length.plan(settings.train.batch_size, speed)
         if processes.first:
-            write_text(folder / "config.json", json.dumps(run.document, indent=1) + "\n")
+            verified_folder.write_file(folder / "config.json", json_bytes(run.document))
     height, width, channels = images.train.shape
     parameters = sum(value.numel() for value in run.training.network.parameters())
-    with until_told() as stop_requested:
+    with catch_stop() as stop_requested:
         _say(
             f"{len(images.train):,} images of {height}x{width}x{channels} to train on, {len(images.test):,} held out; "
             f"{parameters:,} parameters on {run.training.device} in {run.training.format}; "
@@ -224,7 +226,7 @@ def choose_format(run: Run, layers: Callable[..., Timed] = compute_format.layers
         if len(automatic) == 2:
             run.fastest_on = compute_format.processor()
     run.use_format(FORMATS[int(processes.from_first(float(FORMATS.index(chosen))))])
-    how = compute_format.told(seconds) if seconds else "nothing to choose between on this device"
+    how = compute_format.describe(seconds) if seconds else "nothing to choose between on this device"
     return f"{' and '.join(f'train.{name}' for name in automatic)} = auto: {run.training.format} ({how})"
 
 

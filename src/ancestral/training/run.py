@@ -16,7 +16,7 @@ import torch
 
 from ancestral.data import pictures
 from ancestral.data.dataset import Splits
-from ancestral.data.source_paths import same_place
+from ancestral.data.source_paths import same_source
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.errors import UserError
 from ancestral.networks.ema import PowerAverage
@@ -115,7 +115,7 @@ class Run:
                 f"{saved.state['total']:,} images); use that, another --out, or --fresh"
             )
         before, now = (flat(document) for document in (to_json(saved.config, saved.facts), self.document))
-        same = {"config.source"} if same_place(before["config.source"], now["config.source"]) else set()
+        same = {"config.source"} if same_source(before["config.source"], now["config.source"]) else set()
         differing = [
             key for key in {**before, **now} if before.get(key) != now.get(key) and key not in MAY_CHANGE | same
         ]

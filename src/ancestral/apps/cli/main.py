@@ -25,7 +25,7 @@ from ancestral.apps.cli import (
     serve,
     train,
 )
-from ancestral.runtime.signals import BROKEN_PIPE, STOPPED, Told, raised
+from ancestral.runtime.signals import BROKEN_PIPE, STOPPED, StopSignal, raise_on_stop
 from ancestral.runtime.text import shown
 
 VERBS = (
@@ -71,10 +71,10 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         from ancestral.errors import UserError
-        from ancestral.runtime.launch import spoken
+        from ancestral.runtime.launch import reported_exit
 
         try:
-            with raised(), _plain():
+            with raise_on_stop(), _plain():
                 return super().invoke(ctx)
         except UserError as error:
             return _end(ctx, 2, f"error: {error}")
@@ -85,14 +85,14 @@ class _Group(click.Group):
             problem = f"{error.filename}: cannot be read or written ({error.strerror})"
             return _end(ctx, 2, f"error: {problem}")
         except KeyboardInterrupt as told:
-            number = told.number if isinstance(told, Told) else signal.SIGINT
+            number = told.number if isinstance(told, StopSignal) else signal.SIGINT
             verb = str(ctx.invoked_subcommand)
             code = STOPPED if verb == "train" and number != signal.SIGINT else 128 + number
             return _end(ctx, code, f"stopped: {KEPT.get(verb, 'the same command begins anew')}")
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception:
-            if (code := spoken()) is None:  # or another process has said why this one cannot go on
+            if (code := reported_exit()) is None:  # or another process has said why this one cannot go on
                 raise
             return ctx.exit(code)
 
@@ -108,9 +108,9 @@ class _Group(click.Group):
 
 def _end(ctx: click.Context, code: int, line: str) -> None:
     """Say why, once however many processes there are, and end."""
-    from ancestral.runtime.launch import speaks
+    from ancestral.runtime.launch import reports_exit
 
-    if speaks(code):
+    if reports_exit(code):
         click.echo(shown(line), err=True)
     ctx.exit(code)
 

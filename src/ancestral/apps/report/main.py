@@ -20,8 +20,9 @@ from ancestral.apps.report.part import Number, Part
 from ancestral.apps.report.subject import Subject, of_run
 from ancestral.data.source_paths import public
 from ancestral.errors import UserError
-from ancestral.runtime.console import Progress, TextColumn, need_writable, screen, write_text
+from ancestral.runtime.console import Progress, TextColumn, screen
 from ancestral.runtime.text import shown
+from ancestral.runtime.verified_folder import need_writable, write_file
 
 SECTIONS: dict[str, Callable[[Subject], Part]] = {
     "models": other_models.part,
@@ -69,7 +70,7 @@ def explain(
     )
     parts = measured(subject)
     seconds = time.monotonic() - began
-    write_text(out, write(subject, parts, language, seconds))
+    write_file(out, write(subject, parts, language, seconds).encode())
     screen.print(f"{seconds:.0f} s: {out}")
 
 

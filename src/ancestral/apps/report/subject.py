@@ -16,7 +16,7 @@ from torch import Tensor
 from ancestral.data import load
 from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.pixels import to_unit
-from ancestral.data.source_paths import same_place, typed
+from ancestral.data.source_paths import same_source, typed
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate, strata
 from ancestral.diffusion.objectives.elbo_derivation import Chains, along_chains
@@ -233,7 +233,7 @@ class Subject:
     @property
     def own(self) -> bool:
         """Whether these are the images that the model was trained on, so that it may have copied them."""
-        return same_place(self.source, self.config.source)
+        return same_source(self.source, self.config.source)
 
     @property
     def is_told(self) -> bool:
