@@ -25,11 +25,12 @@ from torch import Tensor
 from ancestral.errors import OtherVersion, UserError
 from ancestral.networks import ema
 from ancestral.runs.config import Config, Facts, from_json, to_json
-from ancestral.runtime import disk, verified_folder
+from ancestral.runtime import verified_folder
 from ancestral.runtime.encode import json_bytes
-from ancestral.runtime.tensor_files import Tensors, finite, fitting, unpacked
+from ancestral.runtime.tensor_files import Tensors, finite, fitting, parsed_folder, unpacked
 
 KEEP = 2
+MODEL_FILES = ("config.json", "model.safetensors")
 
 
 class State(TypedDict):
@@ -92,12 +93,9 @@ def load(folder: Path) -> Checkpoint:
         Damaged: naming the file, when a digest or a format is wrong.
         UserError: when its configuration is of another version.
     """
-    files = verified_folder.read(folder)
-    config, facts, weights, calibration = model_of(files, folder)
-    where = str(folder / "state.safetensors")
-    tensors = unpacked(file_of(files, "state.safetensors", folder), where)
-    finite({name: value for name, value in tensors.items() if not name.startswith("guard/")}, where)
-    state = disk.parsed(file_of(files, "state.json", folder), str(folder / "state.json"), float)
+    parsed = parsed_folder(folder, (*MODEL_FILES, "state.safetensors", "state.json"), unchecked=("guard/",))
+    config, facts, weights, calibration = model_of(parsed, folder)
+    tensors, state = parsed["state.safetensors"], parsed["state.json"]
     try:
         msgspec.convert(state, State)
     except msgspec.ValidationError as error:
@@ -115,40 +113,25 @@ def _files(document: dict[str, Any], weights: Tensors, calibration: Tensor | Non
     return files if calibration is None else {**files, "calibration.safetensors": _pack({"x0_var": calibration})}
 
 
-def model_of(files: Mapping[str, bytes], folder: Path) -> tuple[Config, Facts, Tensors, Tensor | None]:
-    """(configuration, facts, weights, calibration) from the files of a folder.
+def model_of(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts, Tensors, Tensor | None]:
+    """(configuration, facts, weights, calibration) from what the files of a folder hold.
 
     Raises:
         Damaged, UserError: as `load`.
     """
-    where = str(folder / "config.json")
-    document = disk.parsed(file_of(files, "config.json", folder), where, float)
     try:
-        config, facts = from_json(document, where)
+        config, facts = from_json(parsed["config.json"], str(folder / "config.json"))
     except OtherVersion:
         raise
     except UserError as error:
         raise verified_folder.Damaged(str(error)) from None
-    where = str(folder / "model.safetensors")
-    weights = finite(unpacked(file_of(files, "model.safetensors", folder), where), where)
-    if "calibration.safetensors" not in files:
-        return config, facts, weights, None
-    where = str(folder / "calibration.safetensors")
-    table = finite(unpacked(files["calibration.safetensors"], where), where).get("x0_var")
+    if "calibration.safetensors" not in parsed:
+        return config, facts, parsed["model.safetensors"], None
+    table = parsed["calibration.safetensors"].get("x0_var")
     if table is None or table.ndim not in (1, 2) or len(table) != config.diffusion.T + 1:
+        where = folder / "calibration.safetensors"
         raise verified_folder.Damaged(f"{where}: x0_var is not of a model with diffusion.T = {config.diffusion.T}")
-    return config, facts, weights, table
-
-
-def file_of(files: Mapping[str, bytes], name: str, folder: Path) -> bytes:
-    """One of a folder's files.
-
-    Raises:
-        Damaged: when the folder's manifest does not name it.
-    """
-    if name not in files:
-        raise verified_folder.Damaged(f"{folder / verified_folder.MANIFEST}: names no {name}")
-    return files[name]
+    return config, facts, parsed["model.safetensors"], table
 
 
 def save_imported(run: Path, saved: Checkpoint) -> Path:

@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.disk import Damaged
 
 Tensors = dict[str, Tensor]
+
+
+def parsed_folder(folder: Path, required: Sequence[str], unchecked: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What the files of a verified folder hold, by name: the document of a .json, the tensors of a .safetensors.
+
+    Args:
+        folder: the folder.
+        required: files that it must have.
+        unchecked: beginnings of the names of tensors whose values need not be finite.
+
+    Raises:
+        Damaged: naming the file.
+    """
+    parsed: dict[str, Any] = {}
+    for name, content in verified_folder.read(folder).items():
+        where = str(folder / name)
+        if name.endswith(".json"):
+            parsed[name] = disk.parsed(content, where, float)
+        elif name.endswith(".safetensors"):
+            parsed[name] = unpacked(content, where)
+            finite({key: one for key, one in parsed[name].items() if not key.startswith(unchecked)}, where)
+    for name in required:
+        if name not in parsed:
+            raise Damaged(f"{folder / verified_folder.MANIFEST}: names no {name}")
+    return parsed
 
 
 def unpacked(content: bytes, where: str) -> Tensors:

@@ -26,7 +26,8 @@ from ancestral.runs.config import Config
 from ancestral.runs.hub import diffusers, import_checks
 from ancestral.runs.hub.model_card import card
 from ancestral.runs.measurements import measured
-from ancestral.runtime import disk, verified_folder
+from ancestral.runtime import verified_folder
+from ancestral.runtime.tensor_files import parsed_folder
 
 PREFIX = "hf:"
 UNCHECKED = "its files carry no digests: a changed value cannot be noticed; compare SHA-256 with where they are from:"
@@ -128,16 +129,16 @@ def write(saved: Checkpoint, folder: Path, text: str) -> None:
 
 
 def _read(folder: Path) -> Checkpoint:
-    files = verified_folder.read(folder)
+    parsed = parsed_folder(folder, (*checkpoint.MODEL_FILES, "state.json"))
     try:
-        images = disk.parsed(checkpoint.file_of(files, "state.json", folder), str(folder / "state.json"))["images"]
+        images = parsed["state.json"]["images"]
         if type(images) is not int or images < 0:
             raise ValueError(f"images is {images!r}")
     except (KeyError, ValueError, TypeError) as error:
         raise verified_folder.Damaged(
             f"{folder / 'state.json'}: damaged or not of a published model ({error})"
         ) from None
-    config, facts, weights, calibration = checkpoint.model_of(files, folder)
+    config, facts, weights, calibration = checkpoint.model_of(parsed, folder)
     return Checkpoint(folder, images, config, facts, weights, {}, {}, calibration)
 
 
