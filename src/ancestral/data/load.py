@@ -91,7 +91,10 @@ def is_there(source: str) -> bool:
     return source in BUILT_IN or source.startswith("hf:") or is_pattern(source) or Path(source).exists()
 
 
-def source_of(own: str, named: str | None = None, mend: str = "name where they are now: DATA after RUN") -> str:
+MEND = "name where they are now: DATA after RUN"
+
+
+def source_of(own: str, named: str | None = None, mend: str = MEND) -> str:
     """The named source, or the run's own.
 
     Raises:

@@ -15,7 +15,6 @@ from torch import Tensor
 from ancestral.compression.archive_command import Archived, compressed, expanded, open_coder
 from ancestral.compression.archive_format import Archive
 from ancestral.compression.block_coder import MOST
-from ancestral.data import load
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import elbo
@@ -75,8 +74,8 @@ def agree(
     """Measure the bound in each way, write the archive, read it back, and print one table of all."""
     saved, predictor = open_coder(folder)
     need_every_time(saved.config, str(folder))
-    data_source = load.source_of(saved.config.source, data_source)
-    test = images_for(saved, data_source).test.spread(num_images)
+    data_source, images = images_for(saved, data_source)
+    test = images.test.spread(num_images)
     times, pixels = build.sampling_grid(saved.config, grid, steps), np.asarray(test.images[:])
     measured = {name: _measured(measure, name, predictor, pixels, times, seed) for name, measure in MEASURES.items()}
     out = folder / f"agreement-{steps}.archive"

@@ -72,13 +72,12 @@ def evaluate(
         raise UserError("--reference: what is usual matters to scores of single images; add --per-image")
     if per_image:
         need_gaussian(saved.config, "--per-image")
-    data_source, out = load.source_of(saved.config.source, data_source), out or folder
-    images = images_for(saved, data_source)
+    (data_source, images), out = images_for(saved, data_source), out or folder
     test, train = images.test.spread(num_images), images.train
     norm = None
     if per_image:
         source = load.source_of(saved.config.source, reference, "name them: --reference DATA")
-        norm = (images if same_source(source, data_source) else images_for(saved, source)).train
+        norm = (images if same_source(source, data_source) else images_for(saved, source)[1]).train
         norm = norm.spread(anomaly_scores.REFERENCE)
     saved = calibration.calibrated(saved, model, train)
     move, times = build.transition(saved, variance), build.training_grid(saved.config)

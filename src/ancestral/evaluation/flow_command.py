@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ancestral.data import load
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.probability_flow import LIFTS, Adaptive, flow_bound
 from ancestral.diffusion.objectives.statistics import in_json
@@ -50,8 +49,7 @@ def likelihood(
     method = Adaptive(solver, rtol, atol)
     saved, model = open_gaussian(folder, device, average_width)
     need_every_time(saved.config, str(folder))
-    data_source = load.source_of(saved.config.source, data_source)
-    images = images_for(saved, data_source)
+    data_source, images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train
     saved = calibration.calibrated(saved, model, train)
     lifted = make_lift(build.transition(saved, variance), build.training_grid(saved.config)[-2])

@@ -14,7 +14,6 @@ from torch import Tensor
 from ancestral.compression import compress_command
 from ancestral.compression.completion import FINISHES
 from ancestral.compression.prefix_quality import prefixes
-from ancestral.data import load
 from ancestral.diffusion.denoisers.denoiser import Predictor, Watched
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
@@ -60,8 +59,8 @@ def rate_distortion(
     if profile and average_width is not None:
         raise UserError("--profile: files are written with the run's own average; leave --average-width out")
     saved, model = open_gaussian(folder, device, average_width)
-    data_source, out = load.source_of(saved.config.source, data_source), out or folder
-    images = images_for(saved, data_source).test.spread(num_images)
+    (data_source, images), out = images_for(saved, data_source), out or folder
+    images = images.test.spread(num_images)
     move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)
     measurement = Measurement(saved, model, average_width, images, batch_size, seed)
     settings = {**measurement.settings, "times": times, "variance": variance or saved.config.diffusion.variance}

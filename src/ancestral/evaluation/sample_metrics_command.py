@@ -123,8 +123,7 @@ def _of_run(
     sampler = Sampler(folder, options, device)
     saved = sampler.saved
     if images is None:
-        data_source = load.source_of(saved.config.source, data_source)
-        images = images_for(saved, data_source)
+        data_source, images = images_for(saved, data_source)
     splits = images
     pools = {name: pool.numpy() for name, pool in for_model(all_of(splits.train), saved.config).items()}
     digests = {name: sha256(pool.tobytes()).hexdigest() for name, pool in pools.items()}

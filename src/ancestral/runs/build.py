@@ -79,8 +79,11 @@ def network(config: Config, facts: Facts) -> UNet:
         raise UserError(
             f"model.attention: there is no level {wrong[0]}; levels are 0 to {len(options.multipliers) - 1}"
         )
+    inputs, outputs = chain(config).channels(channels, config.diffusion)
+    details = form(options)
     made = UNet(
-        *chain(config).channels(channels, config.diffusion),
+        inputs,
+        outputs,
         options.width,
         options.multipliers,
         options.blocks,
@@ -89,7 +92,7 @@ def network(config: Config, facts: Facts) -> UNet:
         len(facts.class_names) if options.labels else 0,
         options.patch,
         config.train.recompute,
-        form(options),
+        details,
         facts.embedding if options.embedding else 0,
         options.condition_dropout > 0,
     )
@@ -258,7 +261,8 @@ def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_w
     weights = fitting(saved.weights, wanted, str(saved.folder / "model.safetensors"))
     if average_width is not None:
         try:
-            weights = ema.rebuild(checkpoint.load_snapshots(run, saved), average_width)
+            snapshots = checkpoint.load_snapshots(run, saved)
+            weights = ema.rebuild(snapshots, average_width)
         except ValueError as error:
             raise UserError(f"--average-width: {error}") from None
     return ready(saved.config, saved.facts, weights).to(on)

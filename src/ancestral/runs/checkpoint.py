@@ -210,12 +210,12 @@ def load_snapshots(run: Path, saved: Checkpoint) -> list[ema.Snapshot]:
         UserError: when there is none, or one is damaged: without it the average would be another.
     """
     widths = {f"{width:g}.safetensors": width for width in saved.config.train.average_widths}
+    folders = [folder for folder in _folders(run / "averages") if int(folder.name) <= saved.images]
     snapshots = [
         ema.Snapshot(
             int(folder.name), width, _average(verified_folder.read(folder, [name])[name], folder / name, saved.weights)
         )
-        for folder in _folders(run / "averages")
-        if int(folder.name) <= saved.images
+        for folder in folders
         for name, width in widths.items()
     ]
     if not snapshots:

@@ -40,13 +40,15 @@ def warn_of_untrained(names: Sequence[str], held_out: ImageSet) -> None:
         )
 
 
-def images_for(saved: Checkpoint, source: str) -> Splits:
-    """Images that the model of a checkpoint can look at.
+def images_for(saved: Checkpoint, named: str | None, mend: str = load.MEND) -> tuple[str, Splits]:
+    """The name and the images of the data named, or of the run's own, that its model can look at.
 
     Raises:
-        UserError: for data of another shape, or with other conditions, than the model's.
+        UserError: for data that are not there, of another shape, or with other conditions, than the model's.
     """
-    return fitting(saved, load.load(source, saved.config.data), source)
+    source = load.source_of(saved.config.source, named, mend)
+    images = load.load(source, saved.config.data)
+    return source, fitting(saved, images, source)
 
 
 def fitting(saved: Checkpoint, images: Splits, source: str) -> Splits:

@@ -27,7 +27,7 @@ from ancestral.errors import UserError
 from ancestral.evaluation import elbo_command, sample_metrics_command
 from ancestral.runs import build, calibration, checkpoint
 from ancestral.runs.conditions import conditions_of
-from ancestral.runs.datasets import fitting
+from ancestral.runs.datasets import fitting, images_for
 from ancestral.runs.hub import hub
 from ancestral.runs.open import device_of, state_type
 from ancestral.runs.process_kinds import need_gaussian
@@ -285,8 +285,7 @@ class Model:
         path, options = _path(data), self.saved.config.data
         if data is not None and path is None:
             return fitting(self.saved, reading.of_any(data, options), memory.NAME)
-        source = reading.source_of(self.saved.config.source, path, "give data")
-        return fitting(self.saved, reading.load(source, options), source)
+        return images_for(self.saved, path, "give data")[1]
 
     def _images(self, data: object) -> ImageSet:
         if data is None or _path(data) is not None:

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ancestral.data import load
 from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.pixels import to_unit
 from ancestral.data.source_paths import same_source, typed
@@ -253,8 +252,7 @@ def of_run(
     known = build.schedule(saved.config).log_snr(torch.tensor(build.training_grid(saved.config)[:-1])).isfinite()
     if known.sum() < 2:
         raise UserError(f"{folder}: trained at fewer than two times that show anything; a report needs two")
-    source = load.source_of(saved.config.source, source)
-    images = images_for(saved, source)
+    source, images = images_for(saved, source)
     if len(images.train) < 2:
         raise UserError(f"{source}: one image to train on; a report needs two, to tell near from nearest")
     saved = calibration.calibrated(saved, model, images.train)
