@@ -61,9 +61,9 @@ def codebook(pixels=64, guard=1e-3):
         bits = [bits_of_step(t, s) * pixels for t, s in pairwise(TIMES)]
         counts = tuple(tuple(max(1, round(b * 2 ** ((q - 8) / 4))) for q in range(16)) for b in bits)
         profiles[number] = Profile(number, TIMES, counts, number, guard)
-    nothing = torch.empty(0)
+    empty, none = torch.empty(0), torch.empty(0, dtype=torch.int64)
     x0_var = torch.zeros(101, BUCKETS, dtype=torch.float64)
-    return Codebook(x0_var, profiles, table(), b"\x01\x23\x45\x67\x89\xab\xcd\xef", Canary(*[nothing] * 4))
+    return Codebook(x0_var, profiles, table(), b"\x01\x23\x45\x67\x89\xab\xcd\xef", Canary(empty, none, none, empty))
 
 
 def codec(side=8, channels=1, predictor=None, guard=1e-3):
