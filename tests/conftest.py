@@ -43,16 +43,20 @@ def trained_run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def colour_run(tmp_path_factory) -> Path:
-    """A run of 30 updates on the 8x8 digits, each painted in a colour of its own."""
-    import numpy as np
-
+def colour_digits(tmp_path_factory) -> Path:
+    """The 8x8 digits, each painted in a colour of its own."""
     datasets = pytest.importorskip("sklearn.datasets")
-    folder = tmp_path_factory.mktemp("colour")
+    path = tmp_path_factory.mktemp("colour") / "digits.npy"
     paint = np.random.default_rng(0).uniform(0.2, 1, (1797, 1, 1, 3))
-    np.save(folder / "digits.npy", (datasets.load_digits().images[..., None] / 16 * 255 * paint).astype(np.uint8))
-    run = folder / "run"
-    result = run_command("train", folder / "digits.npy", "--preset", "tiny", "--steps", 30, "--out", run, *TINY)
+    np.save(path, (datasets.load_digits().images[..., None] / 16 * 255 * paint).astype(np.uint8))
+    return path
+
+
+@pytest.fixture(scope="session")
+def colour_run(colour_digits) -> Path:
+    """A run of 30 updates on these."""
+    run = colour_digits.with_name("run")
+    result = run_command("train", colour_digits, "--preset", "tiny", "--steps", 30, "--out", run, *TINY)
     assert result.exit_code == 0, result.output
     return run
 

@@ -203,3 +203,5 @@ def test_metrics_of_this_checkpoint_are_not_measured_again(name, command, tmp_pa
     assert (kept.kept, kept.network, kept.images, kept.steps) == (True, "pixels", 40, 5)
     assert {"fd", "kid", "copies"} <= set(kept.by_name)
     assert set(kept.by_name["kid"]) == set(quality_samples.SIDES)
+    # Of 40 images the covariances of 64 features or more, and the balls of manifolds, are not comparable elsewhere.
+    assert set(kept.few) == {"fd", "precision", "recall", "density", "coverage"}

@@ -25,10 +25,10 @@ from codec_toy import GOLDEN, TIMES, VARIANCE, Toy, codebook, codec, golden, ima
 
 
 @functools.cache
-def files(profile=1, count=6):
+def files(profile=1, count=6, channels=1):
     """Some images and their files."""
-    images = [image(100 + number) for number in range(count)]
-    return images, codec().encode(images, profile)
+    images = [image(100 + number, channels=channels) for number in range(count)]
+    return images, codec(channels=channels).encode(images, profile)
 
 
 def psnr(pixels, original):
@@ -43,19 +43,22 @@ def test_the_format_is_what_it_was(name):
     assert coder.encode([pixels], profile)[0] == content
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("profile", [0, 1])
-def test_the_exact_pixels_come_back(profile):
-    images, contents = files(profile)
-    for one, original in zip(codec().decode(contents), images, strict=True):
+def test_the_exact_pixels_come_back(profile, channels):
+    images, contents = files(profile, channels=channels)
+    for one, original in zip(codec(channels=channels).decode(contents), images, strict=True):
         assert one.lossless
         assert one.steps == len(TIMES) - 1
         assert np.array_equal(one.pixels, original)
 
 
-def test_a_batch_is_its_images():
-    images, contents = files()
-    assert [codec().encode([one], 1)[0] for one in images] == contents
-    alone = [codec().decode([one])[0].pixels for one in contents]
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_batch_is_its_images(channels):
+    images, contents = files(channels=channels)
+    coder = codec(channels=channels)
+    assert [coder.encode([one], 1)[0] for one in images] == contents
+    alone = [coder.decode([one])[0].pixels for one in contents]
     assert all(map(np.array_equal, alone, images))
 
 

@@ -25,12 +25,25 @@ def digits():
     return load.load("digits", config.DataOptions())
 
 
+def trained(source, folder):
+    result = run_command("train", source, "--steps", 30, "--out", folder / "run", *SMALL)
+    assert result.exit_code == 0, result.output
+    return folder / "run"
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("absorbing") / "digits"
-    result = run_command("train", "digits", "--steps", 30, "--out", folder, *SMALL)
-    assert result.exit_code == 0, result.output
-    return folder
+    return trained("digits", tmp_path_factory.mktemp("absorbing"))
+
+
+@pytest.fixture(scope="module")
+def coloured(colour_digits, tmp_path_factory):
+    return trained(colour_digits, tmp_path_factory.mktemp("absorbing"))
+
+
+@pytest.fixture(params=["run", "coloured"])
+def either(request):
+    return request.getfixturevalue(request.param)
 
 
 def settings(**overrides):
@@ -60,25 +73,27 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times):
     assert all(torch.equal(a, b) for a, b in zip(whole.tensors().values(), second.tensors().values(), strict=True))
 
 
-def test_evaluate_sample_and_tune_serve_it(run, tmp_path):
-    result = run_command("evaluate", run, "--num-images", 16, "--exact", "--device", "cpu")
+def test_evaluate_sample_and_tune_serve_it(either, tmp_path):
+    result = run_command("evaluate", either, "--num-images", 16, "--exact", "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert "places revealed in any order" in result.output
-    bits = json.loads((run / "evaluation.json").read_text())["bits_per_dim"]
+    bits = json.loads((either / "evaluation.json").read_text())["bits_per_dim"]
     assert bits["L_T"]["mean"] == 0
     assert bits["bound, bits/dim"]["mean"] > 0
-    result = run_command("sample", run, "--num-images", 3, "--steps", 4, "--film", "--out", tmp_path, "--device", "cpu")
+    result = run_command(
+        "sample", either, "--num-images", 3, "--steps", 4, "--film", "--out", tmp_path, "--device", "cpu"
+    )
     assert result.exit_code == 0, result.output
     film = np.asarray(Image.open(tmp_path / "film.png").convert("L"))
     assert (film[3:60, 3:60] == 128).all()  # the first state: nothing seen, grey
-    again = run_command("sample", run, "--num-images", 3, "--steps", 4, "--out", tmp_path / "b", "--batch-size", 1)
+    again = run_command("sample", either, "--num-images", 3, "--steps", 4, "--out", tmp_path / "b", "--batch-size", 1)
     assert again.exit_code == 0, again.output
     assert all(
         (tmp_path / f"00000{k}.png").read_bytes() == (tmp_path / f"b/00000{k}.png").read_bytes() for k in range(3)
     )
-    result = run_command("tune-steps", run, "--steps", 3, "--num-images", 4, "--device", "cpu")
+    result = run_command("tune-steps", either, "--steps", 3, "--num-images", 4, "--device", "cpu")
     assert result.exit_code == 0, result.output
-    times = json.loads((run / "tuned.json").read_text())["3"]["times"]
+    times = json.loads((either / "tuned.json").read_text())["3"]["times"]
     assert len(times) == 4
     assert times[0] == 16
     assert times[-1] == 0
@@ -105,12 +120,14 @@ def test_it_cannot_guide_a_gaussian_run_of_its_schedule(run, tmp_path):
     assert "Gaussian noise" in result.output
 
 
-def test_nothing_is_left_hidden(run):
-    saved = checkpoint.open_run(run)[0]
-    model = build.trained(saved, run, torch.device("cpu"))
+def test_nothing_is_left_hidden(either):
+    saved = checkpoint.open_run(either)[0]
+    model = build.trained(saved, either, torch.device("cpu"))
     from ancestral.diffusion.samplers.sample import sample
 
-    drawn = sample(model, (1, 8, 8), 8, [16, 5, 0], build.transition(saved, None), draw=CHAINS["absorbing"].draw)
+    drawn = sample(
+        model, saved.facts.shape, 8, [16, 5, 0], build.transition(saved, None), draw=CHAINS["absorbing"].draw
+    )
     levels = (drawn + 1) * 127.5
     assert torch.allclose(levels, levels.round(), atol=1e-9)
     assert drawn.abs().max() <= 1
@@ -158,14 +175,14 @@ def test_independent_hiding_is_another_entry(digits):
         build.schedule(settings(**{"diffusion.schedule": "linear"}))
 
 
-def test_the_code_on_its_card_runs(run):
+def test_the_code_on_its_card_runs(either):
     """The Python of the published card, on the run's own folder."""
     from ancestral.runs.hub.model_card import card
 
     pytest.importorskip("huggingface_hub")
-    text = card("somebody/digits", checkpoint.open_run(run)[0], [], "unknown")
-    code = text.split("```python\n")[1].split("```")[0].replace("somebody/digits", str(run))
+    text = card("somebody/digits", checkpoint.open_run(either)[0], [], "unknown")
+    code = text.split("```python\n")[1].split("```")[0].replace("somebody/digits", str(either))
     names = {}
     exec(code, names)
-    assert names["images"].array.shape == (16, 8, 8, 1)
+    assert names["images"].array.shape == (16, 8, 8, checkpoint.open_run(either)[0].facts.shape[0])
     assert "target" not in text.split("##")[0].partition("---\n\n")[2]

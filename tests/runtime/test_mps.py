@@ -6,6 +6,7 @@ No Apple processor was there: what the kernels compute is not tested, only that 
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -61,12 +62,16 @@ def test_the_table_knows_what_is_missing():
     assert without_mps(met.names) == {"special_log_ndtr"}
 
 
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("preset", ["images", "absorbing"])
-def test_training_preview_and_bound_have_kernels(tmp_path, preset):
-    pytest.importorskip("sklearn")
+def test_training_preview_and_bound_have_kernels(tmp_path, preset, channels):
     settings = {"model.width": 8, "train.batch_size": 4, "train.micro_batch": 4, "train.precision": "float32"}
-    images = load.load("digits", load.DataOptions(limit=40))
-    run = training_run.Run(tmp_path, config.resolve("digits", preset, settings), images, torch.device("cpu"))
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "data.npz", images=random.integers(0, 256, (40, 8, 8, channels), dtype=np.uint8))
+    images = load.load(str(tmp_path / "data.npz"), load.DataOptions())
+    run = training_run.Run(
+        tmp_path, config.resolve(str(tmp_path / "data.npz"), preset, settings), images, torch.device("cpu")
+    )
     with Met() as met:
         run.training.step(images.train, 8)
         model = run._model(run.training.whole_averages())
