@@ -108,12 +108,12 @@ def to_bytes(found: np.ndarray, white: int, opened: Image.Image) -> Image.Image:
 def _bits_of_jpeg2000(image: ImageFile.ImageFile) -> int:
     """The most bits of a component, where there are several; one alone is given in full as 16-bit grey."""
     file: Any = image.fp
-    place = file.tell()
+    position = file.tell()
     try:
         file.seek(0)
         _, _, found = file.read(1 << 16).partition(_JPEG2000)
     finally:
-        file.seek(place)
+        file.seek(position)
     count = int.from_bytes(found[36:38], "big")
     bits = [(found[38 + 3 * n] & 0x7F) + 1 for n in range(count) if 38 + 3 * n < len(found)]
     return max(bits, default=8) if count > 1 else 8

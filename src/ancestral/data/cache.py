@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ import numpy as np
 from ancestral.data.dataset import MOST_CLASSES, ImageSet, Item, Rows, labelled
 from ancestral.errors import UserError
 from ancestral.runtime import array_files, disk, verified_folder
+from ancestral.runtime.resumable_job import cache_folder
 
-Read = Callable[[list[str]], Iterator[Item]]  # told where to note the files that it leaves out
+Read = Callable[[list[str]], Iterator[Item]]  # appends a line for each file that it leaves out
 
 
 def gather(
@@ -42,7 +42,7 @@ def gather(
         return ImageSet(
             np.stack([item.pixels for item in items]), labels, class_names, tuple(item.name for item in items)
         )
-    folder = _place(cache, key)
+    folder = cache_folder(Path(cache), key)
     index = _index(folder)
     if index is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -71,21 +71,17 @@ def gather(
     return ImageSet(Rows(images, np.arange(len(images))), labels, class_names, tuple(index["names"]))
 
 
-def cached(cache: str | None, key: Any, find: Callable[[], Any]) -> Any:
-    """What `find` gives, JSON that depends on `key` alone; looked for once where there is a cache."""
+def cached(cache: str | None, key: Any, compute: Callable[[], Any]) -> Any:
+    """The JSON that `compute` returns, a function of `key` alone; computed once where there is a cache."""
     if cache is None:
-        return find()
-    folder = _place(cache, key)
+        return compute()
+    folder = cache_folder(Path(cache), key)
     try:
         return disk.parsed(verified_folder.read(folder, ["found.json"])["found.json"], "found.json")
     except verified_folder.Damaged:
-        found = find()
+        found = compute()
         verified_folder.write(folder, {"found.json": json.dumps(found).encode()})
         return found
-
-
-def _place(cache: str, key: Any) -> Path:
-    return Path(cache) / sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _need(count: int, source: str, skipped: list[str]) -> None:
@@ -97,8 +93,8 @@ def _index(folder: Path) -> Any:
     """The index of a folder in the cache, or None where it is absent, damaged or not whole."""
     try:
         index = disk.parsed(verified_folder.read(folder, ["index.json"])["index.json"], "index.json")
-        wanted = int(np.prod([len(index["names"]), *index["shape"]]))
-        return index if (folder / "images.bin").stat().st_size == wanted else None
+        size = int(np.prod([len(index["names"]), *index["shape"]]))
+        return index if (folder / "images.bin").stat().st_size == size else None
     except (verified_folder.Damaged, OSError, KeyError, ValueError, TypeError):
         return None
 
@@ -114,15 +110,17 @@ def array(path: Path) -> ImageSet:
     images = array_files.mapped(path)
     images = checked_images(images, str(path))
     names = tuple(f"{path.stem}[{row}]" for row in range(len(images)))
-    beside = path.with_suffix(".labels.npy")
-    labels = array_files.mapped(beside) if os.path.lexists(beside) else None
+    label_path = path.with_suffix(".labels.npy")
+    labels = array_files.mapped(label_path) if os.path.lexists(label_path) else None
     if labels is not None and (labels.shape != (len(images),) or labels.dtype.kind not in "iu" or labels.min() < 0):
-        raise UserError(f"{beside}: must be {len(images)} class numbers, not {labels.dtype} {labels.shape}")
-    told = path.with_suffix(".embeddings.npy")
-    embeddings = checked_vectors(array_files.mapped(told), str(told), len(images)) if os.path.lexists(told) else None
+        raise UserError(f"{label_path}: must be {len(images)} class numbers, not {labels.dtype} {labels.shape}")
+    vector_path = path.with_suffix(".embeddings.npy")
+    embeddings = None
+    if os.path.lexists(vector_path):
+        embeddings = checked_vectors(array_files.mapped(vector_path), str(vector_path), len(images))
     count = 0 if labels is None else int(labels.max()) + 1
     if count > MOST_CLASSES:
-        raise UserError(f"{beside}: the label {count - 1} is no class number; count classes from 0")
+        raise UserError(f"{label_path}: the label {count - 1} is no class number; count classes from 0")
     rows = Rows(images, np.arange(len(images)))
     classes = tuple(map(str, range(count)))
     return ImageSet(rows, None if labels is None else labels.astype(np.int64), classes, names, embeddings)

@@ -1,4 +1,4 @@
-"""What data are here: images as bytes with labels and names, split into a part to train on and one never trained on."""
+"""Image sets: bytes with labels and names, split into a part to train on and one never trained on."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ class ImageSet:
         digest = sha256()
         for start in range(0, len(self), 1024):
             digest.update(self.images[start : start + 1024].tobytes())
-        for known in (self.labels, self.embeddings):
-            digest.update(b"" if known is None else known.tobytes())
+        for part in (self.labels, self.embeddings):
+            digest.update(b"" if part is None else part.tobytes())
         return digest.hexdigest()
 
     def take(self, rows: Sequence[int] | np.ndarray) -> ImageSet:
         """The images of these rows; those of a mapped file stay there."""
         chosen = np.asarray(rows, dtype=np.int64)
-        labels, embeddings = (None if known is None else known[chosen] for known in (self.labels, self.embeddings))
+        labels, embeddings = (None if part is None else part[chosen] for part in (self.labels, self.embeddings))
         images = self.images
         if isinstance(images, Rows):
             images = Rows(images.source, images.rows[chosen])
@@ -147,13 +147,13 @@ def held_out(names: Sequence[str], share: float, source: str, groups: np.ndarray
     for name, key in zip(names, group.tolist(), strict=True):
         smallest[key] = min(name, smallest.get(key, name))
     by_name = dict(zip(names, own, strict=True))
-    place = np.array([by_name[smallest[key]] for key in group.tolist()])
-    test = place < share
+    position = np.array([by_name[smallest[key]] for key in group.tolist()])
+    test = position < share
     test[np.bincount(group, minlength=len(names))[group] * 2 > len(names)] = False
     if not test.any():
-        test = place == place.min()
+        test = position == position.min()
     if test.all():
-        test = place < place.max()
+        test = position < position.max()
     return test
 
 
@@ -161,10 +161,10 @@ def labelled(
     labels: Sequence[int | None], class_names: tuple[str, ...] | None
 ) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """(labels, class names), or neither where not every image has a label; without names, classes are numbers."""
-    known = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
-    if not len(known) or known.min() < 0:
+    numbers = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
+    if not len(numbers) or numbers.min() < 0:
         return None, ()
-    return known, tuple(map(str, range(int(known.max()) + 1))) if class_names is None else class_names
+    return numbers, tuple(map(str, range(int(numbers.max()) + 1))) if class_names is None else class_names
 
 
 def joined(splits: Splits) -> ImageSet:
@@ -189,8 +189,8 @@ def split_off(whole: ImageSet, share: float, source: str) -> Splits:
     together = groups(whole.images)
     test = held_out(whole.names, share, source, together)
     repeated = int((np.bincount(together)[together] > 1).sum())
-    said = f"about {100 * share:.3g}% of all, by their names; data.holdout sets the share"
+    split = f"about {100 * share:.3g}% of all, by their names; data.holdout sets the share"
     if repeated:
-        said += f"; {repeated:,} equal or nearly equal images are kept on one side"
-    reading = Reading(source, len(whole), len(whole), split=said)
+        split += f"; {repeated:,} equal or nearly equal images are kept on one side"
+    reading = Reading(source, len(whole), len(whole), split=split)
     return Splits(whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test)), reading=reading)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageFile, ImageOps
 
 from ancestral.data import bit_depth
+from ancestral.data.dataset import DataOptions, Rows
 from ancestral.errors import UserError
 
 with suppress(ImportError):  # a plugin for .heic, where it is installed
@@ -189,6 +190,14 @@ def _frames(image: Image.Image, name: str) -> int:
 def adapt(pixels: np.ndarray, channels: int, size: int | None, background: str) -> np.ndarray:
     """An array (H, W, C) as a file of it would be decoded."""
     return from_pil(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), channels, size, background)
+
+
+def adapt_all(images: np.ndarray | Rows, options: DataOptions) -> np.ndarray | Rows:
+    """Images (N, H, W, C) with the size and channels of the options; the same object where they have these."""
+    _, height, width, channels = images.shape
+    if options.size in (None, height if height == width else None) and options.channels in (None, channels):
+        return images
+    return np.stack([adapt(one, options.channels or channels, options.size, options.background) for one in images[:]])
 
 
 def from_pil(image: Image.Image, channels: int, size: int | None, background: str) -> np.ndarray:

@@ -24,8 +24,8 @@ def groups(images: Any) -> np.ndarray:
     first = _equal(images)
     unique = np.unique(first)
     group = np.arange(len(unique))
-    for place, others in _near(images, unique, lambda place, others: group[others] != group[place]):
-        group[np.isin(group, group[others])] = group[place]
+    for index, others in _near(images, unique, lambda index, others: group[others] != group[index]):
+        group[np.isin(group, group[others])] = group[index]
     lowest = np.full(len(unique), len(first))
     np.minimum.at(lowest, group, unique)
     return lowest[group[np.searchsorted(unique, first)]]
@@ -37,10 +37,10 @@ def across(train: Any, test: Any) -> np.ndarray:
     first = _equal(both)
     unique = np.unique(first)
     trained = unique < count  # an equal image of `train` comes first
-    known = trained.copy()
-    for place, others in _near(both, unique, lambda place, others: trained[others] != trained[place]):
-        known[[place, *others]] = True
-    return np.flatnonzero(known[np.searchsorted(unique, first[count:])])
+    repeated = trained.copy()
+    for index, others in _near(both, unique, lambda index, others: trained[others] != trained[index]):
+        repeated[[index, *others]] = True
+    return np.flatnonzero(repeated[np.searchsorted(unique, first[count:])])
 
 
 class _Joined:
@@ -80,23 +80,23 @@ def _equal(images: Any) -> np.ndarray:
 
 
 def _near(
-    images: Any, rows: np.ndarray, wanted: Callable[[int, np.ndarray], np.ndarray]
+    images: Any, rows: np.ndarray, candidates: Callable[[int, np.ndarray], np.ndarray]
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place in `rows`, the later ones of those wanted whose images are near-equal), where there are any."""
+    """(index in `rows`, the later candidates whose images are near-equal), where there are any."""
     points = np.concatenate([_means(piece) for piece in _pieces(images, rows)]).astype(np.float64)
     points -= points.mean(0)
     _, directions = np.linalg.eigh(points.T @ points)
     points = points @ directions[:, -_AXES:]
     tree = KDTree(points)
-    for place in range(len(rows)):
-        others = np.array(tree.query_ball_point(points[place], NEAR + 1e-3), dtype=np.int64)
-        others = others[others > place]
-        others = others[wanted(place, others)]
+    for index in range(len(rows)):
+        others = np.array(tree.query_ball_point(points[index], NEAR + 1e-3), dtype=np.int64)
+        others = others[others > index]
+        others = others[candidates(index, others)]
         if len(others):
-            own = np.asarray(images[rows[place : place + 1]]).astype(np.float32)
+            own = np.asarray(images[rows[index : index + 1]]).astype(np.float32)
             near = [np.square(piece - own).mean((1, 2, 3)) <= NEAR**2 for piece in _pieces(images, rows[others])]
             if len(others := others[np.concatenate(near)]):
-                yield place, others
+                yield index, others
 
 
 def _means(images: np.ndarray) -> np.ndarray:

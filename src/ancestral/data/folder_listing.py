@@ -108,9 +108,9 @@ def parts_of(root: Path) -> Parts:
         alone = next((one for one in (train, *tests) if one is not None), None)
         if whole and alone and whole.images and all(name.startswith(f"{alone.name}/") for name in whole.images):
             # Only one part: what lies in it is the set.
-            kept = listed_below(alone)
+            only = listed_below(alone)
             others = {r: [n for n in names if not n.startswith(f"{alone.name}/")] for r, names in whole.others.items()}
-            return Parts((kept,), None, {reason: names for reason, names in others.items() if names})
+            return Parts((only,), None, {reason: names for reason, names in others.items() if names})
         if named and where != root:
             break
     found = listed_below(root)
@@ -161,8 +161,8 @@ def _two(root: Path, where: Path, train: Path, tests: list[Path]) -> Parts:
     if outside := [name for name in beside.images if name.partition("/")[0] not in taken]:
         others[f"beside {train.name} and {tests[0].name}"] = outside
     within = "" if where == root else f" of {where.name}"
-    said = f"the folders {train.name} and {tests[0].name}{within}"
-    return Parts(chosen, said, {reason: names for reason, names in others.items() if names})
+    split = f"the folders {train.name} and {tests[0].name}{within}"
+    return Parts(chosen, split, {reason: names for reason, names in others.items() if names})
 
 
 def _need(found: Listing) -> None:

@@ -29,14 +29,14 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
     """
     parts = parts_of(root)
     labels = [label(part.root, part.images) for part in parts.folders]
-    class_names = in_order((one for part in labels for one in part.by_file.values()), labels[0].said)
+    class_names = in_order((one for part in labels for one in part.by_file.values()), labels[0].source)
     skipped: list[str] = []
     seen = _survey(root, parts.folders, options, skipped)
     sets = []
     for part, (by_file, _) in zip(parts.folders, labels, strict=True):
         files = [file for file in by_file if str(part.root / file) not in seen.bad]
-        told = asdict(replace(options, white=seen.white))  # found or given, they are the same images
-        key = [listing(part.root / file for file in files), [by_file[file] for file in files], told, seen.channels]
+        settings = asdict(replace(options, white=seen.white))  # found or given, they are the same images
+        key = [listing(part.root / file for file in files), [by_file[file] for file in files], settings, seen.channels]
         read = partial(_read, part.root, {file: by_file[file] for file in files}, class_names, seen, options)
         sets.append(gather(read, class_names, str(part.root), options.cache, key, skipped))
     refuse_bad(skipped, options)
@@ -53,25 +53,25 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
         splits,
         str(root),
         split=parts.split or splits.reading.split,
-        classes=_said_classes(parts.folders, labels),
+        classes=_class_source(parts.folders, labels),
         left_out=left_out,
         white=seen.white,
-        sizes=said_sizes(seen.sizes),
+        sizes=size_range(seen.sizes),
         notes=seen.notes,
         skipped=tuple(skipped),
     )
 
 
-def said_sizes(sizes: Sequence[tuple[int, int]]) -> str:
+def size_range(sizes: Sequence[tuple[int, int]]) -> str:
     """Heights x widths: the one, or the smallest and the largest area."""
     smallest, largest = (f"{h}x{w}" for h, w in (min(sizes, key=np.prod), max(sizes, key=np.prod)))
     return smallest if len(sizes) == 1 else f"from {smallest} to {largest}"
 
 
-def _said_classes(folders: Sequence[Listing], labels: Sequence[Labels]) -> str:
-    if len({one.said for one in labels}) == 1:
-        return labels[0].said
-    return "; ".join(f"of {part.root.name}: {one.said}" for part, one in zip(folders, labels, strict=True))
+def _class_source(folders: Sequence[Listing], labels: Sequence[Labels]) -> str:
+    if len({one.source for one in labels}) == 1:
+        return labels[0].source
+    return "; ".join(f"of {part.root.name}: {one.source}" for part, one in zip(folders, labels, strict=True))
 
 
 class _Seen(NamedTuple):
@@ -127,11 +127,11 @@ def _survey(root: Path, folders: Sequence[Listing], options: DataOptions, skippe
     return _Seen(channels, white, [(h, w) for h, w in found["sizes"]], tuple(notes), frozenset(found["bad"]))
 
 
-def white_note(count: int, largest: int, told: int | None) -> str:
+def white_note(count: int, largest: int, white: int | None) -> str:
     """What was made of values with more than 8 bits, whose range nothing but the set says."""
     images = f"{counted(count, 'image')} with more than 8 bits a value, rounded to 8"
-    if told is not None:
-        return f"{images}: {told} is white (data.white)"
+    if white is not None:
+        return f"{images}: {white} is white (data.white)"
     return (
         f"{images}: the largest is {largest}, so that {white_for(largest)} is white (another: --set data.white=65535)"
     )
@@ -161,7 +161,7 @@ def _read(
     options: DataOptions,
     skipped: list[str],
 ) -> Iterator[Item]:
-    number = {name: place for place, name in enumerate(class_names)}
+    number = {name: index for index, name in enumerate(class_names)}
 
     def items() -> Iterator[Item]:
         for file, name in labels.items():
@@ -220,7 +220,7 @@ def read_as(splits: Splits, source: str, *, skipped: tuple[str, ...] = (), **fac
 
 
 def streamed(images: ImageSet, options: DataOptions) -> dict[str, Any]:
-    """What is known of a source that is read once, from front to back."""
+    """The facts of a reading for a source that is read once, from front to back."""
     height, width, _ = images.shape
     notes = () if options.white is None else (f"{options.white} is white where values have more than 8 bits",)
     if options.size is None:

@@ -21,7 +21,7 @@ class Labels(NamedTuple):
     """Labels by file, in order, and where they come from."""
 
     by_file: dict[str, str | None]
-    said: str
+    source: str
 
 
 def label(root: Path, files: list[str]) -> Labels:
@@ -40,10 +40,10 @@ def label(root: Path, files: list[str]) -> Labels:
     return _by_folder(files)
 
 
-def in_order(labels: Iterable[str | None], said: str) -> tuple[str, ...]:
+def in_order(labels: Iterable[str | None], source: str) -> tuple[str, ...]:
     """The classes: numbers by size where dataset.json gives them, otherwise names as texts."""
     found = {utf8(label, "the name of a class") for label in labels if label is not None}
-    return tuple(sorted(found, key=int) if said == DATASET else sorted(found))
+    return tuple(sorted(found, key=int) if source == DATASET else sorted(found))
 
 
 def _by_folder(files: list[str]) -> Labels:
@@ -103,12 +103,12 @@ def _metadata_labels(path: Path, files: list[str], rows: list[dict[str, Any]]) -
     column = next((name for name in ("label", "class") if any(name in row for row in rows)), None)
     if path.name == DATASET and column is None:
         return {}
-    known, found = set(files), dict[str, str | None]()
+    names, found = set(files), dict[str, str | None]()
     for number, row in enumerate(rows, 1):
         name = row.get("file_name")
         if not isinstance(name, str):
             raise UserError(f"{path}: row {number} has no file_name")
-        if name not in known:
+        if name not in names:
             raise UserError(f"{path}: names {name}, which is not among the images beside it")
         if name in found:
             raise UserError(f"{path}: has two rows for {name}; keep one")

@@ -1,4 +1,4 @@
-"""Getting images in from wherever they are. Always uint8, always with a part that is never trained on."""
+"""Load images from any source: always uint8, always with a part that is never trained on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ancestral.data import memory
 from ancestral.data.bit_depth import scaled, white_for
 from ancestral.data.cache import array, cached, checked_images, checked_vectors, gather, listing
 from ancestral.data.dataset import MOST_CLASSES, DataOptions, ImageSet, Item, Splits, split_off
-from ancestral.data.decode import adapt
+from ancestral.data.decode import adapt_all
 from ancestral.data.huggingface import load_hub
 from ancestral.data.image_folder import load_folder, read_as, white_note
 from ancestral.data.tar_shards import is_pattern, load_shards
@@ -118,17 +118,10 @@ def _check_background(name: str) -> None:
 
 def _adapted(splits: Splits, options: DataOptions) -> Splits:
     """Arrays, with the size and channels asked for."""
-    height, width, channels = splits.train.shape
+    height, width, _ = splits.train.shape
     splits = replace(splits, reading=replace(splits.reading, sizes=f"{height}x{width}"))
-    if options.size in (None, height if height == width else None) and options.channels in (None, channels):
-        return splits
-    wanted = options.channels or channels
-
-    def adapted(part: ImageSet) -> ImageSet:
-        images = [adapt(one, wanted, options.size, options.background) for one in part.images[:]]
-        return replace(part, images=np.stack(images))
-
-    return replace(splits, train=adapted(splits.train), test=adapted(splits.test))
+    train, test = (replace(part, images=adapt_all(part.images, options)) for part in (splits.train, splits.test))
+    return replace(splits, train=train, test=test)
 
 
 def _npy(path: Path, options: DataOptions, source: str) -> Splits:
@@ -229,18 +222,18 @@ def _npz(path: Path, options: DataOptions) -> Splits:
         count, largest = sum(map(len, wide.values())), max(int(one.max()) for one in wide.values())
         white, notes = _white(count, largest, options, str(path))
         arrays |= {name: scaled(one, white) for name, one in wide.items()}
-    said = "labels" if any(name.endswith("labels") for name in arrays) else "none"
+    classes = "labels" if any(name.endswith("labels") for name in arrays) else "none"
     if "train_images" in arrays and "test_images" in arrays:
         train, test = (_npz_part(path, arrays, f"{part}_", named) for part in ("train", "test"))
         if train.shape != test.shape:
             raise UserError(f"{path}: train_images are {train.shape}, test_images {test.shape}; they must agree")
         split = "the arrays train_images and test_images"
-        return read_as(Splits(train, test), str(path), split=split, classes=said, white=white, notes=notes)
+        return read_as(Splits(train, test), str(path), split=split, classes=classes, white=white, notes=notes)
     if "images" not in arrays:
         raise UserError(f"{path}: needs the arrays train_images and test_images, or images; has {held}")
     whole = _npz_part(path, arrays, "", named)
     splits = split_off(whole, options.holdout, str(path))
-    return read_as(splits, str(path), classes=said, white=white, notes=notes)
+    return read_as(splits, str(path), classes=classes, white=white, notes=notes)
 
 
 def _class_names(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
@@ -260,8 +253,8 @@ def _class_names(path: Path, arrays: dict[str, np.ndarray]) -> tuple[str, ...]:
 def _npz_part(path: Path, arrays: dict[str, np.ndarray], prefix: str, class_names: tuple[str, ...]) -> ImageSet:
     images, labels = arrays[f"{prefix}images"], arrays.get(f"{prefix}labels")
     names = tuple(f"{prefix}images[{row}]" for row in range(len(images)))
-    told = f"{prefix}embeddings"
-    vectors = checked_vectors(arrays[told], f"{path}: {told}", len(images)) if told in arrays else None
+    name = f"{prefix}embeddings"
+    vectors = checked_vectors(arrays[name], f"{path}: {name}", len(images)) if name in arrays else None
     if labels is None:
         return ImageSet(images, None, (), names, vectors)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ancestral.data import decode
-from ancestral.data.dataset import DataOptions, ImageSet, labelled
+from ancestral.data.dataset import DataOptions, ImageSet, Rows, labelled
+from ancestral.data.decode import adapt_all, from_pil
 from ancestral.errors import UserError
 
 NAME = "images in memory"  # what they are called where a folder has its path
@@ -33,16 +33,12 @@ def image_set(data: object, options: DataOptions) -> ImageSet:
     return ImageSet(images, labels, classes, tuple(f"images[{row}]" for row in range(len(images))))
 
 
-def _of_array(array: np.ndarray, options: DataOptions) -> np.ndarray:
+def _of_array(array: np.ndarray, options: DataOptions) -> np.ndarray | Rows:
     """uint8 (N, H, W, C)."""
     array = array[..., None] if array.ndim == 3 else array
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] not in (1, 3, 4) or 0 in array.shape:
         raise UserError(f"an array of {array.dtype} {array.shape} is not understood; {KINDS}")
-    _, height, width, channels = array.shape
-    if options.size in (None, height if height == width else None) and options.channels in (None, channels):
-        return array
-    wanted = options.channels or channels
-    return np.stack([decode.adapt(image, wanted, options.size, options.background) for image in array])
+    return adapt_all(array, options)
 
 
 def _of_items(data: Any, options: DataOptions) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
@@ -58,17 +54,17 @@ def _of_items(data: Any, options: DataOptions) -> tuple[np.ndarray, np.ndarray |
         pictures.append(picture(image, f"images[{row}]"))
         labels.append(_label(label))
     channels = options.channels or (1 if all(picture.mode in ("1", "L", "LA") for picture in pictures) else 3)
-    images = [decode.from_pil(picture, channels, options.size, options.background) for picture in pictures]
+    images = [from_pil(picture, channels, options.size, options.background) for picture in pictures]
     for row, image in enumerate(images):
         if image.shape != images[0].shape:
             (height, width), (other, wide) = images[0].shape[:2], image.shape[:2]
             raise UserError(f"images[{row}]: {other}x{wide} pixels, the first has {height}x{width}; give a size")
     names = getattr(data, "classes", None)
     named = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
-    known, classes = labelled(labels, tuple(names) if named and names else None)
-    if known is not None and known.max() >= len(classes):
-        raise UserError(f"{NAME}: the label {known.max()} is none of the {len(classes)} classes of the data set")
-    return np.stack(images), known, classes
+    numbers, classes = labelled(labels, tuple(names) if named and names else None)
+    if numbers is not None and numbers.max() >= len(classes):
+        raise UserError(f"{NAME}: the label {numbers.max()} is none of the {len(classes)} classes of the data set")
+    return np.stack(images), numbers, classes
 
 
 def _label(label: Any) -> int | None:

@@ -25,7 +25,7 @@ TENSORS = "tensors.safetensors"
 PATIENCE = timedelta(days=1)  # of processes that wait for each other's pieces
 
 
-def cache_folder(folder: Path, settings: dict[str, Any]) -> Path:
+def cache_folder(folder: Path, settings: Any) -> Path:
     """The cache folder of a job: FOLDER / the first 32 hex digits of the SHA-256 of its settings."""
     return folder / sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -57,26 +57,26 @@ class Job:
     ) -> None:
         """Do this process's pieces that are not done, and wait for the others'."""
         for piece in pieces[self.processes.rank :: self.processes.size]:
-            kept = self._kept(piece)
-            if kept is None or not seems_done(piece, kept):
+            done = self._done(piece)
+            if done is None or not seems_done(piece, done):
                 verified_folder.write(_piece_folder(self.folder, piece), do(piece))
         self.processes.wait()
 
     def tensors(self, pieces: list[range], compute: Callable[[range], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
         """The tensors of each piece, in order, those that are not there yet computed now; the same in every process."""
         self.run(
-            pieces, lambda piece: {TENSORS: safetensors.torch.save(compute(piece))}, lambda _, kept: TENSORS in kept
+            pieces, lambda piece: {TENSORS: safetensors.torch.save(compute(piece))}, lambda _, done: TENSORS in done
         )
         found = kept_tensors(self.folder, pieces)
         self.processes.wait()  # so that none removes what another still reads
         return found
 
     def results(self, pieces: list[range]) -> Iterator[Files]:
-        """What was kept of each piece, in order."""
+        """The files of each piece, in order, as {name: content}."""
         return (verified_folder.read(_piece_folder(self.folder, piece)) for piece in pieces)
 
     def files(self, pieces: list[range]) -> Iterator[Path]:
-        """The files of each piece, in order."""
+        """The paths of the files of each piece, in order."""
         for piece in pieces:
             yield from sorted(
                 path for path in _piece_folder(self.folder, piece).iterdir() if path.name != verified_folder.MANIFEST
@@ -86,7 +86,7 @@ class Job:
         """Remove the pieces, once they have been put together."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _kept(self, piece: range) -> Files | None:
+    def _done(self, piece: range) -> Files | None:
         try:
             return verified_folder.read(_piece_folder(self.folder, piece))
         except verified_folder.Damaged:
