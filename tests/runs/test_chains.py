@@ -142,8 +142,8 @@ def test_nothing_is_left_hidden(either):
         (("diffusion.values=softmx",), ("diffusion.values", "softmax")),
         (("diffusion.chain=absorbin",), ("diffusion.chain", "absorbing")),
         (("diffusion.levels=1",), ("levels", ">= 2")),
-        (("diffusion.chain=gaussian", "diffusion.levels=16"), ("diffusion.levels", "hides places")),
-        (("diffusion.chain=gaussian", "diffusion.values=softmax"), ("diffusion.values", "hides places")),
+        (("diffusion.chain=gaussian", "diffusion.levels=16"), ("diffusion.levels", "absorbing chain")),
+        (("diffusion.chain=gaussian", "diffusion.values=softmax"), ("diffusion.values", "absorbing chain")),
     ],
 )
 def test_wrong_settings_are_named(tmp_path, overrides, words):

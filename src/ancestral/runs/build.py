@@ -1,4 +1,4 @@
-"""From names in a configuration to the objects they stand for."""
+"""Build the objects that a configuration names: process, network, optimiser, sampler, grids, objective."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def network(config: Config, facts: Facts) -> UNet:
         )
     inputs, outputs = chain(config).channels(channels, config.diffusion)
     details = form(options)
-    made = UNet(
+    unet = UNet(
         inputs,
         outputs,
         options.width,
@@ -96,12 +96,12 @@ def network(config: Config, facts: Facts) -> UNet:
         facts.embedding if options.embedding else 0,
         options.condition_dropout > 0,
     )
-    if height % made.divisor or width % made.divisor:
+    if height % unet.divisor or width % unet.divisor:
         raise UserError(
-            f"images of {height}x{width} do not divide by {made.divisor} = model.patch * 2^(levels-1); "
+            f"images of {height}x{width} do not divide by {unet.divisor} = model.patch * 2^(levels-1); "
             "use fewer model.multipliers, or --set data.size to a multiple"
         )
-    return made
+    return unet
 
 
 def denoiser(config: Config, facts: Facts) -> Denoiser:
@@ -173,7 +173,7 @@ def transition(saved: checkpoint.Checkpoint, variance: str | None) -> Transition
 
 def _refuse_other_steps(saved: checkpoint.Checkpoint, option: str) -> None:
     if chain(saved.config).reverse is not None:
-        raise UserError(f"{option}: a chain that reveals places has one reverse step only; leave it out")
+        raise UserError(f"{option}: an absorbing chain has one reverse step only; leave it out")
 
 
 def training_grid(config: Config) -> list[int]:
@@ -199,7 +199,7 @@ def sampling_grid(config: Config, name: str, steps: int | None) -> list[int]:
         return _grid(make, schedule(config), steps, "--steps")
     if steps >= len(times):
         raise UserError(f"--steps: the model was trained at {len(times) - 1} times, so that is the most, got {steps}")
-    return [*(times[round(place * (len(times) - 1) / steps)] for place in range(steps)), 0]
+    return [*(times[round(index * (len(times) - 1) / steps)] for index in range(steps)), 0]
 
 
 def _grid(
@@ -216,10 +216,10 @@ def objective(config: Config, terms: int) -> Objective:
     make = choose(OBJECTIVES, config.diffusion.objective, "diffusion.objective")
     choose(TIME_SAMPLERS, config.diffusion.times, "diffusion.times")
     variance = choose(VARIANCES, config.diffusion.variance, "diffusion.variance")
-    made = make(chain(config).reverse or Ancestral(fixedsmall if variance is optimal else variance), terms)
-    if variance is learned and not made.teaches_variance:
+    loss = make(chain(config).reverse or Ancestral(fixedsmall if variance is optimal else variance), terms)
+    if variance is learned and not loss.teaches_variance:
         raise UserError("diffusion.variance: 'learned' is not taught by this objective; use diffusion.objective=hybrid")
-    return made
+    return loss
 
 
 def device(name: str) -> torch.device:
@@ -257,8 +257,8 @@ def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_w
         UserError: when the weights do not fit the configuration.
     """
     with torch.device("meta"):
-        wanted = network(saved.config, saved.facts).state_dict()
-    weights = fitting(saved.weights, wanted, str(saved.folder / "model.safetensors"))
+        expected = network(saved.config, saved.facts).state_dict()
+    weights = fitting(saved.weights, expected, str(saved.folder / "model.safetensors"))
     if average_width is not None:
         try:
             snapshots = checkpoint.load_snapshots(run, saved)
@@ -269,6 +269,6 @@ def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_w
 
 
 def predictor(model: Denoiser, calibration: torch.Tensor | None, **cond: torch.Tensor) -> Predictor:
-    """The model with its conditions filled in and, where it was measured, its own error known."""
+    """The model under these conditions, with its own error where that was measured."""
     conditioned = Conditioned(model, **cond)
     return conditioned if calibration is None else Calibrated(conditioned, calibration)

@@ -16,6 +16,7 @@ from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
+from ancestral.runs.open import device_of
 
 CALIBRATED = 128  # training images on which the model's own error is measured
 
@@ -33,4 +34,4 @@ def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Ch
     """The checkpoint with the model's own error, measured now where that was not done."""
     if saved.calibration is not None:
         return saved
-    return replace(saved, calibration=calibration(saved.config, model, train_images, next(model.parameters()).device))
+    return replace(saved, calibration=calibration(saved.config, model, train_images, device_of(model)))

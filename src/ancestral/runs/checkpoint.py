@@ -1,4 +1,4 @@
-"""What is on disk: a run folder, its checkpoints, and the model in the newest whole one.
+"""Write and read a run folder: its checkpoints, and the model in the newest whole one.
 
     RUN/config.json              everything needed to build the run again
     RUN/checkpoints/000012800/   config.json model.safetensors state.safetensors state.json [calibration.safetensors]
@@ -191,20 +191,20 @@ def open_newest(run: Path) -> Checkpoint:
 
 
 def save_snapshot(run: Path, images: int, averages: list[ema.PowerAverage]) -> None:
-    """Keep both averages as they are now."""
+    """Write both averages as they are now."""
     files = {f"{average.width:g}.safetensors": _pack(average.weights) for average in averages}
     verified_folder.write(run / "averages" / f"{images:09d}", files)
 
 
 def save_for_inspection(run: Path, images: int, batch: dict[str, Any], tensors: Tensors) -> Path:
-    """Write what an update that stopped the run was made of. Returns the folder."""
+    """Write the batch and state of an update that stopped the run. Returns the folder."""
     folder = run / "stopped" / f"{images:09d}"
     verified_folder.write(folder, {"batch.json": json_bytes(batch), "state.safetensors": _pack(tensors)})
     return folder
 
 
 def load_snapshots(run: Path, saved: Checkpoint) -> list[ema.Snapshot]:
-    """Every average that was kept up to a checkpoint.
+    """Every average that was written up to a checkpoint.
 
     Raises:
         UserError: when there is none, or one is damaged: without it the average would be another.
@@ -212,9 +212,7 @@ def load_snapshots(run: Path, saved: Checkpoint) -> list[ema.Snapshot]:
     widths = {f"{width:g}.safetensors": width for width in saved.config.train.average_widths}
     folders = [folder for folder in _folders(run / "averages") if int(folder.name) <= saved.images]
     snapshots = [
-        ema.Snapshot(
-            int(folder.name), width, _average(verified_folder.read(folder, [name])[name], folder / name, saved.weights)
-        )
+        ema.Snapshot(int(folder.name), width, fitting(_average(folder, name), saved.weights, str(folder / name)))
         for folder in folders
         for name, width in widths.items()
     ]
@@ -231,13 +229,12 @@ def snapshot(folder: Path, config: Config) -> Tensors:
     Raises:
         UserError: when it is absent or damaged.
     """
-    name = f"{config.train.average_widths[config.train.average]:g}.safetensors"
+    return _average(folder, f"{config.train.average_widths[config.train.average]:g}.safetensors")
+
+
+def _average(folder: Path, name: str) -> Tensors:
     where = str(folder / name)
     return finite(unpacked(verified_folder.read(folder, [name])[name], where), where)
-
-
-def _average(content: bytes, path: Path, wanted: Tensors) -> Tensors:
-    return finite(fitting(unpacked(content, str(path)), wanted, str(path)), str(path))
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -98,7 +98,7 @@ def fastest(seconds: Mapping[ComputeFormat, float]) -> ComputeFormat:
 
 
 def describe(seconds: Mapping[ComputeFormat, float]) -> str:
-    """What was measured, in words."""
+    """A line with the measured times."""
     times = ", ".join(f"{one} {1e3 * taken:.1f}" for one, taken in seconds.items())
     return f"milliseconds for layers of its kinds on {processor()}: {times}"
 
@@ -132,14 +132,14 @@ def layers_of(config: Config, facts: Facts, device: torch.device, training: bool
         layers = _Layers(options).to(device)
         channels = options.width * options.multipliers[0]
         fine, coarse = (sum(one.numel() for one in part.parameters()) for part in (layers.first, layers.last))
-        products = fine + coarse / (4 if len(options.multipliers) > 1 else 1)  # a place
-        places = WORK / (2 * products * (3 if training else 1))  # of all images together
+        products = fine + coarse / (4 if len(options.multipliers) > 1 else 1)  # a pixel
+        pixels = WORK / (2 * products * (3 if training else 1))  # of all images together
         height, width = (max(2, side // options.patch) for side in sides)
-        shrunk = min(1.0, (min(places, SIDE**2) / (height * width)) ** 0.5)
+        shrunk = min(1.0, (min(pixels, SIDE**2) / (height * width)) ** 0.5)
         height, width = (max(2, round(side * shrunk)) for side in (height, width))
-        images = max(1, min(config.train.micro_batch or config.train.batch_size, int(places / (height * width))))
+        images = max(1, min(config.train.micro_batch or config.train.batch_size, int(pixels / (height * width))))
         x = torch.randn(images, channels, height, width, device=device)
-        time_told = torch.randn(images, layers.time_width, device=device)
+        embedded_time = torch.randn(images, layers.time_width, device=device)
 
     def timed(one: ComputeFormat) -> float:
         laid_out(layers, one.channels_last).zero_grad()
@@ -147,7 +147,7 @@ def layers_of(config: Config, facts: Facts, device: torch.device, training: bool
         shown = x.detach().contiguous(memory_format=layout).requires_grad_(training)
         started = time.perf_counter()
         with torch.set_grad_enabled(training), torch.autocast(device.type, one.dtype, one.precision != "float32"):
-            total = layers(shown, time_told).float().square().mean()
+            total = layers(shown, embedded_time).float().square().mean()
         if training:
             total.backward()
         return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""What a run is: frozen dataclasses, presets as rows, and overrides that refuse what they do not know.
+"""Settings of a run: frozen dataclasses, presets as rows, and overrides that refuse unknown keys.
 
 Nothing here imports torch, so that a wrong key costs no waiting. Names of schedules, targets and so on are looked up in
 their own modules' tables when the run is built.
@@ -39,8 +39,8 @@ class ModelOptions:
     attention: tuple[int, ...] = (1,)
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
     patch: Size = 1
-    labels: bool = False  # told the class of each image
-    embedding: bool = False  # told the vector that the data have for each image
+    labels: bool = False  # conditioned on the class of each image
+    embedding: bool = False  # conditioned on the vector that the data have for each image
     condition_dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share that train without these: for guidance
     fourier: tuple[Annotated[int, Meta(ge=0, le=10)], ...] = ()
     group_width: Annotated[int, Meta(ge=2)] = 4
@@ -62,7 +62,7 @@ class DiffusionOptions:
     """The forward process, what is predicted, and the reverse process."""
 
     T: Annotated[int, Meta(ge=1, le=10**6)] = 1000
-    chain: str = "gaussian"  # absorbing: places are hidden, and revealed in any order (see `absorbing`)
+    chain: str = "gaussian"  # absorbing: values are masked, and revealed in any order (see `absorbing`)
     schedule: str = "linear"
     target: str = "eps"
     objective: str = "simple"
@@ -70,7 +70,7 @@ class DiffusionOptions:
     train_steps: Count | None = None  # train only at this many evenly spaced times
     variance: str = "fixedlarge"
     clip: str = "static"
-    clock: str = "paper"  # what the network is told of t (see `ancestral.diffusion.denoisers.denoiser.CLOCKS`)
+    clock: str = "paper"  # how t is given to the network (see `ancestral.diffusion.denoisers.denoiser.CLOCKS`)
     values: str = "logistic"  # of an absorbing chain: the family of the distributions (see `levels.VALUES`)
     levels: Annotated[int, Meta(ge=2, le=256)] = 256  # of an absorbing chain: grey levels, to which bytes are rounded
 
@@ -209,15 +209,15 @@ def resolve(source: str, preset: str, overrides: Mapping[str, Any]) -> Config:
     """
     if preset not in PRESETS:
         raise UserError(f"--preset: unknown preset '{preset}'; {suggest(preset, PRESETS)}")
-    known = known_keys()
+    kinds = known_keys()
     tree: dict[str, Any] = {"source": source}
     for key, value in {**PRESETS[preset], **overrides}.items():
         if key in IMPORTED:
             raise UserError(f"--set {key}: describes networks imported from diffusers, not new ones; leave it out")
-        if key not in known:
-            raise UserError(f"--set {key}: unknown key; {suggest(key, known)}")
+        if key not in kinds:
+            raise UserError(f"--set {key}: unknown key; {suggest(key, kinds)}")
         group, name = key.split(".")
-        single = get_origin(known[key]) is tuple and not isinstance(value, (list, tuple))
+        single = get_origin(kinds[key]) is tuple and not isinstance(value, (list, tuple))
         tree.setdefault(group, {})[name] = [value] if single else value
     return _convert(tree, Config, "--set ")
 

@@ -1,4 +1,4 @@
-"""Configurations as earlier versions wrote them, said in today's words: the same numbers."""
+"""Convert configurations of earlier versions to the present schema: the same numbers."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def _from_1(config: dict[str, Any]) -> dict[str, Any]:
     """Schema 1: the fixed variances had other names."""
     diffusion = config.get("diffusion")
     if isinstance(diffusion, dict) and isinstance(diffusion.get("variance"), str):
-        told = diffusion["variance"]
-        # A chain that hides places has no variance: there it is a preset's word, which still is that preset's.
-        named = _VARIANCES.get(told, told) if diffusion.get("chain", "gaussian") == "gaussian" else "fixedlarge"
+        variance = diffusion["variance"]
+        # An absorbing chain has no variance: there it is a preset's word, which still is that preset's.
+        named = _VARIANCES.get(variance, variance) if diffusion.get("chain", "gaussian") == "gaussian" else "fixedlarge"
         diffusion = {**diffusion, "variance": named}
     return {**config, "diffusion": diffusion, "schema": 2} if "diffusion" in config else {**config, "schema": 2}
 
@@ -32,6 +32,6 @@ def variance_as_begun(asked: str, begun: Any) -> str:
     """
     if not isinstance(begun, dict) or begun.get("schema") != 1 or not isinstance(begun.get("diffusion"), dict):
         return asked
-    told = begun["diffusion"].get("variance")
-    same = isinstance(told, str) and asked in (told, f"fixed{told}")
+    variance = begun["diffusion"].get("variance")
+    same = isinstance(variance, str) and asked in (variance, f"fixed{variance}")
     return _from_1(begun)["diffusion"]["variance"] if same else asked

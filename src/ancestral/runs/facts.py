@@ -1,4 +1,4 @@
-"""What the data told a run, which a network must know to be built and used."""
+"""Facts of the data that a network is built and used with."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Side = Annotated[int, Meta(ge=1, le=2**16)]
 
 @dataclass(frozen=True)
 class Facts:
-    """What the data said: the images' shape (C, H, W), the names of their classes, how long their vectors are."""
+    """The images' shape (C, H, W), the names of their classes, the length of their vectors."""
 
     shape: tuple[Side, Side, Side]
     class_names: tuple[str, ...] = ()
     embedding: int = 0
-    untrained: tuple[str, ...] = ()  # classes without a training image; runs from before this was kept say none
+    untrained: tuple[str, ...] = ()  # classes without a training image; older runs have none
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""What `evaluate` and `metrics` have measured on a run, read from the files that they leave in its folder."""
+"""Read what `evaluate` and `metrics` have measured on a run from the files in its folder."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ def read_metrics(path: Path, warn: Callable[[str], object] = lambda line: None) 
 
     Args:
         path: the file.
-        warn: told, in one line each, what is damaged and left out; a last line torn by a crash is not worth one.
+        warn: called with a line for each damaged record that is left out, but not for a last one torn by a crash.
 
     Raises:
         Damaged: when the file as a whole cannot be read.

@@ -1,4 +1,4 @@
-"""Which chain a run is made of: everything that differs between a Gaussian process and those that hide places."""
+"""Registry of diffusion processes: all that differs between the Gaussian one and the absorbing ones."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ from ancestral.runtime.registry import choose
 
 @dataclass(frozen=True)
 class Chain:
-    """What a process brings along. The types are those of the Gaussian one; the others have the same faces."""
+    """Registry entry of a process: how to build its denoiser, draw states and step back.
+
+    Typed for the Gaussian one; the absorbing ones duck-type the same interface.
+    """
 
     process: Callable[[NoiseSchedule, DiffusionOptions], NoiseSchedule]
     channels: Callable[[int, DiffusionOptions], tuple[int, int]]  # of the image, to the network's input and output
@@ -39,9 +42,9 @@ class Chain:
     measured: Transition  # the step of quick looks at the bound
     quick: Transition | Planned  # and at images
     calibrated: bool  # whether its own squared error is a parameter of the model
-    fine: str  # the grid of the walk that few steps are tuned to
-    named: Callable[[str], str]  # the reverse step with this variance, for people
-    best: Callable[[Any, Tensor, Sequence[int], int], list[int]]  # the places of the best so many steps on that walk
+    fine: str  # the fine grid whose sub-grids `tune-steps` searches
+    named: Callable[[str], str]  # the reverse step with this variance, as printed
+    best: Callable[[Any, Tensor, Sequence[int], int], list[int]]  # indices into that grid of its best N-step sub-grid
 
 
 def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
@@ -50,7 +53,7 @@ def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts:
     for name in ("values", "levels"):
         if getattr(options, name) != getattr(DiffusionOptions(), name):
             raise UserError(
-                f"diffusion.{name}: is of a chain that hides places; leave it out, or use diffusion.chain=absorbing"
+                f"diffusion.{name}: is of an absorbing chain; leave it out, or use diffusion.chain=absorbing"
             )
     target = choose(TARGETS, options.target, "diffusion.target")
     clip = choose(CLIPS, options.clip, "diffusion.clip")
@@ -66,7 +69,7 @@ def _gaussian_channels(channels: int, options: DiffusionOptions) -> tuple[int, i
     return channels, channels * (2 if variance is learned else 1)
 
 
-def _hiding(kind: type[Absorbing]) -> Chain:
+def _absorbing(kind: type[Absorbing]) -> Chain:
     def process(visible: NoiseSchedule, options: DiffusionOptions) -> Absorbing:
         try:
             return kind(visible.log_alpha_bar, options.levels)
@@ -120,13 +123,13 @@ CHAINS: dict[str, Chain] = {
         named=lambda variance: f"{variance} variance",
         best=lambda predictor, start, fine, steps: shortest(jumps(predictor, start, fine), steps),
     ),
-    "absorbing": _hiding(Absorbing),
-    "absorbing-independent": _hiding(Independent),
+    "absorbing": _absorbing(Absorbing),
+    "absorbing-independent": _absorbing(Independent),
 }
 
 
 def need_gaussian(config: Config, what: str) -> None:
-    """Refuse a chain that hides places, for what only means something where noise is added.
+    """Refuse an absorbing chain, for what only means something where noise is added.
 
     Raises:
         UserError: saying what was asked for.
@@ -143,9 +146,9 @@ def need_every_time(config: Config, what: str) -> None:
     Raises:
         UserError: saying what was asked for.
     """
-    known = config.diffusion.train_steps
-    if known is not None:
-        raise UserError(f"{what}: was trained at {known} times only, and the flow asks the network at all of them")
+    steps = config.diffusion.train_steps
+    if steps is not None:
+        raise UserError(f"{what}: was trained at {steps} times only, and the flow asks the network at all of them")
 
 
 def chain(config: Config) -> Chain:

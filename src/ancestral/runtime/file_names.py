@@ -21,7 +21,7 @@ def as_png(name: str) -> str:
 
 
 def check(names: Sequence[str], out: Path, source: Path, mend: str) -> None:
-    """See that files of these names can be written below `out`, on any system and each to a place of its own.
+    """See that files of these names can be written below `out`, on any system and each to a path of its own.
 
     Raises:
         UserError: naming the name, and what is wrong with it.

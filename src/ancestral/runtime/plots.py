@@ -1,4 +1,4 @@
-"""Pictures from arrays and records. Nothing imports this but the commands."""
+"""matplotlib plots of a run as PNG files."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ def choose(table: Mapping[str, _T], name: str, field: str) -> _T:
     return table[name]
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """' Did you mean ...?' when something near is known, otherwise the list."""
-    options = list(known)
+def suggest(name: str, names: Iterable[str]) -> str:
+    """' Did you mean ...?' when a name is near, otherwise the list."""
+    options = list(names)
     near = difflib.get_close_matches(name, options, 1, 0.5)
     return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(options)}"

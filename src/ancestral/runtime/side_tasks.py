@@ -13,7 +13,7 @@ STRICT = "ANCESTRAL_STRICT"  # set by the tests: an error that is neither the di
 
 @contextmanager
 def beside(what: str, warn: Callable[[str], None]) -> Iterator[None]:
-    """Do this if it can be done; whatever goes wrong is said in one line and left out. Ctrl-C passes."""
+    """Context manager: an error in it is passed to `warn` as one line, and training goes on. Ctrl-C passes."""
     try:
         yield
     except Exception as error:

@@ -69,25 +69,25 @@ def finite(found: Tensors, where: str) -> Tensors:
     return found
 
 
-def fitting(found: Tensors, wanted: Mapping[str, Tensor], where: str) -> Tensors:
+def fitting(found: Tensors, expected: Mapping[str, Tensor], where: str) -> Tensors:
     """The same tensors.
 
     Args:
         found: those of a file.
-        wanted: those of the network that they are for; only names and shapes are looked at.
+        expected: those of the network that they are for; only names and shapes are looked at.
         where: what the file is called.
 
     Raises:
         Damaged: naming one that is missing, not of this network, of another shape, or not of numbers like it.
     """
-    for name, tensor in wanted.items():
+    for name, tensor in expected.items():
         if name not in found:
             raise Damaged(f"{where}: has no tensor {name}")
         if found[name].shape != tensor.shape:
             raise Damaged(f"{where}: {name} is {tuple(found[name].shape)}, the network's is {tuple(tensor.shape)}")
         if found[name].is_floating_point() != tensor.is_floating_point() or found[name].is_complex():
             raise Damaged(f"{where}: {name} holds {found[name].dtype}, the network's is {tensor.dtype}")
-    extra = next((name for name in found if name not in wanted), None)
+    extra = next((name for name in found if name not in expected), None)
     if extra is not None:
         raise Damaged(f"{where}: {extra} is no tensor of this network")
     return found

@@ -1,6 +1,6 @@
 """Folders that are whole or absent, and known to be unchanged.
 
-A folder is written beside its place under a temporary name, each file flushed to the disk, then a manifest with the
+A folder is written beside its path under a temporary name, each file flushed to the disk, then a manifest with the
 SHA-256 of every file, then the folder itself; only then is it renamed, and the parent flushed. Reading checks every
 digest, because no tensor format notices a flipped bit.
 """
@@ -177,7 +177,7 @@ def is_file(path: Path, digest: str) -> bool:
 
 
 def write_flushed(path: Path, content: bytes | Iterable[bytes]) -> dict[str, Any]:
-    """Write one file in its place and have the disk take it; returns its size and SHA-256."""
+    """Write one file directly and have the disk take it; returns its size and SHA-256."""
     digest, size = sha256(), 0
     with open(path, "wb") as file:
         for part in [content] if isinstance(content, bytes) else content:

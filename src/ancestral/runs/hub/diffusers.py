@@ -53,7 +53,7 @@ def read(folder: Path) -> checkpoint.Checkpoint:
     digests = [_digest(path) for path in files]
     state = {
         "read": {str(path.relative_to(folder)): digest for path, (digest, _) in zip(files, digests, strict=True)},
-        "checked": all(known for _, known in digests),
+        "checked": all(checked for _, checked in digests),
     }
     return checkpoint.Checkpoint(folder, 0, config, facts, weights, {}, state, None)
 
@@ -66,11 +66,11 @@ def _digest(path: Path) -> tuple[str, bool]:
     """
     content, blob = disk.read(path), path.resolve()
     found = sha256(content).hexdigest()
-    known = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", blob.name) is not None
+    named = blob.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}|[0-9a-f]{40}", blob.name) is not None
     git = sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    if known and blob.name not in (found, git):
+    if named and blob.name not in (found, git):
         raise disk.Damaged(f"{path}: damaged (its digest is not {blob.name}); delete {blob} to load it again")
-    return found, known
+    return found, named
 
 
 def names(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -83,31 +83,31 @@ def names(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
         for mine, other in {**block, "shortcut": "conv_shortcut"}.items():
             yield f"{ours}.block.{mine}", (f"{theirs}.resnets.{number}.{other}",)
         if attends:
-            place = f"{theirs}.attentions.{number}"
-            yield f"{ours}.attention.norm", (f"{place}.group_norm",)
-            yield f"{ours}.attention.qkv", (f"{place}.to_q", f"{place}.to_k", f"{place}.to_v")
-            yield f"{ours}.attention.out", (f"{place}.to_out.0",)
+            prefix = f"{theirs}.attentions.{number}"
+            yield f"{ours}.attention.norm", (f"{prefix}.group_norm",)
+            yield f"{ours}.attention.qkv", (f"{prefix}.to_q", f"{prefix}.to_k", f"{prefix}.to_v")
+            yield f"{ours}.attention.out", (f"{prefix}.to_out.0",)
 
     yield from (("time.0", ("time_embedding.linear_1",)), ("time.2", ("time_embedding.linear_2",)))
     yield from (("label", ("class_embedding",)), ("stem", ("conv_in",)))
-    place = 0
+    index = 0
     for level in range(levels):
         for number in range(model.blocks):
-            yield from stage(f"down.{place}", f"down_blocks.{level}", number, level in model.attention)
-            place += 1
+            yield from stage(f"down.{index}", f"down_blocks.{level}", number, level in model.attention)
+            index += 1
         if level < levels - 1:
-            yield f"down.{place}", (f"down_blocks.{level}.downsamplers.0.conv",)
-            place += 1
+            yield f"down.{index}", (f"down_blocks.{level}.downsamplers.0.conv",)
+            index += 1
     yield from stage("middle.0", "mid_block", 0, attends=True)
     yield from stage("middle.1", "mid_block", 1, attends=False)
-    place = 0
+    index = 0
     for turn, level in enumerate(reversed(range(levels))):
         for number in range(model.blocks + 1):
-            yield from stage(f"up.{place}", f"up_blocks.{turn}", number, level in model.attention)
-            place += 1
+            yield from stage(f"up.{index}", f"up_blocks.{turn}", number, level in model.attention)
+            index += 1
         if level > 0:
-            yield f"up.{place}.conv", (f"up_blocks.{turn}.upsamplers.0.conv",)
-            place += 1
+            yield f"up.{index}.conv", (f"up_blocks.{turn}.upsamplers.0.conv",)
+            index += 1
     yield from (("head.0", ("conv_norm_out",)), ("head.2", ("conv_out",)))
 
 
@@ -116,14 +116,14 @@ _OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"
 
 def _to_ours(path: Path, config: Config, facts: Facts, described: Path) -> dict[str, Tensor]:
     """The weights in a file of theirs; nothing is read before their names and shapes are those of the configuration."""
-    wanted = import_checks.shapes(config, facts, described)
+    expected = import_checks.shapes(config, facts, described)
     layers = [
         (f"{mine}.{kind}", [f"{other}.{kind}" for other in others])
         for mine, others in names(config)
         for kind in ("weight", "bias")
-        if f"{mine}.{kind}" in wanted  # a shortcut or a label that this network does not have
+        if f"{mine}.{kind}" in expected  # a shortcut or a label that this network does not have
     ]
-    shapes = {other: _shape_there(key, wanted[key], len(others)) for key, others in layers for other in others}
+    shapes = {other: _shape_there(key, expected[key], len(others)) for key, others in layers for other in others}
     try:
         if not path.is_file():
             raise UserError(f"{path}: no such file; save the model with safe_serialization=True")
@@ -137,7 +137,7 @@ def _to_ours(path: Path, config: Config, facts: Facts, described: Path) -> dict[
         raise UserError(f"{path}: cannot be read ({error})") from None
     import_checks.need_numbers(theirs, path)
     import_checks.need_plausible(theirs, path)
-    return {key: torch.cat([theirs[o] for o in others]).float().reshape(wanted[key]) for key, others in layers}
+    return {key: torch.cat([theirs[o] for o in others]).float().reshape(expected[key]) for key, others in layers}
 
 
 def _shape_there(ours: str, shape: tuple[int, ...], parts: int) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """The configuration files of diffusers, as settings of ours and back: UNet2DModel and its scheduler.
 
-What cannot be said in the other's words is an error that names the file and the field.
+What the other has no field for is an error that names the file and the field.
 """
 
 from __future__ import annotations
@@ -74,18 +74,18 @@ class Fields:
         except msgspec.ValidationError as error:
             return self.refuse(name, value, str(error).replace("`", ""))
 
-    def choose(self, name: str, known: Mapping[str, Any], default: str) -> Any:
+    def choose(self, name: str, values: Mapping[str, Any], default: str) -> Any:
         """What a field's name stands for here."""
         value = self.take(name, str, default)
-        if value not in known:
-            self.refuse(name, value, f"known here: {', '.join(known)}")
-        return known[value]
+        if value not in values:
+            self.refuse(name, value, f"known here: {', '.join(values)}")
+        return values[value]
 
-    def need(self, name: str, wanted: Any, default: Any) -> None:
+    def need(self, name: str, only: Any, default: Any) -> None:
         """Refuse every value but one."""
         value = self.values.pop(name, default)
-        if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
-            self.refuse(name, value, f"only {json.dumps(wanted)} is known here")
+        if value != only or isinstance(value, bool) != isinstance(only, bool):
+            self.refuse(name, value, f"only {json.dumps(only)} is known here")
 
     def refuse(self, name: str, value: Any, why: str) -> NoReturn:
         """Name the field and what would do."""
@@ -102,8 +102,8 @@ class Fields:
 def network(fields: Fields) -> tuple[ModelOptions, tuple[int, int, int], int]:
     """(the network's settings, the shape of its images, how many classes it has or 0)."""
     fields.need("_class_name", "UNet2DModel", "UNet2DModel")
-    for name, (wanted, default) in _FIXED.items():
-        fields.need(name, wanted, default)
+    for name, (only, default) in _FIXED.items():
+        fields.need(name, only, default)
     widths = fields.take("block_out_channels", _Widths, [224, 448, 672, 896])
     if any(w % widths[0] for w in widths):
         fields.refuse("block_out_channels", widths, "each must be a multiple of the first")
@@ -225,7 +225,7 @@ def unet_document(config: Config, facts: Facts) -> dict[str, Any]:
         "flip_sin_to_cos": model.cosine_first,
         "freq_shift": model.frequency_shift,
         "num_class_embeds": len(facts.class_names) if model.labels else None,
-        **{name: wanted for name, (wanted, _) in _FIXED.items()},
+        **{name: only for name, (only, _) in _FIXED.items()},
     }
 
 

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub, and every other place that one can be loaded from.
+"""Models on the Hugging Face hub, and every other source that one can be loaded from.
 
 A published model is a folder: README.md, and under a manifest with the SHA-256 of each file
 
@@ -32,7 +32,7 @@ from ancestral.runtime.tensor_files import parsed_folder
 PREFIX = "hf:"
 UNCHECKED = "its files carry no digests: a changed value cannot be noticed; compare SHA-256 with where they are from:"
 # No pickle, and of several precisions the first: nothing else is downloaded.
-_WANTED = ["*.json", "model.safetensors", "calibration.safetensors", "*diffusion_pytorch_model.safetensors"]
+_PATTERNS = ["*.json", "model.safetensors", "calibration.safetensors", "*diffusion_pytorch_model.safetensors"]
 _REASONS = {  # by the name of the library's error
     "GatedRepoError": "access must be asked for on its page",
     "RepositoryNotFoundError": "no such repository, or a private one that your token may not see (hf auth login)",
@@ -59,7 +59,7 @@ def load(source: str | Path) -> Checkpoint:
 
 
 def import_model(source: str, run: Path) -> list[str]:
-    """Make a run of a model that `load` finds; hf: stands before a name on the hub. Returns what is to be said.
+    """Make a run of a model that `load` finds; hf: stands before a name on the hub. Returns lines to print.
 
     Raises:
         UserError: as `load`; or when the run is there already.
@@ -85,7 +85,7 @@ def fetch(name: str) -> Path:
     repository, _, revision = name.partition("@")
     hub = _library()
     with _in_one_line(name):
-        return Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=_WANTED))
+        return Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=_PATTERNS))
 
 
 def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
@@ -110,14 +110,14 @@ def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
         raise UserError(f"{name}: no token for the hub; log in with: hf auth login (or set HF_TOKEN)")
     with TemporaryDirectory() as temporary, _in_one_line(name):
         api = hub.HfApi()
-        place = api.create_repo(name, private=not public, exist_ok=True).repo_id
-        if api.model_info(place).private == public:
-            now, wanted = ("private", "leave out --public") if public else ("public", "add --public")
-            raise UserError(f"{place}: is {now} already; {wanted}, or change that on its settings page")
+        repository = api.create_repo(name, private=not public, exist_ok=True).repo_id
+        if api.model_info(repository).private == public:
+            now, mend = ("private", "leave out --public") if public else ("public", "add --public")
+            raise UserError(f"{repository}: is {now} already; {mend}, or change that on its settings page")
         folder = Path(temporary) / "model"
-        write(saved, folder, card(place, saved, found, license_name))
-        api.upload_folder(repo_id=place, folder_path=folder, commit_message="The model and its card")
-    return f"{hub.constants.ENDPOINT}/{place}"
+        write(saved, folder, card(repository, saved, found, license_name))
+        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="The model and its card")
+    return f"{hub.constants.ENDPOINT}/{repository}"
 
 
 def write(saved: Checkpoint, folder: Path, text: str) -> None:
@@ -165,6 +165,6 @@ def _in_one_line(name: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        known = [_REASONS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REASONS]
+        reasons = [_REASONS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in _REASONS]
         text = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"{name}: {known[0] if known else text[0]}") from None
+        raise UserError(f"{name}: {reasons[0] if reasons else text[0]}") from None

@@ -1,4 +1,4 @@
-"""The gate for models from elsewhere: what passes opens, fits its configuration to the name and shape, and computes."""
+"""Checks of models from elsewhere: names and shapes fit the configuration, weights are finite, the network runs."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ def shapes(config: Config, facts: Facts, where: Path) -> dict[str, tuple[int, ..
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
-def need_same(wanted: Shapes, found: Shapes, where: Path) -> None:
+def need_same(expected: Shapes, found: Shapes, where: Path) -> None:
     """Refuse tensors that are absent, unknown or of another shape.
 
     Raises:
         UserError: naming the first.
     """
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if name not in found:
             raise UserError(f"{where}: has no tensor {name}; is it the network of its config.json?")
         if found[name] != shape:
             raise UserError(f"{where}: {name} has shape {found[name]}, that of config.json is {shape}")
-    if unknown := sorted(found.keys() - wanted.keys()):
+    if unknown := sorted(found.keys() - expected.keys()):
         raise UserError(f"{where}: unknown tensor {unknown[0]}; is it the network of its config.json?")
 
 

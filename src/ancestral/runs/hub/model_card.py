@@ -22,14 +22,14 @@ ancestral sample {title} --num-images 64
 import ancestral
 
 model = ancestral.load("{name}")
-images = model.sample(16{told}){comment}
+images = model.sample(16{vectors}){comment}
 ```
 
 ## Measured
 
 {measured}
 """
-_HIDING = {  # what is said otherwise of a chain that hides places
+_ABSORBING = {  # replaced for an absorbing chain
     "by denoising diffusion": "by revealing places in any order",
 }
 
@@ -68,7 +68,7 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         metrics=sorted({shown(row).partition(": ")[0] for one in found for row, *_ in one.rows}) or None,
     )
     classes = ", ".join(map(markdown, saved.facts.trained)) if saved.config.model.labels else ""
-    told = saved.config.model.embedding
+    embedding = saved.config.model.embedding
     text = _TEXT.format(
         name=shown(name),
         title=shown(name.rpartition("/")[2]),
@@ -83,11 +83,11 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         schedule=markdown(diffusion.schedule),
         target=f", target {diffusion.target}" if diffusion.chain == "gaussian" else "",
         classes=f" Classes: {classes}." if classes else "",
-        told=', embeddings="vectors.npy"' if told else "",
-        comment=f"  # vectors of {saved.facts.embedding} numbers" if told else "",
+        vectors=', embeddings="vectors.npy"' if embedding else "",
+        comment=f"  # vectors of {saved.facts.embedding} numbers" if embedding else "",
         measured="\n\n".join(map(table, found)) or "Not measured.",
     )
     if diffusion.chain != "gaussian":
-        for gaussian, hiding in _HIDING.items():
-            text = text.replace(gaussian, hiding)
+        for gaussian, absorbing in _ABSORBING.items():
+            text = text.replace(gaussian, absorbing)
     return f"---\n{data.to_yaml().strip()}\n---\n\n{text}"
