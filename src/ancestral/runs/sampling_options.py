@@ -65,7 +65,7 @@ class Option:
     default: Any = None
 
     def refuse_beyond(self, name: str, value: Any) -> None:
-        """Refuse what is no number, or out of range.
+        """Refuse what is no number, or out of range; what has a reader is checked by that.
 
         Raises:
             UserError: naming it.
@@ -74,7 +74,7 @@ class Option:
             (-float("inf") if self.low is None else self.low),
             (float("inf") if self.high is None else self.high),
         )
-        if self.type not in (int, float) or value is None:
+        if self.type not in (int, float) or value is None or self.read is not None:
             return
         if not (isinstance(value, (int, float)) and low <= value <= high):
             raise UserError(f"{name}: must be between {low} and {high}, got {value!r}")
