@@ -6,7 +6,7 @@ import io
 import math
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -19,7 +19,6 @@ from ancestral.compression.archive_format import Archive, Block, Setting, rows_o
 from ancestral.compression.block_coder import Coder
 from ancestral.compression.errors import CodecError
 from ancestral.data import load, pictures
-from ancestral.data.cache import array
 from ancestral.data.dataset import DataOptions, ImageSet, joined
 from ancestral.data.decode import SUFFIXES, exact
 from ancestral.data.folder_listing import listed_below
@@ -167,19 +166,16 @@ def everything(source: Path, shape: tuple[int, int, int]) -> ImageSet:
     Raises:
         UserError: when they are not of the model's shape.
     """
-    whole = _all_of(source, DataOptions())
+    options = DataOptions(holdout=0)
+    whole = _all_of(source, options)
     if facts(whole).shape[0] == 1 and shape[0] == 3:
-        whole = _all_of(source, DataOptions(channels=3))
+        whole = _all_of(source, replace(options, channels=3))
     if facts(whole).shape != shape:
         raise UserError(f"{source}: images of {facts(whole).shape} (channels, height, width), the model's are {shape}")
     return whole.take(sorted(range(len(whole)), key=lambda row: _natural(whole.names[row])))
 
 
 def _all_of(source: Path, options: DataOptions) -> ImageSet:
-    if source.is_file() and source.suffix.lower() == ".npy" and options.channels is None:
-        one = array(source)  # in which one image is enough
-        if len(one) == 1 and one.images[:1].dtype == np.uint8:
-            return one
     splits = load.load(str(source), options)
     if splits.reading.white not in (None, 255):
         raise UserError(f"{source}: more than 8 bits a value; save it with 8 bits, as that is what is kept")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,6 @@ def gather(
     folder = cache_folder(Path(cache), key)
     index = _index(folder)
     if index is None:
-        shutil.rmtree(folder, ignore_errors=True)
         left_out: list[str] = []
         entries: list[tuple[int | None, str]] = []
         shapes: set[Sequence[int]] = set()

@@ -170,6 +170,8 @@ def labelled(
 def joined(splits: Splits) -> ImageSet:
     """Both parts of a set as one."""
     train, test = splits.train, splits.test
+    if not len(test):
+        return train
     labels = None if train.labels is None or test.labels is None else np.concatenate([train.labels, test.labels])
     if isinstance(train.images, Rows) and isinstance(test.images, Rows) and train.images.source is test.images.source:
         images = Rows(train.images.source, np.concatenate([train.images.rows, test.images.rows]))
@@ -183,9 +185,13 @@ def joined(splits: Splits) -> ImageSet:
 def split_off(whole: ImageSet, share: float, source: str) -> Splits:
     """A set without a split of its own, a share of it held out; images that repeat each other stay together.
 
+    Of a share of 0 nothing is held out.
+
     Raises:
-        UserError: when there are fewer than two images.
+        UserError: when there are fewer than two images, and a share of them is wanted.
     """
+    if not share:
+        return Splits(whole, whole.take([]), reading=Reading(source, len(whole), len(whole), split="nothing held out"))
     together = groups(whole.images)
     test = held_out(whole.names, share, source, together)
     repeated = int((np.bincount(together)[together] > 1).sum())
