@@ -195,7 +195,8 @@ def adapt(pixels: np.ndarray, channels: int, size: int | None, background: str) 
 def adapt_all(images: np.ndarray | Rows, options: DataOptions) -> np.ndarray | Rows:
     """Images (N, H, W, C) with the size and channels of the options; the same object where they have these."""
     _, height, width, channels = images.shape
-    if options.size in (None, height if height == width else None) and options.channels in (None, channels):
+    as_they_are = options.size in (None, height if height == width else None) and options.channels in (None, channels)
+    if as_they_are or not len(images):
         return images
     return np.stack([adapt(one, options.channels or channels, options.size, options.background) for one in images[:]])
 

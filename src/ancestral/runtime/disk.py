@@ -10,8 +10,9 @@ import json
 import os
 import stat
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ancestral.errors import UserError
 
@@ -29,7 +30,7 @@ class Missing(Damaged):
     """A file that is not there."""
 
 
-def opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BufferedReader:
     """A regular file, for reading bytes; links to one are followed.
 
     Raises:

@@ -33,6 +33,9 @@ def cache_folder(folder: Path, settings: Any) -> Path:
 class Job:
     """The pieces of one job in a folder; a folder with a job of other settings is begun anew.
 
+    A folder of `cache_folder` is of these settings by its name: nothing in it is begun anew, and commands that fill it
+    at once keep each other's pieces.
+
     Args:
         folder: for the pieces.
         settings: everything that the pieces depend on, as JSON.
@@ -42,7 +45,8 @@ class Job:
     def __init__(self, folder: Path, settings: dict[str, Any], processes: Processes) -> None:
         self.folder, self.processes = folder, processes
         if processes.first and self._settings() != settings:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder != cache_folder(folder.parent, settings):
+                shutil.rmtree(folder, ignore_errors=True)
             verified_folder.write(folder / "settings", {"settings.json": json.dumps(settings).encode()})
         processes.wait()
 
@@ -57,9 +61,10 @@ class Job:
     ) -> None:
         """Do this process's pieces that are not done, and wait for the others'."""
         for piece in pieces[self.processes.rank :: self.processes.size]:
-            done = self._done(piece)
-            if done is None or not seems_done(piece, done):
-                verified_folder.write(_piece_folder(self.folder, piece), do(piece))
+            if not self._is_done(piece, seems_done):
+                files = do(piece)
+                if not self._is_done(piece, seems_done):  # by another command, meanwhile
+                    verified_folder.write(_piece_folder(self.folder, piece), files)
         self.processes.wait()
 
     def tensors(self, pieces: list[range], compute: Callable[[range], dict[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -86,11 +91,11 @@ class Job:
         """Remove the pieces, once they have been put together."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _done(self, piece: range) -> Files | None:
+    def _is_done(self, piece: range, seems_done: Callable[[range, Files], bool]) -> bool:
         try:
-            return verified_folder.read(_piece_folder(self.folder, piece))
+            return seems_done(piece, verified_folder.read(_piece_folder(self.folder, piece)))
         except verified_folder.Damaged:
-            return None
+            return False
 
 
 def kept_tensors(folder: Path, pieces: list[range]) -> list[dict[str, Tensor]]:

@@ -2,17 +2,21 @@
 
 A folder is written beside its path under a temporary name, each file flushed to the disk, then a manifest with the
 SHA-256 of every file, then the folder itself; only then is it renamed, and the parent flushed. Reading checks every
-digest, because no tensor format notices a flipped bit.
+digest, because no tensor format notices a flipped bit. Temporary names are each writer's own, so that commands that
+make the same thing at once do not disturb each other: the first one's stays.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import socket
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from hashlib import sha256
+from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
 
@@ -30,43 +34,61 @@ class Unwritable(UserError):
 def clear(parent: Path) -> None:
     """Remove what writers that were killed have left; only while nobody else writes there."""
     for leftover in (*parent.glob(".writing-*"), *parent.glob(".replaced-*")):
-        if leftover.is_dir():
-            shutil.rmtree(leftover, ignore_errors=True)
-        else:
-            leftover.unlink(missing_ok=True)
+        _remove(leftover)
 
 
 def write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
     """Write a folder with these files, all or nothing; an existing one of that name is replaced only at the end.
 
-    A file may be given as parts, which are written as they come.
+    A file may be given as parts, which are written as they come. An existing folder of the same content is left alone.
 
     Raises:
         Unwritable: when the disk refuses (full, read-only); nothing that was there before is touched.
     """
-    temporary, replaced = (folder.parent / f".{state}-{folder.name}" for state in ("writing", "replaced"))
+    temporary, replaced = _own_name(folder, "writing"), _own_name(folder, "replaced")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in (temporary, replaced):  # of a writer that was killed
-            if leftover.exists():
-                shutil.rmtree(leftover)
+        for state in ("writing", "replaced"):
+            _clear_dead(folder, state)
         temporary.mkdir()
-        manifest = {name: write_flushed(temporary / name, content) for name, content in files.items()}
-        write_flushed(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
+        made = {name: write_flushed(temporary / name, content) for name, content in files.items()}
+        write_flushed(temporary / MANIFEST, json.dumps(made, indent=1).encode())
         flush(temporary)
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
+        while not _is_whole(folder, made):
+            with suppress(FileNotFoundError):
+                folder.rename(replaced)
+            try:
+                temporary.rename(folder)
+                break
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                _remove(replaced)  # another writer was quicker: look at what it has put there
         flush(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise Unwritable(
             f"{folder}: cannot be written ({error.strerror}); free space or choose another folder"
         ) from error
-    except UserError:  # from the parts
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    finally:
+        if replaced.exists() and not folder.exists():  # stopped between the renames
+            with suppress(OSError):
+                replaced.rename(folder)
+        _remove(temporary)
+        _remove(replaced)
+
+
+def _is_whole(folder: Path, wanted: dict[str, dict[str, Any]]) -> bool:
+    """Whether the folder is there, with these files as they should be."""
+    try:
+        if manifest(folder) != wanted:
+            return False
+        for name, entry in wanted.items():
+            with disk.opened(folder / name) as file:
+                if file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                    return False
+    except (Damaged, OSError):
+        return False
+    return True
 
 
 def read(folder: Path, names: Sequence[str] | None = None) -> dict[str, bytes]:
@@ -123,13 +145,10 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         Unwritable: when the disk refuses.
     """
-    begun = f".writing-{sha256(os.fsencode(path.name)).hexdigest()[:16]}-"  # as short for every name
-    temporary = path.with_name(f"{begun}{os.getpid()}")
+    temporary = _own_name(path, "writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in path.parent.glob(f"{begun}*"):
-            if not _runs(leftover.name.removeprefix(begun)):
-                leftover.unlink(missing_ok=True)
+        _clear_dead(path, "writing")
         write_flushed(temporary, content)
         temporary.replace(path)
     except OSError as error:
@@ -155,6 +174,36 @@ def need_writable(path: Path) -> None:
             path.unlink()
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
+
+
+def _begun(path: Path, state: str) -> str:
+    """How temporary names for a path begin on this machine: as short for every name."""
+    return f".{state}-{_short(os.fsencode(path.name))}-{_short(socket.gethostname().encode())}-"
+
+
+def _short(name: bytes) -> str:
+    return sha256(name).hexdigest()[:16]
+
+
+def _own_name(path: Path, state: str) -> Path:
+    """A temporary name for a path that no other writer has."""
+    return path.with_name(f"{_begun(path, state)}{os.getpid()}-{uuid.uuid4().hex[:8]}")
+
+
+def _clear_dead(path: Path, state: str) -> None:
+    """Remove what writers of a path that were killed on this machine have left."""
+    begun = _begun(path, state)
+    for leftover in path.parent.glob(f"{begun}*"):
+        if not _runs(leftover.name.removeprefix(begun).partition("-")[0]):
+            _remove(leftover)
+
+
+def _remove(leftover: Path) -> None:
+    if leftover.is_dir() and not leftover.is_symlink():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            leftover.unlink(missing_ok=True)
 
 
 def _runs(process: str) -> bool:
