@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,14 +24,14 @@ from ancestral.diffusion.objectives.statistics import largest_share, mean_and_er
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 from ancestral.errors import UserError
+from ancestral.evaluation.measurement import write
 from ancestral.runs import build, checkpoint
 from ancestral.runs.datasets import images_for
 from ancestral.runs.process_kinds import need_every_time
-from ancestral.runtime import verified_folder
 from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.encode import json_bytes
+from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import pieces
-from ancestral.runtime.verified_folder import write_file
 
 Measure = Callable[[Predictor, Tensor, list[int], Streams], Tensor]  # bits per dimension of each image, (B,)
 
@@ -77,17 +77,21 @@ def agree(
     data_source, images = images_for(saved, data_source)
     test = images.test.spread(num_images)
     times, pixels = build.sampling_grid(saved.config, grid, steps), np.asarray(test.images[:])
-    measured = {name: _measured(measure, name, predictor, pixels, times, seed) for name, measure in MEASURES.items()}
-    out = folder / f"agreement-{steps}.archive"
-    archived = compressed(saved, predictor, pixels, (), times, block, folder / ".agree")
-    verified_folder.write_file(out, archived.content.to_bytes())
-    if not np.array_equal(expanded(saved, predictor, Archive.of_bytes(out.read_bytes()), range(len(pixels))), pixels):
-        raise UserError(f"{out}: does not give the images back; do not use archives on this machine")
-    measured["bound, along the archive's chains"] = archived.nats / math.log(2) / math.prod(saved.facts.shape)
-    _report(folder, rows(measured), archived, out, pixels, {
-        "model": checkpoint.digest(saved), "data": data_source, "images": len(pixels), "steps": steps, "times": times,
-        "grid": grid, "block": block, "seed": seed,
-    })  # fmt: skip
+    name = f"agreement-{steps}"
+    with held(folder, name) as results:
+        measured = {way: _measured(measure, way, predictor, pixels, times, seed) for way, measure in MEASURES.items()}
+        archived = compressed(saved, predictor, pixels, (), times, block, folder / f".{name}")
+        archive = archived.content.to_bytes()
+        if not np.array_equal(expanded(saved, predictor, Archive.of_bytes(archive), range(len(pixels))), pixels):
+            raise UserError(f"{folder}: an archive does not give the images back; do not use archives on this machine")
+        measured["bound, along the archive's chains"] = archived.nats / math.log(2) / math.prod(saved.facts.shape)
+        document = _report(rows(measured), archived, len(archive), pixels, {
+            "model": checkpoint.digest(saved), "data": data_source, "images": len(pixels), "steps": steps,
+            "times": times, "grid": grid, "block": block, "seed": seed,
+        })  # fmt: skip
+        files = {f"{name}.archive": archive, f"{name}.json": document}
+        screen.print("read back and compared")
+        write(results, files)
 
 
 def _measured(measure: Measure, name: str, model: Predictor, pixels: np.ndarray, times: list[int], seed: int) -> Tensor:
@@ -102,9 +106,10 @@ def _measured(measure: Measure, name: str, model: Predictor, pixels: np.ndarray,
 
 
 def _report(
-    folder: Path, found: dict[str, Row], archived: Archived, out: Path, pixels: np.ndarray, settings: dict
-) -> None:
-    on_disk, values = out.stat().st_size, pixels.size
+    found: dict[str, Row], archived: Archived, on_disk: int, pixels: np.ndarray, settings: dict[str, Any]
+) -> bytes:
+    """Show what was found; returns it as JSON."""
+    values = pixels.size
     header = on_disk - sum(len(one.payload) for one in archived.content.blocks)
     bits = {
         "on_disk": 8 * on_disk / values,
@@ -131,6 +136,4 @@ def _report(
         "bits_per_dim": {name: row._asdict() for name, row in found.items()},
         "archive": {"bytes": on_disk, **bits, "milliseconds_per_image": 1000 * archived.seconds},
     }
-    path = folder / f"agreement-{settings['steps']}.json"
-    write_file(path, json_bytes(document))
-    screen.print(f"read back and compared: {out}; written: {path}")
+    return json_bytes(document)

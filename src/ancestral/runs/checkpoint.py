@@ -81,7 +81,7 @@ def save(
     files |= {"state.safetensors": _pack(tensors), "state.json": json_bytes(state)}
     verified_folder.clear(folder.parent)
     verified_folder.write(folder, files)
-    for old in _folders(run / "checkpoints")[:-KEEP]:
+    for old in folders(run)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
     return folder
 
@@ -154,7 +154,7 @@ def latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
         UserError: when there are checkpoints and every one is damaged.
     """
     problems: list[str] = []
-    for folder in reversed(_folders(run / "checkpoints")):
+    for folder in reversed(folders(run)):
         try:
             return load(folder), problems
         except verified_folder.Damaged as error:
@@ -210,10 +210,10 @@ def load_snapshots(run: Path, saved: Checkpoint) -> list[ema.Snapshot]:
         UserError: when there is none, or one is damaged: without it the average would be another.
     """
     widths = {f"{width:g}.safetensors": width for width in saved.config.train.average_widths}
-    folders = [folder for folder in _folders(run / "averages") if int(folder.name) <= saved.images]
+    within = [folder for folder in _folders(run / "averages") if int(folder.name) <= saved.images]
     snapshots = [
         ema.Snapshot(int(folder.name), width, fitting(_average(folder, name), saved.weights, str(folder / name)))
-        for folder in folders
+        for folder in within
         for name, width in widths.items()
     ]
     if not snapshots:
@@ -235,6 +235,11 @@ def snapshot(folder: Path, config: Config) -> Tensors:
 def _average(folder: Path, name: str) -> Tensors:
     where = str(folder / name)
     return finite(unpacked(verified_folder.read(folder, [name])[name], where), where)
+
+
+def folders(run: Path) -> list[Path]:
+    """The checkpoints of a run, whole or damaged, oldest first."""
+    return _folders(run / "checkpoints")
 
 
 def _folders(parent: Path) -> list[Path]:

@@ -124,7 +124,8 @@ def tune_steps(
         times = [fine[place] for place in kind.best(predictor, beginning(model.schedule, noise), fine, steps)]
     except ValueError as error:
         raise UserError(f"--steps: {error}") from None
-    tuned_times.save(folder, saved, average_width, times)
+    with held(folder, "tuned"):  # as what is known is read and written again
+        tuned_times.save(folder, saved, average_width, times)
     screen.print(f"{', '.join(map(str, times))}; now: ancestral sample {folder} --steps {steps} --grid tuned")
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from ancestral.data import pictures
 from ancestral.errors import UserError
 from ancestral.runtime import verified_folder
+from ancestral.runtime.result_files import held
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +62,8 @@ class Images:
         if path.suffix.lower() == ".png":
             verified_folder.write_file(path, pictures.sheet(self.array))
             return
-        path.mkdir(parents=True, exist_ok=True)
-        for number, image in enumerate(self.array):
-            verified_folder.write_file(path / f"{number:06d}.png", pictures.png(image))
+        with held(path, "images") as place:
+            place.add((f"{number:06d}.png", pictures.png(image)) for number, image in enumerate(self.array))
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,7 +31,8 @@ from ancestral.runs.hub.diffusers_config import (
     scheduler_document,
     unet_document,
 )
-from ancestral.runtime import disk, verified_folder
+from ancestral.runtime import disk
+from ancestral.runtime.result_files import held
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -202,12 +203,13 @@ def export_run(run: Path, folder: Path) -> None:
                 flat = value.flatten(1) if "attention" in mine and value.ndim == 4 else value
                 for other, part in zip(others, flat.chunk(len(others)), strict=True):
                     theirs[f"{other}.{kind}"] = part.contiguous()
-    for name, document in (("model_index.json", index), ("scheduler/scheduler_config.json", scheduler)):
-        _write(folder / name, json.dumps(document, indent=2).encode())
-    _write(folder / "unet" / "config.json", json.dumps(unet, indent=2).encode())
-    _write(folder / "unet" / _WEIGHTS, safetensors.torch.save(theirs, metadata={"format": "pt"}))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    verified_folder.write_file(path, content)
+    documents = {
+        "model_index.json": index,
+        "scheduler/scheduler_config.json": scheduler,
+        "unet/config.json": unet,
+    }
+    files = {name: json.dumps(document, indent=2).encode() for name, document in documents.items()}
+    files[f"unet/{_WEIGHTS}"] = safetensors.torch.save(theirs, metadata={"format": "pt"})
+    with held(folder, "export") as place:
+        place.need_free(files)
+        place.replace(files.items())

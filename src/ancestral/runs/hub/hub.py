@@ -25,6 +25,7 @@ from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.config import Config
 from ancestral.runs.hub import diffusers, import_checks
 from ancestral.runs.hub.model_card import card
+from ancestral.runs.lock import own
 from ancestral.runs.measurements import measured
 from ancestral.runtime import verified_folder
 from ancestral.runtime.tensor_files import parsed_folder
@@ -64,16 +65,26 @@ def import_model(source: str, run: Path) -> list[str]:
     Raises:
         UserError: as `load`; or when the run is there already.
     """
-    if (run / "checkpoints").exists():
-        raise UserError(f"{run}: holds a run already; choose another --out")
+    _need_none(run)
     if not source.startswith(PREFIX) and not Path(source).is_dir():
         raise UserError(f"{source}: no such folder; a name on the hub is written {PREFIX}USER/NAME")
     saved = load(source)
-    lines = [f"imported: {checkpoint.save_imported(run, saved)}; now: ancestral sample {run}"]
+    owner = own(run)
+    try:
+        _need_none(run)  # made by another command, meanwhile
+        folder = checkpoint.save_imported(run, saved)
+    finally:
+        owner.release()
+    lines = [f"imported: {folder}; now: ancestral sample {run}"]
     if "read" in saved.state and not saved.state["checked"]:
         lines.append(UNCHECKED)
         lines += [f"  {digest}  {name}" for name, digest in saved.state["read"].items()]
     return lines
+
+
+def _need_none(run: Path) -> None:
+    if checkpoint.folders(run):
+        raise UserError(f"{run}: holds a run already; choose another --out")
 
 
 def fetch(name: str) -> Path:
