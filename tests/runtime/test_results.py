@@ -12,13 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ancestral.compression import archive_command, calibration
 from ancestral.compression.archive_format import Archive
 from ancestral.data.pictures import png, read_png, sheet
 from ancestral.errors import UserError
-from ancestral.runtime import file_names, verified_folder
+from ancestral.evaluation import agree_command
+from ancestral.runs import checkpoint, lock
+from ancestral.runtime import file_names, result_files, verified_folder
 from ancestral.runtime.result_files import Results, held
 from ancestral.sampling import command
 from conftest import TINY, run_command
@@ -106,6 +109,188 @@ def test_whenever_a_swap_is_killed_there_is_the_old_set_or_the_new(tmp_path, mon
     assert after > 15
 
 
+EXPORT = ("--set", "diffusion.clock=zero-based", "--set", "model.groups=4")
+
+
+@pytest.fixture(scope="module")
+def two_models(tmp_path_factory):
+    """Two colour runs that diffusers can hold."""
+    folder = tmp_path_factory.mktemp("models")
+    pixels = np.random.default_rng(1).integers(0, 256, (24, 8, 8, 3), np.uint8)
+    np.savez(folder / "images.npz", images=pixels)
+    for name, variance, steps in (("old", "fixedsmall", 1), ("new", "fixedlarge", 2)):
+        settings = (*TINY, *EXPORT, "--set", f"diffusion.variance={variance}")
+        made = ("--preset", "tiny", "--steps", steps, "--out", folder / name, *settings)
+        result = run_command("train", folder / "images.npz", *made)
+        assert result.exit_code == 0, result.output
+    return folder
+
+
+def killed_everywhere(tmp_path, monkeypatch, prepare, command):
+    """(a folder, what `command` there has returned, or None where it was killed) for each change of the file system."""
+    result, after = None, 0
+    while result is None:
+        root = tmp_path / str(after)
+        root.mkdir(parents=True)
+        prepare(root)
+        with monkeypatch.context() as patch:  # its locks are those of a process that is no more
+            patch.setattr(result_files, "_locked", lambda path: (os.open(os.devnull, os.O_RDONLY), ""))
+            patch.setattr(lock, "_started", lambda process: "a process that was killed")
+            Kill(patch, after)
+            with suppress(Killed):
+                result = command(root)
+        yield root, result
+        after += 1
+    assert result.exit_code == 0, result.output
+    assert after > 5
+
+
+def test_whenever_an_export_is_killed_there_is_the_old_model_or_the_new(two_models, tmp_path, monkeypatch):
+    wholes = []
+    for name in ("old", "new"):
+        assert run_command("export", two_models / name, "--out", tmp_path / name).exit_code == 0
+        wholes.append(content(tmp_path / name))
+    seen = set()
+    for root, _ in killed_everywhere(
+        tmp_path / "killed",
+        monkeypatch,
+        lambda root: shutil.copytree(tmp_path / "old", root, dirs_exist_ok=True),
+        lambda root: run_command("export", two_models / "new", "--out", root),
+    ):
+        planned = (root / ".results" / "export" / "plan.json").exists()
+        now = content(root)
+        assert planned or now in wholes
+        seen.add(wholes.index(now) if now in wholes else "between")
+        again = run_command("export", two_models / "new", "--out", root)
+        assert again.exit_code == 0, again.output
+        assert content(root) == wholes[1]
+    assert seen == {0, 1, "between"}
+
+
+def test_whenever_an_import_is_killed_there_is_no_run_or_a_whole_one(two_models, tmp_path, monkeypatch):
+    for root, _ in killed_everywhere(
+        tmp_path, monkeypatch, lambda root: None, lambda root: run_command("import", two_models / "new", "--out", root)
+    ):
+        whole = bool(checkpoint.folders(root))
+        again = run_command("import", two_models / "new", "--out", root)
+        assert again.exit_code == (2 if whole else 0), again.output
+        assert not whole or "holds a run already" in again.output
+        found = verified_folder.read(checkpoint.folders(root)[0])
+        expected = verified_folder.read(checkpoint.folders(two_models / "new")[-1])
+        assert found["model.safetensors"] == expected["model.safetensors"]
+        assert not [path for path in (root / "checkpoints").iterdir() if path.name.startswith(".")]
+
+
+def test_whenever_agree_is_killed_archive_and_numbers_are_of_one_measurement(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(agree_command, "MEASURES", {"of nothing": lambda model, x0, times, noise: torch.zeros(len(x0))})
+    compressed, made = agree_command.compressed, []
+
+    def once(*arguments):
+        made.append(made[0] if made else compressed(*arguments))
+        return made[0]
+
+    monkeypatch.setattr(agree_command, "compressed", once)
+    monkeypatch.setattr(agree_command, "expanded", lambda *arguments: arguments[1] and pixels[0])
+    pixels = []
+    measured = agree_command._measured
+    monkeypatch.setattr(agree_command, "_measured", lambda *given: pixels.append(given[3]) or measured(*given))
+    names = ("agreement-3.archive", "agreement-3.json")
+    old = dict.fromkeys(names, b"old")
+    for root, _ in killed_everywhere(
+        tmp_path,
+        monkeypatch,
+        lambda root: (shutil.copytree(run / "run", root, dirs_exist_ok=True), put(root, old)),
+        lambda root: run_command("agree", root, "--num-images", 2, "--steps", 3),
+    ):
+        state = root / ".results" / "agreement-3"
+        now = [(root / name).exists() and (root / name).read_bytes() != b"old" for name in names]
+        assert (state / "plan.json").exists() or now in ([False, False], [True, True])
+        Results(root, state).finish()
+        now = [(root / name).read_bytes() != b"old" for name in names]
+        assert now in ([False, False], [True, True])
+    assert now == [True, True]
+
+
+@pytest.mark.parametrize("old", [None, b"old"])
+def test_whenever_a_file_is_killed_it_is_the_old_or_the_new(tmp_path, monkeypatch, old):
+    """What `archive`, `explain`, `tune-steps` and `compress` of one image write."""
+    after, seen = 0, []
+    while not seen or seen[-1] != b"new content":
+        path = tmp_path / str(after) / "file"
+        put(path.parent, {} if old is None else {"file": old})
+        with monkeypatch.context() as patch:
+            Kill(patch, after)
+            with suppress(Killed):
+                verified_folder.write_file(path, b"new content")
+        seen.append(path.read_bytes() if path.exists() else None)
+        after += 1
+    assert set(seen) == {old, b"new content"}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from ancestral.runtime import resumable_job
+from ancestral.runtime.distributed import Processes
+
+cache, turns = Path(sys.argv[1]), 20
+sys.stdin.readline()
+for turn in range(turns):
+    settings = {"turn": turn}
+    job = resumable_job.Job(resumable_job.cache_folder(cache, settings), settings, Processes())
+    work = resumable_job.pieces(12, 4)
+    job.run(work, lambda piece: {"a": bytes(piece) * 2000, "b": b"%d" % turn}, lambda _, kept: "a" in kept)
+    assert [kept["a"] for kept in job.results(work)] == [bytes(piece) * 2000 for piece in work]
+"""
+
+
+def test_two_that_fill_one_cache_at_once_do_not_disturb_each_other(tmp_path):
+    """As two equal `metrics` commands do."""
+    line = [sys.executable, "-c", WRITER, str(tmp_path)]
+    writers = [subprocess.Popen(line, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    try:
+        for one in writers:
+            one.stdin.write("go\n")
+            one.stdin.flush()
+        told = [one.communicate(timeout=60)[1] for one in writers]
+    finally:
+        for one in writers:
+            one.kill()
+    assert [one.returncode for one in writers] == [0, 0], told
+    assert not list(tmp_path.rglob(".*"))
+    for folder in tmp_path.iterdir():
+        assert all(verified_folder.read(piece) for piece in folder.iterdir())
+        assert len(list(folder.iterdir())) == 4
+
+
+def test_who_is_late_leaves_what_is_whole_and_replaces_what_is_not(tmp_path, monkeypatch):
+    piece = tmp_path / "piece"
+    rename = Path.rename
+
+    def overtaken(content):
+        def renamed(path, target):
+            if path.name.startswith(".writing"):
+                monkeypatch.setattr(Path, "rename", rename)
+                verified_folder.write(piece, content)
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", renamed)
+
+    for others in ({"a": b"1"}, {"a": b"2"}):
+        overtaken(others)
+        verified_folder.write(piece, {"a": b"1"})
+        assert verified_folder.read(piece) == {"a": b"1"}
+        assert [path.name for path in tmp_path.iterdir()] == ["piece"]
+        shutil.rmtree(piece)
+    verified_folder.write(piece, {"a": b"1"})
+    inode = piece.stat().st_ino
+    verified_folder.write(piece, {"a": b"1"})
+    assert piece.stat().st_ino == inode
+    (piece / "a").write_bytes(b"3")  # under a manifest that says otherwise
+    verified_folder.write(piece, {"a": b"1"})
+    assert verified_folder.read(piece) == {"a": b"1"}
+
+
 def test_a_set_that_cannot_be_made_leaves_the_old_one(tmp_path):
     place = Results(tmp_path, tmp_path / ".results" / "x")
     place.replace(OLD.items(), COVERS)
@@ -167,12 +352,13 @@ def test_a_file_is_whole_whatever_its_name_and_leftovers_go(tmp_path):
     path = tmp_path / ("é" * 127)  # 254 bytes
     verified_folder.write_file(path, b"one")
     dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    own = verified_folder.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    put(tmp_path, {f".writing-{own}-{dead.pid}": b"half", f".writing-{own}-{os.getppid()}": b"another's"})
+    dead.wait(timeout=60)
+    own = str(verified_folder._own_name(path, "writing").name)
+    left, others = (own.replace(f"-{os.getpid()}-", f"-{pid}-") for pid in (dead.pid, os.getppid()))
+    put(tmp_path, {left: b"half", others: b"another's"})
     verified_folder.write_file(path, b"two")
     assert path.read_bytes() == b"two"
-    assert [one.name for one in tmp_path.glob(".writing-*")] == [f".writing-{own}-{os.getppid()}"]
+    assert [one.name for one in tmp_path.glob(".writing-*")] == [others]
 
 
 @pytest.mark.parametrize(
@@ -327,7 +513,7 @@ def test_of_two_samples_at_once_one_is_refused_and_a_killed_one_leaves_all(train
         assert (result.exit_code, f"(process {first.pid} on" in result.output) == (2, True), result.output
     finally:
         first.send_signal(signal.SIGKILL)
-        first.wait()
+        first.wait(timeout=60)
     assert content(tmp_path) == before
     assert run_command("sample", trained_run, *draw, "--steps", 3).exit_code == 0
     assert content(tmp_path)["grid.png"] == sheet_of(tmp_path)
@@ -384,8 +570,9 @@ def test_an_archive_of_a_folder_says_what_it_leaves_out_and_gives_all_back(run, 
 def test_one_image_is_an_archive(run, tmp_path):
     pixels = read_png(run / "3.png")
     np.save(tmp_path / "one.npy", pixels[None])
+    np.savez(tmp_path / "one.npz", images=pixels[None])
     put(tmp_path, {"folder/3.png": (run / "3.png").read_bytes()})
-    for source in (tmp_path / "one.npy", tmp_path / "folder", run / "3.png"):
+    for source in (tmp_path / "one.npy", tmp_path / "one.npz", tmp_path / "folder", run / "3.png"):
         file, back = tmp_path / f"{source.name}.archive", tmp_path / f"{source.name}.back"
         result = packed(run, source, file)
         assert result.exit_code == 0, result.output
@@ -426,7 +613,9 @@ def test_the_shared_case_of_equal_stems(tmp_path):
     maker = Path(__file__).parents[3] / "shared" / "cases" / "make.py"
     if not maker.exists():
         pytest.skip("no ../shared/cases here")
-    subprocess.run([sys.executable, str(maker), str(tmp_path)], check=True, capture_output=True, cwd=tmp_path)
+    subprocess.run(
+        [sys.executable, str(maker), str(tmp_path)], check=True, capture_output=True, cwd=tmp_path, timeout=60
+    )
     source = tmp_path / "same-stem"
     assert len(list(source.iterdir())) == 8
     listed = sorted(map(file_names.as_png, (path.name for path in source.iterdir())))

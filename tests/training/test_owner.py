@@ -186,15 +186,16 @@ def stopped(arguments, number, ready):
     """(exit code, output) of a command that is told to stop once `ready`."""
     line = [sys.executable, "-u", "-m", "ancestral", *map(str, arguments)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    with subprocess.Popen(
-        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-    ) as process:
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    try:
         end = time.monotonic() + 60
         while not ready() and time.monotonic() < end:
             time.sleep(0.05)
         process.send_signal(number)
         output = process.communicate(timeout=60)[0]
-    return process.returncode, output
+        return process.returncode, output
+    finally:
+        process.kill()
 
 
 def test_a_command_that_is_stopped_says_what_was_kept(trained_run, tmp_path):

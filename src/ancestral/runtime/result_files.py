@@ -3,6 +3,10 @@
 The new set is staged whole in `.results`, then a plan is written, then files are renamed. Whoever is killed before the
 plan leaves the old set as it was; whoever is killed after it leaves a swap that the next command finishes. A file that
 shows others (a sheet, a film) is a cover: it goes first and comes last, and never stands beside files of another set.
+
+The lock is the file system's, not that of a run (`ancestral.runs.lock`): it leaves nothing behind in a folder that may
+be the user's, and is free as soon as its owner dies. On a network file system it may hold for one machine only, or for
+nobody: see docs/reliability.md.
 """
 
 from __future__ import annotations

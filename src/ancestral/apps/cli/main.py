@@ -39,8 +39,10 @@ VERBS = (
 IN_PIECES = "the pieces that are done are kept; the same command does what is missing"
 KEPT = {  # what is said when a command is stopped
     "train": "the last checkpoint, where there is one, is kept; the same command goes on from it",
-    **dict.fromkeys(("sample", "evaluate", "metrics", "rd", "likelihood"), IN_PIECES),
+    **dict.fromkeys(("sample", "evaluate", "metrics", "rd", "likelihood", "archive"), IN_PIECES),
+    "agree": "the archive's blocks that are done are kept; the same command measures the rest anew",
 }
+ANEW = "what was there is as it was; the same command begins anew"
 EXIT_CODES = """\b
 Exit codes:
   0    done
@@ -88,7 +90,7 @@ class _Group(click.Group):
             number = told.number if isinstance(told, StopSignal) else signal.SIGINT
             verb = str(ctx.invoked_subcommand)
             code = STOPPED if verb == "train" and number != signal.SIGINT else 128 + number
-            return _end(ctx, code, f"stopped: {KEPT.get(verb, 'the same command begins anew')}")
+            return _end(ctx, code, f"stopped: {KEPT.get(verb, ANEW)}")
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception:

@@ -1,0 +1,181 @@
+"""Ctrl-C in every long command: its exit code, one line that says what was kept, and that line is true."""
+
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from ancestral.apps.cli.main import ANEW, IN_PIECES, KEPT, VERBS
+from ancestral.compression import calibration
+from ancestral.data.pictures import png
+from ancestral.evaluation import agree_command
+from ancestral.networks.unet import UNet
+from ancestral.runtime import verified_folder
+from conftest import run_command
+
+CPU = ("--device", "cpu")
+STEPS = ("--steps", 2, "--batch-size", 2, *CPU)
+MEASURE = ("--num-images", 4, "--batch-size", 2, *CPU)
+COMMANDS = {  # with {run}, {out}, which holds files of an earlier command, and {in}, three images
+    "sample": ("{run}", "--out", "{out}", "--num-images", 4, *STEPS),
+    "edit": ("vary", "{run}", "{in}/0.png", "--out", "{out}/sheet.png", "--num-images", 2, "--steps", 4, *CPU),
+    "tune-steps": ("{run}", "--steps", 3, "--num-images", 2, *CPU),
+    "evaluate": ("{run}", "--terms", 3, "--out", "{out}", *MEASURE),
+    "metrics": (
+        "{run}",
+        "--network",
+        "pixels",
+        "--cache",
+        "{out}/.cache",
+        "--out",
+        "{out}",
+        "--num-images",
+        20,
+        *STEPS,
+    ),
+    "rd": ("{run}", "--steps", 3, "--out", "{out}", *MEASURE),
+    "likelihood": ("{run}", "--rtol", 0.1, "--atol", 0.1, *MEASURE),
+    "agree": ("{run}", "--num-images", 2, "--steps", 3),
+    "explain": ("{run}", "--out", "{out}/report.html", "--num-images", 4, *CPU),
+    "compress": ("{run}", "{in}/0.png", "--out", "{out}/0.anc", *CPU),
+    "decompress": ("{run}", "{in}/0.anc", "--out", "{out}/0.png", *CPU),
+    "archive": ("{run}", "{in}/images.npy", "--out", "{out}/x.archive", "--steps", 3, "--block", 2),
+    "unarchive": ("{run}", "{in}/x.archive", "--out", "{out}/back"),
+}
+WRITTEN = {  # where they write over what is there
+    "edit": "out/sheet.png",
+    "tune-steps": "run/tuned.json",
+    "evaluate": "out/evaluation.json",
+    "metrics": "out/metrics-pixels.json",
+    "rd": "out/rate_distortion.json",
+    "likelihood": "run/likelihood.json",
+    "agree": "run/agreement-3.json",
+    "explain": "out/report.html",
+    "compress": "out/0.anc",
+    "decompress": "out/0.png",
+    "archive": "out/x.archive",
+}
+NO_NETWORK = {"train", "import", "export", "push", "serve"}  # below; a training and a server have tests of their own
+
+
+def test_no_command_is_forgotten():
+    assert COMMANDS.keys() | NO_NETWORK == {verb.name for verb in VERBS}
+
+
+class Calls:
+    """Counts calls of the network, and sends Ctrl-C in the place of one."""
+
+    def __init__(self, monkeypatch):
+        self.count, self.stop, forward = 0, 0, UNet.forward
+
+        def counted(*arguments, **named):
+            self.count += 1
+            if self.count == self.stop:
+                signal.raise_signal(signal.SIGINT)
+            return forward(*arguments, **named)
+
+        monkeypatch.setattr(UNet, "forward", counted)
+
+    def of(self, place, verb, stop=0):
+        """(what the command has ended with, its calls)."""
+        self.count, self.stop = 0, stop
+        places = {name: place / name for name in ("run", "out", "in")}
+        arguments = [str(one).format(**places) for one in COMMANDS[verb]]
+        return run_command(verb, *arguments), self.count
+
+
+@pytest.fixture(scope="module")
+def prepared(trained_run, tmp_path_factory):
+    """A run with its codebook, and images for it."""
+    place = tmp_path_factory.mktemp("prepared")
+    shutil.copytree(trained_run, place / "run")
+    (place / "out").mkdir()
+    (place / "in").mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+    np.save(place / "in" / "images.npy", images)
+    (place / "in" / "0.png").write_bytes(png(images[0]))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("NODES", 12), ("IMAGES", 16), ("AT_THE_END", 32), ("HELD_OUT", 8)):
+            patch.setattr(calibration, name, value)
+        result = run_command("compress", place / "run", place / "in" / "0.png", "--out", place / "in" / "0.anc", *CPU)
+        assert result.exit_code == 0, result.output
+    packed = ("--out", place / "in" / "x.archive", "--steps", 3, "--block", 2)
+    assert run_command("archive", place / "run", place / "in" / "images.npy", *packed).exit_code == 0
+    return place
+
+
+def shown(root):
+    """All files but those of work that goes on: by name, those whose folders are hidden left out."""
+    found = {path.relative_to(root).as_posix(): path for path in root.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.split("/")[1].startswith(".")}
+
+
+def stopped(result, line):
+    assert result.exit_code == 128 + signal.SIGINT, result.output
+    said = [one for one in result.output.splitlines() if one.startswith("stopped: ")]
+    assert said == [f"stopped: {line}"] == result.output.strip().splitlines()[-1:], result.output
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_ctrl_c_says_what_was_kept_and_nothing_half_made_replaces_what_was_there(prepared, tmp_path, monkeypatch, verb):
+    place, calls = tmp_path / "place", Calls(monkeypatch)
+    shutil.copytree(prepared, place)
+    if verb == "sample":  # which goes over nothing but its own
+        assert (
+            run_command(
+                "sample", place / "run", "--out", place / "out", *STEPS, "--num-images", 2, "--seed", 9
+            ).exit_code
+            == 0
+        )
+    elif verb in WRITTEN:
+        (place / WRITTEN[verb]).write_bytes(b"what was there")
+    if verb == "agree":  # one way to measure is enough
+        name, measure = next(iter(agree_command.MEASURES.items()))
+        monkeypatch.setattr(agree_command, "MEASURES", {name: measure})
+    before = shown(place)
+    for first in (1, 2):
+        result, _ = calls.of(place, verb, first)
+        stopped(result, KEPT.get(verb, ANEW))
+        assert shown(place) == before
+    if verb == "explain":  # is long
+        return
+    shutil.copytree(place, tmp_path / "other")
+    result, every = calls.of(tmp_path / "other", verb)
+    assert result.exit_code == 0, result.output
+    result, _ = calls.of(place, verb, every)
+    stopped(result, KEPT.get(verb, ANEW))
+    assert shown(place) == before
+    result, again = calls.of(place, verb)
+    assert result.exit_code == 0, result.output
+    assert again < every if KEPT.get(verb) == IN_PIECES else again == every
+    now, straight = shown(place), shown(tmp_path / "other")
+    assert now.keys() == straight.keys()
+    assert now != before
+    assert {name: one for name, one in now.items() if name.endswith((".png", ".npy", ".archive", ".anc"))} == {
+        name: one for name, one in straight.items() if name.endswith((".png", ".npy", ".archive", ".anc"))
+    }
+
+
+@pytest.mark.parametrize("verb", ["import", "export"])
+def test_ctrl_c_while_a_model_is_written(tmp_path, trained_run, monkeypatch, verb):
+    settings = ("--set", "diffusion.clock=zero-based", "--set", "model.groups=4", "--set", "model.width=8", *CPU)
+    if verb == "export":
+        made = run_command("train", "digits", "--preset", "tiny", "--steps", 1, "--out", tmp_path / "run", *settings)
+        assert made.exit_code == 0, made.output
+    source = tmp_path / "run" if verb == "export" else trained_run
+    write, files = verified_folder.write_flushed, []
+
+    def interrupted(path, content):
+        files.append(path)
+        if len(files) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return write(path, content)
+
+    monkeypatch.setattr(verified_folder, "write_flushed", interrupted)
+    out = tmp_path / "out"
+    stopped(run_command(verb, source, "--out", out), ANEW)
+    assert not [path for path in out.rglob("*") if path.is_file() and path.parent.name != "owners"]
+    result = run_command(verb, source, "--out", out)
+    assert result.exit_code == 0, result.output
