@@ -329,8 +329,11 @@ def test_a_hostile_record_reaches_nothing_outside(tmp_path):
         {"files": {"a": digest}, "covers": ["../outside"]},
         {"files": 3},
         [[[]]],
+        b'{"fi\xb0es": {}}',
+        b"[" * 100_000,
     ):
-        put(state, {"new/0": b"written", "plan.json": json.dumps(plan).encode(), "set.json": json.dumps(plan).encode()})
+        written = plan if isinstance(plan, bytes) else json.dumps(plan).encode()
+        put(state, {"new/0": b"written", "plan.json": written, "set.json": written})
         Results(tmp_path / "out", state).finish()
         Results(tmp_path / "out", state).replace({"b": b"b"}.items())
         assert content(tmp_path) == {"outside": b"kept", "out/b": b"b"}

@@ -225,8 +225,8 @@ def _write(path: Path, content: _Set) -> None:
 def _set(path: Path) -> _Set:
     """What is remembered there; nothing where that is damaged, or speaks of files outside the folder."""
     try:
-        found = msgspec.json.decode(disk.read(path, disk.LARGEST_JSON), type=_Set)
-    except (disk.Damaged, msgspec.DecodeError, RecursionError):
+        found = msgspec.convert(disk.document(path), _Set)
+    except (disk.Damaged, msgspec.ValidationError):
         return _Set()
     inside = all(
         not PurePosixPath(name).is_absolute() and ".." not in PurePosixPath(name).parts and PurePosixPath(name).name
