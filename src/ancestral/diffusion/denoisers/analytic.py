@@ -8,7 +8,7 @@ from torch import Tensor
 from ancestral.diffusion.denoisers.denoiser import Prediction, predict
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.types import Time
+from ancestral.diffusion.processes.types import Time, untyped
 
 
 class Mixture:
@@ -63,7 +63,8 @@ class Correlated:
 
     def __init__(self, schedule: Gaussian, mean: Tensor, covariance: Tensor) -> None:
         self.schedule, self.mean, self.covariance = schedule, mean, covariance
-        self.variances, self.axes = torch.linalg.eigh(covariance)
+        decomposed: tuple[Tensor, Tensor] = untyped.linalg.eigh(covariance)
+        self.variances, self.axes = decomposed
 
     def log_prob(self, x_t: Tensor, t: Time = 0) -> Tensor:
         """log q(x_t) in nats, shape (B,), of the data diffused to time t. x_t: (B, D)."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.denoiser import _BELOW_1, Prediction, Predictor
+from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
 from ancestral.diffusion.processes.types import Time
 
+# Pixels predicted exactly black or white are far surer than the rest: a bucket for each, and finer ones beside them.
+_BELOW_1 = (1e-6, 0.003, 0.01, 0.03, 0.1, 0.3)
 X0_EDGES = torch.tensor([*(-1 + d for d in _BELOW_1), *(1 - d for d in reversed(_BELOW_1))])
 
 

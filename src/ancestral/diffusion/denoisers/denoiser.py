@@ -146,7 +146,3 @@ class Watched:
         self.calls += 1
         self.report(len(x_t))
         return self.predictor(x_t, t)
-
-
-# Pixels predicted exactly black or white are far surer than the rest: a bucket for each, and finer ones beside them.
-_BELOW_1 = (1e-6, 0.003, 0.01, 0.03, 0.1, 0.3)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ancestral.diffusion.denoisers.denoiser import CLOCKS, Clock
 from ancestral.diffusion.processes.absorbing import Absorbing, hidden
 from ancestral.diffusion.processes.levels import Logistic, Softmax, Values
-from ancestral.diffusion.processes.types import Time
+from ancestral.diffusion.processes.types import Time, untyped
 
 
 class Guess(NamedTuple):
@@ -67,7 +67,7 @@ class Masked(nn.Module):
 
     def interpret(self, output: Tensor, x_t: Tensor, t: Time) -> Guess:
         """What an output of the network says of each place."""
-        parameters = output.unflatten(1, (x_t.shape[1], -1)).movedim(2, -1)
+        parameters: Tensor = untyped.movedim(output.unflatten(1, (x_t.shape[1], -1)), 2, -1)
         return guess(self.values.of(parameters, self.schedule.levels), x_t)
 
     def forward(self, x_t: Tensor, t: Time, **cond: Tensor) -> Guess:

@@ -22,7 +22,7 @@ from ancestral.diffusion.editing.operators import Operator
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import Time, over
+from ancestral.diffusion.processes.types import Time, over, untyped
 from ancestral.diffusion.samplers.loop import GaussianDraw, Move, from_model
 
 
@@ -196,7 +196,8 @@ class Dps:
         """The prediction as it is; the gradient is kept for the draw."""
         linear = _Differentiable(self.predictor, x_t, t)
         residual = self.seen.residual(linear.x0)
-        length = residual.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (residual.ndim - 1))
+        norms: Tensor = untyped.norm(residual.flatten(1), dim=1)
+        length = norms.clamp(min=1e-12).reshape(-1, *[1] * (residual.ndim - 1))
         self.gradient = -linear.back(self.seen.operator.adjoint(residual / length))
         return linear.moved(self.predictor, linear.x0, t)
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ancestral.diffusion.processes.types import untyped
+
 _RANK = 1e-12  # singular values below this share of the greatest are zero
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in grey (ITU-R BT.601, as image files are converted)
 
@@ -86,7 +88,9 @@ class Separable(Operator):
     """
 
     def __init__(self, *matrices: Tensor) -> None:
-        parts = [torch.linalg.svd(matrix.double(), full_matrices=False) for matrix in matrices]
+        parts: list[tuple[Tensor, Tensor, Tensor]] = [
+            untyped.linalg.svd(matrix.double(), full_matrices=False) for matrix in matrices
+        ]
         self.left, self.right = [u for u, _, _ in parts], [vh for _, _, vh in parts]
         singular = parts[0][1]
         for _, more, _ in parts[1:]:

@@ -17,6 +17,7 @@ from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import Estimate
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.types import untyped
 from ancestral.diffusion.samplers.grids import quadratic
 from ancestral.diffusion.samplers.loop import walk
 from ancestral.diffusion.samplers.transitions import DDIM, Transition
@@ -121,7 +122,8 @@ def profile(images: Known, norm: Known) -> Tensor:
     count, times = reference.shape
     correlations = (1 - SHRINKAGE) * reference.T @ reference / (count - 1) + SHRINKAGE * torch.eye(times).double()
     z = _standard(images.trace.errors, norm.trace.errors)
-    return (z * torch.linalg.solve(correlations, z.T).T).sum(1) / times
+    solved: Tensor = untyped.linalg.solve(correlations, z.T)
+    return (z * solved.T).sum(1) / times
 
 
 def _standard(values: Tensor, norm: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def monotone(nats: Tensor, counts: Sequence[float]) -> Tensor:
     # The isotonic regression as the largest, over where a block begins, of the least, over where it ends, of its means.
     least = np.minimum.accumulate(means[:, ::-1], 1)[:, ::-1]
     fitted = np.where(first < after, least, -np.inf).max(0)
-    return torch.from_numpy(fitted[::-1] * places)
+    return torch.as_tensor(fitted[::-1] * places)
 
 
 def imagined_costs(denoiser: Any, start: Tensor, times: Sequence[int]) -> np.ndarray:
@@ -92,7 +92,7 @@ def imagined_costs(denoiser: Any, start: Tensor, times: Sequence[int]) -> np.nda
     hidden = np.array([q.expected(t, start[0].numel()) for t in times])
     useful = np.flatnonzero(np.append(True, hidden[1:] < hidden[:-1]) & (hidden > 0))
     useful = np.append(useful, len(times) - 1)
-    fine = [times[place] for place in useful]
+    fine = [times[int(place)] for place in useful]
     x0 = finish(walk(denoiser, start, fine, Reveal(), from_law(Streams(0, "imagined", numbers))))
     measured: Any = Reveal()
     nats = elbo(denoiser, x0, fine, measured, Streams(0, "costs", numbers)).terms.mean(0)

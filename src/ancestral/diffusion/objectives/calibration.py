@@ -27,7 +27,7 @@ def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = 40)
     """
     schedule, buckets = denoiser.schedule, len(X0_EDGES) + 1
     times = log_snr(schedule, min(points, schedule.T))[-2::-1]
-    errors = []
+    errors: list[Tensor] = []
     for t in times:
         x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
         x0_hat = denoiser(x_t, t).x0
@@ -46,5 +46,5 @@ def interpolated(schedule: Gaussian, times: Sequence[int], x0_var: Tensor) -> Te
     wanted = schedule.log_snr(torch.arange(1, schedule.T + 1)).numpy()
     logs = x0_var.clamp(min=1e-12).log().numpy()
     columns = [np.interp(wanted, known, logs[:, bucket]) for bucket in range(logs.shape[1])]
-    table = torch.from_numpy(np.stack(columns, 1)).exp()
+    table = torch.as_tensor(np.stack(columns, 1)).exp()
     return torch.cat([torch.zeros(1, logs.shape[1], dtype=torch.float64), table])

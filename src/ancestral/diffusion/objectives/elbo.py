@@ -19,7 +19,7 @@ from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import Likelihood
+from ancestral.diffusion.processes.types import Likelihood, untyped
 from ancestral.diffusion.samplers.transitions import Transition
 
 
@@ -61,7 +61,8 @@ class Elbo:
 
     def per_t(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """(the times that occur, ascending; the mean of `values` (B, K) over the images at each)."""
-        times, where = self.t.unique(return_inverse=True)
+        found: tuple[Tensor, Tensor] = untyped.unique(self.t, return_inverse=True)
+        times, where = found
         sums = torch.zeros(len(times), dtype=torch.float64).index_add_(0, where.flatten(), values.flatten())
         return times, sums / where.flatten().bincount()
 
@@ -104,7 +105,7 @@ def error_per_image(elbo: Elbo, repeats: int) -> Tensor:
 
     From few repeats it is itself uncertain: from 4 to two fifths.
     """
-    each = (elbo.terms * elbo.weight).unflatten(1, (repeats, -1)).sum(2) * repeats
+    each: Tensor = untyped.sum((elbo.terms * elbo.weight).unflatten(1, (repeats, -1)), 2) * repeats
     return elbo.bits(each).std(1) / repeats**0.5
 
 
@@ -177,7 +178,8 @@ def elbo(
     else:
         places, weight = random_places(schedule, grid, images, terms, noise)
     times = torch.tensor(grid)
-    measured, errors = [], []
+    measured: list[Tensor] = []
+    errors: list[Tensor] = []
     for place in places.T:
         t, s = times[place], times[place + 1]
         x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))

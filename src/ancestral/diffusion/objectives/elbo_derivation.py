@@ -21,7 +21,7 @@ from ancestral.diffusion.objectives.elbo import Elbo
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import Likelihood
+from ancestral.diffusion.processes.types import Likelihood, numbers, untyped
 from ancestral.diffusion.samplers.loop import GaussianStep, along_q
 from ancestral.diffusion.samplers.transitions import Transition
 
@@ -167,7 +167,8 @@ def random_terms_variance(terms: Tensor, width: Tensor) -> Tensor:
     first, second = terms.chunk(2)
     squares = (first**2 + second**2) / 2
     variance = noise_variance(terms[:, -1])
-    parts = (one[:, :-1].split(width.tolist(), 1) for one in (squares, first, second))
-    for size, square, one, other in zip(width.tolist(), *parts, strict=True):
+    widths = numbers(width)
+    parts: list[list[Tensor]] = [list(untyped.split(one[:, :-1], widths, 1)) for one in (squares, first, second)]
+    for size, square, one, other in zip(widths, *parts, strict=True):
         variance = variance + size * square.sum(1) - one.sum(1) * other.sum(1)
     return variance

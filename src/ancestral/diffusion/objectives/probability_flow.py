@@ -14,11 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
@@ -27,6 +27,8 @@ from ancestral.diffusion.processes.normal import HALF_BIN, Normal, standard_norm
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import Likelihood, over
 from ancestral.diffusion.samplers.transitions import Ancestral, Transition
+
+_scipy: Any = import_module("scipy.integrate")  # has no annotations
 
 
 @dataclass(frozen=True)
@@ -243,11 +245,16 @@ def _integrate(
     """(the state at `high`, calls of the rate), from (B, n) at `low`."""
 
     def flat(angle: float, values: np.ndarray) -> np.ndarray:
-        state = torch.from_numpy(values.copy()).reshape(start.shape).to(start)
+        state = torch.as_tensor(values.copy()).reshape(start.shape).to(start)
         return rate(state, angle).cpu().double().numpy().ravel()
 
-    options = {"method": solver.method, "rtol": solver.rtol, "atol": solver.atol, "max_step": solver.max_step}
-    found = solve_ivp(flat, (low, high), start.cpu().double().numpy().ravel(), **options, t_eval=[high])
+    options: dict[str, Any] = {
+        "method": solver.method,
+        "rtol": solver.rtol,
+        "atol": solver.atol,
+        "max_step": solver.max_step,
+    }
+    found = _scipy.solve_ivp(flat, (low, high), start.cpu().double().numpy().ravel(), **options, t_eval=[high])
     if not found.success:
         raise ArithmeticError(f"the flow cannot be followed to rtol {solver.rtol:g}: {found.message}")
-    return torch.from_numpy(found.y[:, -1].copy()).reshape(start.shape).to(start), int(found.nfev)
+    return torch.as_tensor(found.y[:, -1].copy()).reshape(start.shape).to(start), int(found.nfev)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.types import numbers, untyped
 
 _GOLDEN = (5**0.5 - 1) / 2
 
@@ -75,7 +76,7 @@ class LogNormal(TimeSampler):
         super().__init__(grid)
         z = (-schedule.log_snr(self.t) / 2 - self.mean) / self.spread
         edges = torch.cat([z.new_tensor([torch.inf]), (z[1:] + z[:-1]) / 2, z.new_tensor([-torch.inf])])
-        self.cumulative = torch.special.ndtr(-edges[1:])  # probability of a place up to this one; noise falls
+        self.cumulative: Tensor = untyped.special.ndtr(-edges[1:])  # probability of a place up to this one; noise falls
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """Each place with the normal's mass nearer to it than to its neighbours, importance 1."""
@@ -112,7 +113,7 @@ class LossImportance(TimeSampler):
 
     def update(self, place: Tensor, loss: Tensor) -> None:
         """Remember the losses, the oldest forgotten first."""
-        for where, value in zip(place.tolist(), loss.double().tolist(), strict=True):
+        for where, value in zip(numbers(place), numbers(loss.double()), strict=True):
             self.losses[where, self.seen[where] % self.history] = value
             self.seen[where] += 1
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ancestral.diffusion.processes.levels import Point, Values, snap
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
-from ancestral.diffusion.processes.types import Likelihood, Time
+from ancestral.diffusion.processes.types import Likelihood, Time, untyped
 
 MASK = 2.0  # off the data's range [-1, 1], and exact in every floating type
 
@@ -78,7 +78,7 @@ class Change(NamedTuple):
     def sample(self, eps: Tensor) -> Tensor:
         """A state, from standard normal `eps` of the shape of x."""
         most = 1 - torch.finfo(eps.dtype).eps
-        u = torch.special.ndtr(eps).clamp(max=most)
+        u: Tensor = untyped.special.ndtr(eps).clamp(max=most)
         changes, below = self.pick(u, self.may)
         new = self.x.clone()
         new[changes] = self.values.at(changes).quantile((u[changes] / below[changes]).clamp(max=most)).to(new)

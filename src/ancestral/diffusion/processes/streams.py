@@ -35,11 +35,11 @@ class Streams:
 
     def normal(self, shape: Sequence[int]) -> Tensor:
         """Standard normal float64 values, shape (B, *shape)."""
-        return torch.from_numpy(np.stack([one.standard_normal(tuple(shape)) for one in self._streams]))
+        return torch.as_tensor(np.stack([one.standard_normal(tuple(shape)) for one in self._streams]))
 
     def uniform(self, shape: Sequence[int] = ()) -> Tensor:
         """Uniform float64 values in [0, 1), shape (B, *shape); one an image when left out."""
-        return torch.from_numpy(np.stack([one.random(tuple(shape)) for one in self._streams]))
+        return torch.as_tensor(np.stack([one.random(tuple(shape)) for one in self._streams]))
 
 
 def permutation(size: int, seed: int, purpose: str, number: int) -> np.ndarray:

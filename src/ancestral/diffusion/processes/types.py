@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from ancestral.diffusion.processes.normal import Normal
@@ -12,6 +14,14 @@ Likelihood = Callable[[Normal, Tensor], Tensor]  # log p(x0 | x_1) per element: 
 
 
 Time = int | Tensor  # one time for a whole batch, or a vector with one an image: int64, or float for times in between
+
+
+untyped: Any = torch  # for its functions without annotations: what they give is annotated where they are called
+
+
+def numbers(values: Any) -> list[Any]:
+    """The entries of a vector as Python numbers."""
+    return values.tolist()
 
 
 def over(coefficient: Tensor, x: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ def shortest(cost: np.ndarray, steps: int, growth: float = GROWTH) -> list[int]:
     places = len(cost)
     if not 1 <= steps < places:
         raise ValueError(f"steps must be between 1 and {places - 1}, got {steps}")
-    best, came = np.full(places, np.inf), []
+    best = np.full(places, np.inf)
+    came: list[np.ndarray] = []
     best[0] = 0.0
     for _ in range(steps):
         through = growth * best[:, None] + cost

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
+from ancestral.diffusion.processes.types import numbers
 
 
 def full(schedule: NoiseSchedule) -> list[int]:
@@ -53,7 +54,7 @@ def log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
 def karras(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> list[int]:
     """The integers nearest to an even division of sigma^(1/rho), sigma = noise/signal (Karras et al. 2022, Eq. 5)."""
     _check(schedule, steps)
-    low, high = ((-_finite_log_snr(schedule)[[0, -1]] / 2).exp() ** (1 / rho)).tolist()
+    low, high = numbers((-_finite_log_snr(schedule)[[0, -1]] / 2).exp() ** (1 / rho))
     sigma = torch.linspace(high, low, steps, dtype=torch.float64) ** rho
     return _nearest(-2 * sigma.log(), schedule)
 
@@ -102,7 +103,7 @@ def _check(schedule: NoiseSchedule, steps: int) -> None:
 def _distinct(times: Tensor) -> list[int]:
     """Round and move apart what rounding made equal, so that `steps` means steps."""
     steps = len(times)
-    grid = [round(t) for t in times.tolist()]
+    grid = [round(t) for t in numbers(times)]
     for i in range(1, steps):
         grid[i] = min(grid[i], grid[i - 1] - 1)
     floor = 1

@@ -216,7 +216,8 @@ class PredictorCorrector(Solver):
     def _weights(self, r: Sequence[float], h: float) -> list[float]:
         """Those that make the first powers of u exact."""
         rows = np.array([[one**k for one in r] for k in range(len(r))])
-        c, right = math.expm1(-h) / -h - 1, []
+        c = math.expm1(-h) / -h - 1
+        right: list[float] = []
         for k in range(1, len(r) + 1):
             right.append(c * math.factorial(k) / self._b(h))
             c = c / -h - 1 / math.factorial(k + 1)
