@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -32,19 +32,14 @@ BY, FLAGGED = "profile", 0.01  # an image is flagged whose p-value by this score
 LISTED, ON_SHEET, COLUMNS = 10, 48, 12
 
 
-@dataclass(frozen=True)
-class AnomalyScores:
-    """By name of the score: the values of the images and their p-values among reference images, float64 (B,)."""
+def score(images: Known, reference: Known) -> dict[str, tuple[Tensor, Tensor]]:
+    """By name of the score: values of the images and their p-values, float64 (B,).
 
-    values: dict[str, Tensor]
-    p: dict[str, Tensor]
-
-
-def score(images: Known, reference: Known) -> AnomalyScores:
-    """Score images: half of the reference defines the scores, the other half their distribution for p-values."""
+    Half of the reference images defines the scores, the other half their distribution.
+    """
     norm, null = (Known(Trace(*(part[k::2] for part in reference.trace)), reference.shortest[k::2]) for k in (0, 1))
-    values = {name: of(images, norm) for name, of in SCORES.items()}
-    return AnomalyScores(values, {name: p_values(values[name], SCORES[name](null, norm)) for name in values})
+    found = {name: (of(images, norm), of(null, norm)) for name, of in SCORES.items()}
+    return {name: (values, p_values(values, others)) for name, (values, others) in found.items()}
 
 
 def score_files(
@@ -79,20 +74,21 @@ def traced(measurement: Measurement, cache: Path, processes: Processes, done: Ca
     return Known(concatenate([Trace(**one) for one in parts]), torch.from_numpy(shortest))
 
 
-def _files(test: ImageSet, elbo: Elbo, scores: AnomalyScores) -> dict[str, bytes]:
+def _files(test: ImageSet, elbo: Elbo, scores: dict[str, tuple[Tensor, Tensor]]) -> dict[str, bytes]:
     columns: dict[str, list[float]] = {"bits_per_dim": elbo.bits_per_dim.tolist()}
     columns["standard_error"] = error_per_image(elbo, REPEATS).tolist()
     columns |= {name: values.tolist() for name, values in elbo.parts.items()}
-    for name in scores.values:
-        columns |= {name: scores.values[name].tolist(), f"{name}_p": scores.p[name].tolist()}
-    flags = (scores.p[BY] <= FLAGGED).long().tolist()
-    order = scores.values[BY].argsort(descending=True, stable=True)[:ON_SHEET].numpy()
+    for name, (values, p) in scores.items():
+        columns |= {name: values.tolist(), f"{name}_p": p.tolist()}
+    values, p = scores[BY]
+    flags = (p <= FLAGGED).long().tolist()
+    order = values.argsort(descending=True, stable=True)[:ON_SHEET].numpy()
     table = Table(title=f"most surprising by {BY}; {sum(flags)} of {len(test)} flagged", title_justify="left")
     for heading in ("image", BY, "p", "bits/dim", "standard error"):
         table.add_column(heading, justify="left" if heading == "image" else "right")
     for row in order[:LISTED]:
         bits, error = columns["bits_per_dim"][row], columns["standard_error"][row]
-        cells = (f"{scores.values[BY][row]:.2f}", f"{scores.p[BY][row]:.4f}", f"{bits:.3f}", f"{error:.3f}")
+        cells = (f"{values[row]:.2f}", f"{p[row]:.4f}", f"{bits:.3f}", f"{error:.3f}")
         table.add_row(test.names[row], *cells)
     screen.print(table)
     rows = zip(test.names, *columns.values(), flags, strict=True)

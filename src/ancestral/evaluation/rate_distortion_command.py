@@ -37,8 +37,6 @@ ROWS = 10  # of the table: each tenth of the steps, as Table 4 has it
 RATES = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # bits/dim at which the distortion is printed
 FILES = 64  # images that are compressed, at most
 
-Series = dict[str, list[tuple[float, float]]]  # by name: (bits/dim, PSNR in dB), rising
-
 
 def rate_distortion(
     folder: Path,
@@ -143,6 +141,10 @@ def _files(
     if files:
         shown = [(point["payload_bits_per_dim"], point["psnr"]) for point in files["points"]]
         own[f"model, files ({files['profile']}), no header"] = shown
+    # Without containers, as the model's rate has none.
+    lines = {
+        f"{name}, no container": [(p.payload_bits_per_dim, p.psnr) for p in points] for name, points in formats.items()
+    }
     at = {rate: measured.rmse_at(rate) for rate in RATES}
     document = {
         **facts,
@@ -159,7 +161,7 @@ def _files(
         "rate_distortion.json": json_bytes(document),
         "rate_distortion.csv": csv_bytes(names, rows),
         "rate_distortion.png": plots.rate_distortion_plot(measured.rate.numpy(), measured.rmse.numpy()),
-        "rates.png": plots.rates_plot(own, series(formats)),
+        "rates.png": plots.rates_plot(own, lines),
     }
 
 
@@ -169,13 +171,6 @@ def compared(images: np.ndarray) -> dict[str, list[image_formats.Point]]:
     if absent:
         screen.print(f"left out: {', '.join(absent)} (for jxl: pip install pillow-jxl-plugin)")
     return {name: image_formats.lossy_points(images, name) for name in here}
-
-
-def series(formats: dict[str, list[image_formats.Point]]) -> Series:
-    """The points of each format as lines of a plot: without containers, as the model's rate has none."""
-    return {
-        f"{name}, no container": [(p.payload_bits_per_dim, p.psnr) for p in points] for name, points in formats.items()
-    }
 
 
 def _show(measured: Curve, facts: dict[str, Any]) -> None:

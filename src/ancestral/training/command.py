@@ -191,22 +191,16 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
         log = [entry for entry in read_metrics(folder / "metrics.jsonl", _warn) if entry["loss"] is not None]
         plot = plots.loss_plot([entry["images"] for entry in log], [entry["loss"] for entry in log])
         verified_folder.write_file(folder / "loss.png", plot)
-    findings = [] if run.health is None else run.health.findings
-    for finding in findings:
+    advice = f"now: ancestral sample {folder}"
+    for finding in [] if run.health is None else run.health.findings:
         _warn(finding)
-    _say(f"trained in {run.seconds / 60:.1f} min; {_next_step(run, length, findings=bool(findings))}")
+        advice = (
+            f"what it draws will not look like the images yet: see loss.png in {folder}, then train it longer than "
+            f"{length} or with another learning rate (train.learning_rate={settings.train.learning_rate:g} now), with "
+            "--fresh or another --out"
+        )
+    _say(f"trained in {run.seconds / 60:.1f} min; {advice}")
     return True
-
-
-def _next_step(run: Run, length: Length, *, findings: bool) -> str:
-    """What to do after a complete run."""
-    if not findings:
-        return f"now: ancestral sample {run.folder}"
-    rate = run.config.train.learning_rate
-    return (
-        f"what it draws will not look like the images yet: see loss.png in {run.folder}, then train it longer than "
-        f"{length} or with another learning rate (train.learning_rate={rate:g} now), with --fresh or another --out"
-    )
 
 
 def choose_format(run: Run, layers: Callable[..., Timed] = compute_format.layers_of) -> str | None:
