@@ -187,8 +187,7 @@ def _advice(compared: _Samples, is_run: bool, num_images: int) -> str:
 def holdout(count: int) -> float | None:
     """The least share, in hundredths, that leaves `LEAST` of so many images on each side; None where there is none.
 
-    The images are held out by their names: a share p of N is N p with a standard deviation of (N p (1 - p))^(1/2), of
-    which two are left as a margin.
+    Images are held out by name: N p of N, give or take (N p (1 - p))^(1/2), of which two are left as a margin.
     """
     shares = (percent / 100 for percent in range(1, 100))
     fits = (p for p in shares if count * min(p, 1 - p) - 2 * (count * p * (1 - p)) ** 0.5 >= LEAST)

@@ -30,11 +30,7 @@ class Engine:
 
     def __init__(self, network: nn.Module, processes: Processes) -> None:
         self.network, self.processes = network, processes
-
-    @property
-    def module(self) -> Any:
-        """The module that the forward pass calls."""
-        return self.network
+        self.module: Any = network  # that the forward pass calls
 
     def begin(self) -> None:
         """Called before the first micro-batch, also when the share is repeated."""
@@ -107,16 +103,11 @@ class Ddp(Averaging):
 
     def __init__(self, network: nn.Module, processes: Processes) -> None:
         super().__init__(network, processes)
-        self._wrapped = DistributedDataParallel(network)
-
-    @property
-    def module(self) -> Any:
-        """The wrapper."""
-        return self._wrapped
+        self.module = DistributedDataParallel(network)
 
     def part(self, last: bool) -> AbstractContextManager[object]:
         """Gradients are synchronised in the last micro-batch only."""
-        return nullcontext() if last else self._wrapped.no_sync()
+        return nullcontext() if last else self.module.no_sync()
 
 
 class Fsdp(Averaging):
@@ -129,11 +120,11 @@ class Fsdp(Averaging):
         for layers in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
             for layer in layers:
                 fully_shard(layer)
-        self._root: Any = fully_shard(network)
+        self.module = fully_shard(network)
 
     def part(self, last: bool) -> AbstractContextManager[object]:
         """Gradients are synchronised in the last micro-batch only."""
-        self._root.set_requires_gradient_sync(last)
+        self.module.set_requires_gradient_sync(last)
         return nullcontext()
 
 
