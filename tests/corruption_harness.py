@@ -134,7 +134,7 @@ def results(command, place):
         "decompress": lambda: [place / "out.png"],
         "import": lambda: [
             one for one in sorted((place / "out").rglob("*")) if one.suffix in (".json", ".safetensors")
-            and one.name != verified_folder.MANIFEST
+            and one.name != verified_folder.MANIFEST and lock.FOLDER not in one.parts
         ],
     }.get(command, lambda: sorted(one for one in (place / "out").rglob("*") if one.is_file() and ".job" not in one.parts
                                   and ".results" not in one.parts))()  # fmt: skip
