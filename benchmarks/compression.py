@@ -55,12 +55,12 @@ class Subject:
     @property
     def codec(self) -> Codec:
         """As `ancestral compress` has it."""
-        return compress_command._codec(self.model, self.model, self.saved, self.codebook)  # pyright: ignore[reportArgumentType, reportPrivateUsage]
+        return compress_command.codec_of(self.model, self.model, self.saved, self.codebook)
 
 
 def opened(run: Path, count: int) -> Subject:
     """The run with its codebook, measured now if it never was."""
-    saved, model, codebook = compress_command._opened(run, "cpu")  # pyright: ignore[reportPrivateUsage]
+    saved, model, codebook = compress_command.opened(run, "cpu")
     test = load.load(saved.config.source, saved.config.data).test
     return Subject(run, saved, model, codebook, np.asarray(test.images[FIRST : FIRST + count]))
 

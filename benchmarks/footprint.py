@@ -69,7 +69,8 @@ def ancestral(folder: Path) -> tuple[Callable[[], object], Callable[[Path], obje
     from ancestral.training.cost import ENDLESS
     from ancestral.training.trainer import Training
 
-    settings, facts, _ = interop.read(folder / "model")
+    imported = interop.read(folder / "model")
+    settings, facts = imported.config, imported.facts
     settings = replace(settings, train=replace(settings.train, batch_size=BATCH))
     training, images = Training(settings, facts, torch.device("cpu")), pictures()
     data = ImageSet(images, None, (), ("",) * len(images))

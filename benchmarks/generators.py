@@ -124,7 +124,7 @@ class Chain(Ours):
 
     def drawing(self, minutes: float, how: str) -> tuple[Draw, int]:
         """In so many steps; every step of the chain for "all"."""
-        steps = None if how == "all" else int(how)
+        steps = how if how == "all" else int(how)
         sampler = Sampler(self.folder(minutes), SamplingOptions(steps=steps, batch_size=BATCH), "cpu")
 
         def draw(numbers: range) -> np.ndarray:

@@ -47,7 +47,7 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
     chosen = config.resolve(source, preset, {"train.precision": "auto", **settings})
     splits = apart(load.load(source, chosen.data).train)
     training = Training(chosen, facts(splits.train), CPU)
-    measured = cost.measure(training, splits.train)
+    spending = cost.measure(training, splits.train)
     spent = 0.0
     while spent < seconds:
         # The learning rate follows the time: where the run would end at the speed so far.
@@ -87,9 +87,9 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
         "settings": settings,
         "seconds": round(spent, 1),
         "images": training.images,
-        "parameters": measured.parameters,
-        "gflop_an_image": measured.flops / chosen.train.batch_size / 1e9,
-        "gflops": measured.flops / chosen.train.batch_size * training.images / spent / 1e9,
+        "parameters": spending.parameters,
+        "gflop_an_image": spending.flops / chosen.train.batch_size / 1e9,
+        "gflops": spending.flops / chosen.train.batch_size * training.images / spent / 1e9,
         **{name: [round(one.value, 4), round(one.error, 4)] for name, one in quality.items()},
         "bits_per_dim": round(bits, 4),
         "bits_error": round(error, 4),

@@ -50,7 +50,8 @@ def imported(network: nn.Module) -> tuple[config.Config, config.Facts, dict[str,
 
     with tempfile.TemporaryDirectory() as folder:
         DDPMPipeline(network, DDPMScheduler()).save_pretrained(folder)
-        return diffusers.read(Path(folder))
+        saved = diffusers.read(Path(folder))
+        return saved.config, saved.facts, saved.weights
 
 
 class Sampled(nn.Module):

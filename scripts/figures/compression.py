@@ -36,7 +36,7 @@ def prefixes(run: Path, folder: Path) -> tuple[np.ndarray, list[int]]:
         (folder / name).mkdir()
     for place, image in enumerate(images):
         (folder / "whole" / f"{place}.png").write_bytes(png(image))
-    command("compress", run, *sorted((folder / "whole").iterdir()), "--out", folder / "files", "--profile", "balanced")
+    command("compress", run, *sorted((folder / "whole").iterdir()), "--out", folder / "files", "--profile", "small")
     files = sorted((folder / "files").iterdir())
     columns = []
     for count in (*BYTES, None):

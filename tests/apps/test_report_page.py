@@ -1,6 +1,7 @@
 """The report of the exact shapes in a real browser; and the copy in examples/, which must be what is made today."""
 
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,31 @@ def test_the_example_is_what_the_command_makes(reports):
     # Rounding differs from machine to machine, and numbers that are nothing but rounding with it.
     for (name, _, kept), (_, _, now) in zip(there, made, strict=True):
         assert kept == pytest.approx(now, rel=1e-4, abs=1e-8, nan_ok=True), name
+
+
+def test_code_that_is_named_exists():
+    """As `module.name`, where the module is one file of the package."""
+    package = Path(main.__file__).parents[2]
+    named = {
+        found
+        for text in package.glob("apps/report/text/*/*.md")
+        for found in re.findall(r"<code>([a-z_0-9]+)\.([A-Za-z_.0-9]+)</code>", text.read_text("utf-8"))
+    }
+    assert len(named) > 10
+    for module, name in named:
+        paths = [path for path in package.rglob(f"{module}.py") if "apps" not in path.parts]
+        loaded = [
+            import_module(".".join(("ancestral", *path.relative_to(package).with_suffix("").parts))) for path in paths
+        ]
+        assert any(_has(one, name) for one in loaded), f"{module}.{name}"
+
+
+def _has(thing, name):
+    for part in name.split("."):
+        if not hasattr(thing, part):
+            return False
+        thing = getattr(thing, part)
+    return True
 
 
 def test_languages_have_the_same_numbers(reports):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ancestral.data import cache
+from ancestral.data import cache, image_folder
 from ancestral.data.dataset import Item, Rows
+from ancestral.data.decode import BadImage
 from ancestral.data.load import DataOptions, load
 from ancestral.errors import UserError
 from ancestral.training import prefetch
@@ -118,7 +119,7 @@ def test_a_cached_folder_is_decoded_once_and_anew_when_it_changes(tmp_path, monk
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", ["folder", "npy"])
 def test_what_is_white_is_looked_for_once(tmp_path, channels, kind, monkeypatch):
-    """The largest value is found by decoding all; it is kept with the cache, as are bad files, until a file changes."""
+    """The largest value is found by decoding all; it is kept with the cache until a file changes."""
     values = RNG.integers(0, 3826, (12, 4, 4, channels), dtype=np.uint16)
     values[3, 0, 0] = 3825
     source, options = tmp_path / "x.npy", DataOptions(cache=str(tmp_path / "cache"), bad_images="skip")
@@ -128,7 +129,6 @@ def test_what_is_white_is_looked_for_once(tmp_path, channels, kind, monkeypatch)
         source = tmp_path / "set"
         for number, one in enumerate(values):
             png16(source / f"{number}.png", one)
-        (source / "gone.png").symlink_to("nowhere")
     first = load(str(source), options)
     assert first.reading.white == 4095
     with monkeypatch.context() as patch:
@@ -144,6 +144,22 @@ def test_what_is_white_is_looked_for_once(tmp_path, channels, kind, monkeypatch)
     else:
         png16(source / "3.png", values[3] + 1000)
     assert load(str(source), options).reading.white == 8191
+
+
+def test_what_made_a_file_bad_may_have_passed(tmp_path, monkeypatch):
+    """Permissions, a disk or another Pillow change neither its name nor its size or time."""
+    root, options = folder(tmp_path / "images"), DataOptions(cache=str(tmp_path / "cache"), bad_images="skip")
+    own = image_folder.look
+
+    def refuse(path, most):
+        if path.name == "05.png":
+            raise BadImage(f"{path}: cannot be read (Permission denied)")
+        return own(path, most)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "look", refuse)
+        assert len(load(str(root), options).skipped) == 1
+    assert not load(str(root), options).skipped
 
 
 @pytest.mark.parametrize("damage", ["truncate", "index", "remove"])

@@ -661,3 +661,24 @@ def test_an_archive_is_never_of_scaled_values(run, tmp_path):
     np.save(tmp_path / "deep.npy", deep)
     result = packed(run, tmp_path / "deep.npy", tmp_path / "x.archive")
     assert (result.exit_code, "8 bits" in result.output) == (2, True), result.output
+
+
+def test_a_folder_whose_writer_died_between_its_renames_is_there_again(tmp_path, monkeypatch):
+    """As the disk then refuses, there is nothing else."""
+    folder = tmp_path / "piece"
+    verified_folder.write(folder, {"a": b"first"})
+    process = os.fork()
+    if process == 0:
+        monkeypatch.setattr(Path, "rename", lambda path, target: (os.rename(path, target), os._exit(0)))
+        verified_folder.write(folder, {"a": b"second"})
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 0
+    assert not folder.exists()
+
+    def refuse(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(verified_folder, "write_flushed", refuse)
+    with pytest.raises(verified_folder.Unwritable):
+        verified_folder.write(folder, {"a": b"third"})
+    assert verified_folder.read(folder)["a"] == b"first"

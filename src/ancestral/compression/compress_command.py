@@ -72,10 +72,18 @@ def compress(
 
 
 def decompress(
-    run: Path, sources: Sequence[Path], *, out: Path, finish: str, upto: int | None, lossy: bool, device: str
+    run: Path,
+    sources: Sequence[Path],
+    *,
+    out: Path,
+    finish: str,
+    upto: int | None,
+    lossy: bool,
+    device: str,
+    images: Callable[[], Splits] | None = None,
 ) -> None:
-    """Write the image of each file, or what its first bytes give."""
-    saved, model, codebook = opened(run, device)
+    """Write the image of each file, or what its first bytes give; `images` as of `compress`."""
+    saved, model, codebook = opened(run, device, images)
     sources = _files(sources)
     with _targets(sources, out, [as_png(source.stem) for source in sources]) as (targets, write):
         contents = [disk.read(source)[:upto] for source in sources]

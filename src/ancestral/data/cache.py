@@ -69,8 +69,10 @@ def gather(
     return ImageSet(Rows(images, np.arange(len(images))), labels, class_names, tuple(index["names"]))
 
 
-def cached(cache: str | None, key: Any, compute: Callable[[], Any]) -> Any:
-    """The JSON that `compute` returns, a function of `key` alone; computed once where there is a cache."""
+def cached(
+    cache: str | None, key: Any, compute: Callable[[], Any], lasting: Callable[[Any], bool] = lambda found: True
+) -> Any:
+    """The JSON that `compute` returns, a function of `key` alone while it is `lasting`; computed once with a cache."""
     if cache is None:
         return compute()
     folder = cache_folder(Path(cache), key)
@@ -78,7 +80,8 @@ def cached(cache: str | None, key: Any, compute: Callable[[], Any]) -> Any:
         return disk.parsed(verified_folder.read(folder, ["found.json"])["found.json"], "found.json")
     except verified_folder.Damaged:
         found = compute()
-        verified_folder.write(folder, {"found.json": json.dumps(found).encode()})
+        if lasting(found):
+            verified_folder.write(folder, {"found.json": json.dumps(found).encode()})
         return found
 
 

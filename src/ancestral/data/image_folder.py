@@ -108,7 +108,8 @@ def _look_at_all(paths: Sequence[Path], max_pixels: int) -> dict[str, Any]:
 def _survey(root: Path, folders: Sequence[Listing], options: DataOptions, skipped: list[str]) -> _Seen:
     paths = [folder.root / file for folder in folders for file in folder.images]
     key = ["looks", listing(paths), options.max_pixels]
-    found = cached(options.cache, key, lambda: _look_at_all(paths, options.max_pixels))
+    # What made a file bad may pass without a trace in its name, size or time: permissions, a disk, another Pillow.
+    found = cached(options.cache, key, lambda: _look_at_all(paths, options.max_pixels), lambda one: not one["bad"])
     skipped += found["bad"].values()
     if not found["sizes"]:
         refuse_bad(skipped, options)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
@@ -64,20 +66,29 @@ class Option:
     type: Any = str
     default: Any = None
 
-    def refuse_beyond(self, name: str, value: Any) -> None:
-        """Refuse what is no number, or out of range; what has a reader is checked by that.
+    def checked(self, name: str, value: Any) -> Any:
+        """The value as plain Python has it, if it is one of those declared; what has a reader is read.
 
         Raises:
             UserError: naming it.
         """
-        low, high = (
-            (-float("inf") if self.low is None else self.low),
-            (float("inf") if self.high is None else self.high),
-        )
-        if self.type not in (int, float) or value is None or self.read is not None:
-            return
-        if not (isinstance(value, (int, float)) and low <= value <= high):
-            raise UserError(f"{name}: must be between {low} and {high}, got {value!r}")
+        if value is None and self.default is None:
+            return None
+        if self.read is not None:
+            try:
+                return self.read(":".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value))
+            except (UserError, ValueError) as error:
+                raise UserError(f"{name}: {error}") from None
+        if self.choices and value not in self.choices:
+            raise UserError(f"{name}: unknown {value!r}; choose from: {', '.join(self.choices)}")
+        if self.type not in (int, float):
+            return value
+        low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
+        kind, what = (Integral, "a whole number") if self.type is int else (Real, "a number")
+        number: Any = value if isinstance(value, kind) and not isinstance(value, bool) else math.nan
+        if not low <= number <= high:
+            raise UserError(f"{name}: must be {what} between {low} and {high}, got {value!r}")
+        return self.type(number)
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:
@@ -136,12 +147,10 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         try:
             one_way_to_step(asdict(self))
-            if self.steps is not None:
-                steps_of(str(self.steps))
         except ValueError as error:
             raise UserError(str(error)) from None
         for name, option in OPTIONS.items():
-            option.refuse_beyond(name, getattr(self, name))
+            object.__setattr__(self, name, option.checked(name, getattr(self, name)))
 
     @property
     def step_named(self) -> bool:

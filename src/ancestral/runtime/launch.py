@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ancestral.runtime.signals import STOPPED
 
-EXIT_FILE = "ANCESTRAL_SPOKEN"  # holds the exit code of the first process to end in order
+EXIT_FILE = "ANCESTRAL_EXIT_FILE"  # holds the exit code of the first process to end in order
 
 
 def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:

@@ -48,6 +48,7 @@ def write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
     temporary, replaced = _own_name(folder, "writing"), _own_name(folder, "replaced")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
+        _restore(folder)
         for state in ("writing", "replaced"):
             _clear_dead(folder, state)
         temporary.mkdir()
@@ -190,12 +191,24 @@ def _own_name(path: Path, state: str) -> Path:
     return path.with_name(f"{_begun(path, state)}{os.getpid()}-{uuid.uuid4().hex[:8]}")
 
 
-def _clear_dead(path: Path, state: str) -> None:
-    """Remove what writers of a path that were killed on this machine have left."""
+def _left_by_dead(path: Path, state: str) -> list[Path]:
+    """What writers of a path that were killed on this machine have left."""
     begun = _begun(path, state)
-    for leftover in path.parent.glob(f"{begun}*"):
-        if not _runs(leftover.name.removeprefix(begun).partition("-")[0]):
-            _remove(leftover)
+    found = path.parent.glob(f"{begun}*")
+    return [one for one in found if not _runs(one.name.removeprefix(begun).partition("-")[0])]
+
+
+def _clear_dead(path: Path, state: str) -> None:
+    for leftover in _left_by_dead(path, state):
+        _remove(leftover)
+
+
+def _restore(folder: Path) -> None:
+    """Put back what a writer that was killed between its two renames had moved away."""
+    for earlier in _left_by_dead(folder, "replaced") if not folder.exists() else ():
+        with suppress(OSError):
+            earlier.rename(folder)
+            return
 
 
 def _remove(leftover: Path) -> None:

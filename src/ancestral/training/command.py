@@ -220,7 +220,7 @@ def choose_format(run: Run, layers: Callable[..., Timed] = compute_format.layers
         if len(automatic) == 2:
             run.fastest_on = compute_format.processor()
     run.use_format(FORMATS[int(processes.from_first(float(FORMATS.index(chosen))))])
-    how = compute_format.describe(seconds) if seconds else "nothing to choose between on this device"
+    how = compute_format.describe(seconds) if seconds else "not measured on this device"
     return f"{' and '.join(f'train.{name}' for name in automatic)} = auto: {run.training.format} ({how})"
 
 

@@ -230,7 +230,7 @@ class Model:
     def compress(self, image: object, *, profile: str = "small", size: int | None = None, data: object = None) -> bytes:
         """An image as a file that gives back its exact pixels, or the first `size` bytes of it, which are a picture.
 
-        The first time, the model is measured on its training images.
+        The first time, the model is measured on its training images; one that is no run, each time.
 
         Args:
             image: a path, an image for Pillow, or a uint8 array (H, W) or (H, W, C).
@@ -253,12 +253,13 @@ class Model:
             compress_command.compress(run, [source], **options, images=lambda: self._splits(data))
             return out.read_bytes()
 
-    def decompress(self, content: bytes, *, finish: str = "mean") -> np.ndarray:
+    def decompress(self, content: bytes, *, finish: str = "mean", data: object = None) -> np.ndarray:
         """The image uint8 (H, W, C) of what `compress` has given, or the picture of its first bytes.
 
         Args:
             content: of a file.
             finish: how a picture without its last steps is completed: mean, ode or sample.
+            data: as of `compress`.
 
         Raises:
             UserError: when it is damaged, or of another model.
@@ -272,9 +273,8 @@ class Model:
         with self._run() as run, _quiet(), TemporaryDirectory() as place:
             source, out = Path(place) / "in.anc", Path(place) / "out.png"
             source.write_bytes(content)
-            compress_command.decompress(
-                run, [source], out=out, finish=finish, upto=None, lossy=False, device=self.device
-            )
+            options = {"out": out, "finish": finish, "upto": None, "lossy": False, "device": self.device}
+            compress_command.decompress(run, [source], **options, images=lambda: self._splits(data))
             return pictures.read_png(out)
 
     def _open(self, folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:
