@@ -56,6 +56,8 @@ def test_times_in_between_are_those_of_the_table_at_integers_and_fall_between_th
     assert bool((fine.diff() < 0).all())
     u = torch.linspace(0, 50, 333, dtype=F64)
     assert torch.allclose(noise_schedule.time(noise_schedule.angle(u)), u, atol=1e-9)
+    beyond = torch.stack([noise_schedule.angle(0) - 0.1, noise_schedule.angle(noise_schedule.T) + 0.1])
+    assert noise_schedule.time(beyond).tolist() == [0, noise_schedule.T]
     angle = noise_schedule.angle(u)
     assert torch.allclose(noise_schedule.signal(u), angle.cos(), atol=1e-12)
     assert torch.allclose(noise_schedule.noise(u), angle.sin(), atol=1e-12)
