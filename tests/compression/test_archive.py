@@ -345,6 +345,14 @@ def test_a_folder_whose_files_hold_more_than_is_kept_is_refused(trained_run, tmp
     assert not (tmp_path / "x.archive").exists()
 
 
+def test_shards_whose_images_would_be_rounded_are_refused(trained_run, tmp_path):
+    shard = tmp_path / "images.tar"
+    shard.touch()
+    with pytest.raises(UserError, match="unpack it first"):
+        archive(trained_run, shard, out=tmp_path / "x.archive", steps=4, grid="quadratic", block=3)
+    assert not (tmp_path / "x.archive").exists()
+
+
 def test_several_processes_are_refused(trained_run, tmp_path, monkeypatch):
     monkeypatch.setattr(archive_command, "process_group", lambda device: nullcontext(Processes(1, 2)))
     np.save(tmp_path / "x.npy", np.zeros((10, 8, 8), np.uint8))

@@ -150,6 +150,8 @@ def _pictures(source: Path, shape: tuple[int, int, int]) -> tuple[np.ndarray, tu
         root = source
     elif source.is_file() and source.suffix.lower() in SUFFIXES:
         root, files = source.parent, [source.name]
+    elif source.suffix.lower() == ".tar":  # whose images are read as for a training, which rounds and converts
+        raise UserError(f"{source}: unpack it first; a folder, an image, a .npz or a .npy file is archived")
     else:
         return np.asarray(everything(source, shape).images[:]), ()
     pixels = [exact(root / name, shape[0], DataOptions().max_pixels) for name in files]
