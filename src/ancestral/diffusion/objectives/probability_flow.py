@@ -14,11 +14,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy import integrate  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
@@ -28,7 +28,7 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import Likelihood, over
 from ancestral.diffusion.samplers.transitions import Ancestral, Transition
 
-_scipy: Any = import_module("scipy.integrate")  # has no annotations
+_scipy: Any = integrate  # has no annotations
 
 
 @dataclass(frozen=True)
