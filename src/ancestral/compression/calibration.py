@@ -26,6 +26,7 @@ from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
 from ancestral.runs.datasets import facts
+from ancestral.runs.open import device_of
 
 NODES = 64  # times that the error is measured at
 IMAGES, AT_THE_END, HELD_OUT = 128, 512, 32  # training images a time, more where a walk may end; held-out ones
@@ -117,7 +118,7 @@ def _nodes(config: Config) -> list[int]:
 
 def _predicted(model: Denoiser, config: Config, images: ImageSet, t: int, purpose: str) -> Tensor:
     """x0 predicted of each image from an x_t of its own, float32 on the CPU, in batches."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     noise, parts = Streams(t, purpose, range(len(images))), []
     x0 = to_unit(images.images)
     x_t = model.schedule.marginal(x0.double(), t).sample(noise.normal(x0.shape[1:])).float()

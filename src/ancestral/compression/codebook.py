@@ -26,7 +26,9 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint
+from ancestral.runs.open import device_of
 from ancestral.runtime import disk, verified_folder
+from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.tensor_files import finite, unpacked
 
 FILES = ("codebook.json", "codebook.safetensors")
@@ -113,7 +115,7 @@ def save(run: Path, saved: checkpoint.Checkpoint, codebook: Codebook) -> Path:
     verified_folder.write(
         folder,
         {
-            "codebook.json": (json.dumps(document, indent=1) + "\n").encode(),
+            "codebook.json": json_bytes(document),
             "codebook.safetensors": safetensors.torch.save(content),
         },
     )
@@ -228,7 +230,7 @@ def _folder(run: Path, saved: checkpoint.Checkpoint) -> Path:
 
 
 def _answers(model: Denoiser, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-    device = next(model.parameters()).device
+    device = device_of(model)
     x_t, labels = x_t.to(device), labels.to(device)
     given = {"labels": labels} if len(labels) else {}
     return model.interpret(model.output(x_t, t, **given), x_t, t).x0.cpu().double()

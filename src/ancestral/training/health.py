@@ -23,6 +23,7 @@ from ancestral.diffusion.samplers.transitions import VARIANCES, Ancestral, Trans
 from ancestral.runs import build
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
+from ancestral.runs.open import device_of
 
 IMAGES = 64  # held-out images, at most
 MIN_IMAGES = 8  # of fewer the error itself is not known
@@ -115,7 +116,7 @@ def ends(losses: Sequence[float]) -> tuple[Estimate | None, Estimate | None]:
 
 def held_out_bits(config: Config, model: Denoiser, table: Tensor | None, held_out: ImageSet) -> Tensor:
     """The bound on each image in bits/dim, float64 (N,), by a few terms, with the run's own reverse step."""
-    device, times = next(model.parameters()).device, build.training_grid(config)
+    device, times = device_of(model), build.training_grid(config)
     parts = []
     for start in range(0, len(held_out), BATCH):
         rows = np.arange(start, min(start + BATCH, len(held_out)))

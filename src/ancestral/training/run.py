@@ -29,6 +29,7 @@ from ancestral.runs.lock import Owner
 from ancestral.runs.metrics_log import read_metrics
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.distributed import Processes
+from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
 from ancestral.training import preview
 from ancestral.training.health import Health, health
@@ -303,8 +304,7 @@ class Run:
             with beside("health", self.warn):
                 log = read_metrics(self.folder / "metrics.jsonl", self.warn)
                 self.health = health(self.config, self._model(averages), table, self.data, log)
-                document = json.dumps(self.health.to_json(), indent=1) + "\n"
-                verified_folder.write_file(self.folder / "health.json", document.encode())
+                verified_folder.write_file(self.folder / "health.json", json_bytes(self.health.to_json()))
         self.save(table)
 
     def _delete_after(self, images: int) -> None:
