@@ -66,7 +66,6 @@ def ancestral(folder: Path) -> tuple[Callable[[], object], Callable[[Path], obje
     from ancestral.data.dataset import ImageSet
     from ancestral.runs import checkpoint, config
     from ancestral.runs.hub import diffusers as interop
-    from ancestral.training.cost import ENDLESS
     from ancestral.training.trainer import Training
 
     imported = interop.read(folder / "model")
@@ -83,7 +82,7 @@ def ancestral(folder: Path) -> tuple[Callable[[], object], Callable[[Path], obje
         document = config.to_json(settings, facts)
         checkpoint.save(out, 1, document, training.model_weights(tensors), tensors, dict(state))
 
-    return lambda: training.step(data, ENDLESS), save
+    return lambda: training.step(data), save
 
 
 def diffusers(folder: Path) -> tuple[Callable[[], object], Callable[[Path], object]]:

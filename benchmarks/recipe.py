@@ -51,9 +51,8 @@ def trial(source: str, seconds: float, preset: str, settings: dict[str, object],
     spent = 0.0
     while spent < seconds:
         # The learning rate follows the time: where the run would end at the speed so far.
-        end = training.images * seconds / spent if spent else 1e9
         began = time.process_time()
-        training.step(splits.train, max(round(end), training.images + 1))
+        training.step(splits.train, spent / seconds)
         spent += time.process_time() - began
     weights = training.model_weights(training.tensors())
     model = build.ready(chosen, training.facts, weights)

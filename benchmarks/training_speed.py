@@ -21,7 +21,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from ancestral.data.dataset import ImageSet
 from ancestral.runs import build, compute_format, config
 from ancestral.runs.hub import diffusers
-from ancestral.training.cost import ENDLESS
 from ancestral.training.trainer import Training
 
 NETWORKS = {"narrow": (32, 64, 128), "wide": (64, 128, 256)}
@@ -175,7 +174,7 @@ def same_architecture(widths: tuple[int, ...], batch: int, how: dict[str, object
             data = ImageSet(pictures, None, (), ("",) * len(pictures))
             whole = {
                 "diffusers": (Script(eager, pictures, batch).step, work),
-                "ancestral": (lambda run=run, data=data: run.step(data, ENDLESS), work),
+                "ancestral": (lambda run=run, data=data: run.step(data), work),
             }
             yield from rows(f"{widths}, {batch} images, whole update", whole, limits, "diffusers", repeats)
 

@@ -39,7 +39,8 @@ def child(folder, images):
     run = training_run.Run(folder, configuration, images, torch.device("cpu"), "test")
     run.owner = lock.own(folder, fail)  # the one that was killed before is dead, and that is seen at once
     run.resume()
-    run.total = UPDATES * configuration.train.batch_size
+    if not run.total:
+        run.begin(UPDATES * configuration.train.batch_size)
     list(run.train(lambda: False))
     run.owner.release()
 

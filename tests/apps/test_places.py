@@ -65,7 +65,7 @@ def test_an_older_run_with_a_relative_source_goes_on_and_is_measured(there):
     settings = config.resolve("photos.npz", "tiny", overrides)
     images = load.load("photos.npz", settings.data)
     run = training_run.Run(Path("run"), settings, images, device("cpu"), "--steps 2")
-    run.total = 32
+    run.begin(32)
     list(run.train(lambda: False))
     saved, _ = checkpoint.open_run(Path("run"))
     assert saved.config.source == "photos.npz"

@@ -370,7 +370,7 @@ def test_a_run_from_before_white_was_kept_goes_on(tmp_path, channels):
         Run(tmp_path / "run", one, load(one.source, one.data), torch.device("cpu"), "--steps 4")
         for one in (before, now)
     )
-    first.total = 16
+    first.begin(16)
     assert list(first.train(lambda: first.training.images >= 8))
     again.resume()
     assert again.training.images == 8

@@ -299,12 +299,12 @@ def test_a_stopped_training_with_dropped_labels_goes_on_to_the_same_bits(digits)
     facts = datasets.facts(digits.train)
     straight, stopped, again = (Training(configuration, facts, CPU) for _ in range(3))
     for _ in range(4):
-        straight.step(digits.train, 64)
+        straight.step(digits.train, straight.images / 64)
     for _ in range(2):
-        stopped.step(digits.train, 64)
+        stopped.step(digits.train, stopped.images / 64)
     again.load(stopped.tensors(), stopped.images, "x")
     for _ in range(2):
-        again.step(digits.train, 64)
+        again.step(digits.train, again.images / 64)
     ours, theirs = straight.tensors(), again.tensors()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert ours["network/null"].abs().sum() > 0

@@ -1,6 +1,7 @@
 """Runs of the absorbing chain: trained, resumed, measured and drawn by the same commands as the Gaussian."""
 
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, config
 from ancestral.runs.datasets import facts
 from ancestral.runs.process_kinds import CHAINS
+from ancestral.training.plan import Plan
 from ancestral.training.trainer import Training, train
 from conftest import TINY, run_command
 
@@ -55,7 +57,7 @@ def test_learning_lowers_the_bound_below_one_histogram(digits, values):
     """One distribution for all pixels costs 3.1 bits/dim in 17 levels; context must do better within 60 updates."""
     chosen = settings(**{"diffusion.values": values, "diffusion.levels": 17, "train.learning_rate": 1e-2})
     training = Training(chosen, facts(digits.train), torch.device("cpu"))
-    losses = [record.loss for record in train(training, digits.train, 16 * 60)]
+    losses = [record.loss for record in train(training, digits.train, lambda: Plan().further(16 * 60))]
     pixels = np.round(digits.train.images[:].ravel() / 255 * 16).astype(int)
     share = np.bincount(pixels, minlength=17) / len(pixels)
     entropy = -(share[share > 0] * np.log(share[share > 0])).sum()
@@ -66,10 +68,10 @@ def test_learning_lowers_the_bound_below_one_histogram(digits, values):
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times):
     chosen = settings(**{"diffusion.times": times})
     whole, first, second = (Training(chosen, facts(digits.train), torch.device("cpu")) for _ in range(3))
-    for training, total in ((whole, 96), (first, 48)):
-        list(train(training, digits.train, 96) if total == 96 else (training.step(digits.train, 96) for _ in range(3)))
+    for training, steps in ((whole, 6), (first, 3)):
+        list(islice(train(training, digits.train, lambda: Plan().further(96)), steps))
     second.load({name: value.clone() for name, value in first.tensors().items()}, first.images, "x")
-    list(train(second, digits.train, 96))
+    list(train(second, digits.train, lambda: Plan().further(96)))
     assert all(torch.equal(a, b) for a, b in zip(whole.tensors().values(), second.tensors().values(), strict=True))
 
 
@@ -170,7 +172,7 @@ def test_independent_hiding_is_another_entry(digits):
     chosen = settings(**{"diffusion.chain": "absorbing-independent", "diffusion.T": 100})
     training = Training(chosen, facts(digits.train), torch.device("cpu"))
     assert isinstance(training.denoiser.schedule, Independent)
-    assert [record.applied for record in train(training, digits.train, 32)] == [True, True]
+    assert [record.applied for record in train(training, digits.train, lambda: Plan().further(32))] == [True, True]
     with pytest.raises(UserError, match="schedule"):
         build.schedule(settings(**{"diffusion.schedule": "linear"}))
 

@@ -73,7 +73,7 @@ def test_training_preview_and_bound_have_kernels(tmp_path, preset, channels):
         tmp_path, config.resolve(str(tmp_path / "data.npz"), preset, settings), images, torch.device("cpu")
     )
     with Met() as met:
-        run.training.step(images.train, 8)
+        run.training.step(images.train)
         model = run._model(run.training.whole_averages())
         preview.preview(run.config, run.facts, model, images.test, torch.device("cpu"))
         calibration.calibration(run.config, model, images.train, torch.device("cpu"))

@@ -17,7 +17,7 @@ from ancestral.runs import build, checkpoint, compute_format, config, datasets, 
 from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
-from ancestral.training import command, cost, loss_spikes, prefetch, preview, trainer
+from ancestral.training import command, cost, loss_spikes, plan, prefetch, preview, trainer
 from ancestral.training import run as training_run
 from conftest import TINY, run_command
 
@@ -44,7 +44,7 @@ def digits():
 
 def trained(configuration, digits, images, total, into=None):
     run = into or trainer.Training(configuration, datasets.facts(digits.train), CPU)
-    for _ in trainer.train(run, digits.train, total):
+    for _ in trainer.train(run, digits.train, lambda: plan.Plan().further(total)):
         if run.images >= images:
             break
     return run
@@ -85,7 +85,7 @@ def test_each_weight_moves_against_its_own_gradient_however_memory_is_laid_out(d
     configuration = settings(train__channels_last=True, train__exact_shards=shards, train__warmup=0.0)
     run = trainer.Training(configuration, datasets.facts(digits.train), CPU)
     before = [one.detach().clone() for one in run.network.parameters()]
-    rate = run.step(digits.train, 800).learning_rate
+    rate = run.step(digits.train, run.images / 800).learning_rate
     moved = 0
     for one, old in zip(run.network.parameters(), before, strict=True):
         assert torch.allclose(old - one, rate * one.grad / (one.grad.abs() + 1e-8), atol=1e-6)
@@ -135,7 +135,7 @@ def test_learning_rate_is_a_function_of_the_share_of_the_run():
 
 def test_loss_falls(digits):
     run = trainer.Training(settings(), datasets.facts(digits.train), CPU)
-    losses = [record.loss for record in trainer.train(run, digits.train, 800)]
+    losses = [record.loss for record in trainer.train(run, digits.train, lambda: plan.Plan().further(800))]
     assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:5])
 
 
@@ -147,7 +147,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(digits):
         held = bias.clone()
         bias.fill_(float("nan"))
     with pytest.raises(UserError, match=r"not finite at image 16 .*digits\["):
-        run.step(digits.train, 100)
+        run.step(digits.train, run.images / 100)
     with torch.no_grad():
         bias.copy_(held)
     assert equal(before, run.tensors())
@@ -158,15 +158,15 @@ def test_an_update_that_is_not_finite_can_be_left_out(digits):
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
     objective = run.objective
     run.objective = lambda *args, **cond: objective(*args, **cond) * float("nan")
-    run.step(digits.train, 400)
+    run.step(digits.train, run.images / 400)
     assert run.images == 24
     assert equal(before, dict(run.network.state_dict()))
     for _ in range(8):
-        run.step(digits.train, 400)
+        run.step(digits.train, run.images / 400)
     with pytest.raises(UserError, match=r"10 time\(s\) in a row"):
-        run.step(digits.train, 400)
+        run.step(digits.train, run.images / 400)
     run.objective = objective
-    run.step(digits.train, 400)
+    run.step(digits.train, run.images / 400)
     assert run.skipped == 0
     assert not equal(before, dict(run.network.state_dict()))
 
@@ -192,13 +192,13 @@ def test_a_spike_is_left_out_and_a_run_of_them_stops(digits):
     run = trained(settings(model__dropout=0.0), digits, 64 * 8, 10_000)
     objective, weights = run.objective, {name: value.clone() for name, value in run.network.state_dict().items()}
     run.objective = lambda *args, **cond: 100 * objective(*args, **cond)
-    assert not run.step(digits.train, 10_000).applied
+    assert not run.step(digits.train, run.images / 10_000).applied
     assert equal(weights, dict(run.network.state_dict()))
     run.objective = lambda *args, **cond: 3 * objective(*args, **cond)  # above the others, but no spike
-    assert run.step(digits.train, 10_000).applied
+    assert run.step(digits.train, run.images / 10_000).applied
     run.objective = lambda *args, **cond: 1000 * objective(*args, **cond)
     with pytest.raises(trainer.NotFinite, match=r"far above those before.*diverged"):
-        [run.step(digits.train, 10_000) for _ in range(10)]
+        [run.step(digits.train, run.images / 10_000) for _ in range(10)]
 
 
 def test_a_loss_that_rises_for_good_is_noticed():
@@ -221,12 +221,12 @@ def test_what_stopped_a_run_can_be_looked_into(tmp_path, digits):
     run, _ = make_run(tmp_path / "run", digits, 800)
     step = run.training.step
 
-    def broken(images, total):
+    def broken(images, progress):
         if run.training.images == 40:
             run.training.objective = lambda denoiser, x0, *rest, **cond: (
                 denoiser.network.head[2].bias.sum() * float("nan") * x0.flatten(1).sum(1)
             )
-        return step(images, total)
+        return step(images, progress)
 
     run.training.step = broken
     with pytest.raises(UserError, match=r"not finite at image 40 .*stopped/000000040"):
@@ -292,7 +292,8 @@ def make_run(folder, digits, total, **changes):
     run = training_run.Run(folder, configuration, digits, CPU)
     folder.mkdir(exist_ok=True)
     problems = run.resume()
-    run.total = run.total or total
+    if not run.total:
+        run.begin(total)
     return run, problems
 
 
@@ -571,7 +572,7 @@ def test_a_run_computes_in_what_its_layers_are_fastest_in(digits, monkeypatch, t
     assert run.training.format == quickest
     convolution = run.training.network.down[0].block.conv2.weight
     assert convolution.is_contiguous(memory_format=torch.channels_last) == quickest.channels_last
-    run.total = 64
+    run.begin(64)
     for _ in run.train(lambda: run.training.images >= 32):
         pass
     state = json.loads((next((tmp_path / "checkpoints").glob("*")) / "state.json").read_text())
@@ -596,7 +597,7 @@ def test_a_run_whose_format_was_measured_resumes_to_the_bit(digits, monkeypatch,
             run.resume()
             if not run.total:
                 command.choose_format(run, clocks(quickest))
-                run.total = 96
+                run.begin(96)
             for _ in run.train(lambda run=run, stop=stop: run.training.images == stop):
                 pass
         tensors.append(run.training.tensors())
@@ -607,7 +608,7 @@ def test_a_run_whose_format_was_measured_resumes_to_the_bit(digits, monkeypatch,
 def test_a_run_from_before_the_layout_was_measured_goes_on_in_its_own(digits, tmp_path, named, expected):
     """It said true, and its checkpoints nothing; a preset says auto today."""
     run = training_run.Run(tmp_path, settings(train__channels_last=True), digits, CPU, "--steps 2")
-    run.total = 64
+    run.begin(64)
     for _ in run.train(lambda: run.training.images >= 32):
         pass
     folder = next((tmp_path / "checkpoints").glob("*"))
@@ -711,12 +712,12 @@ def test_half_precision_lowers_its_scale_and_goes_on(digits):
     run = trainer.Training(settings(train__precision="float16"), datasets.facts(digits.train), CPU)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
     before = {name: value.clone() for name, value in run.network.state_dict().items()}
-    assert not run.step(digits.train, 1000).applied
+    assert not run.step(digits.train, run.images / 1000).applied
     assert equal(before, dict(run.network.state_dict()))
     with pytest.raises(UserError, match=r"10 time\(s\) in a row"):
-        [run.step(digits.train, 1000) for _ in range(9)]
+        [run.step(digits.train, run.images / 1000) for _ in range(9)]
     run.scaler.update(1024.0)
-    assert run.step(digits.train, 1000).applied
+    assert run.step(digits.train, run.images / 1000).applied
     again = trainer.Training(settings(train__precision="float16"), datasets.facts(digits.train), CPU)
     again.load(run.tensors(), run.images, "x")
     assert again.scaler.get_scale() == run.scaler.get_scale() == 1024.0
@@ -780,7 +781,7 @@ def test_memory_that_runs_out_changes_nothing_but_the_micro_batch(digits, monkey
         assert torch.allclose(value, tight.network.state_dict()[name], atol=1e-5), name
     monkeypatch.setattr(tight.network, "forward", lambda *args, **options: only_two_fit(torch.zeros(3)))
     with pytest.raises(UserError, match="single image"):
-        tight.step(digits.train, 100)
+        tight.step(digits.train, tight.images / 100)
 
 
 def resealed(folder, name, content):

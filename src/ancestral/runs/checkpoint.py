@@ -33,6 +33,15 @@ KEEP = 2
 MODEL_FILES = ("config.json", "model.safetensors")
 
 
+class LegState(TypedDict):
+    """A leg of a run's plan: see `training.plan`."""
+
+    length: str
+    data: str
+    planned: int
+    knots: list[tuple[int, float]]
+
+
 class State(TypedDict):
     """What a checkpoint must know of its run, beside the tensors."""
 
@@ -42,6 +51,7 @@ class State(TypedDict):
     seconds: float
     held_out_bits: float | None
     complete: bool
+    legs: NotRequired[list[LegState]]  # absent from older runs, which have one
     precision: NotRequired[Literal["float32", "bfloat16", "float16"]]  # these three: see `compute_format`
     channels_last: NotRequired[bool]
     fastest_on: NotRequired[str | None]

@@ -163,7 +163,7 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
             _say(chosen)
         # Only a length in time needs to know how fast this machine is.
         speed = cost.measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
-        run.total = length.plan(settings.train.batch_size, speed)
+        run.begin(length.plan(settings.train.batch_size, speed))
         if processes.first:
             verified_folder.write_file(folder / "config.json", json_bytes(run.document))
     height, width, channels = images.train.shape

@@ -15,7 +15,6 @@ from ancestral.runs.datasets import facts
 from ancestral.training.trainer import Training
 
 SECONDS = 4.0  # of measuring the speed
-ENDLESS = 10**9  # images: the length of a run whose learning rate does not matter
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Cost:
 def measure_speed(training: Training, data: ImageSet, seconds: float = SECONDS) -> float:
     """Images per second of all processes together, from steps of a throw-away training of the same kind."""
     probe = _probe(training, data)
-    probe.step(data, ENDLESS)  # allocations and kernel choices are not speed
+    probe.step(data)  # allocations and kernel choices are not speed
     return _speed(probe, data, seconds)
 
 
@@ -44,7 +43,7 @@ def _speed(probe: Training, data: ImageSet, seconds: float) -> float:
     """Images per second of a training after its first step."""
     durations = []
     while len(durations) < 50 and probe.processes.any(sum(durations) < seconds):
-        durations.append(probe.step(data, ENDLESS).seconds)
+        durations.append(probe.step(data).seconds)
     return probe.config.train.batch_size / probe.processes.from_first(float(np.median(durations)))
 
 
@@ -59,7 +58,7 @@ def measure(training: Training, data: ImageSet) -> Cost:
         return tensor
 
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(save, lambda tensor: tensor):
-        probe.step(data, ENDLESS)
+        probe.step(data)
     weights = {value.untyped_storage().data_ptr() for value in probe.network.parameters()}
     parameters = sum(value.numel() for value in probe.network.parameters())
     parts = -(-probe.shard // probe.micro_batch) * probe.engine.shards

@@ -33,6 +33,7 @@ from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
 from ancestral.training import preview
 from ancestral.training.health import Health, health
+from ancestral.training.plan import Plan, from_state
 from ancestral.training.trackers import Tracker, flat, scalars
 from ancestral.training.trainer import NotFinite, Record, Training, train
 
@@ -64,7 +65,7 @@ class Run:
     """A run folder and its training.
 
     Args:
-        length: as requested; the total is planned from it once.
+        length: as requested; the plan is made from it once.
         warn: called with one line for each fault that does not stop the run.
         tracker: gets the entries of metrics.jsonl too.
         owner: checked before each save: is this still the folder's only trainer?
@@ -88,7 +89,7 @@ class Run:
         self.length, self.warn, self.tracker, self.owner = length, warn, tracker, owner
         self.document = to_json(config, self.facts)
         self.training = Training(config, self.facts, device, processes)
-        self.total = 0
+        self.plan = Plan()
         self.seconds = 0.0  # spent training, over all restarts
         self.preview_seconds = 0.0
         self.preview: preview.Preview | None = None  # the last one, until it is logged
@@ -130,11 +131,21 @@ class Run:
             raise UserError(f"{self.config.source}: not the images that {self.folder} was begun with; use --fresh")
         self._restore_format(saved)
         self.training.load(saved.tensors, saved.images, str(saved.folder / "state.safetensors"))
-        self.total, self.seconds = saved.state["total"], saved.state["seconds"]
+        self.plan = from_state(saved.state, str(saved.folder / "state.json"))
+        self.seconds = saved.state["seconds"]
         self.held_out_bits = saved.state["held_out_bits"]
         self.complete = saved.state["complete"]
         self._delete_after(saved.images)
         return problems
+
+    @property
+    def total(self) -> int:
+        """Images seen at the end of the plan; 0 before the run has begun."""
+        return self.plan.end
+
+    def begin(self, images: int) -> None:
+        """Plan a leg of so many images."""
+        self.plan = self.plan.further(images, self.length, self.digest)
 
     def use_format(self, compute_format: ComputeFormat) -> None:
         """Begin anew in this compute format."""
@@ -161,18 +172,20 @@ class Run:
         Raises:
             NotFinite: when the run cannot go on; the batch that stopped it is saved under RUN/stopped.
         """
-        every = max(1, self.total // self.config.train.snapshots)
+        leg = self.plan.legs[-1]
+        every = max(1, leg.planned // self.config.train.snapshots)
         reported, new, last_save = self.training.images, [], time.monotonic()
         clock, processes = time.monotonic(), self.training.processes
         for record in self._records():
             new.append(record)
             now = time.monotonic()
             self.seconds, clock = self.seconds + now - clock, now
-            crossed = record.images // every > (record.images - self.config.train.batch_size) // every
+            done = record.images - leg.start
+            crossed = done // every > (done - self.config.train.batch_size) // every
             if crossed and record.images < self.total:
                 self._preview()
             stopping = processes.any(stop())
-            if record.images - reported >= self.total / 100 or record.images >= self.total or stopping:
+            if record.images - reported >= leg.planned / 100 or record.images >= self.total or stopping:
                 yield self._report(new)
                 reported, new = record.images, []
             due = crossed or stopping or processes.any(processes.first and now - last_save > SAVE_EVERY)
@@ -186,7 +199,7 @@ class Run:
     def _records(self) -> Iterator[Record]:
         """The training's records; the batch of an update that stops it is saved for inspection."""
         try:
-            yield from train(self.training, self.data.train, self.total)
+            yield from train(self.training, self.data.train, lambda: self.plan)
         except NotFinite as stopped:
             state = self.training.tensors()
             if self.training.processes.first:
@@ -208,6 +221,7 @@ class Run:
             "seconds": self.seconds,
             "held_out_bits": self.held_out_bits,
             "complete": self.complete,
+            "legs": self.plan.to_json(),
             **training.format._asdict(),  # what auto stands for in this run
             "fastest_on": self.fastest_on,
         }
@@ -322,7 +336,7 @@ class Run:
         except disk.Damaged as error:  # the first append to a pipe would block
             raise UserError(f"{error}; move it away, and the log begins anew") from None
         reached = max((entry["images"] for entry in entries), default=0)
-        if images - reached >= max(1, self.total / 100):  # a record is due
+        if self.plan.legs and images - reached >= max(1, self.plan.legs[-1].planned / 100):  # a record is due
             self.warn(f"{path}: has no record of images {reached:,} to {images:,}; it goes on after them")
         with beside("averages and previews of before", self.warn):
             for later in (*self.folder.glob("averages/*"), *self.folder.glob("previews/*.png")):

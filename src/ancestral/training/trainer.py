@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +31,7 @@ from ancestral.runtime.distributed import Processes, check
 from ancestral.runtime.tensor_files import fitting
 from ancestral.training.gradient_sync import engine, like, open_formats, whole
 from ancestral.training.loss_spikes import LossMonitor
+from ancestral.training.plan import Plan
 from ancestral.training.prefetch import Prefetcher
 
 MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"})  # of a parameter: AdamW's, Muon's
@@ -134,8 +135,8 @@ class Training:
             for width in options.average_widths
         ]
 
-    def step(self, data: ImageSet, total: int) -> Record:
-        """One update; `total` is the length of the run in images, which the learning rate follows.
+    def step(self, data: ImageSet, progress: float = 0.0) -> Record:
+        """One update; the learning rate follows the run's progress, from 0 to 1.
 
         Raises:
             NotFinite: when the loss or the gradient is not finite, or too many updates in a row were skipped.
@@ -143,7 +144,7 @@ class Training:
         started, options = time.perf_counter(), self.config.train
         numbers = range(self.images, self.images + options.batch_size)
         batch = self._batch(data, numbers)
-        rate = learning_rate(self.images / total, options.learning_rate, options.warmup, options.decay)
+        rate = learning_rate(progress, options.learning_rate, options.warmup, options.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         losses = self.processes.gather(self._accumulate(batch))
@@ -334,7 +335,7 @@ def learning_rate(progress: float, peak: float, warmup: float, decay: float) -> 
     return peak * max(min(rising, falling), 1e-3)
 
 
-def train(training: Training, data: ImageSet, total: int) -> Iterator[Record]:
-    """Step until `total` images have been seen, yielding each step's record; to stop, stop iterating."""
-    while training.images < total:
-        yield training.step(data, total)
+def train(training: Training, data: ImageSet, plan: Callable[[], Plan]) -> Iterator[Record]:
+    """Step to the end of the plan as it is before each step, yielding the step's record; to stop, stop iterating."""
+    while training.images < plan().end:
+        yield training.step(data, plan().progress(training.images))
