@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,6 +36,9 @@ DRAWN, REFERENCE, BOUND, TERMS = 1000, 1000, 128, 200
 CPU = torch.device("cpu")
 
 
+Division = Callable[[ImageSet], Splits]  # of training images into those that are trained on and those measured against
+
+
 def apart(images: ImageSet) -> Splits:
     """Every tenth training image, at least 1,000, for trials."""
     every = min(10, len(images) // 1000)
@@ -42,10 +46,17 @@ def apart(images: ImageSet) -> Splits:
     return Splits(images.take([r for r in rows if r % every]), images.take([r for r in rows if r % every == 0]))
 
 
-def trial(source: str, seconds: float, preset: str, settings: dict[str, object], sheet: Path) -> dict[str, object]:
+def trial(
+    source: str,
+    seconds: float,
+    preset: str,
+    settings: dict[str, object],
+    sheet: Path,
+    divided: Division = apart,
+) -> dict[str, object]:
     """Train for so long and measure."""
     chosen = config.resolve(source, preset, {"train.precision": "auto", **settings})
-    splits = apart(load.load(source, chosen.data).train)
+    splits = divided(load.load(source, chosen.data).train)
     training = Training(chosen, facts(splits.train), CPU)
     spending = cost.measure(training, splits.train)
     spent = 0.0

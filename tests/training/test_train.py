@@ -66,6 +66,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times, optimi
         diffusion__T=4,
         model__width=width,
         train__optimizer=optimizer,
+        train__augment=0.3 if times == "stratified" else 0.0,
         train__precision="auto",
         train__channels_last=channels_last,
     )

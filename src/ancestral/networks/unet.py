@@ -142,6 +142,8 @@ class UNet(nn.Module):
         form: the details in which networks of this family differ.
         embedding: length of the vector added to the time's after a linear layer; 0 for none.
         null: whether there is a learned vector to add in place of the conditions.
+        augmentation: length of the vector that says how an image was moved, added to the time's after a linear layer
+            without bias, which begins at 0; 0 for none.
         dimensions: 1 for signals (B, C, L), 2 for images (B, C, H, W), 3 for volumes (B, C, D, H, W).
 
     Raises:
@@ -163,6 +165,7 @@ class UNet(nn.Module):
         form: Form = PLAIN,
         embedding: int = 0,
         null: bool = False,
+        augmentation: int = 0,
         dimensions: int = 2,
     ) -> None:
         super().__init__()
@@ -177,6 +180,9 @@ class UNet(nn.Module):
         self.label = nn.Embedding(classes, time_width) if classes else None
         self.embed = initialised(nn.Linear(embedding, time_width)) if embedding else None
         self.null = nn.Parameter(torch.zeros(time_width)) if null else None
+        self.augmentation = nn.Linear(augmentation, time_width, bias=False) if augmentation else None
+        if self.augmentation is not None:
+            nn.init.zeros_(self.augmentation.weight)
         self.stem = conv(in_channels * (1 + 2 * len(form.fourier)) * patch**dimensions, width, dimensions)
         widths = [width * multiplier for multiplier in multipliers]
 
@@ -214,15 +220,20 @@ class UNet(nn.Module):
         labels: Tensor | None = None,
         embedding: Tensor | None = None,
         dropped: Tensor | None = None,
+        augmentation: Tensor | None = None,
     ) -> Tensor:
         """x: (B, C, ...); time: (B,) on the scale 0..1000; labels: int64 (B,); embedding: (B, E).
 
-        `dropped`, bool (B,), says whose conditions give way to the learned null. Returns (B, out_channels, ...).
+        `dropped`, bool (B,), says whose conditions give way to the learned null; `augmentation`, (B, A), how images
+        were moved, and None that they were not. Returns (B, out_channels, ...).
         """
         if any(side % self.divisor for side in x.shape[2:]):
             raise ValueError(f"image sides must divide by {self.divisor} for this U-Net, got {tuple(x.shape[2:])}")
         told = self.time(time_embedding(time, self.width, self.form).to(x.dtype))
-        told = functional.silu(sum(self._condition(labels, embedding, dropped), told))
+        told = sum(self._condition(labels, embedding, dropped), told)
+        if self.augmentation is not None and augmentation is not None:
+            told = told + self.augmentation(augmentation)
+        told = functional.silu(told)
 
         h = self.stem(fold(self.form.features(x), self.patch))
         skips = [h]

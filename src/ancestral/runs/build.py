@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ancestral.data import augmentation
 from ancestral.diffusion.denoisers.calibrated import Calibrated
 from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Predictor
 from ancestral.diffusion.objectives.losses import OBJECTIVES, Objective
@@ -95,6 +96,7 @@ def network(config: Config, facts: Facts) -> UNet:
         details,
         facts.embedding if options.embedding else 0,
         options.condition_dropout > 0,
+        augmentation.LENGTH if config.train.augment else 0,
     )
     if height % unet.divisor or width % unet.divisor:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Conditions of a model: class labels, embedding vectors, and which images go without (`dropped`)."""
+"""Conditions of a model: class labels, embedding vectors, augmentation, and which images go without (`dropped`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ancestral.errors import UserError
 from ancestral.runs.config import Config, Facts
 from ancestral.runtime.registry import suggest
 
-Conditions = dict[str, Tensor]  # labels int64 (B,), embedding float32 (B, E), dropped bool (B,)
+# labels int64 (B,), embedding float32 (B, E), augmentation float32 (B, A), dropped bool (B,)
+Conditions = dict[str, Tensor]
 
 
 def check(config: Config, facts: Facts) -> None:
@@ -71,7 +72,12 @@ def all_of(images: ImageSet) -> Conditions:
 
 def for_model(cond: Conditions, config: Config) -> Conditions:
     """Keep the conditions that the model takes."""
-    return {name: value for name, value in cond.items() if getattr(config.model, name)}
+    taken = {
+        "labels": config.model.labels,
+        "embedding": config.model.embedding,
+        "augmentation": config.train.augment > 0,
+    }
+    return {name: value for name, value in cond.items() if taken[name]}
 
 
 def conditions_of(images: ImageSet, config: Config, device: torch.device) -> Conditions:

@@ -21,6 +21,7 @@ from ancestral.runs.facts import Facts
 from ancestral.runtime.registry import suggest
 
 SCHEMA = 2
+LATER = (("data", "white", None), ("train", "augment", 0.0))  # settings that older runs lack, and how they read there
 
 Count = Annotated[int, Meta(ge=1)]
 Size = Annotated[int, Meta(ge=1, le=2**16)]  # of a network or an image
@@ -90,6 +91,7 @@ class TrainOptions:
     weight_decay: Annotated[float, Meta(ge=0)] = 0.0
     clip_norm: Positive = 1.0
     flip: bool = False
+    augment: Fraction = 0.0  # of each kind of move, its probability (see `ancestral.data.augmentation`)
     workers: Annotated[int, Meta(ge=0)] = 0  # threads that prepare the next batches
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
     average_widths: tuple[Width, Width] = (0.05, 0.1)  # the two averages that are kept
@@ -251,8 +253,9 @@ def to_json(config: Config, facts: Facts) -> dict[str, Any]:
     archives know it by these bytes.
     """
     document = {"config": asdict(config), "facts": asdict(facts)}
-    if config.data.white is None:
-        del document["config"]["data"]["white"]
+    for group, name, nothing in LATER:
+        if document["config"][group][name] == nothing:
+            del document["config"][group][name]
     if not facts.untrained:
         del document["facts"]["untrained"]
     return document

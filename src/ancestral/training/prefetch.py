@@ -1,4 +1,4 @@
-"""Training batches: shuffling, random flips and noise by image number, prepared ahead in threads."""
+"""Training batches: shuffling, flips, augmentation and noise by image number, prepared ahead in threads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ancestral.data import augmentation
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.processes.streams import Streams, permutation
@@ -31,7 +32,7 @@ class Batch(NamedTuple):
     eps: Tensor
 
 
-def batch(images: ImageSet, seed: int, numbers: Sequence[int], flip: bool) -> Batch:
+def batch(images: ImageSet, seed: int, numbers: Sequence[int], flip: bool, augment: float = 0.0) -> Batch:
     """The batch of the images of these numbers; each image's part is a function of (seed, number) alone."""
     rows = [int(_order(len(images), seed, number // len(images))[number % len(images)]) for number in numbers]
     x0 = to_unit(images.images[rows])
@@ -39,6 +40,9 @@ def batch(images: ImageSet, seed: int, numbers: Sequence[int], flip: bool) -> Ba
         flipped = Streams(seed, "flip", numbers).uniform() < 0.5
         x0 = torch.where(flipped[:, None, None, None], x0.flip(3), x0)
     cond = {name: value[rows] for name, value in all_of(images).items()}
+    if augment:
+        moves = augmentation.draw(seed, numbers, augment)
+        x0, cond["augmentation"] = augmentation.moved(x0, moves), moves.vector()
     return Batch(x0, cond, rows, Streams(seed, "noise", numbers).normal(x0.shape[1:]).float())
 
 
@@ -54,14 +58,16 @@ class Prefetcher:
         self._pool = ThreadPoolExecutor(workers) if workers else None
         self._ahead: dict[int, Future[Batch]] = {}
 
-    def __call__(self, images: ImageSet, seed: int, numbers: range, flip: bool, stride: int) -> Batch:
+    def __call__(
+        self, images: ImageSet, seed: int, numbers: range, flip: bool, stride: int, augment: float = 0.0
+    ) -> Batch:
         """The batch of these numbers; the next call's numbers will be `stride` further."""
         if self._pool is None:
-            return batch(images, seed, numbers, flip)
+            return batch(images, seed, numbers, flip, augment)
         ahead = {numbers.start + k * stride: k * stride for k in range(self.workers + 1)}
         self._ahead = {
             start: self._ahead.get(start)
-            or self._pool.submit(batch, images, seed, range(start, numbers.stop + shift), flip)
+            or self._pool.submit(batch, images, seed, range(start, numbers.stop + shift), flip, augment)
             for start, shift in ahead.items()
         }
         return self._ahead.pop(numbers.start).result()

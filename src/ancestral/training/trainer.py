@@ -196,7 +196,8 @@ class Training:
         seed = self.config.train.seed
         index, importance = self.sampler.draw(self.uniforms(seed, numbers))
         share = self.processes.share(numbers)
-        x0, cond, rows, eps = self.prefetcher(data, seed, share, self.config.train.flip, stride=len(numbers))
+        options = self.config.train
+        x0, cond, rows, eps = self.prefetcher(data, seed, share, options.flip, len(numbers), options.augment)
         return _Batch(x0, trained_with(cond, self.config, share), eps, index, importance, rows)
 
     def _accumulate(self, batch: _Batch) -> Tensor:
