@@ -1,4 +1,4 @@
-"""Ctrl-C in every long command: its exit code, one line that says what was kept, and that line is true."""
+"""Every long command: what Ctrl-C leaves of it, its exit code and one true line; and that it says how far it is."""
 
 import shutil
 import signal
@@ -11,7 +11,7 @@ from ancestral.compression import calibration
 from ancestral.data.pictures import png
 from ancestral.evaluation import agree_command
 from ancestral.networks.unet import UNet
-from ancestral.runtime import verified_folder
+from ancestral.runtime import console, verified_folder
 from conftest import run_command
 
 CPU = ("--device", "cpu")
@@ -179,3 +179,24 @@ def test_ctrl_c_while_a_model_is_written(tmp_path, trained_run, monkeypatch, ver
     assert not [path for path in out.rglob("*") if path.is_file() and path.parent.name != "owners"]
     result = run_command(verb, source, "--out", out)
     assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("verb", sorted(COMMANDS.keys() - {"explain"}))  # whose whole measuring is under one bar
+def test_every_call_of_the_network_is_made_under_a_bar_that_is_not_full(prepared, tmp_path, monkeypatch, verb):
+    """So that, however long the calls take, there is a line each half minute without a terminal."""
+    place, open_bars, calls = tmp_path / "here", [], []
+    shutil.copytree(prepared, place)
+    begin, end, forward = console.Progress.start, console.Progress.stop, UNet.forward
+
+    def counted(*arguments, **named):
+        calls.append(any(not task.finished for bar in open_bars for task in bar.tasks))
+        return forward(*arguments, **named)
+
+    monkeypatch.setattr(console.Progress, "start", lambda bar: open_bars.append(bar) or begin(bar))
+    monkeypatch.setattr(console.Progress, "stop", lambda bar: open_bars.remove(bar) or end(bar))
+    monkeypatch.setattr(UNet, "forward", counted)
+    places = {name: place / name for name in ("run", "out", "in")}
+    result = run_command(verb, *(str(one).format(**places) for one in COMMANDS[verb]))
+    assert result.exit_code == 0, result.output
+    assert calls
+    assert calls.count(False) <= 4  # a few images, by which a codec looks at the network first

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.progress import TimeElapsedColumn
 
 from ancestral.data.dataset import MOST_CLASSES, ImageSet, Item, Rows, labelled
 from ancestral.errors import UserError
 from ancestral.runtime import array_files, disk, verified_folder
+from ancestral.runtime.console import Progress, TextColumn
 from ancestral.runtime.resumable_job import cache_folder
 
 Read = Callable[[list[str]], Iterator[Item]]  # appends a line for each file that it leaves out
@@ -35,7 +37,7 @@ def gather(
         UserError: when there are no images.
     """
     if cache is None:
-        items = list(read(skipped))
+        items = list(_watched(read(skipped), source))
         _need(len(items), source, skipped)
         labels, class_names = labelled([item.label for item in items], class_names)
         return ImageSet(
@@ -49,7 +51,7 @@ def gather(
         shapes: set[Sequence[int]] = set()
 
         def pixels() -> Iterator[bytes]:
-            for item in read(left_out):
+            for item in _watched(read(left_out), source):
                 entries.append((item.label, item.name))
                 shapes.add(item.pixels.shape)
                 yield item.pixels.tobytes()
@@ -67,6 +69,13 @@ def gather(
     images = np.memmap(folder / "images.bin", np.uint8, "r", shape=shape)
     labels, class_names = labelled(index["labels"], class_names)
     return ImageSet(Rows(images, np.arange(len(images))), labels, class_names, tuple(index["names"]))
+
+
+def _watched(items: Iterator[Item], source: str) -> Iterator[Item]:
+    """The items, with a line on the screen of how many there are so far."""
+    columns = TextColumn("{task.description}"), TextColumn("{task.completed:,.0f} images read"), TimeElapsedColumn()
+    with Progress(*columns) as bar:
+        yield from bar.track(items, description=source)
 
 
 def cached(

@@ -19,6 +19,7 @@ from ancestral.data.folder_listing import Listing, parts_of
 from ancestral.data.inventory import BAD, Reading, counted, listed
 from ancestral.data.labels import Labels, in_order, label
 from ancestral.errors import UserError
+from ancestral.runtime.console import Progress
 
 
 def load_folder(root: Path, options: DataOptions) -> Splits:
@@ -88,11 +89,12 @@ def _look_at_all(paths: Sequence[Path], max_pixels: int) -> dict[str, Any]:
     """What all files together hold, as JSON; all are looked at, so that every bad one is named."""
     looks: dict[str, Look] = {}
     bad: dict[str, str] = {}
-    for path in paths:
-        try:
-            looks[str(path)] = look(path, max_pixels)
-        except BadImage as error:
-            bad[str(path)] = str(error)
+    with Progress() as bar:
+        for path in bar.track(paths, description="looking at each file"):
+            try:
+                looks[str(path)] = look(path, max_pixels)
+            except BadImage as error:
+                bad[str(path)] = str(error)
     unsaid = [one.largest for one in looks.values() if one.largest is not None]
     return {
         "bad": bad,

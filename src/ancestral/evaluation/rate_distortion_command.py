@@ -96,11 +96,13 @@ def file_quality(folder: Path, images: np.ndarray, name: str, device: str) -> di
         files = codec.encode(originals, profile.id)
         found = prefixes(codec, originals, profile.id, files)
     half = round((found.header + float(found.size[:, -1].mean())) / 2)
-    codec = compress_command.codec_of(model, model, saved, codebook)
-    finished = {
-        finish: image_psnr(images, np.stack([one.pixels for one in codec.decode([file[:half] for file in files], how)]))
-        for finish, how in FINISHES.items()
-    }
+    codec, cut = compress_command.codec_of(model, model, saved, codebook), [file[:half] for file in files]
+    with Progress() as bar:
+        decoded = {
+            finish: np.stack([one.pixels for one in codec.decode(cut, FINISHES[finish])])
+            for finish in bar.track(FINISHES, description="files, finished")
+        }
+    finished = {finish: image_psnr(images, pixels) for finish, pixels in decoded.items()}
     unit = 8 / images[0].size
     sizes = found.size.mean(0)
     points = [

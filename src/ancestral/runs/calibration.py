@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_unit
-from ancestral.diffusion.denoisers.denoiser import Denoiser
-from ancestral.diffusion.objectives.calibration import calibrate
+from ancestral.diffusion.denoisers.denoiser import Denoiser, Watched
+from ancestral.diffusion.objectives.calibration import POINTS, calibrate
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
 from ancestral.runs.open import device_of
+from ancestral.runtime.console import Progress
 
 CALIBRATED = 128  # training images on which the model's own error is measured
 
@@ -27,7 +29,10 @@ def calibration(config: Config, shown: Denoiser, train_images: ImageSet, device:
         return None
     images = train_images.spread(CALIBRATED)
     predictor = build.predictor(shown, None, **conditions_of(images, config, device))
-    return calibrate(predictor, to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images))))
+    with Progress() as bar:
+        task = bar.add_task("calibrating the variances", total=min(POINTS, config.diffusion.T) * len(images))
+        watched = Watched(predictor, partial(bar.advance, task))
+        return calibrate(watched, to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images))))
 
 
 def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Checkpoint:

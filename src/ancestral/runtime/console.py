@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 from rich import progress
 from rich.console import Console
 from rich.text import Text
 
-from ancestral.runtime.text import shown
+from ancestral.runtime.text import minutes, shown
+
+LINE_EVERY = 30.0  # seconds, where the screen is no terminal
 
 
 class Screen(Console):
@@ -44,8 +49,22 @@ class TextColumn(progress.TextColumn):
         return Text(shown(self.text_format.format(task=task)), style=self.style, justify=self.justify)
 
 
+class TimeLeft(progress.ProgressColumn):
+    """How long a task takes yet: to the time `ends` (as of `time.monotonic`) that it names, or at its pace so far."""
+
+    max_refresh = 0.5
+
+    def render(self, task: progress.Task) -> Text:
+        """Minutes and seconds."""
+        ends = task.fields.get("ends")
+        left = task.time_remaining if ends is None else ends - time.monotonic()
+        if left is None and task.completed and task.elapsed and task.remaining is not None:  # rich: of half a minute
+            left = task.elapsed * task.remaining / task.completed
+        return Text("" if task.finished else "-:-- left" if left is None else f"{minutes(left)} left")
+
+
 class Progress(progress.Progress):
-    """The bars of a command, on a terminal only: what is done, how far, and how long it takes yet.
+    """The bars of a command: what is done, how far, and how long it takes yet; elsewhere than on a terminal, as lines.
 
     Args:
         columns: others than these.
@@ -57,6 +76,27 @@ class Progress(progress.Progress):
             TextColumn("{task.description}"),
             progress.BarColumn(),
             TextColumn("{task.percentage:3.0f}%"),
-            progress.TimeRemainingColumn(),
+            TimeLeft(),
         )
         super().__init__(*(columns or usual), console=console, disable=not console.is_terminal)
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Show the bars, or begin with the lines."""
+        super().start()
+        if self.disable:
+            threading.Thread(target=self._lines, daemon=True).start()
+
+    def stop(self) -> None:
+        """End either."""
+        self._ended.set()
+        super().stop()
+
+    def _lines(self) -> None:
+        """A line for each task that is under way, every LINE_EVERY seconds."""
+        while not self._ended.wait(LINE_EVERY):
+            for task in self.tasks:
+                if task.visible and not task.finished:
+                    parts = [part for part in (column(task) for column in self.columns) if isinstance(part, Text)]
+                    with suppress(OSError):  # a reader that went away ends a command where it prints its results
+                        self.console.print(", ".join(part.plain.strip() for part in parts if part.plain.strip()))

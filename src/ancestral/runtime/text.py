@@ -58,6 +58,13 @@ def seconds(text: str) -> float:
     return found
 
 
+def minutes(seconds: float) -> str:
+    """A duration as M:SS, or H:MM:SS from an hour on."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
+
+
 def markdown(text: str) -> str:
     """As a part of a line of Markdown, also in a table or beside HTML: nothing in it is markup."""
     return _MARKUP.sub(lambda found: f"&#{ord(found[0])};", shown(text))

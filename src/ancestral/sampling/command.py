@@ -14,6 +14,7 @@ import torch
 
 from ancestral.data import cache, pictures
 from ancestral.data.pixels import to_bytes
+from ancestral.diffusion.denoisers.denoiser import Watched
 from ancestral.diffusion.samplers.sample import Film, beginning, latents
 from ancestral.diffusion.samplers.sample import film as keep_frames
 from ancestral.errors import UserError
@@ -121,7 +122,10 @@ def tune_steps(
     predictor = build.predictor(model, saved.calibration, **on)
     noise = latents(saved.facts.shape, seed, range(num_images)).to(device_of(model), state_type(model))
     try:
-        times = [fine[place] for place in kind.best(predictor, beginning(model.schedule, noise), fine, steps)]
+        with Progress() as bar:
+            task = bar.add_task(f"{len(fine) - 1} steps", total=(len(fine) - 1) * num_images)
+            watched = Watched(predictor, partial(bar.advance, task))
+            times = [fine[place] for place in kind.best(watched, beginning(model.schedule, noise), fine, steps)]
     except ValueError as error:
         raise UserError(f"--steps: {error}") from None
     with held(folder, "tuned"):  # as what is known is read and written again

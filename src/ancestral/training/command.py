@@ -30,6 +30,7 @@ from ancestral.runtime.distributed import process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import catch_stop
+from ancestral.runtime.text import minutes
 from ancestral.training import cost, inventory, trackers
 from ancestral.training.run import Run
 
@@ -226,20 +227,14 @@ def choose_format(run: Run, layers: Callable[..., Timed] = compute_format.layers
 
 def _train_with_progress(run: Run, stop_requested: Callable[[], bool]) -> None:
     """Train with a progress bar on a terminal, and with a line each half minute elsewhere."""
-    columns = TextColumn("{task.percentage:3.0f}%"), BarColumn(), TextColumn("{task.description}")
-    bar = Progress(*columns)
-    last_line = -1e9
-    with bar:
+    with Progress(TextColumn("{task.percentage:3.0f}%"), BarColumn(), TextColumn("{task.description}")) as bar:
         task = bar.add_task("starting", total=run.total, completed=run.training.images)
         for progress in run.train(stop_requested):
             bits = "" if progress.held_out_bits is None else f", held out {progress.held_out_bits:.2f} bits/dim"
-            left = f"{int(progress.seconds_left) // 60}:{int(progress.seconds_left) % 60:02d} left"
+            left = f"{minutes(progress.seconds_left)} left"
             text = f"loss {progress.loss:.4f}{bits}, {progress.images_per_second:.0f} images/s, {left}"
             with suppress(OSError):
                 bar.update(task, completed=progress.images, description=text)
-            if not screen.is_terminal and time.monotonic() - last_line > 30:
-                _say(f"{progress.images:,} of {progress.total:,} images: {text}")
-                last_line = time.monotonic()
 
 
 def _say(line: str) -> None:

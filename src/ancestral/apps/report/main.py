@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from rich.progress import BarColumn, SpinnerColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, SpinnerColumn, TimeElapsedColumn
 
 from ancestral import __version__
 from ancestral.apps.report import connections, elbo, forward, one_step, other_models, quality, reverse, variance
@@ -20,7 +20,7 @@ from ancestral.apps.report.part import Number, Part
 from ancestral.apps.report.subject import Subject, of_run
 from ancestral.data.source_paths import public
 from ancestral.errors import UserError
-from ancestral.runtime.console import Progress, TextColumn, screen
+from ancestral.runtime.console import Progress, TextColumn, TimeLeft, screen
 from ancestral.runtime.text import shown
 from ancestral.runtime.verified_folder import need_writable, write_file
 
@@ -82,7 +82,7 @@ def measured(subject: Subject) -> dict[str, Part]:
         TextColumn("{task.description}"),
         BarColumn(),
         TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        TimeLeft(),
     )
     with Progress(*columns) as bar:
         task = bar.add_task("", total=sum(SHARES.values()))

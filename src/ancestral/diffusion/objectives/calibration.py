@@ -14,11 +14,12 @@ from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grids import log_snr
 
+POINTS = 40  # times at which it is measured
 LEAST_ERROR = (0.15 / 127.5) ** 2  # of a predicted x0: 0.15 byte, chosen on held-out images (docs/log.md)
 
 
 @torch.no_grad()
-def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = 40) -> Tensor:
+def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = POINTS) -> Tensor:
     """The table that `Calibrated` needs: E|x0 - x0_hat|^2 at each t and bucket of x0_hat, float64 (T + 1, buckets).
 
     Measured at `points` times spread evenly in log SNR on images x0 (B, ...), interpolated in log-log between them. Use
