@@ -85,18 +85,21 @@ class Progress(progress.Progress):
         """Show the bars, or begin with the lines."""
         super().start()
         if self.disable:
-            threading.Thread(target=self._lines, daemon=True).start()
+            threading.Thread(target=self._say_lines, daemon=True).start()
 
     def stop(self) -> None:
         """End either."""
         self._ended.set()
         super().stop()
 
-    def _lines(self) -> None:
-        """A line for each task that is under way, every LINE_EVERY seconds."""
+    def lines(self) -> list[str]:
+        """What the bars show, in words: a line for each task that is under way."""
+        columns = [column for column in self.columns if isinstance(column, progress.ProgressColumn)]
+        rows = [[column(task) for column in columns] for task in self.tasks if task.visible and not task.finished]
+        return [", ".join(str(cell).strip() for cell in row if isinstance(cell, Text) and cell) for row in rows]
+
+    def _say_lines(self) -> None:
         while not self._ended.wait(LINE_EVERY):
-            for task in self.tasks:
-                if task.visible and not task.finished:
-                    parts = [part for part in (column(task) for column in self.columns) if isinstance(part, Text)]
-                    with suppress(OSError):  # a reader that went away ends a command where it prints its results
-                        self.console.print(", ".join(part.plain.strip() for part in parts if part.plain.strip()))
+            for line in self.lines():
+                with suppress(OSError):  # a reader that went away ends a command where it prints its results
+                    self.console.print(line)
