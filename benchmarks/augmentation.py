@@ -57,7 +57,7 @@ def main() -> None:
             f"{line['size']:,}",
             f"{line['seconds']:g} s",
             f"{line['augment']:g}",
-            *(f"{line[name][0]:.3g} ± {line[name][1]:.2g}" for name in ("fd", "kid")),
+            *(f"{line[name][0]:.3g} ± {line[name][1]:.2g}" for name in ("fd-lite0", "kid-lite0")),
             f"{line['bits_per_dim']:.3f} ± {line['bits_error']:.2g}",
         )
         for line in lines

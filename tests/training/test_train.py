@@ -762,8 +762,21 @@ def test_a_run_on_few_times_is_looked_at_on_all_of_them(digits):
     assert drawn.images.shape == (16, 8, 8, 1)
 
 
-@pytest.mark.parametrize("shards", [None, 2])
-def test_memory_that_runs_out_changes_nothing_but_the_micro_batch(digits, monkeypatch, shards):
+def refused_by_the_cpu():
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**60, dtype=torch.uint8)
+    return refused.value
+
+
+REFUSALS = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "mps": RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)"),
+    "cpu": refused_by_the_cpu(),
+}
+
+
+@pytest.mark.parametrize(("shards", "device"), [(None, "cuda"), (2, "cuda"), (None, "mps"), (None, "cpu")])
+def test_memory_that_runs_out_changes_nothing_but_the_micro_batch(digits, monkeypatch, shards, device):
     options = settings(model__dropout=0.0, train__exact_shards=shards)
     whole = trained(options, digits, 64, 64)
     tight = trainer.Training(options, datasets.facts(digits.train), CPU)
@@ -772,7 +785,7 @@ def test_memory_that_runs_out_changes_nothing_but_the_micro_batch(digits, monkey
     def only_two_fit(x, *args, **options):
         calls.append(len(x))
         if len(x) > 2 or len(calls) == 6:  # the sixth fails in the middle of a share
-            raise torch.OutOfMemoryError("no memory")
+            raise REFUSALS[device]
         return forward(x, *args, **options)
 
     monkeypatch.setattr(tight.network, "forward", only_two_fit)
@@ -783,6 +796,17 @@ def test_memory_that_runs_out_changes_nothing_but_the_micro_batch(digits, monkey
     monkeypatch.setattr(tight.network, "forward", lambda *args, **options: only_two_fit(torch.zeros(3)))
     with pytest.raises(UserError, match="single image"):
         tight.step(digits.train, tight.images / 100)
+
+
+def test_another_error_of_the_device_is_not_taken_for_memory(digits, monkeypatch):
+    run = trainer.Training(settings(), datasets.facts(digits.train), CPU)
+
+    def fails(*args, **options):
+        raise RuntimeError("CUDA error: an illegal instruction was encountered")
+
+    monkeypatch.setattr(run.network, "forward", fails)
+    with pytest.raises(RuntimeError, match="illegal instruction"):
+        run.step(digits.train, 0.0)
 
 
 def resealed(folder, name, content):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.processes.normal import widest
 from ancestral.runs import build, checkpoint, process_kinds
 from ancestral.runtime.console import screen
 
@@ -33,4 +34,4 @@ def device_of(model: torch.nn.Module) -> torch.device:
 
 def state_type(model: torch.nn.Module) -> torch.dtype:
     """The type of the states of a walk: float64 where the device has it."""
-    return torch.float32 if device_of(model).type == "mps" else torch.float64
+    return widest(device_of(model))

@@ -85,6 +85,8 @@ def join(device: torch.device, patience: timedelta = PATIENCE) -> Processes:
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         return Processes()
+    if device.type == "mps":
+        raise UserError("--processes: there is one mps device, and no library joins processes on it; use --device cpu")
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # "cuda" then means this process's own
     if not distributed.is_initialized():

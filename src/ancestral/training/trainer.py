@@ -35,6 +35,8 @@ from ancestral.training.plan import Plan
 from ancestral.training.prefetch import Prefetcher
 
 MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"})  # of a parameter: AdamW's, Muon's
+# In what CUDA raises as torch.OutOfMemoryError, and MPS and the CPU as a RuntimeError.
+OUT_OF_MEMORY = ("out of memory", "t allocate memory", "not enough memory")
 SKIPS_IN_A_ROW = 10  # updates, before a run that may skip those that are not finite stops all the same
 
 
@@ -211,7 +213,9 @@ class Training:
             self.engine.begin()
             try:
                 losses = self._backward_share(batch)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not any(words in str(error) for words in OUT_OF_MEMORY):
+                    raise
                 if self.micro_batch == 1:
                     raise UserError("a single image does not fit into memory; use a smaller model.width") from None
                 self.micro_batch = (self.micro_batch + 1) // 2

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, softplus
 
+from ancestral.diffusion.processes.normal import widest
+
 
 def level_of(x: Tensor, levels: int) -> Tensor:
     """The nearest level of each value on [-1, 1], int64."""
@@ -106,9 +108,10 @@ class Softmax:
 
     def quantile(self, u: Tensor) -> Tensor:
         """The value at cumulative probability u."""
-        cumulative = self.log_p.double().exp().cumsum(-1)
+        wide = widest(u.device)
+        cumulative = self.log_p.to(wide).exp().cumsum(-1)
         # Scaled by the sum as it was rounded, so that no u < 1 lies beyond the last level that can occur.
-        below = (cumulative <= u.double()[..., None] * cumulative[..., -1:]).sum(-1)
+        below = (cumulative <= u.to(wide)[..., None] * cumulative[..., -1:]).sum(-1)
         return value_of(below.clamp(max=self.levels - 1), self.levels, u)
 
     def at(self, where: Tensor) -> Softmax:

@@ -34,6 +34,11 @@ def log_ndtr(x: Tensor) -> Tensor:
     return torch.where(far, log_tail, torch.log1p(_erfc(_HALF_ROOT * body) / -2))
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """float64; float32 on MPS, which has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Normal(NamedTuple):
     """N(mean, var), independent in every element; `var` broadcasts against `mean`."""
 
@@ -67,7 +72,7 @@ class Normal(NamedTuple):
         tail is the thinner, so that a byte 30 standard deviations away still has its true probability.
         Reference name: `discretized_gaussian_log_likelihood` (there with a tanh approximation).
         """
-        wide = torch.float32 if x.device.type == "mps" else torch.float64  # MPS has no float64
+        wide = widest(x.device)
         std = self.var.to(wide).sqrt()
         centred = x.to(wide) - self.mean.to(wide)
         upper = (centred + HALF_BIN) / std

@@ -1,0 +1,213 @@
+"""Run every case on a pretended device and print a line of JSON for each: its name, what went wrong, what it counted.
+
+python -m pretend_device.cases cuda|mps GUARD FOLDER [NAME ...]
+"""
+
+import json
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from pretend_device import device
+
+FORMATS = {"bfloat16": "train.precision=bfloat16", "float16": "train.precision=float16"}
+PLAIN = ("--preset", "tiny", "--steps", "3", "--set", "train.snapshots=2")
+SMALL = ("model.width=8", "train.batch_size=8", "diffusion.T=20", "train.micro_batch=4", "data.holdout=0.4")
+
+
+def runs(folder):
+    """{name: (data, settings)} of the models that are trained."""
+    made = {
+        "plain": ("grey", ()),
+        "labels": ("grey", ("model.labels=true", "model.condition_dropout=0.3", "train.augment=0.5")),
+        "colour": ("colour", ("diffusion.variance=optimal", "train.flip=true")),
+        "learned": ("colour", ("diffusion.variance=learned", "diffusion.objective=hybrid", "diffusion.target=eps")),
+        "bound": ("grey", ("diffusion.objective=bound", "diffusion.times=loss-importance")),
+        "x0": ("colour", ("diffusion.target=x0", "diffusion.objective=min-snr", "model.fourier=6,7")),
+        "eps": ("grey", ("diffusion.target=eps", "diffusion.objective=p2", "diffusion.schedule=linear")),
+        "score": ("grey", ("diffusion.objective=score-matching", "train.recompute=true")),
+        "muon": ("colour", ("train.optimizer=muon", "model.width=16", "diffusion.times=log-normal")),
+        "dropout": ("grey", ("model.dropout=0.2", "train.channels_last=true", "model.patch=2", "train.workers=1")),
+        "absorbing": ("colour", ()),
+        "softmax": ("grey", ("diffusion.values=softmax", "diffusion.levels=8")),
+    }
+    for name, setting in FORMATS.items():
+        made[name] = ("colour", (setting,))
+    return {name: (folder / f"{data}.npz", settings) for name, (data, settings) in made.items()}
+
+
+def training(name, data, settings, folder):
+    """The command that trains a model."""
+    absorbing = name in ("absorbing", "softmax")
+    preset = ("--preset", "absorbing", *PLAIN[2:]) if absorbing else PLAIN
+    given = [one for assignment in (*SMALL, *settings) for one in ("--set", assignment)]
+    return ["train", str(data), "--out", str(folder / name), *preset, *given]
+
+
+def commands(folder):
+    """{name: arguments} of every command on the trained models, in an order in which each finds what it needs."""
+    made = {f"train {name}": training(name, *one, folder) for name, one in runs(folder).items()}
+    made["train on"] = [*made["train plain"]]  # a complete run is read again
+    plain, labels, colour = (str(folder / name) for name in ("plain", "labels", "colour"))
+    image, other, mask = (str(folder / f"{name}.png") for name in ("grey", "other", "mask"))
+    few = ("--num-images", "3")
+    solvers = "euler-ancestral euler-churn dpm++2s dpm++2m dpm++3m dpm++2m-sde unipc2 unipc3 deis3 ipndm4 lms4 heun"
+    for solver in [*solvers.split(), "heun-churn", "langevin", "pc"]:
+        made[f"sample {solver}"] = ["sample", plain, *few, "--steps", "5", "--solver", solver]
+    for run, variance in [("plain", one) for one in ("fixedsmall", "fixedlarge", "beta")] + [
+        ("colour", "optimal"),
+        ("learned", "learned"),
+    ]:
+        arguments = ["sample", str(folder / run), *few, "--steps", "5", "--variance", variance]
+        made[f"sample {variance}"] = [*arguments, "--film"]
+    made["sample eta"] = ["sample", colour, *few, "--steps", "5", "--eta", "0.5", "--clip", "dynamic"]
+    made["sample all"] = ["sample", colour, *few, "--steps", "all"]
+    made["sample bfloat16"] = ["sample", colour, *few, "--steps", "3", "--precision", "bfloat16"]
+    made["sample average"] = ["sample", plain, *few, "--steps", "3", "--average-width", "0.08"]
+    for name, options in {
+        "guided": ("--guidance", "2"),
+        "rescaled": ("--guidance", "2", "--guidance-rescale", "0.5", "--guidance-interval", "-3:3"),
+        "by another": ("--guidance", "2", "--guide", labels),
+    }.items():
+        made[f"sample {name}"] = ["sample", labels, *few, "--steps", "4", *options]
+    for name in runs(folder):
+        made[f"sample {name}"] = ["sample", str(folder / name), *few, "--steps", "4"]
+        made[f"evaluate {name}"] = ["evaluate", str(folder / name), *few, "--terms", "4"]
+    made["evaluate exact"] = ["evaluate", plain, *few, "--exact"]
+    made["evaluate per image"] = ["evaluate", colour, *few, "--per-image", "--out", str(folder / "scores")]
+    for run in ("labels", "colour"):
+        made[f"likelihood {run}"] = ["likelihood", str(folder / run), "--num-images", "2", "--rtol", "0.1"]
+        made[f"metrics {run}"] = ["metrics", str(folder / run), "--num-images", "20", "--steps", "2", "--train-images"]
+        made[f"metrics {run}"] += ["20", "--cache", str(folder / "features"), "--network", "pixels"]
+    made["tune-steps"] = ["tune-steps", plain, "--steps", "3", "--num-images", "2"]
+    made["sample tuned"] = ["sample", plain, *few, "--steps", "3", "--grid", "tuned"]
+    made["rd"] = ["rd", plain, "--num-images", "2", "--steps", "4"]
+    edits = ("--steps", "4", "--num-images", "2")
+    made["edit inpaint"] = [
+        "edit",
+        "inpaint",
+        plain,
+        image,
+        "--mask",
+        mask,
+        "--jump",
+        "2",
+        *edits,
+        "--out",
+        str(folder / "a.png"),
+    ]
+    made["edit interpolate"] = ["edit", "interpolate", plain, image, other, "--at", "10", "--steps", "4"]
+    made["edit inversion"] = [*made["edit interpolate"], "--encoder", "inversion"]
+    made["edit vary"] = ["edit", "vary", plain, image, "--at", "10", *edits]
+    for name in ("interpolate", "inversion", "vary"):
+        made[f"edit {name}"] += ["--out", str(folder / f"{name}.png")]
+    for method in ("ddrm", "ddnm", "pigdm", "mmps", "dps"):
+        arguments = ["edit", "restore", plain, image, "--task", "super-resolution", "--method", method, *edits]
+        made[f"restore {method}"] = [*arguments, "--out", str(folder / f"{method}.png")]
+    for task in ("deblur", "missing"):
+        arguments = ["edit", "restore", plain, image, "--task", task, "--method", "ddrm", *edits]
+        made[f"restore {task}"] = [*arguments, "--out", str(folder / f"{task}.png")]
+    made["restore colour"] = ["edit", "restore", colour, str(folder / "colour.png"), "--task", "colour", "--method"]
+    made["restore colour"] += ["ddrm", *edits, "--out", str(folder / "coloured.png")]
+    return made
+
+
+def energies(kind, leapfrogs):
+    """A product of two networks walked down with corrected Langevin steps (MALA, or HMC of several leapfrogs)."""
+    from ancestral.diffusion.denoisers.denoiser import Denoiser
+    from ancestral.diffusion.denoisers.energy import EnergyNetwork, Learned
+    from ancestral.diffusion.denoisers.targets import TARGETS
+    from ancestral.diffusion.processes.schedule import SCHEDULES
+    from ancestral.diffusion.samplers.grids import trailing
+    from ancestral.diffusion.samplers.langevin import Corrected
+    from ancestral.diffusion.samplers.mcmc import adjusted
+    from ancestral.diffusion.samplers.sample import sample
+    from ancestral.networks.unet import UNet
+
+    network = EnergyNetwork(UNet(1, 1, 8, (1, 2), 1, (1,)))
+    model = Denoiser(network, SCHEDULES["cosine"](20), TARGETS["eps"]).to(kind).eval()
+    energy = Learned(model)
+    times = trailing(model.schedule, 4)
+    sample(energy, (1, 8, 8), 2, times, Corrected(steps=2), device=torch.device(kind), draw=adjusted(energy, leapfrogs))
+
+
+def table_on_the_cpu(kind):
+    """A planted fault: a table that was left on the CPU, indexed by times on the device."""
+    torch.linspace(0, 1, 20)[torch.tensor([3, 5], device=kind)]
+
+
+def missing_to(kind):
+    """A planted fault: noise that was never moved."""
+    torch.zeros(2, 3, device=kind) + torch.randn(2, 3)
+
+
+def to_numpy(kind):
+    """A planted fault: numpy asked of a tensor on the device."""
+    np.asarray(torch.zeros(2, device=kind))
+
+
+def double(kind):
+    """A planted fault on MPS, which has no float64."""
+    torch.zeros(2, device=kind).double()
+
+
+def no_kernel(kind):
+    """A planted fault on MPS, which has no such operator."""
+    torch.special.log_ndtr(torch.zeros(2, device=kind))
+
+
+PLANTED = {one.__name__: one for one in (table_on_the_cpu, missing_to, to_numpy, double, no_kernel)}
+
+
+def make_data(folder):
+    """Grey and coloured images with labels, and single ones to edit."""
+    random = np.random.default_rng(0)
+    for name, channels in (("grey", 1), ("colour", 3)):
+        images = random.integers(0, 256, (60, 8, 8, channels), dtype=np.uint8)
+        np.savez(folder / f"{name}.npz", images=images, labels=np.arange(60) % 3)
+        Image.fromarray(images[0].squeeze()).save(folder / f"{name}.png")
+    Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / "other.png")
+    Image.fromarray(np.pad(np.full((4, 4), 255, np.uint8), 2)).save(folder / "mask.png")
+
+
+def run(arguments, kind):
+    """A command of the package, to the end."""
+    from ancestral.apps.cli.main import main
+
+    result = CliRunner().invoke(main, [*arguments, "--device", kind], catch_exceptions=False)
+    assert result.exit_code == 0, result.output[-2000:]
+
+
+def main(kind, guard, folder, *names):
+    """All cases, or those named."""
+    folder = Path(folder)
+    device.install(kind, guard)
+    torch.set_num_threads(1)
+    make_data(folder)
+    cases = {f"planted {name}": (fault, (kind,)) for name, fault in PLANTED.items()}
+    cases |= {name: (run, (arguments, kind)) for name, arguments in commands(folder).items()}
+    cases |= {"energies MALA": (energies, (kind, 1)), "energies HMC": (energies, (kind, 3))}
+    for name, (work, arguments) in cases.items():
+        if names and name not in names:
+            continue
+        device.COUNTS.clear()
+        wrong = None
+        with device.Pretended():
+            try:
+                work(*arguments)
+            except BaseException as error:
+                where = [
+                    f"{one.filename.rpartition('/')[2]}:{one.lineno}"
+                    for one in traceback.extract_tb(error.__traceback__)
+                ]
+                wrong = f"{type(error).__name__}: {error} ({' < '.join(where[:-8:-1])})"
+        print(json.dumps({"case": name, "wrong": wrong, "counts": device.COUNTS}), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
