@@ -24,7 +24,7 @@ from ancestral.evaluation.measurement import Measurement, write
 from ancestral.runs import build, calibration
 from ancestral.runs.datasets import images_for, warn_of_untrained
 from ancestral.runs.open import device_of, open_model
-from ancestral.runs.process_kinds import need_gaussian
+from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runtime import plots
 from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.distributed import process_group
@@ -68,6 +68,7 @@ def evaluate(
 ) -> None:
     """Measure the bound on held-out images; write a table, a plot and JSON, and with `per_image` scores of each."""
     saved, model = open_model(folder, device, average_width)
+    need_bound(saved.config, str(folder))
     if reference is not None and not per_image:
         raise UserError("--reference: what is usual matters to scores of single images; add --per-image")
     if per_image:

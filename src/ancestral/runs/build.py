@@ -175,7 +175,7 @@ def transition(saved: checkpoint.Checkpoint, variance: str | None) -> Transition
 
 def _refuse_other_steps(saved: checkpoint.Checkpoint, option: str) -> None:
     if chain(saved.config).reverse is not None:
-        raise UserError(f"{option}: an absorbing chain has one reverse step only; leave it out")
+        raise UserError(f"{option}: a run of chain '{saved.config.diffusion.chain}' has one reverse step; leave it out")
 
 
 def training_grid(config: Config) -> list[int]:

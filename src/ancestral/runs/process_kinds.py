@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,8 +20,16 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grid_search import jumps, shortest
 from ancestral.diffusion.samplers.loop import Draw, from_model
 from ancestral.diffusion.samplers.reveal import Reveal
-from ancestral.diffusion.samplers.solvers import FEW_STEPS, SOLVERS
-from ancestral.diffusion.samplers.transitions import VARIANCES, Ancestral, Planned, Transition, fixedlarge, learned
+from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS, SOLVERS
+from ancestral.diffusion.samplers.transitions import (
+    VARIANCES,
+    Ancestral,
+    Planned,
+    Renoised,
+    Transition,
+    fixedlarge,
+    learned,
+)
 from ancestral.errors import UserError
 from ancestral.runs.config import Config, DiffusionOptions, Facts
 from ancestral.runtime.registry import choose
@@ -39,15 +47,22 @@ class Chain:
     denoiser: Callable[[nn.Module, NoiseSchedule, Config, Facts], Denoiser]
     draw: Callable[[Streams], Draw[Any, Any]]  # how states are drawn when images are
     reverse: Any  # the only reverse step there is; None where a variance or a solver says which
-    measured: Transition  # the step of quick looks at the bound
+    measured: Transition | None  # the step of quick looks at the bound; None where it has none
     quick: Transition | Planned  # and at images
     calibrated: bool  # whether its own squared error is a parameter of the model
     fine: str  # the fine grid whose sub-grids `tune-steps` searches
     named: Callable[[str], str]  # the reverse step with this variance, as printed
     best: Callable[[Any, Tensor, Sequence[int], int], list[int]]  # indices into that grid of its best N-step sub-grid
+    calls: int  # of the network, an image, where nothing is said
 
 
 def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
+    if config.diffusion.objective == "consistency":
+        raise UserError("diffusion.objective: consistency is of diffusion.chain=consistency, which draws in few steps")
+    return _denoiser(network, process, config)
+
+
+def _denoiser(network: nn.Module, process: NoiseSchedule, config: Config) -> Denoiser:
     options = config.diffusion
     assert isinstance(process, Gaussian)
     for name in ("values", "levels"):
@@ -62,6 +77,19 @@ def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts:
         return Denoiser(network, process, target, clip, clock)
     except ValueError as error:
         raise UserError(f"diffusion.target: {error}") from None
+
+
+def _consistency(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
+    options = config.diffusion
+    if options.objective != "consistency":
+        raise UserError("diffusion.objective: chain 'consistency' is trained by its own; use consistency")
+    made = _denoiser(network, process, config)
+    if not made.target.is_identity_at_0(made.schedule):
+        raise UserError(
+            f"diffusion.target: at t = 0 a consistency model gives back x_t, whatever its network says, which target "
+            f"'{options.target}' cannot; use v, eps, flow, edm or score"
+        )
+    return made
 
 
 def _gaussian_channels(channels: int, options: DiffusionOptions) -> tuple[int, int]:
@@ -106,22 +134,36 @@ def _absorbing(kind: type[Absorbing]) -> Chain:
         fine="trailing",
         named=lambda variance: "places revealed in any order",
         best=lambda predictor, start, fine, steps: shortest(imagined_costs(predictor, start, fine), steps, growth=1),
+        calls=CALLS,
     )
 
 
+_GAUSSIAN = Chain(
+    process=lambda schedule, options: schedule,
+    channels=_gaussian_channels,
+    denoiser=_gaussian,
+    draw=from_model,
+    reverse=None,
+    measured=Ancestral(fixedlarge),
+    quick=SOLVERS[FEW_STEPS],
+    calibrated=True,
+    fine="karras",
+    named=lambda variance: f"{variance} variance",
+    best=lambda predictor, start, fine, steps: shortest(jumps(predictor, start, fine), steps),
+    calls=CALLS,
+)
+
 CHAINS: dict[str, Chain] = {
-    "gaussian": Chain(
-        process=lambda schedule, options: schedule,
-        channels=_gaussian_channels,
-        denoiser=_gaussian,
-        draw=from_model,
-        reverse=None,
-        measured=Ancestral(fixedlarge),
-        quick=SOLVERS[FEW_STEPS],
-        calibrated=True,
-        fine="karras",
-        named=lambda variance: f"{variance} variance",
-        best=lambda predictor, start, fine, steps: shortest(jumps(predictor, start, fine), steps),
+    "gaussian": _GAUSSIAN,
+    "consistency": replace(
+        _GAUSSIAN,
+        denoiser=_consistency,
+        reverse=Renoised(),
+        measured=None,  # its last step is certain: the bound is infinite
+        quick=Renoised(),
+        calibrated=False,
+        named=lambda variance: "the predicted image with fresh noise",
+        calls=2,
     ),
     "absorbing": _absorbing(Absorbing),
     "absorbing-independent": _absorbing(Independent),
@@ -129,14 +171,28 @@ CHAINS: dict[str, Chain] = {
 
 
 def need_gaussian(config: Config, what: str) -> None:
-    """Refuse an absorbing chain, for what only means something where noise is added.
+    """Refuse a chain with a reverse step of its own, for what needs E[x0 | x_t] under Gaussian noise.
 
     Raises:
         UserError: saying what was asked for.
     """
     if chain(config).reverse is not None:
         raise UserError(
-            f"{what}: needs a run with Gaussian noise; this one's diffusion.chain is {config.diffusion.chain}"
+            f"{what}: needs a run with Gaussian noise that predicts the mean of x0; this one's diffusion.chain is "
+            f"{config.diffusion.chain}"
+        )
+
+
+def need_bound(config: Config, what: str) -> None:
+    """Refuse a chain without a variational bound.
+
+    Raises:
+        UserError: saying what was asked for.
+    """
+    if chain(config).measured is None:
+        raise UserError(
+            f"{what}: has no bound, as it draws in a few certain steps (diffusion.chain={config.diffusion.chain}); "
+            "measure its images with: ancestral metrics, or the bound of the model that it was tuned from"
         )
 
 

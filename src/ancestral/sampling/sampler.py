@@ -10,7 +10,7 @@ from typing import Any
 from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import beginning, latents, trajectory
-from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS
+from ancestral.diffusion.samplers.solvers import FEW_STEPS
 from ancestral.diffusion.samplers.transitions import begin
 from ancestral.runs import build, checkpoint, tuned_times
 from ancestral.runs.compute_format import computed_in, for_drawing
@@ -48,7 +48,7 @@ class Sampler:
         solver = options.solver
         kind = build.chain(self.saved.config)
         self.every = len(build.training_grid(self.saved.config)) - 1
-        steps = _steps(options, self.every)
+        steps = _steps(options, min(kind.calls, self.every))
         if options.eta is options.variance is solver is kind.reverse is None and steps is not None:
             solver = FEW_STEPS  # the ODE wins below a hundred steps, the full chain above
         self.move = build.method(self.saved, solver, options.variance, options.eta)
@@ -90,8 +90,8 @@ class Sampler:
             yield step
 
 
-def _steps(options: SamplingOptions, every: int) -> int | None:
+def _steps(options: SamplingOptions, calls: int) -> int | None:
     """So many steps; None is every one: where that is asked for, and where a variance of the paper's chain is named."""
     if options.steps == "all" or (options.steps is None and options.variance is not None):
         return None
-    return min(CALLS, every) if options.steps is None else int(options.steps)
+    return calls if options.steps is None else int(options.steps)

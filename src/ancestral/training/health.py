@@ -87,11 +87,13 @@ def health(
 ) -> Health:
     """Compare a trained model with the trivial ones on the same held-out images, and the ends of its log.
 
-    A chain of fewer than 256 levels codes other pixels than the trivial ones do: there only the loss is compared.
+    A chain of fewer than 256 levels codes other pixels than the trivial ones do, and one without a bound codes none:
+    there only the loss is compared.
     """
     first, last = ends([entry["loss"] for entry in log if entry["loss"] is not None])
     held_out = images.test.spread(IMAGES)
-    if len(held_out) < MIN_IMAGES or config.diffusion.levels != 256:
+    measured = build.chain(config).measured
+    if len(held_out) < MIN_IMAGES or config.diffusion.levels != 256 or measured is None:
         return Health(first, last, 0, None, {})
     own = held_out_bits(config, model, table, held_out)
     files, container = sizes(held_out.images[:], "png")
@@ -135,6 +137,7 @@ def held_out_bits(config: Config, model: Denoiser, table: Tensor | None, held_ou
 
 def _reverse(config: Config, table: Tensor | None) -> Transition:
     kind, own = build.chain(config), config.diffusion.variance
+    assert kind.measured is not None, "asked of a run without a bound"
     if kind.reverse is not None or (own == "optimal" and table is None):
         return kind.measured
     return Ancestral(VARIANCES[own])

@@ -21,22 +21,27 @@ from ancestral.runs.config import Config, Facts
 
 
 class Preview(NamedTuple):
-    """Samples (N, H, W, C) uint8, the bound on held-out images, and its part in each tenth of t, least noise first."""
+    """Samples (N, H, W, C) uint8, the bound on held-out images, and its part in each tenth of t, least noise first.
+
+    The bound is None where there is none.
+    """
 
     images: np.ndarray
-    bits_per_dim: float
+    bits_per_dim: float | None
     bits_by_tenth: list[float | None]
 
 
 def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:
-    """16 samples in 20 steps, and the bound on 32 held-out images with a few terms an image."""
+    """16 samples in as many steps as `sample` takes, and the bound on 32 held-out images with a few terms an image."""
     cond = conditions_of(held_out.take(np.arange(16) % len(held_out)), config, device)
     if config.model.labels:
         cond["labels"] = in_turn(facts, range(16)).to(device)
     times = build.training_grid(config)
-    grid = build.sampling_grid(config, "trailing", 20 if len(times) > 21 else None)
     kind, predictor = build.chain(config), build.predictor(model, None, **cond)
+    grid = build.sampling_grid(config, "trailing", kind.calls if len(times) > kind.calls + 1 else None)
     samples = sample(predictor, facts.shape, 16, grid, kind.quick, device=device, draw=kind.draw)
+    if kind.measured is None:
+        return Preview(to_bytes(samples), None, [None] * 10)
     test = held_out.spread(32)
     measured = elbo(
         build.predictor(model, None, **conditions_of(test, config, device)),

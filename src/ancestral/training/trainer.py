@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,6 +71,7 @@ class _Batch:
     cond: Conditions
     eps: Tensor
     index: Tensor  # of the times on the grid, for the whole batch
+    earlier: Tensor  # the s of each t of the grid, at this point of the run
     importance: Tensor  # for the whole batch
     rows: list[int]
 
@@ -128,6 +130,7 @@ class Training:
         self.objective = build.objective(config, len(grid) - 1)
         uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
         self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid, self.denoiser.schedule)
+        self.earlier = partial(self.objective.earlier, self.denoiser.schedule, self.sampler.t, self.sampler.s)
         self.optimizer = build.optimizer(self.network, options)
         self.autocast = torch.autocast(device.type, self.format.dtype, self.format.precision != "float32")
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.format.precision == "float16")
@@ -145,7 +148,7 @@ class Training:
         """
         started, options = time.perf_counter(), self.config.train
         numbers = range(self.images, self.images + options.batch_size)
-        batch = self._batch(data, numbers)
+        batch = self._batch(data, numbers, progress)
         rate = learning_rate(progress, options.learning_rate, options.warmup, options.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -194,13 +197,14 @@ class Training:
             {"x0": batch.x0, "eps": batch.eps},
         )
 
-    def _batch(self, data: ImageSet, numbers: range) -> _Batch:
+    def _batch(self, data: ImageSet, numbers: range, progress: float) -> _Batch:
         seed = self.config.train.seed
         index, importance = self.sampler.draw(self.uniforms(seed, numbers))
         share = self.processes.share(numbers)
         options = self.config.train
         x0, cond, rows, eps = self.prefetcher(data, seed, share, options.flip, len(numbers), options.augment)
-        return _Batch(x0, trained_with(cond, self.config, share), eps, index, importance, rows)
+        cond = trained_with(cond, self.config, share)
+        return _Batch(x0, cond, eps, index, self.earlier(progress), importance, rows)
 
     def _accumulate(self, batch: _Batch) -> Tensor:
         """Gradients of the mean loss over all processes, this one's share a micro-batch at a time.
@@ -245,7 +249,7 @@ class Training:
                 self.denoiser,
                 batch.x0[part].to(self.device),
                 self.sampler.t[index],
-                self.sampler.s[index],
+                batch.earlier[index],
                 batch.eps[part].to(self.device),
                 **{name: value[part].to(self.device) for name, value in batch.cond.items()},
             )

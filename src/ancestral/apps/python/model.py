@@ -30,7 +30,7 @@ from ancestral.runs.conditions import conditions_of
 from ancestral.runs.datasets import fitting, images_for
 from ancestral.runs.hub import hub
 from ancestral.runs.open import device_of, state_type
-from ancestral.runs.process_kinds import need_gaussian
+from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
 from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.registry import suggest
@@ -170,6 +170,7 @@ class Model:
         """
         _need_count(num_images, "num_images")
         _need_count(batch_size, "batch_size")
+        need_bound(self.saved.config, "bits_per_dim")
         model, saved = self.denoiser, self.saved
         images = self._images(data)
         if saved.calibration is None:

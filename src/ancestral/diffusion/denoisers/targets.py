@@ -44,6 +44,14 @@ class Target:
         a, b = self.coefficients(schedule, t)
         return (a - schedule.signal(t) / schedule.noise(t) * b).abs()
 
+    def is_identity_at_0(self, schedule: NoiseSchedule) -> bool:
+        """Whether x0 becomes x_t as t goes to 0, whatever the output: an error of it is made smaller already at t = 1.
+
+        It is the boundary condition of a consistency model (Song et al. 2023, Eq. 5); x0 and the posterior's mean have
+        it not.
+        """
+        return bool(self.error_scale(schedule, 1) > 1)
+
     def check(self, schedule: NoiseSchedule) -> None:
         """Refuse a schedule on which the output does not determine x0.
 

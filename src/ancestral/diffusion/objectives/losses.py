@@ -18,7 +18,9 @@ from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction
 from ancestral.diffusion.denoisers.targets import Target
+from ancestral.diffusion.objectives.consistency import Consistency
 from ancestral.diffusion.processes.gaussian import Gaussian
+from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.transitions import Transition
 
@@ -28,9 +30,23 @@ class Objective(Protocol):
 
     teaches_variance: ClassVar[bool]  # whether its gradient reaches a learned variance
 
+    def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
+        """The s of each pair after this share of the run. t, s: int64 (steps,), a falling grid and the next in it."""
+        ...
+
     def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, **cond: Tensor) -> Tensor:
         """Loss per image and dimension, shape (B,). x0, eps: (B, C, H, W); t, s: int64 (B,) on the CPU."""
         ...
+
+
+class OfNeighbours:
+    """A loss of steps of the grid: each s is the time next to t in it."""
+
+    teaches_variance: ClassVar[bool] = False
+
+    def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
+        """s, throughout the run."""
+        return s
 
 
 def elbo_weight(schedule: Gaussian, t: Tensor, s: Tensor) -> Tensor:
@@ -63,10 +79,9 @@ def score_matching(schedule: Gaussian, target: Target, t: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Weighted:
+class Weighted(OfNeighbours):
     """weight(t) ||output - target||^2, the mean over dimensions; `unweighted` is L_simple (Algorithm 1)."""
 
-    teaches_variance: ClassVar[bool] = False
     weight: Weight = unweighted
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, **cond: Tensor) -> Tensor:
@@ -82,7 +97,7 @@ class Weighted:
 
 
 @dataclass(frozen=True)
-class VariationalBound:
+class VariationalBound(OfNeighbours):
     """The bound itself, L_{t-1} or L_0 at the drawn t, per dimension, times the number of terms: an estimate of L.
 
     Its value in nats per dimension leaves out L_T, which has no parameters.
@@ -107,7 +122,7 @@ class VariationalBound:
 
 
 @dataclass(frozen=True)
-class Hybrid:
+class Hybrid(OfNeighbours):
     """L_simple + scale L, the bound teaching only the variance (Nichol and Dhariwal 2021, section 3.1)."""
 
     teaches_variance: ClassVar[bool] = True
@@ -131,5 +146,6 @@ OBJECTIVES: dict[str, Callable[[Transition, int], Objective]] = {
     "score-matching": lambda transition, terms: Weighted(score_matching),
     "p2": lambda transition, terms: Weighted(p2),
     "bound": VariationalBound,
+    "consistency": lambda transition, terms: Consistency(),
     "hybrid": lambda transition, terms: Hybrid(Weighted(unweighted), VariationalBound(transition, terms)),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -65,16 +66,14 @@ class TimeSampler:
 
 
 class LogNormal(TimeSampler):
-    """log(noise / signal) normal, N(-1.2, 1.2^2) for images of standard deviation 1/2 (Karras et al. 2022, Table 1).
+    """log(noise / signal) normal; the default is for images of standard deviation 1/2 (Karras et al. 2022, Table 1).
 
     Importance is 1: the density is meant as a weight of the loss, not as a way to estimate another one.
     """
 
-    mean, spread = -1.2, 1.2
-
-    def __init__(self, grid: Sequence[int], schedule: NoiseSchedule) -> None:
+    def __init__(self, grid: Sequence[int], schedule: NoiseSchedule, mean: float = -1.2, spread: float = 1.2) -> None:
         super().__init__(grid)
-        z = (-schedule.log_snr(self.t) / 2 - self.mean) / self.spread
+        z = (-schedule.log_snr(self.t) / 2 - mean) / spread
         edges = torch.cat([z.new_tensor([torch.inf]), (z[1:] + z[:-1]) / 2, z.new_tensor([-torch.inf])])
         self.cumulative: Tensor = untyped.special.ndtr(-edges[1:])  # probability of a place up to this one; noise falls
 
@@ -130,5 +129,6 @@ TIME_SAMPLERS: dict[str, tuple[str, Callable[[Sequence[int], NoiseSchedule], Tim
     "uniform": ("uniform", lambda grid, schedule: TimeSampler(grid)),
     "stratified": ("stratified", lambda grid, schedule: TimeSampler(grid)),
     "log-normal": ("stratified", LogNormal),
+    "log-normal-wide": ("stratified", partial(LogNormal, mean=-1.1, spread=2.0)),  # Geng et al. 2024
     "loss-importance": ("stratified", lambda grid, schedule: LossImportance(grid)),
 }

@@ -136,3 +136,16 @@ class DDIM:
         direction = (schedule.noise_var(s) - variance).clamp(min=0).sqrt()
         mean = over(schedule.signal(s), x_t) * prediction.x0 + over(direction, x_t) * prediction.eps
         return Normal(mean, over(variance, x_t).expand_as(mean))
+
+
+class Renoised:
+    """q(x_s | x0) of the predicted x0, fresh noise each time: multistep consistency sampling (Song et al. 2023).
+
+    Exact where the prediction is the end of the flow's trajectory through x_t. The noise there is DDIM's with all of
+    noise_s^2 for its variance.
+    """
+
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
+        """N(signal_s x0, noise_s^2)."""
+        drawn = schedule.marginal(prediction.x0, s)
+        return Normal(drawn.mean, drawn.var.expand_as(drawn.mean))

@@ -1,0 +1,68 @@
+"""Consistency: one answer along a trajectory of the flow, so that one call of the network is enough to draw.
+
+Every x_t of a trajectory of the probability flow ends at the same x_0; f(x_t, t) is that end (Song et al. 2023), which
+at t = 0 is x_t itself. In EDM's terms their time is sigma_t = noise_t / signal_t and their state x_t / signal_t: the
+trajectories are the same ones. f is the denoiser's own x0_hat, begun as E[x0 | x_t] and tuned until it agrees with
+itself (easy consistency tuning, Geng et al. 2024):
+
+    x_t = signal_t x0 + noise_t eps,   x_s = signal_s x0 + noise_s eps                          (the same x0 and eps)
+    L = w(t) ||f(x_t, t) - sg f(x_s, s)||,   f(x_0, 0) = x0,   w(t) = 1 / sigma_t^2 + 1 / sigma_data^2
+
+with the same dropout in both, and no gradient through f(x_s, s). s = 0 makes it the denoising that f begins with;
+during the run s approaches t, and the loss that of the flow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.denoisers.targets import EDM
+from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
+from ancestral.diffusion.processes.types import over, untyped
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """w(t) (sqrt(||f(x_t, t) - sg f(x_s, s)||^2 + c^2) - c), the norm's square a mean over dimensions.
+
+    Args:
+        q: by which the distance from s to t is divided at each stage.
+        stages: of equal length, of the run; 1, 2, ... in `earlier`.
+        k: the distance is 1 + k/2 times as large where sigma is small.
+        c: of the pseudo-Huber loss (Song and Dhariwal 2024, 0.00054 sqrt(dimensions)).
+    """
+
+    teaches_variance: ClassVar[bool] = False
+    q: float = 2.0
+    stages: int = 8
+    k: float = 8.0
+    c: float = 0.00054
+
+    def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
+        """The first time of the grid with sigma_s <= sigma_t (1 - (1 + k sigmoid(-sigma_t)) / q^stage), or 0."""
+        log_sigma = -schedule.log_snr(t) / 2
+        stage = min(int(progress * self.stages), self.stages - 1) + 1
+        step = (1 + self.k * torch.sigmoid(-log_sigma.exp())) / self.q**stage
+        reached = log_sigma + torch.log1p(-step.clamp(max=1))
+        place = torch.searchsorted(-log_sigma, -reached)  # the grid's noise falls
+        return torch.cat([t, t.new_zeros(1)])[place]
+
+    def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, **cond: Tensor) -> Tensor:
+        """Loss per image and dimension."""
+        schedule = denoiser.schedule
+
+        def end(time: Tensor) -> Tensor:
+            x = schedule.marginal(x0, time).sample(eps)
+            return denoiser.interpret(denoiser.output(x, time, **cond), x, time).x0
+
+        # Both have the same dropout: a fork puts torch's generators back to where they were.
+        with torch.no_grad(), untyped.random.fork_rng([x0.device] if x0.device.type == "cuda" else []):
+            aim = torch.where(over((s > 0).double(), x0) > 0, end(s.clamp(min=1)), x0)
+        distance = (end(t) - aim).square().flatten(1).mean(1)
+        weight = EDM.error_scale(schedule, t) ** 2
+        return over(weight, distance) * ((distance + self.c**2).sqrt() - self.c)
