@@ -176,6 +176,6 @@ def test_tuning_finds_the_flow_that_the_posterior_mean_has():
     before = denoiser(start, STEPS).x0
     assert (before - x).abs().max() > 0.2  # the mean of all images, not one of them
     data = MEAN + STD * Streams(3, "data", range(4000)).normal((1,))
-    for _ in simple.fit(denoiser, data, 4000, 128, 0.05, 0, Consistency(c=100.0)):
+    for _ in simple.fit(denoiser, data, 1200, 128, 0.1, 0, Consistency(c=100.0)):
         pass
     assert torch.allclose(denoiser(start, STEPS).x0, x, atol=0.05)
