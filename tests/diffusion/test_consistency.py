@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction, predict
+from ancestral.diffusion.denoisers.denoiser import Denoiser, predict
 from ancestral.diffusion.denoisers.targets import TARGETS, V
 from ancestral.diffusion.objectives.consistency import Consistency
 from ancestral.diffusion.processes import schedule
@@ -70,7 +70,8 @@ def test_the_exact_function_of_one_image_has_no_loss(channels):
     t, s = pairs()
     denoiser = Denoiser(Exact(lambda x_t, t: x0.expand_as(x_t)), SCHEDULE, V)
     losses = Consistency()(denoiser, x0.expand(len(t), -1, -1, -1), t, s, noise_like(len(t), channels))
-    assert losses.shape == (len(t),) and bool((losses < 1e-6).all())
+    assert losses.shape == (len(t),)
+    assert bool((losses < 1e-6).all())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -129,7 +130,7 @@ def test_pairs_close_during_the_run(grid):
 
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_drawing_with_the_exact_function_is_exact(steps):
-    """States have the law of q(x_t) at every time visited, from its own at T on: means and variances, in closed form."""
+    """States have the law of q(x_t) at every time visited: means and variances, in closed form."""
     noise_schedule = SCHEDULE.zero_terminal_snr()
     mean, variance = torch.zeros(1, 1, dtype=F64), torch.ones(1, 1, dtype=F64)
     for t, s in itertools.pairwise(trailing(noise_schedule, steps)):
