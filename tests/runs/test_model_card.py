@@ -67,7 +67,9 @@ def made(saved, name):
     config, facts = saved.config, replace(saved.facts, class_names=(name, f"{name}{name}", f"x{name}x"))
     config = replace(config, source=name, model=replace(config.model, labels=True))
     found = Measured(f"metrics-{name}", json.loads(json.dumps(measurement)))
-    return model_card.card(f"somebody/{name}", replace(saved, config=config, facts=facts), [found], name)
+    origin = {"name": name, "digest": "0123456789abcdef", "images": 7, "source": name}
+    saved = replace(saved, config=config, facts=facts, state={**saved.state, "origin": origin})
+    return model_card.card(f"somebody/{name}", saved, [found], name)
 
 
 def parsed(card):

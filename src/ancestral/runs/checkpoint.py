@@ -14,7 +14,8 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
@@ -42,6 +43,15 @@ class LegState(TypedDict):
     knots: list[tuple[int, float]]
 
 
+class OriginState(TypedDict):
+    """The model whose weights a run began with."""
+
+    name: str  # a folder or a name on the hub
+    digest: str  # see `weights_digest`
+    images: int  # that it had seen
+    source: str  # of them
+
+
 class State(TypedDict):
     """What a checkpoint must know of its run, beside the tensors."""
 
@@ -55,6 +65,7 @@ class State(TypedDict):
     precision: NotRequired[Literal["float32", "bfloat16", "float16"]]  # these three: see `compute_format`
     channels_last: NotRequired[bool]
     fastest_on: NotRequired[str | None]
+    origin: NotRequired[OriginState]
     read: NotRequired[dict[str, str]]  # SHA-256 of the files that an imported model was made of
 
 
@@ -147,7 +158,7 @@ def model_of(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts, Te
 def save_imported(run: Path, saved: Checkpoint) -> Path:
     """Make a run of a model from elsewhere, to sample and evaluate. Returns the checkpoint's folder."""
     state = {"length": "imported", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": True}
-    state |= {"read": saved.state["read"]} if "read" in saved.state else {}
+    state |= {name: saved.state[name] for name in ("read", "origin") if name in saved.state}
     document = to_json(saved.config, saved.facts)
     return save(run, saved.images, document, saved.weights, {}, {"total": saved.images, **state}, saved.calibration)
 
@@ -155,6 +166,11 @@ def save_imported(run: Path, saved: Checkpoint) -> Path:
 def digest(saved: Checkpoint) -> str:
     """Which model this is: SHA-256 of its manifest, which names the digest of every file."""
     return verified_folder.digest(saved.folder)
+
+
+def weights_digest(saved: Checkpoint) -> str:
+    """Which weights these are, wherever they are from: SHA-256 of the model.safetensors that holds them here."""
+    return sha256(_pack(saved.weights)).hexdigest()
 
 
 def latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -200,6 +216,22 @@ def open_newest(run: Path) -> Checkpoint:
     return saved
 
 
+def open_average(folder: Path) -> Checkpoint:
+    """A kept average, RUN/averages/IMAGES, of the width that is the model's, as a checkpoint.
+
+    Raises:
+        UserError: as `open_run`, and when the average is absent or damaged.
+    """
+    saved, _ = open_run(folder.parent.parent)
+    weights = _average(folder, f"{saved.config.train.average_widths[saved.config.train.average]:g}.safetensors")
+    return replace(saved, folder=folder, images=int(folder.name), weights=weights, calibration=None)
+
+
+def is_average(folder: Path) -> bool:
+    """Whether a folder lies where the kept averages of a run do."""
+    return folder.parent.name == "averages" and (folder.parent.parent / "checkpoints").is_dir()
+
+
 def save_snapshot(run: Path, images: int, averages: list[ema.PowerAverage]) -> None:
     """Write both averages as they are now."""
     files = {f"{average.width:g}.safetensors": _pack(average.weights) for average in averages}
@@ -231,15 +263,6 @@ def load_snapshots(run: Path, saved: Checkpoint) -> list[ema.Snapshot]:
             f"{run / 'averages'}: no kept averages, so no other width can be rebuilt; leave out --average-width"
         )
     return snapshots
-
-
-def snapshot(folder: Path, config: Config) -> Tensors:
-    """The kept average of the width that is the model's, from RUN/averages/IMAGES.
-
-    Raises:
-        UserError: when it is absent or damaged.
-    """
-    return _average(folder, f"{config.train.average_widths[config.train.average]:g}.safetensors")
 
 
 def _average(folder: Path, name: str) -> Tensors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +36,10 @@ class Guide:
     """
 
     def __init__(self, path: Path, chosen: ComputeFormat, strong: Checkpoint, model: Denoiser) -> None:
-        kept = path.parent.name == "averages"
-        run = path.parent.parent if kept else path
-        saved, _ = checkpoint.open_run(run)
+        saved = checkpoint.open_average(path) if checkpoint.is_average(path) else checkpoint.open_run(path)[0]
         need_gaussian(saved.config, f"--guide {path}")
-        if kept:
-            saved = replace(saved, folder=path, weights=checkpoint.snapshot(path, saved.config))
         self.config: Config = saved.config
-        self.model = computed_in(build.trained(saved, run, device_of(model)), chosen)
+        self.model = computed_in(build.trained(saved, path, device_of(model)), chosen)
         self.digest = verified_folder.digest(saved.folder)
         if saved.facts.shape != strong.facts.shape:
             raise UserError(f"--guide {path}: its images are {saved.facts.shape}, the model's {strong.facts.shape}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -20,7 +20,7 @@ from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, compute_format, config
 from ancestral.runs.compute_format import FORMATS, Timed
 from ancestral.runs.config_versions import variance_as_begun
-from ancestral.runs.datasets import named_untrained
+from ancestral.runs.datasets import facts, named_untrained
 from ancestral.runs.lock import FOLDER as OWNERS
 from ancestral.runs.lock import own
 from ancestral.runs.metrics_log import read_metrics
@@ -31,7 +31,8 @@ from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import catch_stop
 from ancestral.runtime.text import minutes
-from ancestral.training import cost, inventory, trackers
+from ancestral.training import cost, inventory, origin, trackers
+from ancestral.training.origin import Origin
 from ancestral.training.run import Run
 
 PLANNED_SHARE = 0.92  # of a time budget, for training steps; the rest is for previews, saving and measuring
@@ -71,6 +72,8 @@ def train(
     fresh: bool,
     track: Sequence[str] = (),
     images: Splits | None = None,
+    given: Collection[str] = (),
+    begin_with: Origin | None = None,
 ) -> bool:
     """Train or resume a run, with progress on the screen; a signal to stop makes it save and return.
 
@@ -83,6 +86,8 @@ def train(
         fresh: move a run in the folder aside and begin anew.
         track: names of trackers.
         images: those to train on where they are in memory; otherwise those of the settings' source.
+        given: keys of the settings that were set one by one, not by a preset.
+        begin_with: the model that the run begins with; its network and process are the run's.
 
     Returns:
         Whether the run is complete; False when it was stopped.
@@ -91,6 +96,10 @@ def train(
     torch_device = build.device(device)
     with process_group(torch_device) as processes:
         settings = replace(settings, source=load.settled(settings.source))
+        begun = None if fresh else checkpoint.latest(folder)[0]
+        if begin_with is not None:
+            known = begin_with.model if begun is None else begun
+            settings = origin.settings(settings, given, known.config)
         images = images or load.load(settings.source, settings.data)
         if images.reading.white is not None:  # kept, so that later images of this run are read alike
             settings = replace(settings, data=replace(settings.data, white=images.reading.white))
@@ -103,7 +112,10 @@ def train(
         for line in inventory.paragraph(images, summary) if summary else []:
             _say(line)
         settings = settings if fresh else _with_current_names(settings, folder)
-        run = Run(folder, settings, images, torch_device, str(length), processes, _warn)
+        if begin_with is not None and begun is None:
+            for line in begin_with.check(settings, facts(images.train), given):
+                _say(line)
+        run = Run(folder, settings, images, torch_device, str(length), processes, _warn, begin_with=begin_with)
         if run.facts.untrained:
             _warn(f"{named_untrained(run.facts.untrained)}: not learned, and cannot be drawn")
         if dry_run:
@@ -162,6 +174,7 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
     if not run.total:
         if (chosen := choose_format(run)) is not None:
             _say(chosen)
+        run.take_weights()
         # Only a length in time needs to know how fast this machine is.
         speed = cost.measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
         run.begin(length.plan(settings.train.batch_size, speed))

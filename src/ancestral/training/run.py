@@ -22,6 +22,7 @@ from ancestral.errors import UserError
 from ancestral.networks.ema import PowerAverage
 from ancestral.runs import build, checkpoint
 from ancestral.runs import calibration as run_calibration
+from ancestral.runs.checkpoint import OriginState
 from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runs.config import Config, to_json
 from ancestral.runs.datasets import facts
@@ -32,7 +33,9 @@ from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
 from ancestral.training import preview
+from ancestral.training.gradient_sync import whole
 from ancestral.training.health import Health, health
+from ancestral.training.origin import Origin
 from ancestral.training.plan import Plan, from_state
 from ancestral.training.trackers import Tracker, flat, scalars
 from ancestral.training.trainer import NotFinite, Record, Training, train
@@ -69,6 +72,7 @@ class Run:
         warn: called with one line for each fault that does not stop the run.
         tracker: gets the entries of metrics.jsonl too.
         owner: checked before each save: is this still the folder's only trainer?
+        begin_with: the model whose weights it begins with.
     """
 
     def __init__(
@@ -82,11 +86,14 @@ class Run:
         warn: Callable[[str], None] = print,
         tracker: Tracker | None = None,
         owner: Owner | None = None,
+        begin_with: Origin | None = None,
     ) -> None:
         self.folder, self.config, self.data = folder, config, data
         self.facts = facts(data.train)
         self.digest = data.train.digest()
         self.length, self.warn, self.tracker, self.owner = length, warn, tracker, owner
+        self.begin_with = begin_with
+        self.origin: OriginState | None = None  # of the model that it began with
         self.document = to_json(config, self.facts)
         self.training = Training(config, self.facts, device, processes)
         self.plan = Plan()
@@ -116,6 +123,8 @@ class Run:
                 f"{self.folder}: the run was planned for another length ({saved.state['length']}, "
                 f"{saved.state['total']:,} images); use that, another --out, or --fresh"
             )
+        self.origin = saved.state.get("origin")
+        self._need_same_origin()
         before, now = (flat(document) for document in (to_json(saved.config, saved.facts), self.document))
         same = {"config.source"} if same_source(before["config.source"], now["config.source"]) else set()
         differing = [
@@ -146,6 +155,27 @@ class Run:
     def begin(self, images: int) -> None:
         """Plan a leg of so many images."""
         self.plan = self.plan.further(images, self.length, self.digest)
+
+    def _need_same_origin(self) -> None:
+        """Refuse another model to begin with than the folder's run began with."""
+        asked = self.begin_with
+        if self.origin is None:
+            if asked is not None:
+                raise UserError(
+                    f"{self.folder}: holds a run that began with no model; leave out --from, or use --fresh"
+                )
+            return
+        name = self.origin["name"]
+        if asked is None or not (name == asked.name or same_source(name, asked.given)):
+            raise UserError(f"{self.folder}: holds a run that began with a model; use --from {name}, or --fresh")
+
+    def take_weights(self) -> None:
+        """Begin with the weights of the model that was named, if one was."""
+        if self.begin_with is not None:
+            new = {name: whole(value) for name, value in self.training.network.state_dict().items()}
+            weights = self.begin_with.weights(self.config, self.facts, new)
+            self.training.begin_with(weights, self.begin_with.name)
+            self.origin = self.begin_with.state
 
     def use_format(self, compute_format: ComputeFormat) -> None:
         """Begin anew in this compute format."""
@@ -222,6 +252,7 @@ class Run:
             "held_out_bits": self.held_out_bits,
             "complete": self.complete,
             "legs": self.plan.to_json(),
+            **({} if self.origin is None else {"origin": self.origin}),
             **training.format._asdict(),  # what auto stands for in this run
             "fastest_on": self.fastest_on,
         }
@@ -316,7 +347,8 @@ class Run:
                     self.config, self._model(averages), self.data.train, self.training.device
                 )
             with beside("health", self.warn):
-                log = read_metrics(self.folder / "metrics.jsonl", self.warn)
+                # A run that began with a model need not lower its loss.
+                log = [] if self.origin else read_metrics(self.folder / "metrics.jsonl", self.warn)
                 self.health = health(self.config, self._model(averages), table, self.data, log)
                 verified_folder.write_file(self.folder / "health.json", json_bytes(self.health.to_json()))
         self.save(table)

@@ -299,6 +299,19 @@ class Training:
             if moments not in MOMENTS:
                 raise Damaged(f"{where}: optimizer/{index} has {', '.join(sorted(moments))} only")
 
+    def begin_with(self, weights: Mapping[str, Tensor], where: str) -> None:
+        """Take these weights before the first update, as the network's and as both averages.
+
+        Raises:
+            Damaged: when they are of another network; `where` is what they are called.
+        """
+        own = self.network.state_dict()
+        fitting(dict(weights), own, where)
+        self.network.load_state_dict({name: like(value, own[name]) for name, value in weights.items()})
+        for average in self.averages:
+            for name, value in average.weights.items():
+                value.copy_(like(weights[name], value))
+
     def load(self, tensors: Mapping[str, Tensor], images: int, where: str) -> None:
         """Load the result of `tensors`, on any number of processes; `where` is what its file is called.
 

@@ -34,6 +34,12 @@ from ancestral.apps.cli.options import DURATION, POSITIVE, device_option, proces
     "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any other setting; --dry-run lists them."
 )
 @click.option("--dry-run", is_flag=True, help="Show the settings, the cost and what the budget buys; train nothing.")
+@click.option(
+    "--from",
+    "begin_with",
+    metavar="MODEL",
+    help="Begin with the weights of a run, RUN/averages/N, a published or diffusers folder, or hf:USER/NAME.",
+)
 @click.option("--fresh", is_flag=True, help="Begin anew; an existing run is moved aside, not deleted.")
 def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed: int, **options: Any) -> None:
     """Train on DATA: a folder of images, a .npz or .npy file, tar shards, hf:NAME, or the built-in mnist or digits."""
@@ -49,8 +55,13 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
     share(options["processes"], options["restarts"])
     from ancestral.runtime.signals import STOPPED
     from ancestral.training import command
+    from ancestral.training.origin import Origin
 
     length = command.Length(options["budget"], options["images"], options["steps"])
     chosen = {name: options[name] for name in ("dry_run", "fresh", "track")}
+    chosen |= {
+        "given": overrides.keys(),
+        "begin_with": None if options["begin_with"] is None else Origin(options["begin_with"]),
+    }
     if not command.train(resolved, run, length, options["device"], **chosen):
         sys.exit(STOPPED)

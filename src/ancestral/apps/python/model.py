@@ -43,7 +43,7 @@ Label = str | int | None
 
 
 def load(source: str | Path, device: str = "auto") -> Model:
-    """A trained model: of a run, a published or a diffusers folder, or of USER/NAME[@REVISION] on the hub.
+    """A trained model: of a run, RUN/averages/N, a published or diffusers folder, or USER/NAME[@REVISION] on the hub.
 
     Args:
         source: the folder, or the name; a folder of that name comes first.

@@ -16,6 +16,7 @@ from ancestral.runs import config
 from ancestral.runtime.registry import suggest
 from ancestral.runtime.text import seconds
 from ancestral.training import command
+from ancestral.training.origin import Origin
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def train(
     device: str = "auto",
     fresh: bool = False,
     track: Sequence[str] = (),
+    begin_with: str | Path | None = None,
     **settings: Any,
 ) -> Run:
     """Train on images, as `ancestral train` does; the same call goes on with a run that was stopped.
@@ -65,6 +67,8 @@ def train(
         device: auto, cpu, cuda, cuda:1 or mps.
         fresh: begin anew; a run that is there is moved aside.
         track: also tell tensorboard or wandb.
+        begin_with: the model whose weights the run begins with, as `load` takes it; its network and process are the
+            run's, the rest of the settings is the preset's with a lower learning rate.
         settings: any other by its name, `batch_size=32`, `labels=True`.
 
     Raises:
@@ -74,6 +78,8 @@ def train(
     overrides = {"train.seed": seed, **({} if size is None else {"data.size": size})}
     overrides |= {_key(name): value for name, value in settings.items()}
     resolved = config.resolve(memory.NAME if path is None else path, preset, overrides)
+    if not (begin_with is None or isinstance(begin_with, (str, os.PathLike))):
+        raise UserError(f"begin_with: a folder or a name on the hub is needed, got {type(begin_with).__name__}")
     if not isinstance(out, (str, os.PathLike)):
         raise UserError(f"out: the path of a folder is needed, got {out!r}")
     for name, value in (("budget", budget), ("images", images), ("steps", steps)):
@@ -86,7 +92,18 @@ def train(
     if any(value is not None and value <= 0 for value in (length.budget, length.images, length.steps)):
         raise UserError(f"{length}: the length of a run must be above 0")
     known = None if path is not None else reading.of_any(data, resolved.data)
-    complete = command.train(resolved, Path(out), length, device, dry_run=False, fresh=fresh, track=track, images=known)
+    complete = command.train(
+        resolved,
+        Path(out),
+        length,
+        device,
+        dry_run=False,
+        fresh=fresh,
+        track=track,
+        images=known,
+        given=overrides.keys(),
+        begin_with=None if begin_with is None else Origin(os.fspath(begin_with)),
+    )
     return Run(Path(out), complete)
 
 

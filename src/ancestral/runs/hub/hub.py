@@ -12,17 +12,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import msgspec
+
 from ancestral.errors import UserError, missing
 from ancestral.runs import checkpoint
-from ancestral.runs.checkpoint import Checkpoint
-from ancestral.runs.config import Config
+from ancestral.runs.checkpoint import Checkpoint, OriginState
 from ancestral.runs.hub import diffusers, import_checks
 from ancestral.runs.hub.model_card import card
 from ancestral.runs.lock import own
@@ -45,18 +46,30 @@ _REASONS = {  # by the name of the library's error
 
 
 def load(source: str | Path) -> Checkpoint:
-    """A model with its configuration: of a run, a published or a diffusers folder, or USER/NAME[@REVISION] on the hub.
+    """A model with its configuration.
+
+    It is that of a run, RUN/averages/N, a published or a diffusers folder, or USER/NAME[@REVISION] on the hub.
 
     Raises:
         UserError: when there is none, or it is damaged or of a kind unknown here.
     """
     name = str(source)
-    folder = fetch(name.removeprefix(PREFIX)) if name.startswith(PREFIX) or not Path(name).is_dir() else Path(name)
+    folder = Path(name) if Path(name).is_dir() and not name.startswith(PREFIX) else _fetched(name)
     if (folder / "checkpoints").is_dir():
         return import_checks.passed(checkpoint.open_newest(folder))
+    if checkpoint.is_average(folder):
+        return import_checks.passed(checkpoint.open_average(folder))
     if (folder / verified_folder.MANIFEST).is_file():
         return import_checks.passed(_read(folder))
     return import_checks.passed(diffusers.read(folder))
+
+
+def _fetched(name: str) -> Path:
+    """The files of a model on the hub, with or without `hf:` before its name."""
+    try:
+        return fetch(name.removeprefix(PREFIX))
+    except UserError as error:
+        raise error if name.startswith(PREFIX) else UserError(f"no such folder, nor on the hub: {error}") from None
 
 
 def import_model(source: str, run: Path) -> list[str]:
@@ -113,7 +126,7 @@ def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
     """
     saved = checkpoint.open_newest(run)
     found = measured(run, saved)
-    saved = replace(saved, config=_public(saved.config))
+    saved = _public(saved)
     hub = _library()
     if hub.constants.HF_HUB_OFFLINE:
         raise UserError(f"{name}: {_REASONS['OfflineModeIsEnabled']}")
@@ -133,9 +146,8 @@ def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
 
 def write(saved: Checkpoint, folder: Path, text: str) -> None:
     """A published folder, with this text as its README.md."""
-    verified_folder.write(
-        folder, {**checkpoint.model_files(saved), "state.json": json.dumps({"images": saved.images}).encode()}
-    )
+    state = {"images": saved.images, **_origin(saved.state)}
+    verified_folder.write(folder, {**checkpoint.model_files(saved), "state.json": json.dumps(state).encode()})
     verified_folder.write_file(folder / "README.md", text.encode())
 
 
@@ -145,19 +157,34 @@ def _read(folder: Path) -> Checkpoint:
         images = parsed["state.json"]["images"]
         if type(images) is not int or images < 0:
             raise ValueError(f"images is {images!r}")
-    except (KeyError, ValueError, TypeError) as error:
+        origin = _origin(parsed["state.json"])
+        msgspec.convert(origin.get("origin"), OriginState | None)
+    except (KeyError, ValueError, TypeError, msgspec.ValidationError) as error:
         raise verified_folder.Damaged(
             f"{folder / 'state.json'}: damaged or not of a published model ({error})"
         ) from None
     config, facts, weights, calibration = checkpoint.model_of(parsed, folder)
-    return Checkpoint(folder, images, config, facts, weights, {}, {}, calibration)
+    return Checkpoint(folder, images, config, facts, weights, {}, origin, calibration)
 
 
-def _public(config: Config) -> Config:
-    source = config.source
-    if not re.fullmatch(r"hf:[\w.-]+/[\w.-]+", source) or Path(source.removeprefix(PREFIX)).exists():
-        source = Path(source).resolve().name
-    return replace(config, source=source, data=replace(config.data, cache=None))
+def _origin(state: Mapping[str, Any]) -> dict[str, Any]:
+    """What a state says of the model that the run began with, if it did."""
+    return {"origin": state["origin"]} if state.get("origin") else {}
+
+
+def _public(saved: Checkpoint) -> Checkpoint:
+    """A model as others may read of it."""
+    config, state = saved.config, dict(saved.state)
+    config = replace(config, source=_public_name(config.source), data=replace(config.data, cache=None))
+    for origin in _origin(state).values():
+        state["origin"] = {**origin, **{name: _public_name(origin[name]) for name in ("name", "source")}}
+    return replace(saved, config=config, state=state)
+
+
+def _public_name(source: str) -> str:
+    """Of a path its last part; a name on the hub as it is."""
+    on_hub = re.fullmatch(r"hf:[\w.-]+/[\w.-]+(@[\w.-]+)?", source)
+    return source if on_hub and not Path(source.removeprefix(PREFIX)).exists() else Path(source).resolve().name
 
 
 def _library() -> Any:

@@ -11,7 +11,7 @@ _SHOWN = ("images", "terms", "network", "searched", *(name for name, option in O
 _TEXT = """# {heading}
 
 Images of {channels}x{height}x{width} on [-1, 1] by denoising diffusion, made with Ancestral: {parameters:,} parameters,
-T = {T}, schedule {schedule}{target}. Data: {source}{seen}.{classes}
+T = {T}, schedule {schedule}{target}. Data: {source}{seen}.{classes}{origin}
 
 ```sh
 ancestral import hf:{name} --out {title}
@@ -46,6 +46,15 @@ def table(one: Measured) -> str:
         lines.append(f"| {markdown(name)}{few} | {value:.4g} | {'' if error is None else f'{error:.2g}'} |")
         lines[-1] += f" {'' if share is None else f'{share:.1%}'} |" if shared else ""
     return "\n".join(lines)
+
+
+def _origin(saved: Checkpoint) -> str:
+    """The sentence on the model that the run began with."""
+    origin = saved.state.get("origin")
+    if origin is None:
+        return ""
+    seen = f", {origin['images']:,} images seen of {markdown_code(origin['source'])}" if origin["images"] else ""
+    return f" Begun from {markdown_code(origin['name'])}{seen} (weights {origin['digest'][:12]})."
 
 
 def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str) -> str:
@@ -83,6 +92,7 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         schedule=markdown(diffusion.schedule),
         target=f", target {diffusion.target}" if diffusion.chain == "gaussian" else "",
         classes=f" Classes: {classes}." if classes else "",
+        origin=_origin(saved),
         vectors=', embeddings="vectors.npy"' if embedding else "",
         comment=f"  # vectors of {saved.facts.embedding} numbers" if embedding else "",
         measured="\n\n".join(map(table, found)) or "Not measured.",
