@@ -380,7 +380,7 @@ def test_lite0_is_its_computation_by_hand():
     raw = torch.load(path, weights_only=True)
     weights = {name: tensor.double().numpy() for name, tensor in raw.items()}
     image = np.random.default_rng(0).integers(0, 256, (37, 26, 3), dtype=np.uint8)
-    own = efficientnet_lite0.load(path).double()
+    own = efficientnet_lite0.load(path, torch.float64)
     found = own(torch.from_numpy(image).permute(2, 0, 1)[None])
     expected, logits = by_hand(weights, image)
     assert expected.shape == (1280,)
