@@ -63,7 +63,7 @@ class DiffusionOptions:
     """The forward process, what is predicted, and the reverse process."""
 
     T: Annotated[int, Meta(ge=1, le=10**6)] = 1000
-    chain: str = "gaussian"  # absorbing: values are masked, and revealed in any order (see `absorbing`)
+    chain: str = "gaussian"  # absorbing: values are masked, and revealed in any order; consistency: for few steps
     schedule: str = "linear"
     target: str = "eps"
     objective: str = "simple"
@@ -211,16 +211,24 @@ def resolve(source: str, preset: str, overrides: Mapping[str, Any]) -> Config:
     """
     if preset not in PRESETS:
         raise UserError(f"--preset: unknown preset '{preset}'; {suggest(preset, PRESETS)}")
-    kinds = known_keys()
-    tree: dict[str, Any] = {"source": source}
-    for key, value in {**PRESETS[preset], **overrides}.items():
+    return changed(Config(source), {**PRESETS[preset], **overrides})
+
+
+def changed(config: Config, overrides: Mapping[str, Any]) -> Config:
+    """The configuration with other values of some settings, as `resolve` takes them.
+
+    Raises:
+        UserError: as `resolve`.
+    """
+    kinds, tree = known_keys(), asdict(config)
+    for key, value in overrides.items():
         if key in IMPORTED:
             raise UserError(f"--set {key}: describes networks imported from diffusers, not new ones; leave it out")
         if key not in kinds:
             raise UserError(f"--set {key}: unknown key; {suggest(key, kinds)}")
         group, name = key.split(".")
         single = get_origin(kinds[key]) is tuple and not isinstance(value, (list, tuple))
-        tree.setdefault(group, {})[name] = [value] if single else value
+        tree[group][name] = [value] if single else value
     return _convert(tree, Config, "--set ")
 
 

@@ -35,6 +35,9 @@ from ancestral.runs.config import Config, DiffusionOptions, Facts
 from ancestral.runtime.registry import choose
 
 
+_WHOLE = "the whole chain, of {every:,} steps: --steps all"
+
+
 @dataclass(frozen=True)
 class Chain:
     """Registry entry of a process: how to build its denoiser, draw states and step back.
@@ -54,6 +57,7 @@ class Chain:
     named: Callable[[str], str]  # the reverse step with this variance, as printed
     best: Callable[[Any, Tensor, Sequence[int], int], list[int]]  # indices into that grid of its best N-step sub-grid
     calls: int  # of the network, an image, where nothing is said
+    more: str  # how to draw in another number of steps
 
 
 def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
@@ -90,6 +94,10 @@ def _consistency(network: nn.Module, process: NoiseSchedule, config: Config, fac
             f"'{options.target}' cannot; use v, eps, flow, edm or score"
         )
     return made
+
+
+def _none_better(predictor: Any, start: Tensor, fine: Sequence[int], steps: int) -> list[int]:
+    raise UserError("tune-steps: measures how straight the flow is, which a consistency model does not follow")
 
 
 def _gaussian_channels(channels: int, options: DiffusionOptions) -> tuple[int, int]:
@@ -135,6 +143,7 @@ def _absorbing(kind: type[Absorbing]) -> Chain:
         named=lambda variance: "places revealed in any order",
         best=lambda predictor, start, fine, steps: shortest(imagined_costs(predictor, start, fine), steps, growth=1),
         calls=CALLS,
+        more=_WHOLE,
     )
 
 
@@ -151,6 +160,7 @@ _GAUSSIAN = Chain(
     named=lambda variance: f"{variance} variance",
     best=lambda predictor, start, fine, steps: shortest(jumps(predictor, start, fine), steps),
     calls=CALLS,
+    more=_WHOLE,
 )
 
 CHAINS: dict[str, Chain] = {
@@ -164,6 +174,8 @@ CHAINS: dict[str, Chain] = {
         calibrated=False,
         named=lambda variance: "the predicted image with fresh noise",
         calls=2,
+        best=_none_better,
+        more="in one step, or in four: --steps 1, --steps 4",
     ),
     "absorbing": _absorbing(Absorbing),
     "absorbing-independent": _absorbing(Independent),

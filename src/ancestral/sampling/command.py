@@ -89,7 +89,7 @@ def sample(
         speed = f"{new / (time.monotonic() - started):.1f} images/s" if new else "all drawn before"
         screen.print(f"{num_images} images, {sampler.calls} network calls each, {speed}: {out / GRID}")
         if options.steps is None and sampler.steps < sampler.every:
-            screen.print(f"the whole chain, of {sampler.every:,} steps: --steps all")
+            screen.print(build.chain(sampler.saved.config).more.format(every=sampler.every))
 
 
 def _drawn_by_earlier_versions(out: Path) -> dict[str, str]:

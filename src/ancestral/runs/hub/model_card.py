@@ -10,7 +10,7 @@ from ancestral.runtime.text import markdown, markdown_code, shown
 _SHOWN = ("images", "terms", "network", "searched", *(name for name, option in OPTIONS.items() if option.card))
 _TEXT = """# {heading}
 
-Images of {channels}x{height}x{width} on [-1, 1] by denoising diffusion, made with Ancestral: {parameters:,} parameters,
+Images of {channels}x{height}x{width} on [-1, 1] {how}, made with Ancestral: {parameters:,} parameters,
 T = {T}, schedule {schedule}{target}. Data: {source}{seen}.{classes}{origin}
 
 ```sh
@@ -29,9 +29,7 @@ images = model.sample(16{vectors}){comment}
 
 {measured}
 """
-_ABSORBING = {  # replaced for an absorbing chain
-    "by denoising diffusion": "by revealing places in any order",
-}
+_MADE = {"gaussian": "by denoising diffusion", "consistency": "in 1, 2 or 4 network calls by a consistency model"}
 
 
 def table(one: Measured) -> str:
@@ -82,6 +80,7 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         name=shown(name),
         title=shown(name.rpartition("/")[2]),
         heading=markdown(name.rpartition("/")[2]),
+        how=_MADE.get(diffusion.chain, "by revealing places in any order"),
         channels=channels,
         height=height,
         width=width,
@@ -90,14 +89,11 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         seen=f", {saved.images:,} images seen" if saved.images else "",
         T=diffusion.T,
         schedule=markdown(diffusion.schedule),
-        target=f", target {diffusion.target}" if diffusion.chain == "gaussian" else "",
+        target=f", target {diffusion.target}" if diffusion.chain in _MADE else "",
         classes=f" Classes: {classes}." if classes else "",
         origin=_origin(saved),
         vectors=', embeddings="vectors.npy"' if embedding else "",
         comment=f"  # vectors of {saved.facts.embedding} numbers" if embedding else "",
         measured="\n\n".join(map(table, found)) or "Not measured.",
     )
-    if diffusion.chain != "gaussian":
-        for gaussian, absorbing in _ABSORBING.items():
-            text = text.replace(gaussian, absorbing)
     return f"---\n{data.to_yaml().strip()}\n---\n\n{text}"
