@@ -34,7 +34,6 @@ from ancestral.errors import UserError
 from ancestral.runs.config import Config, DiffusionOptions, Facts
 from ancestral.runtime.registry import choose
 
-
 _WHOLE = "the whole chain, of {every:,} steps: --steps all"
 
 
