@@ -147,13 +147,14 @@ def settings(chosen: Config, given: Collection[str], model: Config, *, rate: flo
 
 def _need_same_meaning(name: str, model: Config, config: Config) -> None:
     """Refuse settings under which the same weights would compute something else."""
+    free = _FREE | ({"diffusion.chain"} if build.chain(model).channels is build.chain(config).channels else set())
     differing = {
         f"{group}.{field}": (old, new)
         for group in ("model", "diffusion")
         for (field, old), new in zip(
             asdict(getattr(model, group)).items(), asdict(getattr(config, group)).values(), strict=True
         )
-        if old != new and f"{group}.{field}" not in _FREE
+        if old != new and f"{group}.{field}" not in free
     }
     for key, (old, new) in differing.items():
         if key == "diffusion.target":

@@ -15,6 +15,7 @@ from ancestral import __version__
 from ancestral.apps.cli import (
     archive,
     compress,
+    distill,
     edit,
     evaluate,
     explain,
@@ -29,7 +30,7 @@ from ancestral.runtime.signals import BROKEN_PIPE, STOPPED, StopSignal, raise_on
 from ancestral.runtime.text import shown
 
 VERBS = (
-    *(train.train, sample.sample, edit.edit, sample.tune_steps),
+    *(train.train, distill.distill, sample.sample, edit.edit, sample.tune_steps),
     *(evaluate.evaluate, evaluate.metrics, rate_distortion.rd, likelihood.likelihood, archive.agree, explain.explain),
     *(compress.compress, compress.decompress, archive.archive, archive.unarchive),
     *(hub.import_model, hub.export, hub.push, serve.serve),
@@ -48,7 +49,7 @@ Exit codes:
   0    done
   1    a fault of the program
   2    refused: one line names the option, file or value, and the mend
-  75   train was told to stop and saved: the same command goes on
+  75   train or distill was told to stop and saved: the same command goes on
   130  stopped by Ctrl-C (143: by SIGTERM, 138: by SIGUSR1)
   141  whoever read the output went away
 """
@@ -89,7 +90,7 @@ class _Group(click.Group):
         except KeyboardInterrupt as told:
             number = told.number if isinstance(told, StopSignal) else signal.SIGINT
             verb = str(ctx.invoked_subcommand)
-            code = STOPPED if verb == "train" and number != signal.SIGINT else 128 + number
+            code = STOPPED if verb in ("train", "distill") and number != signal.SIGINT else 128 + number
             return _end(ctx, code, f"stopped: {KEPT.get(verb, ANEW)}")
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
