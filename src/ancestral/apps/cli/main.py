@@ -37,9 +37,10 @@ VERBS = (
 )
 
 
+TRAINING = ("train", "distill")
 IN_PIECES = "the pieces that are done are kept; the same command does what is missing"
 KEPT = {  # what is said when a command is stopped
-    "train": "the last checkpoint, where there is one, is kept; the same command goes on from it",
+    **dict.fromkeys(TRAINING, "the last checkpoint, where there is one, is kept; the same command goes on from it"),
     **dict.fromkeys(("sample", "evaluate", "metrics", "rd", "likelihood", "archive"), IN_PIECES),
     "agree": "the archive's blocks that are done are kept; the same command measures the rest anew",
 }
@@ -90,7 +91,7 @@ class _Group(click.Group):
         except KeyboardInterrupt as told:
             number = told.number if isinstance(told, StopSignal) else signal.SIGINT
             verb = str(ctx.invoked_subcommand)
-            code = STOPPED if verb in ("train", "distill") and number != signal.SIGINT else 128 + number
+            code = STOPPED if verb in TRAINING and number != signal.SIGINT else 128 + number
             return _end(ctx, code, f"stopped: {KEPT.get(verb, ANEW)}")
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise

@@ -1,0 +1,112 @@
+"""`ancestral distill` and what commands make of its runs, grey and colour."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ancestral.diffusion.samplers.grids import trailing
+from ancestral.runs import checkpoint
+from ancestral.runs.open import open_model
+from conftest import run_command
+
+
+@pytest.fixture(scope="module", params=["trained_run", "colour_run"])
+def pair(request, tmp_path_factory):
+    """A model and what it was tuned into by 12 updates, half of them after a stop."""
+    model, fast = request.getfixturevalue(request.param), tmp_path_factory.mktemp("fast") / "run"
+    result = run_command("distill", model, "--out", fast, "--steps", 12)
+    assert result.exit_code == 0, result.output
+    return model, fast, result.output
+
+
+def test_it_begins_with_the_model_and_says_so(pair):
+    model, fast, output = pair
+    before, after = checkpoint.open_newest(model), checkpoint.open_newest(fast)
+    assert "begins with the weights of" in output
+    assert after.state["origin"]["name"] == str(model)
+    assert after.state["origin"]["digest"] == checkpoint.weights_digest(before)
+    assert after.config.model == before.config.model
+    assert (after.config.diffusion.chain, after.config.diffusion.target) == (
+        "consistency",
+        before.config.diffusion.target,
+    )
+    moved = [(after.weights[name] - value).abs().max() for name, value in before.weights.items()]
+    assert 0 < max(moved) < 0.5  # a few small updates away, not a network begun anew
+    assert run_command("distill", model, "--out", fast, "--steps", 12).exit_code == 0  # is complete
+    other = run_command("distill", model, "--out", fast, "--steps", 13)
+    assert other.exit_code == 2
+    assert "another length" in other.output
+
+
+@pytest.mark.parametrize("steps", [None, 1, 2, 4])
+def test_images_are_drawn_by_predicting_and_renoising(pair, steps, tmp_path):
+    """Algorithm 1 of Song et al. 2023, written out with the same streams."""
+    from ancestral.data.pixels import to_bytes
+    from ancestral.diffusion.processes.streams import Streams
+
+    _, fast, _ = pair
+    chosen = () if steps is None else ("--steps", steps)
+    result = run_command("sample", fast, "--num-images", 3, "--out", tmp_path, *chosen, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    calls = steps or 2
+    assert f"3 images, {calls} network calls each" in result.output
+    assert ("--steps 1" in result.output) == (steps is None)
+    saved, model = open_model(fast, "cpu", None)
+    x, noise = Streams(0, "latent", range(3)).normal(saved.facts.shape), Streams(0, "reverse", range(3))
+    times = trailing(model.schedule, calls)
+    for place, t in enumerate(times[:-1]):
+        with torch.no_grad():
+            x0 = model(x, t).x0
+        assert x0.abs().max() <= 1
+        s = times[place + 1]
+        x = model.schedule.signal(s) * x0
+        if s:
+            x = x + model.schedule.noise(s) * noise.normal(saved.facts.shape)
+    for number, expected in enumerate(to_bytes(x)):
+        found = np.asarray(Image.open(tmp_path / f"{number:06d}.png")).reshape(expected.shape)
+        assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        ("sample", ("--solver", "heun"), "--solver: a run of chain 'consistency' has one reverse step"),
+        ("sample", ("--eta", 0), "--eta: a run of chain 'consistency' has one reverse step"),
+        ("sample", ("--guidance", 2), "--guidance: needs a run .* predicts the mean"),
+        ("tune-steps", ("--steps", 2), "tune-steps: "),
+        ("evaluate", (), "has no bound"),
+        ("likelihood", (), "predicts the mean"),
+        ("rd", (), "predicts the mean"),
+        ("explain", ("--out", "page.html"), "predicts the mean"),
+        ("distill", ("--out", "other"), "predicts the mean"),
+    ],
+)
+def test_what_needs_the_mean_of_x0_is_refused(pair, command, options, said):
+    result = run_command(command, pair[1], *options)
+    assert result.exit_code == 2, result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert re.search(said, result.output)
+
+
+def test_its_samples_are_measured(pair, tmp_path):
+    result = run_command("metrics", pair[1], "--network", "pixels", "--num-images", 40, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    (file,) = tmp_path.glob("metrics-*.json")
+    assert json.loads(file.read_text())["metrics"]
+
+
+def test_only_targets_that_give_clean_images_back_can_be_tuned(tmp_path):
+    result = run_command(
+        "train", "digits", "--preset", "tiny", "--out", tmp_path / "run", "--steps", 1,
+        *(word for key in ("chain", "objective") for word in ("--set", f"diffusion.{key}=consistency")),
+        "--set", "diffusion.target=x0",
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert "diffusion.target: at t = 0 a consistency model gives back x_t" in result.output
+    result = run_command("train", "digits", "--out", tmp_path / "run", "--set", "diffusion.objective=consistency")
+    assert result.exit_code == 2
+    assert "diffusion.chain=consistency" in result.output
