@@ -15,7 +15,7 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import Time, over
 from ancestral.diffusion.samplers.loop import GaussianDraw, Move, walk
 from ancestral.diffusion.samplers.sample import finish
-from ancestral.diffusion.samplers.transitions import DDIM, Transition
+from ancestral.diffusion.samplers.transitions import DDIM, Stepper, Transition
 
 
 def below(schedule: Gaussian, grid: Sequence[int], t: int) -> list[int]:
@@ -55,7 +55,7 @@ class _Resampling:
     def __init__(self, transition: Transition, ends: Sequence[int]) -> None:
         self.transition, self.ends = transition, iter(ends)
 
-    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """From t to the end of this step, then by the forward process to s."""
         end = next(self.ends)
         p = self.transition(schedule, x_t, prediction, t, end)
@@ -84,7 +84,7 @@ class Resampled:
     jump: int = 10
     resamples: int = 10
 
-    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
         """The steps of one walk, and the times that it visits.
 
         Raises:

@@ -78,7 +78,8 @@ class Elbo:
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Elbo:
         """The inverse of `tensors`."""
-        return cls(**{**tensors, "dimensions": int(tensors["dimensions"])})  # pyright: ignore[reportArgumentType]
+        fields = dict(tensors)
+        return cls(dimensions=int(fields.pop("dimensions")), **fields)
 
     def bits(self, nats: Tensor) -> Tensor:
         """Nats an image as bits per dimension."""

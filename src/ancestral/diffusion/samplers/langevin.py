@@ -18,7 +18,7 @@ from ancestral.diffusion.denoisers.denoiser import Prediction, score
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.types import over
-from ancestral.diffusion.samplers.transitions import DDIM, Transition
+from ancestral.diffusion.samplers.transitions import DDIM, Stepper, Transition
 
 
 def langevin(schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, share: float) -> Normal:
@@ -44,11 +44,11 @@ class Langevin:
     steps: int = 5
     share: float = 0.1
 
-    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
         """The transition, and each level as often as it is visited."""
         levels, end = [t for t in grid if t > 0], [t for t in grid if t == 0]
         visits = [t for t in levels for _ in range(self.steps)]
-        return self._move, [*visits, levels[-1], *end]  # pyright: ignore[reportReturnType]
+        return self._move, [*visits, levels[-1], *end]
 
     def _move(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         if s == 0 or (s < t and not schedule.signal(t) > 0):
@@ -78,10 +78,10 @@ class Corrected:
     steps: int = 1
     snr: float = 0.16
 
-    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
         """The transition, and each level as often as it is visited."""
         visits = [grid[0], *(t for t in grid[1:] for _ in range(self.steps + 1 if t > 0 else 1))]
-        return self._move, visits  # pyright: ignore[reportReturnType]
+        return self._move, visits
 
     def _move(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         if s != t:

@@ -25,7 +25,7 @@ from ancestral.diffusion.samplers.multistep import (
     Seen,
     Solver,
 )
-from ancestral.diffusion.samplers.transitions import DDIM, Planned, Transition
+from ancestral.diffusion.samplers.transitions import DDIM, Planned, Stepper, Transition
 
 
 def _raised(schedule: Gaussian, grid: Sequence[int], churn: float) -> list[int]:
@@ -92,9 +92,9 @@ class Multistep:
     kind: type[Dpm | DpmSingle | DpmSde | Deis | Ipndm | Lms]
     order: int
 
-    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
         """The solver of one walk, and the times that it visits."""
-        return self.kind(schedule, grid, self.order), grid  # pyright: ignore[reportReturnType]
+        return self.kind(schedule, grid, self.order), grid
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class UniPC:
     order: int = 3
     bh1: bool = False
 
-    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
         """The solver of one walk, and the times that it visits."""
-        return PredictorCorrector(schedule, grid, self.order, self.bh1), grid  # pyright: ignore[reportReturnType]
+        return PredictorCorrector(schedule, grid, self.order, self.bh1), grid
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,9 @@ class Euler:
 
     churn: float = 0.0
 
-    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
         """The steps of one walk, and the times that it visits."""
-        return EulerSteps(grid[1:]), [*_raised(schedule, grid, self.churn), grid[-1]]  # pyright: ignore[reportReturnType]
+        return EulerSteps(grid[1:]), [*_raised(schedule, grid, self.churn), grid[-1]]
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ class Heun:
     churn: float = 0.0
     reach: float = 1.0
 
-    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
         """The solver of one walk, and the times that it visits."""
         stepper = HeunSteps(schedule, grid, _raised(schedule, grid, self.churn), self.reach)
-        return stepper, stepper.visits  # pyright: ignore[reportReturnType]
+        return stepper, stepper.visits
 
 
 SOLVERS: dict[str, Transition | Planned] = {

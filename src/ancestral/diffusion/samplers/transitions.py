@@ -27,18 +27,26 @@ Variance = Callable[[Gaussian, Prediction, Time, Time], Tensor]
 
 
 class Transition(Protocol):
-    """p(x_s | x_t) from a prediction."""
+    """p(x_s | x_t) from a prediction; one without a memory, for a vector of times too."""
 
     def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: Time, s: Time) -> Normal:
         """The Gaussian from which x_s is drawn. x_t: (B, ...); s < t."""
         ...
 
 
-class Planned(Protocol):
-    """A method that must know the whole grid, or remember: it makes a transition of its own for each walk."""
+class Stepper(Protocol):
+    """The transition of one walk, which may remember: called with the times of its steps in order."""
 
-    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Transition, Sequence[int]]:
-        """(the transition of one walk, the times that it visits)."""
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
+        """The Gaussian from which x_s is drawn."""
+        ...
+
+
+class Planned(Protocol):
+    """A method that must know the whole grid, or remember: it makes a stepper for each walk."""
+
+    def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
+        """(the stepper of one walk, the times that it visits)."""
         ...
 
 
