@@ -52,7 +52,7 @@ def unpack(content: bytes, predicted: np.ndarray, table: Any, guard: float, exac
     Raises:
         CodecError: when they are not those that were packed.
     """
-    begin = len(varint(read_varint(content, 0, 8 * predicted.size + 1024)[0]))  # pyright: ignore[reportOptionalSubscript]
+    _, begin = read_varint(content, 0, 8 * predicted.size + 1024) or (0, 0)
     try:
         pixels = _pixels(content[begin:-4], predicted, table, guard, exact)
     except Exception as error:  # a decoder of damaged bytes raises whatever it trips over

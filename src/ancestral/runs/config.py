@@ -295,7 +295,7 @@ def _refuse_unknown(document: Any, kind: type, where: str) -> None:
         if key not in hints:
             raise UserError(f"{where}.{key}: unknown field; {suggest(key, hints)}")
         if is_dataclass(hints[key]):
-            _refuse_unknown(value, hints[key], f"{where}.{key}")  # pyright: ignore[reportArgumentType]
+            _refuse_unknown(value, hints[key], f"{where}.{key}")
 
 
 _T = TypeVar("_T")

@@ -181,7 +181,7 @@ def _missing(editor: FileEditor, damage: Damage) -> Operator:
         return Known(editor.read_mask(damage.mask))
     if damage.degraded:
         raise UserError("--mask: say which pixels are missing, white in a PNG of the image's size")
-    chance = torch.special.ndtr(editor.streams("missing", [0]).normal(editor.shape[1:]))  # pyright: ignore[reportUnknownMemberType]
+    chance = torch.special.ndtr(editor.streams("missing", [0]).normal(editor.shape[1:]))
     return Known(chance >= damage.missing)
 
 

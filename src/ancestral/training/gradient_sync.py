@@ -9,7 +9,7 @@ exact       the shards of `train.exact_shards` are added in one binary tree: the
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,6 +19,9 @@ from ancestral.errors import UserError
 from ancestral.runs.compute_format import ComputeFormat, candidates
 from ancestral.runs.config import TrainOptions
 from ancestral.runtime.distributed import Processes, tree_sum
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 class Engine:
@@ -152,7 +155,7 @@ def open_formats(options: TrainOptions, device: torch.device, processes: Process
 
 def whole(value: Tensor) -> Tensor:
     """The full tensor of one that may be divided among processes, each of which must call this."""
-    return value.full_tensor() if _is_divided(value) else value  # pyright: ignore[reportAttributeAccessIssue]
+    return value.full_tensor() if _is_divided(value) else value
 
 
 def like(value: Tensor, reference: Tensor) -> Tensor:
@@ -162,10 +165,10 @@ def like(value: Tensor, reference: Tensor) -> Tensor:
     if _is_divided(reference):
         from torch.distributed.tensor import distribute_tensor
 
-        return distribute_tensor(value, reference.device_mesh, reference.placements)  # pyright: ignore[reportAttributeAccessIssue]
+        return distribute_tensor(value, reference.device_mesh, reference.placements)
     return torch.empty_like(reference, dtype=value.dtype, device=value.device).copy_(value)
 
 
-def _is_divided(value: Tensor) -> bool:
+def _is_divided(value: Tensor) -> TypeGuard[DTensor]:
     """Whether it is a DTensor, without the import of its class."""
     return hasattr(value, "placements")

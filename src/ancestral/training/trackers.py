@@ -79,7 +79,7 @@ class WeightsAndBiases:
     """A run in RUN/wandb, offline unless WANDB_MODE says otherwise; `wandb sync` sends it later."""
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        import wandb  # pyright: ignore[reportMissingImports]
+        import wandb  # pyright: ignore[reportMissingImports] # an extra
 
         name = folder / "wandb-id"  # so that a run that goes on is one run there too
         if not name.exists():
@@ -92,7 +92,7 @@ class WeightsAndBiases:
             resume="allow",
             dir=str(folder),
             config=dict(settings),
-            mode=os.environ.get("WANDB_MODE", "offline"),  # pyright: ignore[reportArgumentType]
+            mode=os.environ.get("WANDB_MODE", "offline"),  # pyright: ignore[reportArgumentType] # wandb checks it
         )
         self._run.define_metric("*", step_metric="images")
 

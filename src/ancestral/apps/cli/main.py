@@ -62,7 +62,7 @@ def _plain() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        error.message = shown(error.message)  # pyright: ignore[reportAttributeAccessIssue]
+        error.message = shown(error.message)  # pyright: ignore[reportAttributeAccessIssue] # Final, to its subclasses
         raise
 
 

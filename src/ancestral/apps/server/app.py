@@ -179,7 +179,7 @@ def _jobs(app: FastAPI, jobs: JobQueue) -> None:
     async def state(job: str) -> schemas.State:
         """How far a job is."""
         record = found(job)
-        return schemas.State(state=record.state, place=record.place, step=record.step, of=record.of)  # pyright: ignore[reportArgumentType]
+        return schemas.State(state=record.state, place=record.place, step=record.step, of=record.of)
 
     @app.delete("/api/jobs/{job}", status_code=204, responses=responses(403, 404, 408, 413, 422))
     async def cancel(job: str) -> Response:

@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-ENDINGS = {"done": "done", "error": "failed", "cancelled": "cancelled"}  # event: the state it leaves
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+ENDINGS: dict[str, State] = {"done": "done", "error": "failed", "cancelled": "cancelled"}  # event: the state it leaves
 
 
 class Stopped(Exception):
@@ -37,7 +38,8 @@ class Record:
     def __init__(self, urgent: bool = False) -> None:
         self.urgent = urgent
         self.id = secrets.token_urlsafe(12)
-        self.state, self.place, self.step, self.of = "queued", 0, 0, 0
+        self.state: State = "queued"
+        self.place, self.step, self.of = 0, 0, 0
         self.begun, self.ended = time.monotonic(), 0.0
         self.deadline = float("inf")
         self.size = 0  # of what is kept, about, in bytes

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
+from ancestral.apps.server import job
 from ancestral.apps.server.data_uri import MOST_BYTES
 from ancestral.runs.sampling_options import OPTIONS, Option, one_way_to_step
 
@@ -155,7 +156,7 @@ class Accepted(BaseModel):
 class State(BaseModel):
     """How far a job is."""
 
-    state: Literal["queued", "running", "done", "failed", "cancelled"]
+    state: job.State
     place: int
     step: int
     of: int

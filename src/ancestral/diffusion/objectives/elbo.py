@@ -17,9 +17,9 @@ from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
-from ancestral.diffusion.processes.normal import Normal
+from ancestral.diffusion.processes.normal import Likelihood, Normal
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import Likelihood, untyped
+from ancestral.diffusion.processes.types import untyped
 from ancestral.diffusion.samplers.transitions import Transition
 
 

@@ -19,9 +19,9 @@ from torch import Tensor
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import Elbo
 from ancestral.diffusion.processes.gaussian import Gaussian
-from ancestral.diffusion.processes.normal import Normal
+from ancestral.diffusion.processes.normal import Likelihood, Normal
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import Likelihood, numbers, untyped
+from ancestral.diffusion.processes.types import numbers, untyped
 from ancestral.diffusion.samplers.loop import GaussianStep, along_q
 from ancestral.diffusion.samplers.transitions import Transition
 

@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import integrate  # pyright: ignore[reportMissingTypeStubs]
+from scipy import integrate  # pyright: ignore[reportMissingTypeStubs] # it has none
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.denoisers.targets import V
-from ancestral.diffusion.processes.normal import HALF_BIN, Normal, standard_normal_like
+from ancestral.diffusion.processes.normal import HALF_BIN, Likelihood, Normal, standard_normal_like
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import Likelihood, over
+from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.transitions import Ancestral, Transition
 
 _scipy: Any = integrate  # has no annotations

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ancestral.diffusion.processes.levels import Point, Values, snap
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
-from ancestral.diffusion.processes.types import Likelihood, Time, untyped
+from ancestral.diffusion.processes.normal import Likelihood
+from ancestral.diffusion.processes.types import Time, untyped
 
 MASK = 2.0  # off the data's range [-1, 1], and exact in every floating type
 

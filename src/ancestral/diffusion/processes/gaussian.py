@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
-from ancestral.diffusion.processes.normal import Normal, standard_normal_like
-from ancestral.diffusion.processes.types import Likelihood, Time, over
+from ancestral.diffusion.processes.normal import Likelihood, Normal, standard_normal_like
+from ancestral.diffusion.processes.types import Time, over
 
 
 @dataclass(frozen=True, eq=False)

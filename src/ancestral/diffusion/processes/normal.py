@@ -13,12 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ancestral.diffusion.processes.types import untyped
+
 HALF_BIN = 1 / 255  # half the distance between two neighbouring byte values on [-1, 1]
 RAREST = 24  # bits that any byte costs a coder at most: its frequencies are parts of 2^24
 _UNIFORM = 256 * 2.0**-RAREST  # the share of a byte's probability that is spread evenly
 _LOG_2PI = math.log(2 * math.pi)
-_erfc: Callable[[Tensor], Tensor] = torch.special.erfc  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-_erfcx: Callable[[Tensor], Tensor] = torch.special.erfcx  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+_erfc: Callable[[Tensor], Tensor] = untyped.special.erfc
+_erfcx: Callable[[Tensor], Tensor] = untyped.special.erfcx
 _HALF_ROOT = math.sqrt(0.5)
 
 
@@ -100,6 +102,9 @@ class Normal(NamedTuple):
         """
         gaussian = self.log_prob_byte(x) + math.log1p(-_UNIFORM)
         return torch.logaddexp(gaussian, torch.full_like(gaussian, -RAREST * math.log(2)))
+
+
+Likelihood = Callable[[Normal, Tensor], Tensor]  # log p(x0 | x_1) per element: for bytes, or a density
 
 
 def standard_normal_like(x: Tensor) -> Normal:

@@ -6,8 +6,8 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.types import Likelihood, Time
+from ancestral.diffusion.processes.normal import Likelihood, Normal
+from ancestral.diffusion.processes.types import Time
 
 
 class Distribution(Protocol):

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.processes.normal import Normal
-
-Likelihood = Callable[[Normal, Tensor], Tensor]  # log p(x0 | x_1) per element: for bytes, or a density
-
-
 Time = int | Tensor  # one time for a whole batch, or a vector with one an image: int64, or float for times in between
-
 
 untyped: Any = torch  # for its functions without annotations: what they give is annotated where they are called
 
