@@ -52,14 +52,14 @@ def white(subject):
     pixels = ((x0.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
     images = ImageSet(pixels, None, (), tuple(map(str, range(len(pixels)))))
     model = White(subject.schedule)
-    fields = {"images": Splits(images, images), "told": lambda shown: model, "drawn": lambda numbers: model}
+    fields = {"images": Splits(images, images), "conditioned": lambda shown: model, "drawn": lambda numbers: model}
     return replace(subject, num_images=64, **fields)
 
 
-@pytest.mark.parametrize(("told", "off"), [(2.0, 1e-6), (30.0, 0.01)])
-def test_the_score_adds_up_to_the_log_density(subject, told, off):
+@pytest.mark.parametrize(("information", "off"), [(2.0, 1e-6), (30.0, 0.01)])
+def test_the_score_adds_up_to_the_log_density(subject, information, off):
     shown = connections_energy.Plane(subject)
-    t, model = shown.time(told), subject.told(subject.test)
+    t, model = shown.time(information), subject.conditioned(subject.test)
     assert isinstance(model, Shapes)
     found = connections_energy.around(shown, t)
     states = connections_energy.states_around(shown, t)
@@ -74,7 +74,7 @@ def test_the_score_adds_up_to_the_log_density(subject, told, off):
 def test_in_much_noise_every_arrow_points_to_the_mean(subject):
     shown = connections_energy.Plane(subject)
     arrows = shown.slice(1e-6)
-    model = subject.told(subject.test)
+    model = subject.conditioned(subject.test)
     mean = ((model.mixture.means.mean(0) - shown.middle) @ shown.axes.T).numpy()
     assert np.abs(arrows.places + arrows.pull - mean).max() < 0.05
 
@@ -92,7 +92,7 @@ def test_valleys_are_what_lies_below_the_ends():
 def test_the_loss_of_the_exact_score_is_what_cannot_be_known(subject):
     """E |eps - eps_hat|^2 = E[SNR Var[x0 | x_t]]: the constant of denoising score matching."""
     found, error = mean_and_error(connections.dsm(subject))
-    x0, model, schedule = subject.x0(subject.test), subject.told(subject.test), subject.schedule
+    x0, model, schedule = subject.x0(subject.test), subject.conditioned(subject.test), subject.schedule
     noise = Streams(1, "test-dsm", range(len(x0)))
     least = []
     for t in range(5, 1001, 10):
@@ -123,11 +123,11 @@ def test_white_images_are_known_at_every_frequency_as_wiener_says(white):
 def test_rates_are_those_of_the_curve(white):
     x0, grid = white.x0(white.images.test.spread(64)), list(range(1000, -1, -20))
     noise = Streams(0, "test-rates", range(64))
-    chain = along_chains(white.told(white.test), x0, grid, white.move, noise).elbo
+    chain = along_chains(white.conditioned(white.test), x0, grid, white.move, noise).elbo
     ours, true = connections_compression.rates(chain, 1000), curve(chain)
     assert ours.rate == pytest.approx(true.rate.numpy())
     assert ours.rmse == pytest.approx(true.rmse.numpy())
-    part = elbo(white.told(white.test), x0, grid, white.move, Streams(1, "test-rates", range(64)), terms=25)
+    part = elbo(white.conditioned(white.test), x0, grid, white.move, Streams(1, "test-rates", range(64)), terms=25)
     few = connections_compression.rates(part, 1000)
     mean, error = mean_and_error(few.sent)
     assert mean == pytest.approx(float(true.rate[-1]), abs=5 * error)

@@ -146,7 +146,7 @@ def test_l_simple_of_the_exact_model_is_what_the_noise_hides(toy):
         generator = torch.Generator().manual_seed(draw)
         one = x0[draw % len(x0)][None]
         x_t = toy.schedule.marginal(one, t).sample(torch.randn(one.shape, generator=generator).double())
-        hidden.append(toy.schedule.snr(t) * toy.told(toy.test)(x_t, t).x0_var.mean())
+        hidden.append(toy.schedule.snr(t) * toy.conditioned(toy.test)(x_t, t).x0_var.mean())
     difference = found.simple - torch.stack(hidden)
     assert abs(float(difference.mean())) < 4 * float(difference.std()) / len(difference) ** 0.5
 

@@ -139,7 +139,7 @@ def test_errors_of_gaussian_data_are_the_closed_form(toy):
     subject = exact(num_images=64, seed=0)
     oracle = gaussian(q, torch.zeros(256).double(), var)
 
-    def told(shown):
+    def conditioned(shown):
         def predictor(x_t, t):
             return predict(oracle(x_t.flatten(1), t).x0.reshape(x_t.shape), x_t, q, t)
 
@@ -147,7 +147,7 @@ def test_errors_of_gaussian_data_are_the_closed_form(toy):
         return predictor
 
     images = var**0.5 * torch.randn(64, 1, 16, 16, generator=torch.Generator().manual_seed(0)).double()
-    vars(subject).update(told=lambda shown: told(shown), x0=lambda shown: images[: len(shown)])
+    vars(subject).update(conditioned=lambda shown: conditioned(shown), x0=lambda shown: images[: len(shown)])
     vars(subject).update(move=build.Ancestral(transitions.fixedsmall))
     found = reverse_predictions.errors(subject, torch.ones_like(subject.elbo.mse))
     t = subject.elbo.t

@@ -9,7 +9,13 @@ import torch
 from scipy import stats
 
 from ancestral.diffusion.denoisers.masked import Masked, guess
-from ancestral.diffusion.objectives.autoregressive import costs, from_law, imagined_costs, monotone, nll_in_order
+from ancestral.diffusion.objectives.autoregressive import (
+    costs,
+    from_p,
+    imagined_costs,
+    monotone,
+    nll_in_order,
+)
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.losses import VariationalBound
 from ancestral.diffusion.objectives.statistics import mean_and_error
@@ -162,9 +168,7 @@ def test_the_training_loss_is_an_unbiased_estimate_of_the_bound(kind, T):
 def test_samples_follow_the_joint(steps, kind, transition):
     oracle = joint(kind=kind)
     count = 6000
-    drawn = sample(
-        oracle, [1, 3, 3], count, grids.trailing(oracle.schedule, steps), transition, 1, count, draw=from_law
-    )
+    drawn = sample(oracle, [1, 3, 3], count, grids.trailing(oracle.schedule, steps), transition, 1, count, draw=from_p)
     which = (drawn.flatten(1) > 0).long() @ 2 ** torch.arange(8, -1, -1)
     seen = which.bincount(minlength=512).double()
     expected = oracle.weights * count
@@ -172,7 +176,7 @@ def test_samples_follow_the_joint(steps, kind, transition):
     seen, expected = (torch.cat([x[~rare], x[rare].sum()[None]]) for x in (seen, expected))
     assert stats.chisquare(seen.numpy(), expected.numpy()).pvalue > 1e-3
     # The test can fail: the product of the marginals is refused.
-    one_step = sample(oracle, [1, 3, 3], count, [9, 0], transition, 1, count, draw=from_law)
+    one_step = sample(oracle, [1, 3, 3], count, [9, 0], transition, 1, count, draw=from_p)
     which = (one_step.flatten(1) > 0).long() @ 2 ** torch.arange(8, -1, -1)
     seen = which.bincount(minlength=512).double()
     seen = torch.cat([seen[~rare], seen[rare].sum()[None]])
@@ -183,7 +187,7 @@ def test_independent_hiding_samples_the_joint_in_the_limit_of_many_steps():
     count, distances = 8000, []
     for T in (2, 64):
         oracle = joint(T=T, shape=(1, 2, 2), kind=Independent)
-        drawn = sample(oracle, [1, 2, 2], count, grids.full(oracle.schedule), Reveal(), 1, count, draw=from_law)
+        drawn = sample(oracle, [1, 2, 2], count, grids.full(oracle.schedule), Reveal(), 1, count, draw=from_p)
         which = (drawn.flatten(1) > 0).long() @ 2 ** torch.arange(3, -1, -1)
         distances.append(float((which.bincount(minlength=16) / count - oracle.weights).abs().sum()))
     assert distances[1] < 0.05 < distances[0] / 2

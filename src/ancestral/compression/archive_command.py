@@ -55,7 +55,7 @@ def open_coder(run: Path) -> tuple[Checkpoint, Predictor]:
     """
     saved, model = open_gaussian(run, "cpu", None)
     if saved.config.model.labels or saved.config.model.embedding:
-        raise UserError(f"{run}: its model is told conditions, which an archive does not keep; train one without")
+        raise UserError(f"{run}: its model takes conditions, which an archive does not keep; train one without")
     if saved.calibration is None:
         raise UserError(f"{run}: its error was not measured, as is done when training ends; finish the training")
     return saved, build.predictor(model, saved.calibration)
@@ -197,27 +197,27 @@ def unarchive(run: Path, file: Path, *, out: Path, only: tuple[int, int] | None)
     content = disk.read(file)
     try:
         packed_images = Archive.of_bytes(content)
-        wanted = range(*only) if only else range(packed_images.count)
-        if wanted.stop > packed_images.count:
+        selected = range(*only) if only else range(packed_images.count)
+        if selected.stop > packed_images.count:
             raise UserError(f"--only: the file holds {packed_images.count} images, numbered from 0")
         names = packed_images.names or tuple(f"{row:06d}" for row in range(packed_images.count))
         if out.suffix.lower() == ".npz":
-            pixels, packed = expanded(saved, predictor, packed_images, wanted), io.BytesIO()
-            np.savez(packed, images=pixels, names=np.array([names[row] for row in wanted]))
+            pixels, packed = expanded(saved, predictor, packed_images, selected), io.BytesIO()
+            np.savez(packed, images=pixels, names=np.array([names[row] for row in selected]))
             verified_folder.write_file(out, packed.getvalue())
         else:
-            targets = [as_png(names[row]) for row in wanted]
+            targets = [as_png(names[row]) for row in selected]
             check(targets, out, file, "give --out FILE.npz")
             with held(out, "unarchive") as place:
                 place.need_free(targets)
-                pixels = expanded(saved, predictor, packed_images, wanted)
+                pixels = expanded(saved, predictor, packed_images, selected)
                 place.add(zip(targets, map(pictures.png, pixels), strict=True))
     except CodecError as error:
         raise CodecError(f"{file}: {error}") from None
     screen.print(f"{len(pixels)} images: {out}")
 
 
-def expanded(saved: Checkpoint, predictor: Predictor, held: Archive, wanted: range) -> np.ndarray:
+def expanded(saved: Checkpoint, predictor: Predictor, held: Archive, selected: range) -> np.ndarray:
     """These images of an archive, bytes (N, H, W, C); only their blocks are decoded.
 
     Raises:
@@ -229,7 +229,7 @@ def expanded(saved: Checkpoint, predictor: Predictor, held: Archive, wanted: ran
         raise CodecError("the header is damaged: its shape or T is not the model's")
     coder, parts = Coder(predictor, held.setting), []
     with Progress() as bar:
-        chosen = list(rows_of(held, wanted))
+        chosen = list(rows_of(held, selected))
         counts = {number: min(held.block, held.count - number * held.block) for number, _ in chosen}
         task = bar.add_task(f"{len(held.setting.times) - 1} steps", total=sum(counts.values()))
         for number, rows in chosen:

@@ -137,9 +137,9 @@ def _inflated(body: bytes) -> bytes:
     return content
 
 
-def rows_of(archive: Archive, wanted: range) -> Iterator[tuple[int, range]]:
-    """(block, its rows that are wanted) for each block that has some."""
-    first, last = wanted.start // archive.block, -(-wanted.stop // archive.block)
+def rows_of(archive: Archive, selected: range) -> Iterator[tuple[int, range]]:
+    """(block, its rows that are selected) for each block that has some."""
+    first, last = selected.start // archive.block, -(-selected.stop // archive.block)
     for number in range(first, last):
         start = number * archive.block
-        yield number, range(max(wanted.start, start), min(wanted.stop, start + archive.block))
+        yield number, range(max(selected.start, start), min(selected.stop, start + archive.block))

@@ -40,7 +40,7 @@ SHIPPED = {0: (0, 0.015), 1: (1, 0.06), 2: (1, 0.015), 3: (1, 0.0)}  # id: (chan
 DEFAULT = 2
 
 
-Tell = Callable[[float], None]  # is told the share that is done
+Progress = Callable[[float], None]  # takes the share that is done
 
 
 def silent(share: float) -> None:
@@ -48,7 +48,7 @@ def silent(share: float) -> None:
 
 
 @torch.no_grad()
-def measure(model: Denoiser, saved: checkpoint.Checkpoint, images: Splits, tell: Tell = silent) -> Codebook:
+def measure(model: Denoiser, saved: checkpoint.Checkpoint, images: Splits, tell: Progress = silent) -> Codebook:
     """Measure a model on its training images.
 
     Raises:
@@ -99,7 +99,7 @@ def ready(
     saved: checkpoint.Checkpoint,
     model: Denoiser,
     images: Callable[[], Splits],
-    tell: Tell = silent,
+    tell: Progress = silent,
 ) -> Codebook:
     """The codebook of this checkpoint, measured now and kept if it never was; only then are the images asked for."""
     codebook = load(run, saved)
@@ -125,7 +125,7 @@ def _predicted(model: Denoiser, config: Config, images: ImageSet, t: int, purpos
     cond = conditions_of(images, config, device)
     for start in range(0, len(x0), 32):
         part = slice(start, start + 32)
-        predictor = build.predictor(model, None, **{name: told[part] for name, told in cond.items()})
+        predictor = build.predictor(model, None, **{name: values[part] for name, values in cond.items()})
         parts.append(predictor(x_t[part].to(device), t).x0.float().cpu())
     return torch.cat(parts)
 

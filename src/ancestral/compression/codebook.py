@@ -154,18 +154,18 @@ def _read(folder: Path) -> Codebook:
     document = disk.parsed(files[FILES[0]], where, float)
     tensors = finite(unpacked(files[FILES[1]], measured), measured)
     try:
-        told = msgspec.convert(document, _Document)
-        model_id = bytes.fromhex(told["model_id"])
+        read = msgspec.convert(document, _Document)
+        model_id = bytes.fromhex(read["model_id"])
         where = measured
         return Codebook(
             x0_var=tensors["x0_var"],
-            profiles={one.id: one for one in told["profiles"]},
+            profiles={one.id: one for one in read["profiles"]},
             residual=residual_tables.of_tensors(
                 {name: tensors[f"residual.{name}"].numpy() for name in ("frequencies", "leaving", "weights")}
             ),
             model_id=model_id,
             canary=Canary(*(tensors[f"canary.{name}"] for name in ("x_t", "t", "labels", "x0"))),
-            report=told["report"],
+            report=read["report"],
         )
     except KeyError as error:
         raise verified_folder.Damaged(f"{where}: damaged (has no {error.args[0]})") from None

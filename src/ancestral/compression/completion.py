@@ -39,9 +39,9 @@ def sample(predictor: Predictor, x_t: Tensor, t: int, x0: Tensor) -> Tensor:
 
 def down(schedule: Gaussian, t: int) -> list[int]:
     """At most `CALLS` times from t to 0, the inner ones evenly spread in log SNR."""
-    known = schedule.log_snr(torch.arange(1, t + 1))
-    wanted = torch.linspace(float(known[-1]), float(known[0]), min(CALLS, t), dtype=torch.float64)
-    inner = {int((known - one).abs().argmin()) + 1 for one in wanted.tolist()}
+    log_snr = schedule.log_snr(torch.arange(1, t + 1))
+    targets = torch.linspace(float(log_snr[-1]), float(log_snr[0]), min(CALLS, t), dtype=torch.float64)
+    inner = {int((log_snr - one).abs().argmin()) + 1 for one in targets.tolist()}
     return [*sorted(inner | {t}, reverse=True), 0]
 
 

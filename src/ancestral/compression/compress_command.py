@@ -29,7 +29,7 @@ from ancestral.runtime.file_names import as_png, check
 from ancestral.runtime.result_files import held
 
 NO_FLOAT64 = "the codec computes in float64, which mps does not have"
-TOLD = "this model is told conditions, which files do not hold; train one without"
+CONDITIONAL = "this model takes conditions, which files do not hold; train one without"
 PROFILES = {"chunks": 0, "quick": 1, "small": 2, "smallest": 3}
 
 
@@ -115,13 +115,13 @@ def opened(
     """A run, its model as the codec runs it, and what was measured of it: now, the first time.
 
     Raises:
-        UserError: for a model that is told conditions.
+        UserError: for a model that takes conditions.
     """
     if build.device(device).type == "mps":
         raise UserError(f"--device: {NO_FLOAT64}; use --device cpu")
     saved, model = open_gaussian(run, device, None)
     if saved.config.model.labels or saved.config.model.embedding:
-        raise UserError(f"{run}: {TOLD}")
+        raise UserError(f"{run}: {CONDITIONAL}")
     with Progress() as bar:
         task = bar.add_task("measuring the model, once", total=1.0)
         codebook = measured(run, saved, model, lambda share: bar.update(task, completed=share), images)
@@ -132,7 +132,7 @@ def measured(
     run: Path,
     saved: checkpoint.Checkpoint,
     model: Denoiser,
-    tell: calibration.Tell = calibration.silent,
+    tell: calibration.Progress = calibration.silent,
     images: Callable[[], Splits] | None = None,
 ) -> Codebook:
     """What was measured of a run's model: now, the first time, on its training images."""

@@ -1,7 +1,7 @@
 """A walk down the chain that two sides take together: Algorithms 3 and 4.
 
 The sender knows x0 and picks, among random vectors that both know, one that looks like a sample of q(x_s | x_t, x0).
-The receiver is told which. Everything else in the walk is computed by both: x_t, what the network predicts from it, p.
+The receiver learns which. Everything else in the walk is computed by both: x_t, what the network predicts from it, p.
 
     p(x_s | x_t) = N(mean, (1 + w r) var),   r = x0_var (SNR_s - SNR_t),   x_s = mean + std z,   m = (mean_q - mean)/std
 
@@ -214,13 +214,13 @@ def width_of(r: np.ndarray, bits: int, channel: Channel) -> float:
 
     Newton's method from the right, where the sum is convex in log w: it never passes the root. Continuous in r.
     """
-    wanted, u = 2 * math.log(2) * channel.efficiency * bits, _WIDEST
+    target, u = 2 * math.log(2) * channel.efficiency * bits, _WIDEST
     for _ in range(24):
         grown = math.exp(u) * r
         slope = float((grown / (1 + grown)).sum())
         if slope <= 0:
             break
-        u = min(max(u - (float(np.log1p(grown).sum()) - wanted) / slope, -_WIDEST), _WIDEST)
+        u = min(max(u - (float(np.log1p(grown).sum()) - target) / slope, -_WIDEST), _WIDEST)
     return math.exp(u)
 
 

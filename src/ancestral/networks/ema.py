@@ -62,10 +62,10 @@ def _inner(a: tuple[float, float], b: tuple[float, float]) -> float:
 
 def coefficients(profiles: Sequence[tuple[int, float]], images: int, width: float) -> np.ndarray:
     """How much of each snapshot, (images, width), makes the profile (images, width) asked for. float64 (n,)."""
-    known = [(float(time), exponent(known_width)) for time, known_width in profiles]
-    wanted = (float(images), exponent(width))
-    gram = np.array([[_inner(a, b) for b in known] for a in known])
-    solution = np.linalg.lstsq(gram, np.array([_inner(a, wanted) for a in known]), rcond=1e-12)[0]
+    snapshots = [(float(time), exponent(one)) for time, one in profiles]
+    target = (float(images), exponent(width))
+    gram = np.array([[_inner(a, b) for b in snapshots] for a in snapshots])
+    solution = np.linalg.lstsq(gram, np.array([_inner(a, target) for a in snapshots]), rcond=1e-12)[0]
     return solution / solution.sum()  # weights of an average sum to one
 
 

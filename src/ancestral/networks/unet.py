@@ -1,4 +1,4 @@
-"""The paper's U-Net (appendix B): pre-activation residual blocks, time added to each, attention where told.
+"""The paper's U-Net (appendix B): pre-activation residual blocks, time added to each, attention at the resolutions asked for.
 
 The same over one dimension (B, C, L) and over three (B, C, D, H, W), written (B, C, ...).
 
@@ -21,7 +21,7 @@ from ancestral.networks.unet_layers import (
     FUNCTIONS,
     LAYERS,
     PLAIN,
-    Form,
+    UNetVariant,
     conv,
     fold,
     initialised,
@@ -29,7 +29,7 @@ from ancestral.networks.unet_layers import (
     unfold,
 )
 
-# Up to so many places attention on a CPU is two matrix products: measured twice as fast as torch's fused kernel.
+# Up to so many positions attention on a CPU is two matrix products: measured twice as fast as torch's fused kernel.
 PLAIN_PLACES = 256
 
 
@@ -42,13 +42,13 @@ class ResidualBlock(nn.Module):
         out_channels: int,
         time_width: int,
         dropout: float,
-        form: Form = PLAIN,
+        variant: UNetVariant = PLAIN,
         dimensions: int = 2,
     ) -> None:
         super().__init__()
-        self.norm1, self.conv1 = form.norm(in_channels), conv(in_channels, out_channels, dimensions)
+        self.norm1, self.conv1 = variant.norm(in_channels), conv(in_channels, out_channels, dimensions)
         self.time = initialised(nn.Linear(time_width, out_channels))
-        self.norm2, self.conv2 = form.norm(out_channels), conv(out_channels, out_channels, dimensions, scale=0)
+        self.norm2, self.conv2 = variant.norm(out_channels), conv(out_channels, out_channels, dimensions, scale=0)
         self.dropout = nn.Dropout(dropout)
         same = in_channels == out_channels
         self.shortcut = nn.Identity() if same else conv(in_channels, out_channels, dimensions, 1)
@@ -62,7 +62,7 @@ class ResidualBlock(nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q^T k / sqrt(D)) v over N places. q, k, v: (B, heads, D, N)."""
+    """softmax(q^T k / sqrt(D)) v over N positions. q, k, v: (B, heads, D, N)."""
     if q.device.type == "cpu" and q.shape[3] <= PLAIN_PLACES:
         weights = torch.softmax(q.transpose(2, 3) @ k * q.shape[2] ** -0.5, -1)
         return v @ weights.transpose(2, 3)
@@ -71,11 +71,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention over all places. (B, C, ...) to the same."""
+    """Self-attention over all positions. (B, C, ...) to the same."""
 
-    def __init__(self, channels: int, form: Form = PLAIN, dimensions: int = 2) -> None:
+    def __init__(self, channels: int, variant: UNetVariant = PLAIN, dimensions: int = 2) -> None:
         super().__init__()
-        self.norm, self.heads = form.norm(channels), channels // (form.head_width or channels)
+        self.norm, self.heads = variant.norm(channels), channels // (variant.head_width or channels)
         self.qkv = conv(channels, 3 * channels, dimensions, 1)
         self.out = conv(channels, channels, dimensions, 1, scale=0)
 
@@ -139,7 +139,7 @@ class UNet(nn.Module):
         classes: number of labels for a class embedding added to the time's; 0 for none.
         patch: side of the blocks of pixels folded into channels before the first convolution; 1 in the paper.
         recompute: keep no activations inside the stages, but compute them again in the backward pass.
-        form: the details in which networks of this family differ.
+        variant: the details in which networks of this family differ.
         embedding: length of the vector added to the time's after a linear layer; 0 for none.
         null: whether there is a learned vector to add in place of the conditions.
         augmentation: length of the vector that says how an image was moved, added to the time's after a linear layer
@@ -162,14 +162,14 @@ class UNet(nn.Module):
         classes: int = 0,
         patch: int = 1,
         recompute: bool = False,
-        form: Form = PLAIN,
+        variant: UNetVariant = PLAIN,
         embedding: int = 0,
         null: bool = False,
         augmentation: int = 0,
         dimensions: int = 2,
     ) -> None:
         super().__init__()
-        self.recompute, self.form = recompute, form
+        self.recompute, self.variant = recompute, variant
         self.width, self.patch, self.divisor = width, patch, patch * 2 ** (len(multipliers) - 1)
         time_width = 4 * width
         self.time = nn.Sequential(
@@ -183,12 +183,12 @@ class UNet(nn.Module):
         self.augmentation = nn.Linear(augmentation, time_width, bias=False) if augmentation else None
         if self.augmentation is not None:
             nn.init.zeros_(self.augmentation.weight)
-        self.stem = conv(in_channels * (1 + 2 * len(form.fourier)) * patch**dimensions, width, dimensions)
+        self.stem = conv(in_channels * (1 + 2 * len(variant.fourier)) * patch**dimensions, width, dimensions)
         widths = [width * multiplier for multiplier in multipliers]
 
         def stage(in_width: int, out_width: int, attend: bool) -> Stage:
-            block = ResidualBlock(in_width, out_width, time_width, dropout, form, dimensions)
-            return Stage(block, Attention(out_width, form, dimensions) if attend else None)
+            block = ResidualBlock(in_width, out_width, time_width, dropout, variant, dimensions)
+            return Stage(block, Attention(out_width, variant, dimensions) if attend else None)
 
         self.down = nn.ModuleList()
         skips, current = [width], width
@@ -198,7 +198,7 @@ class UNet(nn.Module):
                 current = level_width
                 skips.append(current)
             if level < len(widths) - 1:
-                self.down.append(Downsample(current, form.pad_end, dimensions))
+                self.down.append(Downsample(current, variant.pad_end, dimensions))
                 skips.append(current)
 
         self.middle = nn.ModuleList([stage(current, current, True), stage(current, current, False)])
@@ -211,7 +211,7 @@ class UNet(nn.Module):
             if level > 0:
                 self.up.append(Upsample(current, dimensions))
         last = conv(current, out_channels * patch**dimensions, dimensions, scale=0)
-        self.head = nn.Sequential(form.norm(current), nn.SiLU(), last)
+        self.head = nn.Sequential(variant.norm(current), nn.SiLU(), last)
 
     def forward(
         self,
@@ -229,21 +229,21 @@ class UNet(nn.Module):
         """
         if any(side % self.divisor for side in x.shape[2:]):
             raise ValueError(f"image sides must divide by {self.divisor} for this U-Net, got {tuple(x.shape[2:])}")
-        told = self.time(time_embedding(time, self.width, self.form).to(x.dtype))
-        told = sum(self._condition(labels, embedding, dropped), told)
+        temb = self.time(time_embedding(time, self.width, self.variant).to(x.dtype))
+        temb = sum(self._condition(labels, embedding, dropped), temb)
         if self.augmentation is not None and augmentation is not None:
-            told = told + self.augmentation(augmentation)
-        told = functional.silu(told)
+            temb = temb + self.augmentation(augmentation)
+        temb = functional.silu(temb)
 
-        h = self.stem(fold(self.form.features(x), self.patch))
+        h = self.stem(fold(self.variant.features(x), self.patch))
         skips = [h]
         for layer in self.down:
-            h = self._run(layer, h, told)
+            h = self._run(layer, h, temb)
             skips.append(h)
         for layer in self.middle:
-            h = self._run(layer, h, told)
+            h = self._run(layer, h, temb)
         for layer in self.up:
-            h = self._run(layer, torch.cat([h, skips.pop()], 1) if isinstance(layer, Stage) else h, told)
+            h = self._run(layer, torch.cat([h, skips.pop()], 1) if isinstance(layer, Stage) else h, temb)
         return unfold(self.head(h), self.patch)
 
     def _condition(self, labels: Tensor | None, embedding: Tensor | None, dropped: Tensor | None) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What the U-Net is laid out of, over one, two or three dimensions: its details, convolutions, blocks of places."""
+"""What the U-Net is laid out of, over one, two or three dimensions: its details, convolutions, blocks of positions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Form:
+class UNetVariant:
     """What networks of this family differ in; the defaults are the paper's, but for the padding.
 
     Args:
@@ -56,16 +56,16 @@ class Form:
         return nn.GroupNorm(self.groups_of(channels), channels, eps=self.norm_eps)
 
 
-PLAIN = Form()
+PLAIN = UNetVariant()
 
 
-def time_embedding(time: Tensor, width: int, form: Form = PLAIN) -> Tensor:
+def time_embedding(time: Tensor, width: int, variant: UNetVariant = PLAIN) -> Tensor:
     """Sinusoids of frequencies 1 .. 1e-4, sines first, (B, width), in the type of time (B,) (Vaswani et al. 2017)."""
     half = width // 2
-    steps = max(half - form.frequency_shift, 1)
-    places = torch.arange(half, dtype=time.dtype, device=time.device)
-    angles = time[:, None] * torch.exp(places * (-math.log(10000) / steps))
-    waves = [angles.cos(), angles.sin()] if form.cosine_first else [angles.sin(), angles.cos()]
+    steps = max(half - variant.frequency_shift, 1)
+    indices = torch.arange(half, dtype=time.dtype, device=time.device)
+    angles = time[:, None] * torch.exp(indices * (-math.log(10000) / steps))
+    waves = [angles.cos(), angles.sin()] if variant.cosine_first else [angles.sin(), angles.cos()]
     return functional.pad(torch.cat(waves, 1), (0, width % 2))
 
 
@@ -86,7 +86,7 @@ def conv(in_channels: int, out_channels: int, dimensions: int, size: int = 3, sc
 
 
 def fold(x: Tensor, side: int) -> Tensor:
-    """Blocks of `side` places along each of d axes as channels, (B, C, n side, ...) to (B, C side^d, n, ...).
+    """Blocks of `side` indices along each of d axes as channels, (B, C, n side, ...) to (B, C side^d, n, ...).
 
     Of images it is torch's `pixel_unshuffle`.
     """

@@ -34,7 +34,7 @@ from ancestral.errors import UserError
 from ancestral.networks import ema
 from ancestral.networks.muon import Muon
 from ancestral.networks.unet import UNet
-from ancestral.networks.unet_layers import Form
+from ancestral.networks.unet_layers import UNetVariant
 from ancestral.runs import checkpoint, conditions
 from ancestral.runs.config import Config, Facts, ModelOptions, TrainOptions
 from ancestral.runs.process_kinds import chain
@@ -61,9 +61,9 @@ def gaussian(config: Config) -> Gaussian:
     return made
 
 
-def form(options: ModelOptions) -> Form:
+def variant(options: ModelOptions) -> UNetVariant:
     """The network's details."""
-    return Form(**{field.name: getattr(options, field.name) for field in fields(Form)})
+    return UNetVariant(**{field.name: getattr(options, field.name) for field in fields(UNetVariant)})
 
 
 def network(config: Config, facts: Facts) -> UNet:
@@ -81,7 +81,7 @@ def network(config: Config, facts: Facts) -> UNet:
             f"model.attention: there is no level {wrong[0]}; levels are 0 to {len(options.multipliers) - 1}"
         )
     inputs, outputs = chain(config).channels(channels, config.diffusion)
-    details = form(options)
+    details = variant(options)
     unet = UNet(
         inputs,
         outputs,

@@ -108,14 +108,14 @@ class _Layers(nn.Module):
 
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
-        form = build.form(options)
+        variant = build.variant(options)
         fine, coarse = (
             options.width * options.multipliers[level] for level in (0, min(1, len(options.multipliers) - 1))
         )
         self.time_width = 4 * options.width
-        self.first = ResidualBlock(fine, fine, self.time_width, 0.0, form)
-        self.down = Downsample(fine, form.pad_end) if len(options.multipliers) > 1 else nn.Identity()
-        self.last = Stage(ResidualBlock(fine, coarse, self.time_width, 0.0, form), Attention(coarse, form))
+        self.first = ResidualBlock(fine, fine, self.time_width, 0.0, variant)
+        self.down = Downsample(fine, variant.pad_end) if len(options.multipliers) > 1 else nn.Identity()
+        self.last = Stage(ResidualBlock(fine, coarse, self.time_width, 0.0, variant), Attention(coarse, variant))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x: (B, C, H, W); time: (B, time_width)."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ancestral.diffusion.denoisers.denoiser import CLIPS, CLOCKS, Denoiser
 from ancestral.diffusion.denoisers.masked import Masked
 from ancestral.diffusion.denoisers.targets import TARGETS
-from ancestral.diffusion.objectives.autoregressive import from_law, imagined_costs
+from ancestral.diffusion.objectives.autoregressive import from_p, imagined_costs
 from ancestral.diffusion.processes.absorbing import Absorbing, Independent
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.levels import VALUES
@@ -133,7 +133,7 @@ def _absorbing(kind: type[Absorbing]) -> Chain:
         process=process,
         channels=channels,
         denoiser=denoiser,
-        draw=from_law,
+        draw=from_p,
         reverse=reveal,
         measured=reveal,
         quick=reveal,

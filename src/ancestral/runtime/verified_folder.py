@@ -78,12 +78,12 @@ def write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
         _remove(replaced)
 
 
-def _is_whole(folder: Path, wanted: dict[str, dict[str, Any]]) -> bool:
+def _is_whole(folder: Path, expected: dict[str, dict[str, Any]]) -> bool:
     """Whether the folder is there, with these files as they should be."""
     try:
-        if manifest(folder) != wanted:
+        if manifest(folder) != expected:
             return False
-        for name, entry in wanted.items():
+        for name, entry in expected.items():
             with disk.opened(folder / name) as file:
                 if file_digest(file, "sha256").hexdigest() != entry["sha256"]:
                     return False

@@ -69,7 +69,7 @@ class Editor:
 
     def _class_of(self, label: str | None) -> int | None:
         if self.saved.config.model.embedding:
-            raise UserError("ancestral edit: this model is told vectors, which cannot be given here yet")
+            raise UserError("ancestral edit: this model takes vectors, which cannot be given here yet")
         names = self.saved.facts.trained
         if not self.saved.config.model.labels:
             if label is not None:
@@ -105,7 +105,7 @@ class Editor:
         return Streams(self.options.seed, purpose, numbers)
 
     def predictor(self, count: int) -> Predictor:
-        """The model for a batch of so many images, told their label."""
+        """The model for a batch of so many images, under their label."""
         cond: Conditions = {}
         if self.label is not None:
             cond["labels"] = torch.full((count,), self.label, device=device_of(self.model))

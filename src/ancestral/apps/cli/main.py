@@ -88,8 +88,8 @@ class _Group(click.Group):
         except OSError as error:
             problem = f"{error.filename}: cannot be read or written ({error.strerror})"
             return _end(ctx, 2, f"error: {problem}")
-        except KeyboardInterrupt as told:
-            number = told.number if isinstance(told, StopSignal) else signal.SIGINT
+        except KeyboardInterrupt as stop:
+            number = stop.number if isinstance(stop, StopSignal) else signal.SIGINT
             verb = str(ctx.invoked_subcommand)
             code = STOPPED if verb in TRAINING and number != signal.SIGINT else 128 + number
             return _end(ctx, code, f"stopped: {KEPT.get(verb, ANEW)}")

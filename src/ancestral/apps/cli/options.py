@@ -34,7 +34,7 @@ class Parsed(click.ParamType):
 
 
 def sampling_option(name: str, **changes: Any) -> Any:
-    """An option of `SamplingOptions` by its name; with changes to what click is told of it."""
+    """An option of `SamplingOptions` by its name; with changes to the attributes that click is given of it."""
     option, kind = OPTIONS[name], None
     if option.choices:
         kind = click.Choice(option.choices)
@@ -44,16 +44,16 @@ def sampling_option(name: str, **changes: Any) -> Any:
         kind = (click.IntRange if option.type is int else click.FloatRange)(option.low, option.high)  # pyright: ignore[reportArgumentType]
     elif option.type is not str:
         kind = option.type
-    told: dict[str, Any] = {"type": kind, "help": option.help, "metavar": option.metavar}
-    told |= {"default": option.default, "show_default": option.default is not None}
-    return click.option(f"--{name.replace('_', '-')}", **{**told, **changes})
+    attributes: dict[str, Any] = {"type": kind, "help": option.help, "metavar": option.metavar}
+    attributes |= {"default": option.default, "show_default": option.default is not None}
+    return click.option(f"--{name.replace('_', '-')}", **{**attributes, **changes})
 
 
 def sampling_options(**changes: dict[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """All of `SamplingOptions`, which the command takes as `options`, but the label, which has a place of its own.
 
     Args:
-        changes: by name, to what click is told of an option.
+        changes: by name, to the attributes that click is given of an option.
     """
 
     def add(command: Callable[..., Any]) -> Callable[..., Any]:

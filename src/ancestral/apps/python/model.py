@@ -104,7 +104,7 @@ class Model:
             seed: of every draw; image i is a function of it and of i.
             label: class to draw, for a model with labels; all in turn when left out.
             guidance: 0 unconditional, 1 conditional, above more so.
-            embeddings: a .npy file (N, E) for a model that is told vectors.
+            embeddings: a .npy file (N, E) for a model that takes vectors.
             drawing: other options of drawing.
 
         Raises:
@@ -115,9 +115,9 @@ class Model:
         sampler = Sampler(self.folder, options, self.device, self._open)
         cond = command.conditions(sampler.saved, options.label, None if embeddings is None else Path(embeddings), count)
         with Progress() as bar:
-            told = partial(bar.advance, bar.add_task(f"{sampler.steps} steps", total=count * sampler.steps))
+            advance = partial(bar.advance, bar.add_task(f"{sampler.steps} steps", total=count * sampler.steps))
             parts = pieces(count, options.batch_size)
-            return Images(np.concatenate([to_bytes(finish(sampler.walk(part, cond, told))) for part in parts]))
+            return Images(np.concatenate([to_bytes(finish(sampler.walk(part, cond, advance))) for part in parts]))
 
     def film(
         self,

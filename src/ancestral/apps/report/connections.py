@@ -11,7 +11,16 @@ from torch import Tensor
 
 from ancestral.apps.report import connections_compression, connections_frequency, connections_langevin
 from ancestral.apps.report.connections_compression import QUALITY
-from ancestral.apps.report.connections_energy import SHOWN, WALKED, Edges, Plane, draw_edges, draw_slices, lent, several
+from ancestral.apps.report.connections_energy import (
+    SHOWN,
+    WALKED,
+    Edges,
+    Plane,
+    draw_edges,
+    draw_slices,
+    few_held_out,
+    several,
+)
 from ancestral.apps.report.part import Number, Part, mean_of
 from ancestral.apps.report.subject import Subject
 from ancestral.data.source_paths import typed
@@ -32,7 +41,7 @@ def part(subject: Subject) -> Part:
     _energies(plane, found)
     _order(subject, found)
     _compression(subject, found)
-    found.facts["known"], found.facts["lent"] = set(found.numbers), lent(subject)
+    found.facts["known"], found.facts["lent"] = set(found.numbers), few_held_out(subject)
     found.facts["exact"] = subject.run is None
     found.facts["run"] = "RUN" if subject.run is None else quoted(str(subject.run))
     found.facts["source"] = "DATA" if subject.run is None else typed(subject.source)
@@ -54,7 +63,7 @@ def of_eps(subject: Subject) -> Tensor:
 def _score(subject: Subject, plane: Plane, found: Part) -> None:
     again = "ancestral.apps.report.connections.of_eps"
     found.numbers["dsm"] = mean_of(dsm(subject), "", "ancestral.apps.report.connections.dsm")
-    slices = [plane.slice(told) for told in SHOWN]
+    slices = [plane.slice(information) for information in SHOWN]
     found.figures["score"] = lambda words: draw_slices(slices, plane, words)
     errors, log_snr, rows = of_eps(subject), subject.schedule.log_snr(subject.elbo.t), []
     for level in LEVELS:
@@ -75,7 +84,7 @@ def _score(subject: Subject, plane: Plane, found: Part) -> None:
 
 def _langevin(subject: Subject, plane: Plane, found: Part) -> None:
     images = several(subject).spread(connections_langevin.CHAINS)
-    levels = [connections_langevin.wander(subject, images, plane.time(told)) for told in SHOWN]
+    levels = [connections_langevin.wander(subject, images, plane.time(information)) for information in SHOWN]
     again, share = "ancestral.diffusion.samplers.langevin.langevin", connections_langevin.SHARE
     for name, one in zip(("high", "low"), levels, strict=True):
         found.numbers[f"t_{name}"] = Number(
@@ -96,7 +105,7 @@ def _langevin(subject: Subject, plane: Plane, found: Part) -> None:
 
 
 def _energies(plane: Plane, found: Part) -> None:
-    edges = [plane.edges(told) for told in WALKED]
+    edges = [plane.edges(information) for information in WALKED]
     again = "ancestral.diffusion.denoisers.denoiser.score"
     found.figures["edges"] = lambda words: draw_edges(edges, words)
     found.tables["edges"] = [_row(one, again) for one in edges]

@@ -97,7 +97,7 @@ def receive(subject: Subject, images: ImageSet) -> Received:
     grid = build.sampling_grid(subject.config, "trailing", subject.few(STEPS))
     noise = Streams(subject.seed, "explain-files", range(len(images)))
     sent, times, bits, shown = schedule.prior(x0, grid[0]), [], [], []
-    for step in along_q(subject.told(images), x0, grid, subject.move, noise):
+    for step in along_q(subject.conditioned(images), x0, grid, subject.move, noise):
         times.append(step.t)
         bits.append(sent / x0[0].numel() / np.log(2))
         shown.append(to_bytes(step.prediction.x0))

@@ -70,7 +70,7 @@ class Edges:
 
 
 class Plane:
-    """Three images of the held-out part as the corners of a triangle; of one class, where the model is told it."""
+    """Three images of the held-out part as the corners of a triangle; of one class, where the model takes it."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject, self.corners = subject, three(subject)
@@ -81,24 +81,24 @@ class Plane:
         self.at = ((flat - self.middle) @ self.axes.T).numpy()
         self.squared = max(float(torch.pdist(flat).square().mean()), 1e-3)
 
-    def time(self, told: float) -> int:
+    def time(self, information: float) -> int:
         """The time at which SNR d^2 is this."""
-        return self.subject.at(float(np.log(told / self.squared)))
+        return self.subject.at(float(np.log(information / self.squared)))
 
     def predicted(self, x_t: Tensor, t: int) -> tuple[Tensor, Tensor]:
-        """(x0, score) at states (N, C, H, W), told of the first corner."""
+        """(x0, score) at states (N, C, H, W), under the condition of the first corner."""
         x0, scores = [], []
         for part in x_t.split(BATCH):
-            model = self.subject.told(self.corners.take([0] * len(part)))
+            model = self.subject.conditioned(self.corners.take([0] * len(part)))
             with torch.no_grad():
                 prediction = model(part, t)
             x0.append(prediction.x0)
             scores.append(score(prediction, self.subject.schedule, t))
         return torch.cat(x0), torch.cat(scores)
 
-    def slice(self, told: float) -> Slice:
+    def slice(self, information: float) -> Slice:
         """Arrows on a grid about the triangle."""
-        t, schedule = self.time(told), self.subject.schedule
+        t, schedule = self.time(information), self.subject.schedule
         low, high = self.at.min(0), self.at.max(0)
         margin = max(0.3 * (high - low).max(), 1e-3)  # of three images that are one there is a point
         sides = [np.linspace(one - margin, other + margin, ACROSS) for one, other in zip(low, high, strict=True)]
@@ -111,9 +111,9 @@ class Plane:
         pull = ((x0.flatten(1).cpu().double() - m) @ self.axes.T).numpy()
         return Slice(t, float(schedule.log_snr(t)), places, pull)
 
-    def edges(self, told: float) -> Edges:
+    def edges(self, information: float) -> Edges:
         """log q from corner to corner, with DRAWS noises that stay as they are on the way."""
-        t, schedule = self.time(told), self.subject.schedule
+        t, schedule = self.time(information), self.subject.schedule
         return Edges(t, float(schedule.log_snr(t)), around(self, t))
 
 
@@ -142,11 +142,11 @@ def states_around(plane: Plane, t: int) -> list[Tensor]:
 
 
 def several(subject: Subject) -> ImageSet:
-    """The held-out images, of one class where the model is told the class; those of both parts, where they are few."""
-    return _alike(subject, joined(subject.images) if lent(subject) else subject.images.test)
+    """The held-out images, of one class where the model takes the class; those of both parts, where they are few."""
+    return _alike(subject, joined(subject.images) if few_held_out(subject) else subject.images.test)
 
 
-def lent(subject: Subject) -> bool:
+def few_held_out(subject: Subject) -> bool:
     """Whether the held-out images are too few, so that images to train on are among those shown."""
     return len(_alike(subject, subject.images.test)) < 3
 

@@ -68,11 +68,15 @@ def spectrum(subject: Subject) -> Spectrum:
     times = sorted({subject.at(level) for level in np.linspace(*RANGE, TIMES)}, reverse=True)
     rings, cycles = _rings(*subject.shape[1:])
     power = _power(x0 - mean, rings, len(cycles))
-    noise, told, known = Streams(subject.seed, "explain-spectrum", range(len(images))), subject.told(images), []
+    noise, predictor, known = (
+        Streams(subject.seed, "explain-spectrum", range(len(images))),
+        subject.conditioned(images),
+        [],
+    )
     for t in times:
         x_t = schedule.marginal(x0, t).sample(noise.normal(subject.shape).to(x0))
         with torch.no_grad():
-            error = _power(told(x_t, t).x0 - x0, rings, len(cycles))
+            error = _power(predictor(x_t, t).x0 - x0, rings, len(cycles))
         known.append(1 - error / np.maximum(power, 1e-12))
     levels = schedule.log_snr(torch.tensor(times)).numpy()
     return Spectrum(np.array(times), levels, cycles, power, np.stack(known))

@@ -61,7 +61,7 @@ def wander(subject: Subject, images: ImageSet, t: int) -> Wandering:
     x_t = schedule.marginal(x0, t).sample(noise.normal(subject.shape).to(x0))
     times = [t] * (SHOWN[-1] + 2)
     kept, squares = [], []
-    steps = walk(subject.told(images), x_t, times, _move, from_model(noise))
+    steps = walk(subject.conditioned(images), x_t, times, _move, from_model(noise))
     for number, step in enumerate(steps):
         if number in SHOWN:
             kept.append(step.prediction.x0)

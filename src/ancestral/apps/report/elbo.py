@@ -175,7 +175,7 @@ def _pixel(subject: Subject) -> _Pixel:
         Streams(subject.seed, "explain-decoder", range(len(x0))).normal(subject.shape).to(x0)
     )
     with torch.no_grad():
-        p = subject.move(subject.schedule, x_t, subject.told(subject.chained)(x_t, t), t, 0)
+        p = subject.move(subject.schedule, x_t, subject.conditioned(subject.chained)(x_t, t), t, 0)
     at = np.unravel_index(int(x0.abs().argmin()), x0.shape)
     byte = round((float(x0[at]) + 1) * 127.5)
     return _Pixel((int(at[1]), int(at[2]), int(at[3])), byte, float(p.mean[at]), float(p.var[at]))

@@ -90,7 +90,7 @@ def exact(num_images: int, seed: int) -> Subject:
         source="shapes",
         move=Ancestral(optimal),
         variance="optimal",
-        told=lambda shown: shapes,
+        conditioned=lambda shown: shapes,
         model=None,
         log_prob=lambda shown: shapes.log_prob(to_unit(shown.images)),
         drawn=lambda numbers: shapes,

@@ -75,7 +75,7 @@ def explain(
 
 
 def measured(subject: Subject) -> dict[str, Part]:
-    """What each section has measured, in order; the screen is told which one is at work."""
+    """What each section has measured, in order; the screen shows which one is at work."""
     parts: dict[str, Part] = {}
     columns = (
         SpinnerColumn(),

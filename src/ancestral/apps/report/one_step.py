@@ -88,7 +88,7 @@ def _taken(subject: Subject) -> _Taken:
     eps, z = (noise.normal(subject.shape).to(x0) for _ in range(2))
     t, s = _times(subject)
     x_t = schedule.marginal(x0, t).sample(eps)
-    prediction = subject.told(shown)(x_t, t)
+    prediction = subject.conditioned(shown)(x_t, t)
     p = subject.move(schedule, x_t, prediction, t, s)
     states = {"x0": x0, "eps": eps, "x_t": x_t}
     again = {
@@ -222,7 +222,7 @@ def _code(subject: Subject, taken: _Taken) -> str:
         "eps, z = (noise.normal(subject.shape).to(x0) for _ in range(2))",
         "",
         "x_t = q.marginal(x0, t).sample(eps)  # Eq. 4: what the network is shown",
-        "prediction = subject.told(shown)(x_t, t)  # x0 as the model sees it, clipped",
+        "prediction = subject.conditioned(shown)(x_t, t)  # x0 as the model sees it, clipped",
         "p = subject.move(q, x_t, prediction, t, s)  # Eq. 11: N(mean, sigma^2)",
         "x_s = p.sample(z)  # Algorithm 2, line 4",
         "",

@@ -55,7 +55,7 @@ def bits(subject: Subject, images: ImageSet, move: Transition, grid: Sequence[in
     for numbers in pieces(len(images), BATCH):
         shown = images.take(numbers)
         x0 = subject.x0(shown)
-        parts.append(elbo_of(subject.told(shown), x0, numbers, grid, move, terms, subject.seed))
+        parts.append(elbo_of(subject.conditioned(shown), x0, numbers, grid, move, terms, subject.seed))
     return concatenate(parts).bits_per_dim
 
 

@@ -13,7 +13,7 @@ from ancestral.apps.report.part import Words
 from ancestral.runtime.plots import ACCENT, SECOND
 
 Log = Sequence[dict[str, Any]]
-LEAST = 20  # records from which a fall is told
+LEAST = 20  # records from which a fall is reported
 TENTHS = (0, 2, 5, 9)  # of t that are drawn
 SETTLED = 0.03  # of the loss, in a fifth of the run: what moves surely less has settled
 

@@ -30,8 +30,8 @@ def part(subject: Subject) -> Part:
     """The film, the same latents in few and in many steps, and several ends of one beginning."""
     steps = _affordable(subject)
     grid = subject.method(steps)[0]
-    wanted = [min(grid[:-1], key=lambda t, moment=moment: abs(t - moment)) for moment in subject.moments(COLUMNS)]
-    seen = film(subject.walk(range(SHOWN), steps), set(wanted))
+    times = [min(grid[:-1], key=lambda t, moment=moment: abs(t - moment)) for moment in subject.moments(COLUMNS)]
+    seen = film(subject.walk(range(SHOWN), steps), set(times))
     options = [f"--num-images {SHOWN}", "--film", *([f"--steps {steps}"] if steps else [])]
     again = subject.command("sample", *options)
     return (

@@ -86,14 +86,14 @@ def look(subject: Subject) -> Look:
     eps = Streams(subject.seed, "explain-identities", range(len(x0))).normal(subject.shape).to(x0)
     x_t = subject.schedule.marginal(x0, t).sample(eps)
     with torch.no_grad():
-        return Look(t, x0, eps, x_t, subject.told(shown)(x_t, t))
+        return Look(t, x0, eps, x_t, subject.conditioned(shown)(x_t, t))
 
 
 def forms(subject: Subject, seen: Look) -> Forms:
     """The same term by every formula, each from its own symbols."""
-    schedule, (t, x0, eps, x_t, told) = subject.schedule, seen
+    schedule, (t, x0, eps, x_t, prediction) = subject.schedule, seen
     q = schedule.posterior(x_t, x0, t, t - 1)
-    p = Ancestral(fixedsmall)(schedule, x_t, told, t, t - 1)
+    p = Ancestral(fixedsmall)(schedule, x_t, prediction, t, t - 1)
     beta, noise_var = float(schedule.beta[t - 1]), float(schedule.noise_var(t))
     alpha, variance = 1 - beta, float(schedule.gain(t, t - 1) * schedule.noise_var(t - 1))
 
@@ -107,10 +107,10 @@ def forms(subject: Subject, seen: Look) -> Forms:
         kl=q.kl(p).flatten(1).sum(1),
         means=squared(q.mean - p.mean) / (2 * variance),
         mean_of_eps=squared(mean_by(eps) - p.mean) / (2 * variance),
-        eps=beta**2 / (2 * variance * alpha * noise_var) * squared(eps - told.eps),
-        x0=float(elbo_weight(schedule, torch.tensor(t), torch.tensor(t - 1))) * squared(x0 - told.x0),
-        x0_gap=float((EPS.x0(told.eps, x_t, schedule, t) - told.x0).abs().max()),
-        mean_gap=float((mean_by(told.eps) - p.mean).abs().max()),
+        eps=beta**2 / (2 * variance * alpha * noise_var) * squared(eps - prediction.eps),
+        x0=float(elbo_weight(schedule, torch.tensor(t), torch.tensor(t - 1))) * squared(x0 - prediction.x0),
+        x0_gap=float((EPS.x0(prediction.eps, x_t, schedule, t) - prediction.x0).abs().max()),
+        mean_gap=float((mean_by(prediction.eps) - p.mean).abs().max()),
     )
 
 
@@ -127,8 +127,8 @@ def _targets(subject: Subject, seen: Look) -> list[list[Number | str]]:
     for name, target in {"eps": EPS, "x0": X0, "v": V, **TARGETS}.items():
         if name not in ("eps", "x0", "v", subject.config.diffusion.target):
             continue
-        told = target.of(seen.prediction.x0, seen.prediction.eps, schedule, seen.t)
-        error = (told - target.of(seen.x0, seen.eps, schedule, seen.t)).square().flatten(1).mean(1)
+        prediction = target.of(seen.prediction.x0, seen.prediction.eps, schedule, seen.t)
+        error = (prediction - target.of(seen.x0, seen.eps, schedule, seen.t)).square().flatten(1).mean(1)
         a, b = (float(one) for one in target.coefficients(schedule, seen.t))
         again = "ancestral.diffusion.denoisers.targets.TARGETS"
         mean, deviation = mean_and_error(error)

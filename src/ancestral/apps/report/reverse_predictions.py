@@ -65,7 +65,7 @@ def part(subject: Subject) -> Part:
         },
         facts={
             "own_panel": target.name not in ("x0", "eps"),
-            "told": subject.is_told,
+            "told": subject.conditional,
             "against_guess": compared(elbo.mse[:, noisiest] - guessed),
             "ends_change": bool(eps.value[0] > eps.value[-1]),
         },
@@ -97,8 +97,8 @@ def _strip(subject: Subject) -> tuple[Tensor, list[int]]:
     eps = Streams(subject.seed, "explain-predicted", times).normal(subject.shape).to(x0)
     x_t = subject.schedule.marginal(x0, t).sample(eps)
     with torch.no_grad():
-        told = subject.told(shown)(x_t, t)
-    return torch.stack([x_t, told.x0, told.eps / SHADE, eps / SHADE]), times
+        prediction = subject.conditioned(shown)(x_t, t)
+    return torch.stack([x_t, prediction.x0, prediction.eps / SHADE, eps / SHADE]), times
 
 
 def _predicted(strip: Tensor, times: list[int], words: Words) -> str:

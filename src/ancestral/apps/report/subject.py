@@ -58,7 +58,7 @@ class Subject:
         source: the data, as the commands name them.
         move: the reverse step that the bound measures.
         variance: its name.
-        told: the predictor for these images, told what the model is told of them.
+        conditioned: the predictor for these images, under their conditions.
         model: the network in its setting; None for the exact one.
         log_prob: log probability (N,) of images as bytes, in nats; None where nobody knows it.
         drawn: the predictor for images to be drawn, by their numbers: classes in turn, as `ancestral sample` does.
@@ -77,7 +77,7 @@ class Subject:
     source: str
     move: Transition
     variance: str
-    told: Callable[[ImageSet], Predictor]
+    conditioned: Callable[[ImageSet], Predictor]
     model: Denoiser | None
     log_prob: Callable[[ImageSet], Tensor] | None
     drawn: Callable[[Sequence[int]], Predictor]
@@ -116,8 +116,8 @@ class Subject:
     def moments(self, count: int) -> list[int]:
         """At most so many of the times trained at, falling from T, evenly in the angle: in what the eye sees."""
         angles = self.schedule.angle(torch.tensor(self.times[:-1]))
-        wanted = angles[0] * torch.arange(count, 0, -1) / count
-        return [self.times[place] for place in (angles - wanted[:, None]).abs().argmin(1).unique()]
+        targets = angles[0] * torch.arange(count, 0, -1) / count
+        return [self.times[index] for index in (angles - targets[:, None]).abs().argmin(1).unique()]
 
     def some(self, values: int) -> ImageSet:
         """Held-out images that hold about so many values together; two at least, where there are two."""
@@ -152,7 +152,7 @@ class Subject:
         for numbers in pieces(len(self.test), BATCH):
             shown = self.test.take(numbers)
             parts.append(
-                elbo_of(self.told(shown), self.x0(shown), numbers, self.times, self.move, self.terms, self.seed)
+                elbo_of(self.conditioned(shown), self.x0(shown), numbers, self.times, self.move, self.terms, self.seed)
             )
         return concatenate(parts)
 
@@ -177,7 +177,7 @@ class Subject:
         """Two chains of q for each of these images, over every time trained at: row i + M is image i once more."""
         shown = self.chained.take([*range(len(self.chained))] * 2)
         noise = Streams(self.seed, "explain-chains", range(len(shown)))
-        return along_chains(self.told(shown), self.x0(shown), self.times, self.move, noise)
+        return along_chains(self.conditioned(shown), self.x0(shown), self.times, self.move, noise)
 
     def method(self, steps: int | None) -> tuple[list[int], Transition | Planned]:
         """(times, step) of `ancestral sample --steps`: the few-step solver, or every time and the run's own step."""
@@ -235,8 +235,8 @@ class Subject:
         return same_source(self.source, self.config.source)
 
     @property
-    def is_told(self) -> bool:
-        """Whether the model is told something of each image: its class, or a vector."""
+    def conditional(self) -> bool:
+        """Whether the model takes a condition of each image: its class, or a vector."""
         return self.config.model.labels or self.config.model.embedding
 
 
@@ -277,7 +277,7 @@ def of_run(
         source=source,
         move=build.transition(saved, None),
         variance=saved.config.diffusion.variance,
-        told=lambda shown: predictor(conditions_of(shown, saved.config, on)),
+        conditioned=lambda shown: predictor(conditions_of(shown, saved.config, on)),
         model=model,
         log_prob=None,
         drawn=drawn,

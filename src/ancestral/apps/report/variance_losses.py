@@ -143,7 +143,9 @@ def _losses(subject: Subject, some: range, t: Tensor, s: Tensor) -> tuple[Tensor
     x0, schedule = subject.x0(shown), subject.schedule
     eps = Streams(subject.seed, "explain-effort", some).normal(subject.shape).to(x0)
     if subject.model is None:
-        error = (subject.told(shown)(schedule.marginal(x0, t).sample(eps), t).eps - eps).square().flatten(1).mean(1)
+        error = (
+            (subject.conditioned(shown)(schedule.marginal(x0, t).sample(eps), t).eps - eps).square().flatten(1).mean(1)
+        )
         return error, error
     cond = conditions_of(shown, subject.config, subject.device)
     # Before clipping: training sees what the network says, not what sampling makes of it.

@@ -123,9 +123,7 @@ def open_served_run(run: Path, device: str, average_width: float | None) -> Serv
     saved, model = open_gaussian(run, device, average_width)
     process_kinds.need_gaussian(saved.config, str(run))
     if saved.config.model.embedding:
-        raise UserError(
-            f"{run}: this model is told vectors, which a page cannot give; use ancestral sample --embeddings"
-        )
+        raise UserError(f"{run}: this model takes vectors, which a page cannot give; use ancestral sample --embeddings")
     calls, example = Calls(), _example(saved, model)
     network = model.network
     alike = rounding_alike(lambda **inputs: calls.ask(network, inputs, {}), example)

@@ -143,11 +143,11 @@ class OneOf:
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict from x_t (B, ...) at time t."""
         share = torch.stack([over(one, x_t) for one in self._log_joint(x_t, t).softmax(0)])
-        told = [part(x_t, t) for part in self.parts]
-        each = torch.stack([one.x0 for one in told])
+        predictions = [part(x_t, t) for part in self.parts]
+        each = torch.stack([one.x0 for one in predictions])
         x0 = (share * each).sum(0)
-        variances = [one.x0_var for one in told if one.x0_var is not None]
-        known = None
-        if len(variances) == len(told):
-            known = (share * (torch.stack(variances) + (each - x0) ** 2)).sum(0)
-        return predict(self.clip(x0), x_t, self.schedule, t, x0_var=known)
+        variances = [one.x0_var for one in predictions if one.x0_var is not None]
+        x0_var = None
+        if len(variances) == len(predictions):
+            x0_var = (share * (torch.stack(variances) + (each - x0) ** 2)).sum(0)
+        return predict(self.clip(x0), x_t, self.schedule, t, x0_var=x0_var)

@@ -1,4 +1,4 @@
-"""What predicts: a network, told what its output means and at which noise level it stands."""
+"""What predicts: a network, with what its output means and how it is given the noise level."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ancestral.diffusion.processes.types import Time, over
 
 Clip = Callable[[Tensor], Tensor]
 
-Clock = Callable[[Tensor, int], Tensor]  # what a network is told of t, given T
+Clock = Callable[[Tensor, int], Tensor]  # what a network is given for t, given T
 CLOCKS: dict[str, Clock] = {
     "paper": lambda t, T: t * (1000 / T),  # the paper's scale, whatever T is
     "zero-based": lambda t, T: t - 1.0,  # of networks that were trained with t = 0 .. T-1
@@ -81,7 +81,7 @@ class Denoiser(nn.Module):
         schedule: the forward process it was trained for.
         target: what its output means.
         clip: what is done to each predicted x0, seen in every prediction; training never clips.
-        clock: what the network is told of t; t * 1000 / T in the paper's.
+        clock: what the network is given for t; t * 1000 / T in the paper's.
 
     Raises:
         ValueError: when the target does not determine x0 somewhere on the schedule.

@@ -62,12 +62,12 @@ class EnergyNetwork(nn.Module):
         return 0.5 * (x_t - f).square().flatten(1).sum(1)
 
     def forward(self, x_t: Tensor, time: Tensor, **cond: Tensor) -> Tensor:
-        """grad_x E, shape of x_t; where gradients are wanted it has one in turn."""
-        wanted = torch.is_grad_enabled()
+        """grad_x E, shape of x_t; under enabled gradients it has one in turn."""
+        create_graph = torch.is_grad_enabled()
         # Of the attention kernels only this one can be differentiated twice.
         with torch.inference_mode(mode=False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-            x = x_t if wanted and x_t.requires_grad else x_t.detach().clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.energy(x, time, **cond).sum(), x, create_graph=wanted)
+            x = x_t if create_graph and x_t.requires_grad else x_t.detach().clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.energy(x, time, **cond).sum(), x, create_graph=create_graph)
         return gradient
 
 

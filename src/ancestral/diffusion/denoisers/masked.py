@@ -43,7 +43,7 @@ class Masked(nn.Module):
             which these are; to the parameters of a distribution of each place.
         schedule: the forward process it is trained for.
         values: which family the distributions are of (see `levels.VALUES`).
-        clock: what the network is told of t.
+        clock: what the network is given for t.
     """
 
     def __init__(

@@ -38,14 +38,14 @@ class Measurement(NamedTuple):
         return self.y.to(x0) - self.operator(x0)
 
 
-class Means(NamedTuple):
-    """With what the loop walks."""
+class Guidance(NamedTuple):
+    """A predictor and a draw that lead the walk to what was measured."""
 
     predictor: Predictor
     draw: GaussianDraw
 
 
-Method = Callable[[Predictor, Measurement, Streams, Clip], Means]
+Method = Callable[[Predictor, Measurement, Streams, Clip], Guidance]
 
 
 Spread = Callable[[Gaussian, Prediction, Time], Tensor]  # r_t^2: what C is taken for where it is r_t^2 I
@@ -242,15 +242,15 @@ def from_spectrum(seen: Measurement, predictor: Predictor, noise: Streams, eta: 
     return draw
 
 
-def _dps(predictor: Predictor, seen: Measurement, noise: Streams, clip: Clip) -> Means:
+def _dps(predictor: Predictor, seen: Measurement, noise: Streams, clip: Clip) -> Guidance:
     guided = Dps(predictor, seen)
-    return Means(guided, guided.after(from_model(noise)))
+    return Guidance(guided, guided.after(from_model(noise)))
 
 
 METHODS: dict[str, Method] = {
-    "ddnm": lambda predictor, seen, noise, clip: Means(Ddnm(predictor, seen, clip), from_model(noise)),
-    "pigdm": lambda predictor, seen, noise, clip: Means(PiGdm(predictor, seen, clip), from_model(noise)),
-    "mmps": lambda predictor, seen, noise, clip: Means(Mmps(predictor, seen, clip), from_model(noise)),
+    "ddnm": lambda predictor, seen, noise, clip: Guidance(Ddnm(predictor, seen, clip), from_model(noise)),
+    "pigdm": lambda predictor, seen, noise, clip: Guidance(PiGdm(predictor, seen, clip), from_model(noise)),
+    "mmps": lambda predictor, seen, noise, clip: Guidance(Mmps(predictor, seen, clip), from_model(noise)),
     "dps": _dps,
-    "ddrm": lambda predictor, seen, noise, clip: Means(predictor, from_spectrum(seen, predictor, noise)),
+    "ddrm": lambda predictor, seen, noise, clip: Guidance(predictor, from_spectrum(seen, predictor, noise)),
 }

@@ -19,7 +19,7 @@ from ancestral.diffusion.samplers.reveal import InOrder, Reveal
 from ancestral.diffusion.samplers.sample import finish
 
 
-def from_law(noise: Streams) -> Draw[Guess, Change]:
+def from_p(noise: Streams) -> Draw[Guess, Change]:
     """x_s ~ p(x_s | x_t), at s = 0 too, where nothing may be left hidden."""
     return lambda move: move.p.sample(noise.normal(move.x_t.shape[1:]).to(move.x_t))
 
@@ -93,7 +93,7 @@ def imagined_costs(denoiser: Any, start: Tensor, times: Sequence[int]) -> np.nda
     useful = np.flatnonzero(np.append(True, hidden[1:] < hidden[:-1]) & (hidden > 0))
     useful = np.append(useful, len(times) - 1)
     fine = [times[int(place)] for place in useful]
-    x0 = finish(walk(denoiser, start, fine, Reveal(), from_law(Streams(0, "imagined", numbers))))
+    x0 = finish(walk(denoiser, start, fine, Reveal(), from_p(Streams(0, "imagined", numbers))))
     measured: Any = Reveal()
     nats = elbo(denoiser, x0, fine, measured, Streams(0, "costs", numbers)).terms.mean(0)
     cost = np.full((len(times), len(times)), np.inf)

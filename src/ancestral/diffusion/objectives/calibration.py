@@ -43,9 +43,9 @@ def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = POI
 
 def interpolated(schedule: Gaussian, times: Sequence[int], x0_var: Tensor) -> Tensor:
     """Squared errors (times, buckets) at strictly falling times as a table over t, (T + 1, buckets): log-log in SNR."""
-    known = schedule.log_snr(torch.tensor(times)).numpy()
-    wanted = schedule.log_snr(torch.arange(1, schedule.T + 1)).numpy()
+    measured_at = schedule.log_snr(torch.tensor(times)).numpy()
+    every = schedule.log_snr(torch.arange(1, schedule.T + 1)).numpy()
     logs = x0_var.clamp(min=1e-12).log().numpy()
-    columns = [np.interp(wanted, known, logs[:, bucket]) for bucket in range(logs.shape[1])]
+    columns = [np.interp(every, measured_at, logs[:, bucket]) for bucket in range(logs.shape[1])]
     table = torch.as_tensor(np.stack(columns, 1)).exp()
     return torch.cat([torch.zeros(1, logs.shape[1], dtype=torch.float64), table])

@@ -6,7 +6,7 @@ With the angle phi = arctan(noise / signal), so that x_t = cos(phi) x0 + sin(phi
     log p(x_t) = log N(x_T; 0, I) + int_{phi_t}^{phi_T} div v dphi          (Chen et al. 2018; Song et al. 2021, D.2)
 
 which is the flow of Song et al. 2021 (Eq. 13) for every schedule, finite at zero terminal SNR. An adaptive solver stops
-at angles between those of the integers: there the network is told a time in between (`NoiseSchedule.time`).
+at angles between those of the integers: there the network is given a time in between (`NoiseSchedule.time`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a forward process is: a noise schedule and the laws of its states; `gaussian` and `absorbing` are the two."""
+"""What a forward process is: a noise schedule and the distributions of its states; `gaussian` and `absorbing` are the two."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from ancestral.diffusion.processes.types import Time
 
 
 class Distribution(Protocol):
-    """The law of a state."""
+    """The distribution of a state."""
 
     def sample(self, eps: Tensor) -> Tensor:
         """A state, from standard normal `eps` of its shape."""
         ...
 
 
-Law = TypeVar("Law", bound=Distribution)  # a Normal, or the Change of an absorbing process
+Dist = TypeVar("Dist", bound=Distribution)  # a Normal, or the Change of an absorbing process
 
 
-class Process(Protocol[Law]):
+class Process(Protocol[Dist]):
     """A forward process from clean data, t = 0, to T; s < t."""
 
     @property
@@ -33,19 +33,19 @@ class Process(Protocol[Law]):
         """1 - alpha_bar_t."""
         ...
 
-    def marginal(self, x0: Tensor, t: Time) -> Law:
+    def marginal(self, x0: Tensor, t: Time) -> Dist:
         """q(x_t | x0). x0: (B, ...)."""
         ...
 
-    def transition(self, x_s: Tensor, s: Time, t: Time) -> Law:
+    def transition(self, x_s: Tensor, s: Time, t: Time) -> Dist:
         """q(x_t | x_s)."""
         ...
 
-    def posterior(self, x_t: Tensor, x0: Tensor, t: Time, s: Time) -> Law:
+    def posterior(self, x_t: Tensor, x0: Tensor, t: Time, s: Time) -> Dist:
         """q(x_s | x_t, x0)."""
         ...
 
-    def end(self, like: Tensor) -> Law:
+    def end(self, like: Tensor) -> Dist:
         """p(x_T), in the shape, type and device of `like`."""
         ...
 
@@ -58,7 +58,7 @@ class Process(Protocol[Law]):
         ...
 
     def term(
-        self, p: Law, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, likelihood: Likelihood = Normal.log_prob_byte
+        self, p: Dist, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, likelihood: Likelihood = Normal.log_prob_byte
     ) -> Tensor:
         """L_{t-1} in nats an image of the reverse step p, or where s = 0 the decoder's L_0. Shape (B,)."""
         ...

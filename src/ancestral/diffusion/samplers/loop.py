@@ -12,7 +12,7 @@ from torch import Tensor
 from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.process import Law, Process
+from ancestral.diffusion.processes.process import Dist, Process
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Planned, begin
 
@@ -20,28 +20,28 @@ Seen = TypeVar("Seen")  # what is predicted: a Prediction, or the Guess of hidde
 _Seen = TypeVar("_Seen", covariant=True)
 
 
-class Move(NamedTuple, Generic[Seen, Law]):
+class Move(NamedTuple, Generic[Seen, Dist]):
     """A step about to be taken: what is known before x_s is drawn."""
 
     t: int
     s: int
     x_t: Tensor
     prediction: Seen
-    p: Law
+    p: Dist
 
 
-class Step(NamedTuple, Generic[Seen, Law]):
+class Step(NamedTuple, Generic[Seen, Dist]):
     """A step taken from t to s: the state before, what was predicted, the distribution, the state after."""
 
     t: int
     s: int
     x_t: Tensor
     prediction: Seen
-    p: Law
+    p: Dist
     x_s: Tensor
 
 
-Draw = Callable[[Move[Seen, Law]], Tensor]
+Draw = Callable[[Move[Seen, Dist]], Tensor]
 GaussianDraw = Draw[Prediction, Normal]
 GaussianStep = Step[Prediction, Normal]
 
@@ -64,9 +64,9 @@ def walk(
     denoiser: Walkable[Seen],
     x: Tensor,
     times: Sequence[int],
-    transition: Callable[[Any, Tensor, Seen, int, int], Law] | Planned,
-    draw: Draw[Seen, Law],
-) -> Iterator[Step[Seen, Law]]:
+    transition: Callable[[Any, Tensor, Seen, int, int], Dist] | Planned,
+    draw: Draw[Seen, Dist],
+) -> Iterator[Step[Seen, Dist]]:
     """Walk the grid from x at times[0] to times[-1], yielding each step (reference name: `p_sample_loop`).
 
     Args:

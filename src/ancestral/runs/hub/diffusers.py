@@ -177,7 +177,9 @@ def export_run(run: Path, folder: Path) -> None:
     for name in ("embedding", "condition_dropout"):
         if getattr(model, name):
             raise UserError(f"{run}: model.{name} is {getattr(model, name)}; diffusers' network has no such field")
-    if model.groups is None and any(build.form(model).groups_of(model.width * m) != GROUPS for m in model.multipliers):
+    if model.groups is None and any(
+        build.variant(model).groups_of(model.width * m) != GROUPS for m in model.multipliers
+    ):
         raise UserError(f"{run}: its norms have groups by width; diffusers needs one number: train with model.groups")
     if process.T != 1000:
         raise UserError(f"{run}: diffusion.T is {process.T}; diffusers' schedules are those of T = 1000")
