@@ -28,7 +28,7 @@ from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.sample import sample
 from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, fixedsmall, optimal
 from ancestral.networks.unet import UNet
-from ancestral.networks.unet_layers import Form, fold, unfold
+from ancestral.networks.unet_layers import UNetVariant, fold, unfold
 from ancestral.training.simple import fit
 
 F64 = torch.float64
@@ -64,8 +64,8 @@ def widened(name, value, wanted, patch):
 @pytest.mark.parametrize("pad_end", [False, True])
 @pytest.mark.parametrize(("dimensions", "sides"), [(1, (16,)), (2, (8, 16))])
 def test_what_is_constant_along_an_axis_is_a_case_of_fewer_dimensions(dimensions, sides, pad_end):
-    form, patch = Form(pad_end=pad_end, head_width=4, fourier=(1,)), 2
-    few, more = (UNet(2, 2, patch=patch, form=form, dimensions=d, **SMALL) for d in (dimensions, dimensions + 1))
+    variant, patch = UNetVariant(pad_end=pad_end, head_width=4, fourier=(1,)), 2
+    few, more = (UNet(2, 2, patch=patch, variant=variant, dimensions=d, **SMALL) for d in (dimensions, dimensions + 1))
     shifted(few)
     target = more.state_dict()
     assert list(few.state_dict()) == list(target)

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional
 
 from ancestral.networks import unet
-from ancestral.networks.unet import Attention, Form, ResidualBlock, UNet, time_embedding
+from ancestral.networks.unet import Attention, ResidualBlock, UNet, UNetVariant, time_embedding
 
 TINY = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,)}
 
@@ -104,18 +104,18 @@ def test_normalisation_does_not_undo_the_time(channels):
 def test_fourier_features_tell_neighbouring_bytes_apart():
     # Two bytes are 2/255 apart: at n = 6 and 7 their waves are about 1/4 and 1/2 of a turn apart, wherever they lie.
     x = torch.arange(256).float().reshape(1, 1, 16, 16) / 127.5 - 1
-    form = Form(fourier=(6, 7))
-    features = form.features(x)
+    variant = UNetVariant(fourier=(6, 7))
+    features = variant.features(x)
     assert features.shape == (1, 5, 16, 16)
     assert torch.equal(features[:, :1], x)
     for n, (sin, cos) in {6: (1, 2), 7: (3, 4)}.items():
         turned = torch.atan2(features[0, sin], features[0, cos]).flatten().diff() / (2 * torch.pi)
         assert torch.allclose(turned % 1, torch.tensor(2**n / 255), atol=1e-3)
-    output = UNet(1, 1, **TINY, form=form)(x, torch.tensor([1.0]))
+    output = UNet(1, 1, **TINY, variant=variant)(x, torch.tensor([1.0]))
     assert output.shape == x.shape
 
 
 def test_groups_are_as_wide_as_told():
-    assert [Form().groups_of(channels) for channels in (6, 8, 32, 128, 256)] == [1, 2, 8, 32, 32]
-    assert [Form(group_width=16).groups_of(channels) for channels in (6, 32, 48, 128)] == [1, 2, 3, 8]
-    assert Form(groups=4, group_width=16).groups_of(128) == 4
+    assert [UNetVariant().groups_of(channels) for channels in (6, 8, 32, 128, 256)] == [1, 2, 8, 32, 32]
+    assert [UNetVariant(group_width=16).groups_of(channels) for channels in (6, 32, 48, 128)] == [1, 2, 3, 8]
+    assert UNetVariant(groups=4, group_width=16).groups_of(128) == 4

@@ -1,4 +1,4 @@
-"""The paper's U-Net (appendix B): pre-activation residual blocks, time added to each, attention at the resolutions asked for.
+"""The paper's U-Net (appendix B): pre-activation residual blocks, time added to each, attention at some levels.
 
 The same over one dimension (B, C, L) and over three (B, C, D, H, W), written (B, C, ...).
 

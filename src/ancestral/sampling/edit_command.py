@@ -225,10 +225,8 @@ def restore(folder: Path, sources: Sources, options: SamplingOptions, damage: Da
 
     def steps(rows: Tensor, numbers: list[int], predictor: Predictor) -> Iterator[Step]:
         noise, given = editor.streams("reverse", numbers), seen._replace(y=y[rows])
-        guidance = way(predictor, given, noise, editor.model.clip)
-        return walk(
-            guidance.predictor, editor.latents(numbers), editor.sampler.times, editor.sampler.move, guidance.draw
-        )
+        guided, draw = way(predictor, given, noise, editor.model.clip)
+        return walk(guided, editor.latents(numbers), editor.sampler.times, editor.sampler.move, draw)
 
     results = editor.draw(len(y), _calls(editor, editor.sampler.times), steps)
     scale = [big // small for big, small in zip(editor.shape[1:], shape[1:], strict=True)]

@@ -68,11 +68,8 @@ def spectrum(subject: Subject) -> Spectrum:
     times = sorted({subject.at(level) for level in np.linspace(*RANGE, TIMES)}, reverse=True)
     rings, cycles = _rings(*subject.shape[1:])
     power = _power(x0 - mean, rings, len(cycles))
-    noise, predictor, known = (
-        Streams(subject.seed, "explain-spectrum", range(len(images))),
-        subject.conditioned(images),
-        [],
-    )
+    noise, known = Streams(subject.seed, "explain-spectrum", range(len(images))), []
+    predictor = subject.conditioned(images)
     for t in times:
         x_t = schedule.marginal(x0, t).sample(noise.normal(subject.shape).to(x0))
         with torch.no_grad():

@@ -71,8 +71,8 @@ class Resampled:
     """A walk that goes up again: after every `jump` steps back by as many, and down anew, `resamples` times in all.
 
     What was drawn comes to agree with what is known (Lugmayr et al. 2022, RePaint, section 4.2 and appendix B). A jump
-    up from x_s adds noise to the known part just drawn, whose distribution is then q(x_t | x0) again: so the step down and the
-    jump are one Gaussian, and no prediction is made in between.
+    up from x_s adds noise to the known part just drawn, which is then a draw of q(x_t | x0) again: so the step down and
+    the jump are one Gaussian, and no prediction is made in between.
 
     Args:
         transition: of one step down, without a memory.

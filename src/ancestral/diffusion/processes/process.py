@@ -1,4 +1,4 @@
-"""What a forward process is: a noise schedule and the distributions of its states; `gaussian` and `absorbing` are the two."""
+"""What a forward process is: a schedule and the distributions of its states; `gaussian` and `absorbing` are the two."""
 
 from __future__ import annotations
 
