@@ -76,7 +76,7 @@ def test_in_much_noise_every_arrow_points_to_the_mean(subject):
     arrows = shown.slice(1e-6)
     model = subject.conditioned(subject.test)
     mean = ((model.mixture.means.mean(0) - shown.middle) @ shown.axes.T).numpy()
-    assert np.abs(arrows.places + arrows.pull - mean).max() < 0.05
+    assert np.abs(arrows.points + arrows.pull - mean).max() < 0.05
 
 
 def test_valleys_are_what_lies_below_the_ends():

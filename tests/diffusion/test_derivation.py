@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
-from ancestral.diffusion.objectives.elbo import elbo, random_places, strata
+from ancestral.diffusion.objectives.elbo import elbo, random_terms, strata
 from ancestral.diffusion.objectives.elbo_derivation import (
     along_chains,
     log_ratio_variance,
@@ -102,9 +102,9 @@ def test_terms_by_tenth_are_all_of_them():
     torch.testing.assert_close(tenths[:, 0], found.terms[:, -5:].sum(1))  # t = 5..1
 
 
-def test_random_places_are_unbiased_counts():
+def test_random_terms_have_unbiased_counts():
     grid, many = grids.full(MIXTURE.schedule), 2000
-    places, weights = random_places(MIXTURE.schedule, grid, many, 8, Streams(0, "p", range(many)))
+    places, weights = random_terms(MIXTURE.schedule, grid, many, 8, Streams(0, "p", range(many)))
     counted = torch.zeros(50).double().index_add_(0, places.flatten(), weights.flatten()) / many
     # A place in a stratum of w steps is drawn about many / w times, each counting w.
     assert torch.allclose(counted, torch.ones(50).double(), atol=5 * float(weights.max() / many) ** 0.5)

@@ -14,7 +14,7 @@ from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
 from ancestral.diffusion.denoisers.calibrated import X0_EDGES, Calibrated
 from ancestral.diffusion.denoisers.denoiser import predict, score
 from ancestral.diffusion.objectives.calibration import LEAST_ERROR, calibrate
-from ancestral.diffusion.objectives.elbo import elbo, random_places, strata
+from ancestral.diffusion.objectives.elbo import elbo, random_terms, strata
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.statistics import largest_share, mean_and_error
 from ancestral.diffusion.processes import schedule
@@ -227,7 +227,7 @@ def test_every_step_counts_exactly_once_in_expectation(name, steps, count):
         def uniform(self):
             return (torch.arange(images, dtype=F64) + 0.5) / images
 
-    places, weights = random_places(noise_schedule, grid, images, count, Lattice())
+    places, weights = random_terms(noise_schedule, grid, images, count, Lattice())
     counted = torch.zeros(steps, dtype=F64).index_add_(0, places.flatten(), weights.flatten())
     assert torch.equal(counted, torch.full((steps,), float(images), dtype=F64))
     assert torch.equal(weights.sum(1), torch.full((images,), float(steps), dtype=F64))

@@ -125,7 +125,7 @@ def tune_steps(
         with Progress() as bar:
             task = bar.add_task(f"{len(fine) - 1} steps", total=(len(fine) - 1) * num_images)
             watched = Watched(predictor, partial(bar.advance, task))
-            times = [fine[place] for place in kind.best(watched, beginning(model.schedule, noise), fine, steps)]
+            times = [fine[index] for index in kind.best(watched, beginning(model.schedule, noise), fine, steps)]
     except ValueError as error:
         raise UserError(f"--steps: {error}") from None
     with held(folder, "tuned"):  # as what is known is read and written again

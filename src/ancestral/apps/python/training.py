@@ -110,7 +110,7 @@ def train(
 def _key(name: str) -> str:
     """The setting of this name, with or without its group."""
     known = config.known_keys()
-    found = [key for key in known if name in (key, key.partition(".")[2])]
+    found = [key for key in (*known, *config.IMPORTED) if name in (key, key.partition(".")[2])]
     if len(found) != 1:
         names = [key.partition(".")[2] for key in known]
         raise UserError(

@@ -31,11 +31,11 @@ _LETTERS = ("A", "B", "C")
 
 @dataclass(frozen=True)
 class Slice:
-    """The pull of the score on the plane at one time: arrows (N, 2) at places (N, 2), distances on [-1, 1]."""
+    """The pull of the score on the plane at one time: arrows (N, 2) at points (N, 2), distances on [-1, 1]."""
 
     t: int
     log_snr: float
-    places: np.ndarray
+    points: np.ndarray
     pull: np.ndarray
 
 
@@ -102,14 +102,14 @@ class Plane:
         low, high = self.at.min(0), self.at.max(0)
         margin = max(0.3 * (high - low).max(), 1e-3)  # of three images that are one there is a point
         sides = [np.linspace(one - margin, other + margin, ACROSS) for one, other in zip(low, high, strict=True)]
-        places = np.stack(np.meshgrid(*sides), -1).reshape(-1, 2)
+        points = np.stack(np.meshgrid(*sides), -1).reshape(-1, 2)
         eps = Streams(self.subject.seed, "explain-plane", [0]).normal(self.subject.shape).flatten().to(self.middle)
         eps = eps - (eps @ self.axes.T) @ self.axes
-        m = self.middle + torch.from_numpy(places).to(self.middle) @ self.axes
+        m = self.middle + torch.from_numpy(points).to(self.middle) @ self.axes
         x_t = (float(schedule.signal(t)) * m + float(schedule.noise(t)) * eps).to(self.x0)
         x0, _ = self.predicted(x_t.reshape(-1, *self.subject.shape), t)
         pull = ((x0.flatten(1).cpu().double() - m) @ self.axes.T).numpy()
-        return Slice(t, float(schedule.log_snr(t)), places, pull)
+        return Slice(t, float(schedule.log_snr(t)), points, pull)
 
     def edges(self, information: float) -> Edges:
         """log q from corner to corner, with DRAWS noises that stay as they are on the way."""
@@ -168,20 +168,20 @@ def three(subject: Subject) -> ImageSet:
 
 
 def draw_slices(slices: list[Slice], plane: Plane, words: Words) -> str:
-    """Arrows to where the score pulls, and the images at their places."""
+    """Arrows to where the score pulls, and the images at their points."""
     figure, panels = plots.axes("", "", len(slices), 3.1)
     images = to_bytes(plane.x0)
     for axes, one in zip(panels, slices, strict=True):
         _arrows(axes, one)
-        size = np.ptp(one.places[:, 0]) / 14
+        size = np.ptp(one.points[:, 0]) / 14
         for (x, y), image, letter in zip(plane.at, images, _LETTERS, strict=True):
             high = size * image.shape[0] / image.shape[1]
             shown = image.squeeze(2) if image.shape[2] == 1 else image
             axes.imshow(shown, "gray", extent=(x - size, x + size, y - high, y + high), zorder=3, vmin=0, vmax=255)
             axes.text(x + 1.15 * size, y, letter, color=INK, fontsize=10, va="center", zorder=4)
         axes.set_title(_at(words, one.t, one.log_snr), fontsize=9, color=INK, loc="left")
-        axes.set_xlim(one.places[:, 0].min() - size, one.places[:, 0].max() + size)
-        axes.set_ylim(one.places[:, 1].min() - size, one.places[:, 1].max() + size)
+        axes.set_xlim(one.points[:, 0].min() - size, one.points[:, 0].max() + size)
+        axes.set_ylim(one.points[:, 1].min() - size, one.points[:, 1].max() + size)
         axes.set_aspect("equal")
         axes.set_xticks([])
         axes.set_yticks([])
@@ -209,7 +209,7 @@ def _at(words: Words, t: int, log_snr: float) -> str:
 def _arrows(axes: Axes, one: Slice) -> None:
     """At most as long as the grid is wide, long ones less than their length says, so that short ones are seen."""
     length = np.linalg.norm(one.pull, axis=1, keepdims=True)
-    wide = np.ptp(one.places[:, 0]) / (ACROSS - 1)
+    wide = np.ptp(one.points[:, 0]) / (ACROSS - 1)
     shown = one.pull / np.maximum(length, 1e-9) * wide * 0.95 * np.sqrt(length / max(length.max(), 1e-9))
     options = {"angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.005, "headwidth": 4.5, "color": ACCENT}
-    axes.quiver(*one.places.T, *shown.T, pivot="middle", **options)
+    axes.quiver(*one.points.T, *shown.T, pivot="middle", **options)

@@ -124,7 +124,7 @@ def _truth(subject: Subject) -> dict[str, Number]:
 class _Pixel:
     """The decoder's belief in one pixel's byte: N(mean, var) on [-1, 1], given x_1."""
 
-    place: tuple[int, int, int]  # channel, row, column
+    pixel: tuple[int, int, int]  # channel, row, column
     byte: int
     mean: float
     var: float
@@ -139,9 +139,9 @@ class _Pixel:
     def numbers(self) -> dict[str, Number]:
         again, chance = "ancestral.diffusion.processes.normal.Normal.log_prob_coded", float(self.chances[self.byte])
         values = {
-            "pixel_channel": (self.place[0] + 1, ""),
-            "pixel_row": (self.place[1], ""),
-            "pixel_column": (self.place[2], ""),
+            "pixel_channel": (self.pixel[0] + 1, ""),
+            "pixel_row": (self.pixel[1], ""),
+            "pixel_column": (self.pixel[2], ""),
             "pixel_byte": (self.byte, ""),
             "pixel_mean": ((self.mean + 1) * 127.5, ""),
             "pixel_std": (self.var**0.5 * 127.5, ""),
@@ -194,14 +194,14 @@ def _shares(subject: Subject) -> _Shares:
     whole = float(shares.sum(1).mean())
     rows: list[list[Number | str]] = []
     so_far = 0.0
-    for place, times in tenths(last).items():
-        mean, error = mean_and_error(shares[:, place])
+    for tenth, times in tenths(last).items():
+        mean, error = mean_and_error(shares[:, tenth])
         so_far += 100 * mean / whole
         rows.append(
             [
                 times,
                 Number(mean, "bits/dim", again, error),
-                largest_of(shares[:, place], again),
+                largest_of(shares[:, tenth], again),
                 Number(100 * mean / whole, "%", again, digits=3),
                 Number(so_far, "%", again, digits=4),
             ]

@@ -124,8 +124,8 @@ def _branches(subject: Subject, seen: Film, grid: Sequence[int]) -> Part:
     """From one state of the first trajectory, several reverse processes with noise of their own."""
     rows, table, labels = [], [], []
     predictor = subject.drawn([0] * BRANCHES)
-    for place in range(0, len(seen.t), SHARED):
-        t, start = seen.t[place], seen.x_t[place][:1]
+    for index in range(0, len(seen.t), SHARED):
+        t, start = seen.t[index], seen.x_t[index][:1]
         rest = grid[grid.index(t) :]
         visits = [rest[round(where)] for where in np.linspace(0, len(rest) - 1, min(SHORT, len(rest) - 1) + 1)]
         states = start.to(subject.device, subject.dtype).expand(BRANCHES, -1, -1, -1)

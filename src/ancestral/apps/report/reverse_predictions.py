@@ -84,9 +84,9 @@ def errors(subject: Subject, scale: Tensor) -> Errors:
     return Errors(elbo.t.double().mean(0)[order], values.mean(0)[order], deviation[order])
 
 
-def _grey(of: Errors, place: int, again: str) -> Number:
-    rmse = GREY * float(of.value[place]) ** 0.5
-    return Number(rmse, "grey levels", again, rmse * float(of.error[place] / of.value[place]) / 2 if rmse else None)
+def _grey(of: Errors, index: int, again: str) -> Number:
+    rmse = GREY * float(of.value[index]) ** 0.5
+    return Number(rmse, "grey levels", again, rmse * float(of.error[index] / of.value[index]) / 2 if rmse else None)
 
 
 def _strip(subject: Subject) -> tuple[Tensor, list[int]]:

@@ -71,8 +71,8 @@ class Effort:
                 (self.own_share, OWN),
             ]
         return [
-            [times, *(_percent(float(share[place]), again) for share, again in columns)]
-            for place, times in tenths(self.last).items()
+            [times, *(_percent(float(share[index]), again) for share, again in columns)]
+            for index, times in tenths(self.last).items()
         ]
 
     def losses(self, words: Words) -> str:
@@ -96,8 +96,8 @@ class Effort:
             shown.append(("own", self.own_share, plots.THIRD))
         width = 0.8 / len(shown)
         for number, (name, share, colour) in enumerate(shown):
-            places = np.arange(10) + 1 + (number - (len(shown) - 1) / 2) * width
-            on.bar(places, 100 * share.numpy(), width, color=colour, label=words["axes"][f"share_{name}"])
+            positions = np.arange(10) + 1 + (number - (len(shown) - 1) / 2) * width
+            on.bar(positions, 100 * share.numpy(), width, color=colour, label=words["axes"][f"share_{name}"])
         on.set_xticks(range(1, 11))
         plots.legend(on)
         return plots.svg(figure)
@@ -112,26 +112,26 @@ def measured(subject: Subject) -> Effort:
     """The losses of held-out images, each at DRAWS times."""
     numbers = range(DRAWS * len(subject.test))
     sampler = TimeSampler(subject.times)
-    place, _ = sampler.draw(stratified(subject.seed, numbers))
+    index, _ = sampler.draw(stratified(subject.seed, numbers))
     simple, own = torch.empty(len(numbers)).double(), torch.empty(len(numbers)).double()
     for some in pieces(len(numbers), BATCH):
         rows = slice(some.start, some.stop)
-        losses = _losses(subject, some, sampler.t[place[rows]], sampler.s[place[rows]])
+        losses = _losses(subject, some, sampler.t[index[rows]], sampler.s[index[rows]])
         simple[rows], own[rows] = (values.cpu().double() for values in losses)
     found, last = subject.elbo, subject.times[0]
-    tenth = ((sampler.t[place] - 1) * 10 // last).clamp(max=9)
+    tenth = ((sampler.t[index] - 1) * 10 // last).clamp(max=9)
     chance, importance = _choice(subject)
     elbo_t, elbo_nats = found.per_t(found.terms / found.dimensions)
     grid_tenth = ((sampler.t - 1) * 10 // last).clamp(max=9)
     return Effort(
-        times=sampler.t[place],
+        times=sampler.t[index],
         simple=simple,
         elbo_t=elbo_t,
         elbo_nats=elbo_nats,
         elbo_share=_shares(found.by_tenth(found.terms * found.weight, last).sum(0)),
         simple_share=_shares(_sums(tenth, simple)),
         drawn_share=_shares(_sums(grid_tenth, chance)),
-        own_share=_shares(_sums(tenth, own * (chance * importance)[place])),
+        own_share=_shares(_sums(tenth, own * (chance * importance)[index])),
         last=last,
         run=subject.model is not None,
     )
@@ -155,15 +155,15 @@ def _losses(subject: Subject, some: range, t: Tensor, s: Tensor) -> tuple[Tensor
 
 
 def _choice(subject: Subject) -> tuple[Tensor, Tensor]:
-    """(probability, importance) of each place of the grid under the run's own choice of times, float64 (K,)."""
+    """(probability, importance) of each time of the grid under the run's own choice of times, float64 (K,)."""
     _, make = TIME_SAMPLERS[subject.config.diffusion.times]
     sampler = make(subject.times, subject.schedule)
     kept = {} if subject.saved is None else subject.saved.tensors
     if state := {name.removeprefix("sampler/"): one for name, one in kept.items() if name.startswith("sampler/")}:
         sampler.load_state(state)
-    place, weight = sampler.draw((torch.arange(GRAIN, dtype=torch.float64) + 0.5) / GRAIN)
-    count = place.bincount(minlength=len(sampler)).double()
-    total = torch.zeros(len(sampler), dtype=torch.float64).index_add_(0, place, weight.double())
+    index, weight = sampler.draw((torch.arange(GRAIN, dtype=torch.float64) + 0.5) / GRAIN)
+    count = index.bincount(minlength=len(sampler)).double()
+    total = torch.zeros(len(sampler), dtype=torch.float64).index_add_(0, index, weight.double())
     return count / GRAIN, total / count.clamp(min=1)
 
 

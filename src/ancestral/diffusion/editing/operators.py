@@ -144,8 +144,8 @@ def _blur(side: int, width: float) -> Tensor:
     reach = math.ceil(4 * width)
     offset = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-0.5 * (offset.double() / width) ** 2)
-    place = (torch.arange(side)[:, None] + offset) % (2 * side)
-    mirrored = torch.where(place < side, place, 2 * side - 1 - place)
+    index = (torch.arange(side)[:, None] + offset) % (2 * side)
+    mirrored = torch.where(index < side, index, 2 * side - 1 - index)
     return torch.zeros(side, side, dtype=torch.float64).scatter_add(
         1, mirrored, (kernel / kernel.sum()).repeat(side, 1)
     )

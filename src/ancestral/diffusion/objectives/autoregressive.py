@@ -25,7 +25,7 @@ def from_p(noise: Streams) -> Draw[Guess, Change]:
 
 
 def from_data(x0: Tensor) -> Draw[Guess, Change]:
-    """x_s: the places due in an order that is given, with the values of x0."""
+    """x_s: the positions due in an order that is given, with the values of x0."""
 
     def draw(move: Move[Guess, Change]) -> Tensor:
         return torch.where(move.p.odds > 0, x0, move.x_t)
@@ -34,12 +34,12 @@ def from_data(x0: Tensor) -> Draw[Guess, Change]:
 
 
 def nll_in_order(denoiser: Guesser, x0: Tensor, times: Sequence[int], turn: Tensor) -> Tensor:
-    """-log p(x0 | order) in nats, a column a step: the sum over its places of -log p(x0_i | those before), (B, steps).
+    """-log p(x0 | order) in nats, a column a step: the sum over its x0_i of -log p(x0_i | those before), (B, steps).
 
     Args:
-        denoiser: guesses hidden places.
+        denoiser: guesses hidden positions.
         x0: (B, ...) images; their values are rounded to levels.
-        times: from T to 0; T, T-1, ..., 0 with `even(D)` is one place a step, and the sum then exact.
+        times: from T to 0; T, T-1, ..., 0 with `even(D)` is one position a step, and the sum then exact.
         turn: the order (see `reveal.InOrder`).
     """
     x0 = snap(x0, denoiser.schedule.levels)
@@ -49,15 +49,15 @@ def nll_in_order(denoiser: Guesser, x0: Tensor, times: Sequence[int], turn: Tens
 
 
 def costs(nats: Tensor, counts: Sequence[float]) -> np.ndarray:
-    """What a step that reveals several places at once costs, in nats an image: (times, times), inf unless it goes down.
+    """What a step that reveals several positions costs, in nats an image: (times, times), inf unless it goes down.
 
-    The places of one step are drawn independently, each given what was seen before the step, so that a step from n to m
-    hidden places costs (n - m) l_n, where l_n is the mean -log p of a hidden place with n of them hidden. With it
+    The positions of one step are drawn independently, each given what was seen before it, so that a step from n to m
+    hidden positions costs (n - m) l_n, where l_n is the mean -log p of a hidden position with n of them hidden. With it
     `grid_search.shortest(cost, steps, growth=1)` finds the times of least bound (Hoogeboom et al. 2022, section 3.2).
 
     Args:
         nats: (steps,) the mean L_{t-1} of each step of the whole grid, from T down.
-        counts: the places hidden at each time of the grid, the 0 at its end included; strictly falling.
+        counts: the positions hidden at each time of the grid, the 0 at its end included; strictly falling.
     """
     n = np.asarray(counts, dtype=np.float64)
     per_place = nats.double().numpy() / (n[:-1] - n[1:])
@@ -67,20 +67,20 @@ def costs(nats: Tensor, counts: Sequence[float]) -> np.ndarray:
 
 
 def monotone(nats: Tensor, counts: Sequence[float]) -> Tensor:
-    """The nearest L_{t-1}, in squares of the loss of a place, with which a place is better known the more is seen.
+    """The nearest L_{t-1}, in squares of the loss of a position, with which one is better known the more is seen.
 
     A shortest path would seek out the accidents of an estimate. Theirs is the sum of what is given, for steps of equal
     counts. Arguments as those of `costs`.
     """
-    places = -np.diff(np.asarray(counts, dtype=np.float64))
-    rising = (nats.double().numpy() / places)[::-1]
+    positions = -np.diff(np.asarray(counts, dtype=np.float64))
+    rising = (nats.double().numpy() / positions)[::-1]
     total = np.concatenate([[0.0], rising.cumsum()])
     first, after = np.arange(len(rising))[:, None], np.arange(1, len(rising) + 1)
     means = np.where(after > first, (total[after] - total[first]) / np.maximum(after - first, 1), np.inf)
     # The isotonic regression as the largest, over where a block begins, of the least, over where it ends, of its means.
     least = np.minimum.accumulate(means[:, ::-1], 1)[:, ::-1]
     fitted = np.where(first < after, least, -np.inf).max(0)
-    return torch.as_tensor(fitted[::-1] * places)
+    return torch.as_tensor(fitted[::-1] * positions)
 
 
 def imagined_costs(denoiser: Any, start: Tensor, times: Sequence[int]) -> np.ndarray:
@@ -92,7 +92,7 @@ def imagined_costs(denoiser: Any, start: Tensor, times: Sequence[int]) -> np.nda
     hidden = np.array([q.expected(t, start[0].numel()) for t in times])
     useful = np.flatnonzero(np.append(True, hidden[1:] < hidden[:-1]) & (hidden > 0))
     useful = np.append(useful, len(times) - 1)
-    fine = [times[int(place)] for place in useful]
+    fine = [times[int(index)] for index in useful]
     x0 = finish(walk(denoiser, start, fine, Reveal(), from_p(Streams(0, "imagined", numbers))))
     measured: Any = Reveal()
     nats = elbo(denoiser, x0, fine, measured, Streams(0, "costs", numbers)).terms.mean(0)

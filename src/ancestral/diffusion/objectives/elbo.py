@@ -110,14 +110,14 @@ def error_per_image(elbo: Elbo, repeats: int) -> Tensor:
     return elbo.bits(each).std(1) / repeats**0.5
 
 
-def all_places(steps: int, images: int) -> tuple[Tensor, Tensor]:
-    """Every step of a grid for every image, each counting once: (places, weights), both (B, steps)."""
-    places = torch.arange(steps).expand(images, steps)
-    return places, torch.ones(places.shape, dtype=torch.float64)
+def all_terms(steps: int, images: int) -> tuple[Tensor, Tensor]:
+    """Every step of a grid for every image, each counting once: (indices, weights), both (B, steps)."""
+    indices = torch.arange(steps).expand(images, steps)
+    return indices, torch.ones(indices.shape, dtype=torch.float64)
 
 
 def strata(schedule: NoiseSchedule, grid: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
-    """(first places, widths), int64 (count - 1,), of the strata of all steps but the last.
+    """(first indices, widths), int64 (count - 1,), of the strata of all steps but the last.
 
     Each has about as much of log(noise_var), the bits that the steps would cost were the image Gaussian of variance 1,
     and of the number of steps, half and half: a draw stands for few steps where these cost much and differ most.
@@ -130,10 +130,10 @@ def strata(schedule: NoiseSchedule, grid: Sequence[int], count: int) -> tuple[Te
     return edges[:-1], edges.diff()
 
 
-def random_places(
+def random_terms(
     schedule: NoiseSchedule, grid: Sequence[int], images: int, count: int, noise: Streams
 ) -> tuple[Tensor, Tensor]:
-    """`count` steps for each image, so that the weighted sum of their terms is unbiased: (places, weights), (B, count).
+    """`count` steps for each image, whose weighted sum of terms is unbiased: (indices, weights), (B, count).
 
     L_0, by far the largest term, is always among them; the others are one from each of count - 1 `strata`,
     drawn for each image on its own, so that the spread over images is all the error there is.
@@ -146,10 +146,10 @@ def random_places(
         raise ValueError(f"the number of terms must be between 2 and {steps}, got {count}")
     edges, width = strata(schedule, grid, count)
     u = torch.stack([noise.uniform() for _ in width], 1)
-    places = (edges + (u * width).floor()).long()
+    indices = (edges + (u * width).floor()).long()
     last = torch.full((images, 1), steps - 1)
     weights = torch.cat([width, torch.ones(1)]).double().expand(images, count)
-    return torch.cat([places, last], 1), weights
+    return torch.cat([indices, last], 1), weights
 
 
 @torch.no_grad()
@@ -171,42 +171,42 @@ def elbo(
         transition: the reverse process.
         noise: one stream an image.
         likelihood: log p(x0 | x_1): of bytes, or `Normal.log_prob` for a density.
-        terms: how many terms an image are measured (`random_places`); all when left out, or where there is only one.
+        terms: how many terms an image are measured (`random_terms`); all when left out, or where there is only one.
     """
     schedule, steps, images = denoiser.schedule, len(grid) - 1, len(x0)
     if terms is None or steps == 1:
-        places, weight = all_places(steps, images)
+        indices, weight = all_terms(steps, images)
     else:
-        places, weight = random_places(schedule, grid, images, terms, noise)
+        indices, weight = random_terms(schedule, grid, images, terms, noise)
     times = torch.tensor(grid)
     measured: list[Tensor] = []
     errors: list[Tensor] = []
-    for place in places.T:
-        t, s = times[place], times[place + 1]
+    for index in indices.T:
+        t, s = times[index], times[index + 1]
         x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
         prediction = denoiser(x_t, t)
         p = transition(schedule, x_t, prediction, t, s)
         measured.append(schedule.term(p, x_t, x0, t, s, likelihood))
         errors.append((prediction.x0 - x0).square().flatten(1).mean(1))
     prior = schedule.prior(x0, grid[0])
-    return collect(grid, places, weight, prior, measured, errors, x0[0].numel())
+    return collect(grid, indices, weight, prior, measured, errors, x0[0].numel())
 
 
 def collect(
     grid: Sequence[int],
-    places: Tensor,
+    indices: Tensor,
     weight: Tensor,
     prior: Tensor,
     terms: Sequence[Tensor],
     errors: Sequence[Tensor],
     dimensions: int,
 ) -> Elbo:
-    """Put together what was measured: terms and errors (B,) of the steps that start at `places` (B, K) of the grid."""
+    """Put together what was measured: terms and errors (B,) of the steps that start at `indices` (B, K) of the grid."""
     times = torch.tensor(grid)
     return Elbo(
         prior=prior.cpu().double(),
-        t=times[places],
-        last=times[places + 1] == 0,
+        t=times[indices],
+        last=times[indices + 1] == 0,
         terms=torch.stack(list(terms), 1).cpu().double(),
         mse=torch.stack(list(errors), 1).cpu().double(),
         weight=weight,

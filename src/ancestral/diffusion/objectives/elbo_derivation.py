@@ -160,7 +160,7 @@ def noise_variance(values: Tensor) -> Tensor:
 
 
 def random_terms_variance(terms: Tensor, width: Tensor) -> Tensor:
-    """Variance by the draws alone, (M,), of the sum of terms that `elbo.random_places` draws from strata so wide.
+    """Variance by the draws alone, (M,), of the sum of terms that `elbo.random_terms` draws from strata so wide.
 
     terms (2M, K), as `noise_variance`; nats^2 if these are nats. Unbiased: E[x]^2 is the product of independent draws.
     """

@@ -1,4 +1,4 @@
-"""Which t an image is trained at. A uniform number keyed to the image is turned into a place on the time grid."""
+"""Which t an image is trained at. A uniform number keyed to the image is turned into an index into the time grid."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ class TimeSampler:
         return len(self.t)
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """(place on the grid int64 (B,), importance weight float64 (B,)) for uniform numbers u (B,)."""
-        place = (u * len(self)).long().clamp(max=len(self) - 1)
-        return place, torch.ones_like(u)
+        """(index into the grid int64 (B,), importance weight float64 (B,)) for uniform numbers u (B,)."""
+        index = (u * len(self)).long().clamp(max=len(self) - 1)
+        return index, torch.ones_like(u)
 
-    def update(self, place: Tensor, loss: Tensor) -> None:
-        """Learn from the losses (B,) met at these places; nothing to learn here."""
+    def update(self, index: Tensor, loss: Tensor) -> None:
+        """Learn from the losses (B,) met at these indices; nothing to learn here."""
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must keep."""
@@ -75,17 +75,17 @@ class LogNormal(TimeSampler):
         super().__init__(grid)
         z = (-schedule.log_snr(self.t) / 2 - mean) / spread
         edges = torch.cat([z.new_tensor([torch.inf]), (z[1:] + z[:-1]) / 2, z.new_tensor([-torch.inf])])
-        self.cumulative: Tensor = untyped.special.ndtr(-edges[1:])  # probability of a place up to this one; noise falls
+        self.cumulative: Tensor = untyped.special.ndtr(-edges[1:])  # probability of a time up to this one; noise falls
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Each place with the normal's mass nearer to it than to its neighbours, importance 1."""
+        """Each time with the normal's mass nearer to it than to its neighbours, importance 1."""
         return torch.searchsorted(self.cumulative, u, right=True).clamp(max=len(self) - 1), torch.ones_like(u)
 
 
 class LossImportance(TimeSampler):
-    """Places drawn in proportion to sqrt(E[loss^2]) over their last ten losses (Nichol and Dhariwal 2021, Eq. 18).
+    """Times drawn in proportion to sqrt(E[loss^2]) over their last ten losses (Nichol and Dhariwal 2021, Eq. 18).
 
-    Uniform until every place has ten. A floor of 1/1000 keeps every place reachable and the estimate unbiased.
+    Uniform until every time has ten. A floor of 1/1000 keeps every time reachable and the estimate unbiased.
     """
 
     history = 10
@@ -105,14 +105,14 @@ class LossImportance(TimeSampler):
         return self.floor * flat + (1 - self.floor) * size / size.sum()
 
     def draw(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Places by the inverse of the cumulative probabilities, weights 1 / (steps p)."""
+        """Times by the inverse of the cumulative probabilities, weights 1 / (steps p)."""
         p = self.probabilities()
-        place = torch.searchsorted(p.cumsum(0), u, right=True).clamp(max=len(self) - 1)
-        return place, 1 / (len(self) * p[place])
+        index = torch.searchsorted(p.cumsum(0), u, right=True).clamp(max=len(self) - 1)
+        return index, 1 / (len(self) * p[index])
 
-    def update(self, place: Tensor, loss: Tensor) -> None:
+    def update(self, index: Tensor, loss: Tensor) -> None:
         """Remember the losses, the oldest forgotten first."""
-        for where, value in zip(numbers(place), numbers(loss.double()), strict=True):
+        for where, value in zip(numbers(index), numbers(loss.double()), strict=True):
             self.losses[where, self.seen[where] % self.history] = value
             self.seen[where] += 1
 

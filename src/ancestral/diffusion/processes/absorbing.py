@@ -1,16 +1,16 @@
-"""The absorbing process: places of an image are hidden one after another, and revealed on the way back.
+"""The absorbing process: positions of an image are hidden one after another, and revealed on the way back.
 
-The state is the image with one more symbol, MASK, in the places that are hidden (Austin et al. 2021, section 3.1).
-alpha_bar_t is the share of places that are seen, so that every schedule, grid and time sampler serves. With
-n_t = D (1 - alpha_bar_t) of the D places hidden,
+The state is the image with one more symbol, MASK, in the positions that are hidden (Austin et al. 2021, section 3.1).
+alpha_bar_t is the share of positions that are seen, so that every schedule, grid and time sampler serves. With
+n_t = D (1 - alpha_bar_t) of the D positions hidden,
 
-    q(x_s | x_t, x0)   reveals n_t - n_s of the n_t hidden places with the values of x0, each choice alike
+    q(x_s | x_t, x0)   reveals n_t - n_s of the n_t hidden positions with the values of x0, each choice alike
     p(x_s | x_t)       reveals as many, with values drawn from the predicted distributions
-    KL(q || p)         = (n_t - n_s) / n_t  sum over the hidden places of -log p(x0 | x_t)
+    KL(q || p)         = (n_t - n_s) / n_t  sum over the hidden positions of -log p(x0 | x_t)
 
 which for T = D is Eq. 16 of the paper: the bound is the log likelihood of an autoregressive model, averaged over the
-orders (Uria et al. 2014; Hoogeboom et al. 2022). Every draw takes one standard normal number a place: its probability
-u = Phi(eps) says whether the place changes, and, since u given that is uniform again, to which value.
+orders (Uria et al. 2014; Hoogeboom et al. 2022). Every draw takes one standard normal number a position: its
+probability u = Phi(eps) says whether the position changes, and, since u given that is uniform again, to which value.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MASK = 2.0  # off the data's range [-1, 1], and exact in every floating type
 
 
 def hidden(x: Tensor) -> Tensor:
-    """Which places hold no value yet, bool."""
+    """Which positions hold no value yet, bool."""
     return x == MASK
 
 
@@ -39,7 +39,7 @@ Pick = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (u, may change) to (
 
 
 def by_chance(probability: Tensor) -> Pick:
-    """Each place that may change does with this probability, (B, 1, ...)."""
+    """Each position that may change does with this probability, (B, 1, ...)."""
 
     def pick(u: Tensor, may: Tensor) -> tuple[Tensor, Tensor]:
         return may & (u < probability), probability.expand_as(u)
@@ -48,13 +48,13 @@ def by_chance(probability: Tensor) -> Pick:
 
 
 def so_many(count: Tensor) -> Pick:
-    """Exactly `count` (B,) places of those that may change, every choice alike: the ones of least u."""
+    """Exactly `count` (B,) positions of those that may change, every choice alike: the ones of least u."""
 
     def pick(u: Tensor, may: Tensor) -> tuple[Tensor, Tensor]:
-        ranked, places = torch.where(may, u, 1.0).flatten(1).sort(dim=1, stable=True)
+        ranked, positions = torch.where(may, u, 1.0).flatten(1).sort(dim=1, stable=True)
         number = count.to(u.device).expand(len(u))[:, None]
         taken = torch.arange(ranked.shape[1], device=u.device) < number
-        changes = torch.zeros_like(taken).scatter(1, places, taken).reshape(u.shape) & may
+        changes = torch.zeros_like(taken).scatter(1, positions, taken).reshape(u.shape) & may
         # The least u of those left bounds the others, which are uniform below it.
         bound = torch.cat([ranked, torch.ones_like(ranked[:, :1])], 1).gather(1, number)
         return changes, bound.reshape(-1, *[1] * (u.ndim - 1)).expand_as(u)
@@ -62,16 +62,16 @@ def so_many(count: Tensor) -> Pick:
     return pick
 
 
-def these(places: Tensor) -> Pick:
-    """The places where this is true."""
-    return lambda u, may: (may & places, torch.ones_like(u))
+def these(positions: Tensor) -> Pick:
+    """The positions where this is true."""
+    return lambda u, may: (may & positions, torch.ones_like(u))
 
 
 class Change(NamedTuple):
-    """The state after some places have changed."""
+    """The state after some positions have changed."""
 
     x: Tensor  # (B, ...) the state before
-    may: Tensor  # bool, the places that may change
+    may: Tensor  # bool, the positions that may change
     odds: Tensor  # that one of these does; broadcasts against x
     pick: Pick
     values: Values  # what they change to
@@ -86,9 +86,9 @@ class Change(NamedTuple):
         return new
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Log probability in nats of the values that x reveals, elementwise, given which places these are.
+        """Log probability in nats of the values that x reveals, elementwise, given which positions these are.
 
-        Which places they are is as probable in q as in p and cancels in the bound.
+        Which positions they are is as probable in q as in p and cancels in the bound.
         """
         revealed = hidden(self.x) & ~hidden(x)
         return torch.where(revealed, self.values.log_prob(torch.where(revealed, x, 0.0)), 0.0)
@@ -100,7 +100,7 @@ class Change(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Absorbing(NoiseSchedule):
-    """The process that has hidden exactly round(D (1 - alpha_bar_t)) places at t; with `even(D)`, one a step.
+    """The process that has hidden exactly round(D (1 - alpha_bar_t)) positions at t; with `even(D)`, one a step.
 
     Args:
         log_alpha_bar: as in `NoiseSchedule`, but -inf at T, where everything is hidden.
@@ -120,15 +120,15 @@ class Absorbing(NoiseSchedule):
             raise ValueError("everything must be hidden at T: use the schedule 'even', or one with zero terminal SNR")
 
     def count(self, t: Time, dimensions: int) -> Tensor:
-        """n_t, how many of so many places are hidden; int64."""
+        """n_t, how many of so many positions are hidden; int64."""
         return (dimensions * self.noise_var(t)).round().long()
 
     def expected(self, t: int, dimensions: int) -> float:
-        """How many of so many places are hidden on average."""
+        """How many of so many positions are hidden on average."""
         return float(self.count(t, dimensions))
 
     def marginal(self, x0: Tensor, t: Time) -> Change:
-        """q(x_t | x0): the values, rounded to levels, with some places hidden. x0: (B, ...)."""
+        """q(x_t | x0): the values, rounded to levels, with some positions hidden. x0: (B, ...)."""
         x0 = snap(x0, self.levels)
         return self._hide(x0, 0, t)
 
@@ -141,7 +141,7 @@ class Absorbing(NoiseSchedule):
         return self.reveal(x_t, Point(snap(x0, self.levels)), t, s)
 
     def reveal(self, x_t: Tensor, values: Values, t: Time, s: Time) -> Change:
-        """The step from t to s < t on which hidden places take these values."""
+        """The step from t to s < t on which hidden positions take these values."""
         before, after = (self.count(time, x_t[0].numel()) for time in (t, s))
         odds = _over((before - after).double() / before.clamp(min=1), x_t)
         return Change(x_t, hidden(x_t), odds, so_many(before - after), values)
@@ -180,14 +180,14 @@ class Absorbing(NoiseSchedule):
 
 @dataclass(frozen=True, eq=False)
 class Independent(Absorbing):
-    """The process that hides each place on its own, with probability 1 - alpha_bar_t (Austin et al. 2021, D3PM)."""
+    """The process that hides each position on its own, with probability 1 - alpha_bar_t (Austin et al. 2021, D3PM)."""
 
     def expected(self, t: int, dimensions: int) -> float:
-        """How many of so many places are hidden on average."""
+        """How many of so many positions are hidden on average."""
         return dimensions * float(self.noise_var(t))
 
     def reveal(self, x_t: Tensor, values: Values, t: Time, s: Time) -> Change:
-        """The step from t to s < t: each hidden place is revealed with probability 1 - (1 - ab_s) / (1 - ab_t)."""
+        """The step from t to s < t: each hidden position is revealed with probability 1 - (1 - ab_s) / (1 - ab_t)."""
         odds = _over(1 - self.noise_var(s) / self.noise_var(t), x_t)
         return Change(x_t, hidden(x_t), odds, by_chance(odds), values)
 

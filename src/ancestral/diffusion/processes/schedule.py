@@ -89,7 +89,7 @@ def linear_log_snr(T: int = 1000, log_snr_max: float = 13.3, log_snr_min: float 
 
 
 def even(T: int) -> Gaussian:
-    """alpha_bar = 1 - t/T: every step of an absorbing process hides as many places (Austin et al. 2021)."""
+    """alpha_bar = 1 - t/T: every step of an absorbing process hides as many positions (Austin et al. 2021)."""
     return _from_continuous(lambda u: torch.log1p(-u), T)
 
 
