@@ -1,0 +1,111 @@
+"""A model in 20 calls, what it is tuned into in 1, 2 and 4, and a GAN trained for as long as both together.
+
+Run: .venv/bin/python benchmarks/distillation.py DATA ... [--minutes 5] [--tuning 10]. What is measured is kept under
+runs/benchmarks and not measured again; without DATA only the table is written into docs/benchmarks.md. Samples of each
+row are kept as a picture beside the runs, to look at.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import WORK, Results, options, parsed, publish, shown, table
+from generators import DRAWN, Baseline, Chain, Draw
+
+from ancestral.data import load, pictures
+from ancestral.data.dataset import DataOptions, Splits
+from ancestral.evaluation import features
+
+KEYS = ("data", "minutes", "tuning", "row")
+BATCH, SHOWN = 64, 64
+HEADINGS = ("", "calls", "minutes", "fd-lite0", "kid-lite0", "precision", "recall")
+
+
+class Tuned(Chain):
+    """A run by `ancestral distill` of another."""
+
+    def __init__(self, model: Path, work: Path, threads: int, splits: Splits) -> None:
+        super().__init__("images", str(model), splits, work, threads)
+        self.options = ("--device", "cpu")
+
+    def _run(self, *command: str) -> None:
+        super()._run("distill" if command[0] == "train" else command[0], *command[1:])
+
+
+def _compared(draw: Draw, splits: Splits, picture: Path) -> dict[str, Any]:
+    """Every metric against as many training images, with its error."""
+    count = min(DRAWN, len(splits.train), len(splits.test))
+    images = np.concatenate([draw(range(k, min(k + BATCH, count))) for k in range(0, count, BATCH)])
+    picture.write_bytes(pictures.sheet(images[:SHOWN], columns=16))
+    found = features.measure(images, splits.train, features.network("lite0"))
+    return {"images": count, **{name: list(one) for name, one in found.items()}}
+
+
+def measure(source: str, minutes: float, tuning: float, threads: int, results: Results) -> None:
+    """Every row of one data set that is not there yet."""
+    name, splits = Path(source).stem, load.load(source, DataOptions())
+    work = WORK / "distillation" / f"{name}-{minutes:g}-{tuning:g}"
+    work.mkdir(parents=True, exist_ok=True)
+    model = Chain("images", source, splits, work / "model", threads)
+    fast = Tuned(model.folder(minutes), work / "tuned", threads, splits)
+    gan = Baseline("gan", source, splits, work / "gan", threads)
+    model.train(minutes)
+    fast.train(tuning)
+    gan.train(minutes + tuning)
+    rows = {"model, 20": (model, minutes, "20"), "GAN, 1": (gan, minutes + tuning, "draw")}
+    rows |= {f"tuned, {calls}": (fast, tuning, str(calls)) for calls in (1, 2, 4)}
+    for row, (one, length, how) in rows.items():
+        draw, calls = one.drawing(length, how)
+        picture = work / f"{row.replace(', ', '-')}.png"
+        results.once(
+            lambda draw=draw, calls=calls, picture=picture: {"calls": calls, **_compared(draw, splits, picture)},
+            data=name,
+            minutes=minutes,
+            tuning=tuning,
+            row=row,
+        )
+
+
+def text(results: Results) -> str:
+    """A table for each data set and times."""
+    parts = []
+    for data, minutes, tuning in dict.fromkeys((one["data"], one["minutes"], one["tuning"]) for one in results.lines):
+        lines = results.find(data=data, minutes=minutes, tuning=tuning)
+        spent = {"model": f"{minutes:g}", "tuned": f"{minutes:g} + {tuning:g}", "GAN": f"{minutes + tuning:g}"}
+        rows = [
+            (
+                kind := one["row"].partition(",")[0],
+                one["calls"],
+                spent[kind],
+                shown(one["fd-lite0"], 1),
+                shown(one["kid-lite0"], 4),
+                shown(one["precision-lite0"], 3),
+                shown(one["recall-lite0"], 3),
+            )
+            for one in lines
+        ]
+        parts.append(f"`{data}`, {lines[0]['images']} images of each:\n\n{table(HEADINGS, rows)}")
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    """Measure what is missing, then write the table."""
+    parser = options(__doc__ or "")
+    parser.set_defaults(threads=1)
+    parser.add_argument("data", nargs="*", help="as `ancestral train` takes it: mnist, or a .npz file")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training the model")
+    parser.add_argument("--tuning", type=float, default=10.0, help="minutes of tuning it")
+    given = parsed(parser)
+    results = Results(WORK / "distillation.jsonl", KEYS)
+    for source in given.data:
+        if source not in load.BUILT_IN and not Path(source).exists():
+            sys.exit(f"{source}: not here, so it is left out")
+        measure(source, given.minutes, given.tuning, given.threads, results)
+    publish("distillation", text(results), given.docs, results.lines)
+
+
+if __name__ == "__main__":
+    main()
