@@ -41,7 +41,7 @@ def sampling_option(name: str, **changes: Any) -> Any:
     elif option.read is not None:
         kind = Parsed(str(option.metavar), option.read)
     elif option.low is not None or option.high is not None:
-        kind = (click.IntRange if option.type is int else click.FloatRange)(option.low, option.high)  # pyright: ignore[reportArgumentType]
+        kind = (click.IntRange if option.type is int else click.FloatRange)(option.low, option.high)  # pyright: ignore[reportArgumentType] # whole for int
     elif option.type is not str:
         kind = option.type
     attributes: dict[str, Any] = {"type": kind, "help": option.help, "metavar": option.metavar}
