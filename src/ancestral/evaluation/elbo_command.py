@@ -22,7 +22,7 @@ from ancestral.errors import UserError
 from ancestral.evaluation import anomaly_scores, image_formats
 from ancestral.evaluation.measurement import Measurement, write
 from ancestral.runs import build, calibration
-from ancestral.runs.datasets import images_for, warn_of_untrained
+from ancestral.runs.datasets import images_for
 from ancestral.runs.open import device_of, open_model
 from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runtime import plots
@@ -30,7 +30,7 @@ from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.distributed import process_group
 from ancestral.runtime.encode import csv_bytes, json_bytes
 from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import PATIENCE, Job
+from ancestral.runtime.resumable_job import PATIENCE
 
 TERMS = 50  # of the bound measured an image, by default
 
@@ -87,11 +87,10 @@ def evaluate(
         raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
     repeats = 1 if norm is None else anomaly_scores.REPEATS
     with process_group(device_of(model), PATIENCE) as processes, held(out, "evaluate", processes) as results:
-        warn_of_untrained(saved.facts.untrained, test)
         measurement = Measurement(saved, model, average_width, test, batch_size, seed)
         options = {"terms": None if exact else terms, "variance": variance or saved.config.diffusion.variance}
         settings = {**measurement.settings, **options, "repeats": repeats}
-        job = Job(out / ".evaluate", settings, processes)
+        job = measurement.job(out / ".evaluate", settings, processes)
 
         def measure(predictor: Predictor, x0: Tensor, numbers: range) -> dict[str, Tensor]:
             return elbo_of(predictor, x0, numbers, times, move, options["terms"], seed, repeats).tensors()

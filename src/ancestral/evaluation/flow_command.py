@@ -18,14 +18,14 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.evaluation.measurement import Measurement, write
 from ancestral.runs import build, calibration
-from ancestral.runs.datasets import images_for, warn_of_untrained
+from ancestral.runs.datasets import images_for
 from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runs.process_kinds import need_every_time
 from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.distributed import process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import PATIENCE, Job
+from ancestral.runtime.resumable_job import PATIENCE
 
 
 def likelihood(
@@ -71,8 +71,7 @@ def likelihood(
         return {"nats": found.nats.contiguous(), "cost": cost}
 
     with process_group(device_of(model), PATIENCE) as processes, held(folder, "likelihood", processes) as results:
-        warn_of_untrained(saved.facts.untrained, test)
-        job = Job(folder / ".likelihood", settings, processes)
+        job = measurement.job(folder / ".likelihood", settings, processes)
         with Progress() as bar:
             task = bar.add_task("flow", total=processes.most(len(test)))
             parts = measurement.per_batch(job, measure, partial(bar.advance, task))

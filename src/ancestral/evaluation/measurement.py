@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -13,8 +14,10 @@ from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor
 from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import conditions_of
+from ancestral.runs.datasets import warn_of_untrained
 from ancestral.runs.open import device_of, state_type
 from ancestral.runtime.console import screen
+from ancestral.runtime.distributed import Processes
 from ancestral.runtime.result_files import Results
 from ancestral.runtime.resumable_job import Job, pieces
 
@@ -49,6 +52,11 @@ class Measurement:
             "seed": self.seed,
             "batch_size": self.batch_size,
         }
+
+    def job(self, folder: Path, settings: dict[str, Any], processes: Processes) -> Job:
+        """The job in a folder that keeps the results; warns of images of classes that were never trained on."""
+        warn_of_untrained(self.saved.facts.untrained, self.images)
+        return Job(folder, settings, processes)
 
     def per_batch(
         self,

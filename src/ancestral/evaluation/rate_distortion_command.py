@@ -24,14 +24,14 @@ from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
 from ancestral.evaluation.measurement import Measurement, write
 from ancestral.runs import build
-from ancestral.runs.datasets import images_for, warn_of_untrained
+from ancestral.runs.datasets import images_for
 from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runtime import plots
 from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.distributed import process_group
 from ancestral.runtime.encode import csv_bytes, json_bytes
 from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import PATIENCE, Job
+from ancestral.runtime.resumable_job import PATIENCE
 
 ROWS = 10  # of the table: each tenth of the steps, as Table 4 has it
 RATES = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # bits/dim at which the distortion is printed
@@ -63,8 +63,7 @@ def rate_distortion(
     measurement = Measurement(saved, model, average_width, images, batch_size, seed)
     settings = {**measurement.settings, "times": times, "variance": variance or saved.config.diffusion.variance}
     with process_group(device_of(model), PATIENCE) as processes, held(out, "rd", processes) as results:
-        warn_of_untrained(saved.facts.untrained, images)
-        job = Job(out / ".rd", settings, processes)
+        job = measurement.job(out / ".rd", settings, processes)
         with Progress() as bar:
             task = bar.add_task(f"{len(times) - 1} steps", total=processes.most(len(images)) * (len(times) - 1))
 
