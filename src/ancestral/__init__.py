@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ancestral.apps.python.images import Film, Images
     from ancestral.apps.python.model import Model, load
-    from ancestral.apps.python.training import Run, train
+    from ancestral.apps.python.training import Run, distill, train
     from ancestral.diffusion.denoisers.denoiser import Denoiser
     from ancestral.diffusion.objectives.elbo import Elbo, elbo
     from ancestral.diffusion.processes.gaussian import Gaussian
@@ -46,6 +46,7 @@ __all__ = [
     "UserError",
     "__version__",
     "cosine",
+    "distill",
     "elbo",
     "latents",
     "linear",
@@ -57,7 +58,7 @@ __all__ = [
 _ROOMS = {
     "apps.python.images": "Film Images",
     "apps.python.model": "Model load",
-    "apps.python.training": "Run train",
+    "apps.python.training": "Run distill train",
     "diffusion.denoisers.denoiser": "Denoiser",
     "diffusion.objectives.elbo": "Elbo elbo",
     "diffusion.processes.normal": "Normal",

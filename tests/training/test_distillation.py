@@ -92,6 +92,17 @@ def test_what_needs_the_mean_of_x0_is_refused(pair, command, options, said):
     assert re.search(said, result.output)
 
 
+def test_from_python_it_is_the_command(pair, tmp_path):
+    import ancestral
+
+    model, fast, _ = pair
+    run = ancestral.distill(model, tmp_path / "fast", steps=12)
+    assert run.complete
+    weights = checkpoint.open_newest(fast).weights
+    assert all(torch.equal(value, weights[name]) for name, value in run.model().saved.weights.items())
+    assert run.model("cpu").sample(2).array.shape[0] == 2
+
+
 def test_its_samples_are_measured(pair, tmp_path):
     result = run_command("metrics", pair[1], "--network", "pixels", "--num-images", 40, "--out", tmp_path)
     assert result.exit_code == 0, result.output
