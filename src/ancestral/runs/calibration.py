@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -23,20 +24,34 @@ from ancestral.runtime.console import Progress
 CALIBRATED = 128  # training images on which the model's own error is measured
 
 
-def calibration(config: Config, shown: Denoiser, train_images: ImageSet, device: torch.device) -> Tensor | None:
-    """The model's own squared error, measured on training images (`calibrate`); None where it has no use."""
+def calibration(
+    config: Config,
+    shown: Denoiser,
+    train_images: ImageSet,
+    device: torch.device,
+    report: Callable[[int], object] = lambda images: None,
+) -> Tensor | None:
+    """The model's own squared error, measured on training images (`calibrate`); None where it has no use.
+
+    `report` gets the number of images of each call of the network.
+    """
     if not build.chain(config).calibrated:
         return None
     images = train_images.spread(CALIBRATED)
-    predictor = build.predictor(shown, None, **conditions_of(images, config, device))
-    with Progress() as bar:
-        task = bar.add_task("calibrating the variances", total=min(POINTS, config.diffusion.T) * len(images))
-        watched = Watched(predictor, partial(bar.advance, task))
-        return calibrate(watched, to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images))))
+    predictor = Watched(build.predictor(shown, None, **conditions_of(images, config, device)), report)
+    return calibrate(predictor, to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images))))
+
+
+def predictions(config: Config) -> int:
+    """How many predictions of an image `calibration` makes, at most."""
+    return CALIBRATED * min(POINTS, config.diffusion.T) if build.chain(config).calibrated else 0
 
 
 def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Checkpoint:
     """The checkpoint with the model's own error, measured now where that was not done."""
     if saved.calibration is not None:
         return saved
-    return replace(saved, calibration=calibration(saved.config, model, train_images, device_of(model)))
+    with Progress() as bar:
+        task = bar.add_task("calibrating the variances", total=predictions(saved.config))
+        told = partial(bar.advance, task)
+        return replace(saved, calibration=calibration(saved.config, model, train_images, device_of(model), told))

@@ -40,6 +40,7 @@ class LegState(TypedDict):
     length: str
     data: str
     planned: int
+    began: float
     knots: list[tuple[int, float]]
 
 

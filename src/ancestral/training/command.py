@@ -25,7 +25,7 @@ from ancestral.runs.lock import FOLDER as OWNERS
 from ancestral.runs.lock import own
 from ancestral.runs.metrics_log import read_metrics
 from ancestral.runtime import disk, plots, verified_folder
-from ancestral.runtime.console import Progress, TextColumn, screen
+from ancestral.runtime.console import Progress, TextColumn, TimeLeft, screen
 from ancestral.runtime.distributed import process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
@@ -35,7 +35,7 @@ from ancestral.training import cost, inventory, origin, trackers
 from ancestral.training.origin import Origin
 from ancestral.training.run import Run
 
-PLANNED_SHARE = 0.92  # of a time budget, for training steps; the rest is for previews, saving and measuring
+BUDGET = 600.0  # seconds, where no length is given
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,24 @@ class Length:
         options = [f"--{name} {value:g}" for name, value in asdict(self).items() if value is not None]
         return " ".join(options) or "no length given"
 
-    def plan(self, batch_size: int, speed: float) -> int:
-        """Images to train on in all, a whole number of batches."""
-        if self.steps is not None:
-            return self.steps * batch_size
-        images = self.images or (self.budget or 600.0) * PLANNED_SHARE * speed
-        return max(1, round(images / batch_size)) * batch_size
+    @property
+    def seconds(self) -> float | None:
+        """The wall time; None where the length is an exact count."""
+        return None if self.images or self.steps else self.budget or BUDGET
+
+    def counted(self, batch_size: int) -> int:
+        """Images to train on, a whole number of batches, where the length is an exact count."""
+        return batch_size * (self.steps or max(1, round((self.images or 0) / batch_size)))
+
+
+def planned(run: Run, length: Length, images_per_second: float) -> int:
+    """Images that a leg of a run is to train on, a whole number of batches; the first process decides."""
+    options = run.config.train
+    run.pace.trained(round(images_per_second * cost.SECONDS), cost.SECONDS)
+    if run.budget is None:
+        return length.counted(options.batch_size)
+    images = run.pace.images(run.seconds_left, options.batch_size, options.snapshots)
+    return int(run.training.processes.from_first(images))
 
 
 def train(
@@ -74,6 +86,7 @@ def train(
     images: Splits | None = None,
     given: Collection[str] = (),
     begin_with: Origin | None = None,
+    began: float | None = None,
 ) -> bool:
     """Train or resume a run, with progress on the screen; a signal to stop makes it save and return.
 
@@ -88,10 +101,12 @@ def train(
         images: those to train on where they are in memory; otherwise those of the settings' source.
         given: keys of the settings that were set one by one, not by a preset.
         begin_with: the model that the run begins with; its network and process are the run's.
+        began: when the wall time began to count, as of `time.monotonic`; now when left out.
 
     Returns:
         Whether the run is complete; False when it was stopped.
     """
+    began = time.monotonic() if began is None else began
     trackers.check(track)
     torch_device = build.device(device)
     with process_group(torch_device) as processes:
@@ -115,7 +130,12 @@ def train(
         if begin_with is not None and begun is None:
             for line in begin_with.check(settings, facts(images.train), given):
                 _say(line)
-        run = Run(folder, settings, images, torch_device, str(length), processes, _warn, begin_with=begin_with)
+        run = Run(
+            *(folder, settings, images, torch_device, str(length), processes, _warn),
+            begin_with=begin_with,
+            budget=length.seconds,
+            began=began,
+        )
         if run.facts.untrained:
             _warn(f"{named_untrained(run.facts.untrained)}: not learned, and cannot be drawn")
         if dry_run:
@@ -176,8 +196,11 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
             _say(chosen)
         run.take_weights()
         # Only a length in time needs to know how fast this machine is.
-        speed = cost.measure_speed(run.training, images.train) if length.images is length.steps is None else 1.0
-        run.begin(length.plan(settings.train.batch_size, speed))
+        run.begin(
+            length.counted(settings.train.batch_size)
+            if run.budget is None
+            else planned(run, length, cost.measure_speed(run.training, images.train))
+        )
         if processes.first:
             verified_folder.write_file(folder / "config.json", json_bytes(run.document))
     height, width, channels = images.train.shape
@@ -240,14 +263,19 @@ def choose_format(run: Run, layers: Callable[..., Timed] = compute_format.layers
 
 def _train_with_progress(run: Run, stop_requested: Callable[[], bool]) -> None:
     """Train with a progress bar on a terminal, and with a line each half minute elsewhere."""
-    with Progress(TextColumn("{task.percentage:3.0f}%"), BarColumn(), TextColumn("{task.description}")) as bar:
-        task = bar.add_task("starting", total=run.total, completed=run.training.images)
+    with Progress(
+        TextColumn("{task.percentage:3.0f}%"), BarColumn(), TextColumn("{task.description}"), TimeLeft()
+    ) as bar:
+        task = bar.add_task("starting", total=1.0)
         for progress in run.train(stop_requested):
             bits = "" if progress.held_out_bits is None else f", held out {progress.held_out_bits:.2f} bits/dim"
-            left = f"{minutes(progress.seconds_left)} left"
-            text = f"loss {progress.loss:.4f}{bits}, {progress.images_per_second:.0f} images/s, {left}"
+            text = progress.doing or (
+                f"{progress.images:,} of {progress.total:,} images, loss {progress.loss:.4f}{bits}, "
+                f"{progress.images_per_second:.0f} images/s"
+            )
+            done = run.seconds / (run.seconds + progress.seconds_left)
             with suppress(OSError):
-                bar.update(task, completed=progress.images, description=text)
+                bar.update(task, completed=done, description=text, ends=time.monotonic() + progress.seconds_left)
 
 
 def _say(line: str) -> None:
@@ -265,7 +293,7 @@ def _describe(settings: config.Config, run: Run, length: Length) -> None:
         screen.print(chosen)
     measured = cost.measure(run.training, run.data.train)
     speed, batch = measured.images_per_second, settings.train.batch_size
-    total = length.plan(batch, speed)
+    total = planned(run, length, speed)
     for key in config.known_keys():
         group, name = key.split(".")
         screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
@@ -278,6 +306,7 @@ def _describe(settings: config.Config, run: Run, length: Length) -> None:
         f"{len(run.data.train) * prod(run.facts.shape) / 1e6:,.0f} MB of images",
         f"disk: {measured.state_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept",
         f"{length}: {total:,} images = {total // batch:,} updates = {total / len(run.data.train):.1f} epochs of "
-        f"{len(run.data.train):,} images, in about {total / speed / 60:.1f} min of training steps",
+        f"{len(run.data.train):,} images, in about "
+        f"{minutes(run.pace.seconds(total))} of training, previews, measuring and saving",
     ):
         screen.print(line)

@@ -107,6 +107,13 @@ def health(
     return Health(first, last, len(held_out), Estimate(*mean_and_error(own)), compared)
 
 
+def calls(config: Config, held_out: int) -> int:
+    """How many predictions of an image `health` makes, with so many images held out."""
+    if held_out < MIN_IMAGES or config.diffusion.levels != 256 or build.chain(config).measured is None:
+        return 0
+    return min(IMAGES, held_out) * min(TERMS, config.diffusion.T)
+
+
 def ends(losses: Sequence[float]) -> tuple[Estimate | None, Estimate | None]:
     """The loss in the first and in the last fifth of a log; None where that is too short to say."""
     count = len(losses) // 5

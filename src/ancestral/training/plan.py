@@ -23,12 +23,14 @@ class Leg:
         length: as it was asked for.
         data: digest of the images.
         planned: its images as first planned, by which its reports and snapshots are spaced.
+        began: seconds that the run had taken before it.
         knots: (images seen, progress) from (start, 0) to (end, 1); progress is linear between them.
     """
 
     length: str
     data: str
     planned: int
+    began: float
     knots: tuple[tuple[int, float], ...]
 
     @property
@@ -70,10 +72,10 @@ class Plan:
         """How much is done of the leg in which so many images have been seen."""
         return next(leg for leg in reversed(self.legs) if leg.start <= images).progress(images)
 
-    def further(self, images: int, length: str = "", data: str = "") -> Plan:
+    def further(self, images: int, length: str = "", data: str = "", began: float = 0.0) -> Plan:
         """With another leg of so many images."""
         end = self.end + images
-        return Plan((*self.legs, Leg(length, data, images, ((self.end, 0.0), (end, 1.0)))))
+        return Plan((*self.legs, Leg(length, data, images, began, ((self.end, 0.0), (end, 1.0)))))
 
     def corrected(self, images: int, end: int) -> Plan:
         """With another end of the last leg, in which so many images have been seen."""
@@ -82,7 +84,13 @@ class Plan:
     def to_json(self) -> list[LegState]:
         """As a checkpoint keeps it."""
         return [
-            {"length": leg.length, "data": leg.data, "planned": leg.planned, "knots": list(leg.knots)}
+            {
+                "length": leg.length,
+                "data": leg.data,
+                "planned": leg.planned,
+                "began": leg.began,
+                "knots": list(leg.knots),
+            }
             for leg in self.legs
         ]
 
@@ -96,8 +104,7 @@ def from_state(state: dict[str, Any], where: str) -> Plan:
     if "legs" not in state:
         return Plan().further(state["total"], state["length"], state["data"])
     legs = tuple(
-        Leg(one["length"], one["data"], one["planned"], tuple((images, progress) for images, progress in one["knots"]))
-        for one in state["legs"]
+        Leg(**{**one, "knots": tuple((images, progress) for images, progress in one["knots"])}) for one in state["legs"]
     )
     if not (legs and all(map(_rises, legs)) and legs[0].start == 0 and legs[-1].end == state["total"]) or any(
         a.end != b.start for a, b in pairwise(legs)

@@ -19,6 +19,8 @@ from ancestral.runs import build
 from ancestral.runs.conditions import conditions_of, in_turn
 from ancestral.runs.config import Config, Facts
 
+SAMPLES, MEASURED, TERMS = 16, 32, 10
+
 
 class Preview(NamedTuple):
     """Samples (N, H, W, C) uint8, the bound on held-out images, and its part in each tenth of t, least noise first.
@@ -31,25 +33,31 @@ class Preview(NamedTuple):
     bits_by_tenth: list[float | None]
 
 
+def calls(config: Config) -> int:
+    """How many predictions of an image `preview` makes, about."""
+    kind = build.chain(config)
+    return SAMPLES * min(kind.calls, config.diffusion.T) + (0 if kind.measured is None else MEASURED * TERMS)
+
+
 def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:
     """16 samples in as many steps as `sample` takes, and the bound on 32 held-out images with a few terms an image."""
-    cond = conditions_of(held_out.take(np.arange(16) % len(held_out)), config, device)
+    cond = conditions_of(held_out.take(np.arange(SAMPLES) % len(held_out)), config, device)
     if config.model.labels:
-        cond["labels"] = in_turn(facts, range(16)).to(device)
+        cond["labels"] = in_turn(facts, range(SAMPLES)).to(device)
     times = build.training_grid(config)
     kind, predictor = build.chain(config), build.predictor(model, None, **cond)
     grid = build.sampling_grid(config, "trailing", kind.calls if len(times) > kind.calls + 1 else None)
-    samples = sample(predictor, facts.shape, 16, grid, kind.quick, device=device, draw=kind.draw)
+    samples = sample(predictor, facts.shape, SAMPLES, grid, kind.quick, device=device, draw=kind.draw)
     if kind.measured is None:
         return Preview(to_bytes(samples), None, [None] * 10)
-    test = held_out.spread(32)
+    test = held_out.spread(MEASURED)
     measured = elbo(
         build.predictor(model, None, **conditions_of(test, config, device)),
         to_unit(test.images).to(device),
         times,
         kind.measured,
         Streams(0, "preview", range(len(test))),
-        terms=min(10, len(times) - 1),
+        terms=min(TERMS, len(times) - 1),
     )
     sums = measured.by_tenth(measured.bits(measured.terms * measured.weight), times[0]).mean(0)
     counts = measured.by_tenth(torch.ones_like(measured.terms), times[0]).sum(0)

@@ -33,6 +33,7 @@ from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
 from ancestral.training import preview
+from ancestral.training.budget import CALIBRATING, MEASURING, PREVIEW_SHARE, SAVING, pace
 from ancestral.training.gradient_sync import whole
 from ancestral.training.health import Health, health
 from ancestral.training.origin import Origin
@@ -40,7 +41,6 @@ from ancestral.training.plan import Plan, from_state
 from ancestral.training.trackers import Tracker, flat, scalars
 from ancestral.training.trainer import NotFinite, Record, Training, train
 
-PREVIEW_SHARE = 0.05  # of the run's time
 SAVE_EVERY = 300.0  # seconds
 # Settings of the computation may change when a run is resumed. Older runs lack the untrained classes and the white
 # level; that the images are the same is checked by their digest.
@@ -54,7 +54,7 @@ DIVERGED = 3.0  # the loss over its lowest, from which the run is said to diverg
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a training for display."""
+    """The state of a training for display; `doing` names what is done after the last update."""
 
     images: int
     total: int
@@ -62,6 +62,7 @@ class Progress:
     images_per_second: float
     seconds_left: float
     held_out_bits: float | None  # bits/dim on held-out images at the last preview
+    doing: str = ""
 
 
 class Run:
@@ -73,6 +74,9 @@ class Run:
         tracker: gets the entries of metrics.jsonl too.
         owner: checked before each save: is this still the folder's only trainer?
         begin_with: the model whose weights it begins with.
+        budget: of wall time for a leg, in seconds, to which its end is moved.
+        began: when the time of this process begins to count, by `clock`.
+        clock: seconds.
     """
 
     def __init__(
@@ -87,6 +91,9 @@ class Run:
         tracker: Tracker | None = None,
         owner: Owner | None = None,
         begin_with: Origin | None = None,
+        budget: float | None = None,
+        began: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.folder, self.config, self.data = folder, config, data
         self.facts = facts(data.train)
@@ -97,10 +104,15 @@ class Run:
         self.document = to_json(config, self.facts)
         self.training = Training(config, self.facts, device, processes)
         self.plan = Plan()
-        self.seconds = 0.0  # spent training, over all restarts
+        self.clock, self.began = clock, clock() if began is None else began
+        self.seconds_before = 0.0  # taken by earlier processes, as far as they were saved
+        self.budget = budget
+        self.pace = pace(config, len(data.test), 0, budget)
+        self.corrections: list[list[int]] = []  # [images seen, new end], until they are logged
         self.preview_seconds = 0.0
         self.preview: preview.Preview | None = None  # the last one, until it is logged
         self.held_out_bits: float | None = None
+        self.last_loss = math.nan  # reported
         self.health: Health | None = None  # measured at the end
         self.failed_saves = 0  # in a row
         self.complete = False
@@ -141,7 +153,8 @@ class Run:
         self._restore_format(saved)
         self.training.load(saved.tensors, saved.images, str(saved.folder / "state.safetensors"))
         self.plan = from_state(saved.state, str(saved.folder / "state.json"))
-        self.seconds = saved.state["seconds"]
+        self.seconds_before = saved.state["seconds"]
+        self.pace = pace(self.config, len(self.data.test), self.plan.legs[-1].planned, self.budget)
         self.held_out_bits = saved.state["held_out_bits"]
         self.complete = saved.state["complete"]
         self._delete_after(saved.images)
@@ -154,7 +167,20 @@ class Run:
 
     def begin(self, images: int) -> None:
         """Plan a leg of so many images."""
-        self.plan = self.plan.further(images, self.length, self.digest)
+        self.plan = self.plan.further(images, self.length, self.digest, self.seconds_before)
+        self.pace.spacing = max(self.config.train.batch_size, images // self.config.train.snapshots)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the run, over all restarts, the start of each process included."""
+        return self.seconds_before + self.clock() - self.began
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the budget of the leg that is under way or about to begin."""
+        assert self.budget is not None
+        before = self.seconds_before if self.complete or not self.plan.legs else self.plan.legs[-1].began
+        return self.budget - (self.seconds - before)
 
     def _need_same_origin(self) -> None:
         """Refuse another model to begin with than the folder's run began with."""
@@ -204,18 +230,25 @@ class Run:
         """
         leg = self.plan.legs[-1]
         every = max(1, leg.planned // self.config.train.snapshots)
-        reported, new, last_save = self.training.images, [], time.monotonic()
-        clock, processes = time.monotonic(), self.training.processes
+        clock, processes, batch = self.clock, self.training.processes, self.config.train.batch_size
+        reported, new = self.training.images, []
+        last_save = last_check = before = clock()
         for record in self._records():
             new.append(record)
-            now = time.monotonic()
-            self.seconds, clock = self.seconds + now - clock, now
+            now = clock()
+            self.pace.trained(batch, now - before)
             done = record.images - leg.start
-            crossed = done // every > (done - self.config.train.batch_size) // every
+            crossed = done // every > (done - batch) // every
             if crossed and record.images < self.total:
                 self._preview()
             stopping = processes.any(stop())
-            if record.images - reported >= leg.planned / 100 or record.images >= self.total or stopping:
+            reports = record.images - reported >= leg.planned / 100
+            if self.budget is not None and not stopping and record.images < self.total:
+                late = processes.first and now - last_check > self.budget / 100
+                if processes.any(late) or reports:
+                    self._correct(record.images)
+                    last_check = now
+            if reports or record.images >= self.total or stopping:
                 yield self._report(new)
                 reported, new = record.images, []
             due = crossed or stopping or processes.any(processes.first and now - last_save > SAVE_EVERY)
@@ -224,7 +257,20 @@ class Run:
                 last_save = time.monotonic()
             if stopping:
                 return
-        self._finish()
+            before = clock()
+        yield from self._finish()
+
+    def _correct(self, images: int) -> None:
+        """Move the end of the leg to where its budget will be used up, if it is not there nearly; the first decides."""
+        assert self.budget is not None
+        end, left = self.total, self.seconds_left
+        if self.pace.astray(end - images, left, self.budget):
+            batch = self.config.train.batch_size
+            end = images + batch * self.pace.updates(left, batch)
+        end = int(self.training.processes.from_first(end))
+        if end != self.total:
+            self.plan = self.plan.corrected(images, end)
+            self.corrections.append([images, end])
 
     def _records(self) -> Iterator[Record]:
         """The training's records; the batch of an update that stops it is saved for inspection."""
@@ -262,8 +308,10 @@ class Run:
 
     def _save_if_possible(self, must: bool) -> None:
         """Save; after a failed write the next save tries again, and several in a row end the run."""
+        started = self.clock()
         try:
             self.save()
+            self.pace.saving = self.clock() - started
             self.failed_saves = 0
         except verified_folder.Unwritable as error:
             self.failed_saves += 1
@@ -275,7 +323,6 @@ class Run:
         """Log the records since the last report."""
         record, applied = records[-1], [one for one in records if one.applied]
         loss = sum(one.loss for one in applied) / len(applied) if applied else None
-        speed = record.images / max(self.seconds, 1e-9)
         index, losses = (torch.cat([getattr(one, name) for one in applied or records]) for name in ("index", "losses"))
         by_tenth = preview.by_tenth_of_t(index, losses, len(self.training.sampler)) if applied else [None] * 10
         entry: dict[str, Any] = {
@@ -289,13 +336,20 @@ class Run:
             "learning_rate": record.learning_rate,
             "seconds": round(self.seconds, 3),
         }
+        if self.corrections:
+            entry["end_moved"], self.corrections = self.corrections, []
         if self.preview is not None:
             entry["held_out_bits_per_dim"] = self.preview.bits_per_dim
             entry["held_out_bits_by_tenth_of_t"] = self.preview.bits_by_tenth
         if self.training.processes.first:
             self._log(entry)
-        left = (self.total - record.images) / speed
-        return Progress(record.images, self.total, math.nan if loss is None else loss, speed, left, self.held_out_bits)
+        left = self.pace.seconds(max(0, self.total - record.images))
+        self.last_loss = math.nan if loss is None else loss
+        return self._progress(left)
+
+    def _progress(self, left: float, doing: str = "") -> Progress:
+        speed = 1 / max(self.pace.image, 1e-9)
+        return Progress(self.training.images, self.total, self.last_loss, speed, left, self.held_out_bits, doing)
 
     def _log(self, entry: dict[str, Any]) -> None:
         if entry["loss_over_lowest"] > DIVERGED:
@@ -318,16 +372,20 @@ class Run:
         averages = self.training.whole_averages()
         if not self.training.processes.first:
             return
-        images, started = self.training.images, time.monotonic()
+        images, started = self.training.images, self.clock()
         with beside("averages", self.warn):
             checkpoint.save_snapshot(self.folder, images, averages)
+        kept = self.clock()
+        self.pace.keeping = kept - started
         if self.preview_seconds <= PREVIEW_SHARE * self.seconds:
             with beside("preview", self.warn):
                 model = self._model(averages)
                 self.preview = preview.preview(self.config, self.facts, model, self.data.test, self.training.device)
                 self.held_out_bits = self.preview.bits_per_dim
                 pictures.save_sheet(self.folder / "previews" / f"{images:09d}.png", self.preview.images)
-        self.preview_seconds += time.monotonic() - started
+            self.pace.previewing = self.clock() - kept
+            self.pace.predicted(preview.calls(self.config), self.pace.previewing)
+        self.preview_seconds += self.clock() - started
 
     def _model(self, averages: list[PowerAverage]) -> Denoiser:
         """The model with the average of the weights that the settings choose."""
@@ -335,23 +393,34 @@ class Run:
             self.training.device
         )
 
-    def _finish(self) -> None:
+    def _finish(self) -> Iterator[Progress]:
         """Calibrate the variances on training images, measure the health of the run, and write the last checkpoint."""
-        self.complete = True
         averages, table = self.training.whole_averages(), None
-        if self.training.processes.first:
+        first = self.training.processes.first
+        yield self._ending(CALIBRATING)
+        if first:
             with beside("averages", self.warn):
                 checkpoint.save_snapshot(self.folder, self.training.images, averages)
             with beside("calibration", self.warn):
                 table = run_calibration.calibration(
                     self.config, self._model(averages), self.data.train, self.training.device
                 )
+        yield self._ending(MEASURING)
+        if first:
             with beside("health", self.warn):
                 # A run that began with a model need not lower its loss.
                 log = [] if self.origin else read_metrics(self.folder / "metrics.jsonl", self.warn)
                 self.health = health(self.config, self._model(averages), table, self.data, log)
                 verified_folder.write_file(self.folder / "health.json", json_bytes(self.health.to_json()))
+        yield self._ending(SAVING)
+        self.complete = True
         self.save(table)
+
+    def _ending(self, doing: str) -> Progress:
+        """What is done at the end, and how long that and what follows take."""
+        parts = self.pace.ending
+        following = list(parts)[list(parts).index(doing) :]
+        return self._progress(sum(parts[one] for one in following), doing)
 
     def _delete_after(self, images: int) -> None:
         """Delete records, averages and previews that a killed run has left from after its checkpoint."""

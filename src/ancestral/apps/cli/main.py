@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +27,7 @@ from ancestral.apps.cli import (
     serve,
     train,
 )
+from ancestral.runtime.process_age import process_age
 from ancestral.runtime.signals import BROKEN_PIPE, STOPPED, StopSignal, raise_on_stop
 from ancestral.runtime.text import shown
 
@@ -68,6 +70,11 @@ def _plain() -> Iterator[None]:
 
 class _Group(click.Group):
     """Commands, with every mistake of the user's and every stop as one line and an exit code of its own."""
+
+    def main(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
+        """Run a command; that of the process itself began with the process."""
+        began = time.monotonic() - (process_age() if args is None else 0.0)
+        return super().main(args, *rest, obj=began, **kwargs)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _plain():

@@ -63,5 +63,6 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
         "given": overrides.keys(),
         "begin_with": None if options["begin_with"] is None else Origin(options["begin_with"]),
     }
+    chosen["began"] = click.get_current_context().find_object(float)
     if not command.train(resolved, run, length, options["device"], **chosen):
         sys.exit(STOPPED)

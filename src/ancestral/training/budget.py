@@ -1,0 +1,123 @@
+"""A budget of wall time: what the parts of a run take here, and how many images fit into what is left.
+
+Everything counts: the start of the process, reading the data, measuring, updates, previews, saving, and what is done
+at the end. Updates are timed as they are made; what the end takes is known from them before it begins.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ancestral.runs import calibration
+from ancestral.runs.config import Config
+from ancestral.training import health, preview
+
+PREVIEW_SHARE = 0.05  # of the run's time
+FORWARD = 0.5  # of the time of training an image: a prediction, before one was timed; a third of the work, in float32
+WINDOW = 0.05  # of a budget: how far back the pace of updates is looked at
+LEAST_WINDOW = 10.0  # seconds
+LAST = 1.5  # seconds: loss.png, and the end of the process
+CALIBRATING, MEASURING, SAVING = "calibrating the variances", "measuring what it has learned", "saving"
+ASTRAY = 0.05  # of the time left: by how much a plan may miss its end before it is corrected, and
+LEAST_ASTRAY = 0.01  # of the budget at least, so that a run that nothing disturbs is left alone
+
+
+@dataclass
+class Pace:
+    """What the parts of a run take here.
+
+    Args:
+        window: seconds over which updates are averaged; those before count e times less.
+        spacing: images from a save to the next.
+        calibrating: predictions of an image for the calibration at the end.
+        measuring: predictions of an image for the health at the end.
+        showing: predictions of an image for a preview.
+    """
+
+    window: float
+    spacing: int
+    calibrating: int
+    measuring: int
+    showing: int
+    saving: float = 0.0  # seconds of a checkpoint
+    keeping: float = 0.0  # seconds of the averages
+    forward: float = FORWARD  # of the time of training an image: predicting one
+    previewing: float | None = None  # seconds of a preview
+    _images: float = field(default=0.0, init=False)
+    _seconds: float = field(default=0.0, init=False)
+
+    @property
+    def known(self) -> bool:
+        """Whether any update was timed."""
+        return self._seconds > 0
+
+    @property
+    def image(self) -> float:
+        """Seconds of training an image, lately."""
+        return self._seconds / self._images if self._images else 0.0
+
+    def images(self, seconds: float, batch: int, snapshots: int) -> int:
+        """How many images fit in between now and the end of a leg to begin, a whole number of batches."""
+        # What previews cost depends on how many images lie between two.
+        self.spacing = max(batch, batch * self.updates(seconds, batch) // snapshots)
+        return batch * self.updates(seconds, batch)
+
+    def trained(self, images: int, seconds: float) -> None:
+        """So many images were trained on in this time."""
+        kept = math.exp(-seconds / self.window)
+        self._images, self._seconds = self._images * kept + images, self._seconds * kept + seconds
+
+    def predicted(self, calls: int, seconds: float) -> None:
+        """So many predictions of an image took this time."""
+        if self.known and seconds > 0:
+            self.forward = seconds / calls / self.image
+
+    def _predictions(self, calls: int) -> float:
+        return calls * self.forward * self.image
+
+    @property
+    def ending(self) -> dict[str, float]:
+        """Seconds of each thing that is done after the last update, in order."""
+        return {
+            CALIBRATING: self._predictions(self.calibrating),
+            MEASURING: self._predictions(self.measuring),
+            SAVING: self.keeping + self.saving + LAST,
+        }
+
+    @property
+    def each(self) -> float:
+        """Seconds of an image, with its share of saves and previews."""
+        showing = self._predictions(self.showing) if self.previewing is None else self.previewing
+        shown = min(showing / self.spacing, PREVIEW_SHARE / (1 - PREVIEW_SHARE) * self.image)
+        return self.image + (self.keeping + self.saving) / self.spacing + shown
+
+    def seconds(self, images: int) -> float:
+        """From now to the end, with so many images to train on."""
+        return images * self.each + sum(self.ending.values())
+
+    def updates(self, seconds: float, batch: int) -> int:
+        """How many updates fit in between now and the end in so many seconds; one at least."""
+        return max(1, round((seconds - sum(self.ending.values())) / (self.each * batch)))
+
+    def astray(self, images: int, left: float, budget: float) -> bool:
+        """Whether so many images would end too far from the time that is left of a budget."""
+        return abs(self.seconds(images) - left) > max(LEAST_ASTRAY * budget, ASTRAY * left)
+
+
+def pace(config: Config, held_out: int, planned: int, budget: float | None) -> Pace:
+    """That of a run of which nothing has been timed.
+
+    Args:
+        config: of the run.
+        held_out: images held out.
+        planned: images of its leg; 0 when that is not known yet.
+        budget: in seconds, or None.
+    """
+    return Pace(
+        window=max(LEAST_WINDOW, WINDOW * (budget or 0.0)),
+        spacing=max(config.train.batch_size, planned // config.train.snapshots),
+        calibrating=calibration.predictions(config),
+        measuring=health.calls(config, held_out),
+        showing=preview.calls(config),
+    )
