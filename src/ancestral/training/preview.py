@@ -34,9 +34,9 @@ class Preview(NamedTuple):
 
 
 def calls(config: Config) -> int:
-    """How many predictions of an image `preview` makes, about."""
-    kind = build.chain(config)
-    return SAMPLES * min(kind.calls, config.diffusion.T) + (0 if kind.measured is None else MEASURED * TERMS)
+    """How many predictions of an image `preview` makes, about: a small set has fewer held out."""
+    kind, T = build.chain(config), config.diffusion.T
+    return SAMPLES * min(kind.calls, T) + (0 if kind.measured is None else MEASURED * min(TERMS, T))
 
 
 def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:

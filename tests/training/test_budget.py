@@ -1,0 +1,151 @@
+"""A budget of wall time is kept, whatever happens to the speed: with a clock that goes by what is computed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ancestral.data import load
+from ancestral.runs import config, metrics_log
+from ancestral.runtime.process_age import process_age
+from ancestral.training import budget, command, preview
+from ancestral.training import run as training_run
+from ancestral.training.health import Health
+
+BATCH = 8
+IMAGE, SAVE, CALL = 0.1, 0.5, 0.01  # seconds at full speed: of training an image, a checkpoint, predicting an image
+T, HELD_OUT = 8, 12
+PREVIEW = (16 * T + 32 * T) * CALL
+CALIBRATION, HEALTH = 128 * T * CALL, HELD_OUT * T * CALL
+
+
+class Pretended:
+    """A clock that only computing moves on; `slower` gives how many times as long that takes at a time."""
+
+    def __init__(self, slower):
+        self.now, self.slower = 0.0, slower
+
+    def __call__(self):
+        return self.now
+
+    def passes(self, seconds):
+        self.now += seconds * self.slower(self.now)
+
+
+@pytest.fixture(params=[1, 3])
+def images(request, tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (160, 8, 8, request.param), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=values)
+    found = load.load(str(tmp_path / "data.npz"), load.DataOptions())
+    return replace(found, test=found.test.spread(HELD_OUT))
+
+
+def run_of(folder, images, seconds, clock, monkeypatch, **more):
+    settings = {"model.width": 8, "train.batch_size": BATCH, "diffusion.T": T, "train.snapshots": 5}
+    run = training_run.Run(
+        folder, config.resolve("data.npz", "tiny", settings), images, torch.device("cpu"), f"--budget {seconds}",
+        budget=seconds, clock=clock, **more,
+    )  # fmt: skip
+    record, save = run.training.step(images.train), run.save
+    run.training.images = 0
+
+    def step(*arguments):
+        clock.passes(BATCH * IMAGE)
+        run.training.images += BATCH
+        return replace(record, images=run.training.images)
+
+    def saved(*arguments):
+        clock.passes(SAVE)
+        save(*arguments)
+
+    folder.mkdir(exist_ok=True)
+    run.training.step, run.save = step, saved
+    shown = preview.Preview(images.test.images[:1], 5.0, [None] * 10)
+    for where, name, seconds_taken, value in (
+        (training_run.preview, "preview", PREVIEW, shown),
+        (training_run.run_calibration, "calibration", CALIBRATION, None),
+        (training_run, "health", HEALTH, Health(None, None, 0, None, {})),
+    ):
+        monkeypatch.setattr(where, name, lambda *arguments, t=seconds_taken, v=value: clock.passes(t) or v)
+    return run
+
+
+def begin(run, seconds_an_image=IMAGE):
+    run.begin(command.planned(run, command.Length(run.budget, None, None), 1 / seconds_an_image))
+
+
+@pytest.mark.parametrize(
+    ("what", "slower"),
+    [
+        ("nothing", lambda now: 1),
+        ("half of the speed from half time on", lambda now: 2 if now > 150 else 1),
+        ("half of the speed in the middle third", lambda now: 2 if 100 < now < 200 else 1),
+        ("twice the speed in the last third", lambda now: 0.5 if now > 200 else 1),
+    ],
+)
+def test_it_ends_within_five_percent(images, tmp_path, monkeypatch, what, slower):
+    clock = Pretended(slower)
+    run = run_of(tmp_path / "run", images, 300.0, clock, monkeypatch)
+    begin(run)
+    left = [(progress.seconds_left, clock.now, progress.doing) for progress in run.train(lambda: False)]
+    assert clock.now == pytest.approx(300, rel=0.05), what
+    moved = [
+        one for entry in metrics_log.read_metrics(run.folder / "metrics.jsonl") for one in entry.get("end_moved", [])
+    ]
+    assert [images for images, _ in moved] == [images for images, _ in run.plan.legs[0].knots[1:-1]]
+    if what == "nothing":
+        assert len(moved) <= 2
+    assert [doing for _, _, doing in left[-3:]] == [budget.CALIBRATING, budget.MEASURING, budget.SAVING]
+    assert all(seconds > 0 for seconds, _, _ in left)  # never "0:00 left" while there is something to do
+
+
+def test_the_end_is_worked_out_in_closed_form(images, tmp_path, monkeypatch):
+    """The speed halves at half time: what is trained in all is what fits, less what the end and the saves take."""
+    clock = Pretended(lambda now: 2 if now > 150 else 1)
+    run = run_of(tmp_path / "run", images, 300.0, clock, monkeypatch)
+    begin(run)
+    list(run.train(lambda: False))
+    whole_speed = 150 + 150 / 2  # seconds' worth of work
+    saves = len(list((run.folder / "averages").iterdir()))
+    fits = (whole_speed - CALIBRATION - HEALTH - SAVE * saves - PREVIEW * (saves - 1)) / IMAGE
+    assert run.total == pytest.approx(fits, rel=0.06)
+
+
+def test_time_of_earlier_processes_counts_and_the_plan_goes_on(images, tmp_path, monkeypatch):
+    first = run_of(tmp_path / "run", images, 300.0, clock := Pretended(lambda now: 1), monkeypatch, began=-20.0)
+    begin(first)
+    assert first.seconds_left == 280  # twenty seconds went by before, as imports and reading do
+    list(first.train(lambda: clock.now > 100))
+    clock.now += 1000  # between processes
+    again = run_of(tmp_path / "run", images, 300.0, clock, monkeypatch, began=clock.now - 5)
+    again.resume()
+    assert again.plan == first.plan
+    assert again.seconds_left == pytest.approx(300 - first.seconds + 1000 - 5, abs=0.5)
+    list(again.train(lambda: False))
+    assert again.seconds == pytest.approx(300, rel=0.05)
+
+
+@pytest.mark.parametrize("length", [command.Length(None, 203, None), command.Length(None, None, 25)])
+def test_counts_are_exact_however_slow_it_is(images, tmp_path, monkeypatch, length):
+    clock = Pretended(lambda now: 50 if now > 3 else 1)
+    run = run_of(tmp_path / "run", images, 1.0, clock, monkeypatch)
+    run.budget = length.seconds
+    run.begin(length.counted(BATCH))
+    list(run.train(lambda: False))
+    assert run.total == run.training.images == 200
+    assert run.plan.legs[0].knots == ((0, 0.0), (200, 1.0))
+
+
+def test_a_budget_that_is_over_is_one_more_update_and_the_end(images, tmp_path, monkeypatch):
+    run = run_of(tmp_path / "run", images, 10.0, clock := Pretended(lambda now: 1), monkeypatch, began=-60.0)
+    begin(run)
+    list(run.train(lambda: False))
+    assert run.total == BATCH
+    assert clock.now < 20
+
+
+def test_the_age_of_this_process():
+    age = process_age()
+    assert 0 < age < 1e6
+    assert 0 <= process_age() - age < 5
