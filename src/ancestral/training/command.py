@@ -33,6 +33,7 @@ from ancestral.runtime.signals import catch_stop
 from ancestral.runtime.text import minutes
 from ancestral.training import cost, inventory, origin, trackers
 from ancestral.training.origin import Origin
+from ancestral.training.outlook import outlook
 from ancestral.training.run import Run
 
 BUDGET = 600.0  # seconds, where no length is given
@@ -72,6 +73,11 @@ def planned(run: Run, length: Length, images_per_second: float) -> int:
         return length.counted(options.batch_size)
     images = run.pace.images(run.seconds_left, options.batch_size, options.snapshots)
     return int(run.training.processes.from_first(images))
+
+
+def bought(run: Run, length: Length, images: int) -> str:
+    """What a length buys on this machine, in updates and in what they give."""
+    return f"{length} buys {outlook(run.config, run.facts, images, lambda more: run.seconds + run.pace.seconds(more))}"
 
 
 def train(
@@ -201,6 +207,8 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
             if run.budget is None
             else planned(run, length, cost.measure_speed(run.training, images.train))
         )
+        if run.budget is not None:
+            _say(bought(run, length, run.total))
         if processes.first:
             verified_folder.write_file(folder / "config.json", json_bytes(run.document))
     height, width, channels = images.train.shape
@@ -308,5 +316,6 @@ def _describe(settings: config.Config, run: Run, length: Length) -> None:
         f"{length}: {total:,} images = {total // batch:,} updates = {total / len(run.data.train):.1f} epochs of "
         f"{len(run.data.train):,} images, in about "
         f"{minutes(run.pace.seconds(total))} of training, previews, measuring and saving",
+        bought(run, length, total),
     ):
         screen.print(line)

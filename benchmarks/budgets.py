@@ -1,0 +1,76 @@
+"""Six budgets, two of them disturbed: what was asked for, what was taken, and how the plan was corrected.
+
+    taskset -c 0 python benchmarks/budgets.py
+
+Each is a process of its own, timed from outside. A disturbed run shares its core with a busy process in the middle
+third of its budget. Made for a quiet machine: everything runs on the first of the cores that this process may use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from ancestral.runs.metrics_log import read_metrics
+
+# (data, seconds, disturbed)
+CASES = (
+    ("mnist", 60, False),
+    ("mnist", 120, False),
+    ("mnist", 300, True),
+    ("tiles", 120, False),
+    ("tiles", 300, True),
+    ("mnist", 600, False),
+)
+BUSY = "while True: pass"
+
+
+def taken(source: str, seconds: float, disturbed: bool, folder: Path) -> tuple[float, int]:
+    """(seconds of the whole command, how often its end was moved)."""
+    began = time.monotonic()
+    command = [sys.executable, "-m", "ancestral", "train", source, "--out", str(folder), "--budget", f"{seconds:g}s"]
+    with open(folder.with_suffix(".txt"), "w") as said, subprocess.Popen(command, stdout=said, stderr=said) as training:
+        busy = None
+        if disturbed:
+            time.sleep(seconds / 3)
+            busy = subprocess.Popen([sys.executable, "-c", BUSY])
+        try:
+            if busy is not None:
+                time.sleep(seconds / 3)
+        finally:
+            if busy is not None:
+                busy.kill()
+                busy.wait()
+        if training.wait() != 0:
+            raise SystemExit(folder.with_suffix(".txt").read_text())
+    whole = time.monotonic() - began
+    log = read_metrics(folder / "metrics.jsonl")
+    return whole, sum(len(entry.get("end_moved", [])) for entry in log)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tiles", type=Path, default=Path("../shared/data/tiles-32/tiles-32.npz"))
+    parser.add_argument("--scale", type=float, default=1.0, help="of all budgets")
+    parser.add_argument("--cases", type=int, nargs="*", default=range(len(CASES)), help="which of them, from 0")
+    options = parser.parse_args()
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.environ["OMP_NUM_THREADS"] = "1"
+    print("| data | asked, s | disturbed | taken, s | ratio | corrections |\n|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as work:
+        for number in options.cases:
+            name, seconds, disturbed = CASES[number]
+            source, asked = str(options.tiles) if name == "tiles" else name, seconds * options.scale
+            whole, moved = taken(source, asked, disturbed, Path(work) / str(number))
+            shown = "middle third" if disturbed else ""
+            print(f"| {name} | {asked:.0f} | {shown} | {whole:.1f} | {whole / asked:.3f} | {moved} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
