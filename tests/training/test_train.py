@@ -17,7 +17,7 @@ from ancestral.runs import build, checkpoint, compute_format, config, datasets, 
 from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
-from ancestral.training import command, cost, loss_spikes, plan, prefetch, preview, trainer
+from ancestral.training import command, cost, legs, loss_spikes, plan, prefetch, preview, trainer
 from ancestral.training import run as training_run
 from conftest import TINY, run_command
 
@@ -330,7 +330,7 @@ def test_how_it_is_computed_may_change(tmp_path, digits):
     run, _ = make_run(tmp_path / "run", digits, 40)
     list(run.train(lambda: False))
     known = config.known_keys()
-    assert {key.removeprefix("config.") for key in training_run.MAY_CHANGE} <= {*known, "facts.untrained"}
+    assert {key.removeprefix("config.") for key in legs.MAY_CHANGE} <= {*known, "facts.untrained"}
     other = settings(train__micro_batch=4, train__workers=1, train__parallel="ddp", train__recompute=True)
     again = training_run.Run(tmp_path / "run", other, digits, CPU, run.length)
     again.resume()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ancestral.runtime import disk
+
+
+def leg_starts(log: Sequence[dict[str, Any]]) -> list[int]:
+    """Images seen where each further leg of a run begins: at the last record before it."""
+    pairs = pairwise(log)
+    return [before["images"] for before, after in pairs if after.get("leg", 1) != before.get("leg", 1)]
 
 
 def read_metrics(path: Path, warn: Callable[[str], object] = lambda line: None) -> list[dict[str, Any]]:

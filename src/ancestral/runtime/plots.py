@@ -35,9 +35,16 @@ def _as_png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def loss_plot(images: Sequence[int], loss: Sequence[float]) -> bytes:
-    """As PNG: training loss against images seen, a mean for each hundredth of the run."""
+def mark_legs(axes: Axes, starts: Sequence[float]) -> None:
+    """A dotted line where each further leg of a run begins."""
+    for start in starts:
+        axes.axvline(start, color=INK, linewidth=0.8, linestyle=":")
+
+
+def loss_plot(images: Sequence[int], loss: Sequence[float], starts: Sequence[int] = ()) -> bytes:
+    """As PNG: training loss against images seen, a mean for each hundredth of a leg; `starts` of further legs."""
     figure, axes = _axes("Training loss", "images seen", "loss per dimension")
+    mark_legs(axes, starts)
     axes.plot(images, loss, color=ACCENT, linewidth=1.6)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(ScalarFormatter())

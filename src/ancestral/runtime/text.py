@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from ancestral.errors import UserError
 
@@ -56,6 +58,35 @@ def seconds(text: str) -> float:
     if not 0 < found < 1e8:
         raise ValueError(f"'{text}' is not a time; write 90s, 10m or 2h")
     return found
+
+
+class Amount(NamedTuple):
+    """How much: of time in seconds, or a count; further, in addition to what there is."""
+
+    value: Any
+    further: bool = False
+
+
+def amount(text: str, read: Callable[[str], Any]) -> Amount:
+    """What is read of a text, with or without a + before it.
+
+    Raises:
+        ValueError: as `read`, and for more than one +.
+    """
+    if text.startswith("++"):
+        raise ValueError(f"'{text}' has more than one +")
+    return Amount(read(text.removeprefix("+")), text.startswith("+"))
+
+
+def count(text: str) -> int:
+    """A whole number above 0.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    if not re.fullmatch("[0-9]{1,18}", text) or not int(text):
+        raise ValueError(f"'{text}' is not a whole number above 0")
+    return int(text)
 
 
 def minutes(seconds: float) -> str:

@@ -23,15 +23,15 @@ from ancestral.runs.config_versions import variance_as_begun
 from ancestral.runs.datasets import facts, named_untrained
 from ancestral.runs.lock import FOLDER as OWNERS
 from ancestral.runs.lock import own
-from ancestral.runs.metrics_log import read_metrics
+from ancestral.runs.metrics_log import leg_starts, read_metrics
 from ancestral.runtime import disk, plots, verified_folder
 from ancestral.runtime.console import Progress, TextColumn, TimeLeft, screen
 from ancestral.runtime.distributed import process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import catch_stop
-from ancestral.runtime.text import minutes
-from ancestral.training import cost, inventory, origin, trackers
+from ancestral.runtime.text import Amount, minutes
+from ancestral.training import cost, inventory, legs, origin, trackers
 from ancestral.training.origin import Origin
 from ancestral.training.outlook import outlook
 from ancestral.training.run import Run
@@ -41,19 +41,39 @@ BUDGET = 600.0  # seconds, where no length is given
 
 @dataclass(frozen=True)
 class Length:
-    """The length of a run: exactly one of a wall time in seconds, images seen, or updates."""
+    """The length of a run: at most one of a wall time in seconds, images seen, or updates.
 
-    budget: float | None
-    images: int | None
-    steps: int | None
+    Args:
+        budget: wall time.
+        images: seen.
+        steps: updates.
+        further: whether it is in addition to what a complete run has seen.
+    """
 
-    def __post_init__(self) -> None:
-        if sum(value is not None for value in (self.budget, self.images, self.steps)) > 1:
+    budget: float | None = None
+    images: int | None = None
+    steps: int | None = None
+    further: bool = False
+
+    @classmethod
+    def of(cls, **amounts: Amount | None) -> Length:
+        """From what was given for each.
+
+        Raises:
+            UserError: when more than one was.
+        """
+        given = {name: amount for name, amount in amounts.items() if amount is not None}
+        if len(given) > 1:
             raise UserError("--budget, --images and --steps each set the length of the run; give one of them")
+        return cls(
+            **{name: amount.value for name, amount in given.items()},
+            further=any(amount.further for amount in given.values()),
+        )
 
     def __str__(self) -> str:
-        options = [f"--{name} {value:g}" for name, value in asdict(self).items() if value is not None]
-        return " ".join(options) or "no length given"
+        values = {"budget": self.budget, "images": self.images, "steps": self.steps}
+        plus = "+" * self.further
+        return " ".join(f"--{name} {plus}{value:g}" for name, value in values.items() if value) or "no length given"
 
     @property
     def seconds(self) -> float | None:
@@ -117,8 +137,12 @@ def train(
     torch_device = build.device(device)
     with process_group(torch_device) as processes:
         settings = replace(settings, source=load.settled(settings.source))
-        begun = None if fresh else checkpoint.latest(folder)[0]
-        if begin_with is not None:
+        begun = checkpoint.latest(folder)[0] if not fresh and (length.further or begin_with) else None
+        if length.further:
+            if begun is None:
+                raise UserError(f"{length}: there is no run in {folder} to go on with; leave out the + or --fresh")
+            settings = legs.own_settings(settings, given, begun.config)
+        elif begin_with is not None:
             known = begin_with.model if begun is None else begun
             settings = origin.settings(settings, given, known.config)
         images = images or load.load(settings.source, settings.data)
@@ -141,10 +165,14 @@ def train(
             begin_with=begin_with,
             budget=length.seconds,
             began=began,
+            further=length.further,
         )
         if run.facts.untrained:
             _warn(f"{named_untrained(run.facts.untrained)}: not learned, and cannot be drawn")
         if dry_run:
+            if begun is not None and length.further:
+                run.take_up(begun)
+                _say_leg(run, begun)
             _describe(settings, run, length)
             return True
         run.owner = own(folder, _warn) if processes.first else None
@@ -192,15 +220,18 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
     folder, images, settings, processes = run.folder, run.data, run.config, run.training.processes
     for problem in run.resume():
         _warn(f"{problem}; the checkpoint before it is used")
-    if processes.first and not (run.total and (folder / "data.json").is_file()):  # older runs have none
+    if run.complete and run.needs_leg:
+        _say_leg(run, checkpoint.open_run(folder)[0])
+    if processes.first and (run.needs_leg or not (folder / "data.json").is_file()):  # older runs have none
         verified_folder.write_file(folder / "data.json", json_bytes(summary))
-    if run.complete:
-        _say(f"{folder} is complete ({run.total:,} images seen); --fresh trains it anew")
+    if run.complete and not run.needs_leg:
+        _say(f"{folder} is complete ({run.total:,} images seen); --budget +10m trains it longer, --fresh anew")
         return True
-    if not run.total:
-        if (chosen := choose_format(run)) is not None:
-            _say(chosen)
-        run.take_weights()
+    if run.needs_leg:
+        if not run.complete:
+            if (chosen := choose_format(run)) is not None:
+                _say(chosen)
+            run.take_weights()
         # Only a length in time needs to know how fast this machine is.
         run.begin(
             length.counted(settings.train.batch_size)
@@ -234,15 +265,15 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
         return True
     with beside("loss.png", _warn):
         log = [entry for entry in read_metrics(folder / "metrics.jsonl", _warn) if entry["loss"] is not None]
-        plot = plots.loss_plot([entry["images"] for entry in log], [entry["loss"] for entry in log])
+        plot = plots.loss_plot([one["images"] for one in log], [one["loss"] for one in log], leg_starts(log))
         verified_folder.write_file(folder / "loss.png", plot)
     advice = f"now: ancestral sample {folder}"
     for finding in [] if run.health is None else run.health.findings:
         _warn(finding)
         advice = (
-            f"what it draws will not look like the images yet: see loss.png in {folder}, then train it longer than "
-            f"{length} or with another learning rate (train.learning_rate={settings.train.learning_rate:g} now), with "
-            "--fresh or another --out"
+            f"what it draws will not look like the images yet: see loss.png in {folder}, then train it longer, with "
+            "the same command and --budget +10m, or with --fresh and another learning rate "
+            f"(train.learning_rate={settings.train.learning_rate:g} now)"
         )
     _say(f"trained in {run.seconds / 60:.1f} min; {advice}")
     return True
@@ -292,12 +323,19 @@ def _say(line: str) -> None:
         screen.print(line)
 
 
+def _say_leg(run: Run, saved: checkpoint.Checkpoint) -> None:
+    """Say what a new leg is, where the run begins one."""
+    if run.needs_leg:
+        for line in legs.described(run.folder, saved, run.config, run.digest, len(run.data.train)):
+            _say(line)
+
+
 def _warn(line: str) -> None:
     _say(f"warning: {line}")
 
 
 def _describe(settings: config.Config, run: Run, length: Length) -> None:
-    if (chosen := choose_format(run)) is not None:
+    if not run.total and (chosen := choose_format(run)) is not None:
         screen.print(chosen)
     measured = cost.measure(run.training, run.data.train)
     speed, batch = measured.images_per_second, settings.train.batch_size

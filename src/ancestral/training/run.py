@@ -32,22 +32,16 @@ from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
-from ancestral.training import preview
+from ancestral.training import legs, preview
 from ancestral.training.budget import CALIBRATING, MEASURING, PREVIEW_SHARE, SAVING, pace
 from ancestral.training.gradient_sync import whole
 from ancestral.training.health import Health, health
 from ancestral.training.origin import Origin
 from ancestral.training.plan import Plan, from_state
-from ancestral.training.trackers import Tracker, flat, scalars
+from ancestral.training.trackers import Tracker, scalars
 from ancestral.training.trainer import NotFinite, Record, Training, train
 
 SAVE_EVERY = 300.0  # seconds
-# Settings of the computation may change when a run is resumed. Older runs lack the untrained classes and the white
-# level; that the images are the same is checked by their digest.
-_COMPUTATION = (
-    "data.cache train.micro_batch train.workers train.parallel train.compile train.channels_last train.recompute"
-)
-MAY_CHANGE = {f"config.{name}" for name in _COMPUTATION.split()} | {"facts.untrained", "config.data.white"}
 FAILED_SAVES = 3  # in a row, before the run stops
 DIVERGED = 3.0  # the loss over its lowest, from which the run is said to diverge
 
@@ -77,6 +71,7 @@ class Run:
         budget: of wall time for a leg, in seconds, to which its end is moved.
         began: when the time of this process begins to count, by `clock`.
         clock: seconds.
+        further: whether the length is in addition to what a complete run has seen.
     """
 
     def __init__(
@@ -94,12 +89,14 @@ class Run:
         budget: float | None = None,
         began: float | None = None,
         clock: Callable[[], float] = time.monotonic,
+        further: bool = False,
     ) -> None:
         self.folder, self.config, self.data = folder, config, data
         self.facts = facts(data.train)
         self.digest = data.train.digest()
         self.length, self.warn, self.tracker, self.owner = length, warn, tracker, owner
-        self.begin_with = begin_with
+        self.begin_with, self.further = begin_with, further
+        self.needs_leg = True  # before the next update
         self.origin: OriginState | None = None  # of the model that it began with
         self.document = to_json(config, self.facts)
         self.training = Training(config, self.facts, device, processes)
@@ -130,26 +127,21 @@ class Run:
         if saved is None:
             self._delete_after(0)
             return problems
-        if saved.state["length"] != self.length:
-            raise UserError(
-                f"{self.folder}: the run was planned for another length ({saved.state['length']}, "
-                f"{saved.state['total']:,} images); use that, another --out, or --fresh"
-            )
+        self.take_up(saved)
+        self._delete_after(saved.images)
+        return problems
+
+    def take_up(self, saved: checkpoint.Checkpoint) -> None:
+        """Go on from a checkpoint of the run; its new leg is still to be begun, where it needs one.
+
+        Raises:
+            UserError: as `resume`.
+        """
         self.origin = saved.state.get("origin")
         self._need_same_origin()
-        before, now = (flat(document) for document in (to_json(saved.config, saved.facts), self.document))
-        same = {"config.source"} if same_source(before["config.source"], now["config.source"]) else set()
-        differing = [
-            key for key in {**before, **now} if before.get(key) != now.get(key) and key not in MAY_CHANGE | same
-        ]
-        changed = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing]
-        if changed:
-            raise UserError(
-                f"{self.folder}: holds a run with other settings ({'; '.join(changed)}); "
-                "use those, another --out, or --fresh"
-            )
-        if saved.state["data"] != self.digest:
-            raise UserError(f"{self.config.source}: not the images that {self.folder} was begun with; use --fresh")
+        self.needs_leg = legs.begins_leg(
+            *(self.folder, saved, self.config, self.facts, self.digest, self.length), further=self.further
+        )
         self._restore_format(saved)
         self.training.load(saved.tensors, saved.images, str(saved.folder / "state.safetensors"))
         self.plan = from_state(saved.state, str(saved.folder / "state.json"))
@@ -157,8 +149,6 @@ class Run:
         self.pace = pace(self.config, len(self.data.test), self.plan.legs[-1].planned, self.budget)
         self.held_out_bits = saved.state["held_out_bits"]
         self.complete = saved.state["complete"]
-        self._delete_after(saved.images)
-        return problems
 
     @property
     def total(self) -> int:
@@ -169,6 +159,7 @@ class Run:
         """Plan a leg of so many images."""
         self.plan = self.plan.further(images, self.length, self.digest, self.seconds_before)
         self.pace.spacing = max(self.config.train.batch_size, images // self.config.train.snapshots)
+        self.complete = self.needs_leg = False
 
     @property
     def seconds(self) -> float:
@@ -192,6 +183,8 @@ class Run:
                 )
             return
         name = self.origin["name"]
+        if self.further and asked is None:
+            return
         if asked is None or not (name == asked.name or same_source(name, asked.given)):
             raise UserError(f"{self.folder}: holds a run that began with a model; use --from {name}, or --fresh")
 
@@ -338,6 +331,8 @@ class Run:
         }
         if self.corrections:
             entry["end_moved"], self.corrections = self.corrections, []
+        if (leg := len(self.plan.legs)) > 1:
+            entry["leg"] = leg
         if self.preview is not None:
             entry["held_out_bits_per_dim"] = self.preview.bits_per_dim
             entry["held_out_bits_by_tenth_of_t"] = self.preview.bits_by_tenth

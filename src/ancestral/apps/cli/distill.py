@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import DURATION, POSITIVE, device_option, processes_option, seed_option, share
+from ancestral.apps.cli.options import COUNT, DURATION, device_option, processes_option, seed_option, share
 
 
 @click.command(short_help="Tune a model to draw in few calls.")
@@ -19,8 +19,8 @@ from ancestral.apps.cli.options import DURATION, POSITIVE, device_option, proces
 )
 @click.option("--data", help="Images to tune on; those that the model was trained on when left out.")
 @click.option("--budget", type=DURATION, help="Wall time to plan for: 90s, 10m, 2h; 10m when no length is given.")
-@click.option("--images", type=POSITIVE, help="Length of the run in images seen, instead of a time.")
-@click.option("--steps", type=POSITIVE, help="Length of the run in updates, instead of a time.")
+@click.option("--images", type=COUNT, help="Length of the run in images seen, instead of a time.")
+@click.option("--steps", type=COUNT, help="Length of the run in updates, instead of a time.")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Peak; the model's / 3 if left out.")
 @seed_option
 @device_option
@@ -42,7 +42,7 @@ def distill(model: str, run: Path, assignments: tuple[str, ...], seed: int, **op
     from ancestral.training import command, distillation
     from ancestral.training.origin import Origin
 
-    length = command.Length(options["budget"], options["images"], options["steps"])
+    length = command.Length.of(**{name: options[name] for name in ("budget", "images", "steps")})
     begin_with = Origin(model)
     resolved, given = distillation.settings(begin_with, overrides)
     resolved = resolved if options["data"] is None else replace(resolved, source=options["data"])

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions, one_way_to_step
-from ancestral.runtime.text import seconds
+from ancestral.runtime.text import amount, count, seconds
 
 
 class Parsed(click.ParamType):
@@ -75,7 +75,8 @@ def sampling_options(**changes: dict[str, Any]) -> Callable[[Callable[..., Any]]
 
 POSITIVE = click.IntRange(min=1)
 PROFILE = click.Choice(["chunks", "quick", "small", "smallest"])  # of the codec
-DURATION = Parsed("TIME", seconds)  # in seconds once it is read: 90s, 10m, 2h
+DURATION = Parsed("[+]TIME", lambda text: amount(text, seconds))  # in seconds once it is read: 90s, 10m, 2h
+COUNT = Parsed("[+]N", lambda text: amount(text, count))
 seed_option, average_option = sampling_option("seed"), sampling_option("average_width")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 or mps.")
 run_argument = click.argument("run", type=click.Path(path_type=Path))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import DURATION, POSITIVE, device_option, processes_option, seed_option, share
+from ancestral.apps.cli.options import COUNT, DURATION, POSITIVE, device_option, processes_option, seed_option, share
 
 
 @click.command(short_help="Train on images.")
@@ -19,9 +19,13 @@ from ancestral.apps.cli.options import DURATION, POSITIVE, device_option, proces
 @click.option(
     "--preset", default="images", show_default=True, help="images, likelihood, absorbing, tiny, cifar10 or paper-256."
 )
-@click.option("--budget", type=DURATION, help="Wall time to plan for: 90s, 10m, 2h; 10m when no length is given.")
-@click.option("--images", type=POSITIVE, help="Length of the run in images seen, instead of a time.")
-@click.option("--steps", type=POSITIVE, help="Length of the run in updates, instead of a time.")
+@click.option(
+    "--budget",
+    type=DURATION,
+    help="Wall time to plan for: 90s, 10m, 2h; 10m when no length is given. +1h goes on with a finished run.",
+)
+@click.option("--images", type=COUNT, help="Length of the run in images seen, instead of a time; also +N.")
+@click.option("--steps", type=COUNT, help="Length of the run in updates, instead of a time; also +N.")
 @click.option("--batch-size", type=POSITIVE, help="Images an update.")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.")
 @click.option("--size", type=POSITIVE, help="Side of the images after a centre crop.")
@@ -57,12 +61,10 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
     from ancestral.training import command
     from ancestral.training.origin import Origin
 
-    length = command.Length(options["budget"], options["images"], options["steps"])
+    length = command.Length.of(**{name: options[name] for name in ("budget", "images", "steps")})
     chosen = {name: options[name] for name in ("dry_run", "fresh", "track")}
-    chosen |= {
-        "given": overrides.keys(),
-        "begin_with": None if options["begin_with"] is None else Origin(options["begin_with"]),
-    }
+    chosen |= {"given": {*overrides, *(["train.seed"] if seed else [])}}
+    chosen |= {"begin_with": None if options["begin_with"] is None else Origin(options["begin_with"])}
     chosen["began"] = click.get_current_context().find_object(float)
     if not command.train(resolved, run, length, options["device"], **chosen):
         sys.exit(STOPPED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ancestral.data import memory
 from ancestral.errors import UserError
 from ancestral.runs import config
 from ancestral.runtime.registry import suggest
-from ancestral.runtime.text import seconds
+from ancestral.runtime.text import Amount, amount, count, seconds
 from ancestral.training import command, distillation
 from ancestral.training.origin import Origin
 
@@ -42,8 +42,8 @@ def train(
     *,
     size: int | None = None,
     budget: str | float | None = None,
-    images: int | None = None,
-    steps: int | None = None,
+    images: int | str | None = None,
+    steps: int | str | None = None,
     preset: str = "images",
     seed: int = 0,
     device: str = "auto",
@@ -59,9 +59,10 @@ def train(
             of images or of images with labels, or a list of PIL images.
         out: the run folder.
         size: side of the images after a centre crop; their own when left out.
-        budget: wall time to plan for, "10m" or seconds; ten minutes when no length is given.
-        images: length in images seen, instead of a time.
-        steps: length in updates, instead of a time.
+        budget: wall time to plan for, "10m" or seconds; ten minutes when no length is given; "+10m" goes on with a
+            finished run.
+        images: length in images seen, instead of a time; "+1000" goes on with a finished run.
+        steps: length in updates, instead of a time; "+100" goes on with a finished run.
         preset: images, likelihood, absorbing, tiny, cifar10 or paper-256.
         seed: of every draw.
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -91,7 +92,7 @@ def train(
         fresh=fresh,
         track=track,
         images=known,
-        given=overrides.keys(),
+        given=overrides.keys() - ([] if seed else ["train.seed"]),
         begin_with=None if begin_with is None else Origin(os.fspath(begin_with)),
     )
     return Run(folder, complete)
@@ -103,8 +104,8 @@ def distill(
     *,
     data: str | Path | None = None,
     budget: str | float | None = None,
-    images: int | None = None,
-    steps: int | None = None,
+    images: int | str | None = None,
+    steps: int | str | None = None,
     seed: int = 0,
     device: str = "auto",
     fresh: bool = False,
@@ -141,18 +142,29 @@ def _folder(out: object) -> Path:
     return Path(os.fspath(out))
 
 
-def _length(budget: str | float | None, images: int | None, steps: int | None) -> command.Length:
+def _length(budget: str | float | None, images: int | str | None, steps: int | str | None) -> command.Length:
     """The length of a run as it was given."""
-    for name, value in (("budget", budget), ("images", images), ("steps", steps)):
-        if not (value is None or isinstance(value, (int, float)) or (name == "budget" and isinstance(value, str))):
-            raise UserError(f"{name}: must be a number, got {value!r}")
-    try:
-        length = command.Length(seconds(budget) if isinstance(budget, str) else budget, images, steps)
-    except ValueError as error:
-        raise UserError(f"budget: {error}") from None
-    if any(value is not None and value <= 0 for value in (length.budget, length.images, length.steps)):
-        raise UserError(f"{length}: the length of a run must be above 0")
-    return length
+    return command.Length.of(
+        budget=_amount("budget", budget, seconds),
+        images=_amount("images", images, count),
+        steps=_amount("steps", steps, count),
+    )
+
+
+def _amount(name: str, value: str | float | None, read: Callable[[str], Any]) -> Amount | None:
+    """A length as a number, or as the command reads it."""
+    if value is None:
+        return None
+    if isinstance(value, str) and (name == "budget" or value.startswith("+")):
+        try:
+            return amount(value, read)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise UserError(f"{name}: must be a number, or a text such as '+10', got {value!r}")
+    if not value > 0:
+        raise UserError(f"{name}: the length of a run must be above 0, got {value!r}")
+    return Amount(value)
 
 
 def _key(name: str) -> str:

@@ -10,7 +10,8 @@ import numpy as np
 
 from ancestral.apps.report import plots
 from ancestral.apps.report.part import Words
-from ancestral.runtime.plots import ACCENT, SECOND
+from ancestral.runs.metrics_log import leg_starts
+from ancestral.runtime.plots import ACCENT, SECOND, mark_legs
 
 Log = Sequence[dict[str, Any]]
 LEAST = 20  # records from which a fall is reported
@@ -78,6 +79,8 @@ def draw(log: Log, words: Words) -> str:
             panels[0].plot(
                 *zip(*seen, strict=True), color=colour, label=words["axes"]["tenth_number"].format(tenth + 1)
             )
+    for panel in panels:
+        mark_legs(panel, leg_starts(log))
     plots.logarithmic(panels[0].yaxis)
     plots.legend(panels[0])
     if looked:
