@@ -25,7 +25,7 @@ from ancestral.runs.hub import hub
 from ancestral.runtime.registry import choose
 from ancestral.runtime.tensor_files import Tensors
 
-RATE = 0.25  # of a preset's learning rate: see the log, 2026-11-29
+RATE = 0.25  # of a preset's learning rate: usual practice, not measured here
 # What may change: conditions are carried over below; the rest says how is trained or drawn, not what an output means.
 _FREE = {f"model.{name}" for name in ("labels", "embedding", "condition_dropout", "dropout")} | {
     f"diffusion.{name}" for name in ("objective", "times", "train_steps", "variance", "clip")
