@@ -9,7 +9,7 @@ import torch
 
 from ancestral.diffusion.denoisers.calibrated import Calibrated
 from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Predictor
-from ancestral.diffusion.denoisers.guidance import EVERYWHERE, Guided, beside, conditional
+from ancestral.diffusion.denoisers.guidance import EVERYWHERE, Guided, beside, conditional, scale_at
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.checkpoint import Checkpoint
@@ -93,6 +93,10 @@ class Guidance:
     def calls(self) -> int:
         """Of a network, for one prediction."""
         return 1 if self.scale is None else 2
+
+    def scale_at(self, t: int) -> float:
+        """The scale at t: 1 where nothing guides."""
+        return 1.0 if self.scale is None else float(scale_at(self.model.schedule, t, self.scale, self.interval))
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import click
 
-from ancestral.apps.cli.options import run_argument
+from ancestral.apps.cli.options import run_argument, sampling_options
+from ancestral.errors import UserError
+from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
 from ancestral.runtime.text import shown
 
 
@@ -25,15 +27,41 @@ def import_model(source: str, run: Path) -> None:
         click.echo(shown(line))
 
 
-@click.command(short_help="Write a model as a diffusers folder.")
+EXPORTED = ("steps", "grid", "solver", "eta", "variance", "clip", "guidance", "guidance_interval", "average_width")
+
+
+@click.command(short_help="Write a model for other software: diffusers, ONNX or torch.export.")
 @run_argument
 @click.option("--out", "folder", required=True, type=click.Path(path_type=Path), help="Folder to write.")
-def export(run: Path, folder: Path) -> None:
-    """Write the model in RUN as a folder that diffusers' DDPMPipeline opens."""
-    from ancestral.runs.hub import diffusers
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["diffusers", "onnx", "torch"]),
+    default="diffusers",
+    show_default=True,
+    help="A diffusers folder; or the network, its sampler and a script.",
+)
+@sampling_options(*EXPORTED)
+def export(run: Path, folder: Path, form: str, options: SamplingOptions) -> None:
+    """Write the model in RUN as a folder that diffusers' DDPMPipeline opens, or for onnxruntime or torch alone.
 
-    diffusers.export_run(run, folder)
-    click.echo(shown(f"exported: {folder}"))
+    --format onnx (or torch) writes the network, the sampler as a table, and draw.py, which draws with them where this
+    package is not installed. The options of sampling are those of `sample`, and are of these two formats.
+    """
+    if form == "diffusers":
+        from ancestral.runs.hub import diffusers
+
+        named = [*options.given, *(["grid"] if options.grid != OPTIONS["grid"].default else [])]
+        if named:
+            raise UserError(
+                f"--{named[0].replace('_', '-')}: a diffusers folder has no solver of ours; use --format onnx or torch"
+            )
+        diffusers.export_run(run, folder)
+        click.echo(shown(f"exported: {folder}"))
+    else:
+        from ancestral.sampling import export
+
+        click.echo(shown(export.export(run, folder, options, form)))
 
 
 @click.command(short_help="Publish a model on the hub, with its card.")

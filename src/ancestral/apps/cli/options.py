@@ -49,10 +49,11 @@ def sampling_option(name: str, **changes: Any) -> Any:
     return click.option(f"--{name.replace('_', '-')}", **{**attributes, **changes})
 
 
-def sampling_options(**changes: dict[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """All of `SamplingOptions`, which the command takes as `options`, but the label, which has a place of its own.
+def sampling_options(*names: str, **changes: dict[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Options of `SamplingOptions`, which the command takes as `options`.
 
     Args:
+        names: of them; when left out all but the label, which has a place of its own.
         changes: by name, to the attributes that click is given of an option.
     """
 
@@ -66,7 +67,7 @@ def sampling_options(**changes: dict[str, Any]) -> Callable[[Callable[..., Any]]
                 raise click.UsageError(str(error)) from None
             return command(*args, options=SamplingOptions(**chosen), **values)
 
-        for name in reversed([name for name in OPTIONS if name != "label"]):
+        for name in reversed(names or [name for name in OPTIONS if name != "label"]):
             with_options = sampling_option(name, **changes.get(name, {}))(with_options)
         return with_options
 

@@ -24,6 +24,7 @@ from ancestral.diffusion.denoisers.denoiser import (
     predict,
     unclipped,
 )
+from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.types import Time, over
 
 Pair = Callable[[Tensor, Time], tuple[Prediction, Prediction]]  # from x_t and t: the strong prediction, the weak one
@@ -64,6 +65,13 @@ def conditional(denoiser: Denoiser, **cond: Tensor) -> Pair:
     return pair
 
 
+def scale_at(schedule: Gaussian, t: Time, scale: float, interval: tuple[float, float]) -> Tensor:
+    """The scale at t: 1 where log SNR is outside of the interval."""
+    log_snr = schedule.log_snr(t)
+    inside = (interval[0] <= log_snr) & (log_snr <= interval[1])
+    return torch.where(inside, torch.full_like(log_snr, scale), 1.0)
+
+
 class Guided:
     """The guided prediction; what is known of its variance is what the strong one knew.
 
@@ -93,9 +101,7 @@ class Guided:
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict from x_t (B, ...) at time t."""
         strong, weak = self.pair(x_t, t)
-        log_snr = self.schedule.log_snr(t)
-        inside = (self.interval[0] <= log_snr) & (log_snr <= self.interval[1])
-        weight = torch.where(inside, torch.full_like(log_snr, self.scale), 1.0)
+        weight = scale_at(self.schedule, t, self.scale, self.interval)
         # lerp, unlike the formula, is exact at both ends.
         x0 = torch.lerp(weak.x0, strong.x0, over(weight, x_t))
         grown, meant = _std(x0), _std(strong.x0)
