@@ -11,6 +11,8 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import util
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,22 +40,24 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str) -> str:
     Raises:
         UserError: naming what these files cannot hold.
     """
+    chosen = FORMATS[form]
+    if chosen.needs is not None and util.find_spec(chosen.needs) is None:
+        raise missing(f"--format {form}", chosen.needs, "onnx")
     sampler = Sampler(run, options, "cpu", open_gaussian)
     if sampler.saved.config.model.embedding:
         raise UserError(f"{run}: model.embedding is true; models that are told vectors are not exported")
     if sampler.model.clip is clip_dynamic:
         raise UserError(f"{run}: dynamic clipping is not exported; use --clip static or --clip none")
-    name, write = FORMATS[form]
     files = {
-        name: write(sampler.model.network, _example(sampler)),
+        chosen.file: chosen.write(sampler.model.network, _example(sampler)),
         "sampler.json": json_bytes(plan(sampler)),
         "draw.py": Path(__file__).with_name(f"draw_{form}.py").read_bytes(),
     }
     with held(out, "export") as place:
         place.need_free(files)
         place.replace(files.items())
-    size, calls = len(files[name]) / 1e6, sampler.steps
-    return f"exported: {out / name}, {size:.1f} MB, {calls} network calls; now: python {out / 'draw.py'} 16"
+    size, calls = len(files[chosen.file]) / 1e6, sampler.steps
+    return f"exported: {out / chosen.file}, {size:.1f} MB, {calls} network calls; now: python {out / 'draw.py'} 16"
 
 
 def plan(sampler: Sampler) -> dict[str, Any]:
@@ -160,15 +164,7 @@ def torch_bytes(network: nn.Module, inputs: dict[str, Tensor]) -> bytes:
 
 
 def onnx_bytes(network: nn.Module, inputs: dict[str, Tensor]) -> bytes:
-    """The network as ONNX, its weights inside.
-
-    Raises:
-        UserError: where the extra is not installed.
-    """
-    try:
-        import onnxscript  # noqa: F401  # pyright: ignore[reportUnusedImport]
-    except ImportError:
-        raise missing("--format onnx", "onnxscript", "onnx") from None
+    """The network as ONNX, its weights inside."""
     with _quiet():
         traced, names = _traced(network, inputs), list(inputs)
         program = torch.onnx.export(traced, input_names=names, output_names=["output"], dynamo=True, verbose=False)
@@ -176,7 +172,22 @@ def onnx_bytes(network: nn.Module, inputs: dict[str, Tensor]) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-FORMATS: dict[str, tuple[str, Callable[[nn.Module, dict[str, Tensor]], bytes]]] = {
-    "onnx": ("network.onnx", onnx_bytes),
-    "torch": ("network.pt2", torch_bytes),
+@dataclass(frozen=True)
+class Format:
+    """A form of the network.
+
+    Args:
+        file: its name.
+        write: the network, traced with these inputs, as bytes.
+        needs: the package that an extra brings.
+    """
+
+    file: str
+    write: Callable[[nn.Module, dict[str, Tensor]], bytes]
+    needs: str | None = None
+
+
+FORMATS = {
+    "onnx": Format("network.onnx", onnx_bytes, "onnxscript"),
+    "torch": Format("network.pt2", torch_bytes),
 }
