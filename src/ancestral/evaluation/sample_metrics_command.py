@@ -230,9 +230,10 @@ def _write(found: Found, document: dict[str, Any], sheet: np.ndarray, by: Networ
         screen.print(line)
     if out is None:
         return
+    nearest_labels = pictures.Labels(rows=["sample", "training"] * (len(sheet) // COLUMNS // 2))
     files = {
         f"metrics-{by.name}.json": json_bytes(document),
-        f"nearest-{by.name}.png": pictures.sheet(sheet, COLUMNS),
+        f"nearest-{by.name}.png": pictures.sheet(sheet, COLUMNS, nearest_labels),
     }
     with held(out, f"metrics-{by.name}") as results:
         write(results, files)

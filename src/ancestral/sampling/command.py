@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ancestral.data import cache, pictures
+from ancestral.data.pictures import Labels
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import Watched
 from ancestral.diffusion.samplers.sample import Film, beginning, latents
@@ -25,11 +26,12 @@ from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.distributed import process_group
+from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
 from ancestral.sampling.sampler import Sampler
 
-GRID, FILM = "grid.png", ("film.png", "film.gif")
+GRID, FILM, CLASSES = "grid.png", ("film.png", "film.gif"), "labels.json"
 FRAMES = 12  # of a film
 FILMED = 8  # images in a film
 FINE = 60  # network calls of the walk that few steps are tuned to
@@ -49,12 +51,14 @@ def sample(
     sampler = Sampler(folder, options, device)
     out = out or folder / "samples"
     cond = conditions(sampler.saved, options.label, embeddings, num_images)
+    classes = [sampler.saved.facts.class_names[int(number)] for number in cond.get("labels", ())]
+    named = {CLASSES: json_bytes({_png(i): name for i, name in enumerate(classes)})} if classes else {}
     told = sha256(cond["embedding"].numpy().tobytes()).hexdigest() if "embedding" in cond else None
     with process_group(device_of(sampler.model), PATIENCE) as processes, held(out, "sample", processes) as place:
         if processes.first:
             place.adopt(_drawn_by_earlier_versions(out))
         processes.wait()
-        place.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ())])
+        place.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ()), *named])
         if options.precision == "auto":
             screen.print(f"--precision auto: {sampler.format}")
         job = Job(out / ".job", {**sampler.settings, "label": options.label, "embeddings": told}, processes)
@@ -83,7 +87,8 @@ def sample(
         if processes.first:
             drawn = {path.name: path for path in job.files(work)}
             first = np.stack([pictures.read_png(drawn[_png(number)]) for number in range(min(num_images, 256))])
-            for path in place.replace({**drawn, GRID: pictures.sheet(first)}.items(), covers=(GRID, *FILM)):
+            grid = pictures.sheet(first, labels=Labels(images=classes[: len(first)]))
+            for path in place.replace({**drawn, **named, GRID: grid}.items(), covers=(GRID, *FILM)):
                 screen.print(f"kept, as it was changed since it was drawn: {path}")
         new = bar.tasks[task].completed / sampler.steps * processes.size
         speed = f"{new / (time.monotonic() - started):.1f} images/s" if new else "all drawn before"
@@ -172,11 +177,14 @@ def film_times(times: Sequence[int]) -> set[int]:
 
 
 def film_files(frames: Film) -> dict[str, bytes]:
-    """Rows of pairs: x_t above the x0 predicted from it, one image a pair of rows, time to the right; and as a film."""
+    """Rows of pairs: x_t above the x0 predicted from it, one image a pair of rows, the times above; and as a film."""
     rows = []
     for image in range(min(FILMED, len(frames.final))):
         final = frames.final[image]
         rows += [*(x[image] for x in frames.x_t), final, *(x[image] for x in frames.x0), final]
-    sheet = pictures.sheet(to_bytes(torch.stack(rows)), columns=len(frames.t) + 1)
-    stills = [pictures.contact_sheet(to_bytes(x[:16])) for x in (*frames.x_t, frames.final)]
+    names = [f"t = {t}" for t in (*frames.t, 0)]
+    labels = Labels(columns=names, rows=["x_t", "x0"] * (len(rows) // len(names) // 2))
+    sheet = pictures.sheet(to_bytes(torch.stack(rows)), len(names), labels)
+    states = zip(names, (*frames.x_t, frames.final), strict=True)
+    stills = [pictures.contact_sheet(to_bytes(x[:16]), labels=Labels(title=name)) for name, x in states]
     return dict(zip(FILM, (sheet, pictures.animation(stills)), strict=True))

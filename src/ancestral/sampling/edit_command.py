@@ -58,7 +58,7 @@ def inpaint(folder: Path, sources: Sources, options: SamplingOptions, *, mask: P
     editor = FileEditor(folder, with_new_noise(options), sources)
     x0, known = editor.read_all(), editor.read_mask(mask)
     edit = repainted(editor, x0, known, jump, resamples)
-    editor.write([x0, torch.where(known, x0, 0.0)], editor.draw(len(x0), *edit))
+    editor.write({"image": x0, "kept": torch.where(known, x0, 0.0)}, editor.draw(len(x0), *edit))
 
 
 def repainted(editor: Editor, x0: Tensor, known: Tensor, jump: int, resamples: int) -> Edit:
@@ -127,7 +127,7 @@ def interpolate(
     edit = between(editor, ends, way, at, frames, sources.num_images)
     mixed = editor.draw(frames, *edit).transpose(0, 1)
     first, last = (end.expand(len(mixed), -1, -1, -1) for end in ends)
-    editor.write([first], mixed, [last])
+    editor.write({"first": first}, mixed, {"last": last})
 
 
 def between(editor: Editor, ends: Tensor, way: Encoder, at: int | None, frames: int, variants: int) -> Edit:
@@ -160,7 +160,7 @@ def vary(folder: Path, sources: Sources, options: SamplingOptions, *, at: int | 
         start = editor.schedule.marginal(x0[rows], times[0]).sample(eps)
         return trajectory(predictor, start, times, editor.sampler.move, options.seed, numbers)
 
-    editor.write([x0], editor.draw(len(x0), _calls(editor, times), steps))
+    editor.write({"image": x0}, editor.draw(len(x0), _calls(editor, times), steps))
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def restore(folder: Path, sources: Sources, options: SamplingOptions, damage: Da
     results = editor.draw(len(y), _calls(editor, editor.sampler.times), steps)
     scale = [big // small for big, small in zip(editor.shape[1:], shape[1:], strict=True)]
     shown = y.repeat_interleave(scale[0], 2).repeat_interleave(scale[1], 3).expand(-1, editor.shape[0], -1, -1)
-    editor.write([shown] if clean is None else [clean, shown], results)
+    editor.write({**({} if clean is None else {"image": clean}), "damaged": shown}, results)
     if clean is not None:
         pairs = ((results, clean.cpu()[:, None]), (results.mean(1), clean.cpu()))
         each, mean = (psnr((x.clamp(-1, 1) - x0).square().mean((-3, -2, -1)), peak=2) for x, x0 in pairs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -179,23 +179,27 @@ class FileEditor(Editor):
         """As `draw_variants`, so many of each as the sources say."""
         return self.draw_variants(jobs, self.sources.num_images, calls, walk)
 
-    def write(self, before: Sequence[Tensor], results: Tensor, after: Sequence[Tensor] = ()) -> None:
+    def write(self, before: Mapping[str, Tensor], results: Tensor, after: Mapping[str, Tensor] | None = None) -> None:
         """The sheet, a row for each image, and the images.
 
         Args:
-            before: columns of the sheet, (N, C, H, W).
+            before: columns of the sheet by name, (N, C, H, W).
             results: (N, variants, C, H, W).
             after: more columns.
         """
         out = self.sources.out
-        columns = [*(one.cpu()[:, None] for one in before), results.cpu(), *(one.cpu()[:, None] for one in after)]
+        left, right = ([one.cpu()[:, None] for one in some.values()] for some in (before, after or {}))
+        columns, count = [*left, results.cpu(), *right], results.shape[1]
+        names = [*before, *(["result"] if count == 1 else [f"result {n + 1}" for n in range(count)]), *(after or {})]
         sheet = torch.cat(columns, 1)
         images = {
             f"{self.folder.name}/{row:03d}-{variant:03d}.png": pictures.png(image)
             for row, variants in enumerate(results)
             for variant, image in enumerate(to_bytes(variants))
         }
-        cover = {out.name: pictures.sheet(to_bytes(sheet.flatten(0, 1)), columns=sheet.shape[1])}
+        cover = {
+            out.name: pictures.sheet(to_bytes(sheet.flatten(0, 1)), sheet.shape[1], pictures.Labels(columns=names))
+        }
         with held(out.parent, "edit", beside=self.folder) as place:
             place.need_free(images)
             for path in place.replace({**images, **cover}.items(), covers=cover):
