@@ -47,7 +47,8 @@ def _font(text: str) -> ImageFont.FreeTypeFont | None:
 
     own = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
     needed = {ord(letter) for letter in text if not letter.isspace()}
-    for path in (str(own), *(entry.fname for entry in font_manager.fontManager.ttflist if needed - set(range(128)))):
+    others = (entry.fname for entry in font_manager.fontManager.ttflist if "Last Resort" not in entry.name)
+    for path in (str(own), *(others if needed - set(range(128)) else ())):
         with suppress(OSError, RuntimeError):
             if needed <= ft2font.FT2Font(path).get_charmap().keys():
                 return ImageFont.truetype(path, SIZE)
