@@ -47,7 +47,8 @@ class ResidualBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.norm1, self.conv1 = variant.norm(in_channels), conv(in_channels, out_channels, dimensions)
-        self.time = initialised(nn.Linear(time_width, out_channels))
+        self.time = initialised(nn.Linear(time_width, out_channels * (2 if variant.scale_shift else 1)))
+        self.activated, self.scale_shift = variant.activated, variant.scale_shift
         self.norm2, self.conv2 = variant.norm(out_channels), conv(out_channels, out_channels, dimensions, scale=0)
         self.dropout = nn.Dropout(dropout)
         same = in_channels == out_channels
@@ -55,9 +56,13 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """x: (B, C, ...); time: (B, time_width), already activated."""
-        h = self.conv1(functional.silu(self.norm1(x)))
-        h = h + over(self.time(time), h)
-        h = self.conv2(self.dropout(functional.silu(self.norm2(h))))
+        h = self.conv1(self.activated(self.norm1(x)))
+        if self.scale_shift:
+            scale, shift = self.time(time).chunk(2, 1)
+            h = self.norm2(h) * (1 + over(scale, h)) + over(shift, h)
+        else:
+            h = self.norm2(h + over(self.time(time), h))
+        h = self.conv2(self.dropout(self.activated(h)))
         return self.shortcut(x) + h
 
 
@@ -73,9 +78,11 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Attention(nn.Module):
     """Self-attention over all positions. (B, C, ...) to the same."""
 
-    def __init__(self, channels: int, variant: UNetVariant = PLAIN, dimensions: int = 2) -> None:
+    def __init__(
+        self, channels: int, variant: UNetVariant = PLAIN, dimensions: int = 2, norm: nn.Module | None = None
+    ) -> None:
         super().__init__()
-        self.norm, self.heads = variant.norm(channels), channels // (variant.head_width or channels)
+        self.norm, self.heads = norm or variant.norm(channels), channels // (variant.head_width or channels)
         self.qkv = conv(channels, 3 * channels, dimensions, 1)
         self.out = conv(channels, channels, dimensions, 1, scale=0)
 
@@ -132,7 +139,7 @@ class UNet(nn.Module):
         in_channels: of the data.
         out_channels: the same, or twice as many for a learned variance.
         width: channels of the first level.
-        multipliers: channels of each level as multiples of `width`; each level halves the side.
+        multipliers: channels of each level as multiples of `width`, rounded; each level halves the side.
         blocks: residual blocks a level.
         attention: levels (0 is the finest) with attention after each block; the middle always has it.
         dropout: inside each block.
@@ -155,7 +162,7 @@ class UNet(nn.Module):
         in_channels: int,
         out_channels: int,
         width: int = 128,
-        multipliers: Sequence[int] = (1, 2, 2, 2),
+        multipliers: Sequence[float] = (1, 2, 2, 2),
         blocks: int = 2,
         attention: Sequence[int] = (1,),
         dropout: float = 0.0,
@@ -171,7 +178,7 @@ class UNet(nn.Module):
         super().__init__()
         self.recompute, self.variant = recompute, variant
         self.width, self.patch, self.divisor = width, patch, patch * 2 ** (len(multipliers) - 1)
-        time_width = 4 * width
+        time_width = variant.time_width or 4 * width
         self.time = nn.Sequential(
             initialised(nn.Linear(width, time_width)),
             nn.SiLU(),
@@ -184,7 +191,7 @@ class UNet(nn.Module):
         if self.augmentation is not None:
             nn.init.zeros_(self.augmentation.weight)
         self.stem = conv(in_channels * (1 + 2 * len(variant.fourier)) * patch**dimensions, width, dimensions)
-        widths = [width * multiplier for multiplier in multipliers]
+        widths = [round(width * multiplier) for multiplier in multipliers]
 
         def stage(in_width: int, out_width: int, attend: bool) -> Stage:
             block = ResidualBlock(in_width, out_width, time_width, dropout, variant, dimensions)
@@ -201,7 +208,10 @@ class UNet(nn.Module):
                 self.down.append(Downsample(current, variant.pad_end, dimensions))
                 skips.append(current)
 
-        self.middle = nn.ModuleList([stage(current, current, True), stage(current, current, False)])
+        middle = stage(current, current, False)
+        if variant.middle_attention:
+            middle.attention = Attention(current, variant, dimensions, variant.middle_norm(current))
+        self.middle = nn.ModuleList([middle, stage(current, current, False)])
 
         self.up = nn.ModuleList()
         for level, level_width in reversed(list(enumerate(widths))):
@@ -233,7 +243,7 @@ class UNet(nn.Module):
         temb = sum(self._condition(labels, embedding, dropped), temb)
         if self.augmentation is not None and augmentation is not None:
             temb = temb + self.augmentation(augmentation)
-        temb = functional.silu(temb)
+        temb = self.variant.activated(temb)
 
         h = self.stem(fold(self.variant.features(x), self.patch))
         skips = [h]

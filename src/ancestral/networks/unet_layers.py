@@ -13,6 +13,12 @@ from torch.nn import functional
 
 LAYERS: dict[int, type[nn.Conv1d | nn.Conv2d | nn.Conv3d]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 FUNCTIONS: dict[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "mish": functional.mish,
+    "relu": functional.relu,
+}
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
 
@@ -28,6 +34,11 @@ class UNetVariant:
         pad_end: pad only at the end before a convolution of stride 2, as the paper's code does.
         cosine_first: the time's cosines before its sines.
         frequency_shift: the lowest frequency is 10^-4 (1) or one step above it (0).
+        time_width: of the embedded time; None: 4 times the first level's.
+        activation: inside the residual blocks.
+        scale_shift: the time scales and shifts the second norm's output; otherwise it is added before that norm.
+        middle_attention: whether the middle has it.
+        middle_groups: of its norm; 0: no norm; None: as everywhere.
         fourier: n of sin and cos(2^n pi x), further channels of the input in which the last bits of a byte can be seen
             (Kingma et al. 2021, appendix C; theirs are 7 and 8).
     """
@@ -39,6 +50,11 @@ class UNetVariant:
     pad_end: bool = False
     cosine_first: bool = False
     frequency_shift: int = 1
+    time_width: int | None = None
+    activation: str = "silu"
+    scale_shift: bool = False
+    middle_attention: bool = True
+    middle_groups: int | None = None
     fourier: Sequence[int] = ()
 
     def features(self, x: Tensor) -> Tensor:
@@ -54,6 +70,18 @@ class UNetVariant:
     def norm(self, channels: int) -> nn.GroupNorm:
         """The group norm of a layer."""
         return nn.GroupNorm(self.groups_of(channels), channels, eps=self.norm_eps)
+
+    def middle_norm(self, channels: int) -> nn.Module:
+        """What stands before the attention in the middle."""
+        if self.middle_groups is None:
+            return self.norm(channels)
+        groups = self.middle_groups
+        return nn.GroupNorm(groups, channels, eps=self.norm_eps) if groups else nn.Identity()
+
+    @property
+    def activated(self) -> Callable[[Tensor], Tensor]:
+        """The nonlinearity of the residual blocks."""
+        return ACTIVATIONS[self.activation]
 
 
 PLAIN = UNetVariant()

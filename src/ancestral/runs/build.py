@@ -17,7 +17,7 @@ from ancestral.diffusion.objectives.losses import OBJECTIVES, Objective
 from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
-from ancestral.diffusion.processes.schedule import SCHEDULES
+from ancestral.diffusion.processes.schedule import SCHEDULES, from_betas
 from ancestral.diffusion.samplers.grids import GRIDS, full, trailing
 from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.diffusion.samplers.transitions import (
@@ -41,17 +41,30 @@ from ancestral.runs.process_kinds import chain
 from ancestral.runtime.registry import choose
 from ancestral.runtime.tensor_files import fitting
 
+WITHOUT_NAME = "betas"  # the schedule that is a vector of its own, `diffusion.betas`
 OPTIMIZERS: dict[str, type[torch.optim.AdamW]] = {"adamw": torch.optim.AdamW, "muon": Muon}
 
 
 def schedule(config: Config) -> NoiseSchedule:
-    """The forward process."""
-    make = choose(SCHEDULES, config.diffusion.schedule, "diffusion.schedule")
+    """The forward process.
+
+    Raises:
+        UserError: for an unknown name, or betas that are none or not T of them.
+    """
+    options = config.diffusion
+    betas = options.betas
+    known = {**SCHEDULES, WITHOUT_NAME: lambda _: from_betas(torch.tensor(betas, dtype=torch.float64))}
+    make = choose(known if betas else SCHEDULES, options.schedule, "diffusion.schedule")
+    if betas and (options.schedule != WITHOUT_NAME or len(betas) != options.T):
+        raise UserError(
+            f"diffusion.betas: has {len(betas)} entries, for diffusion.schedule={WITHOUT_NAME} and as many "
+            f"diffusion.T; these are {options.schedule} and {options.T}"
+        )
     try:
-        made = make(config.diffusion.T)
+        made = make(options.T)
     except ValueError as error:
-        raise UserError(f"diffusion.T: {error}") from None
-    return chain(config).process(made, config.diffusion)
+        raise UserError(f"diffusion.{'betas' if betas else 'T'}: {error}") from None
+    return chain(config).process(made, options)
 
 
 def gaussian(config: Config) -> Gaussian:

@@ -109,10 +109,8 @@ class _Layers(nn.Module):
     def __init__(self, options: ModelOptions) -> None:
         super().__init__()
         variant = build.variant(options)
-        fine, coarse = (
-            options.width * options.multipliers[level] for level in (0, min(1, len(options.multipliers) - 1))
-        )
-        self.time_width = 4 * options.width
+        fine, coarse = (options.widths[level] for level in (0, min(1, len(options.widths) - 1)))
+        self.time_width = options.time_width or 4 * options.width
         self.first = ResidualBlock(fine, fine, self.time_width, 0.0, variant)
         self.down = Downsample(fine, variant.pad_end) if len(options.multipliers) > 1 else nn.Identity()
         self.last = Stage(ResidualBlock(fine, coarse, self.time_width, 0.0, variant), Attention(coarse, variant))
@@ -130,7 +128,7 @@ def layers_of(config: Config, facts: Facts, device: torch.device, training: bool
     options, (_, *sides) = config.model, facts.shape
     with torch.random.fork_rng(devices=[]):
         layers = _Layers(options).to(device)
-        channels = options.width * options.multipliers[0]
+        channels = options.widths[0]
         fine, coarse = (sum(one.numel() for one in part.parameters()) for part in (layers.first, layers.last))
         products = fine + coarse / (4 if len(options.multipliers) > 1 else 1)  # a pixel
         pixels = WORK / (2 * products * (3 if training else 1))  # of all images together

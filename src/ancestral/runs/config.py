@@ -21,13 +21,24 @@ from ancestral.runs.facts import Facts
 from ancestral.runtime.registry import suggest
 
 SCHEMA = 2
-LATER = (("data", "white", None), ("train", "augment", 0.0))  # settings that older runs lack, and how they read there
+LATER = (  # settings that older runs lack, and how they read there
+    ("data", "white", None),
+    ("train", "augment", 0.0),
+    ("model", "time_width", None),
+    ("model", "activation", "silu"),
+    ("model", "scale_shift", False),
+    ("model", "middle_attention", True),
+    ("model", "middle_groups", None),
+    ("diffusion", "betas", ()),
+    ("diffusion", "clip_range", 1.0),
+)
 
 Count = Annotated[int, Meta(ge=1)]
 Size = Annotated[int, Meta(ge=1, le=2**16)]  # of a network or an image
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Positive = Annotated[float, Meta(gt=0)]
 Width = Annotated[float, Meta(gt=0, lt=0.28)]
+Multiple = Size | Annotated[float, Meta(gt=0, le=2**16)]  # one that is no integer gives a whole width still
 
 
 @dataclass(frozen=True)
@@ -35,7 +46,7 @@ class ModelOptions:
     """The U-Net (see `ancestral.networks.unet.UNet`)."""
 
     width: Size = 128
-    multipliers: Annotated[tuple[Size, ...], Meta(min_length=1, max_length=16)] = (1, 2, 2, 2)
+    multipliers: Annotated[tuple[Multiple, ...], Meta(min_length=1, max_length=16)] = (1, 2, 2, 2)
     blocks: Annotated[int, Meta(ge=1, le=64)] = 2
     attention: tuple[int, ...] = (1,)
     dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
@@ -51,11 +62,23 @@ class ModelOptions:
     pad_end: bool = False
     cosine_first: bool = False
     frequency_shift: Literal[0, 1] = 1
+    time_width: Size | None = None
+    activation: Literal["silu", "gelu", "mish", "relu"] = "silu"
+    scale_shift: bool = False
+    middle_attention: bool = True
+    middle_groups: Annotated[int, Meta(ge=0, le=2**16)] | None = None
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each level."""
+        return tuple(round(self.width * multiple) for multiple in self.multipliers)
 
 
-IMPORTED = {
-    f"model.{name}" for name in ("norm_eps", "head_width", "cosine_first", "frequency_shift")
-}  # diffusers' only
+IMPORTED = {  # diffusers' only
+    *("model.norm_eps", "model.head_width", "model.cosine_first", "model.frequency_shift", "model.time_width"),
+    *("model.activation", "model.scale_shift", "model.middle_attention", "model.middle_groups"),
+    *("diffusion.betas", "diffusion.clip_range"),
+}
 
 
 @dataclass(frozen=True)
@@ -73,6 +96,8 @@ class DiffusionOptions:
     clip: str = "static"
     clock: str = "paper"  # how t is given to the network (see `ancestral.diffusion.denoisers.denoiser.CLOCKS`)
     values: str = "logistic"  # of an absorbing chain: the family of the distributions (see `levels.VALUES`)
+    betas: tuple[Annotated[float, Meta(gt=0, le=1)], ...] = ()  # beta_1..beta_T of a schedule without a name, 'betas'
+    clip_range: Positive = 1.0  # of the static clip
     levels: Annotated[int, Meta(ge=2, le=256)] = 256  # of an absorbing chain: grey levels, to which bytes are rounded
 
 
@@ -223,7 +248,7 @@ def changed(config: Config, overrides: Mapping[str, Any]) -> Config:
     kinds, tree = known_keys(), asdict(config)
     for key, value in overrides.items():
         if key in IMPORTED:
-            raise UserError(f"--set {key}: describes networks imported from diffusers, not new ones; leave it out")
+            raise UserError(f"--set {key}: describes models imported from diffusers, not new ones; leave it out")
         if key not in kinds:
             raise UserError(f"--set {key}: unknown key; {suggest(key, kinds)}")
         group, name = key.split(".")

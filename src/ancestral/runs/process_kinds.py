@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ancestral.diffusion.denoisers.denoiser import CLIPS, CLOCKS, Denoiser
+from ancestral.diffusion.denoisers.denoiser import CLIPS, CLOCKS, Denoiser, within
 from ancestral.diffusion.denoisers.masked import Masked
 from ancestral.diffusion.denoisers.targets import TARGETS
 from ancestral.diffusion.objectives.autoregressive import from_p, imagined_costs
@@ -77,7 +77,7 @@ def _denoiser(network: nn.Module, process: NoiseSchedule, config: Config) -> Den
     clip = choose(CLIPS, options.clip, "diffusion.clip")
     clock = choose(CLOCKS, options.clock, "diffusion.clock")
     try:
-        return Denoiser(network, process, target, clip, clock)
+        return Denoiser(network, process, target, within(clip, options.clip_range), clock)
     except ValueError as error:
         raise UserError(f"diffusion.target: {error}") from None
 
