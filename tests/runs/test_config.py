@@ -17,7 +17,7 @@ def test_what_only_imported_networks_have_is_no_setting_of_a_user(name, tmp_path
     assert key not in config.known_keys()
     result = run_command("train", "digits", "--out", tmp_path / "run", "--dry-run", "--set", f"{key}={value}")
     assert result.exit_code == 2
-    assert f"--set {key}: describes networks imported from diffusers" in " ".join(result.output.split())
+    assert f"--set {key}: describes models imported from diffusers" in " ".join(result.output.split())
     assert not (tmp_path / "run").exists()
 
 

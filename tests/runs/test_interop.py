@@ -212,7 +212,8 @@ def test_published_configurations_are_the_papers(tmp_path, name):
         "up_block_types": ["AttnUpBlock2D" if n in attention else "UpBlock2D" for n in reversed(levels)],
     }
     (tmp_path / "config.json").write_text(json.dumps(fields))
-    model, shape, _ = diffusers_config.network(diffusers_config.Fields(tmp_path / "config.json"))
+    found = diffusers_config.network(diffusers_config.Fields(tmp_path / "config.json"))
+    model, shape = found.options, found.shape
     scheduler = {
         "_class_name": "DDPMScheduler", "num_train_timesteps": 1000, "beta_schedule": "linear", "beta_start": 1e-4,
         "beta_end": 0.02, "clip_sample": True, "variance_type": variance, "trained_betas": None,
@@ -238,20 +239,22 @@ def test_published_configurations_are_the_papers(tmp_path, name):
     ("file", "field", "value"),
     [
         ("unet/config.json", "time_embedding_type", "fourier"),
-        ("unet/config.json", "act_fn", "gelu"),
-        ("unet/config.json", "block_out_channels", [32, 48]),
+        ("unet/config.json", "act_fn", "geglu"),
+        ("unet/config.json", "block_out_channels", [32, 40, 64]),
         ("unet/config.json", "up_block_types", ["UpBlock2D"] * 3),
         ("unet/config.json", "down_block_types", ["ResnetDownsampleBlock2D"] * 3),
         ("unet/config.json", "out_channels", 5),
         ("unet/config.json", "sample_size", None),
-        ("unet/config.json", "resnet_time_scale_shift", "scale_shift"),
+        ("unet/config.json", "resnet_time_scale_shift", "spatial"),
         ("unet/config.json", "new_field", 1),
         ("scheduler/scheduler_config.json", "beta_schedule", "laplace"),
-        ("scheduler/scheduler_config.json", "beta_end", 0.03),
-        ("scheduler/scheduler_config.json", "num_train_timesteps", 500),
+        ("scheduler/scheduler_config.json", "beta_end", 1.5),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 0),
         ("scheduler/scheduler_config.json", "trained_betas", [0.1]),
         ("scheduler/scheduler_config.json", "prediction_type", "flow_prediction"),
-        ("scheduler/scheduler_config.json", "clip_sample_range", 2.0),
+        ("scheduler/scheduler_config.json", "clip_sample_range", -2.0),
+        ("scheduler/scheduler_config.json", "variance_type", "learned_range"),
+        ("scheduler/scheduler_config.json", "_class_name", "LCMScheduler"),
         ("scheduler/scheduler_config.json", "new_field", 1),
     ],
 )

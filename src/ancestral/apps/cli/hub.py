@@ -15,7 +15,13 @@ from ancestral.runtime.text import shown
 @click.command("import", short_help="Make a run of a diffusers folder or a hub model.")
 @click.argument("source")
 @click.option("--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder to make.")
-def import_model(source: str, run: Path) -> None:
+@click.option(
+    "--scheduler",
+    type=click.Path(path_type=Path, exists=True),
+    help="Of a diffusers folder without one: scheduler_config.json, or its folder.",
+)
+@click.option("--null-class", type=int, help="Of a diffusers network: the class for none of the others, for guidance.")
+def import_model(source: str, run: Path, scheduler: Path | None, null_class: int | None) -> None:
     """Make a run of the model in SOURCE, to sample and evaluate: hf:USER/NAME on the Hugging Face hub or a folder.
 
     There lies what `push` has published, or a UNet2DModel of diffusers with its scheduler. hf:USER/NAME@REVISION takes
@@ -23,7 +29,7 @@ def import_model(source: str, run: Path) -> None:
     """
     from ancestral.runs.hub import hub
 
-    for line in hub.import_model(source, run):
+    for line in hub.import_model(source, run, scheduler, null_class):
         click.echo(shown(line))
 
 
@@ -41,8 +47,14 @@ EXPORTED = ("steps", "grid", "solver", "eta", "variance", "clip", "guidance", "g
     show_default=True,
     help="A diffusers folder; or the network, its sampler and a script.",
 )
+@click.option(
+    "--timestep-spacing",
+    "spacing",
+    type=click.Choice(["leading", "trailing", "linspace"]),
+    help="Of a diffusers folder; as an imported model had it, or as leaves no noise, when left out.",
+)
 @sampling_options(*EXPORTED)
-def export(run: Path, folder: Path, form: str, options: SamplingOptions) -> None:
+def export(run: Path, folder: Path, form: str, spacing: str | None, options: SamplingOptions) -> None:
     """Write the model in RUN as a folder that diffusers' DDPMPipeline opens, or for onnxruntime or torch alone.
 
     --format onnx (or torch) writes the network, the sampler as a table, and draw.py, which draws with them where this
@@ -56,8 +68,10 @@ def export(run: Path, folder: Path, form: str, options: SamplingOptions) -> None
             raise UserError(
                 f"--{named[0].replace('_', '-')}: a diffusers folder has no solver of ours; use --format onnx or torch"
             )
-        diffusers.export_run(run, folder)
-        click.echo(shown(f"exported: {folder}"))
+        for line in [f"exported: {folder}", *diffusers.export_run(run, folder, spacing)]:
+            click.echo(shown(line))
+    elif spacing is not None:
+        raise UserError(f"--timestep-spacing: is of a diffusers folder; leave it out with --format {form}")
     else:
         from ancestral.sampling import export
 

@@ -9,23 +9,30 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from hashlib import sha1, sha256
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional
 
 from ancestral.errors import UserError
+from ancestral.networks.unet_layers import time_embedding
 from ancestral.runs import build, checkpoint
 from ancestral.runs.config import Config, Facts
 from ancestral.runs.hub import import_checks
 from ancestral.runs.hub.diffusers_config import (
     GROUPS,
+    TARGETS,
     VERSION,
     Fields,
+    Network,
     diffusion,
     network,
     scheduler_document,
@@ -35,28 +42,137 @@ from ancestral.runtime import disk
 from ancestral.runtime.result_files import held
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
+SPACINGS = ("leading", "trailing", "linspace")
+# With these variances theirs adds noise after its last step, unless that is of t = 0.
+_NOISY = ("fixedlarge", "beta", "learned")
+SPACING_WITHOUT_NOISE = ("trailing", "leading")
+_DROPPED = 0.1  # the usual share of images without a class in training; how large it was says no file
 
 
-def read(folder: Path) -> checkpoint.Checkpoint:
+_PIPELINES = ("DDPMPipeline", "DDIMPipeline", "PNDMPipeline")  # of pixels: a network and a scheduler
+_OTHER_PARTS = ("vae", "vqvae", "movq", "transformer", "prior", "text_encoder")
+_ADDED = ("*lora*.safetensors", "*lora*.bin", "adapter_model.safetensors")
+
+
+def read(folder: Path, scheduler: Path | None = None, null_class: int | None = None) -> checkpoint.Checkpoint:
     """The model in a diffusers folder, as a run of ours has it; its state holds the digests of what was read.
+
+    Args:
+        folder: a pipeline's, or a network's own with its scheduler's file, or a checkpoint of the training script.
+        scheduler: its configuration, or the folder of that; where none is in the folder.
+        null_class: the class that stands for none of the others.
 
     Raises:
         UserError: naming the file and field that has no meaning here.
     """
-    parts = [folder / "unet", folder / "scheduler"]
-    network_folder, scheduler_folder = (part if part.is_dir() else folder for part in parts)
-    model, shape, classes = network(Fields(network_folder / "config.json"))
-    process = diffusion(Fields(scheduler_folder / "scheduler_config.json"))
+    parts = [folder / name for name in ("unet_ema", "unet")]
+    network_folder = next((part for part in parts if part.is_dir()), folder)
+    notes = _identified(folder, network_folder)
+    if network_folder.name == "unet_ema":
+        notes.append(f"the averaged weights are taken, of unet_ema; those of the last update are in {parts[1]}")
+    found = network(described := Fields(network_folder / "config.json"))
+    process_file = _scheduler_file(folder, network_folder, scheduler)
+    fields = Fields(process_file)
+    spacing = fields.values.get("timestep_spacing", "leading")
+    process = diffusion(fields, learned=found.outputs != found.shape[0])
+    model, names_of_classes = found.options, [str(number) for number in range(found.classes)]
+    if null_class is not None:
+        if not 0 <= null_class < found.classes or found.classes < 2:
+            raise UserError(f"--null-class {null_class}: the network has {found.classes} classes, from 0")
+        del names_of_classes[null_class]
+        model = replace(model, condition_dropout=_DROPPED)
+        notes.append(f"class {null_class} is none of the others: --guidance goes from it")
+    elif found.classes:
+        notes.append("if one of its classes stands for none of the others, --null-class N says so, for guidance")
     config = Config(source=f"diffusers:{folder.name}", model=model, diffusion=process)
-    facts = Facts(shape, tuple(str(number) for number in range(classes)))
-    weights = _to_ours(network_folder / _WEIGHTS, config, facts, network_folder / "config.json")
-    files = (network_folder / "config.json", network_folder / _WEIGHTS, scheduler_folder / "scheduler_config.json")
+    facts = Facts(found.shape, tuple(names_of_classes), found.vector)
+    stored = _weight_files(network_folder)
+    weights = _to_ours(stored, config, facts, found, null_class, described.path)
+    files = (described.path, *stored, process_file)
     digests = [_digest(path) for path in files]
     state = {
-        "read": {str(path.relative_to(folder)): digest for path, (digest, _) in zip(files, digests, strict=True)},
+        "read": {_within(path, folder): digest for path, (digest, _) in zip(files, digests, strict=True)},
         "checked": all(checked for _, checked in digests),
+        "notes": notes,
+        "timestep_spacing": spacing if spacing in SPACINGS else "leading",
     }
     return checkpoint.Checkpoint(folder, 0, config, facts, weights, {}, state, None)
+
+
+def _within(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder) if path.is_relative_to(folder) else path)
+
+
+def _identified(folder: Path, network_folder: Path) -> list[str]:
+    """What lies beside the model and is no part of it, a line each.
+
+    Raises:
+        UserError: for a folder that holds something else than a model of pixels.
+    """
+    index = folder / "model_index.json"
+    if index.is_file():
+        document = Fields(index).values
+        kind = document.get("_class_name")
+        if kind not in _PIPELINES:
+            raise UserError(
+                f"{index}: _class_name is {json.dumps(kind)}; {' and '.join(_PIPELINES)} of pixels are read"
+            )
+        more = [name for name in document if name[:1] != "_" and name not in ("unet", "scheduler") and document[name]]
+        if more:
+            raise UserError(f"{index}: has a {more[0]}; a network of pixels and its scheduler are read")
+    for name in _OTHER_PARTS:
+        if (folder / name).is_dir():
+            raise UserError(f"{folder / name}: is a part of a latent or conditioned model; models of pixels are read")
+    added = sorted({path for where in (folder, network_folder) for name in _ADDED for path in where.glob(name)})
+    if added and not (network_folder / "config.json").is_file():
+        raise UserError(
+            f"{added[0]}: is a LoRA, which changes a network that is not here; fuse it into the network with diffusers "
+            "(fuse_lora), and save that"
+        )
+    return [f"{path}: a LoRA beside the weights, left out; fuse it into them with diffusers first" for path in added]
+
+
+def _scheduler_file(folder: Path, network_folder: Path, given: Path | None) -> Path:
+    """The scheduler's configuration.
+
+    Raises:
+        UserError: when there is none.
+    """
+    name = "scheduler_config.json"
+    if given is not None:
+        return given / name if given.is_dir() else given
+    own = folder / "scheduler" if (folder / "scheduler").is_dir() else folder
+    if (network_folder / "config.json").is_file() and not (own / name).is_file():
+        above = folder.parent / "scheduler" / name  # the training script's, once it has ended
+        where = above if above.is_file() else f"{name} of its training"
+        raise UserError(f"{own / name}: no such file; name it with --scheduler {where}")
+    return own / name
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files of a network's weights: whole, in shards, or of one variant such as fp16.
+
+    Raises:
+        UserError: when there are none, or it cannot be said which.
+    """
+    whole, stem = folder / _WEIGHTS, _WEIGHTS.removesuffix(".safetensors")
+    if whole.is_file():
+        return [whole]
+    indices = sorted({*folder.glob(f"{_WEIGHTS}.index.json"), *folder.glob(f"{_WEIGHTS}.index.*.json")})
+    variants = sorted(path for path in folder.glob(f"{stem}.*.safetensors") if "-of-" not in path.name)
+    if len(found := [*indices, *variants]) > 1 and indices[:1] != [folder / f"{_WEIGHTS}.index.json"]:
+        raise UserError(f"{found[0]}: and {found[1].name} hold the same weights; keep one of them")
+    if variants and not indices:
+        return variants
+    if not indices:
+        pickled = any(folder.glob(f"{stem}*.bin"))
+        why = "pickled weights are not opened; " if pickled else ""
+        raise UserError(f"{whole}: no such file; {why}save the model with safe_serialization=True")
+    names = Fields(indices[0]).take("weight_map", dict[str, str], {})
+    shards = sorted(set(names.values()))
+    if not shards or any(Path(name).name != name for name in shards):
+        raise UserError(f"{indices[0]}: weight_map names no files of this folder")
+    return [folder / name for name in shards]
 
 
 def _digest(path: Path) -> tuple[str, bool]:
@@ -115,30 +231,70 @@ def names(config: Config) -> Iterator[tuple[str, tuple[str, ...]]]:
 _OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}  # names of attention before 2023
 
 
-def _to_ours(path: Path, config: Config, facts: Facts, described: Path) -> dict[str, Tensor]:
-    """The weights in a file of theirs; nothing is read before their names and shapes are those of the configuration."""
+def _to_ours(
+    files: Sequence[Path], config: Config, facts: Facts, found: Network, null_class: int | None, described: Path
+) -> dict[str, Tensor]:
+    """The weights in files of theirs; nothing is read before their names and shapes are those of the configuration."""
     expected = import_checks.shapes(config, facts, described)
+    conditions = {name: expected.pop(name) for name in _CONDITIONS if name in expected}
     layers = [
         (f"{mine}.{kind}", [f"{other}.{kind}" for other in others])
         for mine, others in names(config)
         for kind in ("weight", "bias")
-        if f"{mine}.{kind}" in expected  # a shortcut or a label that this network does not have
+        if f"{mine}.{kind}" in expected  # a shortcut that this network does not have
     ]
     shapes = {other: _shape_there(key, expected[key], len(others)) for key, others in layers for other in others}
+    shapes |= _condition_shapes(found, expected["time.2.bias"][0])
+    where = files[0]
     try:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file; save the model with safe_serialization=True")
-        with safe_open(path, "pt") as file:
-            stored = _by_new_names(file.keys(), path)
+        with ExitStack() as opened:
+            readers: dict[str, tuple[Any, str]] = {}
+            for where in files:
+                if not where.is_file():
+                    raise UserError(f"{where}: no such file")
+                file = opened.enter_context(safe_open(where, "pt"))
+                for new, old in _by_new_names(file.keys(), where, readers).items():
+                    readers[new] = (file, old)
+            where = files[0]
             import_checks.need_same(
-                shapes, {new: tuple(file.get_slice(old).get_shape()) for new, old in stored.items()}, path
+                shapes, {new: tuple(file.get_slice(old).get_shape()) for new, (file, old) in readers.items()}, where
             )
-            theirs = {new: file.get_tensor(old) for new, old in stored.items()}
+            theirs = {new: file.get_tensor(old) for new, (file, old) in readers.items()}
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from None
-    import_checks.need_numbers(theirs, path)
-    import_checks.need_plausible(theirs, path)
-    return {key: torch.cat([theirs[o] for o in others]).float().reshape(expected[key]) for key, others in layers}
+        raise UserError(f"{where}: cannot be read ({error})") from None
+    import_checks.need_numbers(theirs, where)
+    import_checks.need_plausible(theirs, where)
+    weights = {key: torch.cat([theirs[o] for o in others]).float().reshape(expected[key]) for key, others in layers}
+    if "embed.weight" in conditions:  # theirs adds the vector as it is
+        weights |= {"embed.weight": torch.eye(found.vector), "embed.bias": torch.zeros(found.vector)}
+    if found.classes:
+        rows = list(_class_rows(found, theirs))
+        if null_class is not None:
+            weights["null"] = rows.pop(null_class)
+        weights["label.weight"] = torch.stack(rows)
+    return weights
+
+
+_CONDITIONS = ("label.weight", "embed.weight", "embed.bias", "null")
+
+
+def _condition_shapes(found: Network, time_width: int) -> dict[str, tuple[int, ...]]:
+    """The tensors of theirs that hold what a class adds to the time."""
+    if found.numbers:
+        square, width = (time_width, time_width), found.options.width
+        ends = {"linear_1.weight": (time_width, width), "linear_1.bias": square[:1], "linear_2.weight": square}
+        return {f"class_embedding.{name}": shape for name, shape in {**ends, "linear_2.bias": square[:1]}.items()}
+    return {"class_embedding.weight": (found.classes, time_width)} if found.classes else {}
+
+
+def _class_rows(found: Network, theirs: Mapping[str, Tensor]) -> Tensor:
+    """What each class adds to the time, (classes, time width); a number is embedded as a time is."""
+    if not found.numbers:
+        return theirs["class_embedding.weight"].float()
+    part = {name.removeprefix("class_embedding."): value.float() for name, value in theirs.items()}
+    waves = time_embedding(torch.arange(found.classes).float(), found.options.width, build.variant(found.options))
+    hidden = functional.silu(functional.linear(waves, part["linear_1.weight"], part["linear_1.bias"]))
+    return functional.linear(hidden, part["linear_2.weight"], part["linear_2.bias"])
 
 
 def _shape_there(ours: str, shape: tuple[int, ...], parts: int) -> tuple[int, ...]:
@@ -147,50 +303,43 @@ def _shape_there(ours: str, shape: tuple[int, ...], parts: int) -> tuple[int, ..
     return (width, math.prod(shape[1:])) if "attention" in ours and len(shape) == 4 else (width, *shape[1:])
 
 
-def _by_new_names(stored: Iterable[str], path: Path) -> dict[str, str]:
-    """Names as they are now: those in the file, each of which must mean another tensor."""
+def _by_new_names(stored: Iterable[str], path: Path, before: Collection[str]) -> dict[str, str]:
+    """Names as they are now: those in the file, each of which must mean another tensor than these `before`."""
     found: dict[str, str] = {}
     for name in stored:
         now = name
         for new, old in _OLD.items():
             now = now.replace(f".{old}.", f".{new}.")
-        if now in found:
-            raise UserError(f"{path}: {found[now]} and {name} name the same tensor; keep one of them")
+        if now in found or now in before:
+            raise UserError(
+                f"{path}: {found.get(now, 'another file')} and {name} name the same tensor; keep one of them"
+            )
         found[now] = name
     return found
 
 
-def export_run(run: Path, folder: Path) -> None:
+def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]:
     """Write the newest checkpoint of a run as a folder that `diffusers.DDPMPipeline.from_pretrained` opens.
+
+    Args:
+        run: the run.
+        folder: to write.
+        spacing: of `SPACINGS`, how that pipeline chooses fewer times; None: as an imported model had it, and as leaves
+            no noise for others.
+
+    Returns:
+        Lines to print.
 
     Raises:
         UserError: naming the setting that has no field there.
     """
     saved = import_checks.passed(checkpoint.open_newest(run))
     config, model, process = saved.config, saved.config.model, saved.config.diffusion
-    if process.chain != "gaussian":
-        raise UserError(f"{run}: diffusion.chain is {process.chain}; diffusers has no such process")
-    if model.patch != 1:
-        raise UserError(f"{run}: model.patch is {model.patch}; diffusers' network has no such field")
-    if model.fourier:
-        raise UserError(f"{run}: model.fourier is {list(model.fourier)}; diffusers' network has no such field")
-    for name in ("embedding", "condition_dropout"):
-        if getattr(model, name):
-            raise UserError(f"{run}: model.{name} is {getattr(model, name)}; diffusers' network has no such field")
-    if model.groups is None and any(
-        build.variant(model).groups_of(model.width * m) != GROUPS for m in model.multipliers
-    ):
-        raise UserError(f"{run}: its norms have groups by width; diffusers needs one number: train with model.groups")
-    if process.T != 1000:
-        raise UserError(f"{run}: diffusion.T is {process.T}; diffusers' schedules are those of T = 1000")
-    if process.clock != "zero-based":
-        # The embedding is a function of t alone, so that no weight can make up for the step between them.
-        raise UserError(
-            f"{run}: the network hears t = 1..1000, those of diffusers hear 0..999; "
-            "train with --set diffusion.clock=zero-based to export"
-        )
+    _need_fields(run, config)
+    by_rule = SPACING_WITHOUT_NOISE[process.variance in _NOISY]
+    spacing = spacing or str(saved.state.get("timestep_spacing", by_rule))
     unet = unet_document(config, saved.facts)
-    scheduler = scheduler_document(run, process)
+    scheduler = scheduler_document(process, spacing)
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": VERSION,
@@ -205,6 +354,11 @@ def export_run(run: Path, folder: Path) -> None:
                 flat = value.flatten(1) if "attention" in mine and value.ndim == 4 else value
                 for other, part in zip(others, flat.chunk(len(others)), strict=True):
                     theirs[f"{other}.{kind}"] = part.contiguous()
+    lines = []
+    if model.labels and "null" in saved.weights:
+        rows = torch.cat([theirs["class_embedding.weight"], saved.weights["null"][None]])
+        theirs["class_embedding.weight"] = rows
+        lines = [f"class {len(rows) - 1} is none of the others: guidance goes from it"]
     documents = {
         "model_index.json": index,
         "scheduler/scheduler_config.json": scheduler,
@@ -215,3 +369,34 @@ def export_run(run: Path, folder: Path) -> None:
     with held(folder, "export") as place:
         place.need_free(files)
         place.replace(files.items())
+    return [*lines, f"timestep_spacing is {spacing} (--timestep-spacing chooses another)"]
+
+
+def _need_fields(run: Path, config: Config) -> None:
+    """Refuse what their classes have no field for.
+
+    Raises:
+        UserError: naming the setting, and the formats that any network can leave in.
+    """
+    model, process = config.model, config.diffusion
+    if process.chain != "gaussian":
+        problem = f"diffusion.chain is {process.chain}, and diffusers has no such process"
+    elif model.patch != 1:
+        problem = f"model.patch is {model.patch}, and diffusers' network has no such field"
+    elif model.fourier:
+        problem = f"model.fourier is {list(model.fourier)}, and diffusers' network has no such field"
+    elif model.embedding:
+        problem = "model.embedding is true, and diffusers' network has no such field"
+    elif model.groups is None and any(build.variant(model).groups_of(width) != GROUPS for width in model.widths):
+        problem = "its norms have groups by width, and diffusers needs one number (train with model.groups)"
+    elif process.target not in TARGETS:
+        problem = f"diffusion.target is {process.target}, and diffusers has {', '.join(TARGETS)}"
+    elif process.clock != "zero-based":
+        # The embedding is a function of t alone, so that no weight can make up for the step between them.
+        problem = (
+            f"the network hears t = 1..{process.T}, those of diffusers hear 0..{process.T - 1} (train with --set "
+            "diffusion.clock=zero-based)"
+        )
+    else:
+        return
+    raise UserError(f"{run}: {problem}; any network leaves with: ancestral export {run} --format onnx (or torch)")

@@ -6,6 +6,7 @@ What the other has no field for is an error that names the file and the field.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ _EXPORTED = {  # name here: (name there, the first and the last beta), at T = 10
     "cosine": ("squaredcos_cap_v2", 1e-4, 0.02),
 }
 _TARGETS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+TARGETS = {ours: theirs for theirs, ours in _TARGETS.items()}
 # Theirs is beta at the last step too, where they add no noise and have no decoder: the paper's name is the same chain.
 _VARIANCES = {
     "fixed_small": "fixedsmall",
@@ -146,7 +148,7 @@ class Fields:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self.values = disk.document(path)
+            self.values = disk.document(path, float)  # their solvers write -Infinity
         except disk.Missing as error:
             raise UserError(f"{error}; is this a diffusers folder?") from None
         if not isinstance(self.values, dict):
@@ -155,6 +157,8 @@ class Fields:
     def take(self, name: str, kind: Any, default: Any = None) -> Any:
         """The value of a field, once, of a type within its bounds."""
         value = self.values.pop(name, default)
+        if isinstance(value, float) and not math.isfinite(value):
+            self.refuse(name, value, "is no number of JSON")
         try:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
@@ -271,7 +275,7 @@ def network(fields: Fields) -> Network:
     return Network(options, (channels, height, width), out, **conditions)
 
 
-def _conditions(fields: Fields, time_width: int) -> dict[str, int]:
+def _conditions(fields: Fields, time_width: int) -> dict[str, Any]:
     """What the network is conditioned on beside the time."""
     kind = fields.take("class_embed_type", Literal["timestep", "identity"] | None, None)
     classes = fields.take("num_class_embeds", _Classes)
@@ -419,13 +423,19 @@ def unet_document(config: Config, facts: Facts) -> dict[str, Any]:
         "act_fn": model.activation,
         "resnet_time_scale_shift": "scale_shift" if model.scale_shift else "default",
         "add_attention": model.middle_attention,
-        "attn_norm_num_groups": model.middle_groups or None,
+        "attn_norm_num_groups": _middle_groups(model),
         "class_embed_type": None,
         **{name: only for name, (only, _) in _FIXED.items()},
     }
 
 
-def scheduler_document(run: Path, diffusion: DiffusionOptions, spacing: str) -> dict[str, Any]:
+def _middle_groups(model: ModelOptions) -> int | None:
+    """Where the field is left out theirs has the groups of all norms, or none at all with `scale_shift`."""
+    all_alike = model.groups if model.scale_shift else None
+    return all_alike if model.middle_groups is None else model.middle_groups or None
+
+
+def scheduler_document(diffusion: DiffusionOptions, spacing: str) -> dict[str, Any]:
     """The configuration of DDPMScheduler, whose grids are of this `timestep_spacing`."""
     name = diffusion.schedule.removesuffix("-zero-snr")
     betas, kind, ends = diffusion.betas, "linear", (1e-4, 0.02)
@@ -433,9 +443,6 @@ def scheduler_document(run: Path, diffusion: DiffusionOptions, spacing: str) -> 
         kind, *ends = _EXPORTED[name]
     elif not betas:
         betas = build.gaussian(Config("", diffusion=diffusion)).beta.tolist()
-    targets = {ours: theirs for theirs, ours in _TARGETS.items()}
-    if diffusion.target not in targets:
-        raise UserError(f"{run}: diffusion.target is {diffusion.target}; diffusers has {', '.join(targets)}")
     variances = {ours: theirs for theirs, ours in reversed(_VARIANCES.items())}
     return {
         "_class_name": "DDPMScheduler",
@@ -446,7 +453,7 @@ def scheduler_document(run: Path, diffusion: DiffusionOptions, spacing: str) -> 
         "beta_end": ends[1],
         "trained_betas": list(betas) or None,
         "rescale_betas_zero_snr": not betas and name != diffusion.schedule,
-        "prediction_type": targets[diffusion.target],
+        "prediction_type": TARGETS[diffusion.target],
         # The optimal variance is a measured table, which they have no field for.
         "variance_type": {**variances, "beta": "fixed_large"}.get(diffusion.variance, "fixed_small"),
         "clip_sample": diffusion.clip == "static",

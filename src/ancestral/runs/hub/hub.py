@@ -35,6 +35,7 @@ PREFIX = "hf:"
 UNCHECKED = "its files carry no digests: a changed value cannot be noticed; compare SHA-256 with where they are from:"
 # No pickle, and of several precisions the first: nothing else is downloaded.
 _PATTERNS = ["*.json", "model.safetensors", "calibration.safetensors", "*diffusion_pytorch_model.safetensors"]
+_MORE = "*diffusion_pytorch_model*.safetensors"  # shards and variants, where these patterns find no weights
 _REASONS = {  # by the name of the library's error
     "GatedRepoError": "access must be asked for on its page",
     "RepositoryNotFoundError": "no such repository, or a private one that your token may not see (hf auth login)",
@@ -45,23 +46,33 @@ _REASONS = {  # by the name of the library's error
 }
 
 
-def load(source: str | Path) -> Checkpoint:
+def load(source: str | Path, scheduler: Path | None = None, null_class: int | None = None) -> Checkpoint:
     """A model with its configuration.
 
     It is that of a run, RUN/averages/N, a published or a diffusers folder, or USER/NAME[@REVISION] on the hub.
+
+    Args:
+        source: its name.
+        scheduler: of a diffusers folder that has none: the file, or its folder.
+        null_class: of a diffusers folder: the class that stands for none of the others.
 
     Raises:
         UserError: when there is none, or it is damaged or of a kind unknown here.
     """
     name = str(source)
     folder = Path(name) if Path(name).is_dir() and not name.startswith(PREFIX) else _fetched(name)
+    ours = (folder / "checkpoints").is_dir() or checkpoint.is_average(folder)
+    if ours or (folder / verified_folder.MANIFEST).is_file():
+        for option, value in (("--scheduler", scheduler), ("--null-class", null_class)):
+            if value is not None:
+                raise UserError(f"{option}: is of diffusers folders; {name} is a model of this package")
     if (folder / "checkpoints").is_dir():
         return import_checks.passed(checkpoint.open_newest(folder))
     if checkpoint.is_average(folder):
         return import_checks.passed(checkpoint.open_average(folder))
     if (folder / verified_folder.MANIFEST).is_file():
         return import_checks.passed(_read(folder))
-    return import_checks.passed(diffusers.read(folder))
+    return import_checks.passed(diffusers.read(folder, scheduler, null_class))
 
 
 def _fetched(name: str) -> Path:
@@ -72,7 +83,7 @@ def _fetched(name: str) -> Path:
         raise error if name.startswith(PREFIX) else UserError(f"no such folder, nor on the hub: {error}") from None
 
 
-def import_model(source: str, run: Path) -> list[str]:
+def import_model(source: str, run: Path, scheduler: Path | None = None, null_class: int | None = None) -> list[str]:
     """Make a run of a model that `load` finds; hf: stands before a name on the hub. Returns lines to print.
 
     Raises:
@@ -81,14 +92,14 @@ def import_model(source: str, run: Path) -> list[str]:
     _need_none(run)
     if not source.startswith(PREFIX) and not Path(source).is_dir():
         raise UserError(f"{source}: no such folder; a name on the hub is written {PREFIX}USER/NAME")
-    saved = load(source)
+    saved = load(source, scheduler, null_class)
     owner = own(run)
     try:
         _need_none(run)  # made by another command, meanwhile
         folder = checkpoint.save_imported(run, saved)
     finally:
         owner.release()
-    lines = [f"imported: {folder}; now: ancestral sample {run}"]
+    lines = [f"imported: {folder}; now: ancestral sample {run}", *saved.state.get("notes", [])]
     if "read" in saved.state and not saved.state["checked"]:
         lines.append(UNCHECKED)
         lines += [f"  {digest}  {name}" for name, digest in saved.state["read"].items()]
@@ -109,7 +120,11 @@ def fetch(name: str) -> Path:
     repository, _, revision = name.partition("@")
     hub = _library()
     with _in_one_line(name):
-        return Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=_PATTERNS))
+        for patterns in (_PATTERNS, [*_PATTERNS, _MORE]):
+            folder = Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+            if any(folder.rglob("*.safetensors")):
+                break
+    return folder
 
 
 def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
