@@ -14,7 +14,7 @@ from ancestral.diffusion.samplers.solvers import SOLVERS, Heun, UniPC
 from ancestral.diffusion.samplers.transitions import DDIM
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
-from ancestral.runs.config import PRESETS, Config, DiffusionOptions, Facts, ModelOptions
+from ancestral.runs.config import PRESETS, Config, DiffusionOptions, Facts, ModelOptions, TrainOptions
 from ancestral.runs.hub import diffusers as interop
 from ancestral.runs.hub import diffusers_config, hub
 from conftest import run_command
@@ -177,6 +177,35 @@ def test_our_run_opens_in_their_pipeline(tmp_path):
     assert torch.allclose(pipeline.scheduler.alphas_cumprod, ours.schedule.alpha_bar(torch.arange(1, 1001)).float())
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("variance", "spacing"), [("fixedsmall", "trailing"), ("fixedlarge", "leading")])
+def test_ours_leaves_without_its_augmentation_and_with_a_spacing_that_ends_without_noise(
+    tmp_path, channels, variance, spacing
+):
+    model = ModelOptions(width=32, multipliers=(1, 1), blocks=1, attention=(1,), groups=16)
+    process = DiffusionOptions(clock="zero-based", variance=variance, clip="none")
+    config = Config("x", model, process, train=TrainOptions(augment=0.1))
+    facts = Facts((channels, 8, 8))
+    torch.manual_seed(0)
+    weights = {k: v + 0.05 * torch.randn_like(v) for k, v in build.network(config, facts).state_dict().items()}
+    assert "augmentation.weight" in weights
+    checkpoint.save_imported(tmp_path / "run", checkpoint.Checkpoint(tmp_path, 0, config, facts, weights, {}, {}, None))
+    interop.export_run(tmp_path / "run", tmp_path / "out")
+    pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path / "out")
+    scheduler = pipeline.scheduler
+    assert scheduler.config.timestep_spacing == spacing
+    x = torch.randn(1, channels, 8, 8)
+    ours = build.trained(checkpoint.open_run(tmp_path / "run")[0], tmp_path / "run", torch.device("cpu"))
+    expected = pipeline.unet(x, 499).sample.detach()
+    assert torch.allclose(ours.output(x, 500), expected, atol=1e-5 * float(expected.abs().max()))
+    scheduler.set_timesteps(10)
+    last = [
+        scheduler.step(expected, scheduler.timesteps[-1], x, generator=torch.Generator().manual_seed(seed)).prev_sample
+        for seed in (1, 2)
+    ]
+    assert torch.allclose(*last, atol=1e-9)
+
+
 def test_old_names_and_flat_folders(tmp_path):
     theirs(tmp_path, TRAINING_SCRIPT)
     flat = tmp_path / "flat"
@@ -294,4 +323,5 @@ def test_runs_that_diffusers_cannot_hold_are_refused_by_field(trained_run, tmp_p
     result = run_command("export", trained_run, "--out", tmp_path / "x")
     assert result.exit_code == 2
     assert "groups" in result.output
+    assert f"ancestral export {trained_run} --format onnx" in result.output.replace("\n", " ").replace("  ", " ")
     assert not (tmp_path / "x").exists()

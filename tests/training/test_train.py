@@ -673,6 +673,15 @@ def test_a_format_that_is_named_is_not_measured(digits, tmp_path, named, channel
     assert run.training.format == (named, channels_last)
 
 
+@pytest.mark.parametrize("channels_last", [False, "auto"])
+def test_float16_on_a_cpu_is_said_to_be_slow(digits, tmp_path, channels_last):
+    given = settings(train__precision="float16", train__channels_last=channels_last)
+    run = training_run.Run(tmp_path, given, digits, CPU, "--steps 2")
+    said = command.choose_format(run, lambda *_: lambda one: 0.3)
+    assert "train.precision = float16 on a CPU" in said
+    assert run.training.format.precision == "float16"
+
+
 def test_the_first_process_chooses_for_all(digits, monkeypatch, tmp_path):
     """The others are told, and measure nothing themselves."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})

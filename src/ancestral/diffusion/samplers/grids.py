@@ -21,19 +21,31 @@ def full(schedule: NoiseSchedule) -> list[int]:
 
 
 def uniform(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """Evenly from T to 1 (diffusers: `linspace`)."""
+    """Evenly from T to 1.
+
+    diffusers' `linspace` of DDPM and DDIM, but for steps = 1, where theirs is t = 1, and for a time halfway between two
+    integers, where theirs may be the other one. Its DPM-Solver, UniPC and DEIS take `steps + 1` times and leave out the
+    last.
+    """
     _check(schedule, steps)
     return _distinct(torch.linspace(schedule.T, 1, steps, dtype=torch.float64))
 
 
 def trailing(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """T, T - T/steps, ...: every stride of equal length, the last one to 0 included (diffusers: `trailing`)."""
+    """T, T - T/steps, ...: every stride of equal length, the last one to 0 included.
+
+    diffusers' `trailing`, but for times halfway between two integers; and in counts such as 61 of 1000 rounding gives
+    theirs one time more, at t = 0 of ours.
+    """
     _check(schedule, steps)
     return _distinct(schedule.T * torch.arange(steps, 0, -1, dtype=torch.float64) / steps)
 
 
 def leading(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """1, 1 + stride, ...: never starts from pure noise; only for comparison with diffusers' default."""
+    """1, 1 + stride, ...: never starts from pure noise; only for comparison with diffusers' default.
+
+    The `leading` of its DDPM and DDIM; its DPM-Solver, UniPC and DEIS divide T by `steps + 1` and leave out the last.
+    """
     _check(schedule, steps)
     return _distinct(1 + schedule.T // steps * torch.arange(steps - 1, -1, -1, dtype=torch.float64))
 

@@ -114,9 +114,7 @@ def _identified(folder: Path, network_folder: Path) -> list[str]:
         document = Fields(index).values
         kind = document.get("_class_name")
         if kind not in _PIPELINES:
-            raise UserError(
-                f"{index}: _class_name is {json.dumps(kind)}; {' and '.join(_PIPELINES)} of pixels are read"
-            )
+            raise UserError(f"{index}: _class_name is {json.dumps(kind)}; of pixels are read: {', '.join(_PIPELINES)}")
         more = [name for name in document if name[:1] != "_" and name not in ("unet", "scheduler") and document[name]]
         if more:
             raise UserError(f"{index}: has a {more[0]}; a network of pixels and its scheduler are read")
