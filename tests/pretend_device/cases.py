@@ -78,6 +78,10 @@ def commands(folder):
     for name in runs(folder):
         made[f"sample {name}"] = ["sample", str(folder / name), *few, "--steps", "4"]
         made[f"evaluate {name}"] = ["evaluate", str(folder / name), *few, "--terms", "4"]
+    given = [one for assignment in SMALL[1:2] + SMALL[3:] for one in ("--set", assignment)]
+    made["distill"] = ["distill", colour, "--out", str(folder / "fast"), "--steps", "3", *given]
+    made["sample distilled"] = ["sample", str(folder / "fast"), *few]
+    made["train --from"] = [*training("further", folder / "colour.npz", (), folder), "--from", colour]
     made["evaluate exact"] = ["evaluate", plain, *few, "--exact"]
     made["evaluate per image"] = ["evaluate", colour, *few, "--per-image", "--out", str(folder / "scores")]
     for run in ("labels", "colour"):
