@@ -92,7 +92,8 @@ def sample(
                 screen.print(f"kept, as it was changed since it was drawn: {path}")
         new = bar.tasks[task].completed / sampler.steps * processes.size
         speed = f"{new / (time.monotonic() - started):.1f} images/s" if new else "all drawn before"
-        screen.print(f"{num_images} images, {sampler.calls} network calls each, {speed}: {out / GRID}")
+        solver = "" if sampler.solver is None else f" of {sampler.solver}"
+        screen.print(f"{num_images} images, {sampler.calls} network calls each{solver}, {speed}: {out / GRID}")
         if options.steps is None and sampler.steps < sampler.every:
             screen.print(build.chain(sampler.saved.config).more.format(every=sampler.every))
 
