@@ -108,7 +108,9 @@ def contenders(run: Path, folder: Path, threads: int, batch: int) -> tuple[dict[
     prepared, static, dynamic = (folder / f"{name}.onnx" for name in ("prepared", "static", "dynamic"))
     quant_pre_process(files["onnxruntime"], prepared, skip_symbolic_shape=True)
     met = States(calls["onnxruntime"], plan, batch)
-    quantize_static(prepared, static, met, quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"], per_channel=True)
+    quantize_static(
+        prepared, static, met, quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"], per_channel=True
+    )
     quantize_dynamic(prepared, dynamic)
     for name, file in (("onnxruntime, 8 bits static", static), ("onnxruntime, 8 bits dynamic", dynamic)):
         files[name] = file
