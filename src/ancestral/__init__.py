@@ -7,6 +7,7 @@ The rooms: `diffusion` (the mathematics), `networks`, `data`, `runs`, `training`
 
 from __future__ import annotations
 
+import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ancestral.networks.unet import UNet
 
 __version__ = "0.1.0"
+BEGAN = time.monotonic()  # of a command: the process itself may have done other things before, such as a job's script
 __all__ = [
     "DDIM",
     "SCHEDULES",

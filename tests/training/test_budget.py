@@ -8,7 +8,6 @@ import torch
 
 from ancestral.data import load
 from ancestral.runs import config, metrics_log
-from ancestral.runtime.process_age import process_age
 from ancestral.training import budget, command, preview
 from ancestral.training import run as training_run
 from ancestral.training.health import Health
@@ -145,7 +144,13 @@ def test_a_budget_that_is_over_is_one_more_update_and_the_end(images, tmp_path, 
     assert clock.now < 20
 
 
-def test_the_age_of_this_process():
-    age = process_age()
-    assert 0 < age < 1e6
-    assert 0 <= process_age() - age < 5
+def test_the_slow_first_update_of_a_process_that_goes_on_moves_nothing(images, tmp_path, monkeypatch):
+    first = run_of(tmp_path / "run", images, 300.0, clock := Pretended(lambda now: 1), monkeypatch)
+    begin(first)
+    list(first.train(lambda: clock.now > 120))
+    began = clock.now
+    clock.slower = lambda now: 40 if now == began else 1
+    again = run_of(tmp_path / "run", images, 300.0, clock, monkeypatch, began=began)
+    again.resume()
+    list(again.train(lambda: False))
+    assert clock.now == pytest.approx(300, rel=0.05)

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import ancestral
 from ancestral.diffusion.samplers.grids import trailing
 from ancestral.runs import checkpoint
 from ancestral.runs.open import open_model
@@ -93,8 +95,6 @@ def test_what_needs_the_mean_of_x0_is_refused(pair, command, options, said):
 
 
 def test_from_python_it_is_the_command(pair, tmp_path):
-    import ancestral
-
     model, fast, _ = pair
     run = ancestral.distill(model, tmp_path / "fast", steps=12)
     assert run.complete
@@ -121,3 +121,31 @@ def test_only_targets_that_give_clean_images_back_can_be_tuned(tmp_path):
     result = run_command("train", "digits", "--out", tmp_path / "run", "--set", "diffusion.objective=consistency")
     assert result.exit_code == 2
     assert "diffusion.chain=consistency" in result.output
+
+
+def test_a_run_that_goes_on_needs_its_model_no_more(pair, tmp_path):
+    model, _, _ = pair
+    there, fast = shutil.copytree(model, tmp_path / "model"), tmp_path / "fast"
+    assert run_command("distill", there, "--out", fast, "--steps", 2).exit_code == 0
+    there.rename(tmp_path / "moved")
+    again = run_command("distill", there, "--out", fast, "--steps", 2)
+    assert (again.exit_code, "is complete" in again.output) == (0, True), again.output
+    further = run_command("distill", there, "--out", fast, "--steps", "+1")
+    assert (further.exit_code, "leg 2 of" in further.output) == (0, True), further.output
+    rate, own = (checkpoint.open_newest(run).config.train.learning_rate for run in (fast, model))
+    assert rate == pytest.approx(own / 3, rel=1e-3)
+
+
+def test_what_cannot_be_tuned_is_one_line_with_its_mend(pair, tmp_path):
+    model, _, _ = pair
+    for name, folder, options, said in (
+        (model, model, (), "is the run of --out itself"),
+        (model, model, ("--fresh",), "is the run of --out itself"),
+        (next((model / "checkpoints").iterdir()), tmp_path / "run", (), "is a checkpoint; name the run"),
+    ):
+        result = run_command("distill", name, "--out", folder, "--steps", 2, *options)
+        assert (result.exit_code, said in result.output) == (2, True), result.output
+    images = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    ancestral.train(images, tmp_path / "memory", steps=1, preset="tiny", width=8, batch_size=8, device="cpu")
+    result = run_command("distill", tmp_path / "memory", "--out", tmp_path / "fast", "--steps", 2)
+    assert (result.exit_code, "name those to tune on with --data" in result.output) == (2, True), result.output

@@ -153,7 +153,7 @@ def test_images_may_be_more_when_a_leg_begins_and_not_within_it(tmp_path, source
 def test_what_cannot_go_on_is_one_line(source, tmp_path):
     run = tmp_path / "run"
     said, code = train(source, run, "--budget", "+1h")
-    assert (code, f"--budget +3600: there is no run in {run} to go on with" in said) == (2, True), said
+    assert (code, f"--budget +3600s: there is no run in {run} to go on with" in said) == (2, True), said
     saved = begin(source, run)
     on(source, run, 64, stop_at=96)
     refused = [
@@ -169,7 +169,7 @@ def test_what_cannot_go_on_is_one_line(source, tmp_path):
     refused = [
         (("--steps", "+2", "--set", "model.width=16"), "config.model.width was 8, is 16"),
         (("--steps", "+2", "--seed", "9"), "config.train.seed was 7, is 9"),
-        (("--steps", "+2", "--fresh"), "leave out the + or --fresh"),
+        (("--steps", "+2", "--fresh"), "leave out the +, or --fresh, which begins anew"),
         (("--steps", "+2", "--from", tmp_path / "x"), "holds a run that began with no model"),
         (("--steps", "+0"), "'0' is not a whole number above 0"),
         (("--budget", "++1h"), "'++1h' has more than one +"),
@@ -186,6 +186,15 @@ def test_what_cannot_go_on_is_one_line(source, tmp_path):
     for options in (("--steps", "+2"), ("--preset", "tiny", "--steps", "2", *TINY)):
         said, code = train(source, tmp_path / "imported", *options)
         assert (code, f"--out NEW --from {tmp_path / 'imported'}" in said) == (2, True), said
+
+
+def test_an_older_run_of_millions_of_images_is_of_the_length_that_it_was(source, tmp_path):
+    saved = begin(source, tmp_path / "run")
+    saved.state["legs"][0]["length"] = "--images 2e+06"
+    same = (tmp_path / "run", saved, saved.config, saved.facts, saved.state["data"])
+    assert not legs.begins_leg(*same, "--images 2000000", further=False)
+    with pytest.raises(UserError, match=r"another length \(--images 2000000,"):
+        legs.begins_leg(*same, "--images 2000001", further=False)
 
 
 def test_an_older_run_is_one_leg_and_goes_on(source, tmp_path):
@@ -238,4 +247,5 @@ def test_lengths_read_and_print_as_they_are_given():
     assert str(command.Length.of(budget=amount("+1h", seconds))) == "--budget +3600"
     assert str(command.Length.of(steps=amount("30", count), images=None)) == "--steps 30"
     assert str(command.Length.of()) == "no length given"
+    assert str(command.Length.of(images=amount("1234567", count))) == "--images 1234567"  # as --images takes it
     assert legs.typed("--budget +3600") == "--budget +3600s"

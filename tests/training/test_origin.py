@@ -280,13 +280,17 @@ def test_the_command_says_records_and_keeps_to_its_model(base, channels, tmp_pat
     finally:
         moved.rename(base)
     assert (code, "is complete" in said) == (0, True), said
-    for other, named in (((), f"use --from {base}"), (("--from", tmp_path / "new"), f"use --from {base}")):
+    for other, named in (
+        ((), f"add --from {base}"),
+        (("--from", tmp_path / "plain"), f"began with {base}, not with hf:{tmp_path / 'plain'}"),
+        (("--from", tmp_path / "new"), "is the run of --out itself"),
+    ):
         said, code = train(source, tmp_path / "new", *other, *options[2:], "--set", "model.width=8")
         assert (code, named in said) == (2, True), said
     plain = ("--set", "model.width=8", "--set", "train.batch_size=8", "--set", "train.snapshots=1")
     assert train(source, tmp_path / "plain", *plain)[1] == 0
     said, code = train(source, tmp_path / "plain", *options)
-    assert (code, "began with no model; leave out --from" in said) == (2, True), said
+    assert (code, "began with no model, not with" in said) == (2, True), said
 
 
 def test_a_kept_average_a_published_folder_and_python(base, channels, tmp_path):

@@ -4,12 +4,13 @@ import pytest
 
 from ancestral.runs import config
 from ancestral.runs.config import Facts
-from ancestral.training.outlook import COLOUR, GREY, outlook
+from ancestral.training.outlook import COLOUR, GREY, measured, outlook
 
 
-def said(images, channels, side=28, preset="images", **changes):
+def said(images, channels, side=28, preset="images", seen=0, **changes):
     settings = config.resolve("data", preset, {key.replace("__", "."): value for key, value in changes.items()})
-    return outlook(settings, Facts((channels, side, side)), images, lambda images: images / 100)
+    levels = measured(settings, Facts((channels, side, side)))
+    return outlook(levels, seen, images, lambda images: images / 100)
 
 
 @pytest.mark.parametrize(("channels", "levels"), [(1, GREY), (3, COLOUR)])
@@ -23,10 +24,13 @@ def test_each_level_is_named_from_its_images_on(channels, levels):
 
 def test_what_more_takes_is_said_in_time():
     assert said(61 * 64, 3) == (
-        "61 updates on this machine: too little for anything but colour noise; "
+        "too little for anything but colour noise; "
         "2:05 for patches of colour in noise, 4:10 for patches of colour on a clean ground"
     )
-    assert said(1000 * 64, 1) == "1,000 updates on this machine: clean shapes, most of them right"
+    assert said(1000 * 64, 1) == "clean shapes, most of them right"
+    assert said(2_500, 3, seen=20_000) == (
+        "patches of colour in noise; 0:50 for patches of colour on a clean ground, 20:35 for bodies and frames, grainy"
+    )
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ class Pace:
     keeping: float = 0.0  # seconds of the averages
     forward: float = FORWARD  # of the time of training an image: predicting one
     previewing: float | None = None  # seconds of a preview
+    warming: bool = field(default=False, init=False)  # whether all that was timed is the first update of a process
     _images: float = field(default=0.0, init=False)
     _seconds: float = field(default=0.0, init=False)
 
@@ -64,8 +65,9 @@ class Pace:
         return batch * self.updates(seconds, batch)
 
     def trained(self, images: int, seconds: float) -> None:
-        """So many images were trained on in this time."""
-        kept = math.exp(-seconds / self.window)
+        """So many images were trained on in this time; the first, which is slow, count until the next."""
+        kept = 0.0 if self.warming else math.exp(-seconds / self.window)
+        self.warming = not self.known
         self._images, self._seconds = self._images * kept + images, self._seconds * kept + seconds
 
     def predicted(self, calls: int, seconds: float) -> None:

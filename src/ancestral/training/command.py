@@ -33,7 +33,7 @@ from ancestral.runtime.signals import catch_stop
 from ancestral.runtime.text import Amount, minutes
 from ancestral.training import cost, inventory, legs, origin, trackers
 from ancestral.training.origin import Origin
-from ancestral.training.outlook import outlook
+from ancestral.training.outlook import measured, outlook
 from ancestral.training.run import Run
 
 BUDGET = 600.0  # seconds, where no length is given
@@ -73,7 +73,7 @@ class Length:
     def __str__(self) -> str:
         values = {"budget": self.budget, "images": self.images, "steps": self.steps}
         plus = "+" * self.further
-        return " ".join(f"--{name} {plus}{value:g}" for name, value in values.items() if value) or "no length given"
+        return " ".join(f"--{name} {plus}{value:.15g}" for name, value in values.items() if value) or "no length given"
 
     @property
     def seconds(self) -> float | None:
@@ -96,8 +96,12 @@ def planned(run: Run, length: Length, images_per_second: float) -> int:
 
 
 def bought(run: Run, length: Length, images: int) -> str:
-    """What a length buys on this machine, in updates and in what they give."""
-    return f"{length} buys {outlook(run.config, run.facts, images, lambda more: run.seconds + run.pace.seconds(more))}"
+    """What a length of so many images buys on this machine, in updates and in what they give."""
+    updates = images // run.config.train.batch_size
+    levels = () if run.begin_with or run.origin else measured(run.config, run.facts)
+    look = outlook(levels, run.training.images, images, lambda more: run.clock() - run.began + run.pace.seconds(more))
+    plural = "" if updates == 1 else "s"
+    return f"{legs.typed(str(length))} buys {updates:,} update{plural} on this machine: {look}"
 
 
 def train(
@@ -140,9 +144,13 @@ def train(
         begun = checkpoint.latest(folder)[0] if not fresh and (length.further or begin_with) else None
         if length.further:
             if begun is None:
-                raise UserError(f"{length}: there is no run in {folder} to go on with; leave out the + or --fresh")
+                raise UserError(
+                    f"{legs.typed(str(length))}: there is no run in {folder} to go on with; leave out the +"
+                    + (", or --fresh, which begins anew" if fresh else "")
+                )
             settings = legs.own_settings(settings, given, begun.config)
         elif begin_with is not None:
+            begin_with.need_other_than(folder)
             known = begin_with.model if begun is None else begun
             settings = origin.settings(settings, given, known.config)
         images = images or load.load(settings.source, settings.data)
@@ -239,7 +247,7 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
             else planned(run, length, cost.measure_speed(run.training, images.train))
         )
         if run.budget is not None:
-            _say(bought(run, length, run.total))
+            _say(bought(run, length, run.total - run.training.images))
         if processes.first:
             verified_folder.write_file(folder / "config.json", json_bytes(run.document))
     height, width, channels = images.train.shape
@@ -272,7 +280,7 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
         _warn(finding)
         advice = (
             f"what it draws will not look like the images yet: see loss.png in {folder}, then train it longer, with "
-            "the same command and --budget +10m, or with --fresh and another learning rate "
+            "--budget +10m as the length in the same command, or with --fresh and another learning rate "
             f"(train.learning_rate={settings.train.learning_rate:g} now)"
         )
     _say(f"trained in {run.seconds / 60:.1f} min; {advice}")
@@ -345,22 +353,22 @@ def _warn(line: str) -> None:
 def _describe(settings: config.Config, run: Run, length: Length) -> None:
     if not run.total and (chosen := choose_format(run)) is not None:
         screen.print(chosen)
-    measured = cost.measure(run.training, run.data.train)
-    speed, batch = measured.images_per_second, settings.train.batch_size
+    costs = cost.measure(run.training, run.data.train)
+    speed, batch = costs.images_per_second, settings.train.batch_size
     total = planned(run, length, speed)
     for key in config.known_keys():
         group, name = key.split(".")
         screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
     screen.print("")
     for line in (
-        f"{measured.parameters:,} parameters; an update of {batch} images: {measured.flops / 1e9:,.1f} GFLOP in "
-        f"{batch / speed:.3f} s ({speed:.0f} images/s here, {measured.flops / batch * speed / 1e9:,.1f} GFLOP/s)",
-        f"memory: {measured.state_bytes / 1e6:,.0f} MB of weights, gradients, moments and averages, "
-        f"{measured.activation_bytes / 1e6:,.0f} MB of activations, "
+        f"{costs.parameters:,} parameters; an update of {batch} images: {costs.flops / 1e9:,.1f} GFLOP in "
+        f"{batch / speed:.3f} s ({speed:.0f} images/s here, {costs.flops / batch * speed / 1e9:,.1f} GFLOP/s)",
+        f"memory: {costs.state_bytes / 1e6:,.0f} MB of weights, gradients, moments and averages, "
+        f"{costs.activation_bytes / 1e6:,.0f} MB of activations, "
         f"{len(run.data.train) * prod(run.facts.shape) / 1e6:,.0f} MB of images",
-        f"disk: {measured.state_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept",
-        f"{length}: {total:,} images = {total // batch:,} updates = {total / len(run.data.train):.1f} epochs of "
-        f"{len(run.data.train):,} images, in about "
+        f"disk: {costs.state_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept",
+        f"{legs.typed(str(length))}: {total:,} images = {total // batch:,} updates = "
+        f"{total / len(run.data.train):.1f} epochs of {len(run.data.train):,} images, in about "
         f"{minutes(run.pace.seconds(total))} of training, previews, measuring and saving",
         bought(run, length, total),
     ):

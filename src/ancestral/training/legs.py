@@ -89,20 +89,26 @@ def begins_leg(
 
 
 def _need_length(folder: Path, saved: Checkpoint, length: str, *, further: bool) -> None:
-    lengths, complete = [leg.length for leg in _legs(saved)], saved.state["complete"]
+    lengths, complete = [_current(leg.length) for leg in _legs(saved)], saved.state["complete"]
     seen = f"{saved.images:,} of {saved.state['total']:,} images"
     if not complete and lengths[-1] != length and (further or len(lengths) > 1):
         raise UserError(f"{folder}: is not finished ({seen}); finish it first, with {typed(lengths[-1])}")
     if not further and length not in (lengths if complete else lengths[-1:]):
         longer = "--budget +10m trains it longer; or " if complete else ""
         raise UserError(
-            f"{folder}: the run was planned for another length ({saved.state['length']}, "
+            f"{folder}: the run was planned for another length ({typed(lengths[-1])}, "
             f"{saved.state['total']:,} images); {longer}use that, another --out, or --fresh"
         )
 
 
 def _legs(saved: Checkpoint) -> list[Leg]:
     return list(from_state(saved.state, str(saved.folder / "state.json")).legs)
+
+
+def _current(length: str) -> str:
+    """A length as it is written now: older runs round counts of seven figures and more."""
+    name, _, value = length.partition(" ")
+    return f"{name} {float(value):.15g}" if "e+" in value else length
 
 
 def typed(length: str) -> str:

@@ -59,6 +59,19 @@ class Origin:
         digest = weights_digest(saved)
         return {"name": self.name, "digest": digest, "images": saved.images, "source": saved.config.source}
 
+    def need_other_than(self, run: Path) -> None:
+        """Refuse the run that begins with it, of which it could say later no more what it was.
+
+        Raises:
+            UserError: when it is this run, or an average of it.
+        """
+        own, folder = Path(os.path.realpath(self.name)), Path(os.path.realpath(run))
+        if own.is_relative_to(folder):
+            raise UserError(
+                f"{self.given}: is the run of --out itself; choose another --out, or train it longer: ancestral train "
+                f"DATA --out {run} --budget +10m"
+            )
+
     def check(self, config: Config, facts: Facts, given: Collection[str]) -> list[str]:
         """What beginning with this model means for these images, a line each; `given` are the keys set one by one.
 
@@ -82,7 +95,8 @@ class Origin:
         rule = "" if "train.learning_rate" in given else f", {RATE:g} of the preset's (--learning-rate sets another)"
         lines = [
             f"begins with the weights of {self.name} ({saved.images:,} images seen of {saved.config.source}; "
-            f"{self.state['digest'][:12]}) and a new optimiser; "
+            f"{self.state['digest'][:12]}), its network and its process (diffusion.chain={saved.config.diffusion.chain}"
+            f"), and a new optimiser; "
             f"train.learning_rate={config.train.learning_rate:g}{rule}"
         ]
         if (height, width) != (old_height, old_width):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -35,24 +35,33 @@ COLOUR = (
 )
 
 
-def is_measured(config: Config, facts: Facts) -> bool:
-    """Whether the settings and the size of the images are those that were measured."""
+def measured(config: Config, facts: Facts) -> tuple[Level, ...]:
+    """The levels of runs with these settings and this size of images; none where there were no such runs."""
     usual = resolve(config.source, "images", {})
-    told = {name: getattr(usual.model, name) for name in ("labels", "embedding", "condition_dropout")}
-    same = replace(config.model, **told) == usual.model and config.diffusion == usual.diffusion
+    conditions = {name: getattr(usual.model, name) for name in ("labels", "embedding", "condition_dropout")}
+    same = replace(config.model, **conditions) == usual.model and config.diffusion == usual.diffusion
     alike = all(
         getattr(config.train, name) == getattr(usual.train, name) for name in ("batch_size", "learning_rate", "warmup")
     )
-    return same and alike and all(side in SIDES for side in facts.shape[1:])
+    if not (same and alike and all(side in SIDES for side in facts.shape[1:])):
+        return ()
+    return GREY if facts.shape[0] == 1 else COLOUR
 
 
-def outlook(config: Config, facts: Facts, images: int, needed: Callable[[int], float]) -> str:
-    """A line of what a run of so many images gives, and what more would; `needed` says in how many seconds."""
-    updates = f"{images // config.train.batch_size:,} updates"
-    if not is_measured(config, facts):
-        return f"{updates} on this machine; no curve was measured for these settings and this size of images"
-    levels = GREY if facts.shape[0] == 1 else COLOUR
-    reached = max((level for level in levels if level.images <= images), key=lambda level: level.images)
-    more = [f"{minutes(needed(level.images))} for {level.look}" for level in levels if level.images > images]
+def outlook(levels: Sequence[Level], seen: int, images: int, needed: Callable[[int], float]) -> str:
+    """What previews look like after so many more images than were seen, and what more would give.
+
+    Args:
+        levels: of such runs, or none.
+        seen: images.
+        images: that follow.
+        needed: the seconds for so many of these.
+    """
+    if not levels:
+        return "no curve was measured for such a run"
+    reached = max((level for level in levels if level.images <= seen + images), key=lambda level: level.images)
+    more = [
+        f"{minutes(needed(level.images - seen))} for {level.look}" for level in levels if level.images > seen + images
+    ]
     little = "too little for anything but " if reached is levels[0] else ""
-    return f"{updates} on this machine: {little}{reached.look}{'; ' if more else ''}{', '.join(more[:2])}"
+    return f"{little}{reached.look}{'; ' if more else ''}{', '.join(more[:2])}"

@@ -175,18 +175,16 @@ class Run:
 
     def _need_same_origin(self) -> None:
         """Refuse another model to begin with than the folder's run began with."""
-        asked = self.begin_with
-        if self.origin is None:
-            if asked is not None:
-                raise UserError(
-                    f"{self.folder}: holds a run that began with no model; leave out --from, or use --fresh"
-                )
+        asked, began = self.begin_with, self.origin and self.origin["name"]
+        if asked is None and (began is None or self.further):
             return
-        name = self.origin["name"]
-        if self.further and asked is None:
-            return
-        if asked is None or not (name == asked.name or same_source(name, asked.given)):
-            raise UserError(f"{self.folder}: holds a run that began with a model; use --from {name}, or --fresh")
+        if asked is None:
+            raise UserError(f"{self.folder}: holds a run that began with a model; add --from {began}, or --fresh")
+        if began is None or not (began == asked.name or same_source(began, asked.given)):
+            raise UserError(
+                f"{self.folder}: holds a run that began with {began or 'no model'}, not with {asked.name}; begin with "
+                "the same, or use another --out or --fresh"
+            )
 
     def take_weights(self) -> None:
         """Begin with the weights of the model that was named, if one was."""
@@ -236,7 +234,7 @@ class Run:
                 self._preview()
             stopping = processes.any(stop())
             reports = record.images - reported >= leg.planned / 100
-            if self.budget is not None and not stopping and record.images < self.total:
+            if self.budget is not None and not self.pace.warming and not stopping and record.images < self.total:
                 late = processes.first and now - last_check > self.budget / 100
                 if processes.any(late) or reports:
                     self._correct(record.images)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from ancestral import __version__
+from ancestral import BEGAN, __version__
 from ancestral.apps.cli import (
     archive,
     compress,
@@ -27,7 +27,6 @@ from ancestral.apps.cli import (
     serve,
     train,
 )
-from ancestral.runtime.process_age import process_age
 from ancestral.runtime.signals import BROKEN_PIPE, STOPPED, StopSignal, raise_on_stop
 from ancestral.runtime.text import shown
 
@@ -72,9 +71,8 @@ class _Group(click.Group):
     """Commands, with every mistake of the user's and every stop as one line and an exit code of its own."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **kwargs: Any) -> Any:
-        """Run a command; that of the process itself began with the process."""
-        began = time.monotonic() - (process_age() if args is None else 0.0)
-        return super().main(args, *rest, obj=began, **kwargs)
+        """Run a command; that of the process itself began before its imports."""
+        return super().main(args, *rest, obj=BEGAN if args is None else time.monotonic(), **kwargs)
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
         with _plain():

@@ -88,6 +88,26 @@ embeddings_option = click.option(
     "--embeddings", type=click.Path(path_type=Path), help="A .npy file (N, E): the vectors to draw for, in turn."
 )
 
+budget_option = click.option(
+    "--budget",
+    type=DURATION,
+    help="Wall time to plan for: 90s, 10m, 2h; 10m when no length is given. +1h goes on with a finished run.",
+)
+images_option = click.option(
+    "--images", type=COUNT, help="Length of the run in images seen, instead of a time; also +N."
+)
+steps_option = click.option("--steps", type=COUNT, help="Length of the run in updates, instead of a time; also +N.")
+out_option = click.option(
+    "--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder; the same command resumes."
+)
+set_option = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any other setting; --dry-run lists them."
+)
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Show the settings, the cost and what the budget buys; train nothing."
+)
+fresh_option = click.option("--fresh", is_flag=True, help="Begin anew; an existing run is moved aside, not deleted.")
+
 
 def share(processes: int, restarts: int = 0) -> None:
     """Hand this command to several processes, unless this is one of them."""

@@ -8,24 +8,31 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import COUNT, DURATION, POSITIVE, device_option, processes_option, seed_option, share
+from ancestral.apps.cli.options import (
+    POSITIVE,
+    budget_option,
+    device_option,
+    dry_run_option,
+    fresh_option,
+    images_option,
+    out_option,
+    processes_option,
+    seed_option,
+    set_option,
+    share,
+    steps_option,
+)
 
 
 @click.command(short_help="Train on images.")
 @click.argument("data")
-@click.option(
-    "--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder; the same command resumes."
-)
+@out_option
 @click.option(
     "--preset", default="images", show_default=True, help="images, likelihood, absorbing, tiny, cifar10 or paper-256."
 )
-@click.option(
-    "--budget",
-    type=DURATION,
-    help="Wall time to plan for: 90s, 10m, 2h; 10m when no length is given. +1h goes on with a finished run.",
-)
-@click.option("--images", type=COUNT, help="Length of the run in images seen, instead of a time; also +N.")
-@click.option("--steps", type=COUNT, help="Length of the run in updates, instead of a time; also +N.")
+@budget_option
+@images_option
+@steps_option
 @click.option("--batch-size", type=POSITIVE, help="Images an update.")
 @click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.")
 @click.option("--size", type=POSITIVE, help="Side of the images after a centre crop.")
@@ -34,17 +41,15 @@ from ancestral.apps.cli.options import COUNT, DURATION, POSITIVE, device_option,
 @processes_option
 @click.option("--restarts", type=click.IntRange(min=0), default=0, help="With --processes: begin again so many times.")
 @click.option("--track", multiple=True, metavar="NAME", help="Also tell tensorboard or wandb; may be repeated.")
-@click.option(
-    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Any other setting; --dry-run lists them."
-)
-@click.option("--dry-run", is_flag=True, help="Show the settings, the cost and what the budget buys; train nothing.")
+@set_option
+@dry_run_option
 @click.option(
     "--from",
     "begin_with",
     metavar="MODEL",
     help="Begin with the weights of a run, RUN/averages/N, a published or diffusers folder, or hf:USER/NAME.",
 )
-@click.option("--fresh", is_flag=True, help="Begin anew; an existing run is moved aside, not deleted.")
+@fresh_option
 def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed: int, **options: Any) -> None:
     """Train on DATA: a folder of images, a .npz or .npy file, tar shards, hf:NAME, or the built-in mnist or digits."""
     from ancestral.runs import config

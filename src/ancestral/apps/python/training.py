@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,9 +117,10 @@ def distill(
         model: to begin with, as `load` takes it.
         out: the run folder.
         data: images to tune on; those that the model was trained on when left out.
-        budget: wall time to plan for, "10m" or seconds; ten minutes when no length is given.
-        images: length in images seen, instead of a time.
-        steps: length in updates, instead of a time.
+        budget: wall time to plan for, "10m" or seconds; ten minutes when no length is given; "+10m" goes on with a
+            finished run.
+        images: length in images seen, instead of a time; "+1000" goes on with a finished run.
+        steps: length in updates, instead of a time; "+100" goes on with a finished run.
         seed: of every draw.
         device: auto, cpu, cuda, cuda:1 or mps.
         fresh: begin anew; a run that is there is moved aside.
@@ -130,8 +131,8 @@ def distill(
     """
     folder, length, begin_with = _folder(out), _length(budget, images, steps), Origin(os.fspath(model))
     overrides = {"train.seed": seed, **{_key(name): value for name, value in settings.items()}}
-    resolved, given = distillation.settings(begin_with, overrides)
-    resolved = resolved if data is None else replace(resolved, source=os.fspath(data))
+    source = None if data is None else os.fspath(data)
+    resolved, given = distillation.settings(begin_with, overrides, folder, data=source, fresh=fresh)
     chosen = {"dry_run": False, "fresh": fresh, "given": given, "begin_with": begin_with}
     return Run(folder, command.train(resolved, folder, length, device, **chosen))
 

@@ -68,6 +68,8 @@ def load(source: str | Path, scheduler: Path | None = None, null_class: int | No
                 raise UserError(f"{option}: is of diffusers folders; {name} is a model of this package")
     if (folder / "checkpoints").is_dir():
         return import_checks.passed(checkpoint.open_newest(folder))
+    if folder.parent.name == "checkpoints":
+        raise UserError(f"{source}: is a checkpoint; name the run, whose newest is used, or one of RUN/averages")
     if checkpoint.is_average(folder):
         return import_checks.passed(checkpoint.open_average(folder))
     if (folder / verified_folder.MANIFEST).is_file():
