@@ -10,6 +10,9 @@ import torch
 
 from ancestral.runs import build, checkpoint
 from ancestral.runs.config import LATER, Config, Facts, to_json
+from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.sampling.export import plan
+from ancestral.sampling.sampler import Sampler
 from conftest import run_command
 
 diffusers = pytest.importorskip("diffusers")
@@ -370,6 +373,8 @@ def test_the_range_of_the_clip(tmp_path, limit, fields):
     pipeline(tmp_path / "theirs", scheduler=diffusers.DDPMScheduler(**fields))
     saved, model, _ = imported(tmp_path / "theirs")
     assert saved.config.diffusion.clip_range == limit
+    sampler = Sampler(tmp_path / "theirs-run", SamplingOptions(steps=2), "cpu")
+    assert plan(sampler)["clip"] == limit
     x0 = torch.linspace(-4, 4, 9, dtype=torch.float64)
     assert torch.allclose(model.clip(x0), x0.clamp(-limit, limit), rtol=1e-15)
     assert run_command("export", tmp_path / "theirs-run", "--out", tmp_path / "back").exit_code == 0
@@ -406,6 +411,14 @@ def test_a_class_for_none_is_guided_from(tmp_path, null, channels):
     assert "class 4 is none of the others" in exported.output
     again = diffusers.UNet2DModel.from_pretrained(tmp_path / "back" / "unet").eval()
     same_outputs(model, again, shape, torch.tensor([4, 4]), labels=torch.tensor([0, 1]), dropped=none)
+
+
+def test_guidance_without_a_null_class_says_how_to_have_one(tmp_path):
+    pipeline(tmp_path / "theirs", random_network(num_class_embeds=5))
+    imported(tmp_path / "theirs")
+    result = run_command("sample", tmp_path / "theirs-run", "--out", tmp_path / "out", "--guidance", "2")
+    assert result.exit_code == 2
+    assert "--null-class N" in result.output
 
 
 def test_a_null_class_that_is_not_there(tmp_path):

@@ -21,6 +21,11 @@ from ancestral.runs.process_kinds import need_gaussian
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
 from ancestral.runtime import verified_folder
 
+_MEND = (  # for a model trained here, and for one of diffusers
+    "train with --set model.condition_dropout=0.1",
+    "where one of its classes stands for none of the others, import it again with --null-class N",
+)
+
 
 class Guide:
     """A weaker model, from a run or from a kept average of one (RUN/averages/IMAGES).
@@ -84,8 +89,8 @@ class Guidance:
             )
         elif path is None and not conditions.condition_dropout:
             raise UserError(
-                "--guidance: this model has always been told its conditions, so it has no unconditional half; train "
-                "with --set model.condition_dropout=0.1, or name a weaker model with --guide"
+                "--guidance: this model has always been told its conditions, so it has no unconditional half; "
+                f"{_MEND[saved.config.source.startswith('diffusers:')]}, or name a weaker model with --guide"
             )
         self.guide = None if path is None else Guide(Path(path), chosen, saved, model)
 

@@ -26,7 +26,7 @@ def draw(folder: Path, noise: Iterator[Tensor], labels: Tensor) -> Tensor:
             weak = output(x, step["time"], True)
             found = weak + scale * (found - weak)
         x0 = step["x0"][0] * found + step["x0"][1] * x
-        kept |= {2 * number: x, 2 * number + 1: x0.clip(-1, 1) if plan["clip"] else x0}
+        kept |= {2 * number: x, 2 * number + 1: x0.clip(-plan["clip"], plan["clip"]) if plan["clip"] else x0}
         x = sum((factor * kept[index] for index, factor in step["next"]), 0 * x)
         x = x + step["noise"] * next(noise) if step["noise"] else x
         kept = {index: value for index, value in kept.items() if index not in step["done"]}

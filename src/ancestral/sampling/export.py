@@ -85,7 +85,7 @@ def plan(sampler: Sampler) -> dict[str, Any]:
         "shape": list(sampler.saved.facts.shape),
         "classes": list(sampler.saved.facts.class_names) if sampler.saved.config.model.labels else [],
         "null": sampler.saved.config.model.condition_dropout > 0,
-        "clip": model.clip is not unclipped,
+        "clip": None if model.clip is unclipped else float(model.clip(torch.tensor(torch.inf))),
         "steps": steps,
     }
 
