@@ -258,11 +258,11 @@ def test_the_command_says_records_and_keeps_to_its_model(base, channels, tmp_pat
     options = ("--from", base, "--set", "train.batch_size=8", "--set", "train.snapshots=1")
     said, code = train(source, tmp_path / "new", *options, "--dry-run")
     assert (code, (tmp_path / "new").exists()) == (0, False)
-    assert "train.learning_rate = 0.0005" in said
+    assert "train.learning_rate = 0.002" in said
     said, code = train(source, tmp_path / "new", *options)
     assert code == 0, said
     assert f"begins with the weights of {base}" in said
-    assert "train.learning_rate=0.0005, 0.25 of the preset's" in said
+    assert "train.learning_rate=0.002, the preset's" in said
     assert "classes carried over by name: bird, cat, dog, fox" in said
     assert "its loss never fell" not in said
     kept, begun_with = (checkpoint.open_run(run)[0] for run in (tmp_path / "new", base))
@@ -341,4 +341,4 @@ def test_every_setting_of_network_and_process_is_the_models_unless_set():
     assert (found.model.fourier, found.model.dropout) == ((6, 7), 0.0)
     assert found.diffusion == model.diffusion
     assert found.train.optimizer == "adamw"
-    assert found.train.learning_rate == 2e-3 * origin.RATE
+    assert found.train.learning_rate == 2e-3

@@ -25,7 +25,6 @@ from ancestral.runs.hub import hub
 from ancestral.runtime.registry import choose
 from ancestral.runtime.tensor_files import Tensors
 
-RATE = 0.25  # of a preset's learning rate: usual practice, not measured here
 # What may change: conditions are carried over below; the rest says how is trained or drawn, not what an output means.
 _FREE = {f"model.{name}" for name in ("labels", "embedding", "condition_dropout", "dropout")} | {
     f"diffusion.{name}" for name in ("objective", "times", "train_steps", "variance", "clip")
@@ -92,7 +91,7 @@ class Origin:
                 f"{config.source}: images of {height}x{width} do not divide by {divisor}, as the network of "
                 f"{self.name} needs; give a multiple with --size"
             )
-        rule = "" if "train.learning_rate" in given else f", {RATE:g} of the preset's (--learning-rate sets another)"
+        rule = "" if "train.learning_rate" in given else ", the preset's (--learning-rate sets another)"
         lines = [
             f"begins with the weights of {self.name} ({saved.images:,} images seen of {saved.config.source}; "
             f"{self.state['digest'][:12]}), its network and its process (diffusion.chain={saved.config.diffusion.chain}"
@@ -136,14 +135,13 @@ class Origin:
         return weights
 
 
-def settings(chosen: Config, given: Collection[str], model: Config, *, rate: float = RATE) -> Config:
+def settings(chosen: Config, given: Collection[str], model: Config) -> Config:
     """The settings of a run that begins with a model: its network and process, and how to train from `chosen`.
 
     Args:
         chosen: as they would be without the model.
         given: keys that were set one by one, which are taken as they are.
         model: the model's.
-        rate: what the learning rate of a preset is multiplied by.
     """
 
     def of_model(group: str) -> dict[str, object]:
@@ -153,10 +151,7 @@ def settings(chosen: Config, given: Collection[str], model: Config, *, rate: flo
     network = replace(chosen.model, **of_model("model"))
     if not (network.labels or network.embedding) and "model.condition_dropout" not in given:
         network = replace(network, condition_dropout=0.0)  # nothing is left to drop
-    train = chosen.train
-    if "train.learning_rate" not in given:
-        train = replace(train, learning_rate=float(f"{rate * train.learning_rate:.3g}"))
-    return replace(chosen, model=network, diffusion=replace(chosen.diffusion, **of_model("diffusion")), train=train)
+    return replace(chosen, model=network, diffusion=replace(chosen.diffusion, **of_model("diffusion")))
 
 
 def _need_same_meaning(name: str, model: Config, config: Config) -> None:

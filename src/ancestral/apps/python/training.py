@@ -69,7 +69,7 @@ def train(
         fresh: begin anew; a run that is there is moved aside.
         track: also tell tensorboard or wandb.
         begin_with: the model whose weights the run begins with, as `load` takes it; its network and process are the
-            run's, the rest of the settings is the preset's with a lower learning rate.
+            run's, the rest of the settings is the preset's.
         settings: any other by its name, `batch_size=32`, `labels=True`.
 
     Raises:
