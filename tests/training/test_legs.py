@@ -197,6 +197,17 @@ def test_an_older_run_of_millions_of_images_is_of_the_length_that_it_was(source,
         legs.begins_leg(*same, "--images 2000001", further=False)
 
 
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_seconds_that_are_none_are_damage(source, tmp_path, seconds):
+    saved = begin(source, tmp_path / "run")
+    files = {path.name: path.read_bytes() for path in saved.folder.iterdir() if path.name != verified_folder.MANIFEST}
+    for state in ({"seconds": seconds}, {"legs": [{**saved.state["legs"][0], "began": seconds}]}):
+        files["state.json"] = json.dumps({**saved.state, **state}).encode()
+        verified_folder.write(saved.folder, files)
+        with pytest.raises(UserError, match=r"state\.json: damaged"):
+            checkpoint.load(saved.folder)
+
+
 def test_an_older_run_is_one_leg_and_goes_on(source, tmp_path):
     saved = begin(source, tmp_path / "run")
     state = {name: value for name, value in saved.state.items() if name != "legs"}

@@ -93,3 +93,9 @@ def test_damaged_legs_are_refused_by_the_file(damage):
     damage(legs)
     with pytest.raises(UserError, match=r"RUN/state\.json: damaged"):
         from_state({"total": 200, "length": "", "data": "", "legs": legs}, "RUN/state.json")
+
+
+def test_what_a_later_version_says_of_a_leg_is_passed_over():
+    plan = Plan().further(100)
+    state = {"total": 100, "legs": [{**leg, "later": 1} for leg in plan.to_json()]}
+    assert from_state(state, "") == plan

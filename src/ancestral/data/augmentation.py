@@ -1,4 +1,4 @@
-"""Augmentation that does not leak: images are moved, and the network is told how, so that it can draw unmoved ones.
+"""Augmentation that does not leak: images are moved, and the network conditioned on how, so that it draws unmoved ones.
 
 The transformations and their vector are those of Karras et al. 2022 (EDM), section 5 and appendix F.2: each is taken
 with the same small probability, and the network's vector is zero where none is, as it always is in sampling.
@@ -74,9 +74,9 @@ def moved(x0: Tensor, moves: Moves) -> Tensor:
     half = torch.tensor([x.shape[-1] / 2, x.shape[-2] / 2, 1], dtype=torch.float64)
     # From the units of pixels to those of torch, in which an image reaches from -1 to 1.
     grid = functional.affine_grid((back * half / half[:, None])[:, :2].to(x), list(x.shape), align_corners=False)
-    there = functional.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
+    resampled = functional.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
     result = x0.clone()
-    result[rows] = there.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
+    result[rows] = resampled.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
     return result
 
 

@@ -17,10 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired, TypedDict
 
 import msgspec
 import safetensors.torch
+from msgspec import Meta
 from torch import Tensor
 
 from ancestral.errors import OtherVersion, UserError
@@ -31,6 +32,7 @@ from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.tensor_files import Tensors, finite, fitting, parsed_folder, unpacked
 
 KEEP = 2
+Seconds = Annotated[float, Meta(ge=0)]
 MODEL_FILES = ("config.json", "model.safetensors")
 
 
@@ -40,7 +42,7 @@ class LegState(TypedDict):
     length: str
     data: str
     planned: int
-    began: float
+    began: Seconds
     knots: list[tuple[int, float]]
 
 
@@ -59,7 +61,7 @@ class State(TypedDict):
     total: int
     length: str
     data: str
-    seconds: float
+    seconds: Seconds
     held_out_bits: float | None
     complete: bool
     legs: NotRequired[list[LegState]]  # absent from older runs, which have one

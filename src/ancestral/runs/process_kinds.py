@@ -61,7 +61,10 @@ class Chain:
 
 def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
     if config.diffusion.objective == "consistency":
-        raise UserError("diffusion.objective: consistency is of diffusion.chain=consistency, which draws in few steps")
+        raise UserError(
+            "diffusion.objective: consistency is of diffusion.chain=consistency, which draws in few steps; use that, "
+            "or another objective, such as simple"
+        )
     return _denoiser(network, process, config)
 
 
@@ -190,7 +193,8 @@ def need_gaussian(config: Config, what: str) -> None:
     if chain(config).reverse is not None:
         raise UserError(
             f"{what}: needs a run with Gaussian noise that predicts the mean of x0; this one's diffusion.chain is "
-            f"{config.diffusion.chain}"
+            f"{config.diffusion.chain}; use one of diffusion.chain=gaussian"
+            + (", such as the model that it was tuned from" if config.diffusion.chain == "consistency" else "")
         )
 
 

@@ -151,8 +151,8 @@ def train(
             settings = legs.own_settings(settings, given, begun.config)
         elif begin_with is not None:
             begin_with.need_other_than(folder)
-            known = begin_with.model if begun is None else begun
-            settings = origin.settings(settings, given, known.config)
+            saved = begin_with.model if begun is None else begun
+            settings = origin.settings(settings, given, saved.config)
         images = images or load.load(settings.source, settings.data)
         if images.reading.white is not None:  # kept, so that later images of this run are read alike
             settings = replace(settings, data=replace(settings.data, white=images.reading.white))

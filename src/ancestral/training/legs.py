@@ -5,6 +5,7 @@ A new leg keeps the network, the optimiser's moments and the averages. Its learn
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -108,7 +109,7 @@ def _legs(saved: Checkpoint) -> list[Leg]:
 def _current(length: str) -> str:
     """A length as it is written now: older runs round counts of seven figures and more."""
     name, _, value = length.partition(" ")
-    return f"{name} {float(value):.15g}" if "e+" in value else length
+    return f"{name} {float(value):.15g}" if re.fullmatch(r"[0-9.]+e\+[0-9]+", value) else length
 
 
 def typed(length: str) -> str:
@@ -125,10 +126,10 @@ def described(folder: Path, saved: Checkpoint, config: Config, digest: str, coun
     ]
     if digest != saved.state["data"]:
         try:
-            known: Any = disk.document(folder / "data.json").get("train")
+            before: Any = disk.document(folder / "data.json").get("train")
         except (disk.Missing, disk.Damaged, AttributeError):  # older runs have none
-            known = None
-        was = f"{known:,} and are" if isinstance(known, int) else "others and are"
+            before = None
+        was = f"{before:,} and are" if isinstance(before, int) else "others and are"
         lines.append(
             f"the images to train on have changed since leg {len(legs)}: they were {was} {count:,} "
             f"({saved.state['data'][:12]}, now {digest[:12]})"

@@ -78,11 +78,11 @@ class Origin:
             UserError: for images or settings that its weights mean nothing for.
         """
         saved, (channels, height, width) = self.model, facts.shape
-        known, old_height, old_width = saved.facts.shape
-        if channels != known:
+        old_channels, old_height, old_width = saved.facts.shape
+        if channels != old_channels:
             raise UserError(
-                f"{config.source}: {_channels(channels)}, the images of {self.name} have {_channels(known)}; "
-                f"a folder is read so with --set data.channels={known}"
+                f"{config.source}: {_channels(channels)}, the images of {self.name} have {_channels(old_channels)}; "
+                f"a folder is read so with --set data.channels={old_channels}"
             )
         _need_same_meaning(self.name, saved.config, config)
         divisor = config.model.patch * 2 ** (len(config.model.multipliers) - 1)
@@ -94,14 +94,13 @@ class Origin:
         rule = "" if "train.learning_rate" in given else ", the preset's (--learning-rate sets another)"
         lines = [
             f"begins with the weights of {self.name} ({saved.images:,} images seen of {saved.config.source}; "
-            f"{self.state['digest'][:12]}), its network and its process (diffusion.chain={saved.config.diffusion.chain}"
-            f"), and a new optimiser; "
-            f"train.learning_rate={config.train.learning_rate:g}{rule}"
+            f"{self.state['digest'][:12]}), its network, and a new optimiser; "
+            f"diffusion.chain={config.diffusion.chain}, train.learning_rate={config.train.learning_rate:g}{rule}"
         ]
         if (height, width) != (old_height, old_width):
             lines.append(
                 f"images of {height}x{width}, the model's are {old_height}x{old_width}: its convolutions go on as they "
-                f"are, its coarsest attention looks over {height // divisor}x{width // divisor} places and no more "
+                f"are, its coarsest attention looks over {height // divisor}x{width // divisor} positions and no more "
                 f"{old_height // divisor}x{old_width // divisor}"
             )
         return [*lines, *_classes(saved, config, facts)]
@@ -176,19 +175,19 @@ def _need_same_meaning(name: str, model: Config, config: Config) -> None:
     if differing and not _times_carry_over(model, config):
         keys = " and ".join(differing)
         raise UserError(
-            f"{keys}: at some time the network of {name} would be told another t than it was trained to see with that "
+            f"{keys}: at some time the network of {name} would get another t than it was trained to see with that "
             "noise; leave it out (fewer steps of the same schedule, such as half of diffusion.T, can be exact)"
         )
 
 
 def _times_carry_over(model: Config, config: Config) -> bool:
-    """Whether at each time the network is told what it was told of the same noise."""
-    (was_told, was), (told, now) = (
+    """Whether at each time the network gets the clock that it got at the same noise."""
+    (old_clock, was), (clock, now) = (
         (choose(CLOCKS, one.diffusion.clock, "diffusion.clock")(torch.arange(1, made.T + 1).double(), made.T), made)
         for one, made in ((model, build.schedule(model)), (config, build.schedule(config)))
     )
-    index = (torch.searchsorted(was_told, told - 1e-9 * told.abs() - 1e-9)).clamp(max=was.T - 1)
-    same_clock = torch.isclose(was_told[index], told, rtol=1e-9, atol=1e-9)
+    index = (torch.searchsorted(old_clock, clock - 1e-9 * clock.abs() - 1e-9)).clamp(max=was.T - 1)
+    same_clock = torch.isclose(old_clock[index], clock, rtol=1e-9, atol=1e-9)
     same_noise = torch.isclose(was.log_alpha_bar[1:][index], now.log_alpha_bar[1:], rtol=1e-9, atol=1e-12)
     return bool((same_clock & same_noise).all())
 

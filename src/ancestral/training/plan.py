@@ -104,7 +104,8 @@ def from_state(state: dict[str, Any], where: str) -> Plan:
     if "legs" not in state:
         return Plan().further(state["total"], state["length"], state["data"])
     legs = tuple(
-        Leg(**{**one, "knots": tuple((images, progress) for images, progress in one["knots"])}) for one in state["legs"]
+        Leg(one["length"], one["data"], one["planned"], one["began"], tuple((at, done) for at, done in one["knots"]))
+        for one in state["legs"]
     )
     if not (legs and all(map(_rises, legs)) and legs[0].start == 0 and legs[-1].end == state["total"]) or any(
         a.end != b.start for a, b in pairwise(legs)

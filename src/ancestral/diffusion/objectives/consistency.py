@@ -49,8 +49,8 @@ class Consistency:
         stage = min(int(progress * self.stages), self.stages - 1) + 1
         step = (1 + self.k * torch.sigmoid(-log_sigma.exp())) / self.q**stage
         reached = log_sigma + torch.log1p(-step.clamp(max=1))
-        place = torch.searchsorted(-log_sigma, -reached)  # the grid's noise falls
-        return torch.cat([t, t.new_zeros(1)])[place]
+        index = torch.searchsorted(-log_sigma, -reached)  # the grid's noise falls
+        return torch.cat([t, t.new_zeros(1)])[index]
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, **cond: Tensor) -> Tensor:
         """Loss per image and dimension."""
