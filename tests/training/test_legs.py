@@ -240,7 +240,7 @@ def test_python_goes_on_as_the_command(source, tmp_path):
     assert a.images == 96
     with pytest.raises(UserError, match="no run in"):
         ancestral.train(source, tmp_path / "c", budget="+1h")
-    with pytest.raises(UserError, match="steps: must be a number"):
+    with pytest.raises(UserError, match="steps: must be a whole number"):
         ancestral.train(source, tmp_path / "a", steps="10")
 
 

@@ -163,7 +163,7 @@ def test_another_size_goes_on_and_is_said(base, channels, tmp_path):
     said, code = train(data(tmp_path, CLASSES, channels, side=16), tmp_path / "new", *options)
     assert code == 0, said
     assert "images of 16x16, the model's are 8x8" in said
-    assert "coarsest attention looks over 8x8 places and no more 4x4" in said
+    assert "coarsest attention looks over 8x8 positions and no more 4x4" in said
 
 
 @pytest.mark.parametrize(("schedule", "exact"), [("linear", True), ("linear-log-snr", True), ("cosine", False)])

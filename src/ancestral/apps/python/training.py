@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -79,8 +81,6 @@ def train(
     overrides = {"train.seed": seed, **({} if size is None else {"data.size": size})}
     overrides |= {_key(name): value for name, value in settings.items()}
     resolved = config.resolve(memory.NAME if path is None else path, preset, overrides)
-    if not (begin_with is None or isinstance(begin_with, (str, os.PathLike))):
-        raise UserError(f"begin_with: a folder or a name on the hub is needed, got {type(begin_with).__name__}")
     folder, length = _folder(out), _length(budget, images, steps)
     known = None if path is not None else reading.of_any(data, resolved.data)
     complete = command.train(
@@ -93,7 +93,7 @@ def train(
         track=track,
         images=known,
         given=overrides.keys() - ([] if seed else ["train.seed"]),
-        begin_with=None if begin_with is None else Origin(os.fspath(begin_with)),
+        begin_with=None if begin_with is None else _origin("begin_with", begin_with),
     )
     return Run(folder, complete)
 
@@ -129,18 +129,31 @@ def distill(
     Raises:
         UserError: naming the model, setting or file that is wrong, and the mend.
     """
-    folder, length, begin_with = _folder(out), _length(budget, images, steps), Origin(os.fspath(model))
+    folder, length, begin_with = _folder(out), _length(budget, images, steps), _origin("model", model)
     overrides = {"train.seed": seed, **{_key(name): value for name, value in settings.items()}}
-    source = None if data is None else os.fspath(data)
+    source = None if data is None else _path("data", data, "a path, or a name that `ancestral train` takes,")
     resolved, given = distillation.settings(begin_with, overrides, folder, data=source, fresh=fresh)
     chosen = {"dry_run": False, "fresh": fresh, "given": given, "begin_with": begin_with}
     return Run(folder, command.train(resolved, folder, length, device, **chosen))
 
 
 def _folder(out: object) -> Path:
-    if not isinstance(out, (str, os.PathLike)):
-        raise UserError(f"out: the path of a folder is needed, got {out!r}")
-    return Path(os.fspath(out))
+    return Path(_path("out", out, "the path of a folder"))
+
+
+def _origin(name: str, model: object) -> Origin:
+    return Origin(_path(name, model, "a folder or a name on the hub"))
+
+
+def _path(name: str, value: object, what: str) -> str:
+    """A path as text.
+
+    Raises:
+        UserError: for anything else, by the name of the argument and what is needed.
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise UserError(f"{name}: {what} is needed, got {type(value).__name__}")
+    return os.fspath(value)
 
 
 def _length(budget: str | float | None, images: int | str | None, steps: int | str | None) -> command.Length:
@@ -152,7 +165,7 @@ def _length(budget: str | float | None, images: int | str | None, steps: int | s
     )
 
 
-def _amount(name: str, value: str | float | None, read: Callable[[str], Any]) -> Amount | None:
+def _amount(name: str, value: Any, read: Callable[[str], Any]) -> Amount | None:
     """A length as a number, or as the command reads it."""
     if value is None:
         return None
@@ -161,11 +174,12 @@ def _amount(name: str, value: str | float | None, read: Callable[[str], Any]) ->
             return amount(value, read)
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{name}: must be a number, or a text such as '+10', got {value!r}")
-    if not value > 0:
-        raise UserError(f"{name}: the length of a run must be above 0, got {value!r}")
-    return Amount(value)
+    kind, what = (Real, "a number") if name == "budget" else (Integral, "a whole number")
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise UserError(f"{name}: must be {what}, or a text such as '+10', got {value!r}")
+    if not 0 < value < math.inf:
+        raise UserError(f"{name}: the length of a run must be above 0, and finite, got {value!r}")
+    return Amount(float(value) if name == "budget" else int(value))
 
 
 def _key(name: str) -> str:
