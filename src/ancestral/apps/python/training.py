@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ancestral.apps.python.model import Model, load
 from ancestral.data import load as reading
@@ -174,12 +174,13 @@ def _amount(name: str, value: Any, read: Callable[[str], Any]) -> Amount | None:
             return amount(value, read)
         except ValueError as error:
             raise UserError(f"{name}: {error}") from None
-    kind, what = (Real, "a number") if name == "budget" else (Integral, "a whole number")
+    kind, convert, what = (Real, float, "a number") if name == "budget" else (Integral, int, "a whole number")
     if isinstance(value, bool) or not isinstance(value, kind):
         raise UserError(f"{name}: must be {what}, or a text such as '+10', got {value!r}")
-    if not 0 < value < math.inf:
+    number = convert(cast(Any, value))  # Real says not that it has __float__
+    if not 0 < number < math.inf:
         raise UserError(f"{name}: the length of a run must be above 0, and finite, got {value!r}")
-    return Amount(float(value) if name == "budget" else int(value))
+    return Amount(number)
 
 
 def _key(name: str) -> str:
