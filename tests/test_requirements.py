@@ -47,7 +47,12 @@ def test_what_the_tests_import_stands_in_the_test_extra_and_in_the_lock():
     locked = {plain(line) for line in lines if line and not line.startswith("#")}
     owners = packages_distributions()
     files = sorted(TESTS.rglob("*.py"))
-    known = {path.stem for path in files} | set(sys.stdlib_module_names) | {"ancestral"}
+    known = (
+        {path.stem for path in files}
+        | {path.parent.name for path in files if path.stem == "__init__"}
+        | set(sys.stdlib_module_names)
+        | {"ancestral"}
+    )
     for path in files:
         for module in set(imported(path)) - known:
             packages = {plain(name) for name in owners.get(module, [module])}

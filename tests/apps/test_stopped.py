@@ -56,7 +56,14 @@ WRITTEN = {  # where they write over what is there
     "decompress": "out/0.png",
     "archive": "out/x.archive",
 }
-NO_NETWORK = {"train", "import", "export", "push", "serve"}  # below; a training and a server have tests of their own
+NO_NETWORK = {
+    "train",
+    "distill",
+    "import",
+    "export",
+    "push",
+    "serve",
+}  # below; trainings and a server have tests of their own
 
 
 def test_no_command_is_forgotten():

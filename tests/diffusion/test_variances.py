@@ -94,14 +94,14 @@ def test_presets_have_the_papers_names(preset, variance):
 def test_imported_models_have_them_and_give_them_back(tmp_path, theirs, name):
     path = tmp_path / "scheduler_config.json"
     path.write_text(json.dumps({"num_train_timesteps": 1000} | ({"variance_type": theirs} if theirs else {})))
-    found = diffusers_config.diffusion(diffusers_config.Fields(path))
+    found = diffusers_config.diffusion(diffusers_config.Fields(path), learned=name == "learned")
     assert found.variance == name
-    assert diffusers_config.scheduler_document(tmp_path, found)["variance_type"] == theirs or theirs is None
+    assert diffusers_config.scheduler_document(found, "trailing")["variance_type"] == theirs or theirs is None
 
 
-def test_the_literal_beta_is_exported_as_the_same_chain(tmp_path):
+def test_the_literal_beta_is_exported_as_the_same_chain():
     options = config.resolve("x", "cifar10", {"diffusion.variance": "beta"}).diffusion
-    assert diffusers_config.scheduler_document(tmp_path, options)["variance_type"] == "fixed_large"
+    assert diffusers_config.scheduler_document(options, "trailing")["variance_type"] == "fixed_large"
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,8 @@ def test_there_is_one_way_to_the_terminal():
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
             name = ast.unparse(call.func)
             assert name not in ("Console", "sys.stdout.write", "sys.stderr.write"), path
-            assert name != "print" or path.parent.name == "report", path
+            alone = path.stem.startswith("draw_")  # scripts that are copied beside exported models
+            assert name != "print" or path.parent.name == "report" or alone, path
             if name == "click.echo":
                 assert "shown(" in ast.unparse(call.args[0]), path
 

@@ -249,7 +249,7 @@ def test_a_run_that_began_with_a_model_goes_on_without_naming_it(source, tmp_pat
     options = ("--from", tmp_path / "base", "--preset", "tiny", "--set", "train.batch_size=16")
     assert train(source, tmp_path / "run", *options, "--steps", 2)[1] == 0
     said, code = train(source, tmp_path / "run", "--steps", "+2")
-    assert (code, "the learning rate rises to 0.0005" in said) == (0, True), said
+    assert (code, "the learning rate rises to 0.002" in said) == (0, True), said
     state = checkpoint.open_run(tmp_path / "run")[0].state
     assert (state["origin"]["name"], state["total"]) == (str(tmp_path / "base"), 64)
 
