@@ -1,7 +1,7 @@
 """A budget of wall time: what the parts of a run take here, and how many images fit into what is left.
 
-Everything counts: the start of the process, reading the data, measuring, updates, previews, saving, and what is done
-at the end. Updates are timed as they are made; what the end takes is known from them before it begins.
+Everything from the import of the package on counts: reading the data, measuring, updates, previews, saving, and what is
+done at the end. Updates are timed as they are made; what the end takes is known from them before it begins.
 """
 
 from __future__ import annotations
