@@ -1,13 +1,12 @@
 """An accelerator that is not there: tensors that claim to be on `cuda:0` or `mps:0` and hold true values on the CPU.
 
 Control flow that depends on values runs as on a real device. An operation that mixes devices raises where the real one
-does; copies and waits are counted by the line that makes them; as `mps` it refuses float64 and every operator that
+does; copies and waits are counted; as `mps` it refuses float64 and every operator that
 torch's own table gives no kernel for. Not simulated: the numbers of half precision, libraries, streams, memory.
 """
 
 import ctypes
 import subprocess
-import sys
 import sysconfig
 from collections import Counter
 from functools import cache
@@ -20,7 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 
 HERE = Path(__file__).parent
 COUNTS = Counter()  # kernels, to the device, from the device, waits
-PLACES = Counter()  # the same but kernels, by (what, line of the package)
 KIND = SimpleNamespace(name="cuda")
 
 # Reads that tell the program a value, for which it waits until the device is done.
@@ -72,7 +70,7 @@ class OnDevice(torch.Tensor):
     __array__ = numpy
 
     def tolist(self):
-        count("waits")
+        COUNTS["waits"] += 1
         return self.true.tolist()
 
     def __repr__(self):
@@ -88,16 +86,6 @@ class Pretended(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return dispatch(function, args, kwargs or {})
-
-
-def count(what):
-    """Count something the program waits for or copies, and the line that asks for it."""
-    COUNTS[what] += 1
-    frame = sys._getframe(1)
-    while frame and "/ancestral/" not in frame.f_code.co_filename:
-        frame = frame.f_back
-    where = f"{frame.f_code.co_filename.rpartition('/ancestral/')[2]}:{frame.f_lineno}" if frame else "outside"
-    PLACES[what, where] += 1
 
 
 def mapped(change, value):
@@ -146,11 +134,11 @@ def dispatch(function, args, kwargs):
     if name == "copy_":
         target, source = args[:2]
         if isinstance(target, OnDevice) != isinstance(source, OnDevice):
-            count("to the device" if isinstance(target, OnDevice) else "from the device")
+            COUNTS["to the device" if isinstance(target, OnDevice) else "from the device"] += 1
         true(target).copy_(true(source))
         return target
     if name == "_local_scalar_dense":
-        count("waits")
+        COUNTS["waits"] += 1
         return function(true(args[0]))
     if name == "_fused_sdp_choice":
         return 0
@@ -159,7 +147,7 @@ def dispatch(function, args, kwargs):
     elif ours:
         _check_together(name, others)
     if name in WAITS:
-        count("waits")
+        COUNTS["waits"] += 1
     plain = true(kwargs)
     if asked is not None:
         plain = {key: value for key, value in plain.items() if key != "pin_memory"} | {"device": torch.device("cpu")}
@@ -195,10 +183,10 @@ def _copied(function, source, kwargs):
         if isinstance(source, OnDevice):
             COUNTS["kernels"] += 1
         else:
-            count("to the device")
+            COUNTS["to the device"] += 1
         _check_mps(function, made)
         return OnDevice(made)
-    count("from the device")
+    COUNTS["from the device"] += 1
     return made
 
 
@@ -208,9 +196,9 @@ def _check_index(name, args):
     if isinstance(args[0], OnDevice):
         for one in indices:
             if not isinstance(one, OnDevice):
-                count("to the device")
+                COUNTS["to the device"] += 1
             elif one.dtype in (torch.bool, torch.uint8):
-                count("waits")
+                COUNTS["waits"] += 1
         if len(args) > 2 and not isinstance(args[2], OnDevice) and args[2].ndim:
             raise Mixed(f"{name}: expected values on {KIND.name}, found cpu")
     elif any(isinstance(one, OnDevice) for one in indices):
