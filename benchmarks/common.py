@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, results that last, and the place of a table in docs/benchmarks.md."""
+"""What the benchmarks share: interleaved timing, results that last, and the place of a table in benchmarks/results.md."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs" / "benchmarks.md"
+RESULTS = ROOT / "benchmarks" / "results.md"
 WORK = ROOT / "runs" / "benchmarks"
 
 
 def options(description: str) -> argparse.ArgumentParser:
     """A parser with what every benchmark takes."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--docs", type=Path, default=DOCS, help="the page to write the table into")
+    made.add_argument("--docs", type=Path, default=RESULTS, help="the page to write the table into")
     made.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch")
     return made
 

@@ -1,6 +1,6 @@
 """Files of the codec: exact round trips, bytes beside the model's bound and beside PNG, WebP and JPEG XL, time.
 
-Run: .venv-peers/bin/python benchmarks/compression.py RUN [RUN ...]. Writes its tables into docs/benchmarks.md. What
+Run: .venv-peers/bin/python benchmarks/compression.py RUN [RUN ...]. Writes its tables into benchmarks/results.md. What
 --results holds is not measured again. In .venv JPEG XL is left out: it comes with imagecodecs.
 """
 

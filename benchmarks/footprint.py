@@ -1,6 +1,6 @@
 """What each package costs before it does anything: imports, help, memory of a training step, a checkpoint.
 
-Run: .venv-peers/bin/python benchmarks/footprint.py. Writes its tables into docs/benchmarks.md.
+Run: .venv-peers/bin/python benchmarks/footprint.py. Writes its tables into benchmarks/results.md.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Run: benchmarks/guidance.py RUN. RUN is a model of grey images with classes that
 
 The classifier is a small convolutional network, trained here on the same training images and nothing else; its rate on
 the held-out ones is the first row. What is measured is kept under runs/benchmarks and not measured again. The table is
-written into docs/benchmarks.md.
+written into benchmarks/results.md.
 """
 
 from __future__ import annotations

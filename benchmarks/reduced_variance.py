@@ -1,6 +1,6 @@
 """What the KL form saves: the spread of single terms of the bound, KL against plain Monte Carlo, on a trained run.
 
-Run: .venv/bin/python benchmarks/reduced_variance.py RUN. Writes its table into docs/benchmarks.md.
+Run: .venv/bin/python benchmarks/reduced_variance.py RUN. Writes its table into benchmarks/results.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How near each method of `ancestral edit restore` comes to held-out images, in dB beside plain interpolation.
 
 Run: .venv/bin/python benchmarks/restoration.py RUN [RUN ...]. The damaged image is kept as bytes, as a file would be.
-Colourisation is measured for runs of colour images. Writes its table into docs/benchmarks.md.
+Colourisation is measured for runs of colour images. Writes its table into benchmarks/results.md.
 """
 
 from __future__ import annotations

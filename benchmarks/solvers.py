@@ -1,6 +1,6 @@
 """How far each solver on each grid ends from the exact flow, on a trained run: RMSE to a fine solution, same latents.
 
-Run: .venv/bin/python benchmarks/solvers.py RUN. Writes its table into docs/benchmarks.md.
+Run: .venv/bin/python benchmarks/solvers.py RUN. Writes its table into benchmarks/results.md.
 """
 
 from __future__ import annotations

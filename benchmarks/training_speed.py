@@ -1,6 +1,6 @@
 """Training and sampling steps against diffusers' network with the same weights, and lucidrains' at equal operations.
 
-Run: .venv-peers/bin/python benchmarks/training_speed.py. Writes its tables into docs/benchmarks.md.
+Run: .venv-peers/bin/python benchmarks/training_speed.py. Writes its tables into benchmarks/results.md.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The figures of docs/editing.md, each a command of `ancestral edit` on held-out images of the run's own data.
+"""The figures of docs/how-to/editing.md, each a command of `ancestral edit` on held-out images of the run's own data.
 
 Run: .venv/bin/python scripts/figures/edit.py RUN, of grey images and then of colour ones.
 """

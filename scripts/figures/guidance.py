@@ -1,4 +1,4 @@
-"""The figures of docs/guidance.md: a mixture at three scales, always; digits by class and scale, with a RUN.
+"""The figures of docs/how-to/guidance.md: a mixture at three scales, always; digits by class and scale, with a RUN.
 
 Run: scripts/figures/guidance.py [RUN]. RUN: ancestral train mnist --preset images --images 110000 --out RUN
 --set model.labels=true --set model.condition_dropout=0.15

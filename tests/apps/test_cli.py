@@ -120,7 +120,7 @@ def test_every_place_that_names_the_default_names_the_same():
     for command in ("sample", "metrics"):
         assert f"{CALLS} when left out" in " ".join(run_command(command, "--help").output.split())
     root = Path(__file__).parents[2]
-    assert f"Left out, they are {CALLS} steps of `{FEW_STEPS}`" in (root / "docs" / "solvers.md").read_text()
+    assert f"Left out, they are {CALLS} steps of `{FEW_STEPS}`" in (root / "docs" / "how-to" / "solvers.md").read_text()
     assert f"`sample` takes {CALLS} of UniPC-3" in (root / "README.md").read_text()
 
 

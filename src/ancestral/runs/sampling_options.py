@@ -109,7 +109,7 @@ class SamplingOptions:
     grid: str = _option("trailing", "trailing, uniform, quadratic, log-snr, karras, leading, tuned.")
     solver: str | None = _option(
         None,
-        "dpm++3m, ipndm4, heun, ... (docs/solvers.md); unipc3 when left out, but for --steps all.",
+        "dpm++3m, ipndm4, heun, ... (docs/how-to/solvers.md); unipc3 when left out, but for --steps all.",
         page=True,
         card=True,
     )

@@ -6,7 +6,7 @@ shows others (a sheet, a film) is a cover: it goes first and comes last, and nev
 
 The lock is the file system's, not that of a run (`ancestral.runs.lock`): it leaves nothing behind in a folder that may
 be the user's, and is free as soon as its owner dies. On a network file system it may hold for one machine only, or for
-nobody: see docs/reliability.md.
+nobody: see docs/reference/reliability.md.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def edit_options(steps: int) -> Any:
         sampling_options(
             steps={**taken, "help": "Steps from T to clean images."},
             solver={
-                "help": "dpm++3m, ipndm4, heun, ... (docs/solvers.md); without a way to step --eta 1, and unipc3 for "
+                "help": "dpm++3m, ipndm4, heun, ... (docs/how-to/solvers.md); without a way to step --eta 1, and unipc3 for "
                 "--encoder inversion."
             },
         ),
@@ -113,7 +113,9 @@ def vary(run: Path, **given: Any) -> None:
 @run_argument
 @images_argument
 @click.option("--task", required=True, help="super-resolution, deblur, colour or missing.")
-@click.option("--method", default="ddrm", show_default=True, help="ddrm, ddnm, pigdm, mmps or dps (docs/editing.md).")
+@click.option(
+    "--method", default="ddrm", show_default=True, help="ddrm, ddnm, pigdm, mmps or dps (docs/how-to/editing.md)."
+)
 @click.option("--factor", type=click.IntRange(min=2), default=2, show_default=True, help="super-resolution: of a side.")
 @click.option("--blur", type=click.FloatRange(0, min_open=True), default=1.5, show_default=True, help="deblur: pixels.")
 @click.option("--missing", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True, help="Share.")

@@ -15,7 +15,7 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grids import log_snr
 
 POINTS = 40  # times at which it is measured
-LEAST_ERROR = (0.15 / 127.5) ** 2  # of a predicted x0: 0.15 byte, chosen on held-out images (docs/log.md)
+LEAST_ERROR = (0.15 / 127.5) ** 2  # of a predicted x0: 0.15 byte, chosen on held-out images (benchmarks/log.md)
 
 
 @torch.no_grad()

@@ -162,5 +162,5 @@ SOLVERS: dict[str, Transition | Planned] = {
     "langevin": Langevin(),
     "pc": Corrected(),
 }
-FEW_STEPS = "unipc3"  # what few steps are taken with when nothing else is named (docs/benchmarks.md)
-CALLS = 20  # an image, where nothing is said; chosen by measurement too (docs/benchmarks.md)
+FEW_STEPS = "unipc3"  # what few steps are taken with when nothing else is named (benchmarks/results.md)
+CALLS = 20  # an image, where nothing is said; chosen by measurement too (benchmarks/results.md)
