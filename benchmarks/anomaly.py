@@ -1,7 +1,7 @@
 """Own images against foreign ones of the same shape: AUROC of every anomaly score, and where plain likelihood fails.
 
 Run: .venv/bin/python benchmarks/anomaly.py --pair RUN OWN FOREIGN [--pair ...]. Writes its table into
-benchmarks/results.md. RUN was trained on OWN, whose training images are the norm; the held-out images of both are scored.
+results.md. RUN was trained on OWN, whose training images are the norm; the held-out images of both are scored.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, results that last, and the place of a table in benchmarks/results.md."""
+"""What the benchmarks share: interleaved timing, results that last, and where a table stands in results.md."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A model in 20 calls, what it is tuned into in 1, 2 and 4, and a GAN trained for as long as both together.
 
 Run: .venv/bin/python benchmarks/distillation.py DATA ... [--minutes 5] [--tuning 10]. What is measured is kept under
-runs/benchmarks and not measured again; without DATA only the table is written into benchmarks/results.md. Samples of each
-row are kept as a picture beside the runs, to look at.
+runs/benchmarks and not measured again; without DATA only the table is written into benchmarks/results.md. Samples of
+each row are kept as a picture beside the runs, to look at.
 """
 
 from __future__ import annotations

@@ -170,8 +170,8 @@ _SMALL: _Preset = {
     "train.channels_last": "auto",
 }
 
-# Rows of settings. The first two are the paper's (appendix B); the others were chosen by trial (benchmarks/log.md): `images`
-# for sample quality, `likelihood` for bits/dim, `absorbing` reveals pixels in any order, `tiny` is for a few of them.
+# Rows of settings. The first two are the paper's (appendix B); the others were chosen by trial (benchmarks/log.md):
+# `images` for sample quality, `likelihood` for bits/dim, `absorbing` reveals pixels in any order, `tiny` is for a few of them.
 PRESETS: dict[str, _Preset] = {
     "cifar10": {"model.pad_end": True, "train.flip": True},
     "paper-256": {

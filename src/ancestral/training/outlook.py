@@ -1,4 +1,4 @@
-"""What so many images of training give: how previews looked in measured runs of the preset `images` (benchmarks/log.md)."""
+"""What so many images of training give: how previews looked in runs of the preset `images` (benchmarks/log.md)."""
 
 from __future__ import annotations
 

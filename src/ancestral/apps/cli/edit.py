@@ -21,8 +21,8 @@ def edit_options(steps: int) -> Any:
         sampling_options(
             steps={**taken, "help": "Steps from T to clean images."},
             solver={
-                "help": "dpm++3m, ipndm4, heun, ... (docs/how-to/solvers.md); without a way to step --eta 1, and unipc3 for "
-                "--encoder inversion."
+                "help": "dpm++3m, ipndm4, heun, ... (docs/how-to/solvers.md); without a way to step --eta 1, "
+                "and unipc3 for --encoder inversion."
             },
         ),
         click.option("--num-images", type=POSITIVE, default=1, show_default=True, help="Variants of each image."),
