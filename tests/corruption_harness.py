@@ -123,26 +123,26 @@ def _digest(path, digests):
     return sha256(content).hexdigest()
 
 
-def results(command, place):
+def results(command, folder):
     """{name: digest} of what a command has made."""
-    newest = sorted((place / "it" / "checkpoints").glob("0*"))[-1:]
+    newest = sorted((folder / "it" / "checkpoints").glob("0*"))[-1:]
     made = {
-        "sample": lambda: sorted((place / "it" / "samples").glob("*.png")),
-        "evaluate": lambda: [place / "it" / "evaluation.json", place / "it" / "bound.csv"],
+        "sample": lambda: sorted((folder / "it" / "samples").glob("*.png")),
+        "evaluate": lambda: [folder / "it" / "evaluation.json", folder / "it" / "bound.csv"],
         "resume": lambda: [newest[0] / name for name in ("model.safetensors", "state.safetensors", "config.json")],
-        "compress": lambda: [place / "out.anc"],
-        "decompress": lambda: [place / "out.png"],
+        "compress": lambda: [folder / "out.anc"],
+        "decompress": lambda: [folder / "out.png"],
         "import": lambda: [
-            one for one in sorted((place / "out").rglob("*")) if one.suffix in (".json", ".safetensors")
+            one for one in sorted((folder / "out").rglob("*")) if one.suffix in (".json", ".safetensors")
             and one.name != verified_folder.MANIFEST and lock.FOLDER not in one.parts
         ],
-    }.get(command, lambda: sorted(one for one in (place / "out").rglob("*") if one.is_file() and ".job" not in one.parts
-                                  and ".results" not in one.parts))()  # fmt: skip
+    }.get(command, lambda: sorted(one for one in (folder / "out").rglob("*")
+                                  if one.is_file() and not {".job", ".results"} & {*one.parts}))()  # fmt: skip
     # What a result says of its source is compared with that source: each digest must be that of a file there now.
-    digests = {sha256(one.read_bytes()).hexdigest(): str(one.relative_to(place)) for one in files(place / "it")}
-    found = {str(one.relative_to(place)): _digest(one, digests) for one in made}
+    digests = {sha256(one.read_bytes()).hexdigest(): str(one.relative_to(folder)) for one in files(folder / "it")}
+    found = {str(one.relative_to(folder)): _digest(one, digests) for one in made}
     if command == "resume":
-        lines = (place / "it" / "metrics.jsonl").read_bytes().splitlines()[-3:]
+        lines = (folder / "it" / "metrics.jsonl").read_bytes().splitlines()[-3:]
         found["metrics.jsonl"] = sha256(json.dumps([_plain(json.loads(one), {}) for one in lines]).encode()).hexdigest()
     return found
 
@@ -212,17 +212,17 @@ def _other_shape(path, draw):
 
 def _other_type(path, draw):
     document = json.loads(path.read_text())
-    places = []
+    entries = []
 
     def visit(node):
         for key, value in list(node.items() if isinstance(node, dict) else enumerate(node)):
             if value is not None:
-                places.append((node, key))
+                entries.append((node, key))
             if isinstance(value, (dict, list)):
                 visit(value)
 
     visit(document)
-    node, key = draw.choice(places)
+    node, key = draw.choice(entries)
     kinds = [kind for kind in ("x", True, [[1]], {"x": 1}) if type(kind) is not type(node[key])]
     node[key] = draw.choice(kinds)
     path.write_text(json.dumps(document))
@@ -319,15 +319,15 @@ def case(root, number, seed, wanted, show=False):
     """(command, outcome, what it was) of one case."""
     draw = random.Random(f"{seed}/{number}")
     name, command = kinds()[number % len(kinds())]
-    place = root / "case"
-    shutil.copytree(root / name, place / "it")
-    choice = files(place / "it")
+    folder = root / "case"
+    shutil.copytree(root / name, folder / "it")
+    choice = files(folder / "it")
     weights = [
         4 if "checkpoints/0" in str(one) or "codec" in one.parts or one.parent.name == "it" else 1 for one in choice
     ]
     path = draw.choices(choice, weights)[0]
     if path.stat().st_size == 0:
-        path = place / "it" / "checkpoints"
+        path = folder / "it" / "checkpoints"
     fitting = [kind for kind in DAMAGE if path.suffix in ONLY.get(kind, (path.suffix,))]
     kind = draw.choice(fitting)
     other = DAMAGE[kind](path, draw)
@@ -337,16 +337,16 @@ def case(root, number, seed, wanted, show=False):
     began = time.monotonic()
 
     def work():
-        os.chdir(place)
+        os.chdir(folder)
         code, said = ran(*line_of(root, name, command))
-        return code, said, results(command, place) if code == 0 else {}
+        return code, said, results(command, folder) if code == 0 else {}
 
     ended = apart(work, SECONDS)
-    read = all(f"{sha256(one.read_bytes()).hexdigest()}  {one.relative_to(place / 'it')}" in str(ended)
+    read = all(f"{sha256(one.read_bytes()).hexdigest()}  {one.relative_to(folder / 'it')}" in str(ended)
                for one in damaged if one.is_file() and "diffusers" in name)  # fmt: skip
     seconds = time.monotonic() - began
-    about = f"{number}: {command}, {name}: {path.relative_to(place)} {kind}, {seconds:.1f} s"
-    shutil.rmtree(place)
+    about = f"{number}: {command}, {name}: {path.relative_to(folder)} {kind}, {seconds:.1f} s"
+    shutil.rmtree(folder)
     if ended is None:
         return command, "SLOW", about
     code, said, *made = ended
@@ -378,18 +378,18 @@ def main(cases=2000, seed=0, only=None):
     originals(root)
     wanted = {}
     for name, command in kinds():
-        place = root / "case"
-        shutil.copytree(root / name, place / "it")
+        folder = root / "case"
+        shutil.copytree(root / name, folder / "it")
 
-        def work(name=name, command=command, place=place):
-            os.chdir(place)
+        def work(name=name, command=command, folder=folder):
+            os.chdir(folder)
             code, said = ran(*line_of(root, name, command))
             assert code == 0, said
-            return results(command, place)
+            return results(command, folder)
 
         wanted[name, command] = apart(work, 60)
         assert isinstance(wanted[name, command], dict), (name, command, wanted[name, command])
-        shutil.rmtree(place)
+        shutil.rmtree(folder)
     table, wrong = {command: {} for command in COMMANDS}, []
     for number in range(cases) if only is None else [only]:
         command, outcome, about = case(root, number, seed, wanted, only is not None)

@@ -44,20 +44,20 @@ VALUES = [None, True, -1, 0, 1, 10**30, 1e308, float("nan"), "", "x" * 10_000, "
 
 def mutate_json(document, draw):
     """Another value, a missing or an unknown key, somewhere in the tree."""
-    places = []
+    entries = []
 
     def visit(node):
         if isinstance(node, dict):
-            places.extend((node, key) for key in node)
+            entries.extend((node, key) for key in node)
             for child in node.values():
                 visit(child)
         elif isinstance(node, list):
-            places.extend((node, index) for index in range(len(node)))
+            entries.extend((node, index) for index in range(len(node)))
             for child in node:
                 visit(child)
 
     visit(document)
-    node, key = draw.choice(places)
+    node, key = draw.choice(entries)
     action = draw.randrange(4)
     if action == 0:
         del node[key]
@@ -73,20 +73,20 @@ def mutate(content, draw):
     content = bytearray(content)
     for _ in range(draw.randint(1, 4)):
         size = len(content)
-        place, length = draw.randrange(size + 1), draw.choice([1, 1, 2, 4, 8, 64, 1000])
+        start, length = draw.randrange(size + 1), draw.choice([1, 1, 2, 4, 8, 64, 1000])
         action = draw.randrange(6)
         if action == 0 and size:
-            content[place % size] ^= 1 << draw.randrange(8)
+            content[start % size] ^= 1 << draw.randrange(8)
         elif action == 1:
-            del content[place:]
+            del content[start:]
         elif action == 2:
-            content[place : place + length] = draw.randbytes(length)
+            content[start : start + length] = draw.randbytes(length)
         elif action == 3:
-            content[place:place] = content[place : place + length]
+            content[start:start] = content[start : start + length]
         elif action == 4:
-            content[place : place + length] = bytes(length)
+            content[start : start + length] = bytes(length)
         else:
-            content[place : place + length] = b"\xff" * length
+            content[start : start + length] = b"\xff" * length
     return bytes(content)
 
 

@@ -116,7 +116,7 @@ def test_a_chain_shorter_than_the_default_is_drawn_whole(tmp_path):
     assert "5 network calls each" in run_command("sample", run, "--num-images", 1, "--device", "cpu").output
 
 
-def test_every_place_that_names_the_default_names_the_same():
+def test_all_that_names_the_default_names_the_same():
     for command in ("sample", "metrics"):
         assert f"{CALLS} when left out" in " ".join(run_command(command, "--help").output.split())
     root = Path(__file__).parents[2]
@@ -541,7 +541,7 @@ def test_numbers_of_bytes_that_cannot_be(hostile):
         assert (result.exit_code, "lossless" in result.output) == (0, True), result.output
 
 
-def test_places_that_cannot_be_written(hostile):
+def test_paths_that_cannot_be_written(hostile):
     (hostile / "a file").write_text("kept")
     for verb, name in (("compress", "0.png"), ("decompress", "files/0.anc")):
         for out in (hostile / "a file" / "x.anc", hostile / "a file"):

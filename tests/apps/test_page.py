@@ -321,7 +321,7 @@ def test_inpainting_keeps_what_is_not_painted(page):
     assert np.array_equal(mask[:, :, 0], 255 * wanted)
 
 
-def test_a_morph_has_a_frame_for_every_place_of_the_slider(page):
+def test_a_morph_has_a_frame_for_every_step_of_the_slider(page):
     upload(page, "morph", 1, "[data-name=a]")
     upload(page, "morph", 2, "[data-name=b]")
     fill(page, "morph", frames=4, steps=10)

@@ -49,7 +49,7 @@ def test_a_run_is_measured_from_another_folder(there, monkeypatch):
     assert run_command("metrics", "../a/run", "moved.npz", *quick).exit_code == 0
 
 
-def test_relative_absolute_and_linked_are_one_place_when_a_run_goes_on(there, monkeypatch):
+def test_relative_absolute_and_linked_are_one_path_when_a_run_goes_on(there, monkeypatch):
     assert run_command(*TRAIN).exit_code == 0
     (there / "b" / "link").symlink_to(there / "a")
     for source in (there / "a" / "photos.npz", there / "b" / "link" / "photos.npz"):

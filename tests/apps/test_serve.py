@@ -321,7 +321,7 @@ def test_nearest_goes_by_features_that_are_all_there_and_touches_none(live, monk
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_who_comes_while_the_training_images_are_read_is_told_to_come_again(live, monkeypatch):
+def test_who_comes_while_the_training_images_are_read_is_asked_to_come_again(live, monkeypatch):
     begun, go_on = threading.Event(), threading.Event()
 
     def slow(*arguments):
@@ -398,7 +398,7 @@ def until(condition, seconds=60):
         time.sleep(0.02)
 
 
-def test_the_queue_is_bounded_and_in_order_and_a_cancelled_job_frees_its_place(narrow):
+def test_the_queue_is_bounded_and_in_order_and_a_cancelled_job_frees_its_slot(narrow):
     first, second, third = (submit(narrow, "draw", **SLOW) for _ in range(3))
     full = narrow.client.post("/api/draw", json=SLOW)
     assert full.status_code == 429
@@ -464,14 +464,14 @@ def test_who_stood_behind_a_job_that_is_cancelled_goes_on():
     with workshop_of(rows=4) as jobs:
         first = jobs.submit(lambda record: {"ended": end.wait(10)}, 3)
         large, small = jobs.submit(lambda record: {}, 4), jobs.submit(lambda record: {}, 1)
-        assert [record.place for record in (first, large, small)] == [0, 1, 2]
+        assert [record.position for record in (first, large, small)] == [0, 1, 2]
         jobs.cancel(large)
         assert small.finished.wait(10)
         assert first.state == "running"
         end.set()
 
 
-def test_what_a_worker_raises_is_told_and_frees_its_place():
+def test_what_a_worker_raises_is_reported_and_frees_its_slot():
     def work(error):
         def raising(record):
             raise error
@@ -870,7 +870,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(live, monkeypatch):
         assert raw.recv(200).startswith(b"HTTP/1.1 408")
 
 
-def test_a_server_told_to_stop_ends_its_streams_and_exits_with_0(trained_run):
+def test_a_server_that_is_stopped_ends_its_streams_and_exits_with_0(trained_run):
     # By SIGTERM; `test_many_clients_at_once` ends its server by SIGINT.
     import serve_load_harness
 

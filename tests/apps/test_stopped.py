@@ -84,32 +84,34 @@ class Calls:
 
         monkeypatch.setattr(UNet, "forward", counted)
 
-    def of(self, place, verb, stop=0):
+    def of(self, folder, verb, stop=0):
         """(what the command has ended with, its calls)."""
         self.count, self.stop = 0, stop
-        places = {name: place / name for name in ("run", "out", "in")}
-        arguments = [str(one).format(**places) for one in COMMANDS[verb]]
+        folders = {name: folder / name for name in ("run", "out", "in")}
+        arguments = [str(one).format(**folders) for one in COMMANDS[verb]]
         return run_command(verb, *arguments), self.count
 
 
 @pytest.fixture(scope="module")
 def prepared(trained_run, tmp_path_factory):
     """A run with its codebook, and images for it."""
-    place = tmp_path_factory.mktemp("prepared")
-    shutil.copytree(trained_run, place / "run")
-    (place / "out").mkdir()
-    (place / "in").mkdir()
+    folder = tmp_path_factory.mktemp("prepared")
+    shutil.copytree(trained_run, folder / "run")
+    (folder / "out").mkdir()
+    (folder / "in").mkdir()
     images = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
-    np.save(place / "in" / "images.npy", images)
-    (place / "in" / "0.png").write_bytes(png(images[0]))
+    np.save(folder / "in" / "images.npy", images)
+    (folder / "in" / "0.png").write_bytes(png(images[0]))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("NODES", 12), ("IMAGES", 16), ("AT_THE_END", 32), ("HELD_OUT", 8)):
             patch.setattr(calibration, name, value)
-        result = run_command("compress", place / "run", place / "in" / "0.png", "--out", place / "in" / "0.anc", *CPU)
+        result = run_command(
+            "compress", folder / "run", folder / "in" / "0.png", "--out", folder / "in" / "0.anc", *CPU
+        )
         assert result.exit_code == 0, result.output
-    packed = ("--out", place / "in" / "x.archive", "--steps", 3, "--block", 2)
-    assert run_command("archive", place / "run", place / "in" / "images.npy", *packed).exit_code == 0
-    return place
+    packed = ("--out", folder / "in" / "x.archive", "--steps", 3, "--block", 2)
+    assert run_command("archive", folder / "run", folder / "in" / "images.npy", *packed).exit_code == 0
+    return folder
 
 
 def shown(root):
@@ -127,37 +129,37 @@ def stopped(result, line):
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_ctrl_c_says_what_was_kept_and_nothing_half_made_replaces_what_was_there(prepared, tmp_path, monkeypatch, verb):
-    place, calls = tmp_path / "place", Calls(monkeypatch)
-    shutil.copytree(prepared, place)
+    folder, calls = tmp_path / "place", Calls(monkeypatch)
+    shutil.copytree(prepared, folder)
     if verb == "sample":  # which goes over nothing but its own
         assert (
             run_command(
-                "sample", place / "run", "--out", place / "out", *STEPS, "--num-images", 2, "--seed", 9
+                "sample", folder / "run", "--out", folder / "out", *STEPS, "--num-images", 2, "--seed", 9
             ).exit_code
             == 0
         )
     elif verb in WRITTEN:
-        (place / WRITTEN[verb]).write_bytes(b"what was there")
+        (folder / WRITTEN[verb]).write_bytes(b"what was there")
     if verb == "agree":  # one way to measure is enough
         name, measure = next(iter(agree_command.MEASURES.items()))
         monkeypatch.setattr(agree_command, "MEASURES", {name: measure})
-    before = shown(place)
+    before = shown(folder)
     for first in (1, 2):
-        result, _ = calls.of(place, verb, first)
+        result, _ = calls.of(folder, verb, first)
         stopped(result, KEPT.get(verb, ANEW))
-        assert shown(place) == before
+        assert shown(folder) == before
     if verb == "explain":  # is long
         return
-    shutil.copytree(place, tmp_path / "other")
+    shutil.copytree(folder, tmp_path / "other")
     result, every = calls.of(tmp_path / "other", verb)
     assert result.exit_code == 0, result.output
-    result, _ = calls.of(place, verb, every)
+    result, _ = calls.of(folder, verb, every)
     stopped(result, KEPT.get(verb, ANEW))
-    assert shown(place) == before
-    result, again = calls.of(place, verb)
+    assert shown(folder) == before
+    result, again = calls.of(folder, verb)
     assert result.exit_code == 0, result.output
     assert again < every if KEPT.get(verb) == IN_PIECES else again == every
-    now, straight = shown(place), shown(tmp_path / "other")
+    now, straight = shown(folder), shown(tmp_path / "other")
     assert now.keys() == straight.keys()
     assert now != before
     assert {name: one for name, one in now.items() if name.endswith((".png", ".npy", ".archive", ".anc"))} == {
@@ -191,8 +193,8 @@ def test_ctrl_c_while_a_model_is_written(tmp_path, trained_run, monkeypatch, ver
 @pytest.mark.parametrize("verb", sorted(COMMANDS.keys() - {"explain"}))  # whose whole measuring is under one bar
 def test_every_call_of_the_network_is_made_under_a_bar_that_is_not_full(prepared, tmp_path, monkeypatch, verb):
     """So that, however long the calls take, there is a line each half minute without a terminal."""
-    place, open_bars, calls = tmp_path / "here", [], []
-    shutil.copytree(prepared, place)
+    folder, open_bars, calls = tmp_path / "here", [], []
+    shutil.copytree(prepared, folder)
     begin, end, forward = console.Progress.start, console.Progress.stop, UNet.forward
 
     def counted(*arguments, **named):
@@ -202,8 +204,8 @@ def test_every_call_of_the_network_is_made_under_a_bar_that_is_not_full(prepared
     monkeypatch.setattr(console.Progress, "start", lambda bar: open_bars.append(bar) or begin(bar))
     monkeypatch.setattr(console.Progress, "stop", lambda bar: open_bars.remove(bar) or end(bar))
     monkeypatch.setattr(UNet, "forward", counted)
-    places = {name: place / name for name in ("run", "out", "in")}
-    result = run_command(verb, *(str(one).format(**places) for one in COMMANDS[verb]))
+    folders = {name: folder / name for name in ("run", "out", "in")}
+    result = run_command(verb, *(str(one).format(**folders) for one in COMMANDS[verb]))
     assert result.exit_code == 0, result.output
     assert calls
     assert calls.count(False) <= 8  # of a few images, by which a codec looks at the network first, each way

@@ -271,7 +271,7 @@ def test_an_environment_that_computes_otherwise_is_refused(made):
     assert canary(other, coder.setting) != canary(coder.denoiser, coder.setting)
 
 
-def test_the_number_of_threads_is_lent():
+def test_the_number_of_threads_is_restored():
     before = torch.get_num_threads()
     with threads(before + 1):
         assert torch.get_num_threads() == before + 1

@@ -126,10 +126,10 @@ def test_bytes_are_the_sum_of_their_parts_and_near_the_bound():
     profile, channel, kl = coder.codebook.profiles[1], 0.0, 0.0
     for content in coder.encode(images, 1):
         reader, counted = Reader(content[9:]), 0
-        for place, counts in enumerate(profile.counts):
+        for index, counts in enumerate(profile.counts):
             counted += counts[reader.number(4)]
-            reader.bits(counted - reader.position + 4 * (place + 1) + 8 * (place >= 8))
-            if place in (7, len(TIMES) - 2):
+            reader.bits(counted - reader.position + 4 * (index + 1) + 8 * (index >= 8))
+            if index in (7, len(TIMES) - 2):
                 reader.check()
         bits = 4 * len(profile.counts) + 8 * 2 + counted
         assert reader.position == bits
@@ -194,7 +194,7 @@ def test_a_width_off_by_its_last_bits_moves_the_state_by_as_much():
     assert 0 < float((one - other).abs().max()) < 1e-11
 
 
-def test_beyond_the_guard_the_picture_is_right_and_the_loss_is_told():
+def test_beyond_the_guard_the_picture_is_right_and_the_loss_is_said():
     _, contents = files()
     other = codec(predictor=Toy(drifting(0.3)))
     with pytest.raises(CodecError, match=r"file \d+: the exact pixels .* --lossy"):
@@ -230,8 +230,8 @@ def test_flipped_bits(data):
     images, contents = files()
     number = data.draw(st.integers(0, len(images) - 1))
     content = bytearray(contents[number])
-    for place in data.draw(st.sets(st.integers(0, 8 * len(content) - 1), min_size=1, max_size=3)):
-        content[place // 8] ^= 1 << place % 8
+    for index in data.draw(st.sets(st.integers(0, 8 * len(content) - 1), min_size=1, max_size=3)):
+        content[index // 8] ^= 1 << index % 8
     one = allowed(codec(), bytes(content))
     assert one is None or not one.lossless or np.array_equal(one.pixels, images[number])
 
@@ -263,12 +263,12 @@ def test_fields_of_the_header():
             assert end == len(content)
             assert (found.profile, found.exact, found.size) == (7, kind, size)
             assert bytes(range(8)).startswith(found.model)
-            for place in range(len(content)):
+            for index in range(len(content)):
                 with pytest.raises(CodecError):
-                    parse(content[:place])
-                for value in {content[place] ^ 1 << bit for bit in range(8)}:
+                    parse(content[:index])
+                for value in {content[index] ^ 1 << bit for bit in range(8)}:
                     with pytest.raises(CodecError):
-                        parse(content[:place] + bytes([value]) + content[place + 1 :])
+                        parse(content[:index] + bytes([value]) + content[index + 1 :])
     assert len(Header(7, bytes(8), Exact.GUARDED, None).content()) == 9
 
 
@@ -307,9 +307,9 @@ def test_damage_in_a_cut_file_is_seen_by_its_checks():
     seen = total = 0
     for content in contents:
         picture = codec().picture(content)
-        for place in range(8 * 9, 8 * len(picture) - 8):
+        for index in range(8 * 9, 8 * len(picture) - 8):
             damaged = bytearray(picture)
-            damaged[place // 8] ^= 1 << place % 8
+            damaged[index // 8] ^= 1 << index % 8
             try:
                 reader = Reader(bytes(damaged[9:]))
                 skip(reader, codebook().profiles[1], 1)
@@ -349,13 +349,13 @@ def test_the_measured_prefixes_are_what_prefixes_give(profile):
     assert found.size[:, 0].tolist() == [9] * len(images)
     assert (np.diff(found.size, axis=1) >= 0).all()
     assert found.whole.tolist() == list(map(len, contents))
-    for place in range(found.size.shape[1]):
+    for index in range(found.size.shape[1]):
         for row, (original, content) in enumerate(zip(images, contents, strict=True)):
-            cut = codec().decode([content[: found.size[row, place]]])[0]
+            cut = codec().decode([content[: found.size[row, index]]])[0]
             mse = np.square(cut.pixels.astype(float) - original).mean()
             # The last byte may hold the first bits of the next step as well.
-            assert cut.steps in (place, place + 1)
-            assert cut.steps == place + 1 or mse == found.mse[row, place]
+            assert cut.steps in (index, index + 1)
+            assert cut.steps == index + 1 or mse == found.mse[row, index]
     last = [np.square(codec().decode([codec().picture(c)])[0].pixels.astype(float) - i).mean()
             for c, i in zip(contents, images, strict=True)]  # fmt: skip
     assert found.mse[:, -1].tolist() == last

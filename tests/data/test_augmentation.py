@@ -107,7 +107,7 @@ def test_images_that_are_not_moved_stay_to_the_bit_and_moved_ones_are_bytes(chan
     assert made.abs().max() <= 1
 
 
-def test_a_network_that_is_told_of_no_move_is_the_one_without():
+def test_a_network_that_gets_no_move_is_the_one_without():
     torch.manual_seed(0)
     plain = UNet(3, 3, 16, (1, 2), 1, (1,), classes=4)
     told = UNet(3, 3, 16, (1, 2), 1, (1,), classes=4, augmentation=LENGTH)

@@ -1,4 +1,4 @@
-"""The process that hides places: equal to an autoregressive model, to rounding, where the truth can be counted."""
+"""The process that hides positions: equal to an autoregressive model, to rounding, where the truth can be counted."""
 
 import itertools
 import math
@@ -38,9 +38,9 @@ def process(T, levels=2, kind=Absorbing, name="even"):
     return kind(schedule.SCHEDULES[name](T).log_alpha_bar, levels)
 
 
-def states(places, levels=2):
-    """Every image of so many places, (levels^places, places)."""
-    return torch.tensor(list(itertools.product(range(levels), repeat=places)), dtype=F64) / ((levels - 1) / 2) - 1
+def states(positions, levels=2):
+    """Every image of so many positions, (levels^positions, positions)."""
+    return torch.tensor(list(itertools.product(range(levels), repeat=positions)), dtype=F64) / ((levels - 1) / 2) - 1
 
 
 def joint(T=9, shape=(1, 3, 3), levels=2, kind=Absorbing):
@@ -51,12 +51,12 @@ def joint(T=9, shape=(1, 3, 3), levels=2, kind=Absorbing):
 
 
 def autoregressive(oracle, turn):
-    """-log p of every image by the chain rule in this order, from the joint alone; (images, places)."""
+    """-log p of every image by the chain rule in this order, from the joint alone; (images, positions)."""
     order = turn.flatten().argsort()
     points = oracle.points.flatten(1)
     terms = []
-    for place in range(len(order)):
-        known, more = order[:place], order[: place + 1]
+    for position in range(len(order)):
+        known, more = order[:position], order[: position + 1]
 
         def mass(given):
             same = (points[:, None, given] == points[None, :, given]).all(2)
@@ -90,12 +90,12 @@ def test_the_bound_is_the_mean_autoregressive_likelihood_over_all_orders():
     spread = each.sum(2).std(0)
     assert spread.min() > 0.01  # orders do differ
     exact = each.mean(0)  # (images, steps)
-    # Every subset of hidden places counted once: the expectation of each L_{t-1} without any sampling.
+    # Every subset of hidden positions counted once: the expectation of each L_{t-1} without any sampling.
     for k, (t, s) in enumerate(itertools.pairwise(times)):
         terms = []
-        for places in itertools.combinations(range(4), t):
+        for positions in itertools.combinations(range(4), t):
             x_t = x0.flatten(1).clone()
-            x_t[:, list(places)] = MASK
+            x_t[:, list(positions)] = MASK
             x_t = x_t.reshape(x0.shape)
             p = Reveal()(wrong.schedule, x_t, wrong(x_t, t), t, s)
             terms.append(wrong.schedule.term(p, x_t, x0, t, s, None))
@@ -125,7 +125,7 @@ class Wrong:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("T", [4, 2, 1])
 def test_the_training_loss_is_an_unbiased_estimate_of_the_bound(kind, T):
-    """ARDM's estimator: t uniform, a mask, D / n_t times the cross-entropy of the hidden places."""
+    """ARDM's estimator: t uniform, a mask, D / n_t times the cross-entropy of the hidden positions."""
     wrong = Wrong(joint(T=T, shape=(1, 2, 2), levels=2, kind=kind))
     x0 = wrong.inner.points[[3, 10]]
     exact = torch.zeros(2, dtype=F64)
@@ -140,7 +140,7 @@ def test_the_training_loss_is_an_unbiased_estimate_of_the_bound(kind, T):
                 else float(count == round(4 * m)) / math.comb(4, round(4 * m))
             )
             p = Reveal()(wrong.schedule, x_t, wrong(x_t, t), t, s)
-            # The KL of the reveal, written out: each hidden place is revealed with probability (m_t - m_s) / m_t.
+            # The KL of the reveal, written out: each hidden position is revealed with probability (m_t - m_s) / m_t.
             exact += chance * (1 / t) * -(p.values.log_prob(x0) * mask).flatten(1).sum(1)
 
     class Face:
@@ -294,7 +294,7 @@ class Seen(torch.nn.Module):
         return self.bias[None, :, None, None].expand(len(x), -1, *x.shape[2:])
 
 
-def test_a_network_sees_nothing_of_hidden_places():
+def test_a_network_sees_nothing_of_hidden_positions():
     q = process(12, 4)
     x0 = torch.rand(2, 3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=F64) * 2 - 1
     network = Seen(3 * 4)
@@ -311,7 +311,7 @@ def test_a_network_sees_nothing_of_hidden_places():
 
 
 def test_times_for_few_steps_are_the_best_there_are():
-    """Against every choice of times, on the cost that theory gives: the places of a step at the loss of its start."""
+    """Against every choice of times, on the cost that theory gives: a step's positions at the loss of its start."""
     oracle = Wrong(joint(T=6, shape=(1, 2, 3)))
     times = grids.full(oracle.schedule)
     per_place = []
@@ -329,14 +329,14 @@ def test_times_for_few_steps_are_the_best_there_are():
 
     assert total(times) == pytest.approx(float(nats.sum()))
     for steps in range(1, 7):
-        best = [times[place] for place in shortest(cost, steps, growth=1)]
+        best = [times[index] for index in shortest(cost, steps, growth=1)]
         every = [[6, *inner, 0] for inner in itertools.combinations(range(5, 0, -1), steps - 1)]
         assert total(best) == pytest.approx(min(map(total, every)))
     assert total([6, 0]) > total(times) + 0.1
 
 
-def test_steps_of_less_than_a_place_cost_by_the_place():
-    """A step of half a place at l nats a place has l/2 nats."""
+def test_steps_of_less_than_a_position_cost_by_the_position():
+    """A step of half a position at l nats a position has l/2 nats."""
     cost = costs(torch.tensor([0.5, 0.5, 1.0], dtype=F64), [2, 1.5, 1, 0])
     assert cost[0].tolist() == [math.inf, 0.5, 1.0, 2.0]
     assert cost[1, 3] == 1.5
@@ -344,14 +344,14 @@ def test_steps_of_less_than_a_place_cost_by_the_place():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_times_that_reveal_nothing_are_on_no_path(kind):
-    """A schedule with many more times than places: the path falls, and no more steps are promised than there are."""
+    """A schedule with many more times than positions: the path falls, and no more steps are promised than there are."""
     oracle = joint(T=40, shape=(1, 2, 2), kind=kind)
     oracle.schedule = process(40, kind=kind, name="cosine-zero-snr")
     times = grids.full(oracle.schedule)
     start = torch.full((8, 1, 2, 2), MASK, dtype=F64)
     cost = imagined_costs(oracle, start, times)
     assert not np.isnan(cost).any()
-    path = [times[place] for place in shortest(cost, 4, growth=1)]
+    path = [times[index] for index in shortest(cost, 4, growth=1)]
     counts = [float(oracle.schedule.expected(t, 4)) for t in path]
     assert all(later < earlier for earlier, later in itertools.pairwise(counts))
     assert path[0] == 40

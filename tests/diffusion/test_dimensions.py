@@ -78,7 +78,7 @@ def test_what_is_constant_along_an_axis_is_a_case_of_fewer_dimensions(dimensions
 
 
 @pytest.mark.parametrize("sides", [(8,), (4, 12), (4, 8, 12)], ids=len)
-def test_folding_moves_every_place_once(sides):
+def test_folding_moves_every_position_once(sides):
     x = torch.arange(2 * 3 * math.prod(sides)).reshape(2, 3, *sides)
     folded = fold(x, 2)
     assert folded.shape == (2, 3 * 2 ** len(sides), *(side // 2 for side in sides))
@@ -141,7 +141,7 @@ def test_bound_is_the_nll(shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=len)
-def test_samples_have_the_covariance_between_places(shape):
+def test_samples_have_the_covariance_between_positions(shape):
     size, count = math.prod(shape), 4000
     place = torch.arange(size, dtype=F64)
     covariance = 0.5 * 0.8 ** (place[:, None] - place).abs()

@@ -326,7 +326,7 @@ def save_with_vectors(path, count=60, length=3, **changes):
     return vectors
 
 
-def test_vectors_of_the_users_are_read_split_and_told(tmp_path):
+def test_vectors_of_the_users_are_read_split_and_given(tmp_path):
     vectors = save_with_vectors(tmp_path / "a.npz")
     splits = load.load(str(tmp_path / "a.npz"), DataOptions())
     assert datasets.facts(splits.train) == Facts((1, 8, 8), (), 3)
@@ -418,7 +418,7 @@ def test_images_that_are_there_are_not_guided(tmp_path):
     assert "--guidance-rescale" in result.output
 
 
-def test_a_model_told_vectors_trains_draws_and_measures(tmp_path):
+def test_a_model_of_vectors_trains_draws_and_measures(tmp_path):
     save_with_vectors(tmp_path / "a.npz", count=120)
     run = tmp_path / "run"
     told = ("--set", "model.embedding=true", "--set", "model.condition_dropout=0.2")

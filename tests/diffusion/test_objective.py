@@ -217,11 +217,11 @@ def test_any_run_of_images_is_stratified():
         assert star_discrepancy(UNIFORMS["stratified"](0, range(first, first + 64))) < 0.05
 
 
-def test_places_cover_the_grid_evenly():
+def test_indices_cover_the_grid_evenly():
     sampler = TimeSampler([5, 3, 2, 0])
-    place, weight = sampler.draw(torch.linspace(0, 1 - 1e-9, 3000, dtype=F64))
-    assert place.bincount().tolist() == [1000, 1000, 1000]
-    assert (sampler.t[place[-1]], sampler.s[place[-1]]) == (2, 0)
+    index, weight = sampler.draw(torch.linspace(0, 1 - 1e-9, 3000, dtype=F64))
+    assert index.bincount().tolist() == [1000, 1000, 1000]
+    assert (sampler.t[index[-1]], sampler.s[index[-1]]) == (2, 0)
     assert bool((weight == 1).all())
 
 
@@ -229,8 +229,8 @@ def test_log_normal_draws_the_noise_levels_of_its_name():
     # Karras et al. 2022, Table 1: ln sigma ~ N(-1.2, 1.2^2), as far as the grid is fine.
     noise_schedule = schedule.cosine(1000)
     sampler = LogNormal(grids.full(noise_schedule), noise_schedule)
-    place, weight = sampler.draw(torch.arange(0.5, 20_000, dtype=F64) / 20_000)
-    log_sigma = -noise_schedule.log_snr(sampler.t[place]) / 2
+    index, weight = sampler.draw(torch.arange(0.5, 20_000, dtype=F64) / 20_000)
+    log_sigma = -noise_schedule.log_snr(sampler.t[index]) / 2
     for quantile in (0.05, 0.25, 0.5, 0.75, 0.95):
         expected = torch.distributions.Normal(-1.2, 1.2).icdf(torch.tensor(quantile))
         assert float(log_sigma.quantile(quantile)) == pytest.approx(float(expected), abs=0.02)
@@ -248,9 +248,9 @@ def test_loss_importance_follows_the_losses_and_stays_unbiased():
     assert torch.equal(sampler.probabilities(), torch.full((4,), 0.25, dtype=F64))  # not before each has ten
     sampler.update(torch.arange(4), true)
     assert torch.allclose(sampler.probabilities(), true / 16, atol=1e-3)
-    place, weight = sampler.draw(torch.linspace(0, 1 - 1e-9, 100_000, dtype=F64))
-    assert torch.allclose(place.bincount().double() / 100_000, sampler.probabilities(), atol=1e-4)
-    assert float((true[place] * weight).mean()) == pytest.approx(4.0, rel=1e-3)
+    index, weight = sampler.draw(torch.linspace(0, 1 - 1e-9, 100_000, dtype=F64))
+    assert torch.allclose(index.bincount().double() / 100_000, sampler.probabilities(), atol=1e-4)
+    assert float((true[index] * weight).mean()) == pytest.approx(4.0, rel=1e-3)
     copy = LossImportance(grids.full(schedule.linear(4)))
     copy.load_state(sampler.state())
     copy.update(torch.tensor([0]), torch.tensor([50.0]))
@@ -437,22 +437,22 @@ def test_importance_is_the_root_mean_square_of_the_last_ten(rounds):
     assert float(p.sum()) == pytest.approx(1, abs=1e-12)
 
 
-def test_importance_needs_ten_of_every_place():
+def test_importance_needs_ten_of_every_time():
     sampler, _ = learned_sampler(rounds=9)
     sampler.update(torch.arange(5), torch.ones(5) * 100)
     assert torch.equal(sampler.probabilities(), torch.full((6,), 1 / 6, dtype=F64))
 
 
 def test_importance_weights_are_exactly_unbiased():
-    """sum_k p_k w_k f_k = mean f for any f: the weight is the inverse of the probability, a place of p = 0 or not."""
+    """sum_k p_k w_k f_k = mean f for any f: the weight is the inverse of the probability, an index of p = 0 or not."""
     sampler, _ = learned_sampler()
     for _ in range(10):
-        sampler.update(torch.tensor([3]), torch.tensor([0.0]))  # a place with no loss at all is still reached
+        sampler.update(torch.tensor([3]), torch.tensor([0.0]))  # an index with no loss at all is still reached
     p = sampler.probabilities()
     assert float(p[3]) == pytest.approx(0.001 / 6)
     edges = torch.cat([torch.zeros(1, dtype=F64), p.cumsum(0)])
-    place, weight = sampler.draw((edges[1:] + edges[:-1]) / 2)  # the middle of each place's share
-    assert place.tolist() == list(range(6))
+    index, weight = sampler.draw((edges[1:] + edges[:-1]) / 2)  # the middle of each index's share
+    assert index.tolist() == list(range(6))
     f = torch.randn(6, dtype=F64, generator=torch.Generator().manual_seed(1))
     assert torch.allclose((p * weight * f).sum(), f.mean())
     # The last number below one and the first of all stay on the grid.
@@ -460,15 +460,15 @@ def test_importance_weights_are_exactly_unbiased():
     assert ends.tolist() == [0, 5]
 
 
-def test_the_last_place_is_drawn_where_the_sum_rounds_below_one():
-    """Probabilities whose running sum ends at 1 - 2^-53 or less: a number above it still finds a place."""
+def test_the_last_time_is_drawn_where_the_sum_rounds_below_one():
+    """Probabilities whose running sum ends at 1 - 2^-53 or less: a number above it still finds an index."""
     found = 0
     for seed in range(40):
         sampler, _ = learned_sampler(steps=50, seed=seed)
         u = torch.tensor([1 - 2**-53], dtype=F64)
         found += bool(sampler.probabilities().cumsum(0)[-1] <= u)
-        place, weight = sampler.draw(u)
-        assert place.tolist() == [49]
+        index, weight = sampler.draw(u)
+        assert index.tolist() == [49]
         assert bool(weight.isfinite().all())
     assert found
 
@@ -477,15 +477,15 @@ def test_importance_goes_on_from_its_state():
     sampler, _ = learned_sampler(rounds=13)
     copy = LossImportance(grids.full(schedule.linear(6)))
     copy.load_state({name: value.clone() for name, value in sampler.state().items()})
-    place, loss = torch.tensor([0, 0, 4]), torch.tensor([3.0, 1.0, 2.0])
-    sampler.update(place, loss)
-    copy.update(place, loss)
+    index, loss = torch.tensor([0, 0, 4]), torch.tensor([3.0, 1.0, 2.0])
+    sampler.update(index, loss)
+    copy.update(index, loss)
     assert torch.equal(sampler.probabilities(), copy.probabilities())
     u = UNIFORMS["uniform"](0, range(100))
     assert all(torch.equal(a, b) for a, b in zip(sampler.draw(u), copy.draw(u), strict=True))
     loaded, held = LossImportance(grids.full(schedule.linear(6))), sampler.state()
     loaded.load_state(held)
-    loaded.update(place, loss * 9)
+    loaded.update(index, loss * 9)
     assert not torch.equal(loaded.probabilities(), sampler.probabilities())  # a copy, not the same memory
     plain = TimeSampler([3, 1, 0])
     plain.load_state(plain.state())

@@ -33,7 +33,7 @@ def test_the_path_is_the_best_of_all(steps):
     assert total(shortest(cost, steps)) == pytest.approx(min(map(total, every)), rel=1e-12)
 
 
-def test_a_path_needs_places():
+def test_a_path_needs_points():
     for steps in (0, 8):
         with pytest.raises(ValueError, match="steps must be between 1 and 7"):
             shortest(np.ones((8, 8)), steps)

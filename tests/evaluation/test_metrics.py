@@ -124,24 +124,24 @@ def test_the_manifolds_are_their_loops(rows):
     x, y = normal(0, 23, 2) * 0.8 + 0.4, normal(1, 19, 2)
     subsets = some_subsets(len(x))
 
-    def radius(points, place):
-        return sorted(float(torch.dist(points[place], one)) for n, one in enumerate(points) if n != place)[4]
+    def radius(points, row):
+        return sorted(float(torch.dist(points[row], one)) for n, one in enumerate(points) if n != row)[4]
 
     found = manifold(y)(x, subsets)
     radii = [radius(y, n) for n in range(len(y))]
-    for place, kept in enumerate(subsets):
+    for subset, kept in enumerate(subsets):
         part = x[kept]
         own = [radius(part, n) for n in range(len(part))]
         inside = [[float(torch.dist(one, real)) <= r for real, r in zip(y, radii, strict=True)] for one in part]
         within = [[float(torch.dist(one, real)) <= r for one, r in zip(part, own, strict=True)] for real in y]
-        assert float(found["precision"][place]) == pytest.approx(np.mean([any(row) for row in inside]))
-        assert float(found["density"][place]) == pytest.approx(np.mean([sum(row) for row in inside]) / 5)
-        assert float(found["coverage"][place]) == pytest.approx(np.mean(np.any(inside, axis=0)))
-        assert float(found["recall"][place]) == pytest.approx(np.mean([any(row) for row in within]))
+        assert float(found["precision"][subset]) == pytest.approx(np.mean([any(row) for row in inside]))
+        assert float(found["density"][subset]) == pytest.approx(np.mean([sum(row) for row in inside]) / 5)
+        assert float(found["coverage"][subset]) == pytest.approx(np.mean(np.any(inside, axis=0)))
+        assert float(found["recall"][subset]) == pytest.approx(np.mean([any(row) for row in within]))
 
 
 def test_known_manifolds():
-    """The same set, another place, and a sampler that has lost one of two modes."""
+    """The same set, elsewhere, and a sampler that has lost one of two modes."""
     clusters = torch.cat([normal(0, 30, 4), normal(1, 30, 4) + 100])
     same = value(manifold(clusters), clusters)
     assert same == pytest.approx({"precision": 1, "recall": 1, "density": 6 / 5, "coverage": 1})
@@ -219,10 +219,10 @@ def test_errors_are_the_true_spread_over_draws(make, name):
 
 def test_nearest_is_its_loop(rows):
     x, y = normal(0, 20, 3), normal(1, 50, 3)
-    distances, places = nearest(x, y)
+    distances, found = nearest(x, y)
     for row, one in enumerate(x):
         all_of_them = [float(torch.dist(one, other)) for other in y]
-        assert int(places[row]) == int(np.argmin(all_of_them))
+        assert int(found[row]) == int(np.argmin(all_of_them))
         assert float(distances[row]) == pytest.approx(min(all_of_them))
 
 
@@ -234,11 +234,11 @@ def test_closest_are_those_of_a_sort(monkeypatch, values, channels):
     chance = np.random.default_rng(0)
     x, y = (chance.integers(0, 256, (count, 2, 2, channels), dtype=np.uint8) for count in (15, 61))
     looked = []
-    distances, places = closest(x, y, 7, lambda: looked.append(1))
+    distances, rows = closest(x, y, 7, lambda: looked.append(1))
     flat_x, flat_y = (one.reshape(len(one), -1).astype(float) for one in (x, y))
     every = np.linalg.norm(flat_x[:, None] - flat_y[None], axis=2)
     np.testing.assert_allclose(distances, np.sort(every, 1)[:, :7])
-    np.testing.assert_allclose(np.take_along_axis(every, places.numpy(), 1), distances)
+    np.testing.assert_allclose(np.take_along_axis(every, rows.numpy(), 1), distances)
     assert len(looked) == (14 if values == 40 else 1)
 
 

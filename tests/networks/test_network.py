@@ -115,7 +115,7 @@ def test_fourier_features_tell_neighbouring_bytes_apart():
     assert output.shape == x.shape
 
 
-def test_groups_are_as_wide_as_told():
+def test_groups_are_as_wide_as_set():
     assert [UNetVariant().groups_of(channels) for channels in (6, 8, 32, 128, 256)] == [1, 2, 8, 32, 32]
     assert [UNetVariant(group_width=16).groups_of(channels) for channels in (6, 32, 48, 128)] == [1, 2, 3, 8]
     assert UNetVariant(groups=4, group_width=16).groups_of(128) == 4

@@ -120,7 +120,7 @@ def test_each_side_is_checked(size):
         UNet(1, 1, width=8, multipliers=(1, 1, 1), blocks=1)(torch.zeros(1, 1, *size), torch.ones(1))
 
 
-def test_a_patch_is_a_place():
+def test_a_patch_is_a_position():
     """patch = 2 is the plain network on the pixels of each 2x2 block as channels."""
     folded, plain = awake(UNet(1, 2, patch=2, **TINY)), awake(UNet(4, 8, **TINY))
     plain.load_state_dict(folded.state_dict())

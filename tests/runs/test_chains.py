@@ -79,7 +79,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(digits, times):
 def test_evaluate_sample_and_tune_serve_it(either, tmp_path):
     result = run_command("evaluate", either, "--num-images", 16, "--exact", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    assert "places revealed in any order" in result.output
+    assert "positions revealed in any order" in result.output
     bits = json.loads((either / "evaluation.json").read_text())["bits_per_dim"]
     assert bits["L_T"]["mean"] == 0
     assert bits["bound, bits/dim"]["mean"] > 0

@@ -154,7 +154,7 @@ def test_a_process_that_dies_is_begun_again_by_the_launcher(tmp_path):
     assert saved.state["complete"]
 
 
-def test_a_launcher_that_is_told_to_stop_says_75_and_has_saved(tmp_path):
+def test_a_launcher_that_is_stopped_says_75_and_has_saved(tmp_path):
     line = ["train", "digits", "--preset", "tiny", "--steps", "100000", *TINY, "--out", str(tmp_path / "run")]
     command_line = [sys.executable, "-m", "ancestral", *line, "--processes", "2"]
     with subprocess.Popen(command_line, env=ONE_THREAD, stdout=subprocess.PIPE, text=True) as started:

@@ -78,19 +78,19 @@ def test_whenever_a_swap_is_killed_there_is_the_old_set_or_the_new(tmp_path, mon
     while not finished:
         root = tmp_path / str(after)
         put(root, USERS)
-        place = Results(root, root / ".results" / "x")
-        assert place.replace(OLD.items(), COVERS) == []
+        results = Results(root, root / ".results" / "x")
+        assert results.replace(OLD.items(), COVERS) == []
         put(root / ".job", NEW)
         new = {name: root / ".job" / name for name in NEW} if linked else NEW
         with monkeypatch.context() as patch:
             Kill(patch, after)
             try:
-                place.replace(new.items(), COVERS)
+                results.replace(new.items(), COVERS)
                 finished = True
             except Killed:
                 pass
         now = content(root)
-        planned = (place.state / "plan.json").exists()
+        planned = (results.state / "plan.json").exists()
         if not planned:
             assert now in wholes
         if "grid.png" in now:  # never beside images of another set
@@ -100,10 +100,10 @@ def test_whenever_a_swap_is_killed_there_is_the_old_set_or_the_new(tmp_path, mon
         with monkeypatch.context() as patch:  # killed again while it goes on
             Kill(patch, after % 5)
             with suppress(Killed):
-                place.finish()
-        Results(root, place.state).finish()
+                results.finish()
+        Results(root, results.state).finish()
         assert content(root) == (USERS | NEW if planned else now)
-        assert [path.name for path in place.state.iterdir()] == ["set.json"]
+        assert [path.name for path in results.state.iterdir()] == ["set.json"]
         after += 1
     assert seen == {0, 1, "between"}
     assert after > 15
@@ -292,29 +292,29 @@ def test_who_is_late_leaves_what_is_whole_and_replaces_what_is_not(tmp_path, mon
 
 
 def test_a_set_that_cannot_be_made_leaves_the_old_one(tmp_path):
-    place = Results(tmp_path, tmp_path / ".results" / "x")
-    place.replace(OLD.items(), COVERS)
+    results = Results(tmp_path, tmp_path / ".results" / "x")
+    results.replace(OLD.items(), COVERS)
 
     def torn():
         yield "0.png", b"new"
         raise verified_folder.Damaged("of a piece")
 
     with pytest.raises(verified_folder.Damaged):
-        place.replace(torn())
+        results.replace(torn())
     (tmp_path / ".results" / "x" / "in the way").mkdir()
     assert content(tmp_path) == OLD
 
 
 def test_what_the_user_has_changed_or_put_there_is_not_touched(tmp_path):
-    place = Results(tmp_path, tmp_path / ".results" / "x")
-    place.replace(OLD.items(), COVERS)
-    place.need_free(OLD)
+    results = Results(tmp_path, tmp_path / ".results" / "x")
+    results.replace(OLD.items(), COVERS)
+    results.need_free(OLD)
     (tmp_path / "2.png").write_bytes(b"retouched")
     (tmp_path / "9.png").write_bytes(b"a file of the user's")
     for name, word in (("2.png", "changed since"), ("9.png", "already"), ("9.png/a.png", "its folder is a file")):
         with pytest.raises(UserError, match=word):
-            place.need_free([name])
-    assert place.replace(NEW.items(), COVERS) == [tmp_path / "2.png"]
+            results.need_free([name])
+    assert results.replace(NEW.items(), COVERS) == [tmp_path / "2.png"]
     assert content(tmp_path) == NEW | {"2.png": b"retouched", "9.png": b"a file of the user's"}
 
 
@@ -346,8 +346,8 @@ def test_one_writer_at_a_time_and_no_folder_for_nothing(tmp_path):
         with held(tmp_path / "a" / "b", "y"):
             pass
     assert not (tmp_path / "a").exists()
-    with held(tmp_path, "x") as place:
-        place.add({"c/d.png": b"d"}.items())
+    with held(tmp_path, "x") as results:
+        results.add({"c/d.png": b"d"}.items())
     assert [path.name for path in tmp_path.iterdir()] == ["c"]
 
 
@@ -415,8 +415,8 @@ def test_names_that_can_are_taken_and_can_be_written(tmp_path):
         "[b].png",
     ]
     file_names.check(listed, tmp_path, Path("file"), "")
-    with held(tmp_path, "x") as place:
-        place.add((name, b"x") for name in listed)
+    with held(tmp_path, "x") as results:
+        results.add((name, b"x") for name in listed)
     assert content(tmp_path).keys() == set(listed)
 
 

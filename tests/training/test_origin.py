@@ -105,7 +105,7 @@ def test_classes_are_those_of_their_names_and_new_ones_begin_as_the_model_withou
     assert not torch.allclose(found, alone, atol=1e-4)
 
 
-def test_a_model_of_classes_goes_on_without_them_as_when_it_was_told_none(base, channels, tmp_path):
+def test_a_model_of_classes_goes_on_without_them_as_when_it_was_given_none(base, channels, tmp_path):
     training, facts, saved = begun(base, data(tmp_path, (), channels), **{"model.labels": "false"})
     assert training.config.model.condition_dropout == 0
     alone = known(saved, labels=[0] * 4, dropped=[True] * 4)
@@ -167,7 +167,7 @@ def test_another_size_goes_on_and_is_said(base, channels, tmp_path):
 
 
 @pytest.mark.parametrize(("schedule", "exact"), [("linear", True), ("linear-log-snr", True), ("cosine", False)])
-def test_fewer_steps_are_exact_where_the_network_is_told_the_same_of_the_same_noise(schedule, exact):
+def test_fewer_steps_are_exact_where_the_network_gets_the_same_clock_for_the_same_noise(schedule, exact):
     """linear is one process in continuous time and linear-log-snr a closed form of t/T; cosine caps beta, by T."""
     model, half, third = (
         config.resolve("digits", "tiny", {"diffusion.schedule": schedule, "diffusion.T": T}) for T in (1000, 500, 300)
@@ -212,7 +212,7 @@ def test_what_no_weights_can_make_up_for_is_one_line(any_run, options, named, tm
     assert not (tmp_path / "new" / "checkpoints").exists()
 
 
-def test_a_model_always_told_its_class_is_not_known_without(channels, tmp_path):
+def test_a_model_always_given_its_class_is_refused_without(channels, tmp_path):
     labelled, plain = data(tmp_path, CLASSES, channels), data(tmp_path, (), channels)
     told = ("--set", "model.labels=true", "--set", "train.batch_size=8", "--set", "model.width=8")
     assert train(labelled, tmp_path / "run", *told, steps=2)[1] == 0

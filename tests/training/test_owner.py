@@ -212,7 +212,7 @@ def test_a_command_that_is_stopped_says_what_was_kept(trained_run, tmp_path):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])
-def test_a_training_told_to_stop_before_it_began(tmp_path, monkeypatch, number, code):
+def test_a_training_stopped_before_it_began(tmp_path, monkeypatch, number, code):
     monkeypatch.setattr("ancestral.data.load.load", lambda *given: signal.raise_signal(number))
     result = run_command(*TRAIN, "--steps", 6, "--out", tmp_path / "run")
     assert result.exit_code == code

@@ -208,10 +208,10 @@ def unarchive(run: Path, file: Path, *, out: Path, only: tuple[int, int] | None)
         else:
             targets = [as_png(names[row]) for row in selected]
             check(targets, out, file, "give --out FILE.npz")
-            with held(out, "unarchive") as place:
-                place.need_free(targets)
+            with held(out, "unarchive") as results:
+                results.need_free(targets)
                 pixels = expanded(saved, predictor, packed_images, selected)
-                place.add(zip(targets, map(pictures.png, pixels), strict=True))
+                results.add(zip(targets, map(pictures.png, pixels), strict=True))
     except CodecError as error:
         raise CodecError(f"{file}: {error}") from None
     screen.print(f"{len(pixels)} images: {out}")

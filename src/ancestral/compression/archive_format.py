@@ -116,12 +116,12 @@ class Archive:
         if sum(entry[0] for entry in entries) != len(rest):
             missing = sum(entry[0] for entry in entries) - len(rest)
             raise CodecError(f"the file is {missing} bytes short" if missing > 0 else f"{-missing} bytes too many")
-        blocks, place = [], 0
+        blocks, offset = [], 0
         for size, pixels_crc, payload_crc in entries:
-            blocks.append(Block(rest[place : place + size], pixels_crc))
+            blocks.append(Block(rest[offset : offset + size], pixels_crc))
             if blocks[-1].payload_crc != payload_crc:
                 raise CodecError(f"block {len(blocks) - 1} is damaged; fetch the file again")
-            place += size
+            offset += size
         setting = Setting(model, tuple(times.tolist()), T, (shape[0], shape[1], shape[2]), threads, mark, bins)
         return cls(setting, count, block, names, tuple(blocks))
 

@@ -28,7 +28,7 @@ class Writer:
 
     def number(self, value: int, width: int) -> None:
         """An unsigned integer in so many bits, highest first."""
-        self.bits(np.array([value >> place & 1 for place in range(width - 1, -1, -1)], np.uint8))
+        self.bits(np.array([value >> bit & 1 for bit in range(width - 1, -1, -1)], np.uint8))
 
     def bits(self, bits: np.ndarray) -> None:
         """Bits as they are."""
@@ -103,12 +103,12 @@ def read_varint(content: bytes, start: int, largest: int) -> tuple[int, int] | N
         CodecError: when it is larger than `largest` or written longer than it need be.
     """
     value = 0
-    for place, byte in enumerate(content[start : start + 5]):
-        value |= (byte & 127) << 7 * place
+    for index, byte in enumerate(content[start : start + 5]):
+        value |= (byte & 127) << 7 * index
         if byte < 128:
-            if value > largest or (byte == 0 and place):
+            if value > largest or (byte == 0 and index):
                 raise CodecError(f"damaged: {value} in a field that is at most {largest}")
-            return value, start + place + 1
+            return value, start + index + 1
     if len(content) >= start + 5:
         raise CodecError("damaged: a number without an end")
     return None

@@ -90,10 +90,10 @@ def spacings(denoiser: Predictor, times: Sequence[int], bins: float) -> dict[int
     q(x_t | x_u, x0), divided by `bins`, where s < t < u are neighbours."""
     schedule = denoiser.schedule
     widths = {}
-    for place, t in enumerate(times[:-1]):
-        gain = schedule.gain(t, times[place + 1])
-        if place:
-            gain = torch.minimum(gain, schedule.gain(times[place - 1], t))
+    for index, t in enumerate(times[:-1]):
+        gain = schedule.gain(t, times[index + 1])
+        if index:
+            gain = torch.minimum(gain, schedule.gain(times[index - 1], t))
         widths[t] = float(gain.sqrt() * schedule.noise(t)) / bins
     return widths
 
@@ -195,13 +195,13 @@ class Chain:
 
     def _on_lattice(self, normal: Normal, t: int) -> tuple[Tensor, np.ndarray, np.ndarray]:
         """(the lattice point nearest to the mean, int64; mean and standard deviation in lattice points from there)."""
-        place = normal.mean / self.spacing[t]
-        centre = place.round()
-        std = (normal.var.sqrt() / self.spacing[t]).expand_as(place)
-        return centre, _flat(place - centre, np.float64), _flat(std, np.float64)
+        mean = normal.mean / self.spacing[t]
+        centre = mean.round()
+        std = (normal.var.sqrt() / self.spacing[t]).expand_as(mean)
+        return centre, _flat(mean - centre, np.float64), _flat(std, np.float64)
 
-    def _points(self, places: Tensor, t: int) -> Tensor:
-        return places.double() * self.spacing[t]
+    def _points(self, points: Tensor, t: int) -> Tensor:
+        return points.double() * self.spacing[t]
 
 
 def _flat(values: Tensor, dtype: Any) -> np.ndarray:

@@ -59,20 +59,20 @@ def measure(model: Denoiser, saved: checkpoint.Checkpoint, images: Splits, tell:
     schedule = model.schedule
     times = _nodes(saved.config)
     noise_levels = (-schedule.log_snr(torch.tensor(times)) / 2).exp() * 127.5
-    ends = [place for place, level in enumerate(noise_levels.tolist()) if ENDS[0] <= level <= ENDS[1]] or [-1]
-    ends = [place % len(times) for place in ends]
+    ends = [index for index, level in enumerate(noise_levels.tolist()) if ENDS[0] <= level <= ENDS[1]] or [-1]
+    ends = [index % len(times) for index in ends]
     train, held_out = images.train.spread(AT_THE_END), images.test.spread(HELD_OUT)
     few = train.spread(IMAGES)
     measured, tested, predicted = [], [], {}
-    for place, t in enumerate(times):
-        chosen = train if place in ends else few
+    for index, t in enumerate(times):
+        chosen = train if index in ends else few
         x0_hat = _predicted(model, saved.config, chosen, t, "codec")
         measured.append(bucket_sums(x0_hat, to_unit(chosen.images)))
         seen = _predicted(model, saved.config, held_out, t, "held out")
         tested.append(bucket_sums(seen, to_unit(held_out.images)))
-        if place in ends:
-            predicted[place] = x0_hat.permute(0, 2, 3, 1).numpy()
-        tell((place + 1) / len(times))
+        if index in ends:
+            predicted[index] = x0_hat.permute(0, 2, 3, 1).numpy()
+        tell((index + 1) / len(times))
     errors, tested_errors = _errors(times, measured), _errors(times, tested)
     pixels = np.asarray(train.images[:])
     costs = _costs(model, errors, to_unit(few.images), pixels, predicted)
@@ -86,7 +86,7 @@ def measure(model: Denoiser, saved: checkpoint.Checkpoint, images: Splits, tell:
         counts = channel_bits(schedule, errors, walk, dimensions, CHANNELS[channel].efficiency)
         profiles[number] = Profile(number, walk, counts, channel, GUARD)
     stops = _sets([times.index(one.times[-1]) for one in profiles.values()], sorted(predicted))
-    table = residual_tables.fit(pixels, [predicted[place] for place in stops])
+    table = residual_tables.fit(pixels, [predicted[index] for index in stops])
     x0_var = interpolated(schedule, times, errors.x0_var)
     canary = canary_of(model, saved, (times[0], times[len(times) // 2], profiles[DEFAULT].times[-1]))
     report = {f"bits/dim, {calls} predictions": total for calls, total in totals.items()}
@@ -142,26 +142,26 @@ def _costs(model: Denoiser, errors: Errors, x0: Tensor, pixels: np.ndarray, pred
     schedule, dimensions = model.schedule, pixels[0].size
     start = [float(schedule.prior(x0, t).mean()) / dimensions / np.log(2) for t in errors.times]
     end = np.full(len(errors.times), np.inf)
-    for place, x0_hat in predicted.items():
+    for index, x0_hat in predicted.items():
         table = residual_tables.fit(pixels[::2], [x0_hat[::2]])
-        end[place] = residual_tables.unguarded_bits(pixels[1::2], x0_hat[1::2], table).mean() / dimensions
+        end[index] = residual_tables.unguarded_bits(pixels[1::2], x0_hat[1::2], table).mean() / dimensions
     return Costs(np.array(start), move_costs(schedule, errors, OVERHEAD), end)
 
 
-def _sets(stops: list[int], known: list[int]) -> list[int]:
+def _sets(stops: list[int], candidates: list[int]) -> list[int]:
     """Where the residual's tables are from: each walk's end and the times around it, SETS at most."""
-    distance = {place: min(abs(place - stop) for stop in stops) for place in known}
-    return sorted(sorted(known, key=lambda place: (distance[place], place))[:SETS])
+    distance = {index: min(abs(index - stop) for stop in stops) for index in candidates}
+    return sorted(sorted(candidates, key=lambda index: (distance[index], index))[:SETS])
 
 
 def _gap(model: Denoiser, errors: Errors, tested: Errors, profile: Profile) -> dict[str, float]:
     """KL of the profile's steps in bits a dimension under the table, for the errors of both kinds of images."""
     found = {"steps, bits/dim on training images": 0.0, "steps, bits/dim on held-out images": 0.0}
     for t, s in pairwise(profile.times):
-        place = errors.times.index(t)
+        index = errors.times.index(t)
         gain = float(model.schedule.snr(s) - model.schedule.snr(t))
-        r = errors.x0_var[place] * gain
+        r = errors.x0_var[index] * gain
         for name, one in zip(found, (errors, tested), strict=True):
-            excess = (one.x0_var[place] * gain - r) / (1 + r) / (2 * np.log(2))
-            found[name] += float((one.share[place] * (step_bits(r) + excess)).sum())
+            excess = (one.x0_var[index] * gain - r) / (1 + r) / (2 * np.log(2))
+            found[name] += float((one.share[index] * (step_bits(r) + excess)).sum())
     return found

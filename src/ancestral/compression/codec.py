@@ -196,8 +196,8 @@ class Codec:
 
     def _profile(self, number: int) -> Profile:
         if number not in self.codebook.profiles:
-            known = ", ".join(map(str, self.codebook.profiles))
-            raise CodecError(f"profile {number} is not one of this model's, which are {known}")
+            own = ", ".join(map(str, self.codebook.profiles))
+            raise CodecError(f"profile {number} is not one of this model's, which are {own}")
         return self.codebook.profiles[number]
 
     def _check(self, image: np.ndarray) -> None:

@@ -189,6 +189,6 @@ def _targets(
         yield [out], lambda contents: verified_folder.write_file(out, contents[0])
     else:
         check(names, out, out, "do them one by one, with their own --out")
-        with held(out, "files") as place:
-            place.need_free(names)
-            yield [out / name for name in names], lambda contents: place.add(zip(names, contents, strict=True))
+        with held(out, "files") as results:
+            results.need_free(names)
+            yield [out / name for name in names], lambda contents: results.add(zip(names, contents, strict=True))

@@ -100,7 +100,5 @@ def check_model(header: Header, model_id: bytes) -> None:
         CodecError: naming both.
     """
     if header.model != model_id[: len(header.model)]:
-        known = model_id[: len(header.model)].hex()
-        raise CodecError(
-            f"made with model {header.model.hex()}; this run is model {known}: decompress with its own run"
-        )
+        own = model_id[: len(header.model)].hex()
+        raise CodecError(f"made with model {header.model.hex()}; this run is model {own}: decompress with its own run")

@@ -122,16 +122,16 @@ def _moved(schedule: Gaussian, move: Move, rows: Sequence[Row[_Stream]], profile
     """x_s, each row's with the w and z that were chosen for it."""
     var = schedule.posterior(move.x_t, move.prediction.x0, move.t, move.s).var
     r = move.p.var / var - 1
-    place = profile.times.index(move.t)
+    index = profile.times.index(move.t)
     flat = r.flatten(1).cpu().double().numpy()
-    chosen = [choose(number, flat[number], (profile.id, place, row.tile)) for number, row in enumerate(rows)]
+    chosen = [choose(number, flat[number], (profile.id, index, row.tile)) for number, row in enumerate(rows)]
     z = torch.from_numpy(np.stack([z for _, z in chosen])).to(move.x_t).reshape(move.x_t.shape)
     width = (
         torch.tensor([width for width, _ in chosen], dtype=torch.float64)
         .to(move.x_t)
         .reshape(-1, *[1] * (move.x_t.ndim - 1))
     )
-    if checked(profile, place):
+    if checked(profile, index):
         for stream in dict.fromkeys(row.stream for row in rows):
             stream.check()
     return move.p.mean + (var * (1 + width * r)).sqrt() * z
@@ -193,20 +193,20 @@ def skip(reader: Reader, profile: Profile, rows: int) -> None:
     Raises:
         CodecError: when the bits are damaged.
     """
-    for place, counts in enumerate(profile.counts):
+    for index, counts in enumerate(profile.counts):
         if reader.short:
             return
         for _ in range(rows):
             level = reader.number(LEVEL_BITS)
             if level is not None:
                 reader.bits(counts[level])
-        if checked(profile, place):
+        if checked(profile, index):
             reader.check()
 
 
-def checked(profile: Profile, place: int) -> bool:
+def checked(profile: Profile, index: int) -> bool:
     """Whether a check of the bits follows this step."""
-    return (place + 1) % CHECKED == 0 or place + 1 == len(profile.counts)
+    return (index + 1) % CHECKED == 0 or index + 1 == len(profile.counts)
 
 
 def width_of(r: np.ndarray, bits: int, channel: Channel) -> float:
@@ -225,7 +225,7 @@ def width_of(r: np.ndarray, bits: int, channel: Channel) -> float:
 
 
 def best_level(shift: np.ndarray, r: np.ndarray, counts: Sequence[int], channel: Channel) -> int:
-    """The number of bits, as its place in `counts`, nearest to what KL(q || p) takes at the best width.
+    """The number of bits, as its index in `counts`, nearest to what KL(q || p) takes at the best width.
 
     Args:
         shift: float64 (D,), (mean_q - mean) / sqrt(var).

@@ -44,13 +44,13 @@ class Grids:
 
     def helpers(self, grey: np.ndarray) -> np.ndarray:
         """Which grid each value needs, uint8."""
-        place = grey * self.n + 0.5
-        return (np.abs(place - np.rint(place)) < (self.guard + _SETTLED) * self.n).astype(np.uint8)
+        scaled = grey * self.n + 0.5
+        return (np.abs(scaled - np.rint(scaled)) < (self.guard + _SETTLED) * self.n).astype(np.uint8)
 
     def cells(self, grey: np.ndarray, helpers: np.ndarray | int) -> np.ndarray:
         """Centres in eighths of a grey level, int64."""
-        place = grey * self.n
-        whole, half = np.rint(place), np.floor(place) + 0.5
+        scaled = grey * self.n
+        whole, half = np.rint(scaled), np.floor(scaled) + 0.5
         return (np.where(helpers, half, whole) * (EIGHTHS // self.n)).astype(np.int64)
 
     def rare(self, leaving: float) -> tuple[float, float]:
@@ -98,5 +98,5 @@ def flat(cells: np.ndarray) -> np.ndarray:
 
 def between_flat(cells: np.ndarray) -> np.ndarray:
     """Whether the left and the upper neighbour are black or white; one beyond the edge counts as if it were."""
-    known = np.pad(flat(cells), ((0, 0),) * (cells.ndim - 3) + ((1, 0), (1, 0), (0, 0)), constant_values=True)
-    return known[..., 1:, :-1, :] & known[..., :-1, 1:, :]
+    padded = np.pad(flat(cells), ((0, 0),) * (cells.ndim - 3) + ((1, 0), (1, 0), (0, 0)), constant_values=True)
+    return padded[..., 1:, :-1, :] & padded[..., :-1, 1:, :]

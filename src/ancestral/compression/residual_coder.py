@@ -132,10 +132,10 @@ def _read_cells(coder: Any, grids: Grids, grey: np.ndarray, rare: tuple[float, f
     models, stride = _helper_models(rare), width * channels
     cells: list[int] = []
     flat: list[bool] = []
-    for place in range(height * stride):
-        left = flat[place - channels] if place % stride >= channels else True
-        above = flat[place - stride] if place >= stride else True
-        cell = candidates[coder.decode(models[left and above])][place]
+    for index in range(height * stride):
+        left = flat[index - channels] if index % stride >= channels else True
+        above = flat[index - stride] if index >= stride else True
+        cell = candidates[coder.decode(models[left and above])][index]
         cells.append(cell)
         flat.append(cell in (0, WHITE))
     return np.array(cells).reshape(height, width, channels)
@@ -147,17 +147,17 @@ def _read_pixels(coder: Any, cells: np.ndarray, tables: _Coded, weights: list[in
     strides = (width + 2) * (channels + 2), channels + 2, 1
     used = [(weight, int(np.dot(step, strides))) for weight, step in zip(weights, BEFORE, strict=True) if weight]
     errors = np.zeros((height + 1, width + 2, channels + 2), np.int64)
-    places = np.arange(errors.size).reshape(errors.shape)[1:, 1:-1, 2:]
-    known, pixels = errors.ravel().tolist(), []
-    columns = (places, cells, classes(cells) * FRACTIONS, inner(cells))
-    for place, cell, row, free in zip(*(column.ravel().tolist() for column in columns), strict=True):
+    indices = np.arange(errors.size).reshape(errors.shape)[1:, 1:-1, 2:]
+    earlier, pixels = errors.ravel().tolist(), []
+    columns = (indices, cells, classes(cells) * FRACTIONS, inner(cells))
+    for index, cell, row, free in zip(*(column.ravel().tolist() for column in columns), strict=True):
         centre = cell
         if free and used:
-            centre += rounded(sum(weight * known[place + step] for weight, step in used))
+            centre += rounded(sum(weight * earlier[index + step] for weight, step in used))
         symbol = coder.decode(tables[row + fraction_of(centre)])
         value = base_of(centre) + symbol - REACH if symbol < ESCAPE else coder.decode(byte)
         pixel = min(max(value, 0), 255)
-        known[place] = EIGHTHS * pixel - cell
+        earlier[index] = EIGHTHS * pixel - cell
         pixels.append(pixel)
     return np.array(pixels, np.uint8).reshape(height, width, channels)
 

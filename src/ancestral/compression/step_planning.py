@@ -103,14 +103,14 @@ def plan(times: Sequence[int], costs: Costs, most: int) -> list[tuple[tuple[int,
             through = reached[:, None] + costs.move
             came.append(through.argmin(0))
             reached = through.min(0)
-        place = int((reached + costs.end).argmin())
-        total = float(reached[place] + costs.end[place])
+        index = int((reached + costs.end).argmin())
+        total = float(reached[index] + costs.end[index])
         if not np.isfinite(total):
             continue
-        path = [place]
+        path = [index]
         for origin in reversed(came):
             path.append(int(origin[path[-1]]))
-        plans.append((tuple(times[place] for place in reversed(path)), total))
+        plans.append((tuple(times[index] for index in reversed(path)), total))
     return plans
 
 
@@ -164,9 +164,9 @@ def channel_bits(
     widths = 2 ** ((torch.arange(16, dtype=torch.float64) - 8) / 4)
     counts = []
     for t, s in pairwise(times):
-        place = errors.times.index(t)
-        r = errors.x0_var[place] * float(schedule.snr(s) - schedule.snr(t))
-        bits = (errors.share[place] * step_bits(widths[:, None] * r)).sum(1) * dimensions / efficiency
+        index = errors.times.index(t)
+        r = errors.x0_var[index] * float(schedule.snr(s) - schedule.snr(t))
+        bits = (errors.share[index] * step_bits(widths[:, None] * r)).sum(1) * dimensions / efficiency
         counts.append(tuple(max(1, round(n)) for n in bits.tolist()))
     return tuple(counts)
 

@@ -40,5 +40,5 @@ def cut(image: np.ndarray, where: Tile, tile: tuple[int, int]) -> np.ndarray:
 
 def paste(image: np.ndarray, where: Tile, part: np.ndarray) -> None:
     """Put a tile (h, w, C) into an image, without what is over its edge."""
-    place = image[where.top : where.top + part.shape[0], where.left : where.left + part.shape[1]]
-    place[...] = part[: place.shape[0], : place.shape[1]]
+    target = image[where.top : where.top + part.shape[0], where.left : where.left + part.shape[1]]
+    target[...] = part[: target.shape[0], : target.shape[1]]

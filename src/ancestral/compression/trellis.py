@@ -103,7 +103,7 @@ def _column(memory: int, column: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _table(memory: int, columns: int) -> np.ndarray:
-    """int16 (states, columns): a normal value for each state and place in a stage."""
+    """int16 (states, columns): a normal value for each state and index in a stage."""
     return np.stack([_column(memory, column) for column in range(columns)], 1)
 
 
@@ -118,7 +118,7 @@ def _stacked(values: np.ndarray, order: np.ndarray, stages: list[tuple[int, int,
 
 def _viterbi(gain: np.ndarray, counts: list[int], memory: int) -> np.ndarray:
     """The bits of the path from state 0 with the largest sum of gain (stages, states)."""
-    known = gain.shape[1]  # states beyond are out of reach of so few bits
+    reachable = gain.shape[1]  # states beyond are out of reach of so few bits
     score = np.full(2**memory, -np.inf, np.float32)
     score[0] = 0
     came: list[np.ndarray] = []
@@ -126,10 +126,10 @@ def _viterbi(gain: np.ndarray, counts: list[int], memory: int) -> np.ndarray:
         before = score.reshape(2**count, -1)
         came.append(before.argmax(0))
         score = np.repeat(before.max(0), 2**count)
-        score[:known] += row
+        score[:reachable] += row
     state, bits = int(score.argmax()), []
     for count, origin in zip(reversed(counts), reversed(came), strict=True):
-        bits += [state >> place & 1 for place in range(count)]
+        bits += [state >> bit & 1 for bit in range(count)]
         state >>= count
         state |= int(origin[state]) << memory - count
     return np.array(bits[::-1], np.uint8)

@@ -98,10 +98,10 @@ def contact_sheet(
     tall, wide = images.shape[1] + gap + above, images.shape[2] + gap
     right = max(columns * wide + gap + beside, _width(labels.title) + 2 * gap if labels.title else 0)
     sheet = np.full((math.ceil(count / columns) * tall + gap + head, right, channels), 128, np.uint8)
-    places = [(i // columns * tall + gap + head + above, i % columns * wide + gap + beside) for i in range(count)]
+    corners = [(i // columns * tall + gap + head + above, i % columns * wide + gap + beside) for i in range(count)]
     if channels == 4 and labels != NO_LABELS:
         sheet[..., 3] = 255  # letters on what is seen through could be read on some pages only
-    for image, (top, left) in zip(images, places, strict=True):
+    for image, (top, left) in zip(images, corners, strict=True):
         sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
     picture = Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet[..., : 4 if channels == 4 else 3])
     draw = ImageDraw.Draw(picture)
@@ -109,8 +109,8 @@ def contact_sheet(
     for column, text in enumerate(labels.columns):
         _write(draw, column * wide + gap + beside, head - LINE, text, wide - gap)
     for row, text in enumerate(labels.rows):
-        _write(draw, gap, places[row * columns][0] + (images.shape[1] - LINE) // 2, text, beside)
-    for text, (top, left) in zip(labels.images, places, strict=False):
+        _write(draw, gap, corners[row * columns][0] + (images.shape[1] - LINE) // 2, text, beside)
+    for text, (top, left) in zip(labels.images, corners, strict=False):
         _write(draw, left, top - LINE, text, wide - gap)
     return picture
 

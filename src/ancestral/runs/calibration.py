@@ -53,5 +53,5 @@ def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Ch
         return saved
     with Progress() as bar:
         task = bar.add_task("calibrating the variances", total=predictions(saved.config))
-        told = partial(bar.advance, task)
-        return replace(saved, calibration=calibration(saved.config, model, train_images, device_of(model), told))
+        report = partial(bar.advance, task)
+        return replace(saved, calibration=calibration(saved.config, model, train_images, device_of(model), report))

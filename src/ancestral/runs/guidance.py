@@ -89,7 +89,7 @@ class Guidance:
             )
         elif path is None and not conditions.condition_dropout:
             raise UserError(
-                "--guidance: this model has always been told its conditions, so it has no unconditional half; "
+                "--guidance: this model always had its conditions in training, so it has no unconditional half; "
                 f"{_MEND[saved.config.source.startswith('diffusers:')]}, or name a weaker model with --guide"
             )
         self.guide = None if path is None else Guide(Path(path), chosen, saved, model)
@@ -124,7 +124,7 @@ class Guidance:
         if self.guide is None:
             pair = conditional(self.model, **cond)
         else:
-            weaker, known = self.guide.model, for_model(cond, self.guide.config)
-            pair = beside(Conditioned(self.model.unclipped, **cond), Conditioned(weaker.unclipped, **known))
+            weaker, own = self.guide.model, for_model(cond, self.guide.config)
+            pair = beside(Conditioned(self.model.unclipped, **cond), Conditioned(weaker.unclipped, **own))
         guided = Guided(pair, self.model, self.scale, self.rescale, self.interval, self.model.clip)
         return guided if table is None else Calibrated(guided, table)

@@ -59,7 +59,7 @@ class Owner:
         """
         numbers = _numbers(self._path.parent)
         if numbers and numbers[-1] > int(self._path.stem):
-            newer = _place(self._path.parent, numbers[-1])
+            newer = _record_path(self._path.parent, numbers[-1])
             other, run = _who(_read(newer), newer), self._path.parent.parent
             raise UserError(f"{run}: was taken over by {other} while this one did not answer")
 
@@ -82,7 +82,7 @@ def own(run: Path, warn: Callable[[str], None] = print) -> Owner:
 
     Args:
         run: the folder.
-        warn: told, in one line each, what is waited for, and what the file system cannot promise.
+        warn: called with one line for each thing that is waited for, and what the file system cannot promise.
 
     Raises:
         UserError: naming the owner, when there is one.
@@ -94,12 +94,12 @@ def own(run: Path, warn: Callable[[str], None] = print) -> Owner:
             numbers = _numbers(folder)
             number = numbers[-1] if numbers else 0
             if number:
-                _need_gone(run, _place(folder, number), warn)
-            made = _make(_place(folder, number + 1))
+                _need_gone(run, _record_path(folder, number), warn)
+            made = _make(_record_path(folder, number + 1))
             if made is not None and _numbers(folder)[-1] == number + 1:
                 break
             if made is not None:
-                _place(folder, number + 1).unlink()
+                _record_path(folder, number + 1).unlink()
         for path in folder.iterdir():  # old owners, and what killed ones left half made
             old = not _is_number(path) or int(path.stem) <= number + 1 - KEPT
             if old and (path.is_symlink() or not path.is_dir()):
@@ -109,9 +109,9 @@ def own(run: Path, warn: Callable[[str], None] = print) -> Owner:
             f"{folder}: cannot be written ({error.strerror}), and a run needs one owner; choose another --out"
         ) from error
     with contextlib.suppress(FileExistsError):
-        os.close(os.open(_place(folder, number + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.close(os.open(_record_path(folder, number + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         warn(f"{run}: this file system makes a file twice; see to it that nobody else trains there")
-    return Owner(_place(folder, number + 1), made)
+    return Owner(_record_path(folder, number + 1), made)
 
 
 def _need_gone(run: Path, path: Path, warn: Callable[[str], None]) -> None:
@@ -199,7 +199,7 @@ def _is_number(path: Path) -> bool:
     return path.suffix == ".json" and re.fullmatch("[0-9]{6,18}", path.stem) is not None
 
 
-def _place(folder: Path, number: int) -> Path:
+def _record_path(folder: Path, number: int) -> Path:
     return folder / f"{number:06d}.json"
 
 
@@ -209,8 +209,8 @@ def _read(path: Path) -> dict[str, Any] | None:
         record = disk.document(path)
     except disk.Damaged:
         return None
-    known = isinstance(record, dict) and type(record.get("process")) is int and "started" in record
-    return record if known else None
+    whole = isinstance(record, dict) and type(record.get("process")) is int and "started" in record
+    return record if whole else None
 
 
 def _beat_of(path: Path) -> float | None:

@@ -142,7 +142,7 @@ def _absorbing(kind: type[Absorbing]) -> Chain:
         quick=reveal,
         calibrated=False,
         fine="trailing",
-        named=lambda variance: "places revealed in any order",
+        named=lambda variance: "positions revealed in any order",
         best=lambda predictor, start, fine, steps: shortest(imagined_costs(predictor, start, fine), steps, growth=1),
         calls=CALLS,
         more=_WHOLE,

@@ -65,10 +65,10 @@ def load(
 def save(folder: Path, saved: checkpoint.Checkpoint, average_width: float | None, times: list[int]) -> None:
     """Keep the times that were found for so few steps of this model."""
     try:
-        known = _read(folder)
+        kept = _read(folder)
     except disk.Damaged as error:
         screen.print(f"warning: {error}; begun anew")
-        known = {}
+        kept = {}
     found = {"times": times, "model": checkpoint.digest(saved), "average_width": average_width}
-    content = json.dumps({**known, str(len(times) - 1): found}) + "\n"
+    content = json.dumps({**kept, str(len(times) - 1): found}) + "\n"
     verified_folder.write_file(folder / FILE, content.encode())

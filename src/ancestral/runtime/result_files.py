@@ -70,15 +70,15 @@ class Results:
         ours, memory = self.ours, self.state / "set.json"
         forgotten = "" if ours or not os.path.lexists(memory) else f" ({memory}, which knew whose, is damaged)"
         for name in names:
-            place = self.root / name
-            if os.path.lexists(place) and not (name in ours and verified_folder.is_file(place, ours[name])):
+            path = self.root / name
+            if os.path.lexists(path) and not (name in ours and verified_folder.is_file(path, ours[name])):
                 why = "was changed since it was written" if name in ours else f"is there already{forgotten}"
-                raise UserError(f"{place}: {why}; move it away or choose another --out")
+                raise UserError(f"{path}: {why}; move it away or choose another --out")
             if any(
                 one.exists() and not one.is_dir()
                 for one in (self.root / above for above in PurePosixPath(name).parents)
             ):
-                raise UserError(f"{place}: its folder is a file; move that away or choose another --out")
+                raise UserError(f"{path}: its folder is a file; move that away or choose another --out")
 
     def replace(self, files: Contents, covers: Collection[str] = ()) -> list[Path]:
         """Put this set in the place of the last one, whose other files go; returns those kept, as they were changed."""
@@ -154,22 +154,22 @@ def held(root: Path, name: str, processes: Processes | None = None, beside: Path
         UserError: when another command holds it, or the folder cannot be written.
     """
     processes = processes or Processes()
-    place = (beside or root) / FOLDER
-    made = [one for one in (place, *place.parents) if not one.exists()]
+    state = (beside or root) / FOLDER
+    made = [one for one in (state, *state.parents) if not one.exists()]
     lock, problem = None, None
     if processes.first:
         try:
-            place.mkdir(parents=True, exist_ok=True)
-            lock, holder = _locked(place / f"{name}.lock")
+            state.mkdir(parents=True, exist_ok=True)
+            lock, holder = _locked(state / f"{name}.lock")
             if lock is None:
                 problem = UserError(
                     f"{root}: another command is writing there ({holder}); wait for it or choose another --out"
                 )
         except OSError as error:
-            problem = UserError(f"{place.parent}: cannot be read or written ({error.strerror}); choose another --out")
+            problem = UserError(f"{state.parent}: cannot be read or written ({error.strerror}); choose another --out")
     if processes.any(problem is not None):
         raise problem or UserError(f"{root}: another command is writing there")
-    found = Results(root, place / name)
+    found = Results(root, state / name)
     try:
         if processes.first:
             found.finish()
@@ -177,10 +177,10 @@ def held(root: Path, name: str, processes: Processes | None = None, beside: Path
         yield found
     finally:
         if lock is not None:
-            (place / f"{name}.lock").unlink(missing_ok=True)
+            (state / f"{name}.lock").unlink(missing_ok=True)
             os.close(lock)
             with suppress(OSError):
-                place.rmdir()  # where nothing is remembered
+                state.rmdir()  # where nothing is remembered
                 for folder in made[1:]:  # nor written
                     folder.rmdir()
 

@@ -53,15 +53,15 @@ def sample(
     cond = conditions(sampler.saved, options.label, embeddings, num_images)
     classes = [sampler.saved.facts.class_names[int(number)] for number in cond.get("labels", ())]
     named = {CLASSES: json_bytes({_png(i): name for i, name in enumerate(classes)})} if classes else {}
-    told = sha256(cond["embedding"].numpy().tobytes()).hexdigest() if "embedding" in cond else None
-    with process_group(device_of(sampler.model), PATIENCE) as processes, held(out, "sample", processes) as place:
+    vectors = sha256(cond["embedding"].numpy().tobytes()).hexdigest() if "embedding" in cond else None
+    with process_group(device_of(sampler.model), PATIENCE) as processes, held(out, "sample", processes) as results:
         if processes.first:
-            place.adopt(_drawn_by_earlier_versions(out))
+            results.adopt(_drawn_by_earlier_versions(out))
         processes.wait()
-        place.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ()), *named])
+        results.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ()), *named])
         if options.precision == "auto":
             screen.print(f"--precision auto: {sampler.format}")
-        job = Job(out / ".job", {**sampler.settings, "label": options.label, "embeddings": told}, processes)
+        job = Job(out / ".job", {**sampler.settings, "label": options.label, "embeddings": vectors}, processes)
         work, started = pieces(num_images, options.batch_size), time.monotonic()
         with Progress() as bar:
             task = bar.add_task(f"{sampler.steps} steps", total=processes.most(num_images) * sampler.steps)
@@ -88,7 +88,7 @@ def sample(
             drawn = {path.name: path for path in job.files(work)}
             first = np.stack([pictures.read_png(drawn[_png(number)]) for number in range(min(num_images, 256))])
             grid = pictures.sheet(first, labels=Labels(images=classes[: len(first)]))
-            for path in place.replace({**drawn, **named, GRID: grid}.items(), covers=(GRID, *FILM)):
+            for path in results.replace({**drawn, **named, GRID: grid}.items(), covers=(GRID, *FILM)):
                 screen.print(f"kept, as it was changed since it was drawn: {path}")
         new = bar.tasks[task].completed / sampler.steps * processes.size
         speed = f"{new / (time.monotonic() - started):.1f} images/s" if new else "all drawn before"
@@ -100,13 +100,13 @@ def sample(
 
 def _drawn_by_earlier_versions(out: Path) -> dict[str, str]:
     """The files of `out` that a version before 2026-11-28 has drawn, which remembered them piece by piece."""
-    known: dict[str, str] = {}
+    drawn: dict[str, str] = {}
     for piece in sorted((out / ".job").glob("*-*")):
         with suppress(verified_folder.Damaged, ValueError, KeyError, TypeError):
             digests = disk.parsed(verified_folder.read(piece, ["digests.json"])["digests.json"], "digests.json")
-            known |= {str(Path(name).name): str(digest) for name, digest in digests.items()}
-    sheets = [out / name for name in (GRID, *FILM) if known and (out / name).is_file()]
-    return known | {path.name: sha256(path.read_bytes()).hexdigest() for path in sheets}
+            drawn |= {str(Path(name).name): str(digest) for name, digest in digests.items()}
+    sheets = [out / name for name in (GRID, *FILM) if drawn and (out / name).is_file()]
+    return drawn | {path.name: sha256(path.read_bytes()).hexdigest() for path in sheets}
 
 
 def tune_steps(
@@ -134,7 +134,7 @@ def tune_steps(
             times = [fine[index] for index in kind.best(watched, beginning(model.schedule, noise), fine, steps)]
     except ValueError as error:
         raise UserError(f"--steps: {error}") from None
-    with held(folder, "tuned"):  # as what is known is read and written again
+    with held(folder, "tuned"):  # as what is there is read and written again
         tuned_times.save(folder, saved, average_width, times)
     screen.print(f"{', '.join(map(str, times))}; now: ancestral sample {folder} --steps {steps} --grid tuned")
 
@@ -144,10 +144,10 @@ def _png(number: int) -> str:
 
 
 def conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Path | None, count: int) -> Conditions:
-    """What the model is told of so many images: one class or all in turn, the vectors of a file in turn.
+    """The conditions of so many images: one class or all in turn, the vectors of a file in turn.
 
     Raises:
-        UserError: when the model is told nothing of the kind, or of another kind.
+        UserError: when the model takes none of the kind, or of another kind.
     """
     cond: Conditions = {}
     if label is not None and not saved.config.model.labels:
@@ -160,7 +160,7 @@ def conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Path
         length = saved.facts.embedding
         if embeddings is None:
             raise UserError(
-                f"--embeddings: this model is told a vector of {length} numbers; give a .npy file (N, {length})"
+                f"--embeddings: this model takes a vector of {length} numbers; give a .npy file (N, {length})"
             )
         vectors = cache.vectors(embeddings)
         if vectors.shape[1] != length:
@@ -174,7 +174,7 @@ def conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Path
 def film_times(times: Sequence[int]) -> set[int]:
     """About a dozen times, closer together towards the end, where the picture is made."""
     share = 1 - (1 - np.linspace(0, 1, FRAMES)) ** 1.5
-    return {times[round(float(place) * (len(times) - 2))] for place in share}
+    return {times[round(float(part) * (len(times) - 2))] for part in share}
 
 
 def film_files(frames: Film) -> dict[str, bytes]:

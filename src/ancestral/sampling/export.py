@@ -45,7 +45,7 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str) -> str:
         raise missing(f"--format {form}", chosen.needs, "onnx")
     sampler = Sampler(run, options, "cpu", open_gaussian)
     if sampler.saved.config.model.embedding:
-        raise UserError(f"{run}: model.embedding is true; models that are told vectors are not exported")
+        raise UserError(f"{run}: model.embedding is true; models that take vectors are not exported")
     if sampler.model.clip is clip_dynamic:
         raise UserError(f"{run}: dynamic clipping is not exported; use --clip static or --clip none")
     files = {
@@ -53,9 +53,9 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str) -> str:
         "sampler.json": json_bytes(plan(sampler)),
         "draw.py": Path(__file__).with_name(f"draw_{form}.py").read_bytes(),
     }
-    with held(out, "export") as place:
-        place.need_free(files)
-        place.replace(files.items())
+    with held(out, "export") as results:
+        results.need_free(files)
+        results.replace(files.items())
     size, calls = len(files[chosen.file]) / 1e6, sampler.steps
     return f"exported: {out / chosen.file}, {size:.1f} MB, {calls} network calls; now: python {out / 'draw.py'} 16"
 

@@ -62,8 +62,8 @@ class Images:
         if path.suffix.lower() == ".png":
             verified_folder.write_file(path, pictures.sheet(self.array))
             return
-        with held(path, "images") as place:
-            place.add((f"{number:06d}.png", pictures.png(image)) for number, image in enumerate(self.array))
+        with held(path, "images") as results:
+            results.add((f"{number:06d}.png", pictures.png(image)) for number, image in enumerate(self.array))
 
 
 @dataclass(frozen=True, eq=False)

@@ -248,8 +248,8 @@ class Model:
             raise UserError(f"profile: unknown '{profile}'; {suggest(profile, compress_command.PROFILES)}")
         if size is not None:
             _need_count(size, "size")
-        with self._run() as run, _quiet(), TemporaryDirectory() as place:
-            source, out = _file(image, Path(place)), Path(place) / "out.anc"
+        with self._run() as run, _quiet(), TemporaryDirectory() as temporary:
+            source, out = _file(image, Path(temporary)), Path(temporary) / "out.anc"
             options = {"out": out, "profile": profile, "size": size, "device": self.device}
             compress_command.compress(run, [source], **options, images=lambda: self._splits(data))
             return out.read_bytes()
@@ -271,8 +271,8 @@ class Model:
             raise UserError(f"finish: unknown '{finish}'; {suggest(finish, compress_command.FINISHES)}")
         if not isinstance(content, bytes):
             raise UserError(f"content: bytes of a compressed file are needed, got {type(content).__name__}")
-        with self._run() as run, _quiet(), TemporaryDirectory() as place:
-            source, out = Path(place) / "in.anc", Path(place) / "out.png"
+        with self._run() as run, _quiet(), TemporaryDirectory() as temporary:
+            source, out = Path(temporary) / "in.anc", Path(temporary) / "out.png"
             source.write_bytes(content)
             options = {"out": out, "finish": finish, "upto": None, "lossy": False, "device": self.device}
             compress_command.decompress(run, [source], **options, images=lambda: self._splits(data))
@@ -300,9 +300,9 @@ class Model:
         if (self.folder / "checkpoints").is_dir():
             yield self.folder
             return
-        with TemporaryDirectory() as place:
-            checkpoint.save_imported(Path(place) / "run", self.saved)
-            yield Path(place) / "run"
+        with TemporaryDirectory() as temporary:
+            checkpoint.save_imported(Path(temporary) / "run", self.saved)
+            yield Path(temporary) / "run"
 
 
 class Editing:

@@ -27,7 +27,7 @@ class Run:
 
     Args:
         folder: what `load`, and every command, takes.
-        complete: False when it was told to stop; the same call goes on from there.
+        complete: False when it was stopped; the same call goes on from there.
     """
 
     folder: Path
@@ -82,7 +82,7 @@ def train(
     overrides |= {_key(name): value for name, value in settings.items()}
     resolved = config.resolve(memory.NAME if path is None else path, preset, overrides)
     folder, length = _folder(out), _length(budget, images, steps)
-    known = None if path is not None else reading.of_any(data, resolved.data)
+    in_memory = None if path is not None else reading.of_any(data, resolved.data)
     complete = command.train(
         resolved,
         folder,
@@ -91,7 +91,7 @@ def train(
         dry_run=False,
         fresh=fresh,
         track=track,
-        images=known,
+        images=in_memory,
         given=overrides.keys() - ([] if seed else ["train.seed"]),
         begin_with=None if begin_with is None else _origin("begin_with", begin_with),
     )
@@ -185,10 +185,10 @@ def _amount(name: str, value: Any, read: Callable[[str], Any]) -> Amount | None:
 
 def _key(name: str) -> str:
     """The setting of this name, with or without its group."""
-    known = config.known_keys()
-    found = [key for key in (*known, *config.IMPORTED) if name in (key, key.partition(".")[2])]
+    keys = config.known_keys()
+    found = [key for key in (*keys, *config.IMPORTED) if name in (key, key.partition(".")[2])]
     if len(found) != 1:
-        names = [key.partition(".")[2] for key in known]
+        names = [key.partition(".")[2] for key in keys]
         raise UserError(
             f"{name}: {'one of ' + ', '.join(found) if found else 'unknown setting; ' + suggest(name, names)}"
         )

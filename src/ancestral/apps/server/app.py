@@ -136,7 +136,7 @@ def _submit(
         task = await check(body)
         record = jobs.submit(task.work, task.rows)
         response.headers["Location"] = f"/api/jobs/{record.id}"
-        return schemas.Accepted(job=record.id, place=record.place)
+        return schemas.Accepted(job=record.id, place=record.position)
 
     submit.__annotations__["body"] = kind
     submit.__doc__ = description.partition("\n")[0]
@@ -179,7 +179,7 @@ def _jobs(app: FastAPI, jobs: JobQueue) -> None:
     async def state(job: str) -> schemas.State:
         """How far a job is."""
         record = found(job)
-        return schemas.State(state=record.state, place=record.place, step=record.step, of=record.of)
+        return schemas.State(state=record.state, place=record.position, step=record.step, of=record.of)
 
     @app.delete("/api/jobs/{job}", status_code=204, responses=responses(403, 404, 408, 413, 422))
     async def cancel(job: str) -> Response:

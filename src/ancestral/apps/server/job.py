@@ -39,7 +39,7 @@ class Record:
         self.urgent = urgent
         self.id = secrets.token_urlsafe(12)
         self.state: State = "queued"
-        self.place, self.step, self.of = 0, 0, 0
+        self.position, self.step, self.of = 0, 0, 0
         self.begun, self.ended = time.monotonic(), 0.0
         self.deadline = float("inf")
         self.size = 0  # of what is kept, about, in bytes

@@ -77,7 +77,7 @@ class JobQueue:
             self._records[record.id] = record
             self._waiting.append((record, work, rows))
             self._start()
-            self._say_places()
+            self._report_positions()
         return record
 
     def at_once(self, work: Work) -> Record:
@@ -110,7 +110,7 @@ class JobQueue:
             self._end(record, "cancelled", {})
             with self._lock:
                 self._start()  # it may have stood before smaller ones that there is room for
-                self._say_places()
+                self._report_positions()
 
     def remove(self, record: Record) -> None:
         """Cancel a job and forget it; who looks at it already still sees it end."""
@@ -148,14 +148,14 @@ class JobQueue:
                 return
             self._waiting.popleft()
             self._running[record.id] = rows
-            record.state, record.place = "running", 0
+            record.state, record.position = "running", 0
             self._threads.submit(self._run, record, work)
 
-    def _say_places(self) -> None:
-        for place, (record, _, _) in enumerate(self._waiting, 1):
-            if record.place != place:
-                record.place = place
-                record.tell("queued", {"place": place})
+    def _report_positions(self) -> None:
+        for position, (record, _, _) in enumerate(self._waiting, 1):
+            if record.position != position:
+                record.position = position
+                record.tell("queued", {"place": position})
 
     def _run(self, record: Record, work: Work) -> None:
         started = time.monotonic()
@@ -164,7 +164,7 @@ class JobQueue:
             del self._running[record.id]
             self._usual += 0.2 * (time.monotonic() - started - self._usual)
             self._start()
-            self._say_places()
+            self._report_positions()
 
     def _hurry(self, record: Record, work: Work) -> None:
         self._do(record, work)

@@ -46,7 +46,7 @@ class Patient(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which ends every stream when it is told to stop, and then is done: that is no failure."""
+    """uvicorn's, which ends every stream when it is stopped, and then is done: that is no failure."""
 
     def __init__(self, config: uvicorn.Config, jobs: JobQueue, opened: str | None = None) -> None:
         super().__init__(config)
@@ -83,7 +83,7 @@ def serve(
     run: Path, *, host: str, port: int, token: str | None, open_page: bool, queue: int, average_width: float | None,
     device: str,
 ) -> None:  # fmt: skip
-    """Serve the page until told to stop.
+    """Serve the page until stopped.
 
     Raises:
         UserError: when the run or the port cannot be opened.
@@ -110,7 +110,7 @@ def configured(app: Any) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Patient,
-        log_level="critical",  # a stream that stopping cuts short is no news; what goes wrong in a job its page is told
+        log_level="critical",  # a stream that stopping cuts short is no news; what goes wrong in a job goes to its page
         access_log=False,
         server_header=False,
         proxy_headers=False,

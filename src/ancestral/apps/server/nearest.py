@@ -65,8 +65,8 @@ class NearestImages:
                 by, features = looked
                 metric, scale = f"distance of {by.name} features", 1.0
                 found = closest(by.extract(pixels[None]), features, count, going_on)
-            distances, places = (one[0].tolist() for one in found)
-            rows = [(place, far / scale) for place, far in zip(places, distances, strict=True)]
+            distances, found_rows = (one[0].tolist() for one in found)
+            rows = [(row, far / scale) for row, far in zip(found_rows, distances, strict=True)]
             images = np.asarray(train.images[[row for row, _ in rows]])
             return {
                 "neighbours": [

@@ -32,9 +32,9 @@ def _common(parts: Sequence[Predictor]) -> Gaussian:
     if not parts:
         raise ValueError("nothing to compose: give one predictor or more")
     first = parts[0].schedule
-    for place, part in enumerate(parts):
+    for number, part in enumerate(parts):
         if not torch.equal(part.schedule.log_alpha_bar, first.log_alpha_bar):
-            raise ValueError(f"part {place} has another forward process than part 0; compose models of one schedule")
+            raise ValueError(f"part {number} has another forward process than part 0; compose models of one schedule")
     return first
 
 
@@ -44,10 +44,10 @@ def _log_prob(parts: Sequence[Any], x_t: Tensor, t: Time) -> Tensor:
 
 
 def _need_energies(parts: Sequence[Predictor], what: str) -> None:
-    for place, part in enumerate(parts):
+    for number, part in enumerate(parts):
         if not hasattr(part, "log_prob"):
             raise ValueError(
-                f"{what} needs the log density of every part, and part {place}, a {type(part).__name__}, has only a "
+                f"{what} needs the log density of every part, and part {number}, a {type(part).__name__}, has only a "
                 "score; use energies: analytic.Mixture, or energy.Learned around an EnergyNetwork"
             )
 

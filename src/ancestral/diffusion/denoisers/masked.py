@@ -1,4 +1,4 @@
-"""What predicts hidden places, and the steps that reveal them."""
+"""What predicts hidden positions, and the steps that reveal them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ancestral.diffusion.processes.types import Time, untyped
 
 
 class Guess(NamedTuple):
-    """What is believed of the clean image, given the places that are seen."""
+    """What is believed of the clean image, given the positions that are seen."""
 
-    values: Values  # of each place, independent
-    x0: Tensor  # (B, C, H, W) the mean of these where a place is hidden, otherwise what is seen
+    values: Values  # of each position, independent
+    x0: Tensor  # (B, C, H, W) the mean of these where a position is hidden, otherwise what is seen
 
 
 class Guesser(Protocol):
-    """Anything that guesses hidden places: a network, or an exact oracle."""
+    """Anything that guesses hidden positions: a network, or an exact oracle."""
 
     schedule: Absorbing
 
     def __call__(self, x_t: Tensor, t: Time) -> Guess:
-        """Guess the places hidden in x_t (B, ...)."""
+        """Guess the positions hidden in x_t (B, ...)."""
         ...
 
 
@@ -36,11 +36,11 @@ def guess(values: Values, x_t: Tensor) -> Guess:
 
 
 class Masked(nn.Module):
-    """A network as a predictor of hidden places, with the face of a `Denoiser`.
+    """A network as a predictor of hidden positions, with the face of a `Denoiser`.
 
     Args:
         network: maps (2C channels, time, **cond) to C outputs(levels) channels: values with 0 for the hidden ones, and
-            which these are; to the parameters of a distribution of each place.
+            which these are; to the parameters of a distribution of each position.
         schedule: the forward process it is trained for.
         values: which family the distributions are of (see `levels.VALUES`).
         clock: what the network is given for t.
@@ -66,10 +66,10 @@ class Masked(nn.Module):
         return raw.to(x_t.dtype)
 
     def interpret(self, output: Tensor, x_t: Tensor, t: Time) -> Guess:
-        """What an output of the network says of each place."""
+        """What an output of the network says of each position."""
         parameters: Tensor = untyped.movedim(output.unflatten(1, (x_t.shape[1], -1)), 2, -1)
         return guess(self.values.of(parameters, self.schedule.levels), x_t)
 
     def forward(self, x_t: Tensor, t: Time, **cond: Tensor) -> Guess:
-        """Guess the places hidden in x_t (B, C, H, W) at time t."""
+        """Guess the positions hidden in x_t (B, C, H, W) at time t."""
         return self.interpret(self.output(x_t, t, **cond), x_t, t)

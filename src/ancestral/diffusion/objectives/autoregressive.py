@@ -60,9 +60,9 @@ def costs(nats: Tensor, counts: Sequence[float]) -> np.ndarray:
         counts: the positions hidden at each time of the grid, the 0 at its end included; strictly falling.
     """
     n = np.asarray(counts, dtype=np.float64)
-    per_place = nats.double().numpy() / (n[:-1] - n[1:])
+    per_position = nats.double().numpy() / (n[:-1] - n[1:])
     cost = np.full((len(n), len(n)), np.inf)
-    cost[:-1] = np.where(n[:-1, None] > n, (n[:-1, None] - n) * per_place[:, None], np.inf)
+    cost[:-1] = np.where(n[:-1, None] > n, (n[:-1, None] - n) * per_position[:, None], np.inf)
     return cost
 
 

@@ -38,15 +38,15 @@ def jumps(denoiser: Predictor, start: Tensor, fine: Sequence[int]) -> np.ndarray
 
 
 def shortest(cost: np.ndarray, steps: int, growth: float = GROWTH) -> list[int]:
-    """The places of the path from the first to the last in `steps` jumps that misses least in all.
+    """The indices of the path from the first to the last in `steps` jumps that misses least in all.
 
     Raises:
-        ValueError: when there are not so many places, or no such path.
+        ValueError: when there are not so many points, or no such path.
     """
-    places = len(cost)
-    if not 1 <= steps < places:
-        raise ValueError(f"steps must be between 1 and {places - 1}, got {steps}")
-    best = np.full(places, np.inf)
+    points = len(cost)
+    if not 1 <= steps < points:
+        raise ValueError(f"steps must be between 1 and {points - 1}, got {steps}")
+    best = np.full(points, np.inf)
     came: list[np.ndarray] = []
     best[0] = 0.0
     for _ in range(steps):
@@ -55,7 +55,7 @@ def shortest(cost: np.ndarray, steps: int, growth: float = GROWTH) -> list[int]:
         best = through.min(0)
     if not np.isfinite(best[-1]):
         raise ValueError(f"no {steps} steps lead from the first time to the last; use fewer")
-    path = [places - 1]
+    path = [points - 1]
     for sources in reversed(came):
         path.append(int(sources[path[-1]]))
     return path[::-1]

@@ -16,7 +16,7 @@ from ancestral.diffusion.processes.process import Dist, Process
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Planned, begin
 
-Seen = TypeVar("Seen")  # what is predicted: a Prediction, or the Guess of hidden places
+Seen = TypeVar("Seen")  # what is predicted: a Prediction, or the Guess of hidden positions
 _Seen = TypeVar("_Seen", covariant=True)
 
 

@@ -13,7 +13,7 @@ from ancestral.diffusion.processes.types import Time
 
 
 class Reveal:
-    """The reverse step of the process itself: as many places as it hides, in an order that is drawn on the way."""
+    """The reverse step of the process itself: as many positions as it hides, in an order that is drawn on the way."""
 
     def __call__(self, schedule: Absorbing, x_t: Tensor, prediction: Guess, t: Time, s: Time) -> Change:
         """p(x_s | x_t)."""
@@ -22,16 +22,16 @@ class Reveal:
 
 @dataclass(frozen=True, eq=False)
 class InOrder:
-    """The places in an order that is given: an autoregressive model.
+    """The positions in an order that is given: an autoregressive model.
 
     Args:
-        turn: int64 (B, ...) or (...), when each place is revealed: 0 first, each number of 0..D-1 once an image.
+        turn: int64 (B, ...) or (...), when each position is revealed: 0 first, each number of 0..D-1 once an image.
     """
 
     turn: Tensor
 
     def __call__(self, schedule: Absorbing, x_t: Tensor, prediction: Guess, t: Time, s: Time) -> Change:
-        """p(x_s | x_t, order), independent between the places revealed at once."""
+        """p(x_s | x_t, order), independent between the positions revealed at once."""
         before, after = (x_t[0].numel() - schedule.count(time, x_t[0].numel()).to(x_t.device) for time in (t, s))
         due = (self.turn >= before) & (self.turn < after)
         return Change(x_t, hidden(x_t), due.to(x_t).expand_as(x_t), these(due), prediction.values)

@@ -364,9 +364,9 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
     }
     files = {name: json.dumps(document, indent=2).encode() for name, document in documents.items()}
     files[f"unet/{_WEIGHTS}"] = safetensors.torch.save(theirs, metadata={"format": "pt"})
-    with held(folder, "export") as place:
-        place.need_free(files)
-        place.replace(files.items())
+    with held(folder, "export") as results:
+        results.need_free(files)
+        results.replace(files.items())
     return [*lines, f"timestep_spacing is {spacing} (--timestep-spacing chooses another)"]
 
 

@@ -80,7 +80,7 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         name=shown(name),
         title=shown(name.rpartition("/")[2]),
         heading=markdown(name.rpartition("/")[2]),
-        how=_MADE.get(diffusion.chain, "by revealing places in any order"),
+        how=_MADE.get(diffusion.chain, "by revealing positions in any order"),
         channels=channels,
         height=height,
         width=width,
