@@ -1,5 +1,8 @@
 """Exact answers that only tests ask for."""
 
+from itertools import pairwise
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -7,10 +10,12 @@ from torch.nn import functional
 from ancestral.compression import residual_coder
 from ancestral.compression.quantiser_cells import between_flat
 from ancestral.compression.residual_tables import TOTAL, bits_of
+from ancestral.compression.step_planning import step_bits
 from ancestral.diffusion.denoisers.analytic import Mixture
 from ancestral.diffusion.denoisers.masked import guess
 from ancestral.diffusion.processes.absorbing import hidden
 from ancestral.diffusion.processes.levels import Softmax, level_of
+from ancestral.diffusion.processes.normal import Normal
 
 
 def dataset(schedule, points):
@@ -19,7 +24,7 @@ def dataset(schedule, points):
 
 
 class Joint:
-    """The exact predictor of hidden places for data that are one of a few images.
+    """The exact predictor of hidden positions for data that are one of a few images.
 
     points: (N, ...), all of whose values are levels; weights: (N,) their probabilities.
     """
@@ -28,7 +33,7 @@ class Joint:
         self.schedule, self.points, self.weights = schedule, points, weights / weights.sum()
 
     def __call__(self, x_t, t):
-        """p(each place | the places seen), by counting."""
+        """p(each position | the positions seen), by counting."""
         agree = (hidden(x_t)[:, None] | (x_t[:, None] == self.points)).flatten(2).all(2)
         posterior = agree * self.weights
         posterior = posterior / posterior.sum(1, keepdim=True)
@@ -55,3 +60,24 @@ def cost_bits(pixels, x0_hat, table, guard):
     share = np.where(between_flat(cells), flat, any_value)
     helping = -np.log2(np.where(helpers, share, 1 - share)).sum()
     return float(np.log2(max(2, len(table.bits))) + helping + bits_of(pixels[None], cells[None], table).min())
+
+
+@torch.no_grad()
+def rate(denoiser, x0, times, noise):
+    """What images cost on a grid: each step by the variance that is predicted at an x_t of its own.
+
+    The expectation is that of `elbo` on [*times, 0] with the optimal variance, if the predicted one is right. Returns
+    the bits of each step, (B, K), of L_0 as residual, (B,), and all with L_T as bits_per_dim, (B,).
+    """
+    schedule, steps = denoiser.schedule, [torch.zeros(len(x0), 0, dtype=torch.float64)]
+    for t, s in pairwise([*times, 0]):
+        x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
+        prediction = denoiser(x_t, t)
+        x0_var = prediction.x0_var.expand_as(x0)
+        if s:
+            r = x0_var * float(schedule.snr(s) - schedule.snr(t))
+            steps.append(step_bits(r.double()).flatten(1).sum(1, keepdim=True))
+    prior, steps = schedule.prior(x0, times[0]) / np.log(2), torch.cat(steps, 1)
+    residual = -Normal(prediction.x0, x0_var).log_prob_coded(x0).flatten(1).sum(1) / np.log(2)
+    total = prior + steps.sum(1) + residual
+    return SimpleNamespace(steps=steps, residual=residual, bits_per_dim=total / x0[0].numel())

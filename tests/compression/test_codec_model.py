@@ -27,7 +27,6 @@ from ancestral.compression.step_planning import (
     channel_bits,
     move_costs,
     plan,
-    rate,
 )
 from ancestral.data.load import load
 from ancestral.data.pixels import to_unit
@@ -42,7 +41,7 @@ from ancestral.errors import UserError
 from ancestral.runs import checkpoint
 from ancestral.runs.open import open_model
 from ancestral.runtime import verified_folder
-from oracles import cost_bits
+from oracles import cost_bits, rate
 
 F64 = torch.float64
 WALKS = [(50, 20, 8, 3), (50, 40, 30, 22, 15, 10, 6, 3, 1), (7,)]

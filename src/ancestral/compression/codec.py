@@ -102,11 +102,7 @@ class Codec:
         return Header(profile, self.codebook.model_id, exact, None if size == self.tile else size)
 
     def encoding_calls(self, images: Sequence[np.ndarray], profile: int, names: Sequence[str]) -> int:
-        """Of the network, that `encode` makes: a walk to and one back for each batch.
-
-        Raises:
-            CodecError: as `encode`.
-        """
+        """Of the network, that `encode` makes: a walk to and one back for each batch."""
         for name, image in zip(names, images, strict=True):
             _named(name, self._check, image)
         return 2 * len(self._profile(profile).times) * self._walks([image.shape[:2] for image in images])

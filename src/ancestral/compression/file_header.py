@@ -94,11 +94,7 @@ def _size(content: bytes) -> tuple[int, int]:
 
 
 def check_model(header: Header, model_id: bytes) -> None:
-    """Refuse a file of another model.
-
-    Raises:
-        CodecError: naming both.
-    """
+    """Refuse a file of another model."""
     if header.model != model_id[: len(header.model)]:
         own = model_id[: len(header.model)].hex()
         raise CodecError(f"made with model {header.model.hex()}; this run is model {own}: decompress with its own run")

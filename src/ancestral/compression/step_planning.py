@@ -10,7 +10,7 @@ A grid of few times costs more the larger r; the times that cost the least are f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,10 +19,7 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.calibrated import X0_EDGES, x0_bucket
-from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
 from ancestral.diffusion.processes.gaussian import Gaussian
-from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.streams import Streams
 
 BUCKETS = len(X0_EDGES) + 1
 
@@ -55,28 +52,6 @@ class Costs:
     start: np.ndarray
     move: np.ndarray
     end: np.ndarray
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Expected bits of images, by term. float64.
-
-    Args:
-        prior: (B,) L_T.
-        steps: (B, K) of each step.
-        residual: (B,) of the exact pixels.
-        dimensions: values an image.
-    """
-
-    prior: Tensor
-    steps: Tensor
-    residual: Tensor
-    dimensions: int
-
-    @property
-    def bits_per_dim(self) -> Tensor:
-        """All terms, (B,)."""
-        return (self.prior + self.steps.sum(1) + self.residual) / self.dimensions
 
 
 def step_bits(r: Tensor) -> Tensor:
@@ -112,46 +87,6 @@ def plan(times: Sequence[int], costs: Costs, most: int) -> list[tuple[tuple[int,
             path.append(int(origin[path[-1]]))
         plans.append((tuple(times[index] for index in reversed(path)), total))
     return plans
-
-
-def normal_end(prediction: Prediction, x0: Tensor) -> Tensor:
-    """L_0 of a calibrated predictor in bits an image, (B,): bytes under N(x0_hat, Var[x0 | x_t])."""
-    if prediction.x0_var is None:
-        raise ValueError("the rate needs Var[x0 | x_t]: an exact denoiser, or a Calibrated one")
-    nats = -Normal(prediction.x0, prediction.x0_var.expand_as(prediction.x0)).log_prob_coded(x0)
-    return nats.flatten(1).sum(1) / np.log(2)
-
-
-@torch.no_grad()
-def rate(
-    denoiser: Predictor,
-    x0: Tensor,
-    times: Sequence[int],
-    noise: Streams,
-    end: Callable[[Prediction, Tensor], Tensor] = normal_end,
-) -> Rate:
-    """What images cost on a grid: each step by the variance that is predicted at an x_t of its own.
-
-    With `normal_end` the expectation is that of `elbo` on [*times, 0] with the optimal variance, if that is right.
-
-    Args:
-        denoiser: predicts x0 and its variance.
-        x0: (B, ...) on [-1, 1].
-        times: strictly falling, the last at least 1.
-        noise: one stream an image.
-        end: bits an image of the exact pixels, from the prediction at the last time.
-    """
-    schedule, steps, prediction = denoiser.schedule, [], None
-    for t, s in pairwise([*times, 0]):
-        x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
-        prediction = denoiser(x_t, t)
-        if s and prediction.x0_var is not None:
-            r = prediction.x0_var.expand_as(x0) * float(schedule.snr(s) - schedule.snr(t))
-            steps.append(step_bits(r.double()).flatten(1).sum(1).cpu())
-    assert prediction is not None
-    prior = schedule.prior(x0, times[0]).cpu().double() / np.log(2)
-    by_step = torch.stack(steps, 1) if steps else torch.zeros(len(x0), 0, dtype=torch.float64)
-    return Rate(prior, by_step, end(prediction, x0).cpu().double(), x0[0].numel())
 
 
 def channel_bits(

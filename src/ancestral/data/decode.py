@@ -75,11 +75,7 @@ class Look(NamedTuple):
 
 
 def look(file: Path, max_pixels: int) -> Look:
-    """What the file holds; the pixels are only decoded where they have more than 8 bits.
-
-    Raises:
-        BadImage: as `decode`.
-    """
+    """What the file holds; the pixels are only decoded where they have more than 8 bits."""
     name = str(file)
     with _open(file, name, max_pixels) as image:
         kind = bit_depth.kind(image)  # before anything decodes it, as asking for metadata may

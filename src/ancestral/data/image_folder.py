@@ -141,11 +141,7 @@ def white_note(count: int, largest: int, white: int | None) -> str:
 
 
 def refuse_bad(skipped: list[str], options: DataOptions) -> None:
-    """Refuse all bad images in one message, unless they are to be left out.
-
-    Raises:
-        UserError: naming them.
-    """
+    """Refuse all bad images in one message, unless they are to be left out."""
     if skipped and options.bad_images == "refuse":
         many = "" if len(skipped) == 1 else f"{len(skipped):,} bad images: "
         more = f"; and {len(skipped) - MOST_NAMED:,} more" if len(skipped) > MOST_NAMED else ""
@@ -187,11 +183,7 @@ def decoded(
 
 
 def channels_of(file: bytes, options: DataOptions, name: str) -> int:
-    """1 where every pixel is grey, otherwise 3, for sources whose files are not all looked at beforehand.
-
-    Raises:
-        BadImage: as `decode`.
-    """
+    """1 where every pixel is grey, otherwise 3, for sources whose files are not all looked at beforehand."""
     pixels = decode(file, 3, options.size, options.background, options.max_pixels, name, options.white)
     return 1 if (pixels == pixels[..., :1]).all() else 3
 

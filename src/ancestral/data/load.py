@@ -57,11 +57,7 @@ def load(source: str, options: DataOptions) -> Splits:
 
 
 def of_any(data: object, options: DataOptions) -> Splits:
-    """The images of a path or name, as `load`, or of what is in memory: see `memory.image_set`.
-
-    Raises:
-        UserError: as these two.
-    """
+    """The images of a path or name, as `load`, or of what is in memory: see `memory.image_set`."""
     if isinstance(data, (str, os.PathLike)):
         return load(os.fspath(data), options)
     _check_background(options.background)

@@ -19,11 +19,7 @@ Conditions = dict[str, Tensor]
 
 
 def check(config: Config, facts: Facts) -> None:
-    """Refuse conditions that the data do not have.
-
-    Raises:
-        UserError: naming the field.
-    """
+    """Refuse conditions that the data do not have."""
     model, source = config.model, config.source
     if model.labels and not facts.class_names:
         raise UserError(f"model.labels: '{source}' has no labels; use --set model.labels=false")
@@ -34,11 +30,7 @@ def check(config: Config, facts: Facts) -> None:
 
 
 def same_kind(config: Config, trained: Facts, facts: Facts, source: str) -> None:
-    """Refuse data whose conditions are not those of the model.
-
-    Raises:
-        UserError: naming the data.
-    """
+    """Refuse data whose conditions are not those of the model."""
     if config.model.labels and facts.class_names != trained.class_names:
         raise UserError(f"{source}: its classes are not those that the model was trained with")
     if config.model.embedding and facts.embedding != trained.embedding:

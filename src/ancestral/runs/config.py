@@ -171,7 +171,7 @@ _SMALL: _Preset = {
 }
 
 # Rows of settings. The first two are the paper's (appendix B); the others were chosen by trial (benchmarks/log.md):
-# `images` for sample quality, `likelihood` for bits/dim, `absorbing` reveals pixels in any order, `tiny` is for a few of them.
+# `images` for sample quality, `likelihood` for bits/dim, `absorbing` reveals pixels in any order, `tiny` is for a few.
 PRESETS: dict[str, _Preset] = {
     "cifar10": {"model.pad_end": True, "train.flip": True},
     "paper-256": {
@@ -240,11 +240,7 @@ def resolve(source: str, preset: str, overrides: Mapping[str, Any]) -> Config:
 
 
 def changed(config: Config, overrides: Mapping[str, Any]) -> Config:
-    """The configuration with other values of some settings, as `resolve` takes them.
-
-    Raises:
-        UserError: as `resolve`.
-    """
+    """The configuration with other values of some settings, as `resolve` takes them."""
     kinds, tree = known_keys(), asdict(config)
     for key, value in overrides.items():
         if key in IMPORTED:

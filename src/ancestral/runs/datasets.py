@@ -52,11 +52,7 @@ def images_for(saved: Checkpoint, named: str | None, mend: str = load.MEND) -> t
 
 
 def fitting(saved: Checkpoint, images: Splits, source: str) -> Splits:
-    """The images, if the model can look at them.
-
-    Raises:
-        UserError: as `images_for`.
-    """
+    """The images, if the model can look at them."""
     if facts(images.test).shape != saved.facts.shape:
         raise UserError(f"{source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
     same_kind(saved.config, saved.facts, facts(images.test), source)

@@ -52,11 +52,7 @@ class Owner:
         threading.Thread(target=self._beat, daemon=True).start()
 
     def check(self) -> None:
-        """Make sure that nobody has taken the folder over, as happens to a machine that slept.
-
-        Raises:
-            UserError: naming who did.
-        """
+        """Make sure that nobody has taken the folder over, as happens to a machine that slept."""
         numbers = _numbers(self._path.parent)
         if numbers and numbers[-1] > int(self._path.stem):
             newer = _record_path(self._path.parent, numbers[-1])

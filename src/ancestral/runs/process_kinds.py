@@ -185,11 +185,7 @@ CHAINS: dict[str, Chain] = {
 
 
 def need_gaussian(config: Config, what: str) -> None:
-    """Refuse a chain with a reverse step of its own, for what needs E[x0 | x_t] under Gaussian noise.
-
-    Raises:
-        UserError: saying what was asked for.
-    """
+    """Refuse a chain with a reverse step of its own, for what needs E[x0 | x_t] under Gaussian noise."""
     if chain(config).reverse is not None:
         raise UserError(
             f"{what}: needs a run with Gaussian noise that predicts the mean of x0; this one's diffusion.chain is "
@@ -199,11 +195,7 @@ def need_gaussian(config: Config, what: str) -> None:
 
 
 def need_bound(config: Config, what: str) -> None:
-    """Refuse a chain without a variational bound.
-
-    Raises:
-        UserError: saying what was asked for.
-    """
+    """Refuse a chain without a variational bound."""
     if chain(config).measured is None:
         raise UserError(
             f"{what}: has no bound, as it draws in a few certain steps (diffusion.chain={config.diffusion.chain}); "
@@ -212,11 +204,7 @@ def need_bound(config: Config, what: str) -> None:
 
 
 def need_every_time(config: Config, what: str) -> None:
-    """Refuse a run trained at some times only, for what asks the network at all of them.
-
-    Raises:
-        UserError: saying what was asked for.
-    """
+    """Refuse a run trained at some times only, for what asks the network at all of them."""
     steps = config.diffusion.train_steps
     if steps is not None:
         raise UserError(f"{what}: was trained at {steps} times only, and the flow asks the network at all of them")

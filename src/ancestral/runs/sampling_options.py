@@ -175,11 +175,7 @@ OPTIONS: dict[str, Option] = {
 
 
 def one_way_to_step(options: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse two ways to step at once.
-
-    Raises:
-        ValueError: naming them, each behind the prefix.
-    """
+    """Refuse two ways to step at once."""
     given = [f"{prefix}{name}" for name in WAYS_TO_STEP if options.get(name) is not None]
     if len(given) > 1:
         raise ValueError(f"{' and '.join(given)} exclude each other: each is a way to step; leave one out")

@@ -81,11 +81,7 @@ def text(path: Path, largest: int = LARGEST_JSON) -> str:
 
 
 def document(path: Path, constant: Callable[[str], float] | None = None) -> Any:
-    """The JSON document in a file (see `parsed`).
-
-    Raises:
-        Missing, Damaged: as `read` and `parsed`.
-    """
+    """The JSON document in a file (see `parsed`)."""
     return parsed(read(path, LARGEST_JSON), str(path), constant)
 
 

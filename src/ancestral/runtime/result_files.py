@@ -62,11 +62,7 @@ class Results:
             _write(self.state / "set.json", _Set(dict(files)))
 
     def need_free(self, names: Iterable[str]) -> None:
-        """Refuse to overwrite what is not ours, or was changed since.
-
-        Raises:
-            UserError: naming the first such file.
-        """
+        """Refuse to overwrite what is not ours, or was changed since."""
         ours, memory = self.ours, self.state / "set.json"
         forgotten = "" if ours or not os.path.lexists(memory) else f" ({memory}, which knew whose, is damaged)"
         for name in names:

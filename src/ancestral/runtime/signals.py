@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 STOPPED = 75  # exit code of a run that was stopped and saved: run the same command again
 BROKEN_PIPE = 141  # exit code of a command whose reader went away, as the shell has it
@@ -21,22 +22,26 @@ class StopSignal(KeyboardInterrupt):
 
 
 @contextmanager
+def handling(handler: Callable[[int, Any], object], numbers: Iterable[int]) -> Iterator[None]:
+    """Context manager: these signals call `handler`; in other threads than the main one nothing changes."""
+    here = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.signal(number, handler) for number in numbers if here}
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+@contextmanager
 def raise_on_stop() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGUSR1 raise `StopSignal`, unless they are ignored or this is not the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
 
     def handle(number: int, frame: object) -> None:
         raise StopSignal(number)
 
-    handled = [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, handle) for number in handled}
-    try:
+    with handling(handle, [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]):
         yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
@@ -52,12 +57,5 @@ def catch_stop() -> Iterator[Callable[[], bool]]:
         if number == signal.SIGINT and received.count(number) > 1:
             raise StopSignal(number)
 
-    if threading.current_thread() is not threading.main_thread():  # which alone receives signals
-        yield lambda: False
-        return
-    previous = {number: signal.signal(number, handle) for number in _SIGNALS}
-    try:
+    with handling(handle, _SIGNALS):
         yield lambda: bool(received)
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -162,11 +162,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def need_writable(path: Path) -> None:
-    """Refuse a path that cannot be written, before the work whose result it is to hold.
-
-    Raises:
-        UserError: naming it.
-    """
+    """Refuse a path that cannot be written, before the work whose result it is to hold."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()

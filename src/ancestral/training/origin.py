@@ -59,11 +59,7 @@ class Origin:
         return {"name": self.name, "digest": digest, "images": saved.images, "source": saved.config.source}
 
     def need_other_than(self, run: Path) -> None:
-        """Refuse the run that begins with it, of which it could say later no more what it was.
-
-        Raises:
-            UserError: when it is this run, or an average of it.
-        """
+        """Refuse the run that begins with it, of which it could say later no more what it was."""
         own, folder = Path(os.path.realpath(self.name)), Path(os.path.realpath(run))
         if own.is_relative_to(folder):
             raise UserError(

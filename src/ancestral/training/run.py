@@ -132,11 +132,7 @@ class Run:
         return problems
 
     def take_up(self, saved: checkpoint.Checkpoint) -> None:
-        """Go on from a checkpoint of the run; its new leg is still to be begun, where it needs one.
-
-        Raises:
-            UserError: as `resume`.
-        """
+        """Go on from a checkpoint of the run; its new leg is still to be begun, where it needs one."""
         self.origin = saved.state.get("origin")
         self._need_same_origin()
         self.needs_leg = legs.begins_leg(

@@ -169,11 +169,7 @@ class TrackerThread:
 
 
 def check(names: Sequence[str]) -> None:
-    """Refuse what cannot be opened, before anything else is done.
-
-    Raises:
-        UserError: for an unknown name, or one whose package is not installed.
-    """
+    """Refuse what cannot be opened, before anything else is done."""
     for name in names:
         if name not in TRACKERS:
             raise UserError(f"--track: unknown tracker '{name}'; {suggest(name, TRACKERS)}")

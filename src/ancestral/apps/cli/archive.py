@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import POSITIVE, Parsed, run_argument, seed_option
+from ancestral.apps.cli.options import POSITIVE, Parsed, held_out, run_argument, seed_option
 
 
 def rows_of(text: str) -> tuple[int, int]:
@@ -56,9 +56,7 @@ def unarchive(run: Path, file: Path, **options: Any) -> None:
 
 
 @click.command(short_help="Measure the bound in several ways, side by side.")
-@run_argument
-@click.argument("data_source", metavar="[DATA]", required=False)
-@click.option("--num-images", type=POSITIVE, default=256, show_default=True, help="How many held-out images, at most.")
+@held_out(256)
 @steps_option
 @grid_option
 @block_option

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import POSITIVE, device_option, run_argument, sampling_option, sampling_options
+from ancestral.apps.cli.options import (
+    POSITIVE,
+    combined,
+    device_option,
+    run_argument,
+    sampling_option,
+    sampling_options,
+)
 
 FILE = click.Path(path_type=Path)
 images_argument = click.argument("paths", metavar="IMAGE...", type=FILE, nargs=-1, required=True)
@@ -17,7 +24,7 @@ at_option = click.option("--at", type=POSITIVE, help="The paper's t, from 1 to T
 def edit_options(steps: int) -> Any:
     """What every edit takes: how images are drawn in so many steps, and how they are read and written."""
     taken = {"type": POSITIVE, "default": steps, "show_default": True, "metavar": None}
-    options = (
+    return combined(
         sampling_options(
             steps={**taken, "help": "Steps from T to clean images."},
             solver={
@@ -31,13 +38,6 @@ def edit_options(steps: int) -> Any:
         click.option("--out", type=FILE, required=True, help="PNG file for the sheet; a folder beside it for images."),
         device_option,
     )
-
-    def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return add
 
 
 def sources(given: dict[str, Any]) -> Any:

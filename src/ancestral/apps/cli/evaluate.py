@@ -7,22 +7,11 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import (
-    POSITIVE,
-    average_option,
-    device_option,
-    processes_option,
-    run_argument,
-    sampling_options,
-    seed_option,
-    share,
-)
+from ancestral.apps.cli.options import POSITIVE, held_out, machine_options, measuring_options, sampling_options, share
 
 
 @click.command(short_help="Measure the variational bound, in bits/dim.")
-@run_argument
-@click.argument("data_source", metavar="[DATA]", required=False)
-@click.option("--num-images", type=POSITIVE, default=256, show_default=True, help="How many held-out images, at most.")
+@held_out(256)
 @click.option("--terms", type=POSITIVE, help="Terms of the bound measured an image, 2 to T; 50 when left out.")
 @click.option("--exact", is_flag=True, help="Every term for every image, instead of an unbiased part.")
 @click.option("--variance", help="Reverse variance to measure with; the run's own when left out.")
@@ -30,10 +19,7 @@ from ancestral.apps.cli.options import (
 @click.option("--per-image", is_flag=True, help="A line for each image with anomaly scores; each is measured 4 times.")
 @click.option("--reference", metavar="DATA", help="Whose training images are usual; the run's own when left out.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; RUN when left out.")
-@average_option
-@seed_option
-@device_option
-@processes_option
+@measuring_options
 def evaluate(run: Path, processes: int, **options: Any) -> None:
     """Measure the variational bound of the model in RUN on the held-out part of DATA, in bits per dimension."""
     share(processes)
@@ -57,8 +43,7 @@ def evaluate(run: Path, processes: int, **options: Any) -> None:
 @click.option(
     "--cache", type=click.Path(path_type=Path), help="Of features and samples; ~/.cache/ancestral when left out."
 )
-@device_option
-@processes_option
+@machine_options
 def metrics(source: Path, processes: int, **given: Any) -> None:
     """Compare samples with the real images of DATA: Fréchet and kernel distance, precision, recall, copies.
 

@@ -7,23 +7,13 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import (
-    POSITIVE,
-    average_option,
-    device_option,
-    processes_option,
-    run_argument,
-    seed_option,
-    share,
-)
+from ancestral.apps.cli.options import POSITIVE, held_out, measuring_options, share
 
 TOLERANCE = click.FloatRange(min=1e-12, max=1)
 
 
 @click.command(short_help="Measure bits/dim by the probability flow.")
-@run_argument
-@click.argument("data_source", metavar="[DATA]", required=False)
-@click.option("--num-images", type=POSITIVE, default=64, show_default=True, help="How many held-out images, at most.")
+@held_out(64)
 @click.option("--probes", type=POSITIVE, default=1, show_default=True, help="Random probes of the trace an image.")
 @click.option("--lift", default="noise", show_default=True, help="From bytes to a density: noise or uniform.")
 @click.option(
@@ -37,10 +27,7 @@ TOLERANCE = click.FloatRange(min=1e-12, max=1)
 @click.option("--atol", type=TOLERANCE, default=1e-4, show_default=True, help="Error of a step, in units of x_t.")
 @click.option("--variance", help="Reverse variance of the last step of --lift noise; the run's own when left out.")
 @click.option("--batch-size", type=POSITIVE, default=32, show_default=True, help="Images whose steps are as long.")
-@average_option
-@seed_option
-@device_option
-@processes_option
+@measuring_options
 def likelihood(run: Path, processes: int, **options: Any) -> None:
     """Measure the held-out part of DATA by the probability flow of the model in RUN, in bits per dimension."""
     share(processes)

@@ -74,6 +74,17 @@ def sampling_options(*names: str, **changes: dict[str, Any]) -> Callable[[Callab
     return add
 
 
+def combined(*options: Any) -> Callable[[Any], Any]:
+    """Options as one decorator, in their order."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
 POSITIVE = click.IntRange(min=1)
 PROFILE = click.Choice(["chunks", "quick", "small", "smallest"])  # of the codec
 DURATION = Parsed("[+]TIME", lambda text: amount(text, seconds))  # in seconds once it is read: 90s, 10m, 2h
@@ -84,6 +95,8 @@ run_argument = click.argument("run", type=click.Path(path_type=Path))
 processes_option = click.option(
     "--processes", type=POSITIVE, default=1, show_default=True, help="Processes of this machine that share the work."
 )
+machine_options = combined(device_option, processes_option)
+measuring_options = combined(average_option, seed_option, machine_options)
 embeddings_option = click.option(
     "--embeddings", type=click.Path(path_type=Path), help="A .npy file (N, E): the vectors to draw for, in turn."
 )
@@ -107,6 +120,18 @@ dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Show the settings, the cost and what the budget buys; train nothing."
 )
 fresh_option = click.option("--fresh", is_flag=True, help="Begin anew; an existing run is moved aside, not deleted.")
+
+
+def held_out(num_images: int) -> Any:
+    """The run, the data whose held-out part is measured, and how many of its images."""
+    count = click.option(
+        "--num-images",
+        type=POSITIVE,
+        default=num_images,
+        show_default=True,
+        help="How many held-out images, at most.",
+    )
+    return combined(run_argument, click.argument("data_source", metavar="[DATA]", required=False), count)
 
 
 def share(processes: int, restarts: int = 0) -> None:

@@ -7,32 +7,18 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import (
-    POSITIVE,
-    PROFILE,
-    average_option,
-    device_option,
-    processes_option,
-    run_argument,
-    seed_option,
-    share,
-)
+from ancestral.apps.cli.options import POSITIVE, PROFILE, held_out, measuring_options, share
 
 
 @click.command(short_help="Rate and distortion of progressive decoding.")
-@run_argument
-@click.argument("data_source", metavar="[DATA]", required=False)
-@click.option("--num-images", type=POSITIVE, default=64, show_default=True, help="How many held-out images, at most.")
+@held_out(64)
 @click.option("--profile", type=PROFILE, help="Measure prefixes of files too: at most 64, as `compress` has them.")
 @click.option("--steps", type=POSITIVE, help="Steps of the reverse process; every time step when left out.")
 @click.option("--grid", default="trailing", show_default=True, help="Where fewer steps lie (see ancestral sample).")
 @click.option("--variance", help="Reverse variance to measure with; the run's own when left out.")
 @click.option("--batch-size", type=POSITIVE, default=16, show_default=True, help="Images at a time; changes no number.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; RUN when left out.")
-@average_option
-@seed_option
-@device_option
-@processes_option
+@measuring_options
 def rd(run: Path, processes: int, **options: Any) -> None:
     """Rate and distortion of progressive decoding (Table 4, Figure 5) on held-out images of DATA."""
     share(processes)

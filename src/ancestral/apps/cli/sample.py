@@ -12,7 +12,7 @@ from ancestral.apps.cli.options import (
     average_option,
     device_option,
     embeddings_option,
-    processes_option,
+    machine_options,
     run_argument,
     sampling_option,
     sampling_options,
@@ -29,8 +29,7 @@ from ancestral.apps.cli.options import (
 @sampling_option("label")
 @embeddings_option
 @click.option("--film", is_flag=True, help="Also write the film of the first images: x_t and the predicted x0.")
-@device_option
-@processes_option
+@machine_options
 def sample(run: Path, processes: int, **given: Any) -> None:
     """Draw images from the trained model in RUN."""
     share(processes)

@@ -21,6 +21,7 @@ from ancestral.apps.server.security import LOCAL, Rules
 from ancestral.apps.server.session import open_served_run
 from ancestral.errors import UserError
 from ancestral.runtime.console import screen
+from ancestral.runtime.signals import handling
 
 CONNECTIONS = 256
 PATIENCE = 15.0  # seconds for a request to come in
@@ -68,15 +69,8 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """SIGINT and SIGTERM stop the server; they are not raised again afterwards."""
-        if threading.current_thread() is not threading.main_thread():
+        with handling(self.handle_exit, (signal.SIGINT, signal.SIGTERM)):
             yield
-            return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def serve(

@@ -21,7 +21,6 @@ from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.errors import UserError
-from ancestral.runs import process_kinds
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runs.sampling_options import SamplingOptions
@@ -121,7 +120,6 @@ def open_served_run(run: Path, device: str, average_width: float | None) -> Serv
         UserError: when it cannot be opened, is of another process, or takes vectors.
     """
     saved, model = open_gaussian(run, device, average_width)
-    process_kinds.need_gaussian(saved.config, str(run))
     if saved.config.model.embedding:
         raise UserError(f"{run}: this model takes vectors, which a page cannot give; use ancestral sample --embeddings")
     calls, example = Calls(), _example(saved, model)

@@ -248,13 +248,8 @@ def _integrate(
         state = torch.as_tensor(values.copy()).reshape(start.shape).to(start)
         return rate(state, angle).cpu().double().numpy().ravel()
 
-    options: dict[str, Any] = {
-        "method": solver.method,
-        "rtol": solver.rtol,
-        "atol": solver.atol,
-        "max_step": solver.max_step,
-    }
-    found = _scipy.solve_ivp(flat, (low, high), start.cpu().double().numpy().ravel(), **options, t_eval=[high])
+    begin = start.cpu().double().numpy().ravel()
+    found = _scipy.solve_ivp(flat, (low, high), begin, **vars(solver), t_eval=[high])
     if not found.success:
         raise ArithmeticError(f"the flow cannot be followed to rtol {solver.rtol:g}: {found.message}")
     return torch.as_tensor(found.y[:, -1].copy()).reshape(start.shape).to(start), int(found.nfev)

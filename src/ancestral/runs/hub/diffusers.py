@@ -371,11 +371,7 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
 
 
 def _need_fields(run: Path, config: Config) -> None:
-    """Refuse what their classes have no field for.
-
-    Raises:
-        UserError: naming the setting, and the formats that any network can leave in.
-    """
+    """Refuse what their classes have no field for."""
     model, process = config.model, config.diffusion
     if process.chain != "gaussian":
         problem = f"diffusion.chain is {process.chain}, and diffusers has no such process"

@@ -38,11 +38,7 @@ def shapes(config: Config, facts: Facts, where: Path) -> dict[str, tuple[int, ..
 
 
 def need_same(expected: Shapes, found: Shapes, where: Path) -> None:
-    """Refuse tensors that are absent, unknown or of another shape.
-
-    Raises:
-        UserError: naming the first.
-    """
+    """Refuse tensors that are absent, unknown or of another shape."""
     for name, shape in expected.items():
         if name not in found:
             raise UserError(f"{where}: has no tensor {name}; is it the network of its config.json?")
@@ -53,22 +49,14 @@ def need_same(expected: Shapes, found: Shapes, where: Path) -> None:
 
 
 def need_numbers(tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Refuse tensors that are not of finite real numbers.
-
-    Raises:
-        UserError: naming the first.
-    """
+    """Refuse tensors that are not of finite real numbers."""
     for name, value in tensors.items():
         if not value.is_floating_point() or not value.isfinite().all():
             raise UserError(f"{where}: {name} holds values that are no finite real numbers")
 
 
 def need_plausible(tensors: Mapping[str, Tensor], where: Path) -> None:
-    """Refuse weights that no training gives: where nothing carries a digest, all that shows a flipped exponent.
-
-    Raises:
-        UserError: naming the first.
-    """
+    """Refuse weights that no training gives: where nothing carries a digest, all that shows a flipped exponent."""
     for name, value in tensors.items():
         if value.numel() and (largest := float(value.abs().max())) > LARGEST:
             raise UserError(f"{where}: damaged? {name} holds {largest:.3g}, and weights lie within {LARGEST:.0e}")
