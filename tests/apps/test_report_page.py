@@ -11,7 +11,9 @@ from ancestral.apps.report.exact_subject import exact
 from browser import chromium, open_page
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "report.html"
-SECTIONS = ("models", "forward", "reverse", "bound", "spread", "onestep", "connections", "quality")
+SECTIONS = ("story", "forward", "reverse", "bound", "spread", "onestep", "connections", "quality", "models")
+CODE = re.compile(r"<code>([a-z_0-9]+)\.([A-Za-z_.0-9]+)</code>")
+FOLLOWS = re.compile(r"\{\{ follows\(.*\) \}\}")
 VALUES = re.compile(r'<data class="number"(?: data-name="([^"]*)")? value="([^"]*)" title="([^"]*)"')
 
 
@@ -44,11 +46,10 @@ def test_the_example_is_what_the_command_makes(reports):
 def test_code_that_is_named_exists():
     """As `module.name`, where the module is one file of the package."""
     package = Path(main.__file__).parents[2]
-    named = {
-        found
-        for text in package.glob("apps/report/text/*/*.md")
-        for found in re.findall(r"<code>([a-z_0-9]+)\.([A-Za-z_.0-9]+)</code>", text.read_text("utf-8"))
-    }
+    texts = [path.read_text("utf-8") for path in package.glob("apps/report/text/*/*.md")]
+    named = {found for text in texts for found in CODE.findall(text)}
+    calls = [call for text in texts for call in FOLLOWS.findall(text)]
+    named |= {tuple(name.split(".", 1)) for call in calls for name in re.findall(r', "([\w.]+)"', call)}
     assert len(named) > 10
     for module, name in named:
         paths = [path for path in package.rglob(f"{module}.py") if "apps" not in path.parts]
@@ -118,11 +119,20 @@ def test_the_contents_lead_to_the_sections_by_keyboard(reports, browser):
         assert again.locator("code").first.is_visible()
 
 
+MAIN_LINE = 15  # pages of paper
+
+
+def pages(page):
+    return len(re.findall(rb"/Type\s*/Page\b", page.pdf(format="A4", print_background=False)))
+
+
 def test_it_prints(reports, browser):
     with open_page(browser, reports["en"].as_uri()) as opened:
         page = opened.page
         printed = page.pdf(format="A4", print_background=False)
         assert printed.startswith(b"%PDF-")
-        assert 10 < len(re.findall(rb"/Type\s*/Page\b", printed)) < 60
+        assert pages(page) <= MAIN_LINE
+        page.check("#everything")
+        assert pages(page) > 2 * MAIN_LINE
         page.emulate_media(media="print")
         assert page.locator("details.again dl").first.is_visible()

@@ -11,8 +11,8 @@ import torch
 from ancestral.runs import build, checkpoint
 from ancestral.runs.config import LATER, Config, Facts, to_json
 from ancestral.runs.sampling_options import SamplingOptions
-from ancestral.sampling.export import plan
 from ancestral.sampling.sampler import Sampler
+from ancestral.sampling.table import TableSampler
 from conftest import run_command
 
 diffusers = pytest.importorskip("diffusers")
@@ -374,7 +374,7 @@ def test_the_range_of_the_clip(tmp_path, limit, fields):
     saved, model, _ = imported(tmp_path / "theirs")
     assert saved.config.diffusion.clip_range == limit
     sampler = Sampler(tmp_path / "theirs-run", SamplingOptions(steps=2), "cpu")
-    assert plan(sampler)["clip"] == limit
+    assert TableSampler(model.network, sampler).limit == limit
     x0 = torch.linspace(-4, 4, 9, dtype=torch.float64)
     assert torch.allclose(model.clip(x0), x0.clamp(-limit, limit), rtol=1e-15)
     assert run_command("export", tmp_path / "theirs-run", "--out", tmp_path / "back").exit_code == 0

@@ -1,24 +1,27 @@
 """Exported models draw, where this package cannot be imported, what the run draws from the same noise."""
 
-import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.encode import json_bytes
-from ancestral.sampling import draw_torch, export
+from ancestral.sampling import export
 from ancestral.sampling.command import conditions
 from ancestral.sampling.sampler import Sampler
+from ancestral.sampling.table import TableSampler
 from conftest import TINY, run_command
 
+ROOT = Path(__file__).parents[2]
 CLOSE = 2e-4  # on [-1, 1]: a fortieth of a byte's step
 
 
@@ -50,13 +53,17 @@ def drawn(run, count, **options):
     )
 
 
+FAR = {
+    "guidance": 2.0,
+    "guidance_interval": (-2.0, 5.0),
+    "eta": 1.0,
+    "steps": 8,
+}  # some steps guided, all but one noisy
+
+
 @pytest.mark.parametrize(
     ("form", "run", "options"),
-    [
-        ("onnx", "trained_run", {}),
-        ("onnx", "guidable", {"guidance": 2.0, "guidance_interval": (-2.0, 5.0), "eta": 1.0, "steps": 8}),
-        ("torch", "guidable", {"guidance": 2.0, "guidance_interval": (-2.0, 5.0), "eta": 1.0, "steps": 8}),
-    ],
+    [("onnx", "trained_run", {}), ("onnx", "guidable", FAR), ("torch", "guidable", FAR)],
 )
 def test_files_draw_the_same_images_where_this_package_is_not(form, run, options, request, tmp_path):
     if form == "onnx":
@@ -69,33 +76,23 @@ def test_files_draw_the_same_images_where_this_package_is_not(form, run, options
     ]
     result = run_command("export", run, "--out", tmp_path, "--format", form, *named)
     assert result.exit_code == 0, result.output
+    assert str(ROOT).encode() not in b"".join(path.read_bytes() for path in tmp_path.glob("[a-z]*.*"))
     images, labels, noise = drawn(run, 3, **options)
-    np.savez(tmp_path / "in.npz", labels=labels, noise=noise)
-    probe = "import sys; sys.modules['ancestral'] = None; import numpy as np, draw; from pathlib import Path\n"
-    probe += "given = np.load('in.npz'); to = getattr(getattr(draw, 'torch', np), 'tensor', np.array)\n"
-    probe += "np.save('out.npy', np.asarray(draw.draw(Path(), map(to, given['noise']), to(given['labels']))))\n"
-    if form == "onnx":
-        probe = f"import sys; sys.modules['torch'] = None\n{probe}"
-    subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, check=True, timeout=120)
+    facts = json.loads((tmp_path / "sampler.json").read_text())
+    given = {"noise": noise[: facts["draws"]].astype(np.float32)} | ({"labels": labels} if facts["classes"] else {})
+    np.savez(tmp_path / "in.npz", **given)
+    hidden = {"onnx": ("ancestral", "torch"), "torch": ("ancestral", "onnxruntime")}[form]
+    alone = f"import sys; sys.modules |= dict.fromkeys({hidden})\n"
+    probe = "import numpy as np, draw; from pathlib import Path\n"
+    probe += "np.save('out.npy', draw.draw(Path(), dict(np.load('in.npz'))))\n"
+    subprocess.run([sys.executable, "-c", alone + probe], cwd=tmp_path, check=True, timeout=120)
     assert np.abs(np.load(tmp_path / "out.npy") - images).max() < CLOSE
     assert images.std() > 0.1  # and they are not one grey
-    probe = "import sys, runpy; sys.modules['ancestral'] = None; sys.argv[1:] = ['3']\n"
-    probe += "runpy.run_path('draw.py', run_name='__main__')"
-    said = subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, check=True, timeout=120, capture_output=True)
-    kind, suffix = ("P5", "pgm") if images.shape[1] == 1 else ("P6", "ppm")
-    assert f"images.{suffix}: 3 images" in said.stdout.decode()
-    header = f"{kind} 24 8 255\n".encode()
-    content = (tmp_path / f"images.{suffix}").read_bytes()
-    assert content.startswith(header)
-    assert len(content) == len(header) + images.size
-
-
-@pytest.fixture(scope="module")
-def traced(guidable, tmp_path_factory):
-    """The network of a run for torch alone, loaded once."""
-    folder = tmp_path_factory.mktemp("traced")
-    export.export(guidable, folder, SamplingOptions(), "torch")
-    return folder, torch.export.load(folder / "network.pt2")
+    probe = "import runpy; sys.argv[1:] = ['3']; runpy.run_path('draw.py', run_name='__main__')"
+    subprocess.run([sys.executable, "-c", alone + probe], cwd=tmp_path, check=True, timeout=120)
+    with Image.open(tmp_path / "images.png") as shown:
+        assert shown.size == (24, 8)
+        assert shown.mode == {1: "L", 3: "RGB"}[images.shape[1]]
 
 
 WAYS = [
@@ -105,19 +102,32 @@ WAYS = [
 ]
 
 
+# States that a step looks at: x, and the predictions of the steps before that its order asks for. UniPC's corrector
+# adds the state that it corrects; two-stage methods remember where the step began.
+MEMORY = {
+    **dict.fromkeys(("dpm++2s", "dpm++2m", "dpm++2m-sde", "heun", "heun-churn"), 2),
+    **dict.fromkeys(("dpm++3m", "deis3", "unipc2"), 3),
+    **dict.fromkeys(("ipndm4", "lms4", "unipc3"), 4),
+}
+
+
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
-def test_the_table_of_every_solver_takes_its_steps(way, guidable, traced, tmp_path, monkeypatch):
-    _, network = traced
-    monkeypatch.setattr(torch.export, "load", lambda path: network)
+def test_the_table_of_every_solver_takes_its_steps(way, guidable):
     options = {"steps": 7, "grid": "log-snr", **way}
-    table = export.plan(Sampler(guidable, SamplingOptions(**options), "cpu"))
-    (tmp_path / "sampler.json").write_bytes(json_bytes(table))
+    sampler = Sampler(guidable, SamplingOptions(**options), "cpu")
+    facts = json.loads(json_bytes(export.facts(sampler, TableSampler(sampler.model.network, sampler))))
     images, labels, noise = drawn(guidable, 2, **options)
-    found = draw_torch.draw(tmp_path, iter(torch.from_numpy(noise)), torch.from_numpy(labels)).numpy()
-    assert np.abs(found - images).max() < CLOSE
-    live = itertools.accumulate(table["steps"], lambda count, step: count + 2 - len(step["done"]), initial=0)
-    if way.get("steps") == "all":
-        assert max(live) == 0  # a chain that forgets keeps nothing
+    labels = torch.from_numpy(labels)
+    states = np.repeat(noise[:1], len(facts["steps"][0]["next"]), axis=0)
+    for step in facts["steps"]:
+        x, time = torch.from_numpy(states[0]).float(), torch.full((2,), step["time"])
+        with torch.no_grad():
+            output = sampler.model.network(x=x, time=time, labels=labels).double().numpy()
+        x0 = step["x0"][0] * output + step["x0"][1] * states[0]
+        x0 = x0 if facts["limit"] is None else x0.clip(-facts["limit"], facts["limit"])
+        states = np.tensordot(step["next"], np.stack([*states, x0, noise[step["draw"]]]), 1)
+    assert np.abs(states[0] - images).max() < CLOSE
+    assert len(states) <= MEMORY.get(way.get("solver"), 1)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +135,7 @@ def test_the_table_of_every_solver_takes_its_steps(way, guidable, traced, tmp_pa
     [
         (("--format", "onnx", "--steps", "all", "--variance", "optimal"), "optimal"),
         (("--format", "torch", "--clip", "dynamic"), "dynamic clipping"),
+        (("--format", "torch", "--timestep-spacing", "leading"), "--timestep-spacing: is of a diffusers folder"),
         (("--steps", 5), "--steps: a diffusers folder has no solver of ours"),
         (("--grid", "karras"), "--grid: a diffusers folder has no solver of ours"),
         (("--format", "tflite"), "tflite"),
@@ -137,17 +148,36 @@ def test_what_cannot_be_exported_is_refused_by_name(named, said, trained_run, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_hides_pixels_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("data", "train", "said"),
+    [
+        ("digits", ("--preset", "absorbing"), "diffusion.chain is absorbing; only Gaussian noise is exported"),
+        ("vectors.npz", ("--preset", "tiny", "--set", "model.embedding=true"), "model.embedding is true"),
+    ],
+)
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_runs_that_cannot_be_exported_are_refused(data, train, said, form, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
-    run = tmp_path / "run"
-    result = run_command("train", "digits", "--preset", "absorbing", "--steps", 1, "--out", run, *TINY)
+    monkeypatch.chdir(tmp_path)
+    random = np.random.default_rng(0)
+    np.savez("vectors.npz", images=random.integers(0, 256, (40, 8, 8), np.uint8), embeddings=random.random((40, 3)))
+    result = run_command("train", data, *train, "--steps", 1, "--out", "run", *TINY)
     assert result.exit_code == 0, result.output
-    result = run_command("export", run, "--out", tmp_path / "out", "--format", "onnx")
+    result = run_command("export", "run", "--out", "out", "--format", form)
     assert result.exit_code == 2
-    assert "diffusion.chain is absorbing" in result.output.replace("\n", " ")
+    assert said in result.output.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
 
 
-def test_the_plan_is_plain_numbers(trained_run):
-    table = export.plan(Sampler(trained_run, SamplingOptions(), "cpu"))
-    assert json.loads(json_bytes(table)) == json.loads(json.dumps(table, allow_nan=False))
-    assert len(table["steps"]) == 20
+def test_a_model_of_few_calls_leaves_with_its_own_steps(trained_run, tmp_path):
+    result = run_command("distill", trained_run, "--out", tmp_path / "fast", "--steps", 2)
+    assert result.exit_code == 0, result.output
+    sampler = Sampler(tmp_path / "fast", SamplingOptions(), "cpu", export.opened)
+    whole = TableSampler(sampler.model.network, sampler)
+    assert whole.draws == 2
+    first, last = whole.rows.next  # of x, x0, noise: Song et al. 2023, algorithm 1
+    schedule, (_, between, _) = sampler.model.schedule, sampler.visits
+    assert torch.allclose(
+        first, torch.tensor([0, float(schedule.signal(between)), float(schedule.noise(between))]).double()
+    )
+    assert last.tolist() == [[0, 1, 0]]

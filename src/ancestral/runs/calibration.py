@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
 from ancestral.runs.open import device_of
-from ancestral.runtime.console import advancing
+from ancestral.runtime.console import Progress
 
 CALIBRATED = 128  # training images on which the model's own error is measured
 
@@ -50,5 +51,7 @@ def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Ch
     """The checkpoint with the model's own error, measured now where that was not done."""
     if saved.calibration is not None:
         return saved
-    with advancing("calibrating the variances", predictions(saved.config)) as report:
+    with Progress() as bar:
+        task = bar.add_task("calibrating the variances", total=predictions(saved.config))
+        report = partial(bar.advance, task)
         return replace(saved, calibration=calibration(saved.config, model, train_images, device_of(model), report))

@@ -57,8 +57,8 @@ EXPORTED = ("steps", "grid", "solver", "eta", "variance", "clip", "guidance", "g
 def export(run: Path, folder: Path, form: str, spacing: str | None, options: SamplingOptions) -> None:
     """Write the model in RUN as a folder that diffusers' DDPMPipeline opens, or for onnxruntime or torch alone.
 
-    --format onnx (or torch) writes the network, the sampler as a table, and draw.py, which draws with them where this
-    package is not installed. The options of sampling are those of `sample`, and are of these two formats.
+    --format onnx (or torch) writes the network, the whole sampler, and draw.py, which draws with it where this package
+    is not installed. The options of sampling are those of `sample`, and are of these two formats.
     """
     if form == "diffusers":
         from ancestral.runs.hub import diffusers

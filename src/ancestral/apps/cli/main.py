@@ -19,6 +19,7 @@ from ancestral.apps.cli import (
     distill,
     edit,
     evaluate,
+    examples,
     explain,
     hub,
     likelihood,
@@ -125,15 +126,21 @@ def _end(ctx: click.Context, code: int, line: str) -> None:
 
 
 @click.group(
-    cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+    cls=_Group,
+    invoke_without_command=True,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 @click.version_option(__version__, prog_name="ancestral")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """Train, sample, measure, explain, edit and compress with denoising diffusion probabilistic models."""
+    if ctx.invoked_subcommand is None:
+        click.echo(examples.FIRST, nl=False)
 
 
 for verb in VERBS:
-    main.add_command(verb)
+    main.add_command(examples.with_example(verb))
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -76,8 +76,15 @@ class _Section:
             "line": self.line,
             "step": self.step,
             "code": self.code,
+            "film": self.film,
+            "section": self.section,
+            "asks": self.asks,
+            "answer": self.answer,
+            "follows": self.follows,
         }
-        text = environment.from_string(self.source).render(facts=self.part.facts, words=self.words, **tools)
+        text = environment.from_string(self.source).render(
+            facts=self.part.facts, parts=self.parts, words=self.words, **tools
+        )
         text = _CHINESE_LINES.sub("", text)
         html = MarkdownIt("commonmark", {"html": True}).enable("table").render(inline(text))
         # Tables of the text itself are scrolled on a phone as those of numbers are.
@@ -138,6 +145,39 @@ class _Section:
         kind = "wide" if found else "plot"
         drawing = f'<div class="scroll" tabindex="0">{drawing}</div>'
         return self.keep(f'<figure class="{kind}" data-figure="{name}">{drawing}{text}</figure>')
+
+    def film(self, name: str, alt: str, caption: str) -> Text:
+        """Frames that a window steps along, by styles alone: they can be held, and stand still where asked."""
+        strip = self.part.figures[name](self.words)
+        found = re.search(r'data-wide="([\d.]+)"', strip)
+        assert found is not None
+        wide, frames = float(found[1]), strip.count("<use ")
+        sizes = f"--frames:{frames};--frame:{wide / frames:g}px"
+        strip = strip.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}" class="strip"', 1)
+        hold = f'<label><input type="checkbox"> {escape(self.words["page"]["hold"])}</label>'
+        return self.keep(
+            f'<figure class="film" data-figure="{name}" style="{sizes}"><div class="window" tabindex="0">{strip}</div>'
+            f"{hold}<figcaption>{inline(caption)}</figcaption></figure>"
+        )
+
+    def section(self, name: str) -> Text:
+        """A link to another section, by its number."""
+        text = self.words["page"]["section"].format(number=[*self.parts].index(name) + 1)
+        return self.keep(f'<a href="#{name}">{escape(text)}</a>')
+
+    def asks(self, question: str) -> Text:
+        """What a section answers."""
+        return self.keep(f'<p class="question">{inline(question)}</p>')
+
+    def answer(self, anchor: str, question: str, text: str) -> Text:
+        """A question that is often asked, and its answer, where they can be linked to."""
+        return self.keep(f'<div class="answer" id="{anchor}"><strong>{inline(question)}</strong> {inline(text)}</div>')
+
+    def follows(self, text: str, *code: str) -> Text:
+        """What a section leads to, and where its code is."""
+        known, names = self.words["page"], ", ".join(f"<code>{_word(one)}</code>" for one in code)
+        made = f'<p class="where">{escape(known["code"])} {names}</p>' if code else ""
+        return self.keep(f'<p class="follows"><strong>{escape(known["follows"])}</strong> {inline(text)}</p>{made}')
 
     def table(self, name: str, headings: Sequence[str]) -> Text:
         """Rows of words and numbers."""

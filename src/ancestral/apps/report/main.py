@@ -13,7 +13,7 @@ from typing import Any
 from rich.progress import BarColumn, SpinnerColumn, TimeElapsedColumn
 
 from ancestral import __version__
-from ancestral.apps.report import connections, elbo, forward, one_step, other_models, quality, reverse, variance
+from ancestral.apps.report import connections, elbo, forward, one_step, other_models, quality, reverse, story, variance
 from ancestral.apps.report.exact_subject import exact
 from ancestral.apps.report.html import render, words
 from ancestral.apps.report.part import Number, Part
@@ -25,7 +25,7 @@ from ancestral.runtime.text import shown
 from ancestral.runtime.verified_folder import need_writable, write_file
 
 SECTIONS: dict[str, Callable[[Subject], Part]] = {
-    "models": other_models.part,
+    "story": story.part,
     "forward": forward.part,
     "reverse": reverse.part,
     "bound": elbo.part,
@@ -33,11 +33,12 @@ SECTIONS: dict[str, Callable[[Subject], Part]] = {
     "onestep": one_step.part,
     "connections": connections.part,
     "quality": quality.part,
+    "models": other_models.part,
 }
 
 # Of the time, in a hundredth, on a model of 28x28 pixels.
 SHARES = {
-    "models": 1,
+    "story": 1,
     "forward": 1,
     "reverse": 22,
     "bound": 42,
@@ -45,6 +46,7 @@ SHARES = {
     "onestep": 1,
     "connections": 10,
     "quality": 20,
+    "models": 1,
 }
 
 

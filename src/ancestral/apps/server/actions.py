@@ -26,10 +26,15 @@ from ancestral.sampling.editor import VARIANTS, Editor
 
 @dataclass(frozen=True)
 class Task:
-    """A job that may wait."""
+    """A job that may wait.
 
-    work: Work  # what it does
-    rows: int  # images that it draws at once
+    Args:
+        work: what it does.
+        rows: images that it draws at once.
+    """
+
+    work: Work
+    rows: int
 
 
 Action = Callable[[ServedRun, Any], Task]  # of a body

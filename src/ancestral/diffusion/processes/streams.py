@@ -7,7 +7,7 @@ counter-based (Philox, Salmon et al. 2011): two keys never share a stream, and o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from hashlib import blake2b
 
 import numpy as np
@@ -40,6 +40,11 @@ class Streams:
     def uniform(self, shape: Sequence[int] = ()) -> Tensor:
         """Uniform float64 values in [0, 1), shape (B, *shape); one an image when left out."""
         return torch.as_tensor(np.stack([one.random(tuple(shape)) for one in self._streams]))
+
+    def soon(self, shape: Sequence[int]) -> Callable[[], Tensor]:
+        """`normal`, to be called for where it is needed: what the host does for it is done now."""
+        drawn = self.normal(shape).float()
+        return lambda: drawn
 
 
 def permutation(size: int, seed: int, purpose: str, number: int) -> np.ndarray:

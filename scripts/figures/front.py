@@ -1,0 +1,99 @@
+"""docs/img/front.png, the strip of README: what minutes of training on MNIST give. scripts/figures/front.py TWO TEN
+
+TWO and TEN are runs of as many minutes: ancestral train mnist --images 60032 (and 307584) --out RUN; TEN was evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+import ancestral
+from ancestral.data import load, pictures
+from ancestral.data.dataset import DataOptions
+from ancestral.runtime.plots import ACCENT, INK
+
+OUT = Path(__file__).resolve().parents[2] / "docs" / "img" / "front.png"
+SIDE, GAP, HEAD = 196, 14, 22  # pixels: a panel, between panels, a line of words above each
+COUNT = 36  # digits of a panel
+WIDTH = 4 * SIDE + 5 * GAP
+
+
+def panel(images: np.ndarray, columns: int = 6, width: int = SIDE) -> Image.Image:
+    """A sheet of this width."""
+    sheet = pictures.contact_sheet(images, columns).convert("RGB")
+    return sheet.resize((width, round(sheet.height * width / sheet.width)), Image.Resampling.LANCZOS)
+
+
+def words(draw: ImageDraw.ImageDraw, x: float, y: float, text: str, size: int = 13, fill: str = INK) -> None:
+    """A line of text, its middle at y."""
+    draw.text((x, y), text, fill, ImageFont.load_default(size), anchor="lm")
+
+
+def inpainted(model: ancestral.Model, images: np.ndarray) -> np.ndarray:
+    """Rows: the image, what is kept of it, and three ways to go on."""
+    mask = np.zeros(images.shape[1:3], bool)
+    mask[14:] = True  # the lower half is drawn anew
+    rows = [images, np.where(mask[..., None], np.uint8(127), images)]
+    rows += list(np.stack([model.edit.inpaint(image, mask, count=3, seed=1).array for image in images], 1))
+    return np.concatenate(rows)
+
+
+def bars(draw: ImageDraw.ImageDraw, left: int, top: int, bits: dict[str, float]) -> None:
+    """Bits per pixel as bars."""
+    most = max(bits.values())
+    for row, (name, value) in enumerate(bits.items()):
+        y = top + 8 + row * 46
+        words(draw, left, y + 4, f"{name}: {value:.2f}")
+        draw.rectangle((left, y + 14, left + (SIDE - 4) * value / most, y + 28), ACCENT if row == 0 else "#9aa5ad")
+
+
+def main(two: Path, ten: Path) -> None:
+    """The picture from two runs."""
+    splits = load.load("mnist", DataOptions())
+    first, model = ancestral.load(two), ancestral.load(ten)
+    real = np.asarray(splits.train.images)[np.linspace(0, len(splits.train) - 1, COUNT).astype(int)]
+    panels = {
+        "images it learned from": panel(real),
+        "drawn after 2 minutes": panel(first.sample(COUNT, seed=0).array),
+        "drawn after 10 minutes": panel(model.sample(COUNT, seed=0).array),
+    }
+    states = model.film(3, steps=20, seed=4).array
+    film = panel(
+        states[np.linspace(0, len(states) - 1, 12).astype(int)].swapaxes(0, 1).reshape(-1, 28, 28, 1),
+        12,
+        WIDTH - 2 * GAP,
+    )
+    held_out = np.asarray(splits.test.images)[np.linspace(0, len(splits.test) - 1, 6).astype(int)]
+    panels["lower half drawn anew, 3 ways"] = panel(inpainted(model, held_out))
+    found = json.loads((ten / "evaluation.json").read_text())["bits_per_dim"]
+    whole = Image.new("RGB", (WIDTH, 2 * (HEAD + GAP) + SIDE + film.height + GAP), "white")
+    draw = ImageDraw.Draw(whole)
+    for column, (name, sheet) in enumerate(panels.items()):
+        left = GAP + column * (SIDE + GAP)
+        words(draw, left, GAP / 2 + HEAD / 2, name)
+        whole.paste(sheet, (left, GAP // 2 + HEAD))
+    top = GAP + HEAD + SIDE
+    bits = {
+        "model": found["bound, bits/dim"],
+        "WebP": found["webp without container"],
+        "PNG": found["png without container"],
+    }
+    said = ", ".join(f"{name} {value['mean']:.2f}" for name, value in bits.items())
+    words(
+        draw,
+        GAP,
+        top + HEAD / 2,
+        f"how three are drawn: from noise, left, to digits, right          bits a pixel: {said}",
+    )
+    whole.paste(film, (GAP, top + HEAD))
+    whole.quantize(64, dither=Image.Dither.NONE).save(OUT, optimize=True)
+    print(OUT, OUT.stat().st_size)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
