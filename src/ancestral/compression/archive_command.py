@@ -30,7 +30,7 @@ from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.datasets import facts
 from ancestral.runs.open import open_gaussian
 from ancestral.runtime import disk, verified_folder
-from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.console import advancing, screen
 from ancestral.runtime.distributed import process_group
 from ancestral.runtime.file_names import as_png, check
 from ancestral.runtime.result_files import held
@@ -87,15 +87,15 @@ def compressed(
         "images": sha256(pixels.numpy().tobytes()).hexdigest(),
         "block": block,
     }
-    with process_group(torch.device("cpu")) as processes, Progress() as bar:
+    bar = advancing(f"{len(times) - 1} steps, both ways", 2 * len(images))
+    with process_group(torch.device("cpu")) as processes, bar as advance:
         if processes.size > 1:  # each would write the file, and remove the blocks that another still reads
             raise UserError("an archive is made by one process; start the command without torchrun")
-        task = bar.add_task(f"{len(times) - 1} steps, both ways", total=2 * len(images))
         job = Job(job_folder, described, processes)
 
         def make(part: range) -> dict[str, bytes]:
             started = time.monotonic()
-            made, cost = coder.encode(pixels[part.start : part.stop].long(), lambda count: bar.advance(task, count))
+            made, cost = coder.encode(pixels[part.start : part.stop].long(), advance)
             seconds = torch.tensor(time.monotonic() - started, dtype=torch.float64)
             numbers = {"nats": cost.nats, "one_off": torch.tensor(cost.one_off), "seconds": seconds}
             crc = made.pixels_crc.to_bytes(4, "little")
@@ -228,12 +228,11 @@ def expanded(saved: Checkpoint, predictor: Predictor, held: Archive, selected: r
     if held.setting.shape != saved.facts.shape or held.setting.T != predictor.schedule.T:
         raise CodecError("the header is damaged: its shape or T is not the model's")
     coder, parts = Coder(predictor, held.setting), []
-    with Progress() as bar:
-        chosen = list(rows_of(held, selected))
-        counts = {number: min(held.block, held.count - number * held.block) for number, _ in chosen}
-        task = bar.add_task(f"{len(held.setting.times) - 1} steps", total=sum(counts.values()))
+    chosen = list(rows_of(held, selected))
+    counts = {number: min(held.block, held.count - number * held.block) for number, _ in chosen}
+    with advancing(f"{len(held.setting.times) - 1} steps", sum(counts.values())) as advance:
         for number, rows in chosen:
-            whole = coder.decode(held.blocks[number], counts[number], lambda count: bar.advance(task, count))
+            whole = coder.decode(held.blocks[number], counts[number], advance)
             start = number * held.block
             parts.append(whole[rows.start - start : rows.stop - start])
     return torch.cat(parts).to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

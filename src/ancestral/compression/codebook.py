@@ -36,21 +36,15 @@ FILES = ("codebook.json", "codebook.safetensors")
 
 @dataclass(frozen=True)
 class Profile:
-    """A walk that files can be written with.
+    """A walk that files can be written with."""
 
-    Args:
-        id: its number in a file.
-        times: strictly falling; the pixels are coded given the prediction at the last, which is at least 1.
-        counts: for each step the bits of the channel at q = 0..15, for errors 2^((q - 8) / 4) times those measured.
-        channel: 0 best of 2^12, 1 trellis.
-        guard: grey levels that another machine's prediction may be off.
-    """
-
-    id: int
+    id: int  # its number in a file
+    # strictly falling; the pixels are coded given the prediction at the last, which is at least 1
     times: tuple[int, ...]
+    # for each step the bits of the channel at q = 0..15, for errors 2^((q - 8) / 4) times those measured
     counts: tuple[tuple[int, ...], ...]
-    channel: int
-    guard: float
+    channel: int  # 0 best of 2^12, 1 trellis
+    guard: float  # grey levels that another machine's prediction may be off
 
 
 @dataclass(frozen=True)
@@ -72,22 +66,14 @@ class Canary:
 
 @dataclass(frozen=True)
 class Codebook:
-    """All that two sides must share besides the weights.
+    """All that two sides must share besides the weights."""
 
-    Args:
-        x0_var: float64 (T + 1, buckets), as `Calibrated` takes it.
-        profiles: by their numbers.
-        residual: tables for the exact pixels.
-        model_id: 8 bytes of the SHA-256 of the weights, the configuration and all tables.
-        canary: for comparing another machine's network with this one's.
-        report: what was found when it was measured; no part of the format.
-    """
-
-    x0_var: Tensor
-    profiles: dict[int, Profile]
-    residual: ResidualTable
-    model_id: bytes
-    canary: Canary
+    x0_var: Tensor  # float64 (T + 1, buckets), as `Calibrated` takes it
+    profiles: dict[int, Profile]  # by their numbers
+    residual: ResidualTable  # tables for the exact pixels
+    model_id: bytes  # 8 bytes of the SHA-256 of the weights, the configuration and all tables
+    canary: Canary  # for comparing another machine's network with this one's
+    # what was found when it was measured; no part of the format
     report: Mapping[str, float] = field(default_factory=dict)
 
 

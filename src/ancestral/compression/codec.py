@@ -62,19 +62,12 @@ class _Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Codec:
-    """A model, with what was measured on it, as a codec.
+    """A model, with what was measured on it, as a codec."""
 
-    Args:
-        predictor: knows Var[x0 | x_t] (`calibrated.Calibrated`).
-        shape: of the images it was trained on, (C, H, W).
-        codebook: profiles and tables.
-        like: a tensor of the type and on the device of the states.
-    """
-
-    predictor: Predictor
-    shape: tuple[int, int, int]
-    codebook: Codebook
-    like: Tensor
+    predictor: Predictor  # knows Var[x0 | x_t] (`calibrated.Calibrated`)
+    shape: tuple[int, int, int]  # of the images it was trained on, (C, H, W)
+    codebook: Codebook  # profiles and tables
+    like: Tensor  # a tensor of the type and on the device of the states
 
     @property
     def tile(self) -> tuple[int, int]:

@@ -18,19 +18,12 @@ from ancestral.diffusion.objectives.statistics import psnr
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Of N files with K predictions each: after how many bytes a picture is shown, and how far off it is.
+    """Of N files with K predictions each: after how many bytes a picture is shown, and how far off it is."""
 
-    Args:
-        size: (N, K) bytes, header included, of the shortest prefix that has all bits of the steps before.
-        mse: (N, K) mean squared error on 0..255 of the picture finished by its mean.
-        header: bytes of each file that are no picture.
-        whole: (N,) bytes of the files.
-    """
-
-    size: np.ndarray
-    mse: np.ndarray
-    header: int
-    whole: np.ndarray
+    size: np.ndarray  # (N, K) bytes, header included, of the shortest prefix that has all bits of the steps before
+    mse: np.ndarray  # (N, K) mean squared error on 0..255 of the picture finished by its mean
+    header: int  # bytes of each file that are no picture
+    whole: np.ndarray  # (N,) bytes of the files
 
     @property
     def psnr(self) -> np.ndarray:

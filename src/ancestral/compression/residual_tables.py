@@ -45,18 +45,15 @@ _SHIFT = 9
 class ResidualTable:
     """Integer frequencies of pixel minus cell.
 
-    Args:
-        frequencies: (sets, ZONES * SLOPES * FRACTIONS, ESCAPE + 1), each at least 1, a row sums to TOTAL. Column k is
-            the residual k - REACH; the last stands for those beyond.
-        leaving: how many of TOTAL values between two flat neighbours are not flat themselves.
-        weights: (sets, len(BEFORE)), in 256ths, at most 1 in size; no neighbour counts when left out.
-
     Raises:
         CodecError: when the numbers break these rules.
     """
 
+    # (sets, ZONES * SLOPES * FRACTIONS, ESCAPE + 1), each at least 1, a row sums to TOTAL. Column k is the residual k -
+    # REACH; the last stands for those beyond
     frequencies: np.ndarray
-    leaving: int
+    leaving: int  # how many of TOTAL values between two flat neighbours are not flat themselves
+    # (sets, len(BEFORE)), in 256ths, at most 1 in size; no neighbour counts when left out
     weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:

@@ -26,32 +26,20 @@ BUCKETS = len(X0_EDGES) + 1
 
 @dataclass(frozen=True)
 class Errors:
-    """A predictor's squared error at some times, by the bucket of the value it predicts. All float64 (times, buckets).
+    """A predictor's squared error at some times, by the bucket of the value it predicts; float64 (times, buckets)."""
 
-    Args:
-        times: strictly falling.
-        x0_var: E|x0 - x0_hat|^2.
-        share: of all values that lie in the bucket.
-    """
-
-    times: tuple[int, ...]
-    x0_var: Tensor
-    share: Tensor
+    times: tuple[int, ...]  # strictly falling
+    x0_var: Tensor  # E|x0 - x0_hat|^2
+    share: Tensor  # of all values that lie in the bucket
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What the plan weighs, in bits a dimension.
+    """What the plan weighs, in bits a dimension."""
 
-    Args:
-        start: (times,) of a walk that begins there: L_T.
-        move: (times, times), row t and column s, of a step; inf where s is not below t.
-        end: (times,) of the exact pixels given the prediction there; inf where a walk may not end.
-    """
-
-    start: np.ndarray
-    move: np.ndarray
-    end: np.ndarray
+    start: np.ndarray  # (times,) of a walk that begins there: L_T
+    move: np.ndarray  # (times, times), row t and column s, of a step; inf where s is not below t
+    end: np.ndarray  # (times,) of the exact pixels given the prediction there; inf where a walk may not end
 
 
 def step_bits(r: Tensor) -> Tensor:

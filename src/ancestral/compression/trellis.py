@@ -25,17 +25,11 @@ Key = tuple[int | str, ...]
 
 @dataclass(frozen=True)
 class Channel:
-    """A shift register.
+    """A shift register."""
 
-    Args:
-        memory: its length in bits; 2^memory states.
-        branch: bits a stage takes in, at least; `memory` for stages without a memory.
-        efficiency: bits of KL that a bit sent is counted on to carry.
-    """
-
-    memory: int
-    branch: int
-    efficiency: float
+    memory: int  # its length in bits; 2^memory states
+    branch: int  # bits a stage takes in, at least; `memory` for stages without a memory
+    efficiency: float  # bits of KL that a bit sent is counted on to carry
 
     def encode(self, target: np.ndarray, r: np.ndarray, bits: int, key: Key) -> np.ndarray:
         """The path whose z has the largest log q - log p = sum (1 + r) z m - r z^2 / 2.

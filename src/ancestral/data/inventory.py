@@ -12,29 +12,18 @@ KEPT = 1000  # names of a kind in JSON; the number of all is beside them
 
 @dataclass(frozen=True)
 class Reading:
-    """Said at the head of every training and kept in the run; `found - used` files are in `left_out`.
+    """Said at the head of every training and kept in the run; `found - used` files are in `left_out`."""
 
-    Args:
-        source: as it was given.
-        found: files, or images of an array, that were looked at.
-        used: images of both parts.
-        left_out: names by reason.
-        split: where the part that is never trained on comes from.
-        classes: where the labels come from.
-        white: the stored value that became 255, where values have more than 8 bits and nothing but the set says it.
-        sizes: height x width before cutting and scaling: `16x16`, or `from 16x16 to 640x480`.
-        notes: what else was decided, a sentence each.
-    """
-
-    source: str = ""
-    found: int = 0
-    used: int = 0
-    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    split: str = ""
-    classes: str = ""
+    source: str = ""  # as it was given
+    found: int = 0  # files, or images of an array, that were looked at
+    used: int = 0  # images of both parts
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # names by reason
+    split: str = ""  # where the part that is never trained on comes from
+    classes: str = ""  # where the labels come from
+    # the stored value that became 255, where values have more than 8 bits and nothing but the set says it
     white: int | None = None
-    sizes: str = ""
-    notes: tuple[str, ...] = ()
+    sizes: str = ""  # height x width before cutting and scaling: `16x16`, or `from 16x16 to 640x480`
+    notes: tuple[str, ...] = ()  # what else was decided, a sentence each
 
     def to_json(self) -> dict[str, Any]:
         """The same with at most `KEPT` names of a kind."""

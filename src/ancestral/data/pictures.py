@@ -21,19 +21,12 @@ WIDEST = 128  # up to so many pixels an image is enlarged until its label fits; 
 
 @dataclass(frozen=True)
 class Labels:
-    """What is written on a contact sheet; what is empty takes no room.
+    """What is written on a contact sheet; what is empty takes no room."""
 
-    Args:
-        title: above all.
-        columns: above each column.
-        rows: to the left of each row.
-        images: above each image.
-    """
-
-    title: str = ""
-    columns: Sequence[str] = ()
-    rows: Sequence[str] = ()
-    images: Sequence[str] = ()
+    title: str = ""  # above all
+    columns: Sequence[str] = ()  # above each column
+    rows: Sequence[str] = ()  # to the left of each row
+    images: Sequence[str] = ()  # above each image
 
 
 NO_LABELS = Labels()

@@ -19,7 +19,7 @@ from ancestral.diffusion.objectives.anomaly import SCORES, Known, Trace, concate
 from ancestral.diffusion.objectives.elbo import Elbo, error_per_image
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.evaluation import image_formats
-from ancestral.evaluation.measurement import Measurement
+from ancestral.evaluation.measurement import Advance, Measurement, Tensors
 from ancestral.runs import build
 from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.distributed import Processes
@@ -65,8 +65,9 @@ def traced(measurement: Measurement, cache: Path, processes: Processes, done: Ca
     }
     move = build.transition(measurement.saved, None)
 
-    def measure(predictor: Predictor, x0: Tensor, numbers: range) -> dict[str, Tensor]:
+    def measure(predictor: Predictor, x0: Tensor, numbers: range, advance: Advance) -> Tensors:
         traces = trace(predictor, x0, grid, move, Streams(measurement.seed, "trace", numbers))
+        advance(len(numbers))
         return {name: value.contiguous() for name, value in traces._asdict().items()}
 
     parts = measurement.per_batch(Job(cache_folder(cache, settings), settings, processes), measure, done)

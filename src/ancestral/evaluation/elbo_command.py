@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,15 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Transition
 from ancestral.errors import UserError
 from ancestral.evaluation import anomaly_scores, image_formats
-from ancestral.evaluation.measurement import Measurement, write
+from ancestral.evaluation.measurement import Advance, Measurement, Tensors
 from ancestral.runs import build, calibration
 from ancestral.runs.datasets import images_for
-from ancestral.runs.open import device_of, open_model
+from ancestral.runs.open import open_model
 from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runtime import plots
-from ancestral.runtime.console import Progress, screen
-from ancestral.runtime.distributed import process_group
+from ancestral.runtime.console import screen
+from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import csv_bytes, json_bytes
-from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import PATIENCE
 
 TERMS = 50  # of the bound measured an image, by default
 
@@ -48,6 +45,18 @@ def elbo_of(
     """The bound of images x0 (B, ...) of these numbers among all that are measured."""
     noise = Streams(seed, "evaluate", numbers)
     return repeated([elbo(predictor, x0, times, move, noise, terms=terms) for _ in range(repeats)])
+
+
+def measured_terms(steps: int, terms: int | None, exact: bool, name: str) -> int | None:
+    """How many terms an image are measured of a bound of so many steps; None: all.
+
+    Raises:
+        UserError: by the name of the option, for a number that the bound does not have.
+    """
+    terms = min(TERMS, steps) if terms is None else terms
+    if not exact and not (isinstance(terms, int) and min(2, steps) <= terms <= steps):
+        raise UserError(f"{name}: must be between 2 and {steps}, got {terms!r}")
+    return None if exact else terms
 
 
 def evaluate(
@@ -82,36 +91,30 @@ def evaluate(
         norm = norm.spread(anomaly_scores.REFERENCE)
     saved = calibration.calibrated(saved, model, train)
     move, times = build.transition(saved, variance), build.training_grid(saved.config)
-    terms = terms if terms is not None else min(TERMS, len(times) - 1)
-    if not exact and not min(2, len(times) - 1) <= terms <= len(times) - 1:
-        raise UserError(f"--terms: must be between 2 and {len(times) - 1}, got {terms}")
+    terms = measured_terms(len(times) - 1, terms, exact, "--terms")
     repeats = 1 if norm is None else anomaly_scores.REPEATS
-    with process_group(device_of(model), PATIENCE) as processes, held(out, "evaluate", processes) as results:
-        measurement = Measurement(saved, model, average_width, test, batch_size, seed)
-        options = {"terms": None if exact else terms, "variance": variance or saved.config.diffusion.variance}
-        settings = {**measurement.settings, **options, "repeats": repeats}
-        job = measurement.job(out / ".evaluate", settings, processes)
+    measurement = Measurement(saved, model, average_width, test, batch_size, seed)
+    options = {"terms": terms, "variance": variance or saved.config.diffusion.variance}
+    settings = {**measurement.settings, **options, "repeats": repeats}
 
-        def measure(predictor: Predictor, x0: Tensor, numbers: range) -> dict[str, Tensor]:
-            return elbo_of(predictor, x0, numbers, times, move, options["terms"], seed, repeats).tensors()
+    def measure(predictor: Predictor, x0: Tensor, numbers: range, advance: Advance) -> Tensors:
+        found = elbo_of(predictor, x0, numbers, times, move, terms, seed, repeats)
+        advance(len(numbers))
+        return found.tensors()
 
-        with Progress() as bar:
-            task = bar.add_task("bound", total=processes.most(len(test)))
-            parts = measurement.per_batch(job, measure, partial(bar.advance, task))
+    def files(parts: list[Tensors], processes: Processes) -> dict[str, bytes]:
         result = concatenate([Elbo.of_tensors(one) for one in parts])
-        files: dict[str, bytes] = {}
+        made: dict[str, bytes] = {}
         if processes.first:
             kind = build.chain(saved.config)
             facts = {name: settings[name] for name in ("model", "average_width")}
             facts |= {"variance": options["variance"] if kind.reverse is None else None, "data": data_source}
-            reverse = kind.named(options["variance"])
-            files = _files(result, reverse, facts, test.images[:], exact)
+            made = _files(result, kind.named(options["variance"]), facts, test.images[:], exact)
         if norm is not None:
-            files |= anomaly_scores.score_files(measurement, norm, result, out / ".traces", processes)
-        processes.wait()
-        if processes.first:
-            write(results, files)
-            job.forget()
+            made |= anomaly_scores.score_files(measurement, norm, result, out / ".traces", processes)
+        return made
+
+    measurement.run(out, "evaluate", settings, measure, files, "bound")
 
 
 def _files(result: Elbo, reverse: str, facts: dict[str, Any], images: np.ndarray, exact: bool) -> dict[str, bytes]:

@@ -37,18 +37,12 @@ PIECE = 1024  # images
 
 @dataclass(frozen=True)
 class Network:
-    """A feature network.
+    """A feature network."""
 
-    Args:
-        name: part of every metric's name, so that no two networks' numbers are taken for each other.
-        key: everything that the features depend on besides the images, as JSON.
-        extract: bytes (B, H, W, C) to their features (B, D) on the CPU.
-        classify: features to the logits (B, K) of the network's own classes, where it has some.
-    """
-
-    name: str
-    key: dict[str, Any]
-    extract: Callable[[np.ndarray], Tensor]
+    name: str  # part of every metric's name, so that no two networks' numbers are taken for each other
+    key: dict[str, Any]  # everything that the features depend on besides the images, as JSON
+    extract: Callable[[np.ndarray], Tensor]  # bytes (B, H, W, C) to their features (B, D) on the CPU
+    # features to the logits (B, K) of the network's own classes, where it has some
     classify: Callable[[Tensor], Tensor] | None = None
 
 

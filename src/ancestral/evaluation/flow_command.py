@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,14 @@ from ancestral.diffusion.objectives.probability_flow import LIFTS, Adaptive, flo
 from ancestral.diffusion.objectives.statistics import in_json
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
-from ancestral.evaluation.measurement import Measurement, write
+from ancestral.evaluation.measurement import Advance, Measurement, Tensors
 from ancestral.runs import build, calibration
 from ancestral.runs.datasets import images_for
-from ancestral.runs.open import device_of, open_gaussian
+from ancestral.runs.open import open_gaussian
 from ancestral.runs.process_kinds import need_every_time
-from ancestral.runtime.console import Progress, screen
-from ancestral.runtime.distributed import process_group
+from ancestral.runtime.console import screen
+from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import json_bytes
-from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import PATIENCE
 
 
 def likelihood(
@@ -61,27 +58,24 @@ def likelihood(
         **{"probes": probes, "lift": lift, "solver": solver, "rtol": rtol, "atol": atol},
     }
 
-    def measure(predictor: Predictor, x0: Tensor, numbers: range) -> dict[str, Tensor]:
+    def measure(predictor: Predictor, x0: Tensor, numbers: range, advance: Advance) -> Tensors:
         started = time.monotonic()
         try:
             found = flow_bound(predictor, x0, Streams(seed, "likelihood", numbers), lifted, probes, method)
         except ArithmeticError as error:
             raise UserError(f"--rtol, --atol: {error}; use larger ones") from None
+        advance(len(numbers))
         cost = torch.tensor([found.calls, time.monotonic() - started], dtype=torch.float64)
         return {"nats": found.nats.contiguous(), "cost": cost}
 
-    with process_group(device_of(model), PATIENCE) as processes, held(folder, "likelihood", processes) as results:
-        job = measurement.job(folder / ".likelihood", settings, processes)
-        with Progress() as bar:
-            task = bar.add_task("flow", total=processes.most(len(test)))
-            parts = measurement.per_batch(job, measure, partial(bar.advance, task))
-        if processes.first:
-            nats = torch.cat([one["nats"] for one in parts])
-            calls, seconds = torch.stack([one["cost"] for one in parts]).unbind(1)
-            dimensions = test.images[0].size
-            document = _document(settings, nats, dimensions, [int(count) for count in calls], float(seconds.sum()))
-            write(results, {"likelihood.json": json_bytes(document)})
-            job.forget()
+    def files(parts: list[Tensors], processes: Processes) -> dict[str, bytes]:
+        nats = torch.cat([one["nats"] for one in parts])
+        calls, seconds = torch.stack([one["cost"] for one in parts]).unbind(1)
+        dimensions = test.images[0].size
+        document = _document(settings, nats, dimensions, [int(count) for count in calls], float(seconds.sum()))
+        return {"likelihood.json": json_bytes(document)}
+
+    measurement.run(folder, "likelihood", settings, measure, files, "flow")
 
 
 def _document(

@@ -16,31 +16,28 @@ from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.datasets import warn_of_untrained
 from ancestral.runs.open import device_of, state_type
-from ancestral.runtime.console import screen
-from ancestral.runtime.distributed import Processes
-from ancestral.runtime.result_files import Results
-from ancestral.runtime.resumable_job import Job, pieces
+from ancestral.runtime.console import advancing, screen
+from ancestral.runtime.distributed import Processes, process_group
+from ancestral.runtime.result_files import Results, held
+from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
+from ancestral.runtime.tensor_files import Tensors
+
+Advance = Callable[[int], object]  # says of how many more things it is done
+# From the predictor of a batch, its x0 (B, C, H, W) and its images' numbers.
+Measure = Callable[[Predictor, Tensor, range, Advance], Tensors]
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured, and what its result depends on.
+    """What is measured, and what its result depends on."""
 
-    Args:
-        saved: the run's checkpoint, with the model's own error measured where the result depends on it.
-        model: its model.
-        average_width: of the weights' average, where it is not the run's own.
-        images: to measure it on.
-        batch_size: images in a batch.
-        seed: of every draw.
-    """
-
+    # the run's checkpoint, with the model's own error measured where the result depends on it
     saved: checkpoint.Checkpoint
-    model: Denoiser
-    average_width: float | None
-    images: ImageSet
-    batch_size: int
-    seed: int
+    model: Denoiser  # its model
+    average_width: float | None  # of the weights' average, where it is not the run's own
+    images: ImageSet  # to measure it on
+    batch_size: int  # images in a batch
+    seed: int  # of every draw
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,35 +50,51 @@ class Measurement:
             "batch_size": self.batch_size,
         }
 
-    def job(self, folder: Path, settings: dict[str, Any], processes: Processes) -> Job:
-        """The job in a folder that keeps the results; warns of images of classes that were never trained on."""
-        warn_of_untrained(self.saved.facts.untrained, self.images)
-        return Job(folder, settings, processes)
-
-    def per_batch(
+    def run(
         self,
-        job: Job,
-        measure: Callable[[Predictor, Tensor, range], dict[str, Tensor]],
-        done: Callable[[int], object] = lambda count: None,
-    ) -> list[dict[str, Tensor]]:
-        """The results of the batches, in order.
+        out: Path,
+        name: str,
+        settings: dict[str, Any],
+        measure: Measure,
+        files: Callable[[list[Tensors], Processes], dict[str, bytes]],
+        what: str,
+        each: int = 1,
+    ) -> None:
+        """Measure in all processes of the command, resumably, and replace the set of files of this name in a folder.
 
         Args:
-            job: that keeps them.
-            measure: of the predictor for a batch, its x0 (B, C, H, W) and its images' numbers.
-            done: called with each batch's size.
+            out: the folder.
+            name: of the set.
+            settings: all that the results depend on.
+            measure: a batch; advances `each` times an image on the bar that says `what`.
+            files: of the results, called in every process; those of the first are written.
         """
-        device = device_of(self.model)
+        with process_group(device_of(self.model), PATIENCE) as processes, held(out, name, processes) as results:
+            warn_of_untrained(self.saved.facts.untrained, self.images)
+            job = Job(out / f".{name}", settings, processes)
+            with advancing(what, processes.most(len(self.images)) * each) as advance:
+                parts = self.per_batch(job, measure, advance)
+            made = files(parts, processes)
+            processes.wait()
+            if processes.first:
+                write(results, made)
+                job.forget()
 
-        def of_batch(numbers: range) -> dict[str, Tensor]:
-            batch = self.images.take(numbers)
-            cond = conditions_of(batch, self.saved.config, device)
-            x0 = to_unit(batch.images).to(device, state_type(self.model))
-            found = measure(build.predictor(self.model, self.saved.calibration, **cond), x0, numbers)
-            done(len(numbers))
-            return found
+    def per_batch(self, job: Job, measure: Measure, advance: Advance) -> list[Tensors]:
+        """The results of the batches, in order, from the job where they are there."""
+        return job.tensors(self.batches, lambda numbers: measure(*self.batch(numbers), numbers, advance))
 
-        return job.tensors(pieces(len(self.images), self.batch_size), of_batch)
+    @property
+    def batches(self) -> list[range]:
+        """The numbers of the images of each batch."""
+        return pieces(len(self.images), self.batch_size)
+
+    def batch(self, numbers: range) -> tuple[Predictor, Tensor]:
+        """The predictor under the conditions of these images, and their x0 (B, C, H, W)."""
+        images, device = self.images.take(numbers), device_of(self.model)
+        cond = conditions_of(images, self.saved.config, device)
+        x0 = to_unit(images.images).to(device, state_type(self.model))
+        return build.predictor(self.model, self.saved.calibration, **cond), x0
 
 
 def write(results: Results, files: dict[str, bytes]) -> None:

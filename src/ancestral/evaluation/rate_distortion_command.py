@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +21,14 @@ from ancestral.diffusion.objectives.statistics import image_psnr
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
-from ancestral.evaluation.measurement import Measurement, write
+from ancestral.evaluation.measurement import Advance, Measurement, Tensors
 from ancestral.runs import build
 from ancestral.runs.datasets import images_for
-from ancestral.runs.open import device_of, open_gaussian
+from ancestral.runs.open import open_gaussian
 from ancestral.runtime import plots
-from ancestral.runtime.console import Progress, screen
-from ancestral.runtime.distributed import process_group
+from ancestral.runtime.console import Progress, advancing, screen
+from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import csv_bytes, json_bytes
-from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import PATIENCE
 
 ROWS = 10  # of the table: each tenth of the steps, as Table 4 has it
 RATES = (0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0)  # bits/dim at which the distortion is printed
@@ -62,23 +59,21 @@ def rate_distortion(
     move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)
     measurement = Measurement(saved, model, average_width, images, batch_size, seed)
     settings = {**measurement.settings, "times": times, "variance": variance or saved.config.diffusion.variance}
-    with process_group(device_of(model), PATIENCE) as processes, held(out, "rd", processes) as results:
-        job = measurement.job(out / ".rd", settings, processes)
-        with Progress() as bar:
-            task = bar.add_task(f"{len(times) - 1} steps", total=processes.most(len(images)) * (len(times) - 1))
 
-            def measure(predictor: Predictor, x0: Tensor, numbers: range) -> dict[str, Tensor]:
-                watched = Watched(predictor, partial(bar.advance, task))
-                return along_chains(watched, x0, times, move, Streams(seed, "rd", numbers)).elbo.tensors()
+    def measure(predictor: Predictor, x0: Tensor, numbers: range, advance: Advance) -> Tensors:
+        watched = Watched(predictor, advance)
+        return along_chains(watched, x0, times, move, Streams(seed, "rd", numbers)).elbo.tensors()
 
-            parts = measurement.per_batch(job, measure)
-        if processes.first:
-            measured = curve(concatenate([Elbo.of_tensors(one) for one in parts]))
-            facts = {name: settings[name] for name in ("model", "average_width", "variance", "seed")}
-            facts = {"data": data_source, "images": len(images), **facts}
-            files = file_quality(folder, images.spread(FILES).images[:], profile, device) if profile else None
-            write(results, _files(measured, images.images[:], facts, files))
-            job.forget()
+    def files(parts: list[Tensors], processes: Processes) -> dict[str, bytes]:
+        if not processes.first:
+            return {}
+        measured = curve(concatenate([Elbo.of_tensors(one) for one in parts]))
+        facts = {name: settings[name] for name in ("model", "average_width", "variance", "seed")}
+        facts = {"data": data_source, "images": len(images), **facts}
+        packed = file_quality(folder, images.spread(FILES).images[:], profile, device) if profile else None
+        return _files(measured, images.images[:], facts, packed)
+
+    measurement.run(out, "rd", settings, measure, files, f"{len(times) - 1} steps", len(times) - 1)
 
 
 def file_quality(folder: Path, images: np.ndarray, name: str, device: str) -> dict[str, Any]:
@@ -88,9 +83,8 @@ def file_quality(folder: Path, images: np.ndarray, name: str, device: str) -> di
     """
     saved, model, codebook = compress_command.opened(folder, device)
     profile, originals = codebook.profiles[compress_command.PROFILES[name]], list(images)
-    with Progress() as bar:
-        task = bar.add_task("files", total=3 * len(profile.times))
-        predictor = Watched(model, lambda images: bar.advance(task))
+    with advancing("files", 3 * len(profile.times)) as advance:
+        predictor = Watched(model, lambda images: advance(1))
         codec = compress_command.codec_of(predictor, model, saved, codebook)
         files = codec.encode(originals, profile.id)
         found = prefixes(codec, originals, profile.id, files)

@@ -24,37 +24,23 @@ _Layer = TypeVar("_Layer", bound=nn.Module)
 
 @dataclass(frozen=True)
 class UNetVariant:
-    """What networks of this family differ in; the defaults are the paper's, but for the padding.
+    """What networks of this family differ in; the defaults are the paper's, but for the padding."""
 
-    Args:
-        groups: of every group norm; None: 32, but at least `group_width` channels each.
-        group_width: 4 as in the paper's 128 in 32. With 16 and channels-last memory a norm reads whole vectors.
-        norm_eps: added to the variances of the norms.
-        head_width: channels of an attention head; None: one head.
-        pad_end: pad only at the end before a convolution of stride 2, as the paper's code does.
-        cosine_first: the time's cosines before its sines.
-        frequency_shift: the lowest frequency is 10^-4 (1) or one step above it (0).
-        time_width: of the embedded time; None: 4 times the first level's.
-        activation: inside the residual blocks.
-        scale_shift: the time scales and shifts the second norm's output; otherwise it is added before that norm.
-        middle_attention: whether the middle has it.
-        middle_groups: of its norm; 0: no norm; None: as everywhere.
-        fourier: n of sin and cos(2^n pi x), further channels of the input in which the last bits of a byte can be seen
-            (Kingma et al. 2021, appendix C; theirs are 7 and 8).
-    """
-
-    groups: int | None = None
-    group_width: int = 4
-    norm_eps: float = 1e-6
-    head_width: int | None = None
-    pad_end: bool = False
-    cosine_first: bool = False
-    frequency_shift: int = 1
-    time_width: int | None = None
-    activation: str = "silu"
+    groups: int | None = None  # of every group norm; None: 32, but at least `group_width` channels each
+    group_width: int = 4  # 4 as in the paper's 128 in 32. With 16 and channels-last memory a norm reads whole vectors
+    norm_eps: float = 1e-6  # added to the variances of the norms
+    head_width: int | None = None  # channels of an attention head; None: one head
+    pad_end: bool = False  # pad only at the end before a convolution of stride 2, as the paper's code does
+    cosine_first: bool = False  # the time's cosines before its sines
+    frequency_shift: int = 1  # the lowest frequency is 10^-4 (1) or one step above it (0)
+    time_width: int | None = None  # of the embedded time; None: 4 times the first level's
+    activation: str = "silu"  # inside the residual blocks
+    # the time scales and shifts the second norm's output; otherwise it is added before that norm
     scale_shift: bool = False
-    middle_attention: bool = True
-    middle_groups: int | None = None
+    middle_attention: bool = True  # whether the middle has it
+    middle_groups: int | None = None  # of its norm; 0: no norm; None: as everywhere
+    # n of sin and cos(2^n pi x), further channels of the input in which the last bits of a byte can be seen (Kingma et
+    # al. 2021, appendix C; theirs are 7 and 8)
     fourier: Sequence[int] = ()
 
     def features(self, x: Tensor) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
 from ancestral.runs.open import device_of
-from ancestral.runtime.console import Progress
+from ancestral.runtime.console import advancing
 
 CALIBRATED = 128  # training images on which the model's own error is measured
 
@@ -51,7 +50,5 @@ def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Ch
     """The checkpoint with the model's own error, measured now where that was not done."""
     if saved.calibration is not None:
         return saved
-    with Progress() as bar:
-        task = bar.add_task("calibrating the variances", total=predictions(saved.config))
-        report = partial(bar.advance, task)
+    with advancing("calibrating the variances", predictions(saved.config)) as report:
         return replace(saved, calibration=calibration(saved.config, model, train_images, device_of(model), report))

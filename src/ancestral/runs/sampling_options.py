@@ -38,33 +38,19 @@ def interval_of(text: str) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Option:
-    """What is declared of an option.
+    """What is declared of an option."""
 
-    Args:
-        help: one line.
-        low: least value.
-        high: largest value.
-        choices: all values.
-        read: the value of a text, where the type alone does not say how.
-        metavar: of the value, in help.
-        needs: the option without which this one says nothing.
-        page: whether a request to the server may name it.
-        card: whether the model card shows it.
-        type: of a value that is not None.
-        default: when it is left out.
-    """
-
-    help: str
-    low: float | None = None
-    high: float | None = None
-    choices: tuple[str, ...] = ()
-    read: Callable[[str], Any] | None = None
-    metavar: str | None = None
-    needs: str | None = None
-    page: bool = False
-    card: bool = False
-    type: Any = str
-    default: Any = None
+    help: str  # one line
+    low: float | None = None  # least value
+    high: float | None = None  # largest value
+    choices: tuple[str, ...] = ()  # all values
+    read: Callable[[str], Any] | None = None  # the value of a text, where the type alone does not say how
+    metavar: str | None = None  # of the value, in help
+    needs: str | None = None  # the option without which this one says nothing
+    page: bool = False  # whether a request to the server may name it
+    card: bool = False  # whether the model card shows it
+    type: Any = str  # of a value that is not None
+    default: Any = None  # when it is left out
 
     def checked(self, name: str, value: Any) -> Any:
         """The value as plain Python has it, if it is one of those declared; what has a reader is read.

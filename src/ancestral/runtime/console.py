@@ -6,7 +6,9 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 from rich import progress
@@ -103,3 +105,10 @@ class Progress(progress.Progress):
             for line in self.lines():
                 with suppress(OSError):  # a reader that went away ends a command where it prints its results
                     self.console.print(line)
+
+
+@contextmanager
+def advancing(description: str, total: float) -> Iterator[Callable[[int], None]]:
+    """Context manager: a bar, and what says of how many more things it is done."""
+    with Progress() as bar:
+        yield partial(bar.advance, bar.add_task(description, total=total))

@@ -24,7 +24,7 @@ from ancestral.runs.conditions import Conditions, class_number, in_turn
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime import disk, verified_folder
-from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.console import Progress, advancing, screen
 from ancestral.runtime.distributed import process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
@@ -128,9 +128,8 @@ def tune_steps(
     predictor = build.predictor(model, saved.calibration, **on)
     noise = latents(saved.facts.shape, seed, range(num_images)).to(device_of(model), state_type(model))
     try:
-        with Progress() as bar:
-            task = bar.add_task(f"{len(fine) - 1} steps", total=(len(fine) - 1) * num_images)
-            watched = Watched(predictor, partial(bar.advance, task))
+        with advancing(f"{len(fine) - 1} steps", (len(fine) - 1) * num_images) as advance:
+            watched = Watched(predictor, advance)
             times = [fine[index] for index in kind.best(watched, beginning(model.schedule, noise), fine, steps)]
     except ValueError as error:
         raise UserError(f"--steps: {error}") from None

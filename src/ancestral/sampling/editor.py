@@ -21,7 +21,7 @@ from ancestral.errors import UserError
 from ancestral.runs.conditions import Conditions, class_number
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runs.sampling_options import SamplingOptions
-from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.console import advancing, screen
 from ancestral.runtime.result_files import held
 from ancestral.sampling.sampler import Opener, Sampler
 
@@ -31,21 +31,13 @@ VARIANTS = 1 << 20  # stream numbers set apart for each image
 
 @dataclass(frozen=True)
 class Sources:
-    """The images to edit, and how they are read and shown.
+    """The images to edit, and how they are read and shown."""
 
-    Args:
-        paths: of the images.
-        fit: cut the middle square and scale it, instead of refusing another size.
-        out: where the sheet goes; the edited images go into a folder beside it, named like it.
-        num_images: variants of each.
-        device: by name.
-    """
-
-    paths: Sequence[Path]
-    fit: bool
-    out: Path
-    num_images: int
-    device: str
+    paths: Sequence[Path]  # of the images
+    fit: bool  # cut the middle square and scale it, instead of refusing another size
+    out: Path  # where the sheet goes; the edited images go into a folder beside it, named like it
+    num_images: int  # variants of each
+    device: str  # by name
 
 
 class Editor:
@@ -122,15 +114,14 @@ class Editor:
         """
         pairs = [(row, variant) for row in range(jobs) for variant in range(variants)]
         drawn = []
-        with Progress() as bar:
-            task = bar.add_task(f"{calls} steps", total=len(pairs) * calls)
+        with advancing(f"{calls} steps", len(pairs) * calls) as advance:
             for first in range(0, len(pairs), self.options.batch_size):
                 part = pairs[first : first + self.options.batch_size]
                 rows = torch.tensor([row for row, _ in part], device=device_of(self.model))
 
                 def watched(steps: Iterator[Step], count: int = len(part)) -> Iterator[Step]:
                     for step in steps:
-                        bar.advance(task, count)
+                        advance(count)
                         yield step
 
                 numbers = [row * VARIANTS + variant for row, variant in part]

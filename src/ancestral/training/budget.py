@@ -25,21 +25,13 @@ LEAST_ASTRAY = 0.01  # of the budget at least, so that a run that nothing distur
 
 @dataclass
 class Pace:
-    """What the parts of a run take here.
+    """What the parts of a run take here."""
 
-    Args:
-        window: seconds over which updates are averaged; those before count e times less.
-        spacing: images from a save to the next.
-        calibrating: predictions of an image for the calibration at the end.
-        measuring: predictions of an image for the health at the end.
-        showing: predictions of an image for a preview.
-    """
-
-    window: float
-    spacing: int
-    calibrating: int
-    measuring: int
-    showing: int
+    window: float  # seconds over which updates are averaged; those before count e times less
+    spacing: int  # images from a save to the next
+    calibrating: int  # predictions of an image for the calibration at the end
+    measuring: int  # predictions of an image for the health at the end
+    showing: int  # predictions of an image for a preview
     saving: float = 0.0  # seconds of a checkpoint
     keeping: float = 0.0  # seconds of the averages
     forward: float = FORWARD  # of the time of training an image: predicting one

@@ -41,19 +41,12 @@ BUDGET = 600.0  # seconds, where no length is given
 
 @dataclass(frozen=True)
 class Length:
-    """The length of a run: at most one of a wall time in seconds, images seen, or updates.
+    """The length of a run: at most one of a wall time in seconds, images seen, or updates."""
 
-    Args:
-        budget: wall time.
-        images: seen.
-        steps: updates.
-        further: whether it is in addition to what a complete run has seen.
-    """
-
-    budget: float | None = None
-    images: int | None = None
-    steps: int | None = None
-    further: bool = False
+    budget: float | None = None  # wall time
+    images: int | None = None  # seen
+    steps: int | None = None  # updates
+    further: bool = False  # whether it is in addition to what a complete run has seen
 
     @classmethod
     def of(cls, **amounts: Amount | None) -> Length:

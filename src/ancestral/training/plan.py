@@ -17,20 +17,13 @@ from ancestral.runtime.disk import Damaged
 
 @dataclass(frozen=True)
 class Leg:
-    """A part of a run: one length that was asked for, on one set of images.
+    """A part of a run: one length that was asked for, on one set of images."""
 
-    Args:
-        length: as it was asked for.
-        data: digest of the images.
-        planned: its images as first planned, by which its reports and snapshots are spaced.
-        began: seconds that the run had taken before it.
-        knots: (images seen, progress) from (start, 0) to (end, 1); progress is linear between them.
-    """
-
-    length: str
-    data: str
-    planned: int
-    began: float
+    length: str  # as it was asked for
+    data: str  # digest of the images
+    planned: int  # its images as first planned, by which its reports and snapshots are spaced
+    began: float  # seconds that the run had taken before it
+    # (images seen, progress) from (start, 0) to (end, 1); progress is linear between them
     knots: tuple[tuple[int, float], ...]
 
     @property

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,14 +25,13 @@ from ancestral.diffusion.objectives.statistics import Estimate, mean_and_error
 from ancestral.diffusion.samplers.sample import film, finish
 from ancestral.errors import UserError
 from ancestral.evaluation import elbo_command, sample_metrics_command
+from ancestral.evaluation.measurement import Measurement
 from ancestral.runs import build, calibration, checkpoint
-from ancestral.runs.conditions import conditions_of
 from ancestral.runs.datasets import fitting, images_for
 from ancestral.runs.hub import hub
-from ancestral.runs.open import device_of, state_type
 from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
-from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.console import advancing, screen
 from ancestral.runtime.registry import suggest
 from ancestral.runtime.resumable_job import pieces
 from ancestral.sampling import command, edit_command
@@ -114,8 +113,7 @@ class Model:
         options = _options(steps=steps, seed=seed, guidance=guidance, label=label, **drawing)
         sampler = Sampler(self.folder, options, self.device, self._open)
         cond = command.conditions(sampler.saved, options.label, None if embeddings is None else Path(embeddings), count)
-        with Progress() as bar:
-            advance = partial(bar.advance, bar.add_task(f"{sampler.steps} steps", total=count * sampler.steps))
+        with advancing(f"{sampler.steps} steps", count * sampler.steps) as advance:
             parts = pieces(count, options.batch_size)
             return Images(np.concatenate([to_bytes(finish(sampler.walk(part, cond, advance))) for part in parts]))
 
@@ -177,18 +175,12 @@ class Model:
             splits = self._splits(data)
             images, saved = splits.test, calibration.calibrated(saved, model, splits.train)
         move, times = build.transition(saved, variance), build.training_grid(saved.config)
-        most = len(times) - 1
-        terms = min(elbo_command.TERMS, most) if terms is None else terms
-        if not exact and not (isinstance(terms, int) and min(2, most) <= terms <= most):
-            raise UserError(f"terms: must be between 2 and {most}, got {terms!r}")
-        images, found = images.spread(num_images), []
-        for part in pieces(len(images), batch_size):
-            shown = images.take(part)
-            x0 = to_unit(shown.images).to(device_of(model), state_type(model))
-            predictor = build.predictor(
-                model, saved.calibration, **conditions_of(shown, saved.config, device_of(model))
-            )
-            found.append(elbo_command.elbo_of(predictor, x0, part, times, move, None if exact else terms, seed))
+        terms = elbo_command.measured_terms(len(times) - 1, terms, exact, "terms")
+        measurement = Measurement(saved, model, None, images.spread(num_images), batch_size, seed)
+        found = [
+            elbo_command.elbo_of(*measurement.batch(part), part, times, move, terms, seed)
+            for part in measurement.batches
+        ]
         return Estimate(*mean_and_error(concatenate(found).bits_per_dim))
 
     def metrics(

@@ -26,15 +26,10 @@ from ancestral.sampling.editor import VARIANTS, Editor
 
 @dataclass(frozen=True)
 class Task:
-    """A job that may wait.
+    """A job that may wait."""
 
-    Args:
-        work: what it does.
-        rows: images that it draws at once.
-    """
-
-    work: Work
-    rows: int
+    work: Work  # what it does
+    rows: int  # images that it draws at once
 
 
 Action = Callable[[ServedRun, Any], Task]  # of a body

@@ -228,21 +228,13 @@ class Model(BaseModel):
 
 @dataclass(frozen=True)
 class Scope:
-    """What a model allows.
+    """What a model allows."""
 
-    Args:
-        steps: the most.
-        T: the last time.
-        classes: names, none for a model without labels.
-        solvers: names.
-        guidance: whether it can be guided.
-    """
-
-    steps: int
-    T: int
-    classes: tuple[str, ...]
-    solvers: tuple[str, ...]
-    guidance: bool
+    steps: int  # the most
+    T: int  # the last time
+    classes: tuple[str, ...]  # names, none for a model without labels
+    solvers: tuple[str, ...]  # names
+    guidance: bool  # whether it can be guided
 
 
 def narrowed(kind: type[Body], scope: Scope) -> type[Body]:

@@ -52,19 +52,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Rules:
-    """Who may ask.
+    """Who may ask."""
 
-    Args:
-        hosts: names in `Host` besides the addresses of this machine's loopback.
-        addresses: whether any IP address may stand in `Host`; a name that is rebound is no address.
-        token: what every request must show, if anything.
-        most: bytes of a body.
-    """
-
-    hosts: frozenset[str] = LOCAL
-    addresses: bool = False
-    token: str | None = None
-    most: int = 11_000_000
+    hosts: frozenset[str] = LOCAL  # names in `Host` besides the addresses of this machine's loopback
+    addresses: bool = False  # whether any IP address may stand in `Host`; a name that is rebound is no address
+    token: str | None = None  # what every request must show, if anything
+    most: int = 11_000_000  # bytes of a body
 
 
 @dataclass

@@ -34,25 +34,15 @@ SHARE = 0.1  # of the time, at most, that goes into frames
 
 @dataclass(frozen=True)
 class ServedRun:
-    """A run that is open, with its network in the thread of `calls`.
+    """A run that is open, with its network in the thread of `calls`."""
 
-    Args:
-        run: its folder.
-        saved: its checkpoint.
-        model: predicts x0, from any thread.
-        alike: which sizes of a batch round alike (`batched_network.rounding_alike`).
-        calls: where networks compute.
-        average_width: of the weights' average, if it is not the run's own.
-        device: by the name that was asked for.
-    """
-
-    run: Path
-    saved: Checkpoint
-    model: Denoiser
-    alike: dict[int, int]
-    calls: Calls
-    average_width: float | None = None
-    device: str = "auto"
+    run: Path  # its folder
+    saved: Checkpoint  # its checkpoint
+    model: Denoiser  # predicts x0, from any thread
+    alike: dict[int, int]  # which sizes of a batch round alike (`batched_network.rounding_alike`)
+    calls: Calls  # where networks compute
+    average_width: float | None = None  # of the weights' average, if it is not the run's own
+    device: str = "auto"  # by the name that was asked for
 
     @property
     def shape(self) -> tuple[int, int, int]:

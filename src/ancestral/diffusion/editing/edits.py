@@ -73,16 +73,11 @@ class Resampled:
     What was drawn comes to agree with what is known (Lugmayr et al. 2022, RePaint, section 4.2 and appendix B). A jump
     up from x_s adds noise to the known part just drawn, which is then a draw of q(x_t | x0) again: so the step down and
     the jump are one Gaussian, and no prediction is made in between.
-
-    Args:
-        transition: of one step down, without a memory.
-        jump: steps of the grid in a jump.
-        resamples: how often each stretch is walked; 1 is the plain walk.
     """
 
-    transition: Transition
-    jump: int = 10
-    resamples: int = 10
+    transition: Transition  # of one step down, without a memory
+    jump: int = 10  # steps of the grid in a jump
+    resamples: int = 10  # how often each stretch is walked; 1 is the plain walk
 
     def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
         """The steps of one walk, and the times that it visits.

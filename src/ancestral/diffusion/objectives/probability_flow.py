@@ -33,19 +33,12 @@ _scipy: Any = integrate  # has no annotations
 
 @dataclass(frozen=True)
 class Adaptive:
-    """A Runge-Kutta method with steps as long as its error allows; a batch takes them together, by its mean error.
+    """A Runge-Kutta method with steps as long as its error allows; a batch takes them together, by its mean error."""
 
-    Args:
-        method: of scipy's `solve_ivp`: RK45, RK23, or DOP853 where the flow is smooth (no clipping).
-        rtol: error allowed a step, relative to the state.
-        atol: error allowed a step, in the units of x_t.
-        max_step: longest step, in radians.
-    """
-
-    method: str = "RK45"
-    rtol: float = 1e-4
-    atol: float = 1e-4
-    max_step: float = math.inf
+    method: str = "RK45"  # of scipy's `solve_ivp`: RK45, RK23, or DOP853 where the flow is smooth (no clipping)
+    rtol: float = 1e-4  # error allowed a step, relative to the state
+    atol: float = 1e-4  # error allowed a step, in the units of x_t
+    max_step: float = math.inf  # longest step, in radians
 
 
 class Arrival(NamedTuple):
@@ -154,16 +147,11 @@ class Noised:
     """x_t ~ q(x_t | x0), and the chain's own last step gives x0 back: the bound with the flow for p(x_t).
 
     E[log q(x_t | x0) - log p(x0 | x_t) - log p(x_t)] >= -log P(x0) of the model that decodes a sample of the flow at t.
-
-    Args:
-        transition: makes p(x0 | x_t), as in L_0.
-        t: the lowest time that was trained at.
-        likelihood: log p(x0 | x_t): of bytes, or `Normal.log_prob` for a density.
     """
 
-    transition: Transition = field(default_factory=Ancestral)
-    t: int = 1
-    likelihood: Likelihood = Normal.log_prob_coded
+    transition: Transition = field(default_factory=Ancestral)  # makes p(x0 | x_t), as in L_0
+    t: int = 1  # the lowest time that was trained at
+    likelihood: Likelihood = Normal.log_prob_coded  # log p(x0 | x_t): of bytes, or `Normal.log_prob` for a density
 
     @torch.no_grad()
     def __call__(self, predictor: Predictor, x0: Tensor, noise: Streams) -> Lifted:

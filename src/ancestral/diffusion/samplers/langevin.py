@@ -35,14 +35,10 @@ class Langevin:
     that its epsilon = 2e-5 at sigma_L = 0.01 is share = 0.1. Levels must be close in sigma (grid `log-snr`), as nothing
     but these steps shrinks the noise. The walk ends with the predicted x0. From zero terminal SNR, where x / signal is
     not defined, the first move is DDIM's.
-
-    Args:
-        steps: Langevin steps, and network calls, a level; one call more at the last.
-        share: h / noise_t^2, at most 1.
     """
 
-    steps: int = 5
-    share: float = 0.1
+    steps: int = 5  # Langevin steps, and network calls, a level; one call more at the last
+    share: float = 0.1  # h / noise_t^2, at most 1
 
     def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
         """The transition, and each level as often as it is visited."""
@@ -67,16 +63,12 @@ class Corrected:
     length depends on x_t does not leave q(x_t) as it is, and one that depends on the batch makes an image depend on its
     neighbours. The factor alpha_i of Algorithm 5, the VP chain's change of scale in one step, is that of VE: 1. Nothing
     is corrected at the first level, which is drawn exactly, nor at 0.
-
-    Args:
-        predictor: the step from t to s < t; DDIM(1.0) is ancestral sampling of the VE chain (their Eq. 47).
-        steps: Langevin steps a level.
-        snr: how long they are.
     """
 
+    # the step from t to s < t; DDIM(1.0) is ancestral sampling of the VE chain (their Eq. 47)
     predictor: Transition = field(default_factory=lambda: DDIM(1.0))
-    steps: int = 1
-    snr: float = 0.16
+    steps: int = 1  # Langevin steps a level
+    snr: float = 0.16  # how long they are
 
     def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
         """The transition, and each level as often as it is visited."""

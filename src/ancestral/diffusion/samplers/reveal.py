@@ -22,12 +22,9 @@ class Reveal:
 
 @dataclass(frozen=True, eq=False)
 class InOrder:
-    """The positions in an order that is given: an autoregressive model.
+    """The positions in an order that is given: an autoregressive model."""
 
-    Args:
-        turn: int64 (B, ...) or (...), when each position is revealed: 0 first, each number of 0..D-1 once an image.
-    """
-
+    # int64 (B, ...) or (...), when each position is revealed: 0 first, each number of 0..D-1 once an image
     turn: Tensor
 
     def __call__(self, schedule: Absorbing, x_t: Tensor, prediction: Guess, t: Time, s: Time) -> Change:

@@ -88,19 +88,13 @@ _NETWORKS = {  # what else is found in such folders
 
 @dataclass(frozen=True)
 class _Scheduler:
-    """What a class of theirs makes of its fields; the other fields say how is sampled, and that is chosen anew here.
+    """What a class of theirs makes of its fields; the other fields say how is sampled, and that is chosen anew here."""
 
-    Args:
-        clips: whether it clips x0 to a range where `clip_sample` is left out; None: it has no such field.
-        thresholds: whether it has dynamic thresholding.
-        first: the first beta where it is left out.
-        last: the last.
-    """
-
+    # whether it clips x0 to a range where `clip_sample` is left out; None: it has no such field
     clips: bool | None = None
-    thresholds: bool = False
-    first: float = 1e-4
-    last: float = 0.02
+    thresholds: bool = False  # whether it has dynamic thresholding
+    first: float = 1e-4  # the first beta where it is left out
+    last: float = 0.02  # the last
 
 
 _ANCESTRAL, _SOLVER = _Scheduler(clips=True, thresholds=True), _Scheduler(thresholds=True)
@@ -191,23 +185,14 @@ class Fields:
 
 @dataclass(frozen=True)
 class Network:
-    """A UNet2DModel in our words.
+    """A UNet2DModel in our words."""
 
-    Args:
-        options: its settings.
-        shape: (C, H, W) of its images.
-        outputs: its channels.
-        classes: how many rows its class embedding has; 0: none.
-        numbers: whether theirs embeds the class's number as it embeds a time, and not by a table.
-        vector: length of the vector that it is conditioned on; 0: none.
-    """
-
-    options: ModelOptions
-    shape: tuple[int, int, int]
-    outputs: int
-    classes: int = 0
-    numbers: bool = False
-    vector: int = 0
+    options: ModelOptions  # its settings
+    shape: tuple[int, int, int]  # (C, H, W) of its images
+    outputs: int  # its channels
+    classes: int = 0  # how many rows its class embedding has; 0: none
+    numbers: bool = False  # whether theirs embeds the class's number as it embeds a time, and not by a table
+    vector: int = 0  # length of the vector that it is conditioned on; 0: none
 
 
 def network(fields: Fields) -> Network:
