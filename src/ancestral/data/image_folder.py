@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
@@ -45,7 +46,7 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
     if len(shapes) > 1:
         raise UserError(f"{root}: images differ in size between the splits; set one: --set data.size=32")
     splits = split_off(sets[0], options.holdout, str(root)) if len(sets) == 1 else Splits(sets[0], sets[1])
-    bad = tuple(line.removeprefix(f"{root}/") for line in skipped)
+    bad = tuple(line.removeprefix(f"{root}{os.sep}") for line in skipped)
     left_out: dict[str, tuple[str, ...]] = {BAD: bad} if bad else {}
     for others in (parts.others, *(part.others for part in parts.folders)):
         for reason, names in others.items():
@@ -117,7 +118,7 @@ def _survey(root: Path, folders: Sequence[Listing], options: DataOptions, skippe
         refuse_bad(skipped, options)
         raise UserError(f"{folders[0].root}: none of its images can be read; the first: {skipped[0]}")
     unsaid, largest, declared = (found[name] for name in ("unsaid", "largest", "declared"))
-    several = [name.removeprefix(f"{root}/") for name in found["several"]]
+    several = [name.removeprefix(f"{root}{os.sep}") for name in found["several"]]
     notes = [white_note(unsaid, largest, options.white)] if unsaid else []
     if declared:
         notes.append(f"{counted(declared, 'file')} with more than 8 bits a value; rounded to 8")

@@ -11,7 +11,6 @@ nobody: see docs/reference/reliability.md.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import socket
@@ -24,7 +23,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from ancestral.errors import UserError
-from ancestral.runtime import disk, verified_folder
+from ancestral.runtime import disk, system, verified_folder
 from ancestral.runtime.distributed import Processes
 
 Contents = Iterable[tuple[str, bytes | Path]]  # by name; a path is a file that may be linked
@@ -98,7 +97,7 @@ class Results:
         try:
             staged.mkdir(parents=True)
             digests = {name: _stage(staged / str(number), content) for number, (name, content) in enumerate(files)}
-            verified_folder.flush(staged)
+            system.flush_folder(staged)
             gone = {name: digest for name, digest in old.items() if name not in digests}
             _write(self.state / "plan.json", _Set(digests, tuple(covers), gone))
             return self._swap()
@@ -129,7 +128,7 @@ class Results:
                 staged[name].replace(self.root / name)
                 staged[name].unlink(missing_ok=True)  # two links to one file are left alone by a rename
         for folder in {(self.root / name).parent for name in staged}:
-            verified_folder.flush(folder)
+            system.flush_folder(folder)
         _write(self.state / "set.json", _Set(plan.files, plan.covers))
         (self.state / "plan.json").unlink()
         shutil.rmtree(self.state / "new", ignore_errors=True)
@@ -173,7 +172,8 @@ def held(root: Path, name: str, processes: Processes | None = None, beside: Path
         yield found
     finally:
         if lock is not None:
-            (state / f"{name}.lock").unlink(missing_ok=True)
+            with suppress(PermissionError):  # Windows removes no open file; the next command takes it as it is
+                (state / f"{name}.lock").unlink(missing_ok=True)
             os.close(lock)
             with suppress(OSError):
                 state.rmdir()  # where nothing is remembered
@@ -186,11 +186,10 @@ def _locked(path: Path) -> tuple[int | None, str]:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode("utf-8", "replace")
-            os.close(descriptor)
-            return None, holder if holder.isprintable() else "?"
+            if not system.try_lock(descriptor):
+                holder = os.read(descriptor, 200).decode("utf-8", "replace")
+                os.close(descriptor)
+                return None, holder if holder.isprintable() else "?"
         except OSError:
             os.close(descriptor)
             raise

@@ -10,7 +10,7 @@ from typing import Any
 
 STOPPED = 75  # exit code of a run that was stopped and saved: run the same command again
 BROKEN_PIPE = 141  # exit code of a command whose reader went away, as the shell has it
-_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+_SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK") if hasattr(signal, name)]
 
 
 class StopSignal(KeyboardInterrupt):

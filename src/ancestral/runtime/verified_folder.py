@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ancestral.errors import UserError
-from ancestral.runtime import disk
+from ancestral.runtime import disk, system
 from ancestral.runtime.disk import Damaged
 
 MANIFEST = "manifest.json"
@@ -54,7 +54,7 @@ def write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
         temporary.mkdir()
         made = {name: write_flushed(temporary / name, content) for name, content in files.items()}
         write_flushed(temporary / MANIFEST, json.dumps(made, indent=1).encode())
-        flush(temporary)
+        system.flush_folder(temporary)
         while not _is_whole(folder, made):
             with suppress(FileNotFoundError):
                 folder.rename(replaced)
@@ -65,7 +65,7 @@ def write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 _remove(replaced)  # another writer was quicker: look at what it has put there
-        flush(folder.parent)
+        system.flush_folder(folder.parent)
     except OSError as error:
         raise Unwritable(
             f"{folder}: cannot be written ({error.strerror}); free space or choose another folder"
@@ -194,6 +194,10 @@ def _left_by_dead(path: Path, state: str) -> list[Path]:
     return [one for one in found if not _runs(one.name.removeprefix(begun).partition("-")[0])]
 
 
+def _runs(process: str) -> bool:
+    return process.isdecimal() and system.runs(int(process))
+
+
 def _clear_dead(path: Path, state: str) -> None:
     for leftover in _left_by_dead(path, state):
         _remove(leftover)
@@ -215,17 +219,6 @@ def _remove(leftover: Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
-def _runs(process: str) -> bool:
-    """Whether a process of this number runs here."""
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def is_file(path: Path, digest: str) -> bool:
     """Whether the file is there with this SHA-256."""
     try:
@@ -245,12 +238,3 @@ def write_flushed(path: Path, content: bytes | Iterable[bytes]) -> dict[str, Any
         file.flush()
         os.fsync(file.fileno())
     return {"sha256": digest.hexdigest(), "bytes": size}
-
-
-def flush(folder: Path) -> None:
-    """Have the disk know what is in the folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""What differs between Linux, macOS and Windows: locks of files, processes by number, folders on the disk."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None
+WINDOWS = fcntl is None
+_BEYOND = 2**30  # Windows keeps others from reading what is locked: a byte that no such file has
+_MAY_ASK, _STILL_RUNS, _REFUSED = 0x1000, 259, 5  # of Windows' OpenProcess, GetExitCodeProcess and GetLastError
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock a file that is open for writing, until it is closed or its process ends; False where another holds it."""
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            windows: Any = importlib.import_module("msvcrt")  # whose contents pyright knows on Windows only
+            os.lseek(descriptor, _BEYOND, os.SEEK_SET)
+            try:
+                windows.locking(descriptor, windows.LK_NBLCK, 1)
+            finally:
+                os.lseek(descriptor, 0, os.SEEK_SET)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def runs(process: int) -> bool:
+    """Whether a process of this number runs here."""
+    if WINDOWS:  # where os.kill(process, 0) sends Ctrl-C
+        return _runs_on_windows(process)
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _runs_on_windows(process: int) -> bool:
+    kernel: Any = getattr(ctypes, "windll").kernel32  # noqa: B009 # pyright knows it on Windows only
+    handle = kernel.OpenProcess(_MAY_ASK, False, process)
+    if not handle:
+        return kernel.GetLastError() == _REFUSED  # of another user
+    try:
+        code = ctypes.c_ulong()
+        return bool(kernel.GetExitCodeProcess(handle, ctypes.byref(code))) and code.value == _STILL_RUNS
+    finally:
+        kernel.CloseHandle(handle)
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the disk know what is in the folder; Windows opens no folder, and NTFS keeps its own journal of names."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        if WINDOWS:
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
