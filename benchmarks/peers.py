@@ -69,20 +69,29 @@ def script_network() -> nn.Module:
 class Script:
     """diffusers' unconditional training script with its defaults, on images in memory.
 
+    Two may be others: the learning rate, and the updates over which it falls.
+
     Three channels; AdamW, 1e-4, (0.95, 0.999), decay 1e-6; 500 updates of warm-up, then a cosine over 100 epochs; norms
     of gradients clipped at 1; no average of the weights; DDPMScheduler, linear, epsilon.
     """
 
-    def __init__(self, network: nn.Module, images: np.ndarray, batch_size: int = 16) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        images: np.ndarray,
+        batch_size: int = 16,
+        learning_rate: float = 1e-4,
+        updates: int | None = None,
+    ) -> None:
         from diffusers import DDPMScheduler
         from diffusers.optimization import get_scheduler
 
         self.network, self.scheduler = network, DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
         x = torch.from_numpy(images).permute(0, 3, 1, 2)
         self.loader = DataLoader(x, batch_size, shuffle=True)  # pyright: ignore[reportArgumentType]
-        self.optimizer = torch.optim.AdamW(network.parameters(), 1e-4, (0.95, 0.999), weight_decay=1e-6)
+        self.optimizer = torch.optim.AdamW(network.parameters(), learning_rate, (0.95, 0.999), weight_decay=1e-6)
         self.rates = get_scheduler(
-            "cosine", self.optimizer, num_warmup_steps=500, num_training_steps=len(self.loader) * 100
+            "cosine", self.optimizer, num_warmup_steps=500, num_training_steps=updates or len(self.loader) * 100
         )
         self.images, self.batches = 0, iter(())
         self.weights = sum(value.numel() for value in network.parameters())
