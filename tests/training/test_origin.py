@@ -16,6 +16,7 @@ from ancestral.runs import build, checkpoint, config, metrics_log
 from ancestral.runs.datasets import facts as facts_of
 from ancestral.runs.hub import hub
 from ancestral.runs.hub.model_card import card
+from ancestral.runs.lock import own
 from ancestral.training import origin
 from ancestral.training import run as training_run
 from conftest import TINY, run_command
@@ -285,12 +286,43 @@ def test_the_command_says_records_and_keeps_to_its_model(base, channels, tmp_pat
         (("--from", tmp_path / "plain"), f"began with {base}, not with hf:{tmp_path / 'plain'}"),
         (("--from", tmp_path / "new"), "is the run of --out itself"),
     ):
-        said, code = train(source, tmp_path / "new", *other, *options[2:], "--set", "model.width=8")
-        assert (code, named in said) == (2, True), said
+        for dry in ((), ("--dry-run",)):
+            said, code = train(source, tmp_path / "new", *other, *options[2:], "--set", "model.width=8", *dry)
+            assert (code, named in said) == (2, True), said
     plain = ("--set", "model.width=8", "--set", "train.batch_size=8", "--set", "train.snapshots=1")
     assert train(source, tmp_path / "plain", *plain)[1] == 0
     said, code = train(source, tmp_path / "plain", *options)
     assert (code, "began with no model, not with" in said) == (2, True), said
+
+
+def test_a_dry_run_refuses_what_training_does_with_the_same_line_and_changes_nothing(base, channels, tmp_path):
+    source, run = data(tmp_path, CLASSES, channels), tmp_path / "new"
+    options = ("--from", base, "--set", "train.batch_size=8", "--set", "train.snapshots=1")
+    assert train(source, run, *options)[1] == 0
+    files = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    said, code = train(source, run, *options, "--dry-run")
+    assert (code, f"{run} is complete (24 images seen)" in said, "buys" in said) == (0, True, False), said
+    (tmp_path / "file").touch()
+    held = tmp_path / "held"
+    owner = own(held)
+    for folder, more, named in (
+        (run, ("--set", "train.seed=1"), "train.seed was 0, is 1"),
+        (run, ("--steps", 4), "planned for another length (--steps 3"),
+        (run, ("--steps", "+4", "--set", "train.seed=1"), "train.seed was 0, is 1"),
+        (held, (), "is being trained by process"),
+        (tmp_path / "file", (), "cannot be written"),
+        (tmp_path / "file" / "below", (), "cannot be written"),
+    ):
+        errors = []
+        for dry in ((), ("--dry-run",)):
+            said, code = train(source, folder, *options, *more, *dry)
+            assert (code, named in said.partition("error: ")[2]) == (2, True), said
+            errors.append(said.partition("error: ")[2])
+        assert errors[0] == errors[1]
+    owner.release()
+    for path in (run / "owners").iterdir():  # those who were refused have left theirs
+        files.pop(path, None)
+    assert all(path.read_bytes() == kept for path, kept in files.items())
 
 
 def test_a_kept_average_a_published_folder_and_python(base, channels, tmp_path):

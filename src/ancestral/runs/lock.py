@@ -18,6 +18,7 @@ is often absent, and then they are granted to everybody.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -87,10 +88,7 @@ def own(run: Path, warn: Callable[[str], None] = print) -> Owner:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         while True:
-            numbers = _numbers(folder)
-            number = numbers[-1] if numbers else 0
-            if number:
-                _need_gone(run, _record_path(folder, number), warn)
+            number = _last_number(run, warn)
             made = _make(_record_path(folder, number + 1))
             if made is not None and _numbers(folder)[-1] == number + 1:
                 break
@@ -101,13 +99,41 @@ def own(run: Path, warn: Callable[[str], None] = print) -> Owner:
             if old and (path.is_symlink() or not path.is_dir()):
                 path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}), and a run needs one owner; choose another --out"
-        ) from error
+        raise _unwritable(folder, error.errno) from error
     with contextlib.suppress(FileExistsError):
         os.close(os.open(_record_path(folder, number + 1), os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         warn(f"{run}: this file system makes a file twice; see to it that nobody else trains there")
     return Owner(_record_path(folder, number + 1), made)
+
+
+def need_free(run: Path, warn: Callable[[str], None] = print) -> None:
+    """Refuse what `own` would, as far as that shows without writing.
+
+    Raises:
+        UserError: as `own`.
+    """
+    folder = run / FOLDER
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise _unwritable(folder, errno.EACCES if there.is_dir() else errno.ENOTDIR)
+    _last_number(run, warn)
+
+
+def _unwritable(folder: Path, number: int | None) -> UserError:
+    reason = os.strerror(number or errno.EIO)
+    return UserError(f"{folder}: cannot be written ({reason}), and a run needs one owner; choose another --out")
+
+
+def _last_number(run: Path, warn: Callable[[str], None]) -> int:
+    """Of the owners of a run, who have all left or are dead; 0 where there were none.
+
+    Raises:
+        UserError: when one lives.
+    """
+    numbers = _numbers(run / FOLDER)
+    if numbers:
+        _need_gone(run, _record_path(run / FOLDER, numbers[-1]), warn)
+    return numbers[-1] if numbers else 0
 
 
 def _need_gone(run: Path, path: Path, warn: Callable[[str], None]) -> None:

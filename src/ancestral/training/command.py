@@ -22,7 +22,7 @@ from ancestral.runs.compute_format import FORMATS, Timed
 from ancestral.runs.config_versions import variance_as_begun
 from ancestral.runs.datasets import facts, named_untrained
 from ancestral.runs.lock import FOLDER as OWNERS
-from ancestral.runs.lock import own
+from ancestral.runs.lock import need_free, own
 from ancestral.runs.metrics_log import leg_starts, read_metrics
 from ancestral.runtime import disk, plots, verified_folder
 from ancestral.runtime.console import Progress, TextColumn, TimeLeft, screen
@@ -171,9 +171,9 @@ def train(
         if run.facts.untrained:
             _warn(f"{named_untrained(run.facts.untrained)}: not learned, and cannot be drawn")
         if dry_run:
-            if begun is not None and length.further:
-                run.take_up(begun)
-                _say_leg(run, begun)
+            need_free(folder, _warn)
+            for problem in [] if fresh else run.take_up():
+                _warn(_PASSED_OVER.format(problem))
             _describe(settings, run, length)
             return True
         run.owner = own(folder, _warn) if processes.first else None
@@ -220,19 +220,15 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
     """Train or resume a run whose folder is locked; whether it is complete."""
     folder, images, settings, processes = run.folder, run.data, run.config, run.training.processes
     for problem in run.resume():
-        _warn(f"{problem}; the checkpoint before it is used")
-    if run.complete and run.needs_leg:
-        _say_leg(run, checkpoint.open_run(folder)[0])
+        _warn(_PASSED_OVER.format(problem))
+    _say_leg(run)
     if processes.first and (run.needs_leg or not (folder / "data.json").is_file()):  # older runs have none
         verified_folder.write_file(folder / "data.json", json_bytes(summary))
     if run.complete and not run.needs_leg:
-        _say(f"{folder} is complete ({run.total:,} images seen); --budget +10m trains it longer, --fresh anew")
+        _say_complete(run)
         return True
+    _prepare(run)
     if run.needs_leg:
-        if not run.complete:
-            if (chosen := choose_format(run)) is not None:
-                _say(chosen)
-            run.take_weights()
         # Only a length in time needs to know how fast this machine is.
         run.begin(
             length.counted(settings.train.batch_size)
@@ -280,6 +276,7 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
     return True
 
 
+_PASSED_OVER = "{}; the checkpoint before it is used"
 SLOW = (
     "train.precision = float16 on a CPU: an update was seen to take 29 times as long as in float32; "
     "train.precision=auto takes the fastest"
@@ -332,23 +329,43 @@ def _say(line: str) -> None:
         screen.print(line)
 
 
-def _say_leg(run: Run, saved: checkpoint.Checkpoint) -> None:
-    """Say what a new leg is, where the run begins one."""
-    if run.needs_leg:
+def _say_leg(run: Run) -> None:
+    """Say what a new leg is, where a complete run begins one."""
+    if run.complete and run.needs_leg:
+        saved = checkpoint.open_run(run.folder)[0]
         for line in legs.described(run.folder, saved, run.config, run.digest, len(run.data.train)):
             _say(line)
+
+
+def _say_complete(run: Run) -> None:
+    _say(f"{run.folder} is complete ({run.total:,} images seen); --budget +10m trains it longer, --fresh anew")
 
 
 def _warn(line: str) -> None:
     _say(f"warning: {line}")
 
 
+def _prepare(run: Run) -> None:
+    """Choose the compute format of a new run, and take the weights that it begins with."""
+    if run.needs_leg and not run.complete:
+        if (chosen := choose_format(run)) is not None:
+            _say(chosen)
+        run.take_weights()
+
+
 def _describe(settings: config.Config, run: Run, length: Length) -> None:
-    if not run.total and (chosen := choose_format(run)) is not None:
-        screen.print(chosen)
+    """What `_train_owned` would do with this run, and the cost."""
+    _say_leg(run)
+    if run.complete and not run.needs_leg:
+        _say_complete(run)
+        return
+    _prepare(run)
     costs = cost.measure(run.training, run.data.train)
     speed, batch = costs.images_per_second, settings.train.batch_size
     total = planned(run, length, speed)
+    if not run.needs_leg:
+        total = run.total - run.training.images
+        screen.print(f"{run.folder}: goes on; {run.training.images:,} of {run.total:,} images seen")
     for key in config.known_keys():
         group, name = key.split(".")
         screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")

@@ -123,16 +123,18 @@ class Run:
         Raises:
             UserError: when the folder's run has other settings, naming them.
         """
-        saved, problems = checkpoint.latest(self.folder)
-        if saved is None:
-            self._delete_after(0)
-            return problems
-        self.take_up(saved)
-        self._delete_after(saved.images)
+        problems = self.take_up()
+        self._delete_after(self.training.images)
         return problems
 
-    def take_up(self, saved: checkpoint.Checkpoint) -> None:
-        """Go on from a checkpoint of the run; its new leg is still to be begun, where it needs one."""
+    def take_up(self) -> list[str]:
+        """What `resume` does, without a change of the folder; a new leg is still to be begun, where it needs one."""
+        saved, problems = checkpoint.latest(self.folder)
+        if saved is not None:
+            self._take_up(saved)
+        return problems
+
+    def _take_up(self, saved: checkpoint.Checkpoint) -> None:
         self.origin = saved.state.get("origin")
         self._need_same_origin()
         self.needs_leg = legs.begins_leg(
