@@ -10,8 +10,6 @@ import numpy as np
 from rich.table import Table
 from torch import Tensor
 
-from ancestral.data import load
-from ancestral.data.source_paths import same_source
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate, elbo, repeated
 from ancestral.diffusion.objectives.statistics import in_json
@@ -86,11 +84,10 @@ def evaluate(
     test, train = images.test.spread(num_images), images.train
     norm = None
     if per_image:
-        source = load.source_of(saved.config.source, reference, "name them: --reference DATA")
-        norm = (images if same_source(source, data_source) else images_for(saved, source)[1]).train
-        norm = norm.spread(anomaly_scores.REFERENCE)
+        _, usual = images_for(saved, reference, "name them: --reference DATA", (data_source, images))
+        norm = usual.train.spread(anomaly_scores.REFERENCE)
     saved = calibration.calibrated(saved, model, train)
-    move, times = build.transition(saved, variance), build.training_grid(saved.config)
+    times, move = build.training_grid(saved.config), build.transition(saved, variance)
     terms = measured_terms(len(times) - 1, terms, exact, "--terms")
     repeats = 1 if norm is None else anomaly_scores.REPEATS
     measurement = Measurement(saved, model, average_width, test, batch_size, seed)

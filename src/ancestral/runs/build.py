@@ -53,15 +53,16 @@ def schedule(config: Config) -> NoiseSchedule:
     """
     options = config.diffusion
     betas = options.betas
-    known = {**SCHEDULES, WITHOUT_NAME: lambda _: from_betas(torch.tensor(betas, dtype=torch.float64))}
-    make = choose(known if betas else SCHEDULES, options.schedule, "diffusion.schedule")
     if betas and (options.schedule != WITHOUT_NAME or len(betas) != options.T):
         raise UserError(
             f"diffusion.betas: has {len(betas)} entries, for diffusion.schedule={WITHOUT_NAME} and as many "
             f"diffusion.T; these are {options.schedule} and {options.T}"
         )
     try:
-        made = make(options.T)
+        if not betas:
+            made = choose(SCHEDULES, options.schedule, "diffusion.schedule")(options.T)
+        else:
+            made = from_betas(torch.tensor(betas, dtype=torch.float64))
     except ValueError as error:
         raise UserError(f"diffusion.{'betas' if betas else 'T'}: {error}") from None
     return chain(config).process(made, options)
@@ -93,8 +94,8 @@ def network(config: Config, facts: Facts) -> UNet:
         raise UserError(
             f"model.attention: there is no level {wrong[0]}; levels are 0 to {len(options.multipliers) - 1}"
         )
-    inputs, outputs = chain(config).channels(channels, config.diffusion)
     details = variant(options)
+    inputs, outputs = chain(config).channels(channels, config.diffusion)
     unet = UNet(
         inputs,
         outputs,

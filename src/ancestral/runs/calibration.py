@@ -37,8 +37,11 @@ def calibration(
     if not build.chain(config).calibrated:
         return None
     images = train_images.spread(CALIBRATED)
-    predictor = Watched(build.predictor(shown, None, **conditions_of(images, config, device)), report)
-    return calibrate(predictor, to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images))))
+    cond = conditions_of(images, config, device)
+    predictor = build.predictor(shown, None, **cond)
+    return calibrate(
+        Watched(predictor, report), to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images)))
+    )
 
 
 def predictions(config: Config) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 from ancestral.data import load
 from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.inventory import listed
+from ancestral.data.source_paths import same_source
 from ancestral.errors import UserError
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import same_kind
@@ -40,13 +41,17 @@ def warn_of_untrained(names: Sequence[str], held_out: ImageSet) -> None:
         )
 
 
-def images_for(saved: Checkpoint, named: str | None, mend: str = load.MEND) -> tuple[str, Splits]:
-    """The name and the images of the data named, or of the run's own, that its model can look at.
+def images_for(
+    saved: Checkpoint, named: str | None, mend: str = load.MEND, loaded: tuple[str, Splits] | None = None
+) -> tuple[str, Splits]:
+    """The name and the images of the data named, or of the run's own, that its model can look at; perhaps `loaded`.
 
     Raises:
         UserError: for data that are not there, of another shape, or with other conditions, than the model's.
     """
     source = load.source_of(saved.config.source, named, mend)
+    if loaded is not None and same_source(source, loaded[0]):
+        return loaded
     images = load.load(source, saved.config.data)
     return source, fitting(saved, images, source)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
@@ -54,6 +54,23 @@ def sample(
     classes = [sampler.saved.facts.class_names[int(number)] for number in cond.get("labels", ())]
     named = {CLASSES: json_bytes({_png(i): name for i, name in enumerate(classes)})} if classes else {}
     vectors = sha256(cond["embedding"].numpy().tobytes()).hexdigest() if "embedding" in cond else None
+    channels, *sides = sampler.saved.facts.shape
+
+    def draw(advance: Callable[[int], object], numbers: range) -> dict[str, bytes]:
+        keep = film_times(sorted(set(sampler.visits), reverse=True)) if film and numbers.start == 0 else ()
+        frames = keep_frames(sampler.walk(numbers, cond, advance), keep)
+        images = zip(numbers, to_bytes(frames.final), strict=True)
+        drawn = {_png(number): pictures.png(image) for number, image in images}
+        if keep:
+            seen = [sampler.model.schedule.shown(x_t) for x_t in frames.x_t]
+            drawn |= film_files(frames._replace(x_t=seen))
+        return drawn
+
+    def whole(numbers: range, kept: dict[str, bytes]) -> bool:  # a version of before kept images elsewhere
+        filmed = not film or numbers.start > 0 or set(FILM) <= kept.keys()
+        shape = (*sides, channels)
+        return filmed and all(pictures.is_png(kept.get(_png(number), b""), shape) for number in numbers)
+
     with process_group(device_of(sampler.model), PATIENCE) as processes, held(out, "sample", processes) as results:
         if processes.first:
             results.adopt(_drawn_by_earlier_versions(out))
@@ -65,25 +82,7 @@ def sample(
         work, started = pieces(num_images, options.batch_size), time.monotonic()
         with Progress() as bar:
             task = bar.add_task(f"{sampler.steps} steps", total=processes.most(num_images) * sampler.steps)
-
-            def draw(numbers: range) -> dict[str, bytes]:
-                keep = film_times(sorted(set(sampler.visits), reverse=True)) if film and numbers.start == 0 else ()
-                frames = keep_frames(sampler.walk(numbers, cond, partial(bar.advance, task)), keep)
-                images = zip(numbers, to_bytes(frames.final), strict=True)
-                drawn = {_png(number): pictures.png(image) for number, image in images}
-                if keep:
-                    seen = [sampler.model.schedule.shown(x_t) for x_t in frames.x_t]
-                    drawn |= film_files(frames._replace(x_t=seen))
-                return drawn
-
-            channels, *sides = sampler.saved.facts.shape
-
-            def whole(numbers: range, kept: dict[str, bytes]) -> bool:  # a version of before kept images elsewhere
-                filmed = not film or numbers.start > 0 or set(FILM) <= kept.keys()
-                shape = (*sides, channels)
-                return filmed and all(pictures.is_png(kept.get(_png(number), b""), shape) for number in numbers)
-
-            job.run(work, draw, whole)
+            job.run(work, partial(draw, partial(bar.advance, task)), whole)
         if processes.first:
             drawn = {path.name: path for path in job.files(work)}
             first = np.stack([pictures.read_png(drawn[_png(number)]) for number in range(min(num_images, 256))])
