@@ -1,19 +1,23 @@
-"""Exported networks beside ours: speed of a call, file size, difference from ours, and 8-bit weights with their fd.
+"""Exported models beside ours: images drawn where this package is not, speed, size, and 8-bit weights with their fd.
 
-Run: .venv/bin/python benchmarks/exports.py RUN ... [--batch 64] [--repeats 20] [--drawn 500]. Each contender makes the
-same call in turns; the ratio is ours in float32 over its time. 8 bits are onnxruntime's static quantisation (weights
-and activations, calibrated on states along walks of the model) and its dynamic one (weights alone).
+Run: .venv/bin/python benchmarks/exports.py RUN ... [--alone PYTHON] [--batch 64] [--repeats 20] [--drawn 500]. PYTHON
+is of an environment of three packages: python -m venv alone && alone/bin/pip install numpy onnxruntime pillow. Each
+contender makes the same call in turns; the ratio is ours in float32 over its time. 8 bits are onnxruntime's static
+quantisation (weights by channel, and activations, calibrated on the model's own walks) and its dynamic one.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from common import interleaved, options, parsed, publish, spread, table
@@ -21,17 +25,26 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantiz
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from ancestral.data.pixels import to_bytes
-from ancestral.diffusion.samplers.sample import latents
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.evaluation import features
-from ancestral.runs import build, checkpoint
-from ancestral.runs.compute_format import computed_in, for_drawing
 from ancestral.runs.datasets import images_for
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.sampling import export
+from ancestral.sampling.command import conditions
+from ancestral.sampling.sampler import Sampler
 
 Call = Callable[[np.ndarray, np.ndarray], np.ndarray]
-CPU = torch.device("cpu")
-CALIBRATED = 8  # batches of states along walks
+Inputs = dict[str, np.ndarray]
+OURS = "ancestral, float32"
+WAYS: dict[str, dict[str, Any]] = {"20 calls": {}, "8 calls, eta 1": {"steps": 8, "eta": 1.0}}
+CALIBRATED = 32  # images whose walks calibrate 8 bits
+ALONE = (
+    "import sys; sys.modules['ancestral'] = None\n"
+    "import numpy as np, time, pathlib, importlib, draw\n"
+    "given = dict(np.load('in.npz')); started = time.perf_counter(); images = draw.draw(pathlib.Path(), given)\n"
+    "np.save('out.npy', images); print(time.perf_counter() - started)"
+)
 
 
 def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
@@ -59,102 +72,138 @@ def of_torch(network: Callable[..., torch.Tensor]) -> Call:
 
 
 class States(CalibrationDataReader):
-    """States of the model's own walks, at every time of the sampler."""
+    """What a network was given on a walk, a batch at each time."""
 
-    def __init__(self, call: Call, plan: dict, batch: int) -> None:
-        self.batches = iter(list(self._met(call, plan, batch)))
+    def __init__(self, met: Sequence[Inputs]) -> None:
+        self.batches = iter(met)
 
-    @staticmethod
-    def _met(call: Call, plan: dict, batch: int) -> Iterator[dict[str, np.ndarray]]:
-        for number in range(CALIBRATED):
-            met: list[dict[str, np.ndarray]] = []
-            draw(call, plan, range(number * batch, (number + 1) * batch), met)
-            yield met[number * (len(met) - 1) // (CALIBRATED - 1)]
-
-    def get_next(self) -> dict[str, np.ndarray]:
+    def get_next(self) -> Inputs:
         """The next batch; nothing after the last."""
         return next(self.batches, {}) or None  # pyright: ignore[reportReturnType]  # as onnxruntime's own readers do
 
 
-def draw(call: Call, plan: dict, numbers: range, met: list[dict[str, np.ndarray]] | None = None) -> np.ndarray:
-    """The images of these numbers as the exported script walks, on [-1, 1]."""
-    x = latents(tuple(plan["shape"]), 0, numbers).numpy()
-    kept: dict[int, np.ndarray] = {}
-    for number, step in enumerate(plan["steps"]):
-        given = {"x": x.astype(np.float32), "time": np.full(len(x), step["time"], np.float32)}
-        if met is not None:
-            met.append(given)
-        x0 = step["x0"][0] * call(**given)[:, : x.shape[1]] + step["x0"][1] * x
-        kept |= {2 * number: x, 2 * number + 1: x0.clip(-1, 1) if plan["clip"] else x0}
-        x = sum((factor * kept[index] for index, factor in step["next"]), 0 * x)
-    return x
+def draw(calls: Sequence[Call], facts: dict[str, Any], numbers: range) -> tuple[np.ndarray, list[Inputs]]:
+    """The images of these numbers by the table, without noise on the way, and what each call was given."""
+    start, met = latents(tuple(facts["shape"]), 0, numbers).numpy(), list[Inputs]()
+    states = np.stack([start] * len(facts["steps"][0]["next"]))
+    for call, step in zip(calls, facts["steps"], strict=True):
+        x = states[0]
+        met.append({"x": x.astype(np.float32), "time": np.full(len(x), step["time"], np.float32)})
+        x0 = step["x0"][0] * call(**met[-1])[:, : x.shape[1]] + step["x0"][1] * x
+        x0 = x0 if facts["limit"] is None else x0.clip(-facts["limit"], facts["limit"])
+        states = np.tensordot(step["next"], np.stack([*states, x0, 0 * x]), 1)
+    return states[0], met
 
 
-def contenders(run: Path, folder: Path, threads: int, batch: int) -> tuple[dict[str, Call], dict, dict[str, float]]:
-    """Every network by name, the plan of the sampler, and megabytes of the files."""
+def elsewhere(run: Path, folder: Path, python: Path, count: int) -> Iterator[list[str]]:
+    """A line for each format and way to draw: images of an environment without this package beside ours."""
+    for name, way in WAYS.items():
+        sampler = Sampler(run, SamplingOptions(**way), "cpu")
+        cond = conditions(sampler.saved, None, None, count)
+        images = finish(sampler.walk(range(count), cond, lambda count: None)).numpy()
+        shape, noise = sampler.saved.facts.shape, Streams(0, "reverse", range(count))
+        noises = torch.stack([latents(shape, 0, range(count)), *(noise.normal(shape) for _ in sampler.visits)])
+        for form, interpreter in (("onnx", python), ("torch", Path(sys.executable))):
+            out = folder / f"{form}-{len(name)}"
+            export.export(run, out, SamplingOptions(**way), form)
+            draws = json.loads((out / "sampler.json").read_text())["draws"]
+            labels = {one: value.numpy() for one, value in cond.items()}
+            np.savez(out / "in.npz", noise=noises[:draws].float().numpy(), **labels)
+            subprocess.run([interpreter, "-c", ALONE], cwd=out, check=True, stdout=subprocess.DEVNULL)
+            found = np.load(out / "out.npy")
+            pixels = [to_bytes(torch.from_numpy(one)).astype(int) for one in (found, images)]
+            bytes_differ = np.abs(pixels[0] - pixels[1])
+            yield [
+                run.name,
+                f"sampler.{export.FORMATS[form].suffix}",
+                name,
+                f"{(out / f'sampler.{export.FORMATS[form].suffix}').stat().st_size / 1e6:.1f}",
+                f"{np.abs(found - images).max():.1g}",
+                f"{np.count_nonzero(bytes_differ)} of {bytes_differ.size}, by {bytes_differ.max()}",
+            ]
+
+
+def contenders(run: Path, folder: Path, threads: int) -> tuple[dict[str, Call], dict[str, Any], dict[str, float]]:
+    """Every network by name, the table of the sampler, and megabytes of the files."""
     for form in ("onnx", "torch"):
         export.export(run, folder / form, SamplingOptions(), form)
-    plan = json.loads((folder / "onnx" / "sampler.json").read_text())
-    saved, _ = checkpoint.open_run(run)
-    plain = build.trained(saved, run, CPU).network
-    quick = computed_in(build.trained(saved, run, CPU), for_drawing("auto", saved, CPU))
+    facts = json.loads((folder / "onnx" / "sampler.json").read_text())
+    if facts["classes"]:
+        raise SystemExit(f"{run}: name models without classes; networks are measured with x and time alone")
     files = {"torch.export": folder / "torch" / "network.pt2", "onnxruntime": folder / "onnx" / "network.onnx"}
     calls = {
-        "ancestral, float32": of_torch(plain),
-        "ancestral, as it draws": of_torch(quick.network),
+        OURS: of_torch(Sampler(run, SamplingOptions(), "cpu").model.network),
+        "ancestral, --precision auto": of_torch(Sampler(run, SamplingOptions(precision="auto"), "cpu").model.network),
         "torch.export": of_torch(torch.export.load(files["torch.export"]).module()),
         "onnxruntime": of_onnx(files["onnxruntime"], threads),
     }
-    prepared, static, dynamic = (folder / f"{name}.onnx" for name in ("prepared", "static", "dynamic"))
+    met = draw([calls["onnxruntime"]] * len(facts["steps"]), facts, range(10**6, 10**6 + CALIBRATED))[1]
+    prepared = folder / "prepared.onnx"
     quant_pre_process(files["onnxruntime"], prepared, skip_symbolic_shape=True)
-    met = States(calls["onnxruntime"], plan, batch)
-    quantize_static(
-        prepared, static, met, quant_format=QuantFormat.QDQ, op_types_to_quantize=["Conv"], per_channel=True
-    )
-    quantize_dynamic(prepared, dynamic)
-    for name, file in (("onnxruntime, 8 bits static", static), ("onnxruntime, 8 bits dynamic", dynamic)):
-        files[name] = file
-        calls[name] = of_onnx(file, threads)
-    return calls, plan, {name: file.stat().st_size / 1e6 for name, file in files.items()}
+    convolutions = {node.name: node.input[1] for node in onnx.load(prepared).graph.node if node.op_type == "Conv"}
+    ends = [*convolutions][:: len(convolutions) - 1]
+    shortcuts = [name for name, weight in convolutions.items() if ".shortcut." in weight]
+    for name, kept in (("8 bits, static", []), ("8 bits, static, but for ends and shortcuts", [*ends, *shortcuts])):
+        files[name] = folder / f"{len(kept)}.onnx"
+        quantize_static(
+            prepared,
+            files[name],
+            States(met),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv"],
+            per_channel=True,
+            nodes_to_exclude=kept,
+        )
+        calls[name] = of_onnx(files[name], threads)
+    files["8 bits, dynamic"] = folder / "dynamic.onnx"
+    quantize_dynamic(prepared, files["8 bits, dynamic"])
+    calls["8 bits, dynamic"] = of_onnx(files["8 bits, dynamic"], threads)
+    return calls, facts, {name: file.stat().st_size / 1e6 for name, file in files.items()}
 
 
 def measure(run: Path, threads: int, batch: int, repeats: int, drawn: int) -> Iterator[list[str]]:
     """A line of the table for each contender."""
-    saved, _ = checkpoint.open_run(run)
-    splits = images_for(saved, None)[1]
+    sampler = Sampler(run, SamplingOptions(), "cpu")
+    splits = images_for(sampler.saved, None)[1]
     count = min(drawn, len(splits.test))
     with TemporaryDirectory() as folder:
-        calls, plan, sizes = contenders(run, Path(folder), threads, batch)
-        x, time = latents(saved.facts.shape, 0, range(batch)).float().numpy(), np.full(batch, 500.0, np.float32)
+        calls, facts, sizes = contenders(run, Path(folder), threads)
+        steps = len(facts["steps"])
+        x, time = draw([calls[OURS]] * steps, facts, range(batch))[1][steps // 2].values()
         seconds = interleaved({name: lambda call=call: call(x, time) for name, call in calls.items()}, repeats)
-        ours = calls["ancestral, float32"](x, time)
+        ours = calls[OURS](x, time)
         for name, call in calls.items():
-            images = np.concatenate([draw(call, plan, range(k, min(k + batch, count))) for k in range(0, count, batch)])
+            parts = [range(k, min(k + batch, count)) for k in range(0, count, batch)]
+            images = np.concatenate([draw([call] * steps, facts, part)[0] for part in parts])
             quality = features.measure(to_bytes(torch.from_numpy(images)), splits.test, features.network("lite0"))
             yield [
                 run.name,
                 name,
                 f"{sizes[name]:.1f}" if name in sizes else "",
                 f"{1e3 * np.median(seconds[name]):.1f}",
-                spread(seconds["ancestral, float32"] / seconds[name]),
+                spread(seconds[OURS] / seconds[name]),
                 f"{np.abs(call(x, time) - ours).max():.1g}",
                 *(f"{one.value:.4g} ± {one.error:.2g}" for one in (quality["fd-lite0"], quality["kid-lite0"])),
             ]
 
 
 def main() -> None:
-    """Measure and print the table."""
+    """Measure and print the tables."""
     parser = options(__doc__ or "")
     parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--alone", type=Path, default=Path(sys.executable))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--drawn", type=int, default=500)
     given = parsed(parser)
+    with TemporaryDirectory() as folder:
+        images = [line for run in given.runs for line in elsewhere(run, Path(folder) / run.name, given.alone, 16)]
     lines = [
         line for run in given.runs for line in measure(run, given.threads, given.batch, given.repeats, given.drawn)
     ]
+    found = table(["run", "file", "", "MB", "largest difference", "bytes that differ"], images)
     headings = ["run", "", "MB", f"ms for {given.batch}", "speed ratio", "largest difference", "fd-lite0", "kid-lite0"]
-    publish("exports", table(headings, lines), given.docs)
+    publish("exports", f"{found}\n\n{table(headings, lines)}", given.docs)
 
 
 if __name__ == "__main__":

@@ -127,10 +127,13 @@ def torch_bytes(module: nn.Module, inputs: dict[str, Tensor]) -> bytes:
 
 def onnx_bytes(module: nn.Module, inputs: dict[str, Tensor]) -> bytes:
     """A module as ONNX, its weights inside."""
+    from onnxscript import optimizer
+
     with _quiet():
         traced, names = _traced(module, inputs), list(inputs)
         program = torch.onnx.export(traced, input_names=names, output_names=["output"], dynamo=True, verbose=False)
     assert program is not None
+    optimizer.remove_unused_nodes(program.model)  # onnxruntime warns of those that the exporter leaves
     return program.model_proto.SerializeToString()
 
 
