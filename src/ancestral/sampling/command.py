@@ -78,6 +78,8 @@ def sample(
         results.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ()), *named])
         if options.precision == "auto":
             screen.print(f"--precision auto: {sampler.format}")
+        if sampler.note:
+            screen.print(sampler.note)
         job = Job(out / ".job", {**sampler.settings, "label": options.label, "embeddings": vectors}, processes)
         work, started = pieces(num_images, options.batch_size), time.monotonic()
         with Progress() as bar:

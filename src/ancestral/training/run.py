@@ -28,6 +28,7 @@ from ancestral.runs.config import Config, to_json
 from ancestral.runs.datasets import facts
 from ancestral.runs.lock import Owner
 from ancestral.runs.metrics_log import read_metrics
+from ancestral.runs.plan import Plan, from_state
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import json_bytes
@@ -37,7 +38,6 @@ from ancestral.training.budget import CALIBRATING, MEASURING, PREVIEW_SHARE, SAV
 from ancestral.training.gradient_sync import whole
 from ancestral.training.health import Health, health
 from ancestral.training.origin import Origin
-from ancestral.training.plan import Plan, from_state
 from ancestral.training.trackers import Tracker, scalars
 from ancestral.training.trainer import NotFinite, Record, Training, train
 

@@ -27,12 +27,12 @@ from ancestral.runs import build
 from ancestral.runs.compute_format import ComputeFormat, laid_out
 from ancestral.runs.conditions import Conditions, trained_with
 from ancestral.runs.config import Config, Facts
+from ancestral.runs.plan import Plan
 from ancestral.runtime.disk import Damaged
 from ancestral.runtime.distributed import Processes, check
 from ancestral.runtime.tensor_files import fitting
 from ancestral.training.gradient_sync import engine, like, open_formats, whole
 from ancestral.training.loss_spikes import LossMonitor
-from ancestral.training.plan import Plan
 from ancestral.training.prefetch import Prefetcher
 
 MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"})  # of a parameter: AdamW's, Muon's
