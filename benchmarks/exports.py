@@ -199,7 +199,7 @@ def measure(run: Path, folder: Path, threads: int, batch: int, repeats: int, dra
         yield [
             run.name,
             name,
-            f"{sum(sizes.get(one, 0) for one in dict.fromkeys(walk)):.1f}",
+            f"{sum(sizes[one] for one in dict.fromkeys(walk)):.1f}" if walk[0] in sizes else "",
             f"{1e3 * np.median(taken):.1f}",
             spread(seconds[OURS] / taken),
             f"{apart(images[name], images[OURS]).mean():.2g}",
