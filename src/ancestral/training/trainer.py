@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +61,7 @@ class Record:
     index: Tensor  # (B,) of each image's time on the grid
     losses: Tensor  # (B,) float64
     applied: bool  # or skipped, because the loss was not finite or a spike
+    flags: tuple[bool, ...]  # those of `Training.flags` that any process raised
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Training:
         check(self.processes, options.batch_size, options.exact_shards)
         self.config, self.facts, self.device, self.images = config, facts, device, 0
         self.skipped = 0  # updates in a row
+        self.flags: Callable[[], Sequence[bool]] = tuple  # what processes agree on beside the losses, in one call
         self.prefetcher = Prefetcher(options.workers)
         with _torch_draws(key(options.seed, "weights"), device):
             self.denoiser = build.denoiser(config, facts).to(device)
@@ -152,7 +154,7 @@ class Training:
         rate = learning_rate(progress, options.learning_rate, options.warmup, options.decay)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        losses = self.processes.gather(self._accumulate(batch))
+        losses, flags = self.processes.gather(self._accumulate(batch), self.flags())
         self.scaler.unscale_(self.optimizer)
         loss = float((losses * batch.importance).mean())
         norm = float(whole(nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm)))
@@ -170,7 +172,7 @@ class Training:
         current = self.network.state_dict()
         for average in self.averages:
             average.update(current, self.images, options.batch_size)
-        return Record(self.images, loss, norm, rate, time.perf_counter() - started, batch.index, losses, applied)
+        return Record(self.images, loss, norm, rate, time.perf_counter() - started, batch.index, losses, applied, flags)
 
     def _skip(self, batch: _Batch, data: ImageSet, losses: Tensor, loss: float, norm: float) -> None:
         """Count a skipped update, or stop the run, as the settings say; the weights are untouched so far."""
