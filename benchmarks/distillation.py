@@ -1,5 +1,7 @@
 """A model in 20 calls, what it is tuned into in 1, 2 and 4, and a GAN trained for as long as both together.
 
+Minutes are the processor's, of updates alone: each is given as many images as fit at a speed measured beforehand.
+
 Run: .venv/bin/python benchmarks/distillation.py DATA ... [--minutes 5] [--tuning 10]. What is measured is kept under
 runs/benchmarks and not measured again; without DATA only the table is written into benchmarks/results.md. Samples of
 each row are kept as a picture beside the runs, to look at.
@@ -7,32 +9,74 @@ each row are kept as a picture beside the runs, to look at.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from baselines.training import fitting
 from common import WORK, Results, options, parsed, publish, shown, table
 from generators import DRAWN, Baseline, Chain, Draw
 
 from ancestral.data import load, pictures
 from ancestral.data.dataset import DataOptions, Splits
 from ancestral.evaluation import features
+from ancestral.runs import config
+from ancestral.runs.config import Config
+from ancestral.training import command, distillation
+from ancestral.training.origin import Origin
+from ancestral.training.run import Run
 
 KEYS = ("data", "minutes", "tuning", "row")
 BATCH, SHOWN = 64, 64
 HEADINGS = ("", "calls", "minutes", "fd-lite0", "kid-lite0", "precision", "recall")
 
 
-class Tuned(Chain):
+class Model(Chain):
+    """A run of the preset `images`."""
+
+    command: ClassVar = "train"
+
+    def __init__(self, source: str, splits: Splits, work: Path, threads: int) -> None:
+        super().__init__("images", source, splits, work, threads)
+        self.splits = splits
+
+    def train(self, minutes: float) -> None:
+        """A run that is complete stays."""
+        if (self.folder(minutes) / "checkpoints").exists():
+            return
+        length = ("--images", str(_fitting(self.settings(minutes), self.splits, 60 * minutes)))
+        self._run(self.command, self.source, "--out", str(self.folder(minutes)), *length, *self.options)
+
+    def settings(self, minutes: float) -> Config:
+        """Of the run."""
+        return config.resolve(self.source, "images", {})
+
+
+class Tuned(Model):
     """A run by `ancestral distill` of another."""
 
-    def __init__(self, model: Path, work: Path, threads: int, splits: Splits) -> None:
-        super().__init__("images", str(model), splits, work, threads)
+    command: ClassVar = "distill"
+
+    def __init__(self, model: Path, splits: Splits, work: Path, threads: int) -> None:
+        super().__init__(str(model), splits, work, threads)
         self.options = ("--device", "cpu")
 
-    def _run(self, *command: str) -> None:
-        super()._run("distill" if command[0] == "train" else command[0], *command[1:])
+    def settings(self, minutes: float) -> Config:
+        """Of the run."""
+        folder = self.folder(minutes)
+        return distillation.settings(Origin(self.source), {}, folder, data=None, fresh=False)[0]
+
+
+def _fitting(settings: Config, splits: Splits, seconds: float) -> int:
+    """How many images can be trained on in so many seconds of the processor, from a throw-away training."""
+    run = Run(Path("unused"), settings, splits, torch.device("cpu"))
+    command.choose_format(run)
+    progress = itertools.cycle([0.1, 0.3, 0.5, 0.7, 0.9])  # what a step takes may change on the way
+    step = lambda: run.training.step(splits.train, next(progress))  # noqa: E731
+    return fitting(step, settings.train.batch_size, seconds)
 
 
 def _compared(draw: Draw, splits: Splits, picture: Path) -> dict[str, Any]:
@@ -49,8 +93,8 @@ def measure(source: str, minutes: float, tuning: float, threads: int, results: R
     name, splits = Path(source).stem, load.load(source, DataOptions())
     work = WORK / "distillation" / f"{name}-{minutes:g}-{tuning:g}"
     work.mkdir(parents=True, exist_ok=True)
-    model = Chain("images", source, splits, work / "model", threads)
-    fast = Tuned(model.folder(minutes), work / "tuned", threads, splits)
+    model = Model(source, splits, work / "model", threads)
+    fast = Tuned(model.folder(minutes), splits, work / "tuned", threads)
     gan = Baseline("gan", source, splits, work / "gan", threads)
     model.train(minutes)
     fast.train(tuning)

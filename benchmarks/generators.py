@@ -45,7 +45,7 @@ Draw = Callable[[range], np.ndarray]  # numbers to bytes (B, H, W, C)
 
 
 class Baseline:
-    """One of `baselines.METHODS`, trained here: the time is that of its updates alone."""
+    """One of `baselines.METHODS`, trained here: the time is the processor's, of its updates alone."""
 
     def __init__(self, method: str, source: str, splits: Splits, work: Path, threads: int) -> None:
         self.method, self.splits, self.work = baselines.METHODS[method], splits, work
@@ -55,9 +55,9 @@ class Baseline:
         if self._facts().exists():
             return
         total = baselines.planned(self.method, self.splits.train, 60 * minutes)
-        started = time.perf_counter()
+        started = time.process_time()
         network = baselines.train(self.method, self.splits.train, total)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         height, width, channels = self.splits.train.shape
         parts = self.method.make((channels, height, width)).parts
         weights = {"weights": _weights(parts), "drawing_weights": _weights(baselines.drawing_part(network))}

@@ -24,6 +24,7 @@ from ancestral.training.trainer import learning_rate
 WARMUP = 0.05  # share of the run with a rising learning rate, as `ancestral train` has it
 WIDTH = 0.05  # of the average, relative to the run: that of the preset `images`
 PROBE = 6.0  # seconds of measuring the speed
+STEPS = 10  # at a time
 CLIP = 1.0  # the largest norm of a gradient
 
 
@@ -126,16 +127,27 @@ def _steps(learning: Learning, method: Method, images: ImageSet, total: int, see
         yield first + method.batch
 
 
-def planned(method: Method, images: ImageSet, seconds: float, clock: Callable[[], float] = time.perf_counter) -> int:
+def planned(method: Method, images: ImageSet, seconds: float) -> int:
     """How many images can be trained on in so many seconds, from a throw-away training: a whole number of batches."""
-    steps, seen = _steps(_begun(method, images, 0), method, images, 10**9, 0), 0
+    steps = _steps(_begun(method, images, 0), method, images, 10**9, 0)
+    return fitting(lambda: next(steps), method.batch, seconds)
+
+
+def fitting(step: Callable[[], object], batch: int, seconds: float) -> int:
+    """How many images fit into so many seconds of the processor, by the fastest of some probes.
+
+    What else the machine does makes a step slower, even in its own time, and never faster.
+    """
     for _ in range(3):  # allocations are not speed
-        next(steps)
-    began = clock()
-    while clock() - began < PROBE:
-        next(steps)
-        seen += method.batch
-    return max(1, round(seen / (clock() - began) * seconds / method.batch)) * method.batch
+        step()
+    fastest, spent = 0.0, 0.0
+    while spent < PROBE:
+        began = time.process_time()
+        for _ in range(STEPS):
+            step()
+        taken = time.process_time() - began
+        spent, fastest = spent + taken, max(fastest, STEPS * batch / taken)
+    return max(1, round(fastest * seconds / batch)) * batch
 
 
 def train(method: Method, images: ImageSet, total: int, seed: int = 0) -> nn.Module:

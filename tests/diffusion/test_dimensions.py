@@ -192,7 +192,7 @@ def test_every_loss_is_that_of_the_flat_data(name, shape):
             return torch.cat([0.5 * x, x.tanh()], 1)
 
     q = schedule.cosine(30)
-    loss = OBJECTIVES[name](Ancestral(fixedsmall), 30)
+    loss = OBJECTIVES[name](Ancestral(fixedsmall), 30, torch.nn.Identity)
     x0, eps = torch.randn(2, count, *shape, dtype=F64, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     t = torch.arange(2, 2 + count)
     array, flat = (

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,19 @@ import torch
 from PIL import Image
 
 import ancestral
+from ancestral.data import load
 from ancestral.diffusion.samplers.grids import trailing
 from ancestral.errors import UserError
-from ancestral.runs import build, checkpoint
+from ancestral.runs import checkpoint
+from ancestral.runs.datasets import facts
 from ancestral.runs.open import open_model
-from ancestral.sampling import command
+from ancestral.runtime.disk import Damaged
+from ancestral.runtime.distributed import Processes
+from ancestral.training import gradient_sync
+from ancestral.training.trainer import Training
 from conftest import run_command
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module", params=["trained_run", "colour_run"])
@@ -46,19 +54,47 @@ def test_it_begins_with_the_model_and_says_so(pair):
     assert "another length" in other.output
 
 
-def test_every_step_is_said_to_be_none_of_the_papers_chain(pair, tmp_path, monkeypatch):
-    """Before it is drawn, which here it is not."""
+@pytest.mark.parametrize(("dropout", "labels"), [(0.0, False), (0.3, True)])
+def test_both_networks_go_on_from_a_checkpoint_to_the_bit(pair, dropout, labels):
+    """In the part of the run that has a critic; and parts of a batch add up to the whole."""
+    saved = checkpoint.open_newest(pair[1])
+    data = load.load(saved.config.source, saved.config.data).train
+    labels = labels and data.labels is not None
+    model = replace(saved.config.model, labels=labels, condition_dropout=0.2 * labels, dropout=dropout)
+    config = replace(saved.config, model=model)
+    known = facts(data)
+    first, straight = Training(config, known, CPU), Training(config, known, CPU)
+    first.step(data, 0.5)
+    straight.step(data, 0.5)
+    tensors = {name: value.clone() for name, value in first.tensors().items()}
+    assert {name.partition("/")[0] for name in tensors} >= {"auxiliary-network", "auxiliary-optimizer"}
+    second = Training(config, known, CPU)
+    second.load(tensors, first.images, "here")
+    for one in (straight, second):
+        one.step(data, 0.75)
+    expected = straight.tensors()
+    assert all(torch.equal(value, expected[name]) for name, value in second.tensors().items())
+    assert any(not torch.equal(value, tensors[name]) for name, value in expected.items() if "auxiliary-n" in name)
+    broken = {name: value for name, value in tensors.items() if name != "auxiliary-optimizer/0/exp_avg"}
+    with pytest.raises(Damaged, match="auxiliary-optimizer/0 has"):
+        second.load(broken, first.images, "here")
+    if not dropout:
+        whole, *divided = (
+            Training(replace(config, train=replace(config.train, **parts)), known, CPU)
+            for parts in ({}, {"micro_batch": 3}, {"exact_shards": 2})
+        )
+        losses = whole.step(data, 0.5).losses
+        for parts in divided:
+            assert torch.allclose(parts.step(data, 0.5).losses, losses, atol=1e-4)
+            for of_whole, of_parts in zip(whole.learners.values(), parts.learners.values(), strict=True):
+                for one, other in zip(of_whole.network.parameters(), of_parts.network.parameters(), strict=True):
+                    assert torch.allclose(one.grad, other.grad, atol=1e-4)
 
-    def no_job(*_):
-        raise UserError("not drawn")
 
-    monkeypatch.setattr(command, "Job", no_job)
-    model, fast, _ = pair
-    every = len(build.training_grid(checkpoint.open_newest(fast).config)) - 1
-    expected = f"--steps all: {every:,} times to an image and back to fresh noise"
-    for run, more in ((fast, True), (model, False)):
-        result = run_command("sample", run, "--steps", "all", "--num-images", 1, "--out", tmp_path / run.name)
-        assert (result.exit_code, result.output.startswith(expected)) == (2, more), result.output
+@pytest.mark.parametrize("engine", [gradient_sync.Ddp, gradient_sync.Fsdp])
+def test_engines_that_wrap_one_network_refuse_two(engine):
+    with pytest.raises(UserError, match="two learn; use all-reduce"):
+        engine(torch.nn.Linear(2, 2), Processes(), torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("steps", [None, 1, 2, 4])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from ancestral.diffusion.samplers.transitions import (
 )
 from ancestral.errors import UserError
 from ancestral.networks import ema
+from ancestral.networks.critic import Critic
 from ancestral.networks.muon import Muon
 from ancestral.networks.unet import UNet
 from ancestral.networks.unet_layers import UNetVariant
@@ -42,6 +44,7 @@ from ancestral.runtime.registry import choose
 from ancestral.runtime.tensor_files import fitting
 
 WITHOUT_NAME = "betas"  # the schedule that is a vector of its own, `diffusion.betas`
+AUXILIARY_RATE = 0.5  # of the network's learning rate, for one that learns beside it
 OPTIMIZERS: dict[str, type[torch.optim.AdamW]] = {"adamw": torch.optim.AdamW, "muon": Muon}
 
 
@@ -127,6 +130,21 @@ def denoiser(config: Config, facts: Facts) -> Denoiser:
         UserError: for unknown names, or a target that the schedule does not allow; and as `network`.
     """
     return chain(config).denoiser(network(config, facts), schedule(config), config, facts)
+
+
+def critic(config: Config, facts: Facts) -> Critic:
+    """A new critic of images of this shape, under the conditions of the network."""
+    return Critic(
+        facts.shape,
+        len(facts.class_names) if config.model.labels else 0,
+        facts.embedding if config.model.embedding else 0,
+        augmentation.LENGTH if config.train.augment else 0,
+    )
+
+
+def auxiliary_optimizer(network: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Of a network that learns beside the denoiser's: with little momentum, as what it learns about moves on."""
+    return torch.optim.AdamW(network.parameters(), lr=rate, betas=(0.5, 0.99), weight_decay=0.0, fused=True)
 
 
 def optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.Optimizer:
@@ -227,12 +245,13 @@ def _grid(
         raise UserError(f"{field}: {error}") from None
 
 
-def objective(config: Config, terms: int) -> Objective:
+def objective(config: Config, facts: Facts, terms: int) -> Objective:
     """The training loss. The bound needs a variance that does not itself need a trained model."""
     make = choose(OBJECTIVES, config.diffusion.objective, "diffusion.objective")
     choose(TIME_SAMPLERS, config.diffusion.times, "diffusion.times")
     variance = choose(VARIANCES, config.diffusion.variance, "diffusion.variance")
-    loss = make(chain(config).reverse or Ancestral(fixedsmall if variance is optimal else variance), terms)
+    transition = chain(config).reverse or Ancestral(fixedsmall if variance is optimal else variance)
+    loss = make(transition, terms, partial(critic, config, facts))
     if variance is learned and not loss.teaches_variance:
         raise UserError("diffusion.variance: 'learned' is not taught by this objective; use diffusion.objective=hybrid")
     return loss

@@ -34,6 +34,7 @@ from ancestral.errors import UserError
 from ancestral.runs.config import Config, DiffusionOptions, Facts
 from ancestral.runtime.registry import choose
 
+OF_CONSISTENCY = ("adversarial", "consistency")  # objectives
 _WHOLE = "the whole chain, of {every:,} steps: --steps all"
 
 
@@ -57,14 +58,13 @@ class Chain:
     best: Callable[[Any, Tensor, Sequence[int], int], list[int]]  # indices into that grid of its best N-step sub-grid
     calls: int  # of the network, an image, where nothing is said
     more: str  # how to draw in another number of steps
-    whole: str = ""  # what drawing in every step is, where it is no chain of the paper
 
 
 def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
-    if config.diffusion.objective == "consistency":
+    if config.diffusion.objective in OF_CONSISTENCY:
         raise UserError(
-            "diffusion.objective: consistency is of diffusion.chain=consistency, which draws in few steps; use that, "
-            "or another objective, such as simple"
+            f"diffusion.objective: {config.diffusion.objective} is of diffusion.chain=consistency, which draws in few "
+            "steps; use that, or another objective, such as simple"
         )
     return _denoiser(network, process, config)
 
@@ -88,8 +88,10 @@ def _denoiser(network: nn.Module, process: NoiseSchedule, config: Config) -> Den
 
 def _consistency(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
     options = config.diffusion
-    if options.objective != "consistency":
-        raise UserError("diffusion.objective: chain 'consistency' is trained by its own; use consistency")
+    if options.objective not in OF_CONSISTENCY:
+        raise UserError(
+            f"diffusion.objective: chain 'consistency' is trained by its own; use {' or '.join(OF_CONSISTENCY)}"
+        )
     made = _denoiser(network, process, config)
     if not made.target.is_identity_at_0(made.schedule):
         raise UserError(
@@ -179,7 +181,6 @@ CHAINS: dict[str, Chain] = {
         calls=2,
         best=_none_better,
         more="in one step, or in four: --steps 1, --steps 4",
-        whole="--steps all: {every:,} times to an image and back to fresh noise, of a model for few; --steps 2, or 4",
     ),
     "absorbing": _absorbing(Absorbing),
     "absorbing-independent": _absorbing(Independent),

@@ -59,13 +59,15 @@ def measure(training: Training, data: ImageSet) -> Cost:
 
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(save, lambda tensor: tensor):
         probe.step(data)
-    weights = {value.untyped_storage().data_ptr() for value in probe.network.parameters()}
+    learned = [value for one in probe.learners.values() for value in one.network.parameters()]
+    weights = {value.untyped_storage().data_ptr() for value in learned}
     parameters = sum(value.numel() for value in probe.network.parameters())
     parts = -(-probe.shard // probe.micro_batch) * probe.engine.shards
     return Cost(
         parameters=parameters,
         flops=counter.get_total_flops() * training.processes.size,
-        state_bytes=parameters * torch.float32.itemsize * (4 + len(probe.averages)),
+        state_bytes=torch.float32.itemsize
+        * (4 * sum(value.numel() for value in learned) + len(probe.averages) * parameters),
         activation_bytes=sum(size for address, size in saved.items() if address not in weights) // parts,
         images_per_second=_speed(probe, data, SECONDS),
     )

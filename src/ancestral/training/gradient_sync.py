@@ -31,13 +31,14 @@ class Engine:
     scale = 1  # by which the loss is multiplied, since some engines average over processes instead of adding
     repeats = True  # whether one process may repeat a micro-batch without the others
 
-    def __init__(self, network: nn.Module, processes: Processes) -> None:
-        self.network, self.processes = network, processes
+    def __init__(self, network: nn.Module, processes: Processes, auxiliary: nn.Module) -> None:
+        self.processes = processes
+        self.learning = nn.ModuleList([network, auxiliary])
         self.module: Any = network  # that the forward pass calls
 
     def begin(self) -> None:
         """Called before the first micro-batch, also when the share is repeated."""
-        self.network.zero_grad()
+        self.learning.zero_grad()
 
     def part(self, last: bool) -> AbstractContextManager[object]:
         """Context of the forward and backward pass of one micro-batch."""
@@ -55,10 +56,10 @@ class Engine:
 
     def _gradient(self) -> Tensor:
         """All gradients as one vector."""
-        return torch.cat([one.grad.flatten() for one in self.network.parameters() if one.grad is not None])
+        return torch.cat([one.grad.flatten() for one in self.learning.parameters() if one.grad is not None])
 
     def _set_gradient(self, gradient: Tensor) -> None:
-        parameters = list(self.network.parameters())
+        parameters = list(self.learning.parameters())
         for parameter, part in zip(parameters, gradient.split([one.numel() for one in parameters]), strict=True):
             # Laid out as the weight: the fused optimiser goes through memory and looks at no strides.
             parameter.grad = torch.empty_like(parameter).copy_(part.reshape(parameter.shape))
@@ -67,8 +68,8 @@ class Engine:
 class Exact(Engine):
     """Adds shards in a binary tree whose shape does not depend on the number of processes."""
 
-    def __init__(self, network: nn.Module, processes: Processes, shards: int) -> None:
-        super().__init__(network, processes)
+    def __init__(self, network: nn.Module, processes: Processes, auxiliary: nn.Module, shards: int) -> None:
+        super().__init__(network, processes, auxiliary)
         self.shards = shards // processes.size
         self._sums: list[Tensor] = []
 
@@ -80,7 +81,7 @@ class Exact(Engine):
     def end_shard(self) -> None:
         """Keep this shard's gradient."""
         self._sums.append(self._gradient())
-        self.network.zero_grad()
+        self.learning.zero_grad()
 
     def finish(self) -> None:
         """The lower part of the tree here, the upper part over the processes."""
@@ -93,8 +94,13 @@ class Averaging(Engine):
 
     repeats = False
 
-    def __init__(self, network: nn.Module, processes: Processes) -> None:
-        super().__init__(network, processes)
+    def __init__(self, network: nn.Module, processes: Processes, auxiliary: nn.Module) -> None:
+        super().__init__(network, processes, auxiliary)
+        if any(True for _ in auxiliary.parameters()):
+            raise UserError(
+                "train.parallel: ddp and fsdp wrap one network, and with this diffusion.objective two learn; use "
+                "all-reduce"
+            )
         self.scale = processes.size
 
     def finish(self) -> None:
@@ -104,8 +110,8 @@ class Averaging(Engine):
 class Ddp(Averaging):
     """DistributedDataParallel."""
 
-    def __init__(self, network: nn.Module, processes: Processes) -> None:
-        super().__init__(network, processes)
+    def __init__(self, network: nn.Module, processes: Processes, auxiliary: nn.Module) -> None:
+        super().__init__(network, processes, auxiliary)
         self.module = DistributedDataParallel(network)
 
     def part(self, last: bool) -> AbstractContextManager[object]:
@@ -116,8 +122,8 @@ class Ddp(Averaging):
 class Fsdp(Averaging):
     """FSDP2: each layer's weights are divided among the processes and gathered for its passes."""
 
-    def __init__(self, network: nn.Module, processes: Processes) -> None:
-        super().__init__(network, processes)
+    def __init__(self, network: nn.Module, processes: Processes, auxiliary: nn.Module) -> None:
+        super().__init__(network, processes, auxiliary)
         from torch.distributed.fsdp import fully_shard  # 0.6 s, which only this engine needs
 
         for layers in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
@@ -134,11 +140,15 @@ class Fsdp(Averaging):
 ENGINES: dict[str, type[Engine]] = {"all-reduce": Engine, "ddp": Ddp, "fsdp": Fsdp}
 
 
-def engine(network: nn.Module, processes: Processes, options: TrainOptions) -> Engine:
-    """The engine of these options; a single process has nothing to divide or to wrap."""
+def engine(network: nn.Module, processes: Processes, options: TrainOptions, auxiliary: nn.Module) -> Engine:
+    """The engine of these options; a single process has nothing to divide or to wrap.
+
+    Raises:
+        UserError: for an auxiliary network that this engine cannot have beside the network.
+    """
     if options.exact_shards:
-        return Exact(network, processes, options.exact_shards)
-    return (ENGINES[options.parallel] if processes.size > 1 else Engine)(network, processes)
+        return Exact(network, processes, auxiliary, options.exact_shards)
+    return (ENGINES[options.parallel] if processes.size > 1 else Engine)(network, processes, auxiliary)
 
 
 def open_formats(options: TrainOptions, device: torch.device, processes: Processes) -> list[ComputeFormat]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +27,12 @@ from ancestral.runs import build
 from ancestral.runs.compute_format import ComputeFormat, laid_out
 from ancestral.runs.conditions import Conditions, trained_with
 from ancestral.runs.config import Config, Facts
-from ancestral.runs.plan import Plan
 from ancestral.runtime.disk import Damaged
 from ancestral.runtime.distributed import Processes, check
 from ancestral.runtime.tensor_files import fitting
 from ancestral.training.gradient_sync import engine, like, open_formats, whole
 from ancestral.training.loss_spikes import LossMonitor
+from ancestral.training.plan import Plan
 from ancestral.training.prefetch import Prefetcher
 
 MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"})  # of a parameter: AdamW's, Muon's
@@ -61,7 +61,6 @@ class Record:
     index: Tensor  # (B,) of each image's time on the grid
     losses: Tensor  # (B,) float64
     applied: bool  # or skipped, because the loss was not finite or a spike
-    flags: tuple[bool, ...]  # those of `Training.flags` that any process raised
 
 
 @dataclass(frozen=True)
@@ -91,8 +90,17 @@ class NotFinite(UserError):
         self.batch, self.inputs = batch, inputs
 
 
+@dataclass(frozen=True)
+class Learner:
+    """A network that learns, and by what."""
+
+    network: nn.Module
+    optimizer: torch.optim.Optimizer
+    rate: float  # the peak of its learning rate
+
+
 class Training:
-    """The state of a training: network, optimiser, averages of the weights and images seen.
+    """The state of a training: networks that learn, averages of the first one's weights, and images seen.
 
     Args:
         config: of the run.
@@ -115,7 +123,6 @@ class Training:
         check(self.processes, options.batch_size, options.exact_shards)
         self.config, self.facts, self.device, self.images = config, facts, device, 0
         self.skipped = 0  # updates in a row
-        self.flags: Callable[[], Sequence[bool]] = tuple  # what processes agree on beside the losses, in one call
         self.prefetcher = Prefetcher(options.workers)
         with _torch_draws(key(options.seed, "weights"), device):
             self.denoiser = build.denoiser(config, facts).to(device)
@@ -124,16 +131,21 @@ class Training:
         self.network = laid_out(self.denoiser.network, self.format.channels_last)
         if options.compile:
             self.network.compile()
-        self.engine = engine(self.network, self.processes, options)
+        grid = build.training_grid(config)
+        with _torch_draws(key(options.seed, "auxiliary"), device):
+            self.objective = build.objective(config, facts, len(grid) - 1)
+        auxiliary = laid_out(self.objective.auxiliary.to(device), self.format.channels_last)
+        self.engine = engine(self.network, self.processes, options, auxiliary)
         self.denoiser.network = self.engine.module
         self.shard = options.batch_size // (self.processes.size * self.engine.shards)
         self.micro_batch = min(options.micro_batch or self.shard, self.shard)  # images in one pass of the network
-        grid = build.training_grid(config)
-        self.objective = build.objective(config, len(grid) - 1)
         uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
         self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid, self.denoiser.schedule)
         self.earlier = partial(self.objective.earlier, self.denoiser.schedule, self.sampler.t, self.sampler.s)
-        self.optimizer = build.optimizer(self.network, options)
+        self.learners = {"": Learner(self.network, build.optimizer(self.network, options), options.learning_rate)}
+        if any(True for _ in auxiliary.parameters()):
+            rate = build.AUXILIARY_RATE * options.learning_rate
+            self.learners["auxiliary-"] = Learner(auxiliary, build.auxiliary_optimizer(auxiliary, rate), rate)
         self.autocast = torch.autocast(device.type, self.format.dtype, self.format.precision != "float32")
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.format.precision == "float16")
         self.spikes = LossMonitor(options.spike)
@@ -151,28 +163,34 @@ class Training:
         started, options = time.perf_counter(), self.config.train
         numbers = range(self.images, self.images + options.batch_size)
         batch = self._batch(data, numbers, progress)
-        rate = learning_rate(progress, options.learning_rate, options.warmup, options.decay)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        losses, flags = self.processes.gather(self._accumulate(batch), self.flags())
-        self.scaler.unscale_(self.optimizer)
+        for one in self.learners.values():
+            for group in one.optimizer.param_groups:
+                group["lr"] = learning_rate(progress, one.rate, options.warmup, options.decay)
+        losses = self.processes.gather(self._accumulate(batch))
         loss = float((losses * batch.importance).mean())
-        norm = float(whole(nn.utils.clip_grad_norm_(self.network.parameters(), options.clip_norm)))
-        finite = math.isfinite(loss) and math.isfinite(norm)
+        norm, *others = [self._clipped(one) for one in self.learners.values()]
+        finite = all(map(math.isfinite, (loss, norm, *others)))
         applied = finite and not self.spikes.is_spike(loss)
         if applied:
-            self.scaler.step(self.optimizer)
+            for one in self.learners.values():
+                self.scaler.step(one.optimizer)
             self.sampler.update(batch.index, losses)
             self.spikes.add(loss)
             self.skipped = 0
         else:
-            self._skip(batch, data, losses, loss, norm)
+            self._skip(batch, data, losses, loss, sum(others, norm))
         self.scaler.update()
         self.images += options.batch_size
         current = self.network.state_dict()
         for average in self.averages:
             average.update(current, self.images, options.batch_size)
-        return Record(self.images, loss, norm, rate, time.perf_counter() - started, batch.index, losses, applied, flags)
+        rate = learning_rate(progress, options.learning_rate, options.warmup, options.decay)
+        return Record(self.images, loss, norm, rate, time.perf_counter() - started, batch.index, losses, applied)
+
+    def _clipped(self, one: Learner) -> float:
+        """The norm of its gradient before it was clipped."""
+        self.scaler.unscale_(one.optimizer)
+        return float(whole(nn.utils.clip_grad_norm_(one.network.parameters(), self.config.train.clip_norm)))
 
     def _skip(self, batch: _Batch, data: ImageSet, losses: Tensor, loss: float, norm: float) -> None:
         """Count a skipped update, or stop the run, as the settings say; the weights are untouched so far."""
@@ -273,14 +291,19 @@ class Training:
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of a checkpoint by name, gathered from all processes, each of which must call this."""
         named = self._fixed()
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            named |= {f"optimizer/{index}/{name}": value for name, value in moments.items()}
+        for prefix, one in self.learners.items():
+            for index, moments in one.optimizer.state_dict()["state"].items():
+                named |= {f"{prefix}optimizer/{index}/{name}": value for name, value in moments.items()}
         named |= {f"scaler/{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
         return {name: whole(value.detach()) for name, value in named.items()}
 
     def _fixed(self) -> dict[str, Tensor]:
         """Those of `tensors` that are there, with their final shapes, before the first update too."""
-        named = {f"network/{name}": value for name, value in self.network.state_dict().items()}
+        named = {
+            f"{prefix}network/{name}": value
+            for prefix, one in self.learners.items()
+            for name, value in one.network.state_dict().items()
+        }
         for average in self.averages:
             named |= {f"average-{average.width:g}/{name}": value for name, value in average.weights.items()}
         named |= {f"sampler/{name}": value for name, value in self.sampler.state().items()}
@@ -288,18 +311,20 @@ class Training:
 
     def _check(self, tensors: Mapping[str, Tensor], where: str) -> None:
         """Refuse tensors that are not those of this training, before any is loaded."""
-        grown = ("optimizer/", "scaler/")
+        grown = ("scaler/", *(f"{prefix}optimizer/" for prefix in self.learners))
         fitting({name: value for name, value in tensors.items() if not name.startswith(grown)}, self._fixed(), where)
-        parameters = {str(index): value for index, value in enumerate(self.network.parameters())}
-        kept: dict[str, set[str]] = {}
-        for name, value in _with_prefix("optimizer/", tensors).items():
-            index, _, moment = name.partition("/")
-            if index not in parameters or value.shape != (() if moment == "step" else parameters[index].shape):
-                raise Damaged(f"{where}: optimizer/{name} is of no parameter, or not of its shape")
-            kept.setdefault(index, set()).add(moment)
-        for index, moments in kept.items():
-            if moments not in MOMENTS:
-                raise Damaged(f"{where}: optimizer/{index} has {', '.join(sorted(moments))} only")
+        for prefix, one in self.learners.items():
+            own = f"{prefix}optimizer/"
+            parameters = {str(index): value for index, value in enumerate(one.network.parameters())}
+            kept: dict[str, set[str]] = {}
+            for name, value in _with_prefix(own, tensors).items():
+                index, _, moment = name.partition("/")
+                if index not in parameters or value.shape != (() if moment == "step" else parameters[index].shape):
+                    raise Damaged(f"{where}: {own}{name} is of no parameter, or not of its shape")
+                kept.setdefault(index, set()).add(moment)
+            for index, moments in kept.items():
+                if moments not in MOMENTS:
+                    raise Damaged(f"{where}: {own}{index} has {', '.join(sorted(moments))} only")
 
     def begin_with(self, weights: Mapping[str, Tensor], where: str) -> None:
         """Take these weights before the first update, as the network's and as both averages.
@@ -322,20 +347,21 @@ class Training:
         """
         self._check(tensors, where)
         try:
-            own = self.network.state_dict()
-            self.network.load_state_dict(
-                {name: like(value, own[name]) for name, value in _with_prefix("network/", tensors).items()}
-            )
+            for prefix, one in self.learners.items():
+                own = one.network.state_dict()
+                one.network.load_state_dict(
+                    {name: like(value, own[name]) for name, value in _with_prefix(f"{prefix}network/", tensors).items()}
+                )
+                optimizer, parameters = one.optimizer.state_dict(), list(one.network.parameters())
+                optimizer["state"] = {}
+                for name, value in _with_prefix(f"{prefix}optimizer/", tensors).items():
+                    index, _, moment = name.partition("/")
+                    optimizer["state"].setdefault(int(index), {})[moment] = like(value, parameters[int(index)])
+                one.optimizer.load_state_dict(optimizer)
             for average in self.averages:
                 saved = _with_prefix(f"average-{average.width:g}/", tensors)
                 for name, value in average.weights.items():
                     value.copy_(like(saved[name], value))
-            optimizer, parameters = self.optimizer.state_dict(), list(self.network.parameters())
-            optimizer["state"] = {}
-            for name, value in _with_prefix("optimizer/", tensors).items():
-                index, _, moment = name.partition("/")
-                optimizer["state"].setdefault(int(index), {})[moment] = like(value, parameters[int(index)])
-            self.optimizer.load_state_dict(optimizer)
             self.sampler.load_state(_with_prefix("sampler/", tensors))
             self.spikes.load_state(_with_prefix("guard/", tensors))
             if self.scaler.is_enabled():

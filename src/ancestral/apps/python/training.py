@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from ancestral.apps.python.model import Model, load
-from ancestral.apps.python.words import names_parameters
 from ancestral.data import load as reading
 from ancestral.data import memory
 from ancestral.errors import UserError
@@ -39,7 +38,6 @@ class Run:
         return load(self.folder, device)
 
 
-@names_parameters
 def train(
     data: object,
     out: str | Path,
@@ -100,7 +98,6 @@ def train(
     return Run(folder, complete)
 
 
-@names_parameters
 def distill(
     model: str | Path,
     out: str | Path,

@@ -149,7 +149,9 @@ def _losses(subject: Subject, some: range, t: Tensor, s: Tensor) -> tuple[Tensor
         return error, error
     cond = conditions_of(shown, subject.config, subject.device)
     # Before clipping: training sees what the network says, not what sampling makes of it.
-    losses: list[Objective] = [Weighted(score_matching), build.objective(subject.config, len(subject.times) - 1)]
+    assert subject.saved is not None
+    trained = build.objective(subject.config, subject.saved.facts, len(subject.times) - 1)
+    losses: list[Objective] = [Weighted(score_matching), trained]
     simple, own = (loss(subject.model, x0, t, s, eps, **cond) for loss in losses)
     return simple, own
 

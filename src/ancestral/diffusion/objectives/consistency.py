@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.denoisers.targets import EDM
@@ -42,6 +42,11 @@ class Consistency:
     stages: int = 8
     k: float = 8.0
     c: float = 0.00054
+
+    @property
+    def auxiliary(self) -> nn.Module:
+        """None."""
+        return nn.Identity()
 
     def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
         """The first time of the grid with sigma_s <= sigma_t (1 - (1 + k sigmoid(-sigma_t)) / q^stage), or 0."""

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction
 from ancestral.diffusion.denoisers.targets import Target
+from ancestral.diffusion.objectives.adversarial import Adversarial
 from ancestral.diffusion.objectives.consistency import Consistency
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
@@ -29,6 +30,11 @@ class Objective(Protocol):
     """A loss per image."""
 
     teaches_variance: ClassVar[bool]  # whether its gradient reaches a learned variance
+
+    @property
+    def auxiliary(self) -> nn.Module:
+        """A network that learns beside the denoiser's, from the same loss; one without weights where none does."""
+        ...
 
     def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
         """The s of each pair after this share of the run. t, s: int64 (steps,), a falling grid and the next in it."""
@@ -43,6 +49,11 @@ class OfNeighbours:
     """A loss of steps of the grid: each s is the time next to t in it."""
 
     teaches_variance: ClassVar[bool] = False
+
+    @property
+    def auxiliary(self) -> nn.Module:
+        """None."""
+        return nn.Identity()
 
     def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
         """s, throughout the run."""
@@ -140,12 +151,15 @@ class Hybrid(OfNeighbours):
         return self.simple.of_output(denoiser, output, x0, t, eps) + self.scale * elbo
 
 
-OBJECTIVES: dict[str, Callable[[Transition, int], Objective]] = {
-    "simple": lambda transition, terms: Weighted(unweighted),
-    "min-snr": lambda transition, terms: Weighted(min_snr),
-    "score-matching": lambda transition, terms: Weighted(score_matching),
-    "p2": lambda transition, terms: Weighted(p2),
-    "bound": VariationalBound,
-    "consistency": lambda transition, terms: Consistency(),
-    "hybrid": lambda transition, terms: Hybrid(Weighted(unweighted), VariationalBound(transition, terms)),
+Make = Callable[[Transition, int, Callable[[], nn.Module]], Objective]  # of a step, terms of the bound, a new critic
+
+OBJECTIVES: dict[str, Make] = {
+    "simple": lambda transition, terms, critic: Weighted(unweighted),
+    "min-snr": lambda transition, terms, critic: Weighted(min_snr),
+    "score-matching": lambda transition, terms, critic: Weighted(score_matching),
+    "p2": lambda transition, terms, critic: Weighted(p2),
+    "bound": lambda transition, terms, critic: VariationalBound(transition, terms),
+    "consistency": lambda transition, terms, critic: Consistency(),
+    "adversarial": lambda transition, terms, critic: Adversarial(critic()),
+    "hybrid": lambda transition, terms, critic: Hybrid(Weighted(unweighted), VariationalBound(transition, terms)),
 }
