@@ -75,15 +75,20 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def interleaved(steps: Mapping[str, Callable[[], object]], repeats: int, warmups: int = 2) -> dict[str, np.ndarray]:
+def interleaved(
+    steps: Mapping[str, Callable[[], object]],
+    repeats: int,
+    warmups: int = 2,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, np.ndarray]:
     """Seconds of each step, (repeats,), taken in turns, so that a slow moment of the machine meets all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(warmups + repeats):
         for name, step in steps.items():
-            started = time.perf_counter()
+            started = clock()
             step()
             if turn >= warmups:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(clock() - started)
     return {name: np.array(taken) for name, taken in seconds.items()}
 
 

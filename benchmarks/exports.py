@@ -2,8 +2,9 @@
 
 Run: .venv/bin/python benchmarks/exports.py RUN ... [--alone PYTHON] [--batch 64] [--repeats 20] [--drawn 500]. PYTHON
 is of an environment of three packages: python -m venv alone && alone/bin/pip install numpy onnxruntime pillow. Each
-contender makes the same call in turns; the ratio is ours in float32 over its time. 8 bits are onnxruntime's static
-quantisation (weights by channel, and activations, calibrated on the model's own walks) and its dynamic one.
+contender makes the same call in turns; milliseconds are of the processor, all threads together, and the ratio is ours
+in float32 over its own. 8 bits are onnxruntime's static quantisation of convolutions (weights by channel, activations
+calibrated on the model's own walks) and its dynamic one of everything. Images are drawn from the same noise.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ import torch
 from common import interleaved, options, parsed, publish, spread, table
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import nn
 
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.processes.streams import Streams
@@ -33,17 +36,18 @@ from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.sampling import export
 from ancestral.sampling.command import conditions
 from ancestral.sampling.sampler import Sampler
+from ancestral.sampling.table import Row, TableSampler
 
 Call = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Inputs = dict[str, np.ndarray]
-OURS = "ancestral, float32"
-WAYS: dict[str, dict[str, Any]] = {"20 calls": {}, "8 calls, eta 1": {"steps": 8, "eta": 1.0}}
+OURS, MIXED = "ancestral, float32", "8 bits, static, but for ends and shortcuts"
+FIRST = "20 calls"
+WAYS: dict[str, dict[str, Any]] = {FIRST: {}, "8 calls, eta 1": {"steps": 8, "eta": 1.0}}
 CALIBRATED = 32  # images whose walks calibrate 8 bits
+LATE = (2, 5)  # calls at the end that stay in float32, of two contenders
 ALONE = (
-    "import sys; sys.modules['ancestral'] = None\n"
-    "import numpy as np, time, pathlib, importlib, draw\n"
-    "given = dict(np.load('in.npz')); started = time.perf_counter(); images = draw.draw(pathlib.Path(), given)\n"
-    "np.save('out.npy', images); print(time.perf_counter() - started)"
+    "import sys; sys.modules['ancestral'] = None; import draw, numpy as np, pathlib\n"
+    "np.save('out.npy', draw.draw(pathlib.Path(), dict(np.load('in.npz'))))"
 )
 
 
@@ -82,20 +86,31 @@ class States(CalibrationDataReader):
         return next(self.batches, {}) or None  # pyright: ignore[reportReturnType]  # as onnxruntime's own readers do
 
 
-def draw(calls: Sequence[Call], facts: dict[str, Any], numbers: range) -> tuple[np.ndarray, list[Inputs]]:
-    """The images of these numbers by the table, without noise on the way, and what each call was given."""
-    start, met = latents(tuple(facts["shape"]), 0, numbers).numpy(), list[Inputs]()
-    states = np.stack([start] * len(facts["steps"][0]["next"]))
-    for call, step in zip(calls, facts["steps"], strict=True):
-        x = states[0]
-        met.append({"x": x.astype(np.float32), "time": np.full(len(x), step["time"], np.float32)})
-        x0 = step["x0"][0] * call(**met[-1])[:, : x.shape[1]] + step["x0"][1] * x
-        x0 = x0 if facts["limit"] is None else x0.clip(-facts["limit"], facts["limit"])
-        states = np.tensordot(step["next"], np.stack([*states, x0, 0 * x]), 1)
-    return states[0], met
+class Called(nn.Module):
+    """A network for the table; what it is given is kept."""
+
+    def __init__(self, call: Call, met: list[Inputs]) -> None:
+        super().__init__()
+        self.call, self.met = call, met
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+        """The network's output."""
+        self.met.append({"x": x.numpy(), "time": time.numpy()})
+        return torch.from_numpy(self.call(*self.met[-1].values()))
 
 
-def elsewhere(run: Path, folder: Path, python: Path, count: int) -> Iterator[list[str]]:
+def draw(calls: Sequence[Call], sampler: Sampler, numbers: range) -> tuple[np.ndarray, list[Inputs]]:
+    """The images of these numbers by the table, a network for each call, and what each was given."""
+    noise, met = latents(sampler.saved.facts.shape, 0, numbers)[None], list[Inputs]()
+    whole = TableSampler(sampler.model.network, sampler)
+    states = whole.start(noise)
+    for call, row in zip(calls, zip(*whole.rows, strict=True), strict=True):
+        whole.network = Called(call, met)
+        states = whole.step(states, Row(*row), noise, {})
+    return states[0].numpy(), met
+
+
+def elsewhere(run: Path, folder: Path, python: Path, count: int) -> Iterator[list[object]]:
     """A line for each format and way to draw: images of an environment without this package beside ours."""
     for name, way in WAYS.items():
         sampler = Sampler(run, SamplingOptions(**way), "cpu")
@@ -104,46 +119,49 @@ def elsewhere(run: Path, folder: Path, python: Path, count: int) -> Iterator[lis
         shape, noise = sampler.saved.facts.shape, Streams(0, "reverse", range(count))
         noises = torch.stack([latents(shape, 0, range(count)), *(noise.normal(shape) for _ in sampler.visits)])
         for form, interpreter in (("onnx", python), ("torch", Path(sys.executable))):
-            out = folder / f"{form}-{len(name)}"
+            out, file = folder / name / form, f"sampler.{export.FORMATS[form].suffix}"
             export.export(run, out, SamplingOptions(**way), form)
             draws = json.loads((out / "sampler.json").read_text())["draws"]
             labels = {one: value.numpy() for one, value in cond.items()}
             np.savez(out / "in.npz", noise=noises[:draws].float().numpy(), **labels)
-            subprocess.run([interpreter, "-c", ALONE], cwd=out, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([interpreter.absolute(), "-c", ALONE], cwd=out, check=True)
             found = np.load(out / "out.npy")
-            pixels = [to_bytes(torch.from_numpy(one)).astype(int) for one in (found, images)]
-            bytes_differ = np.abs(pixels[0] - pixels[1])
+            differ = apart(found, images)
             yield [
                 run.name,
-                f"sampler.{export.FORMATS[form].suffix}",
+                file,
                 name,
-                f"{(out / f'sampler.{export.FORMATS[form].suffix}').stat().st_size / 1e6:.1f}",
+                f"{(out / file).stat().st_size / 1e6:.1f}",
                 f"{np.abs(found - images).max():.1g}",
-                f"{np.count_nonzero(bytes_differ)} of {bytes_differ.size}, by {bytes_differ.max()}",
+                f"{np.count_nonzero(differ)} of {differ.size:,}, by {differ.max()} at most",
             ]
 
 
-def contenders(run: Path, folder: Path, threads: int) -> tuple[dict[str, Call], dict[str, Any], dict[str, float]]:
-    """Every network by name, the table of the sampler, and megabytes of the files."""
-    for form in ("onnx", "torch"):
-        export.export(run, folder / form, SamplingOptions(), form)
-    facts = json.loads((folder / "onnx" / "sampler.json").read_text())
-    if facts["classes"]:
+def apart(images: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """How many steps of a byte lie between these images."""
+    one, other = (to_bytes(torch.from_numpy(each)).astype(int) for each in (images, others))
+    return np.abs(one - other)
+
+
+def contenders(run: Path, folder: Path, threads: int) -> tuple[dict[str, Call], Sampler, dict[str, float]]:
+    """Every network by name, the sampler, and megabytes of the files, of what `elsewhere` exported."""
+    sampler = Sampler(run, SamplingOptions(), "cpu")
+    if sampler.saved.config.model.labels:
         raise SystemExit(f"{run}: name models without classes; networks are measured with x and time alone")
     files = {"torch.export": folder / "torch" / "network.pt2", "onnxruntime": folder / "onnx" / "network.onnx"}
     calls = {
-        OURS: of_torch(Sampler(run, SamplingOptions(), "cpu").model.network),
+        OURS: of_torch(sampler.model.network),
         "ancestral, --precision auto": of_torch(Sampler(run, SamplingOptions(precision="auto"), "cpu").model.network),
         "torch.export": of_torch(torch.export.load(files["torch.export"]).module()),
         "onnxruntime": of_onnx(files["onnxruntime"], threads),
     }
-    met = draw([calls["onnxruntime"]] * len(facts["steps"]), facts, range(10**6, 10**6 + CALIBRATED))[1]
+    met = draw([calls["onnxruntime"]] * sampler.steps, sampler, range(10**6, 10**6 + CALIBRATED))[1]
     prepared = folder / "prepared.onnx"
     quant_pre_process(files["onnxruntime"], prepared, skip_symbolic_shape=True)
     convolutions = {node.name: node.input[1] for node in onnx.load(prepared).graph.node if node.op_type == "Conv"}
     ends = [*convolutions][:: len(convolutions) - 1]
     shortcuts = [name for name, weight in convolutions.items() if ".shortcut." in weight]
-    for name, kept in (("8 bits, static", []), ("8 bits, static, but for ends and shortcuts", [*ends, *shortcuts])):
+    for name, kept in (("8 bits, static", []), (MIXED, [*ends, *shortcuts])):
         files[name] = folder / f"{len(kept)}.onnx"
         quantize_static(
             prepared,
@@ -158,33 +176,36 @@ def contenders(run: Path, folder: Path, threads: int) -> tuple[dict[str, Call], 
     files["8 bits, dynamic"] = folder / "dynamic.onnx"
     quantize_dynamic(prepared, files["8 bits, dynamic"])
     calls["8 bits, dynamic"] = of_onnx(files["8 bits, dynamic"], threads)
-    return calls, facts, {name: file.stat().st_size / 1e6 for name, file in files.items()}
+    return calls, sampler, {name: file.stat().st_size / 1e6 for name, file in files.items()}
 
 
-def measure(run: Path, threads: int, batch: int, repeats: int, drawn: int) -> Iterator[list[str]]:
+def measure(run: Path, folder: Path, threads: int, batch: int, repeats: int, drawn: int) -> Iterator[list[object]]:
     """A line of the table for each contender."""
-    sampler = Sampler(run, SamplingOptions(), "cpu")
-    splits = images_for(sampler.saved, None)[1]
+    calls, sampler, sizes = contenders(run, folder, threads)
+    splits, steps = images_for(sampler.saved, None)[1], sampler.steps
     count = min(drawn, len(splits.test))
-    with TemporaryDirectory() as folder:
-        calls, facts, sizes = contenders(run, Path(folder), threads)
-        steps = len(facts["steps"])
-        x, time = draw([calls[OURS]] * steps, facts, range(batch))[1][steps // 2].values()
-        seconds = interleaved({name: lambda call=call: call(x, time) for name, call in calls.items()}, repeats)
-        ours = calls[OURS](x, time)
-        for name, call in calls.items():
-            parts = [range(k, min(k + batch, count)) for k in range(0, count, batch)]
-            images = np.concatenate([draw([call] * steps, facts, part)[0] for part in parts])
-            quality = features.measure(to_bytes(torch.from_numpy(images)), splits.test, features.network("lite0"))
-            yield [
-                run.name,
-                name,
-                f"{sizes[name]:.1f}" if name in sizes else "",
-                f"{1e3 * np.median(seconds[name]):.1f}",
-                spread(seconds[OURS] / seconds[name]),
-                f"{np.abs(call(x, time) - ours).max():.1g}",
-                *(f"{one.value:.4g} ± {one.error:.2g}" for one in (quality["fd-lite0"], quality["kid-lite0"])),
-            ]
+    x, time = draw([calls[OURS]] * steps, sampler, range(batch))[1][steps // 2].values()
+    seconds = interleaved(
+        {name: lambda call=call: call(x, time) for name, call in calls.items()}, repeats, clock=process_time
+    )
+    walks = {name: [name] * steps for name in calls}
+    for late in LATE:
+        walks[f"{MIXED}, and the last {late} calls"] = [MIXED] * (steps - late) + ["onnxruntime"] * late
+    images: dict[str, np.ndarray] = {}
+    for name, walk in walks.items():
+        parts = [range(k, min(k + batch, count)) for k in range(0, count, batch)]
+        images[name] = np.concatenate([draw([calls[one] for one in walk], sampler, part)[0] for part in parts])
+        quality = features.measure(to_bytes(torch.from_numpy(images[name])), splits.test, features.network("lite0"))
+        taken = np.mean([seconds[one] for one in walk], axis=0)
+        yield [
+            run.name,
+            name,
+            f"{sum(sizes[one] for one in dict.fromkeys(walk)):.1f}" if walk[0] in sizes else "",
+            f"{1e3 * np.median(taken):.1f}",
+            spread(seconds[OURS] / taken),
+            f"{apart(images[name], images[OURS]).mean():.2g}",
+            *(f"{one.value:.4g} ± {one.error:.2g}" for one in (quality["fd-lite0"], quality["kid-lite0"])),
+        ]
 
 
 def main() -> None:
@@ -196,14 +217,20 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--drawn", type=int, default=500)
     given = parsed(parser)
-    with TemporaryDirectory() as folder:
-        images = [line for run in given.runs for line in elsewhere(run, Path(folder) / run.name, given.alone, 16)]
-    lines = [
-        line for run in given.runs for line in measure(run, given.threads, given.batch, given.repeats, given.drawn)
-    ]
-    found = table(["run", "file", "", "MB", "largest difference", "bytes that differ"], images)
-    headings = ["run", "", "MB", f"ms for {given.batch}", "speed ratio", "largest difference", "fd-lite0", "kid-lite0"]
-    publish("exports", f"{found}\n\n{table(headings, lines)}", given.docs)
+    images, networks = list[list[object]](), list[list[object]]()
+    sized = (given.threads, given.batch, given.repeats, given.drawn)
+    for run in given.runs:
+        with TemporaryDirectory() as folder:
+            for lines, found in (
+                (images, elsewhere(run, Path(folder), given.alone, 16)),
+                (networks, measure(run, Path(folder) / FIRST, *sized)),
+            ):
+                for line in found:
+                    print(*line, sep=" | ", flush=True)
+                    lines.append(line)
+    drawn = table(["run", "file", "", "MB", "largest difference", "bytes that differ"], images)
+    headings = ["run", "", "MB", f"ms for {given.batch}", "speed ratio", "bytes apart", "fd-lite0", "kid-lite0"]
+    publish("exports", f"{drawn}\n\n{table(headings, networks)}", given.docs)
 
 
 if __name__ == "__main__":

@@ -55,6 +55,11 @@ def predict_x0(ab, x_t, eps, t):
     return ((x_t - (1 - a).sqrt() * eps) / a.sqrt()).clamp(-1, 1)
 
 
+def p_losses(network, ab, x0, t, eps):
+    """Eq. 14."""
+    return (network(q_sample(ab, x0, t, eps), t) - eps).square().mean()
+
+
 def train(network, ab, data, steps, generator):
     """Algorithm 1. Returns the losses."""
     optimizer, losses = torch.optim.Adam(network.parameters(), 1e-3), []
@@ -62,7 +67,7 @@ def train(network, ab, data, steps, generator):
         x0 = data[torch.randint(len(data), (128,), generator=generator)]
         t = torch.randint(1, T + 1, (128,), generator=generator)
         eps = torch.randn(x0.shape, generator=generator)
-        loss = (network(q_sample(ab, x0, t, eps), t) - eps).square().mean()
+        loss = p_losses(network, ab, x0, t, eps)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -70,14 +75,19 @@ def train(network, ab, data, steps, generator):
     return losses
 
 
+def p_sample(network, ab, x, step, generator):
+    """One step of Algorithm 2 with sigma_t^2 = beta~_t."""
+    t = torch.full((len(x),), step)
+    mean, variance, _ = posterior(ab, x, predict_x0(ab, x, network(x, t), t), t)
+    return mean + variance.sqrt() * torch.randn(x.shape, generator=generator) if step > 1 else mean
+
+
 @torch.no_grad()
-def sample(network, ab, count, generator):
-    """Algorithm 2 with sigma_t^2 = beta~_t."""
+def p_sample_loop(network, ab, count, generator):
+    """Algorithm 2."""
     x = torch.randn(count, 64, generator=generator)
     for step in range(T, 0, -1):
-        t = torch.full((count,), step)
-        mean, variance, _ = posterior(ab, x, predict_x0(ab, x, network(x, t), t), t)
-        x = mean + variance.sqrt() * torch.randn(x.shape, generator=generator) if step > 1 else mean
+        x = p_sample(network, ab, x, step, generator)
     return x
 
 
@@ -116,7 +126,7 @@ def main(steps=3000):
     losses = train(network, ab, data[:-200], steps, generator)
     bound = bits_per_dim(network, ab, data[-200:], generator)
     print("bits/dim: L_T {:.4f} + L_1:T-1 {:.3f} + L_0 {:.3f} = {:.3f}".format(*bound, sum(bound)))
-    images = sample(network, ab, 8, generator).reshape(8, 8, 8)
+    images = p_sample_loop(network, ab, 8, generator).reshape(8, 8, 8)
     for row in range(8):
         print(
             "  ".join(

@@ -238,7 +238,12 @@ def test_mistakes_are_user_errors(run, tmp_path):
         (lambda: model.sample(1, steps=0), "steps"),
         (lambda: model.sample(1, eta=0, solver="heun"), "exclude each other"),
         (lambda: model.sample(1, stpes=3), "stpes"),
-        (lambda: model.sample(1, label="cat"), "without labels"),
+        (lambda: model.sample(1, label="cat"), "^label: .*without labels; train with labels=True$"),
+        (lambda: model.sample(1, guidance=2), "^guidance: .*with labels=True condition_dropout=0.1, or .* with guide$"),
+        (lambda: model.sample(1, guidance_rescale=0.5), "^guidance_rescale: says how to guide; add guidance SCALE$"),
+        (lambda: model.sample(1, grid="tuned", steps=2), "^grid tuned: .* ancestral tune-steps .* --steps 2$"),
+        (lambda: model.sample(1, steps=10**6), "^steps: "),
+        (lambda: model.sample(1, solver="huen"), "^solver: unknown name 'huen'; did you mean 'heun'"),
         (lambda: model.sample(1, seed=-1), "seed"),
         (lambda: model.sample(1, seed="x"), "seed: must be a whole number between"),
         (lambda: model.sample(1, guidance="x"), "guidance: must be a number between"),
@@ -263,13 +268,19 @@ def test_mistakes_are_user_errors(run, tmp_path):
         (lambda: model.edit.inpaint(images[0, :4], images[0]), "4x8"),
         (lambda: model.edit.inpaint(images[0], np.zeros((8, 8), bool)), "nothing is white"),
         (lambda: ancestral.load(tmp_path), str(tmp_path)),
-        (lambda: ancestral.load(run.folder, "gpu"), "gpu"),
-        (lambda: ancestral.train(images, run.folder, steps=9, **TINY), "another length"),
+        (lambda: ancestral.load(run.folder, "gpu"), "^device: 'gpu'"),
+        (
+            lambda: ancestral.train(images, run.folder, steps=9, **TINY),
+            'another length .*; budget="\\+10m" trains .* fresh=',
+        ),
         (lambda: ancestral.train(images, run.folder, budget="10 parsecs"), "10 parsecs"),
         (lambda: ancestral.train(images, run.folder, wdith=3), "width"),
+        (lambda: ancestral.train(images, run.folder, width=-3), "^width: "),
+        (lambda: ancestral.train(images, run.folder, preset="tyni"), "^preset: "),
     ):
-        with pytest.raises(ancestral.UserError, match=said):
+        with pytest.raises(ancestral.UserError, match=said) as error:
             call()
+        assert "--" not in str(error.value).partition("ancestral ")[0]  # no option of the command, but in one quoted
 
 
 def test_the_notebook_runs(tmp_path, monkeypatch):

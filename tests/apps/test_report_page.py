@@ -11,7 +11,7 @@ from ancestral.apps.report.exact_subject import exact
 from browser import chromium, open_page
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "report.html"
-SECTIONS = ("story", "forward", "reverse", "bound", "spread", "onestep", "connections", "quality", "models")
+SECTIONS = ("story", "forward", "reverse", "network", "bound", "spread", "onestep", "connections", "quality", "models")
 CODE = re.compile(r"<code>([a-z_0-9]+)\.([A-Za-z_.0-9]+)</code>")
 FOLLOWS = re.compile(r"\{\{ follows\(.*\) \}\}")
 VALUES = re.compile(r'<data class="number"(?: data-name="([^"]*)")? value="([^"]*)" title="([^"]*)"')

@@ -24,7 +24,16 @@ BOTH_SIDES = {
     "memorises": ({"copied": (20, 2), "copied_usual": (1.2, None)}, {"copied_usual": (6, None)}),
     "overfits": ({"gap": (0.2, 0.02), "bound_train": (2, 0.1)}, {"gap": (0.2, 0.1)}),
     "spikes": ({"spike": (30, None), "left_out": (0, None)}, {"spike": (4, None)}),
-    "unfinished": ({"fell": (5, 0.5)}, {"fell": (2, 0.5)}),
+    "too-few": ({"available": (7, None)}, {"available": (20, None)}),
+    "noise": ({"lossless": (8.1, 0.01)}, {"lossless": (7.1, 0.01)}),
+    "repeats": ({"repeated_share": (60, None)}, {"repeated_share": (2, None)}),
+    "too-large": (
+        {"gap": (0.2, 0.02), "bound_train": (2, 0.1), "parameters": (3e6, None), "train_values": (1e6, None)},
+        {"parameters": (3e5, None)},
+    ),
+    "few-epochs": ({"epochs": (0.5, None), "train_images": (60_000, None)}, {"epochs": (1.5, None)}),
+    "unfinished": ({"fell": (5, 0.5), "gain": (14, None)}, {"fell": (2, 0.5)}),
+    "unsettled": ({"kid": (0.2, 0.01), "kid_floor": (0.001, 0.001)}, {"kid": (0.02, 0.01)}),
     "few-images": ({"train_images": (500, None)}, {"train_images": (5000, None)}),
     "prior": ({"L_T": (0.02, 0.001), "bound": (3, 0.1)}, {"L_T": (2e-3, 1e-4)}),
     "variance": ({"variance_costs": (0.2, 0.01), "bound": (3, 0.1)}, {"variance_costs": (0.2, 0.1)}),
@@ -47,6 +56,7 @@ BOTH_SIDES = {
     ),
 }
 RULES = {rule.name: rule for rule in quality_advice.RULES}
+ALSO = {"too-large": ["overfits"]}  # what holds of the same numbers
 
 
 def case(numbers, settings=LINEAR):
@@ -57,7 +67,7 @@ def case(numbers, settings=LINEAR):
 @pytest.mark.parametrize("name", RULES)
 def test_each_rule_from_both_sides(name):
     numbers, change = BOTH_SIDES[name]
-    assert [rule.name for rule in quality_advice.advise(case(numbers))] == [name]
+    assert [rule.name for rule in quality_advice.advise(case(numbers))] == [name, *ALSO.get(name, ())]
     assert name not in [rule.name for rule in quality_advice.advise(case({**numbers, **change}))]
     for quoted in RULES[name].quotes:
         without = {one: value for one, value in numbers.items() if one != quoted}
@@ -85,7 +95,7 @@ def test_advice_quotes_its_numbers_and_names_a_command(name, language):
     assert set(re.findall(r"<(\w+)>", text)) == set(RULES[name].quotes)
     assert f"`{RULES[name].do(one)}`" in text
     assert RULES[name].do(one).startswith("ancestral ")
-    assert set(html.words(language)["advice"]) == set(RULES)
+    assert set(html.words(language)["advice"]) == {*RULES, quality_advice.NOTHING_LEFT.name}
 
 
 @pytest.mark.parametrize("preset", ["images", "tiny", "cifar10", "likelihood"])
@@ -93,8 +103,8 @@ def test_advice_quotes_its_numbers_and_names_a_command(name, language):
 def test_the_command_trains_with_the_same_settings_but_for_the_change(name, preset):
     settings = config.resolve("some data", preset, {"train.seed": 3, "train.spike": None})
     words = shlex.split(RULES[name].do(case(BOTH_SIDES[name][0], settings)))
-    if words[1] != "train":
-        assert "runs/a b" in words
+    if words[1] != "train" or "--dry-run" in words:
+        assert {"runs/a b", "some data"} & set(words)
         return
     assignments = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
     made = config.resolve(words[2], "images", config.parse_assignments(assignments))
@@ -104,7 +114,11 @@ def test_the_command_trains_with_the_same_settings_but_for_the_change(name, pres
         "memorises": {"model.dropout"},
         "overfits": {"model.dropout"},
         "spikes": {"train.learning_rate"},
+        "too-few": {"data.holdout"},
+        "too-large": {"model.width"},
+        "few-epochs": set(),
         "unfinished": set(),
+        "unsettled": set(),
         "few-images": {"train.flip"},
         "prior": {"diffusion.schedule", "diffusion.target"},
         "capacity": {"model.width"},
@@ -134,6 +148,41 @@ def test_the_fall_at_the_end_of_a_training():
     assert falling.spike == 30
     assert falling.left_out == 1
     assert quality_training.course(records([1.0] * 5)) is None
+    # n^-0.2: twice as long is 2^-0.2 of the loss.
+    power = quality_training.course(records((1.0 + np.arange(4000)) ** -0.2))
+    assert power is not None
+    assert power.gain == pytest.approx(1 - 2**-0.2, rel=0.01)
+
+
+def test_a_model_from_elsewhere_goes_on_from_itself():
+    """No option of `train` describes its network, so that the command begins with it, and no rule asks for another."""
+    elsewhere = replace(LINEAR, model=replace(LINEAR.model, norm_eps=1e-5, head_width=8))
+    numbers = BOTH_SIDES["unfinished"][0] | BOTH_SIDES["prior"][0] | BOTH_SIDES["late-bits"][0]
+    found = quality_advice.advise(case(numbers, elsewhere))
+    assert [rule.name for rule in found] == ["unfinished"]
+    words = shlex.split(found[0].do(case(numbers, elsewhere)))
+    assert words[words.index("--from") + 1] == "runs/a b"
+    assert not [word for word in words if word.startswith(("model.", "diffusion."))]
+    assert "--from" not in found[0].do(case(numbers))
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_model_gets_a_next_step(name, request):
+    """Of one run, as if it had been trained for so many epochs: less than one is told so, and none is without advice."""
+    subject = of_run(request.getfixturevalue(name), None, 8, 0, "cpu", None)
+    part = quality.part(subject)
+    images = part.numbers["train_images"].value
+    assert subject.saved is not None
+    assert part.numbers["epochs"].value == subject.saved.images / images
+    for epochs in (0.5, 5, 50, 500):
+        numbers = part.numbers | {"epochs": Number(epochs, "", "made up")}
+        advice = quality_advice.advise(Case("run", subject.config, round(epochs * images), numbers))
+        assert advice
+        assert ("few-epochs" in [rule.name for rule in advice]) == (epochs < 1)
+
+
+def test_a_model_without_a_fault_is_told_to_measure_more_surely():
+    assert [rule.name for rule in quality_advice.advise(case({"bound": (3, 0.1)}))] == ["nothing-left"]
 
 
 @pytest.mark.parametrize(

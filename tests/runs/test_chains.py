@@ -14,8 +14,8 @@ from ancestral.diffusion.processes.absorbing import Independent
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, config
 from ancestral.runs.datasets import facts
+from ancestral.runs.plan import Plan
 from ancestral.runs.process_kinds import CHAINS
-from ancestral.training.plan import Plan
 from ancestral.training.trainer import Training, train
 from conftest import TINY, run_command
 

@@ -71,7 +71,7 @@ def test_exact_mode_gives_the_same_bits_on_one_and_two_and_across_a_change(tmp_p
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_the_engines_of_torch_train_as_one_process_does_and_resume_on_it(tmp_path, engine):
-    options = ("--set", f"train.parallel={engine}", "--set", "train.micro_batch=4")
+    options = ("--set", f"train.parallel={engine}", "--set", "train.micro_batch=3")  # the last has 2 images
     _, two = train(2, tmp_path / "two", *options)
     _, one = train(1, tmp_path / "one", *options)
     drop_last_checkpoint(tmp_path / "two")
@@ -210,7 +210,7 @@ from ancestral.data import load as data
 from ancestral.errors import UserError
 load = data.load
 def only_one(*given):
-    if os.environ.get("RANK") == "1":
+    if os.environ.get("RANK") == "0":
         raise UserError("x.png: cannot be read")
     return load(*given)
 data.load = only_one
@@ -219,7 +219,7 @@ data.load = only_one
 
 @pytest.mark.parametrize("how", ["all", "one"])
 def test_a_refusal_of_several_is_2_and_said_once(tmp_path, how):
-    """All refuse (settings that do not divide), or one whose data cannot be read while the others go on."""
+    """All refuse (settings that do not divide), or the one that reads the images for all, while the others wait."""
     line = ["train", "digits", "--preset", "tiny", "--steps", "6", *TINY, "--out", str(tmp_path / "run")]
     line += ["--processes", "2", *(("--set", "train.exact_shards=3") if how == "all" else ())]
     environment = dict(ONE_THREAD)

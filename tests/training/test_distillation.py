@@ -14,11 +14,12 @@ import ancestral
 from ancestral.data import load
 from ancestral.diffusion.samplers.grids import trailing
 from ancestral.errors import UserError
-from ancestral.runs import checkpoint
+from ancestral.runs import build, checkpoint
 from ancestral.runs.datasets import facts
 from ancestral.runs.open import open_model
 from ancestral.runtime.disk import Damaged
 from ancestral.runtime.distributed import Processes
+from ancestral.sampling import command
 from ancestral.training import gradient_sync
 from ancestral.training.trainer import Training
 from conftest import run_command
@@ -52,6 +53,21 @@ def test_it_begins_with_the_model_and_says_so(pair):
     other = run_command("distill", model, "--out", fast, "--steps", 13)
     assert other.exit_code == 2
     assert "another length" in other.output
+
+
+def test_every_step_is_said_to_be_none_of_the_papers_chain(pair, tmp_path, monkeypatch):
+    """Before it is drawn, which here it is not."""
+
+    def no_job(*_):
+        raise UserError("not drawn")
+
+    monkeypatch.setattr(command, "Job", no_job)
+    model, fast, _ = pair
+    every = len(build.training_grid(checkpoint.open_newest(fast).config)) - 1
+    expected = f"--steps all: {every:,} times to an image and back to fresh noise"
+    for run, more in ((fast, True), (model, False)):
+        result = run_command("sample", run, "--steps", "all", "--num-images", 1, "--out", tmp_path / run.name)
+        assert (result.exit_code, result.output.startswith(expected)) == (2, more), result.output
 
 
 @pytest.mark.parametrize(("dropout", "labels"), [(0.0, False), (0.3, True)])

@@ -208,6 +208,29 @@ def test_seconds_that_are_none_are_damage(source, tmp_path, seconds):
             checkpoint.load(saved.folder)
 
 
+def test_a_leg_damaged_under_a_valid_digest_is_passed_over_for_the_state_before(source, tmp_path):
+    """It is made again as it was: the checkpoint before lies within the same leg."""
+    run = tmp_path / "run"
+    begin(source, run, 2)
+    whole = on(source, run, 32).training.tensors()
+    newest, before = (checkpoint.load(folder) for folder in reversed(checkpoint.folders(run)))
+    files = {path.name: path.read_bytes() for path in newest.folder.iterdir() if path.name != verified_folder.MANIFEST}
+    for damage in (
+        lambda legs: legs.reverse(),
+        lambda legs: legs[1]["knots"].pop(),
+        lambda legs: legs[1]["knots"][0].__setitem__(0, 0),
+        lambda legs: legs[0].__setitem__("began", 1e9),
+    ):
+        state = json.loads(files["state.json"])
+        damage(state["legs"])
+        verified_folder.write(newest.folder, {**files, "state.json": json.dumps(state).encode()})
+        saved, problems = checkpoint.open_run(run)
+        assert (saved.images, len(problems)) == (before.images, 1)
+        assert "state.json: damaged (legs that do not follow" in problems[0]
+    assert same(on(source, run, 32).training.tensors(), whole)
+    assert checkpoint.open_run(run)[0].images == newest.images
+
+
 def test_an_older_run_is_one_leg_and_goes_on(source, tmp_path):
     saved = begin(source, tmp_path / "run")
     state = {name: value for name, value in saved.state.items() if name != "legs"}

@@ -13,11 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ancestral.data import load, pixels
 from ancestral.errors import UserError
-from ancestral.runs import build, checkpoint, compute_format, config, datasets, metrics_log
+from ancestral.runs import build, checkpoint, compute_format, config, datasets, metrics_log, plan
 from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
-from ancestral.training import command, cost, legs, loss_spikes, plan, prefetch, preview, trainer
+from ancestral.training import command, cost, legs, loss_spikes, prefetch, preview, trainer
 from ancestral.training import run as training_run
 from conftest import TINY, run_command
 

@@ -17,9 +17,9 @@ from ancestral.runs.conditions import conditions_of
 from ancestral.runs.datasets import warn_of_untrained
 from ancestral.runs.open import device_of, state_type
 from ancestral.runtime.console import advancing, screen
-from ancestral.runtime.distributed import Processes, process_group
+from ancestral.runtime.distributed import LONG, Processes, process_group
 from ancestral.runtime.result_files import Results, held
-from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
+from ancestral.runtime.resumable_job import Job, pieces
 from ancestral.runtime.tensor_files import Tensors
 
 Advance = Callable[[int], object]  # says of how many more things it is done
@@ -69,7 +69,7 @@ class Measurement:
             measure: a batch; advances `each` times an image on the bar that says `what`.
             files: of the results, called in every process; those of the first are written.
         """
-        with process_group(device_of(self.model), PATIENCE) as processes, held(out, name, processes) as results:
+        with process_group(device_of(self.model), LONG) as processes, held(out, name, processes) as results:
             warn_of_untrained(self.saved.facts.untrained, self.images)
             job = Job(out / f".{name}", settings, processes)
             with advancing(what, processes.most(len(self.images)) * each) as advance:

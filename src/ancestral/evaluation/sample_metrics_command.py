@@ -32,10 +32,10 @@ from ancestral.runs.conditions import all_of, for_model
 from ancestral.runs.datasets import facts, images_for, warn_of_untrained
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.console import Progress, screen
-from ancestral.runtime.distributed import Processes, process_group
+from ancestral.runtime.distributed import LONG, Processes, process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import PATIENCE, Job, cache_folder, pieces
+from ancestral.runtime.resumable_job import Job, cache_folder, pieces
 from ancestral.sampling.sampler import Sampler
 
 LEAST = 2 * GROUPS  # images on each side
@@ -86,7 +86,7 @@ def metrics(
         )
     searched = train if train_images is None else train.spread(max(train_images, count))
     out = source if out is None and is_run else out
-    with process_group(build.device(device), PATIENCE) as processes:
+    with process_group(build.device(device), LONG) as processes:
         warn_of_untrained(facts(train).untrained, test.spread(count))
         with Progress() as bar:
             samples = compared.take(count, cache, processes, bar)
@@ -121,6 +121,8 @@ def _of_run(
     if options.label is not None:
         raise UserError("label: the classes are drawn in the proportions of the data; leave it out")
     sampler = Sampler(folder, options, device)
+    if sampler.note:
+        screen.print(sampler.note)
     saved = sampler.saved
     if images is None:
         data_source, images = images_for(saved, data_source)

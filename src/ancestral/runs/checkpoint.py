@@ -17,33 +17,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import msgspec
 import safetensors.torch
-from msgspec import Meta
 from torch import Tensor
 
 from ancestral.errors import OtherVersion, UserError
 from ancestral.networks import ema
 from ancestral.runs.config import Config, Facts, from_json, to_json
+from ancestral.runs.plan import LegState, Seconds, from_state
 from ancestral.runtime import verified_folder
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.tensor_files import Tensors, finite, fitting, parsed_folder, unpacked
 
 KEEP = 2
-Seconds = Annotated[float, Meta(ge=0)]
 MODEL_FILES = ("config.json", "model.safetensors")
-
-
-class LegState(TypedDict):
-    """A leg of a run's plan: see `training.plan`."""
-
-    length: str
-    data: str
-    planned: int
-    began: Seconds
-    knots: list[tuple[int, float]]
 
 
 class OriginState(TypedDict):
@@ -124,6 +113,9 @@ def load(folder: Path) -> Checkpoint:
         msgspec.convert(state, State)
     except msgspec.ValidationError as error:
         raise verified_folder.Damaged(f"{folder / 'state.json'}: damaged ({error})") from None
+    plan = from_state(state, str(folder / "state.json"))
+    if not plan.legs[-1].start <= int(folder.name) <= plan.end:
+        raise verified_folder.Damaged(f"{folder / 'state.json'}: damaged (its last leg is not under way)")
     return Checkpoint(folder, int(folder.name), config, facts, weights, tensors, state, calibration)
 
 

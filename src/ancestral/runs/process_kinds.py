@@ -58,6 +58,7 @@ class Chain:
     best: Callable[[Any, Tensor, Sequence[int], int], list[int]]  # indices into that grid of its best N-step sub-grid
     calls: int  # of the network, an image, where nothing is said
     more: str  # how to draw in another number of steps
+    whole: str = ""  # what drawing in every step is, where it is no chain of the paper
 
 
 def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
@@ -181,6 +182,7 @@ CHAINS: dict[str, Chain] = {
         calls=2,
         best=_none_better,
         more="in one step, or in four: --steps 1, --steps 4",
+        whole="--steps all: {every:,} times to an image and back to fresh noise, of a model for few; --steps 2, or 4",
     ),
     "absorbing": _absorbing(Absorbing),
     "absorbing-independent": _absorbing(Independent),

@@ -8,11 +8,13 @@ rounding; or, in exact mode, shard by shard in one fixed binary tree, equal to t
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
@@ -20,7 +22,9 @@ from torch import Tensor, distributed
 from ancestral.errors import UserError
 from ancestral.runtime.console import screen
 
-PATIENCE = timedelta(minutes=30)  # of processes that wait for each other
+PATIENCE = timedelta(minutes=10)  # of processes that wait for each other
+LONG = timedelta(days=1)  # where one of them does something that the others need
+_ASKED = timedelta(seconds=5)  # in which a process that is waited for in vain may still answer
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class Processes:
 
     rank: int = 0
     size: int = 1
+    local_rank: int = 0  # among those of this machine
+    patience: timedelta = field(default=PATIENCE, compare=False)  # with which they wait for each other
+    control: distributed.ProcessGroup | None = field(default=None, compare=False, repr=False)  # gloo: names who is late
 
     @property
     def first(self) -> bool:
@@ -52,24 +59,68 @@ class Processes:
         """The first process's value."""
         return float(self.all_of(torch.tensor([value], dtype=torch.float64))[0])
 
-    def gather(self, values: Tensor) -> Tensor:
-        """The values (B / size,) of all processes in the order of the batch, on the CPU."""
-        return torch.cat(self.all_of(values))
+    def text_of(self, rank: int, text: str) -> str:
+        """The text of one process, at most 4096 bytes of UTF-8."""
+        return self.texts(text)[rank]
 
-    def wait(self) -> None:
-        """Until all are here."""
+    def texts(self, text: str) -> list[str]:
+        """The text of each process, at most 4096 bytes of UTF-8."""
+        padded = torch.zeros(4096, dtype=torch.uint8)
+        encoded = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        padded[: len(encoded)] = encoded
+        return [bytes(one.tolist()).rstrip(b"\0").decode() for one in self.all_of(padded)]
+
+    def gather(self, values: Tensor, flags: Sequence[bool] = ()) -> tuple[Tensor, tuple[bool, ...]]:
+        """In one call: the values (B / size,) of all in the order of the batch, and which flags any process raises."""
+        asked = torch.tensor(flags, dtype=values.dtype)
+        parts = [one.split([len(values), len(flags)]) for one in self.all_of(torch.cat([values, asked]))]
+        raised = torch.stack([own for _, own in parts]).any(0)
+        return torch.cat([one for one, _ in parts]), tuple(raised.tolist())
+
+    def wait(self, patience: timedelta | None = None) -> None:
+        """Until all are here, for so long at most.
+
+        Raises:
+            UserError: naming who is not.
+        """
         if self.size > 1:
-            distributed.barrier()
+            try:
+                distributed.monitored_barrier(self.control, timeout=patience or self.patience, wait_all_ranks=True)
+            except RuntimeError as error:
+                raise self._named(error) from None
 
     def all_of(self, value: Tensor) -> list[Tensor]:
-        """The value of every process, in the order of their ranks."""
+        """The value of every process, in the order of their ranks; from the CPU by gloo, from a GPU by NCCL.
+
+        Raises:
+            UserError: when one does not answer, naming it.
+        """
         if self.size == 1:
             return [value]
-        # gloo gathers on the CPU, NCCL on the device; small values are moved to where the engine is.
-        here = value.cuda() if distributed.get_backend() == "nccl" else value.contiguous()
-        gathered = [torch.empty_like(here) for _ in range(self.size)]
-        distributed.all_gather(gathered, here)
-        return [one.to(value.device) for one in gathered]
+        gathered = [torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(self.size)]
+        try:
+            distributed.all_gather(gathered, value.contiguous())
+        except RuntimeError as error:
+            raise self._named(error) from None
+        return gathered
+
+    def _named(self, error: RuntimeError) -> Exception:
+        """The error, or one that names the processes that were waited for in vain, which the first finds out."""
+        found = re.search(r"Ranks? ([0-9, ]+) failed", str(error))
+        if found is None:
+            if not re.search("[Tt]imed out", str(error)):
+                return error
+            try:
+                distributed.monitored_barrier(self.control, timeout=_ASKED, wait_all_ranks=True)
+            except RuntimeError as late:
+                found = re.search(r"Ranks? ([0-9, ]+) failed", str(late))
+        if not self.first:
+            time.sleep(1)  # so that the first, which knows, is heard
+        who = "another process" if found is None else f"process {found[1].strip(' ,')} (counted from 0)"
+        return UserError(
+            f"{who} of the {self.size} does not answer: it hangs, or is far slower than the others; look at its "
+            "machine, and the same command goes on from the last checkpoint"
+        )
 
 
 def tree_sum(parts: Sequence[Tensor]) -> Tensor:
@@ -87,11 +138,15 @@ def join(device: torch.device, patience: timedelta = PATIENCE) -> Processes:
         return Processes()
     if device.type == "mps":
         raise UserError("--processes: there is one mps device, and no library joins processes on it; use --device cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # "cuda" then means this process's own
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    bound = torch.device("cuda", local_rank) if device.type == "cuda" else None
+    if bound is not None:
+        torch.cuda.set_device(bound)  # "cuda" then means this process's own
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=patience)
-    return Processes(distributed.get_rank(), size)
+        backend = "gloo" if bound is None else "cpu:gloo,cuda:nccl"
+        distributed.init_process_group(backend, timeout=patience, device_id=bound)
+    control: Any = distributed.new_group(timeout=patience, backend="gloo")
+    return Processes(distributed.get_rank(), size, local_rank, patience, control)
 
 
 def leave() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from ancestral.runtime.distributed import Processes
 
 Files = dict[str, bytes]
 TENSORS = "tensors.safetensors"
-PATIENCE = timedelta(days=1)  # of processes that wait for each other's pieces
 
 
 def cache_folder(folder: Path, settings: Any) -> Path:

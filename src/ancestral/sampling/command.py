@@ -25,10 +25,10 @@ from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.console import Progress, advancing, screen
-from ancestral.runtime.distributed import process_group
+from ancestral.runtime.distributed import LONG, process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import PATIENCE, Job, pieces
+from ancestral.runtime.resumable_job import Job, pieces
 from ancestral.sampling.sampler import Sampler
 
 GRID, FILM, CLASSES = "grid.png", ("film.png", "film.gif"), "labels.json"
@@ -71,13 +71,15 @@ def sample(
         shape = (*sides, channels)
         return filmed and all(pictures.is_png(kept.get(_png(number), b""), shape) for number in numbers)
 
-    with process_group(device_of(sampler.model), PATIENCE) as processes, held(out, "sample", processes) as results:
+    with process_group(device_of(sampler.model), LONG) as processes, held(out, "sample", processes) as results:
         if processes.first:
             results.adopt(_drawn_by_earlier_versions(out))
         processes.wait()
         results.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ()), *named])
         if options.precision == "auto":
             screen.print(f"--precision auto: {sampler.format}")
+        if sampler.note:
+            screen.print(sampler.note)
         job = Job(out / ".job", {**sampler.settings, "label": options.label, "embeddings": vectors}, processes)
         work, started = pieces(num_images, options.batch_size), time.monotonic()
         with Progress() as bar:

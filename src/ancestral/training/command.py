@@ -15,6 +15,7 @@ from rich.progress import BarColumn
 
 from ancestral.data import load
 from ancestral.data.dataset import Splits
+from ancestral.data.shared import load_once
 from ancestral.data.source_paths import public
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, compute_format, config
@@ -146,7 +147,8 @@ def train(
             begin_with.need_other_than(folder)
             saved = begin_with.model if begun is None else begun
             settings = origin.settings(settings, given, saved.config)
-        images = images or load.load(settings.source, settings.data)
+        source, options = settings.source, settings.data
+        images = images or load_once(processes, lambda: load.load(source, options), options.cache)
         if images.reading.white is not None:  # kept, so that later images of this run are read alike
             settings = replace(settings, data=replace(settings.data, white=images.reading.white))
         if settings.model.labels and images.train.class_names != images.test.class_names:

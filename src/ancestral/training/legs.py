@@ -15,8 +15,8 @@ from ancestral.data.source_paths import same_source
 from ancestral.errors import UserError
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.config import Config, Facts, to_json
+from ancestral.runs.plan import Leg, from_state
 from ancestral.runtime import disk
-from ancestral.training.plan import Leg, from_state
 from ancestral.training.trackers import flat
 
 # Settings of the computation may change when a run is resumed. Older runs lack the untrained classes and the white

@@ -28,8 +28,9 @@ from ancestral.runs.config import Config, to_json
 from ancestral.runs.datasets import facts
 from ancestral.runs.lock import Owner
 from ancestral.runs.metrics_log import read_metrics
+from ancestral.runs.plan import Plan, from_state
 from ancestral.runtime import disk, verified_folder
-from ancestral.runtime.distributed import Processes
+from ancestral.runtime.distributed import LONG, Processes
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
 from ancestral.training import legs, preview
@@ -37,7 +38,6 @@ from ancestral.training.budget import CALIBRATING, MEASURING, PREVIEW_SHARE, SAV
 from ancestral.training.gradient_sync import whole
 from ancestral.training.health import Health, health
 from ancestral.training.origin import Origin
-from ancestral.training.plan import Plan, from_state
 from ancestral.training.trackers import Tracker, scalars
 from ancestral.training.trainer import NotFinite, Record, Training, train
 
@@ -93,7 +93,10 @@ class Run:
     ) -> None:
         self.folder, self.config, self.data = folder, config, data
         self.facts = facts(data.train)
-        self.digest = data.train.digest()
+        together = processes or Processes()
+        digest = data.train.digest() if together.first else ""
+        together.wait(LONG)
+        self.digest = together.text_of(0, digest)
         self.length, self.warn, self.tracker, self.owner = length, warn, tracker, owner
         self.begin_with, self.further = begin_with, further
         self.needs_leg = True  # before the next update
@@ -222,6 +225,13 @@ class Run:
         clock, processes, batch = self.clock, self.training.processes, self.config.train.batch_size
         reported, new = self.training.images, []
         last_save = last_check = before = clock()
+
+        def flags(now: float) -> tuple[bool, bool, bool]:
+            """Whether to stop, to save as the last is long ago, and to look at the budget, which the first decides."""
+            late = self.budget is not None and now - last_check > self.budget / 100
+            return stop(), processes.first and now - last_save > SAVE_EVERY, processes.first and late
+
+        self.training.flags = lambda: flags(clock()) if processes.size > 1 else ()
         for record in self._records():
             new.append(record)
             now = clock()
@@ -230,17 +240,18 @@ class Run:
             crossed = done // every > (done - batch) // every
             if crossed and record.images < self.total:
                 self._preview()
-            stopping = processes.any(stop())
+                processes.wait(LONG)
+            # Several have agreed with the losses, in one call.
+            stopping, unsaved, late = record.flags if processes.size > 1 else flags(now)
             reports = record.images - reported >= leg.planned / 100
-            if self.budget is not None and not self.pace.warming and not stopping and record.images < self.total:
-                late = processes.first and now - last_check > self.budget / 100
-                if processes.any(late) or reports:
-                    self._correct(record.images)
-                    last_check = now
+            steering = self.budget is not None and not self.pace.warming
+            if steering and (late or reports) and not stopping and record.images < self.total:
+                self._correct(record.images)
+                last_check = now
             if reports or record.images >= self.total or stopping:
                 yield self._report(new)
                 reported, new = record.images, []
-            due = crossed or stopping or processes.any(processes.first and now - last_save > SAVE_EVERY)
+            due = crossed or stopping or unsaved
             if due and record.images < self.total:
                 self._save_if_possible(must=stopping)
                 last_save = time.monotonic()
@@ -404,6 +415,7 @@ class Run:
                 self.health = health(self.config, self._model(averages), table, self.data, log)
                 verified_folder.write_file(self.folder / "health.json", json_bytes(self.health.to_json()))
         yield self._ending(SAVING)
+        self.training.processes.wait(LONG)
         self.complete = True
         self.save(table)
 

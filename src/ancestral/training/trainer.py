@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,12 +27,12 @@ from ancestral.runs import build
 from ancestral.runs.compute_format import ComputeFormat, laid_out
 from ancestral.runs.conditions import Conditions, trained_with
 from ancestral.runs.config import Config, Facts
+from ancestral.runs.plan import Plan
 from ancestral.runtime.disk import Damaged
 from ancestral.runtime.distributed import Processes, check
 from ancestral.runtime.tensor_files import fitting
 from ancestral.training.gradient_sync import engine, like, open_formats, whole
 from ancestral.training.loss_spikes import LossMonitor
-from ancestral.training.plan import Plan
 from ancestral.training.prefetch import Prefetcher
 
 MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"})  # of a parameter: AdamW's, Muon's
@@ -61,6 +61,7 @@ class Record:
     index: Tensor  # (B,) of each image's time on the grid
     losses: Tensor  # (B,) float64
     applied: bool  # or skipped, because the loss was not finite or a spike
+    flags: tuple[bool, ...]  # those of `Training.flags` that any process raised
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ class Training:
         check(self.processes, options.batch_size, options.exact_shards)
         self.config, self.facts, self.device, self.images = config, facts, device, 0
         self.skipped = 0  # updates in a row
+        self.flags: Callable[[], Sequence[bool]] = tuple  # what processes agree on beside the losses, in one call
         self.prefetcher = Prefetcher(options.workers)
         with _torch_draws(key(options.seed, "weights"), device):
             self.denoiser = build.denoiser(config, facts).to(device)
@@ -166,7 +168,7 @@ class Training:
         for one in self.learners.values():
             for group in one.optimizer.param_groups:
                 group["lr"] = learning_rate(progress, one.rate, options.warmup, options.decay)
-        losses = self.processes.gather(self._accumulate(batch))
+        losses, flags = self.processes.gather(self._accumulate(batch), self.flags())
         loss = float((losses * batch.importance).mean())
         norm, *others = [self._clipped(one) for one in self.learners.values()]
         finite = all(map(math.isfinite, (loss, norm, *others)))
@@ -185,7 +187,7 @@ class Training:
         for average in self.averages:
             average.update(current, self.images, options.batch_size)
         rate = learning_rate(progress, options.learning_rate, options.warmup, options.decay)
-        return Record(self.images, loss, norm, rate, time.perf_counter() - started, batch.index, losses, applied)
+        return Record(self.images, loss, norm, rate, time.perf_counter() - started, batch.index, losses, applied, flags)
 
     def _clipped(self, one: Learner) -> float:
         """The norm of its gradient before it was clipped."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ancestral.apps.python.images import Film, Images
+from ancestral.apps.python.words import names_parameters
 from ancestral.data import decode, memory, pictures
 from ancestral.data import load as reading
 from ancestral.data.dataset import ImageSet
@@ -41,6 +42,7 @@ from ancestral.sampling.sampler import Sampler
 Label = str | int | None
 
 
+@names_parameters
 def load(source: str | Path, device: str = "auto") -> Model:
     """A trained model: of a run, RUN/averages/N, a published or diffusers folder, or USER/NAME[@REVISION] on the hub.
 
@@ -84,6 +86,7 @@ class Model:
         """Changes of given images."""
         return Editing(self)
 
+    @names_parameters
     def sample(
         self,
         count: int = 16,
@@ -117,6 +120,7 @@ class Model:
             parts = pieces(count, options.batch_size)
             return Images(np.concatenate([to_bytes(finish(sampler.walk(part, cond, advance))) for part in parts]))
 
+    @names_parameters
     def film(
         self,
         count: int = 8,
@@ -139,6 +143,7 @@ class Model:
         states = np.stack([to_bytes(x_t) for x_t in (*shown.x_t, frames.final)])
         return Film(Images(states[-1]), states, png, gif)
 
+    @names_parameters
     def bits_per_dim(
         self,
         data: object = None,
@@ -183,6 +188,7 @@ class Model:
         ]
         return Estimate(*mean_and_error(concatenate(found).bits_per_dim))
 
+    @names_parameters
     def metrics(
         self, data: object = None, *, num_images: int = 2000, network: str = "lite0", **drawing: Any
     ) -> dict[str, dict[str, Estimate]]:
@@ -220,6 +226,7 @@ class Model:
             for name, sides in found.items()
         }
 
+    @names_parameters
     def compress(self, image: object, *, profile: str = "small", size: int | None = None, data: object = None) -> bytes:
         """An image as a file that gives back its exact pixels, or the first `size` bytes of it, which are a picture.
 
@@ -246,6 +253,7 @@ class Model:
             compress_command.compress(run, [source], **options, images=lambda: self._splits(data))
             return out.read_bytes()
 
+    @names_parameters
     def decompress(self, content: bytes, *, finish: str = "mean", data: object = None) -> np.ndarray:
         """The image uint8 (H, W, C) of what `compress` has given, or the picture of its first bytes.
 
@@ -303,6 +311,7 @@ class Editing:
     def __init__(self, model: Model) -> None:
         self._model = model
 
+    @names_parameters
     def inpaint(
         self,
         image: object,

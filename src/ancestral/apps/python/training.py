@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ancestral.apps.python.model import Model, load
+from ancestral.apps.python.words import names_parameters
 from ancestral.data import load as reading
 from ancestral.data import memory
 from ancestral.errors import UserError
@@ -38,6 +39,7 @@ class Run:
         return load(self.folder, device)
 
 
+@names_parameters
 def train(
     data: object,
     out: str | Path,
@@ -98,6 +100,7 @@ def train(
     return Run(folder, complete)
 
 
+@names_parameters
 def distill(
     model: str | Path,
     out: str | Path,

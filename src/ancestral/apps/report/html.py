@@ -89,7 +89,7 @@ class _Section:
         html = MarkdownIt("commonmark", {"html": True}).enable("table").render(inline(text))
         # Tables of the text itself are scrolled on a phone as those of numbers are.
         html = html.replace("<table>", '<div class="scroll" tabindex="0"><table class="prose">')
-        html = html.replace("</table>", "</table></div>")
+        html = html.replace("</table>", "</table></div>").replace("<pre>", '<pre tabindex="0">')
         while _SLOT.search(html):
             html = _SLOT.sub(lambda found: self.slots[int(found[2])], html)
         return html + self.again()

@@ -13,7 +13,18 @@ from typing import Any
 from rich.progress import BarColumn, SpinnerColumn, TimeElapsedColumn
 
 from ancestral import __version__
-from ancestral.apps.report import connections, elbo, forward, one_step, other_models, quality, reverse, story, variance
+from ancestral.apps.report import (
+    connections,
+    elbo,
+    forward,
+    network,
+    one_step,
+    other_models,
+    quality,
+    reverse,
+    story,
+    variance,
+)
 from ancestral.apps.report.exact_subject import exact
 from ancestral.apps.report.html import render, words
 from ancestral.apps.report.part import Number, Part
@@ -28,6 +39,7 @@ SECTIONS: dict[str, Callable[[Subject], Part]] = {
     "story": story.part,
     "forward": forward.part,
     "reverse": reverse.part,
+    "network": network.part,
     "bound": elbo.part,
     "spread": variance.part,
     "onestep": one_step.part,
@@ -41,6 +53,7 @@ SHARES = {
     "story": 1,
     "forward": 1,
     "reverse": 22,
+    "network": 1,
     "bound": 42,
     "spread": 3,
     "onestep": 1,

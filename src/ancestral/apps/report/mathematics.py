@@ -98,6 +98,12 @@ EQUATIONS: dict[str, tuple[str, str]] = {
         "",
         r"= \frac{1}{2} \left(\mathrm{SNR}_{t-1} - \mathrm{SNR}_t\right) \left\Vert x_0 - \hat{x}_0 \right\Vert^2",
     ),
+    # The network
+    "sinusoids": (
+        "",
+        r"\mathrm{waves}(t) = \left(\sin \omega_k t,\ \cos \omega_k t\right),"
+        r"\quad 1 = \omega_0 > \cdots > \omega_{K-1} \approx 10^{-4}",
+    ),
     # The variational lower bound
     "nll": ("", r"\mathbb{E}\left[-\log p_\theta(x_0)\right]"),
     "marginalised": (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral.apps.report import plots
+from ancestral.apps.report import notes_code, plots
 from ancestral.apps.report.part import Number, Part, Words
 from ancestral.apps.report.subject import Subject
 from ancestral.data.pixels import to_bytes
@@ -19,6 +21,8 @@ from ancestral.runs.conditions import conditions_of
 
 ROW = 0  # which of the held-out images
 PURPOSE = "explain-step"
+ALGORITHM_1 = (notes_code.q_sample, notes_code.p_losses)
+ALGORITHM_2 = (notes_code.p_sample, notes_code.p_sample_loop)
 ROUNDING = 1e-6  # two calls of a network on a graphics card may differ by it
 SCHEDULE, STEP = (
     "ancestral.diffusion.processes.gaussian.Gaussian",
@@ -30,7 +34,7 @@ def part(subject: Subject) -> Part:
     """One draw of Algorithm 1 and the step of Algorithm 2 that goes on from it."""
     taken = _taken(subject)
     return Part(
-        numbers=taken.scalars | taken.at_pixel(),
+        numbers=taken.scalars | taken.at_pixel() | _in_the_notes(taken),
         figures={"step": taken.drawn},
         facts={
             "run": subject.model is not None,
@@ -43,6 +47,8 @@ def part(subject: Subject) -> Part:
             "every": taken.t - taken.s == 1,
             "clipped_here": taken.clipped_here,
             "code": _code(subject, taken),
+            "training": _source(notes_code.cosine_beta_schedule, notes_code.linear_beta_schedule, *ALGORITHM_1),
+            "sampling": _source(*ALGORITHM_2),
         },
     )
 
@@ -146,6 +152,35 @@ def _taken(subject: Subject) -> _Taken:
     )
 
 
+def _in_the_notes(taken: _Taken) -> dict[str, Number]:
+    """The same step by the functions that the notes name: the pixel, the loss, and how far they are from ours."""
+    states, again = taken.states, "ancestral.apps.report.notes_code"
+    signal, before, noise = (states[name] for name in ("x0", "x_t", "eps"))
+    of = taken.scalars
+    # alpha_bar at the two ends of this step alone: the functions ask for no other.
+    bars = [1.0, of["alpha_bar_s"].value, of["alpha_bar"].value]
+    alphas_bar, t = torch.tensor(bars, dtype=torch.float64), 2
+
+    def model(x_t: Tensor, t: int) -> Tensor:
+        return states["eps_hat"]
+
+    x_t = notes_code.q_sample(signal, t, noise, alphas_bar)
+    loss = notes_code.p_losses(model, signal, t, noise, alphas_bar)
+    mean = notes_code.p_sample(model, before, t, torch.zeros_like(before), alphas_bar)
+    ours = of["of_x_t"].value * before + of["of_x0"].value * states["x0_raw"].clamp(-1, 1)
+    far = max(float((x_t - before).abs().max()), float((mean - ours).abs().max()), abs(float(loss) - of["loss"].value))
+    return {
+        "notes_x_t": Number(float(x_t[taken.pixel]), "", f"{again}.q_sample", digits=6),
+        "notes_loss": Number(float(loss), "", f"{again}.p_losses"),
+        "notes_mean": Number(float(mean[taken.pixel]), "", f"{again}.p_sample", digits=6),
+        "notes_far": Number(far, "", again),
+    }
+
+
+def _source(*functions: Callable[..., object]) -> str:
+    return "\n".join(inspect.getsource(one) for one in functions).rstrip("\n")
+
+
 def _times(subject: Subject) -> tuple[int, int]:
     """The step nearest to as much signal as noise, and not the last one, which ends at the mean."""
     times = torch.tensor(subject.times)
@@ -170,6 +205,7 @@ def _coefficients(subject: Subject, t: int, s: int) -> dict[str, Number]:
         "t": (t, "T"),
         "s": (s, "T"),
         "alpha_bar": (schedule.alpha_bar(t), "alpha_bar"),
+        "alpha_bar_s": (schedule.alpha_bar(s), "alpha_bar"),
         "signal": (schedule.signal(t), "signal"),
         "noise": (schedule.noise(t), "noise"),
         "of_x_t": (of_x_t, "posterior_coefficients"),

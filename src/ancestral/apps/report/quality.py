@@ -110,6 +110,7 @@ def _copies(subject: Subject, drawn: quality_samples.Drawn, found: Part) -> None
     found.figures["ratios"] = lambda words: quality_samples.draw_ratios(near, words)
     if near.repeated.any():
         found.numbers["repeated"] = Number(int(near.repeated.sum()), "images", again)
+        found.numbers["repeated_share"] = Number(100 * float(near.repeated.double().mean()), "%", again, digits=2)
     if near.repeated.all():
         return
     copied = near.copied
@@ -186,6 +187,7 @@ def _course(subject: Subject, found: Part) -> None:
     course = quality_training.course(log)
     if course is not None:
         found.numbers["fell"] = Number(100 * course.fell, "%", again, 100 * course.fell_error)
+        found.numbers["gain"] = Number(100 * course.gain, "%", again, digits=2)
         found.numbers["spike"] = Number(course.spike, "", again)
         found.numbers["left_out"] = Number(course.left_out, "", again)
         found.numbers["rose"] = Number(-100 * course.fell, "%", again, 100 * course.fell_error)
@@ -197,6 +199,13 @@ def _case(subject: Subject, found: Part) -> Case:
     if saved is not None:
         parameters = sum(tensor.numel() for tensor in saved.weights.values())
         found.numbers["parameters"] = Number(parameters, "", "ancestral.runs.build.network")
+        sides, load = (len(subject.images.train), len(subject.images.test)), "ancestral.data.load.load"
+        found.numbers["available"] = Number(min(sides), "images", load)
+        found.numbers["train_values"] = Number(sides[0] * math.prod(subject.shape), "", load)
+        if subject.own and saved.images:
+            found.numbers["epochs"] = Number(
+                saved.images / sides[0], "", "ancestral.runs.checkpoint.Checkpoint", digits=3
+            )
     run = "RUN" if subject.run is None else str(subject.run)
     return Case(run, subject.config, None if saved is None else saved.images, found.numbers)
 

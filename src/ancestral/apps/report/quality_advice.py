@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ancestral.apps.report.part import Number
+from ancestral.apps.report.quality_samples import LEAST
 from ancestral.apps.report.quality_training import SETTLED
 from ancestral.data.source_paths import typed
-from ancestral.runs.config import Config, known_keys, resolve
+from ancestral.runs.config import IMPORTED, Config, known_keys, resolve
 from ancestral.runtime.text import quoted
 from ancestral.training.trackers import flat
 
@@ -33,11 +34,21 @@ class Case:
     seen: int | None
     numbers: Numbers
 
+    @property
+    def imported(self) -> bool:
+        """Whether it has settings that only models from elsewhere have."""
+        usual, own = (flat(asdict(one)) for one in (Config(self.config.source), self.config))
+        return any(own[key] != usual[key] for key in IMPORTED)
+
     def again(self, *changes: str, seen: float = 1.0) -> str:
         """The command that trains anew: all settings as they are, but the changes, and so many times the length."""
         length = round((self.seen or 0) * seen)
-        sets = [*settings(self.config, changes), *changes]
+        kept = settings(self.config, changes)
         words = ["ancestral", "train", typed(self.config.source), "--out", f"{quoted(self.run)}-next"]
+        if self.imported:  # no option describes its network or its betas: they come with the model
+            words += ["--from", quoted(self.run)]
+            kept = [one for one in kept if one.startswith(("train.", "data."))]
+        sets = [*kept, *changes]
         return " ".join([*words, "--images", str(length), *(f"--set {quoted(one)}" for one in sets)])
 
 
@@ -50,22 +61,25 @@ class Rule:
         quotes: the numbers that it rests on; without one of them it does not hold.
         holds: whether these numbers call for it.
         do: the command to try.
+        anew: whether that trains another network or another process, which a model from elsewhere does not begin.
     """
 
     name: str
     quotes: tuple[str, ...]
     holds: Callable[[Case], bool]
     do: Callable[[Case], str]
+    anew: bool = False
 
 
 def applies(rule: Rule, case: Case) -> bool:
     """Whether all its numbers were measured and call for it."""
-    return all(name in case.numbers for name in rule.quotes) and rule.holds(case)
+    quoted_all = all(name in case.numbers for name in rule.quotes)
+    return quoted_all and not (rule.anew and case.imported) and rule.holds(case)
 
 
 def advise(case: Case) -> list[Rule]:
-    """The rules that hold, those that weigh most first."""
-    return [rule for rule in RULES if applies(rule, case)]
+    """The rules that hold, those that weigh most first; for a trained model there is always one."""
+    return [rule for rule in RULES if applies(rule, case)] or [one for one in (NOTHING_LEFT,) if applies(one, case)]
 
 
 def _value(case: Case, name: str) -> float:
@@ -95,7 +109,22 @@ def _overfits(case: Case) -> bool:
 
 
 def _falls(case: Case) -> bool:
-    return _trained(case) and _surely(case, "fell", 1.0) and not _holds("overfits", case)
+    return _trained(case) and _surely(case, "fell", 1.0) and not _is_any(case, "overfits", "few-epochs")
+
+
+def _settled(case: Case) -> bool:
+    """Whether the records show that the loss had come to rest."""
+    fell = case.numbers.get("fell")
+    return fell is not None and abs(fell.value) + 3 * (fell.error or 0.0) < 100 * SETTLED
+
+
+def _is_far_and_not_settled(case: Case) -> bool:
+    better = ("memorises", "overfits", "few-epochs", "unfinished", "spikes")
+    return _trained(case) and _likeness_is_lacking(case) and not _settled(case) and not _is_any(case, *better)
+
+
+def _is_any(case: Case, *names: str) -> bool:
+    return any(_holds(name, case) for name in names)
 
 
 def _likeness_is_lacking(case: Case) -> bool:
@@ -113,7 +142,37 @@ def _regularised(case: Case) -> str:
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        "too-few",
+        ("available",),
+        lambda case: _trained(case) and _value(case, "available") < LEAST,
+        lambda case: case.again("data.holdout=0.5"),
+    ),
+    Rule(
+        "noise",
+        ("lossless",),
+        lambda case: _trained(case) and _surely(case, "lossless", 7.5),
+        lambda case: f"ancestral train {typed(case.config.source)} --dry-run",
+    ),
+    Rule(
+        "repeats",
+        ("repeated_share",),
+        lambda case: _trained(case) and _value(case, "repeated_share") > 20,
+        lambda case: f"ancestral train {typed(case.config.source)} --dry-run",
+    ),
     Rule("memorises", ("copied", "copied_usual"), _copies, lambda case: case.again("model.dropout=0.2", seen=0.5)),
+    Rule(
+        "too-large",
+        ("gap", "parameters", "train_values"),
+        lambda case: (
+            _value(case, "parameters") > _value(case, "train_values")
+            and case.config.model.width >= 32
+            and "bound_train" in case.numbers
+            and _overfits(case)
+        ),
+        lambda case: case.again(f"model.width={case.config.model.width // 2}"),
+        anew=True,
+    ),
     Rule("overfits", ("gap", "bound_train"), _overfits, _regularised),
     Rule(
         "spikes",
@@ -121,7 +180,14 @@ RULES: tuple[Rule, ...] = (
         lambda case: _trained(case) and (_value(case, "spike") > 10 or _value(case, "left_out") > 0),
         lambda case: case.again(f"train.learning_rate={case.config.train.learning_rate / 2:g}"),
     ),
-    Rule("unfinished", ("fell",), _falls, lambda case: case.again(seen=2)),
+    Rule(
+        "few-epochs",
+        ("epochs", "train_images"),
+        lambda case: _trained(case) and _value(case, "epochs") < 1,
+        lambda case: case.again(seen=10 / _value(case, "epochs")),
+    ),
+    Rule("unfinished", ("fell", "gain"), _falls, lambda case: case.again(seen=2)),
+    Rule("unsettled", ("kid", "kid_floor"), _is_far_and_not_settled, lambda case: case.again(seen=4)),
     Rule(
         "few-images",
         ("train_images",),
@@ -137,6 +203,7 @@ RULES: tuple[Rule, ...] = (
             and not case.config.diffusion.schedule.endswith("zero-snr")
         ),
         lambda case: case.again("diffusion.schedule=cosine-zero-snr", "diffusion.target=v"),
+        anew=True,
     ),
     Rule(
         "variance",
@@ -150,11 +217,12 @@ RULES: tuple[Rule, ...] = (
         lambda case: (
             _trained(case)
             and _value(case, "parameters") < 2e6
-            and abs(_value(case, "fell")) + 3 * (case.numbers["fell"].error or 0.0) < 100 * SETTLED
+            and _settled(case)
             and _likeness_is_lacking(case)
-            and not any(_holds(name, case) for name in ("memorises", "overfits", "unfinished"))
+            and not _is_any(case, "memorises", "overfits", "unfinished", "few-epochs")
         ),
         lambda case: case.again(f"model.width={2 * case.config.model.width}"),
+        anew=True,
     ),
     Rule(
         "late-bits",
@@ -165,6 +233,7 @@ RULES: tuple[Rule, ...] = (
             and case.config.diffusion.schedule in ("linear", "scaled-linear")
         ),
         lambda case: case.again("diffusion.schedule=cosine"),
+        anew=True,
     ),
     Rule(
         "few-steps",
@@ -177,6 +246,7 @@ RULES: tuple[Rule, ...] = (
         ("bound", "lossless", "excess"),
         lambda case: _trained(case) and not case.config.model.fourier and _surely(case, "excess", 0.0),
         lambda case: case.again("model.fourier=[6,7]"),
+        anew=True,
     ),
     Rule(
         "at-the-floor",
@@ -184,6 +254,15 @@ RULES: tuple[Rule, ...] = (
         lambda case: not _surely(case, "kid", max(_value(case, "kid_floor"), 0.0)) and _varied(case),
         lambda case: f"ancestral metrics {quoted(case.run)} --num-images 10000",
     ),
+)
+
+
+# What is said where no rule holds.
+NOTHING_LEFT = Rule(
+    "nothing-left",
+    ("bound",),
+    lambda case: case.seen is not None,
+    lambda case: f"ancestral explain {quoted(case.run)} --num-images 2000",
 )
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from ancestral.errors import UserError
-from ancestral.training.plan import Plan, from_state
+from ancestral.runs.plan import Plan, from_state
 from ancestral.training.trainer import learning_rate
 
 WARMUP, DECAY = 0.125, 0.5  # powers of two: what follows is exact

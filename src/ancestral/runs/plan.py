@@ -9,10 +9,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
-from ancestral.runs.checkpoint import LegState
+from msgspec import Meta
+
 from ancestral.runtime.disk import Damaged
+
+Seconds = Annotated[float, Meta(ge=0)]
+
+
+class LegState(TypedDict):
+    """A leg of a run's plan: see `runs.plan`."""
+
+    length: str
+    data: str
+    planned: int
+    began: Seconds
+    knots: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -92,7 +105,7 @@ def from_state(state: dict[str, Any], where: str) -> Plan:
     """The plan in the state of a checkpoint; those of before have one leg, as it was first planned.
 
     Raises:
-        Damaged: when the legs do not follow on each other, or do not end where the run does.
+        Damaged: when the legs do not follow on each other, in images and seconds, or do not end where the run does.
     """
     if "legs" not in state:
         return Plan().further(state["total"], state["length"], state["data"])
@@ -101,7 +114,7 @@ def from_state(state: dict[str, Any], where: str) -> Plan:
         for one in state["legs"]
     )
     if not (legs and all(map(_rises, legs)) and legs[0].start == 0 and legs[-1].end == state["total"]) or any(
-        a.end != b.start for a, b in pairwise(legs)
+        a.end != b.start or a.began > b.began for a, b in pairwise(legs)
     ):
         raise Damaged(f"{where}: damaged (legs that do not follow on each other)")
     return Plan(legs)
