@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.diffusion.samplers.solvers import SOLVERS
+from ancestral.errors import UserError
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.encode import json_bytes
 from ancestral.sampling import export
@@ -90,6 +92,13 @@ def test_files_draw_the_same_images_where_this_package_is_not(form, run, options
     assert images.std() > 0.1  # and they are not one grey
     probe = "import runpy; sys.argv[1:] = ['3']; runpy.run_path('draw.py', run_name='__main__')"
     subprocess.run([sys.executable, "-c", alone + probe], cwd=tmp_path, check=True, timeout=120)
+    probe = probe.replace("['3']", "['3', '0', 'cat']")
+    said = subprocess.run(
+        [sys.executable, "-c", alone + probe], cwd=tmp_path, timeout=120, capture_output=True, text=True
+    )
+    assert said.stderr.startswith(
+        "cat: no class of this model; its classes: " + (", ".join(facts["classes"]) or "none")
+    )
     with Image.open(tmp_path / "images.png") as shown:
         assert shown.size == (24, 8)
         assert shown.mode == {1: "L", 3: "RGB"}[images.shape[1]]
@@ -167,6 +176,12 @@ def test_runs_that_cannot_be_exported_are_refused(data, train, said, form, tmp_p
     assert result.exit_code == 2
     assert said in result.output.replace("\n", " ")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_too_large_for_a_file_are_refused(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(export.FORMATS, "onnx", replace(export.FORMATS["onnx"], limit=1000, needs=None))
+    with pytest.raises(UserError, match="GB of weights, too many for a file of --format onnx; use torch"):
+        export.export(trained_run, tmp_path / "out", SamplingOptions(), "onnx")
 
 
 def test_a_model_of_few_calls_leaves_with_its_own_steps(trained_run, tmp_path):

@@ -16,18 +16,17 @@ def draw(folder: Path, given: dict[str, np.ndarray]) -> np.ndarray:
         return np.asarray(onnxruntime.InferenceSession(folder / "sampler.onnx").run(None, given)[0])
     import torch
 
+    sampler = torch.export.load(folder / "sampler.pt2").module()
     with torch.no_grad():
-        return (
-            torch.export.load(folder / "sampler.pt2")
-            .module()(**{name: torch.from_numpy(one) for name, one in given.items()})
-            .numpy()
-        )
+        return sampler(**{name: torch.from_numpy(one) for name, one in given.items()}).numpy()
 
 
 if __name__ == "__main__":
     folder, (count, seed, name) = Path(__file__).parent, (*sys.argv[1:], *("16", "0", "")[len(sys.argv) - 1 :])
     facts = json.loads((folder / "sampler.json").read_text())
     shape, classes = (facts["draws"], int(count), *facts["shape"]), facts["classes"]
+    if name and name not in classes:
+        sys.exit(f"{name}: no class of this model; its classes: {', '.join(classes) or 'none'}")
     given = {"noise": np.random.default_rng(int(seed)).standard_normal(shape, np.float32)}
     if classes:
         given["labels"] = np.array([classes.index(name) if name else i % len(classes) for i in range(int(count))])

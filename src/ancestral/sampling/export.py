@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -39,6 +40,11 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str) -> str:
     if chosen.needs is not None and util.find_spec(chosen.needs) is None:
         raise missing(f"--format {form}", chosen.needs, "onnx")
     sampler = Sampler(run, options, "cpu", opened)
+    weights = sum(one.nbytes for one in sampler.model.network.state_dict().values())
+    if weights > chosen.limit:
+        raise UserError(
+            f"{run}: has {weights / 1e9:.1f} GB of weights, too many for a file of --format {form}; use torch"
+        )
     if sampler.model.clip is clip_dynamic:
         raise UserError(f"{run}: dynamic clipping is not exported; use --clip static or --clip none")
     whole = TableSampler(sampler.model.network, sampler)
@@ -145,11 +151,13 @@ class Format:
         suffix: of its files.
         write: the module, traced with these inputs, as bytes.
         needs: the package that an extra brings.
+        limit: of the weights, in bytes.
     """
 
     suffix: str
     write: Callable[[nn.Module, dict[str, Tensor]], bytes]
     needs: str | None = None
+    limit: float = math.inf
 
 
-FORMATS = {"onnx": Format("onnx", onnx_bytes, "onnxscript"), "torch": Format("pt2", torch_bytes)}
+FORMATS = {"onnx": Format("onnx", onnx_bytes, "onnxscript", 2e9), "torch": Format("pt2", torch_bytes)}
