@@ -4,6 +4,7 @@ import importlib.util
 import math
 import pkgutil
 import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,75 @@ def test_code_on_the_page_runs(page, monkeypatch, tmp_path):
         for table, entries in zip(tables, before, strict=True):
             table.clear()
             table.update(entries)
+
+
+def test_each_page_is_in_exactly_one_group():
+    yaml = pytest.importorskip("yaml")
+    config = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    (start, *groups) = (next(iter(group.items())) for group in config["nav"])
+    assert start == ("Start", "index.md")
+    listed = [page for _, pages in groups for one in pages for page in one.values()]
+    folders = {name.lower().replace(" ", "-"): pages for name, pages in groups}
+    assert list(folders) == ["tutorials", "how-to", "explanation", "reference"]
+    for folder, pages in folders.items():
+        assert all(page.startswith(f"{folder}/") for one in pages for page in one.values())
+    there = [page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")]
+    assert sorted(listed) == sorted(set(there) - {"index.md"})
+
+
+TEXTS = [
+    *(page for page in ROOT.glob("*.md")),
+    *(page for folder in ("docs", "benchmarks", "decisions") for page in sorted((ROOT / folder).rglob("*.md"))),
+]
+
+
+def without_code(text):
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def slug(heading):
+    words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
+    ascii_ = unicodedata.normalize("NFKD", words).encode("ascii", "ignore").decode()
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", ascii_).strip().lower())
+
+
+def anchors(page):
+    prose = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return {slug(heading) for heading in re.findall(r"^#+ (.*)$", prose, re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text())):
+        if target.startswith("https://"):
+            continue
+        path, _, part = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        assert not part or part in anchors(there), target
+
+
+def test_the_reference_is_what_the_code_says():
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts/reference.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name, write in module.PAGES.items():
+        assert (ROOT / "docs/reference" / name).read_text() == write(), "run scripts/reference.py"
+
+
+def test_the_hundred_lines_are_those_of_the_file():
+    page = (ROOT / "docs/tutorials/hundred-lines.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    file = (ROOT / "examples/standalone.py").read_text()
+    parts = [part for block in blocks for part in block.strip().split("\n\n\n")]
+    assert len(parts) >= 8
+    assert all(part.strip() in file for part in parts)
+
+
+def test_the_readme_is_one_screen():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) <= 600
+    assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith(("|", "!", "scripts/")))
 
 
 def rows():

@@ -23,7 +23,7 @@ class DataOptions:
     size: Annotated[int, Meta(ge=1)] | None = None  # side after a centre crop; None: the images' own
     channels: Literal[1, 3, 4] | None = None  # None: 1 if every file is grey, otherwise 3
     background: str = "white"  # behind transparent pixels
-    bad_images: Literal["refuse", "skip"] = "refuse"
+    bad_images: Literal["refuse", "skip"] = "refuse"  # what to do with a file that cannot be read
     holdout: Annotated[float, Meta(gt=0, lt=1)] = 0.1  # for testing, where the source has no split of its own
     max_pixels: Annotated[int, Meta(ge=1, le=178_000_000)] = 32_000_000  # above it Pillow has a limit of its own
     white: Annotated[int, Meta(ge=1, le=65535)] | None = None  # of more than 8 bits; None: 2^k - 1 above the largest

@@ -45,21 +45,26 @@ Multiple = Size | Annotated[float, Meta(gt=0, le=2**16)]  # one that is no integ
 class ModelOptions:
     """The U-Net (see `ancestral.networks.unet.UNet`)."""
 
-    width: Size = 128
-    multipliers: Annotated[tuple[Multiple, ...], Meta(min_length=1, max_length=16)] = (1, 2, 2, 2)
-    blocks: Annotated[int, Meta(ge=1, le=64)] = 2
-    attention: tuple[int, ...] = (1,)
-    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.1
-    patch: Size = 1
+    width: Size = 128  # channels of the first level
+    multipliers: Annotated[tuple[Multiple, ...], Meta(min_length=1, max_length=16)] = (
+        1,
+        2,
+        2,
+        2,
+    )  # a level each
+    blocks: Annotated[int, Meta(ge=1, le=64)] = 2  # residual blocks a level, one more on the way up
+    attention: tuple[int, ...] = (1,)  # levels with attention, counted from 0, the finest
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.1  # share of activations left out in training
+    patch: Size = 1  # side in pixels of the squares that become channels
     labels: bool = False  # conditioned on the class of each image
     embedding: bool = False  # conditioned on the vector that the data have for each image
     condition_dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0  # share that train without these: for guidance
-    fourier: tuple[Annotated[int, Meta(ge=0, le=10)], ...] = ()
-    group_width: Annotated[int, Meta(ge=2)] = 4
-    groups: Size | None = None
+    fourier: tuple[Annotated[int, Meta(ge=0, le=10)], ...] = ()  # sines and cosines of the input times 2^k, beside it
+    group_width: Annotated[int, Meta(ge=2)] = 4  # channels of a group of the norms
+    groups: Size | None = None  # number of groups instead
     norm_eps: Positive = 1e-6
     head_width: Size | None = None
-    pad_end: bool = False
+    pad_end: bool = False  # pad only right and below where resolution falls, as the paper's code
     cosine_first: bool = False
     frequency_shift: Literal[0, 1] = 1
     time_width: Size | None = None
@@ -85,15 +90,15 @@ IMPORTED = {  # diffusers' only
 class DiffusionOptions:
     """The forward process, what is predicted, and the reverse process."""
 
-    T: Annotated[int, Meta(ge=1, le=10**6)] = 1000
+    T: Annotated[int, Meta(ge=1, le=10**6)] = 1000  # number of noise levels
     chain: str = "gaussian"  # absorbing: values are masked, and revealed in any order; consistency: for few steps
-    schedule: str = "linear"
-    target: str = "eps"
-    objective: str = "simple"
-    times: str = "uniform"
+    schedule: str = "linear"  # of the noise
+    target: str = "eps"  # what the network's output means
+    objective: str = "simple"  # the loss
+    times: str = "uniform"  # how t is drawn in training
     train_steps: Count | None = None  # train only at this many evenly spaced times
-    variance: str = "fixedlarge"
-    clip: str = "static"
+    variance: str = "fixedlarge"  # of the reverse steps
+    clip: str = "static"  # of each predicted x0
     clock: str = "paper"  # how t is given to the network (see `ancestral.diffusion.denoisers.denoiser.CLOCKS`)
     values: str = "logistic"  # of an absorbing chain: the family of the distributions (see `levels.VALUES`)
     betas: tuple[Annotated[float, Meta(gt=0, le=1)], ...] = ()  # beta_1..beta_T of a schedule without a name, 'betas'
@@ -105,20 +110,20 @@ class DiffusionOptions:
 class TrainOptions:
     """The optimiser. Everything that lasts is a share of the run."""
 
-    batch_size: Count = 128
+    batch_size: Count = 128  # images an update
     micro_batch: Count | None = None  # images that meet the network at a time; None: the whole batch
     exact_shards: Count | None = None  # add gradients in a fixed tree: the same bits on 1, 2, 4, ... processes
-    learning_rate: Positive = 2e-4
+    learning_rate: Positive = 2e-4  # its peak
     warmup: Fraction = 0.05  # share of the run with a rising learning rate
     decay: Fraction = 0.0  # share of the run, its end, with one falling to zero
     optimizer: str = "adamw"  # muon: orthogonal updates of matrices (see `ancestral.networks.muon`)
-    beta2: Annotated[float, Meta(gt=0, lt=1)] = 0.999
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.0
-    clip_norm: Positive = 1.0
-    flip: bool = False
+    beta2: Annotated[float, Meta(gt=0, lt=1)] = 0.999  # of Adam's second moment
+    weight_decay: Annotated[float, Meta(ge=0)] = 0.0  # of AdamW, times the learning rate, an update
+    clip_norm: Positive = 1.0  # largest norm of a gradient
+    flip: bool = False  # mirror half of the training images
     augment: Fraction = 0.0  # of each kind of move, its probability (see `ancestral.data.augmentation`)
     workers: Annotated[int, Meta(ge=0)] = 0  # threads that prepare the next batches
-    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0  # of every draw
     average_widths: tuple[Width, Width] = (0.05, 0.1)  # the two averages that are kept
     average: Literal[0, 1] = 1  # which of them is the model
     snapshots: Count = 8  # how often both are kept for rebuilding other widths

@@ -1,0 +1,171 @@
+"""Write docs/reference/commands.md and settings.md from the code: scripts/reference.py; a test holds them current."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from ancestral.apps.cli.examples import EXAMPLES
+from ancestral.apps.cli.main import EXIT_CODES, main
+from ancestral.diffusion.denoisers.denoiser import CLIPS, CLOCKS
+from ancestral.diffusion.denoisers.targets import TARGETS
+from ancestral.diffusion.objectives.losses import OBJECTIVES
+from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
+from ancestral.diffusion.processes.levels import VALUES
+from ancestral.diffusion.processes.schedule import SCHEDULES
+from ancestral.diffusion.samplers.transitions import VARIANCES
+from ancestral.runs.build import OPTIMIZERS
+from ancestral.runs.config import IMPORTED, PRESETS, Config
+from ancestral.runs.process_kinds import CHAINS
+
+OUT = Path(__file__).resolve().parents[1] / "docs" / "reference"
+GENERATED = "<!-- written by scripts/reference.py: change the code, not this page -->\n"
+NAMES = {
+    "diffusion.chain": CHAINS,
+    "diffusion.schedule": SCHEDULES,
+    "diffusion.target": TARGETS,
+    "diffusion.objective": OBJECTIVES,
+    "diffusion.times": TIME_SAMPLERS,
+    "diffusion.variance": VARIANCES,
+    "diffusion.clip": CLIPS,
+    "diffusion.clock": CLOCKS,
+    "diffusion.values": VALUES,
+    "train.optimizer": OPTIMIZERS,
+}  # tables that a setting chooses from
+
+
+def row(*cells: object) -> str:
+    """Of a table in Markdown."""
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |\n"
+
+
+def table(*headings: str) -> str:
+    """Its first two lines."""
+    return row(*headings) + row(*["---"] * len(headings))
+
+
+def _commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command]]:
+    for name in group.list_commands(click.Context(group)):
+        command = group.commands[name]
+        if isinstance(command, click.Group):
+            yield from _commands(command, f"{path} {name}")
+        else:
+            yield f"{path} {name}", command
+
+
+def _values(option: click.Option) -> str:
+    kind = option.type
+    if option.is_flag:
+        return ""
+    if isinstance(kind, click.Choice):
+        return ", ".join(map(str, kind.choices))
+    if isinstance(kind, (click.IntRange, click.FloatRange)):
+        low = "" if kind.min is None else f"{kind.min:g} {'<' if kind.min_open else '≤'} "
+        high = "" if kind.max is None else f" {'<' if kind.max_open else '≤'} {kind.max:g}"
+        return f"{low}{'n' if isinstance(kind, click.IntRange) else 'x'}{high}"
+    return option.metavar or {"path": "path", "text": "text", "integer": "n", "float": "x"}.get(kind.name, kind.name)
+
+
+def commands() -> str:
+    """The page of the commands."""
+    page = [
+        f"{GENERATED}# Commands\n\nEvery command and option, as `ancestral COMMAND --help` says them. Times are "
+        "seconds, or `90s`, `10m`, `2h`; bits are per dimension, that is per pixel and channel; "
+        "T is the number of noise levels.\n",
+        "\n## Completion in a shell\n\n```sh\n"
+        'eval "$(_ANCESTRAL_COMPLETE=bash_source ancestral)"     # in ~/.bashrc\n'
+        'eval "$(_ANCESTRAL_COMPLETE=zsh_source ancestral)"      # in ~/.zshrc\n'
+        "_ANCESTRAL_COMPLETE=fish_source ancestral | source      # in fish's config\n```\n",
+        "\n## Exit codes\n\n```text\n" + inspect.cleandoc(EXIT_CODES.replace("\b", "")) + "\n```\n",
+    ]
+    for name, command in _commands(main, "ancestral"):
+        page.append(f"\n## {name}\n\n{inspect.cleandoc(command.help or '')}\n\n")
+        page.append(f"```sh\n{EXAMPLES[str(command.name)]}\n```\n\n")
+        arguments = [param for param in command.params if isinstance(param, click.Argument)]
+        usage = " ".join(f"{argument.make_metavar(click.Context(command))}" for argument in arguments)
+        page.append(f"Arguments: `{usage}`\n\n")
+        page.append(table("option", "values", "default", "what it is"))
+        for option in (param for param in command.params if isinstance(param, click.Option)):
+            default = option.default if option.show_default and not option.is_flag else ""
+            needed = "**required**" if option.required else "" if default == "" else f"`{default}`"
+            page.append(row(f"`{'`, `'.join(option.opts)}`", _values(option), needed, option.help or ""))
+    return "".join(page)
+
+
+def _kind(hint: Any) -> tuple[str, str]:
+    """Of a type: its name, and its limits."""
+    if typing.get_origin(hint) is typing.Annotated:
+        name, _ = _kind(typing.get_args(hint)[0])
+        meta = next(one for one in typing.get_args(hint)[1:] if isinstance(one, msgspec.Meta))
+        signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+        return name, ", ".join(
+            f"{sign} {getattr(meta, key):g}" for key, sign in signs.items() if getattr(meta, key) is not None
+        )
+    if typing.get_origin(hint) is typing.Literal:
+        return "one of", ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        parts = [_kind(part) for part in typing.get_args(hint)]
+        return " or ".join(dict.fromkeys(name for name, _ in parts)), "; ".join(
+            filter(None, (more for _, more in parts))
+        )
+    if typing.get_origin(hint) is tuple:
+        name, limits = _kind(typing.get_args(hint)[0])
+        return f"list of {name}", limits
+    return {int: "whole number", float: "number", str: "text", bool: "true or false", type(None): "null"}[hint], ""
+
+
+def _comments(kind: type) -> dict[str, str]:
+    """What stands behind each field, in its own line or in those that it runs over."""
+    found, name = {}, ""
+    for line in inspect.getsource(kind).splitlines():
+        if begun := re.match(r"    (\w+): ", line):
+            name = begun[1]
+        if name and (said := re.search(r"  # (?!pyright)(.*)$", line)):
+            found[name] = said[1]
+    return found
+
+
+def settings() -> str:
+    """The page of the settings."""
+    page = [
+        f"{GENERATED}# Settings\n\nAny setting is a `--set KEY=VALUE` of `ancestral train`; `--dry-run` shows "
+        "all of them with the values that a run would take. Shares are of the run's length; "
+        "lists are written `[1,2,2]`.\n"
+    ]
+    for section in fields(Config):
+        kind = typing.get_type_hints(Config)[section.name]
+        if not is_dataclass(kind):
+            continue
+        page.append(f"\n## {section.name}\n\n{inspect.cleandoc(kind.__doc__ or '').splitlines()[0]}\n\n")
+        page.append(table("key", "kind", "limits", "default", "what it is"))
+        hints, comments = typing.get_type_hints(kind, include_extras=True), _comments(kind)
+        for one in fields(kind):
+            key = f"{section.name}.{one.name}"
+            if key in IMPORTED:
+                continue
+            default = msgspec.json.encode(one.default).decode()
+            name, limits = _kind(hints[one.name])
+            limits = ", ".join(NAMES[key]) if key in NAMES else limits
+            page.append(row(f"`{key}`", name, limits, f"`{default}`", comments[one.name]))
+    page.append("\n## Presets\n\nA preset is a row of settings; what it does not name is as above.\n\n")
+    page.append(table("preset", "settings"))
+    for name, values in PRESETS.items():
+        said = ", ".join(f"`{key}={msgspec.json.encode(value).decode()}`" for key, value in values.items())
+        page.append(row(f"`{name}`", said))
+    return "".join(page)
+
+
+PAGES = {"commands.md": commands, "settings.md": settings}
+
+if __name__ == "__main__":
+    for name, write in PAGES.items():
+        (OUT / name).write_text(write())
