@@ -67,10 +67,10 @@ def metrics(
     cache: Path | None,
     device: str,
     images: Splits | None = None,
-) -> None:
+) -> Found:
     """Compare samples with the train and with the test images, and these with each other, at one number of images.
 
-    `images` are those to compare with where they are in memory.
+    `images` are those to compare with where they are in memory. What was found is the first process's.
     """
     by, cache = features.network(network, build.device(device)), cache or default_cache()
     is_run = (source / "checkpoints").is_dir()
@@ -95,24 +95,26 @@ def metrics(
             drawn, held_out, known = (
                 features_of(one, by, cache, processes, partial(bar.advance, task)) for one in sides
             )
-        if processes.first:
-            reference = known[spread(len(known), count)]
-            found, pairs, repeated = _measured(drawn, held_out, known, reference, by)
-            document = {
-                "source": str(source),
-                "data": compared.data,
-                "images": count,
-                "searched": len(known),
-                "network": by.key,
-                "repeated_held_out": repeated,
-                "few": few(found, count, drawn.shape[1], by.name),
-                "drawing": compared.settings,
-                "metrics": {
-                    name: {side: {"value": one.value, "standard_error": one.error} for side, one in sides.items()}
-                    for name, sides in found.items()
-                },
-            }
-            _write(found, document, _sheet(samples, searched, pairs), by, out)
+        if not processes.first:
+            return {}
+        reference = known[spread(len(known), count)]
+        found, pairs, repeated = _measured(drawn, held_out, known, reference, by)
+        document = {
+            "source": str(source),
+            "data": compared.data,
+            "images": count,
+            "searched": len(known),
+            "network": by.key,
+            "repeated_held_out": repeated,
+            "few": few(found, count, drawn.shape[1], by.name),
+            "drawing": compared.settings,
+            "metrics": {
+                name: {side: {"value": one.value, "standard_error": one.error} for side, one in sides.items()}
+                for name, sides in found.items()
+            },
+        }
+        _write(found, document, _sheet(samples, searched, pairs), by, out)
+        return found
 
 
 def _of_run(

@@ -26,7 +26,7 @@ from torch import Tensor
 from ancestral.errors import OtherVersion, UserError
 from ancestral.networks import ema
 from ancestral.runs.config import Config, Facts, from_json, to_json
-from ancestral.runs.plan import LegState, Seconds, from_state
+from ancestral.runs.plan import Leg, Seconds, from_state
 from ancestral.runtime import verified_folder
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.tensor_files import Tensors, finite, fitting, parsed_folder, unpacked
@@ -53,7 +53,7 @@ class State(TypedDict):
     seconds: Seconds
     held_out_bits: float | None
     complete: bool
-    legs: NotRequired[list[LegState]]  # absent from older runs, which have one
+    legs: NotRequired[list[Leg]]  # absent from older runs, which have one
     precision: NotRequired[Literal["float32", "bfloat16", "float16"]]  # these three: see `compute_format`
     channels_last: NotRequired[bool]
     fastest_on: NotRequired[str | None]

@@ -7,25 +7,16 @@ the progress that it has: before the fall of the rate nothing changes, and a fal
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta
 
 from ancestral.runtime.disk import Damaged
 
 Seconds = Annotated[float, Meta(ge=0)]
-
-
-class LegState(TypedDict):
-    """A leg of a run's plan: see `runs.plan`."""
-
-    length: str
-    data: str
-    planned: int
-    began: Seconds
-    knots: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -35,7 +26,7 @@ class Leg:
     length: str  # as it was asked for
     data: str  # digest of the images
     planned: int  # its images as first planned, by which its reports and snapshots are spaced
-    began: float  # seconds that the run had taken before it
+    began: Seconds  # seconds that the run had taken before it
     # (images seen, progress) from (start, 0) to (end, 1); progress is linear between them
     knots: tuple[tuple[int, float], ...]
 
@@ -87,18 +78,9 @@ class Plan:
         """With another end of the last leg, in which so many images have been seen."""
         return Plan((*self.legs[:-1], self.legs[-1].corrected(images, end)))
 
-    def to_json(self) -> list[LegState]:
+    def to_json(self) -> list[dict[str, Any]]:
         """As a checkpoint keeps it."""
-        return [
-            {
-                "length": leg.length,
-                "data": leg.data,
-                "planned": leg.planned,
-                "began": leg.began,
-                "knots": list(leg.knots),
-            }
-            for leg in self.legs
-        ]
+        return [asdict(leg) for leg in self.legs]
 
 
 def from_state(state: dict[str, Any], where: str) -> Plan:
@@ -109,10 +91,7 @@ def from_state(state: dict[str, Any], where: str) -> Plan:
     """
     if "legs" not in state:
         return Plan().further(state["total"], state["length"], state["data"])
-    legs = tuple(
-        Leg(one["length"], one["data"], one["planned"], one["began"], tuple((at, done) for at, done in one["knots"]))
-        for one in state["legs"]
-    )
+    legs = msgspec.convert(state["legs"], tuple[Leg, ...])
     if not (legs and all(map(_rises, legs)) and legs[0].start == 0 and legs[-1].end == state["total"]) or any(
         a.end != b.start or a.began > b.began for a, b in pairwise(legs)
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -207,7 +206,7 @@ class Model:
         _need_count(num_images, "num_images")
         options, images = _options(**drawing), self._splits(data)
         with self._run() as run, TemporaryDirectory() as out:
-            sample_metrics_command.metrics(
+            return sample_metrics_command.metrics(
                 run,
                 options,
                 data_source=None,
@@ -219,12 +218,6 @@ class Model:
                 device=self.device,
                 images=images,
             )
-            (file,) = Path(out).glob("metrics-*.json")
-            found = json.loads(file.read_text())["metrics"]
-        return {
-            name: {side: Estimate(one["value"], one["standard_error"]) for side, one in sides.items()}
-            for name, sides in found.items()
-        }
 
     @names_parameters
     def compress(self, image: object, *, profile: str = "small", size: int | None = None, data: object = None) -> bytes:
