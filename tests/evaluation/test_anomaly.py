@@ -8,7 +8,7 @@ import torch
 
 from ancestral.data.load import load
 from ancestral.diffusion.denoisers.analytic import gaussian
-from ancestral.diffusion.objectives.anomaly import SCORES, Known, Trace, auroc, p_values, restoration_error, trace
+from ancestral.diffusion.objectives.anomaly import SCORES, Trace, Traced, auroc, p_values, restoration_error, trace
 from ancestral.diffusion.objectives.elbo import elbo, error_per_image, repeated
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.normal import Normal
@@ -76,7 +76,7 @@ def traced(scale, seed, count=300):
     """What the exact denoiser of N(0, 0.1^2) makes of N(0, scale^2)."""
     noise = Streams(seed, "trace", range(count))
     x0 = scale * torch.randn(count, DIMENSIONS, generator=torch.Generator().manual_seed(seed), dtype=F64)
-    return Known(trace(ORACLE, x0, GRID, Ancestral(optimal), noise), torch.zeros(count, dtype=F64))
+    return Traced(trace(ORACLE, x0, GRID, Ancestral(optimal), noise), torch.zeros(count, dtype=F64))
 
 
 def test_likelihood_prefers_what_is_too_simple_and_two_sided_scores_do_not():
@@ -96,7 +96,7 @@ def test_likelihood_prefers_what_is_too_simple_and_two_sided_scores_do_not():
 
 def test_complexity_is_a_difference_of_code_lengths():
     one = traced(0.1, 0, 4)
-    dearer = Known(one.trace, torch.full((4,), 2.0, dtype=F64))
+    dearer = Traced(one.trace, torch.full((4,), 2.0, dtype=F64))
     assert torch.equal(SCORES["complexity"](dearer, one), one.trace.bits - 2)
 
 

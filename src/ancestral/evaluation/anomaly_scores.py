@@ -15,7 +15,7 @@ from torch import Tensor
 from ancestral.data import pictures
 from ancestral.data.dataset import ImageSet
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.objectives.anomaly import SCORES, Known, Trace, concatenate, p_values, shared_grid, trace
+from ancestral.diffusion.objectives.anomaly import SCORES, Trace, Traced, concatenate, p_values, shared_grid, trace
 from ancestral.diffusion.objectives.elbo import Elbo, error_per_image
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.evaluation import image_formats
@@ -32,12 +32,12 @@ BY, FLAGGED = "profile", 0.01  # an image is flagged whose p-value by this score
 LISTED, ON_SHEET, COLUMNS = 10, 48, 12
 
 
-def score(images: Known, reference: Known) -> dict[str, tuple[Tensor, Tensor]]:
+def score(images: Traced, reference: Traced) -> dict[str, tuple[Tensor, Tensor]]:
     """By name of the score: values of the images and their p-values, float64 (B,).
 
     Half of the reference images defines the scores, the other half their distribution.
     """
-    norm, null = (Known(Trace(*(part[k::2] for part in reference.trace)), reference.shortest[k::2]) for k in (0, 1))
+    norm, null = (Traced(Trace(*(part[k::2] for part in reference.trace)), reference.shortest[k::2]) for k in (0, 1))
     found = {name: (of(images, norm), of(null, norm)) for name, of in SCORES.items()}
     return {name: (values, p_values(values, others)) for name, (values, others) in found.items()}
 
@@ -48,14 +48,14 @@ def score_files(
     """Score the images, whose bound was measured `REPEATS` times, against reference images; CSV and picture sheet."""
     with Progress() as bar:
         task = bar.add_task("image by image", total=processes.most(len(measurement.images) + len(reference)))
-        images, known = (
+        images, usual = (
             traced(one, cache, processes, partial(bar.advance, task))
             for one in (measurement, replace(measurement, images=reference))
         )
-    return _files(measurement.images, bound, score(images, known)) if processes.first else {}
+    return _files(measurement.images, bound, score(images, usual)) if processes.first else {}
 
 
-def traced(measurement: Measurement, cache: Path, processes: Processes, done: Callable[[int], object]) -> Known:
+def traced(measurement: Measurement, cache: Path, processes: Processes, done: Callable[[int], object]) -> Traced:
     """The traces and shortest lossless files of the images, from the cache where they are."""
     grid, table = shared_grid(measurement.model.schedule), measurement.saved.calibration
     settings = {
@@ -72,7 +72,7 @@ def traced(measurement: Measurement, cache: Path, processes: Processes, done: Ca
 
     parts = measurement.per_batch(Job(cache_folder(cache, settings), settings, processes), measure, done)
     shortest = image_formats.shortest_bits_per_dim(measurement.images.images[:])
-    return Known(concatenate([Trace(**one) for one in parts]), torch.from_numpy(shortest))
+    return Traced(concatenate([Trace(**one) for one in parts]), torch.from_numpy(shortest))
 
 
 def _files(test: ImageSet, elbo: Elbo, scores: dict[str, tuple[Tensor, Tensor]]) -> dict[str, bytes]:

@@ -92,18 +92,18 @@ def metrics(
             samples = compared.take(count, cache, processes, bar)
             sides = [samples, test.spread(count), searched]
             task = bar.add_task(by.name, total=processes.most(sum(map(len, sides))))
-            drawn, held_out, known = (
+            drawn, held_out, trained = (
                 features_of(one, by, cache, processes, partial(bar.advance, task)) for one in sides
             )
         if not processes.first:
             return {}
-        reference = known[spread(len(known), count)]
-        found, pairs, repeated = _measured(drawn, held_out, known, reference, by)
+        reference = trained[spread(len(trained), count)]
+        found, pairs, repeated = _measured(drawn, held_out, trained, reference, by)
         document = {
             "source": str(source),
             "data": compared.data,
             "images": count,
-            "searched": len(known),
+            "searched": len(trained),
             "network": by.key,
             "repeated_held_out": repeated,
             "few": few(found, count, drawn.shape[1], by.name),
@@ -199,13 +199,13 @@ def holdout(count: int) -> float | None:
 
 
 def _measured(
-    drawn: Tensor, held_out: Tensor, known: Tensor, reference: Tensor, by: Network
+    drawn: Tensor, held_out: Tensor, trained: Tensor, reference: Tensor, by: Network
 ) -> tuple[Found, tuple[Tensor, Tensor], int]:
     """Each metric of the samples against train and test, its floor; each sample's nearest training image; and how many
     held-out images repeat one. Where all do, nothing says how near a copy is.
     """
     found = on_sides(drawn, held_out, reference, by)
-    pairs, limits = nearest(drawn, known), nearest(held_out, known)[0]
+    pairs, limits = nearest(drawn, trained), nearest(held_out, trained)[0]
     repeated = repeats(limits)
     if not repeated.all():
         sides = {"train": pairs[0], "floor": limits}
@@ -213,12 +213,12 @@ def _measured(
     return found, pairs, int(repeated.sum())
 
 
-def _sheet(samples: ImageSet, known: ImageSet, pairs: tuple[Tensor, Tensor]) -> np.ndarray:
+def _sheet(samples: ImageSet, trained: ImageSet, pairs: tuple[Tensor, Tensor]) -> np.ndarray:
     """The samples nearest to a training image, nearest first: rows of samples, each above a row of these images."""
     shown = min(SHOWN, len(samples) // COLUMNS * COLUMNS)
     order = pairs[0].argsort(stable=True)[:shown].numpy()
     rows = zip(order.reshape(-1, COLUMNS), pairs[1].numpy()[order].reshape(-1, COLUMNS), strict=True)
-    return np.concatenate([part for own, beside in rows for part in (samples.images[own], known.images[beside])])
+    return np.concatenate([part for own, beside in rows for part in (samples.images[own], trained.images[beside])])
 
 
 def _write(found: Found, document: dict[str, Any], sheet: np.ndarray, by: Network, out: Path | None) -> None:

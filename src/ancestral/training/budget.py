@@ -41,7 +41,7 @@ class Pace:
     _seconds: float = field(default=0.0, init=False)
 
     @property
-    def known(self) -> bool:
+    def timed(self) -> bool:
         """Whether any update was timed."""
         return self._seconds > 0
 
@@ -59,12 +59,12 @@ class Pace:
     def trained(self, images: int, seconds: float) -> None:
         """So many images were trained on in this time; the first, which is slow, count until the next."""
         kept = 0.0 if self.warming else math.exp(-seconds / self.window)
-        self.warming = not self.known
+        self.warming = not self.timed
         self._images, self._seconds = self._images * kept + images, self._seconds * kept + seconds
 
     def predicted(self, calls: int, seconds: float) -> None:
         """So many predictions of an image took this time."""
-        if self.known and seconds > 0:
+        if self.timed and seconds > 0:
             self.forward = seconds / calls / self.image
 
     def _predictions(self, calls: int) -> float:

@@ -187,9 +187,9 @@ def rounding_alike(network: Callable[..., Tensor], example: Inputs, sizes: Seque
         )
         if not torch.equal(output, output[:1].expand_as(output)):
             continue
-        known = next((kind for kind, other in enumerate(kinds) if torch.equal(other, output[0])), None)
-        if known is None:
+        match = next((kind for kind, other in enumerate(kinds) if torch.equal(other, output[0])), None)
+        if match is None:
             kinds.append(output[0])
-            known = len(kinds) - 1
-        found[size] = known
+            match = len(kinds) - 1
+        found[size] = match
     return found

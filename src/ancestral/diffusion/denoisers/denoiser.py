@@ -40,10 +40,10 @@ class Predictor(Protocol):
         ...
 
 
-def predict(x0: Tensor, x_t: Tensor, schedule: Gaussian, t: Time, **known: Tensor | None) -> Prediction:
+def predict(x0: Tensor, x_t: Tensor, schedule: Gaussian, t: Time, **more: Tensor | None) -> Prediction:
     """Complete an estimate of x0 with the eps that agrees with it."""
     eps = (x_t - over(schedule.signal(t), x_t) * x0) / over(schedule.noise(t), x_t)
-    return Prediction(x0, eps, **known)
+    return Prediction(x0, eps, **more)
 
 
 def score(prediction: Prediction, schedule: Gaussian, t: Time) -> Tensor:

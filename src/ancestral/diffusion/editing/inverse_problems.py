@@ -80,8 +80,8 @@ class _Differentiable:
 
     def moved(self, predictor: Predictor, x0: Tensor, t: Time) -> Prediction:
         """With another x0, and eps to agree with it; without the graph."""
-        known = {"x0_var": self.prediction.x0_var, "range_mix": self.prediction.range_mix}
-        kept = {name: None if value is None else value.detach() for name, value in known.items()}
+        more = {"x0_var": self.prediction.x0_var, "range_mix": self.prediction.range_mix}
+        kept = {name: None if value is None else value.detach() for name, value in more.items()}
         return predict(x0, self.x_t.detach(), predictor.schedule, t, **kept)
 
 

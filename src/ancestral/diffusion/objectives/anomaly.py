@@ -1,7 +1,7 @@
 """How foreign an image is to a model: scores from the terms of its bound, larger for more foreign, and their AUROC.
 
 Plain likelihood fails: a model may give simple foreign images more of it than its own (Nalisnick et al. 2019a). The
-remedies here compare an image with known ones, each time t for itself, or with what a general coder needs for it.
+remedies here compare an image with images of the model's own, at each t, or with what a general coder needs for it.
 """
 
 from __future__ import annotations
@@ -72,48 +72,48 @@ def concatenate(traces: Sequence[Trace]) -> Trace:
     return Trace(*(torch.cat(list(parts)) for parts in zip(*traces, strict=True)))
 
 
-class Known(NamedTuple):
+class Traced(NamedTuple):
     """Traces, and for each image the bits/dim of its shortest file by general lossless coders, (B,)."""
 
     trace: Trace
     shortest: Tensor
 
 
-Score = Callable[[Known, Known], Tensor]  # (images, images that are no anomalies) -> (B,)
+Score = Callable[[Traced, Traced], Tensor]  # (images, images that are no anomalies) -> (B,)
 
 
-def bits(images: Known, norm: Known) -> Tensor:
+def bits(images: Traced, norm: Traced) -> Tensor:
     """The bound in bits/dim, as it is."""
     return images.trace.bits
 
 
-def typicality(images: Known, norm: Known) -> Tensor:
+def typicality(images: Traced, norm: Traced) -> Tensor:
     """|bits/dim - their mean over known images|: too likely is foreign too (Nalisnick et al. 2019b, batches of one)."""
     return (images.trace.bits - norm.trace.bits.mean()).abs()
 
 
-def complexity(images: Known, norm: Known) -> Tensor:
+def complexity(images: Traced, norm: Traced) -> Tensor:
     """Bits/dim less those of the shortest lossless file: a ratio with a general coder (Serra et al. 2020)."""
     return images.trace.bits - images.shortest
 
 
-def reconstruction(images: Known, norm: Known) -> Tensor:
+def reconstruction(images: Traced, norm: Traced) -> Tensor:
     """Mean over t of the log error of the predicted x0, each t standardised by known images; one-sided."""
     return _standard(images.trace.errors, norm.trace.errors).mean(1)
 
 
-def high_noise(images: Known, norm: Known) -> Tensor:
+def high_noise(images: Traced, norm: Traced) -> Tensor:
     """The same where SNR < 1 only: what the model makes of the image's outlines."""
     noisy = images.trace.noisy
     return (_standard(images.trace.errors, norm.trace.errors) * noisy).sum(1) / noisy.sum(1).clamp(min=1)
 
 
-def restoration(images: Known, norm: Known) -> Tensor:
+def restoration(images: Traced, norm: Traced) -> Tensor:
     """The mean likewise of whole restorations from several x_t (Graham et al. 2023, by squared error only)."""
     return _standard(images.trace.restored, norm.trace.restored).mean(1)
 
 
-def profile(images: Known, norm: Known) -> Tensor:
+def profile(images: Traced, norm: Traced) -> Tensor:
     """Squared Mahalanobis distance of the log errors at all t from those of known images, over K; two-sided.
 
     Density of states (Morningstar et al. 2021) with one Gaussian. Correlations are shrunk by `SHRINKAGE`.
@@ -149,19 +149,19 @@ def p_values(scores: Tensor, others: Tensor) -> Tensor:
     return (1 + _counts(scores, others, below=0.0, equal=1.0, above=1.0)) / (len(others) + 1)
 
 
-def auroc(known: Tensor, foreign: Tensor) -> Estimate:
-    """P(foreign score > known score) + P(equal)/2 over all pairs, with DeLong's standard error (DeLong et al. 1988).
+def auroc(own: Tensor, foreign: Tensor) -> Estimate:
+    """P(foreign score > own score) + P(equal)/2 over all pairs, with DeLong's standard error (DeLong et al. 1988).
 
     The error takes both sets of images as drawn, and the model as given.
 
     Raises:
         ValueError: unless there are two scores on each side.
     """
-    if min(len(known), len(foreign)) < 2:
+    if min(len(own), len(foreign)) < 2:
         raise ValueError("auroc needs at least 2 scores on each side")
-    of_foreign = 1 - _counts(foreign, known, below=0.0, equal=0.5, above=1.0) / len(known)
-    of_known = _counts(known, foreign, below=0.0, equal=0.5, above=1.0) / len(foreign)
-    variance = of_foreign.var() / len(foreign) + of_known.var() / len(known)
+    of_foreign = 1 - _counts(foreign, own, below=0.0, equal=0.5, above=1.0) / len(own)
+    of_own = _counts(own, foreign, below=0.0, equal=0.5, above=1.0) / len(foreign)
+    variance = of_foreign.var() / len(foreign) + of_own.var() / len(own)
     return Estimate(float(of_foreign.mean()), float(variance.sqrt()))
 
 

@@ -123,8 +123,8 @@ def strata(schedule: NoiseSchedule, grid: Sequence[int], count: int) -> tuple[Te
     and of the number of steps, half and half: a draw stands for few steps where these cost much and differ most.
     """
     steps, order = len(grid) - 1, torch.arange(count)
-    known = -schedule.noise_var(torch.tensor(grid[:-1])).log()
-    share = (known - known[0]) / (known[-1] - known[0]) + torch.linspace(0, 1, steps, dtype=torch.float64)
+    cost = -schedule.noise_var(torch.tensor(grid[:-1])).log()
+    share = (cost - cost[0]) / (cost[-1] - cost[0]) + torch.linspace(0, 1, steps, dtype=torch.float64)
     edges = torch.searchsorted(share, 2 * order.double() / (count - 1))
     edges = (edges - order).cummax(0).values.clamp(max=steps - count) + order  # no stratum without a step
     return edges[:-1], edges.diff()

@@ -101,8 +101,8 @@ def _finite_log_snr(schedule: NoiseSchedule) -> Tensor:
 
 
 def _nearest(levels: Tensor, schedule: NoiseSchedule) -> list[int]:
-    known = schedule.log_snr(torch.arange(1, schedule.T + 1))
-    times = 1 + (known[None] - levels[:, None]).abs().argmin(1)
+    every = schedule.log_snr(torch.arange(1, schedule.T + 1))
+    times = 1 + (every[None] - levels[:, None]).abs().argmin(1)
     times[0] = schedule.T
     return _distinct(times.double())
 

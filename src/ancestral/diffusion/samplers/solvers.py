@@ -33,8 +33,8 @@ def _raised(schedule: Gaussian, grid: Sequence[int], churn: float) -> list[int]:
 
     The first one stays, as there is nothing above T.
     """
-    known = schedule.log_snr(torch.arange(1, schedule.T + 1)) / 2
-    nearest = [int((known - (known[t - 1] - math.log1p(churn))).abs().argmin()) + 1 for t in grid[1:-1]]
+    lam = schedule.log_snr(torch.arange(1, schedule.T + 1)) / 2
+    nearest = [int((lam - (lam[t - 1] - math.log1p(churn))).abs().argmin()) + 1 for t in grid[1:-1]]
     return [grid[0], *map(max, grid[1:-1], nearest)]
 
 
