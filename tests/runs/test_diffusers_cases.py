@@ -8,6 +8,8 @@ import pytest
 import safetensors.torch
 import torch
 
+import ancestral
+from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.config import LATER, Config, Facts, to_json
 from ancestral.runs.sampling_options import SamplingOptions
@@ -276,6 +278,11 @@ def test_a_checkpoint_of_the_training_script_needs_its_scheduler_named(tmp_path)
     assert saved.config.diffusion.target == "x0"
     assert "unet_ema" in said
     same_outputs(model, average, (3, 8, 8))
+    loaded = ancestral.load(folder, "cpu", scheduler=tmp_path / "scheduler" / "scheduler_config.json")
+    assert loaded.saved.config.diffusion == saved.config.diffusion
+    same_outputs(loaded.denoiser, average, (3, 8, 8))
+    with pytest.raises(UserError, match=r"scheduler: a file or folder that is there is needed, got 'none'"):
+        ancestral.load(folder, "cpu", scheduler="none")
 
 
 OLD = ("_class_name", "beta_end", "beta_schedule", "beta_start", "clip_sample", "num_train_timesteps", "trained_betas")
@@ -403,6 +410,9 @@ def test_a_class_for_none_is_guided_from(tmp_path, null, channels):
     same_outputs(model, network, shape, classes, labels=torch.tensor([names.index("1"), names.index("3")]))
     none = torch.tensor([True, True])
     same_outputs(model, network, shape, torch.tensor([null, null]), labels=torch.tensor([0, 1]), dropped=none)
+    loaded = ancestral.load(tmp_path / "theirs", "cpu", null_class=null)
+    assert loaded.saved.facts == saved.facts
+    same_outputs(loaded.denoiser, network, shape, torch.tensor([null, null]), labels=torch.tensor([0, 1]), dropped=none)
     run, out = tmp_path / "theirs-run", tmp_path / "out"
     drawn = run_command("sample", run, "--out", out, "--num-images", "2", "--steps", "2", "--guidance", "2")
     assert drawn.exit_code == 0, drawn.output
@@ -426,6 +436,12 @@ def test_a_null_class_that_is_not_there(tmp_path):
     assert "--null-class 5" in refused(tmp_path / "theirs", "--null-class", "5")
     pipeline(tmp_path / "none")
     assert "0 classes" in refused(tmp_path / "none", "--null-class", "0")
+    for wrong, named in ((5, "the network has 5 classes, from 0"), ("1", "needed, got '1'"), (True, "got True")):
+        with pytest.raises(UserError, match=named):
+            ancestral.load(tmp_path / "theirs", null_class=wrong)
+    imported(tmp_path / "theirs")
+    with pytest.raises(UserError, match="--null-class: is of diffusers folders"):
+        ancestral.load(tmp_path / "theirs-run", null_class=0)
 
 
 def test_the_spacing_of_times_leaves_as_it_was_or_as_asked(tmp_path):

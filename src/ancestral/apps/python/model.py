@@ -42,18 +42,31 @@ Label = str | int | None
 
 
 @names_parameters
-def load(source: str | Path, device: str = "auto") -> Model:
+def load(
+    source: str | Path,
+    device: str = "auto",
+    *,
+    scheduler: str | Path | None = None,
+    null_class: int | None = None,
+) -> Model:
     """A trained model: of a run, RUN/averages/N, a published or diffusers folder, or USER/NAME[@REVISION] on the hub.
 
     Args:
         source: the folder, or the name; a folder of that name comes first.
         device: auto, cpu, cuda, cuda:1 or mps.
+        scheduler: of a diffusers folder without one: its scheduler_config.json, or the folder of that.
+        null_class: of a diffusers network: the class for none of the others, for guidance.
 
     Raises:
         UserError: when there is none, or it is damaged or of a kind unknown here.
     """
     build.device(device)
-    saved, path = hub.load(source), Path(source)
+    if null_class is not None and (not isinstance(null_class, int) or isinstance(null_class, bool)):
+        raise UserError(f"null_class: the number of a class is needed, got {null_class!r}")
+    if scheduler is not None and (_path(scheduler) is None or not Path(scheduler).exists()):
+        raise UserError(f"scheduler: a file or folder that is there is needed, got {scheduler!r}")
+    process = None if scheduler is None else Path(scheduler)
+    saved, path = hub.load(source, process, null_class), Path(source)
     return Model(saved, path if (path / "checkpoints").is_dir() else saved.folder, device)
 
 
