@@ -69,6 +69,24 @@ def test_exact_mode_gives_the_same_bits_on_one_and_two_and_across_a_change(tmp_p
         assert all(torch.equal(value, continued.tensors[name]) for name, value in one.tensors.items()), processes
 
 
+def test_a_run_that_begins_with_a_model_is_the_same_on_two_processes(tmp_path, trained_run):
+    """Also where each holds a part of the weights; and it goes on, with the model it began with on the first alone."""
+    origin = ("--from", trained_run)
+    _, one = train(1, tmp_path / "one", *origin, steps=2)
+    for engine in ("all-reduce", "fsdp"):
+        more = (*origin, "--set", f"train.parallel={engine}")
+        said, two = train(2, tmp_path / engine, *more, steps=2)
+        assert said.count(f"begins with the weights of {trained_run}") == 1
+        assert two.state["origin"] == one.state["origin"]
+        for name, value in one.tensors.items():
+            assert torch.allclose(value, two.tensors[name], atol=1e-5), (engine, name)
+    drop_last_checkpoint(tmp_path / "fsdp")
+    _, again = train(2, tmp_path / "fsdp", *more, steps=2)
+    assert again.images == two.images
+    for name, value in two.weights.items():
+        assert torch.allclose(value, again.weights[name], atol=1e-5), name
+
+
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_the_engines_of_torch_train_as_one_process_does_and_resume_on_it(tmp_path, engine):
     options = ("--set", f"train.parallel={engine}", "--set", "train.micro_batch=3")  # the last has 2 images

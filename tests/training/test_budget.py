@@ -125,6 +125,31 @@ def test_time_of_earlier_processes_counts_and_the_plan_goes_on(images, tmp_path,
     assert again.seconds == pytest.approx(300, rel=0.05)
 
 
+def test_a_further_leg_is_of_its_own_wall_time(images, tmp_path, monkeypatch):
+    """As --budget +200: what the run took before, and the hour between, are not of it; its own start and end are."""
+    first = run_of(tmp_path / "run", images, 100.0, clock := Pretended(lambda now: 1), monkeypatch)
+    begin(first)
+    list(first.train(lambda: False))
+    first_took = first.seconds
+    clock.now += 3600
+    start = clock.now
+    clock.slower = lambda now: 2 if start + 60 < now < start + 120 else 1
+    leg = run_of(tmp_path / "run", images, 200.0, clock, monkeypatch, began=start - 5, further=True)
+    assert leg.resume() == []
+    assert (leg.complete, leg.needs_leg) == (True, True)
+    assert leg.seconds_left == pytest.approx(195)
+    begin(leg)
+    list(leg.train(lambda: clock.now > start + 90))
+    clock.now, clock.slower = clock.now + 3600, lambda now: 1  # between processes
+    again = run_of(tmp_path / "run", images, 200.0, clock, monkeypatch, began=clock.now - 2, further=True)
+    again.length = leg.length
+    again.resume()
+    assert not again.needs_leg
+    list(again.train(lambda: False))
+    assert again.seconds - again.plan.legs[1].began == pytest.approx(200, rel=0.05)
+    assert again.plan.legs[1].began == pytest.approx(first_took, abs=SAVE)  # as the last save, under way, knows
+
+
 @pytest.mark.parametrize("length", [command.Length(None, 203, None), command.Length(None, None, 25)])
 def test_counts_are_exact_however_slow_it_is(images, tmp_path, monkeypatch, length):
     clock = Pretended(lambda now: 50 if now > 3 else 1)

@@ -336,7 +336,7 @@ class Training:
         """
         own = self.network.state_dict()
         fitting(dict(weights), own, where)
-        self.network.load_state_dict({name: like(value, own[name]) for name, value in weights.items()})
+        self.network.load_state_dict({name: like(weights[name], value) for name, value in own.items()})
         for average in self.averages:
             for name, value in average.weights.items():
                 value.copy_(like(weights[name], value))
@@ -376,7 +376,8 @@ class Training:
 
 
 def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    """In one order, whatever that of the file: each process must divide the same tensor at the same time."""
+    return {name.removeprefix(prefix): tensors[name] for name in sorted(tensors) if name.startswith(prefix)}
 
 
 def learning_rate(progress: float, peak: float, warmup: float, decay: float) -> float:
