@@ -440,7 +440,7 @@ def test_a_null_class_that_is_not_there(tmp_path):
         with pytest.raises(UserError, match=named):
             ancestral.load(tmp_path / "theirs", null_class=wrong)
     imported(tmp_path / "theirs")
-    with pytest.raises(UserError, match="--null-class: is of diffusers folders"):
+    with pytest.raises(UserError, match="null_class: is of diffusers folders"):
         ancestral.load(tmp_path / "theirs-run", null_class=0)
 
 

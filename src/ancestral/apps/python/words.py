@@ -14,7 +14,7 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 _OTHER = {"from": "begin_with", "bytes": "size", "fresh": "fresh=True"}
 _SAME = {*OPTIONS, "budget", "device", "embeddings", "images", "jump", "learning_rate", "network"}
-_SAME |= {"num_images", "out", "preset", "profile", "resamples", "size", "terms", "track"}
+_SAME |= {"null_class", "num_images", "out", "preset", "profile", "resamples", "scheduler", "size", "terms", "track"}
 _COMMAND = re.compile(r"(ancestral [a-z][^;]*)")  # as it is typed in a shell
 
 

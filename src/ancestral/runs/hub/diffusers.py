@@ -143,7 +143,7 @@ def _scheduler_file(folder: Path, network_folder: Path, given: Path | None) -> P
     if (network_folder / "config.json").is_file() and not (own / name).is_file():
         above = folder.parent / "scheduler" / name  # the training script's, once it has ended
         where = above if above.is_file() else f"{name} of its training"
-        raise UserError(f"{own / name}: no such file; ancestral import names it with --scheduler {where}")
+        raise UserError(f"{own / name}: no such file; `import` takes another as --scheduler {where}")
     return own / name
 
 
