@@ -78,7 +78,8 @@ def main(two: Path, ten: Path) -> None:
     }
     said = ", ".join(f"{name} {value['mean']:.2f}" for name, value in bits.items())
     words(draw, GAP, top + HEAD / 2, "how two are drawn: from noise, left, to digits, right")
-    words(draw, GAP + 3 * (SIDE + GAP), top - 10, f"bits a pixel: {said}", 12)
+    for line, text in enumerate(("bits a pixel of held-out images:", said)):
+        words(draw, GAP + 3 * (SIDE + GAP), top - 24 + 16 * line, text, 12)
     whole.paste(film, (GAP, top + HEAD))
     whole.quantize(64, dither=Image.Dither.NONE).save(OUT, optimize=True)
     print(OUT, OUT.stat().st_size)

@@ -283,22 +283,31 @@ def test_mistakes_are_user_errors(run, tmp_path):
         assert "--" not in str(error.value).partition("ancestral ")[0]  # no option of the command, but in one quoted
 
 
-def test_the_notebook_runs(tmp_path, monkeypatch):
-    """All of its cells on other data for less time; what it stores is of the same kinds."""
+NOTEBOOKS = {  # with how many pictures each shows
+    "first_model": 3,
+    "bound": 2,
+    "edit_and_compress": 2,
+}
+
+
+def test_the_notebooks_run(tmp_path, monkeypatch):
+    """All of their cells, on other data for less time; what they store is of the same kinds."""
     pytest.importorskip("sklearn")
+    pytest.importorskip("constriction")
+    assert {path.stem for path in (ROOT / "examples").glob("*.ipynb")} == set(NOTEBOOKS)
     spec = importlib.util.spec_from_file_location("notebook", ROOT / "scripts" / "notebook.py")
     notebook = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(notebook)
-    stored = json.loads((ROOT / "examples" / "first_model.ipynb").read_text())
-    assert len(stored["cells"]) == 10
     monkeypatch.chdir(tmp_path)
-    made = notebook.run(stored, DATA="digits", BUDGET="2s")
 
     def kinds(of):
         return [[kind for one in cell.get("outputs", ()) for kind in one.get("data", ["text"])] for cell in of["cells"]]
 
-    assert kinds(made) == kinds(stored)
-    assert sum(kind == "image/png" for cell in kinds(stored) for kind in cell) == 3
+    for name, pictures in NOTEBOOKS.items():
+        stored = json.loads((ROOT / "examples" / f"{name}.ipynb").read_text())
+        made = notebook.run(stored, DATA="digits", BUDGET="2s")
+        assert kinds(made) == kinds(stored)
+        assert sum(kind == "image/png" for cell in kinds(stored) for kind in cell) == pictures
     assert {path.name for path in (tmp_path / "runs" / "first").iterdir()} >= {"digits.png", "film.gif"}
 
 
