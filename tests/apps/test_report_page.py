@@ -119,6 +119,51 @@ def test_the_contents_lead_to_the_sections_by_keyboard(reports, browser):
         assert again.locator("code").first.is_visible()
 
 
+@pytest.mark.parametrize(("language", "width", "scheme"), [("en", 1280, "light"), ("zh-TW", 390, "dark")])
+def test_axe_finds_nothing(reports, browser, language, width, scheme):
+    """With everything open that is folded."""
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="needs axe: pip install axe-playwright-python"
+    )
+    with open_page(browser, reports[language].as_uri(), width, 900, color_scheme=scheme) as opened:
+        opened.page.check("#everything")
+        found = axe.Axe().run(opened.page).response["violations"]
+        assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+
+
+QUESTIONS = {  # the answer to each is within a screen of where lecture notes would have it
+    "what-the-network-sees": "#reverse [data-equation=reverse_mean]",
+    "why-eps": "#reverse [data-equation=x0_of_eps]",
+    "where-w-t": "#spread [data-equation=simple]",
+    "why-not-L-T": "#bound [data-table=terms]",
+    "next": "#quality .answer",
+}
+
+
+def test_five_questions_are_answered_where_notes_would_have_it(reports, browser):
+    with open_page(browser, reports["en"].as_uri(), 1280, 900) as opened:
+        page = opened.page
+        for anchor, beside in QUESTIONS.items():
+            assert page.locator(f"#story a[href='#{anchor}']").count() >= 1
+            answer, there = (page.locator(one).first.bounding_box() for one in (f"#{anchor}", beside))
+            assert abs(answer["y"] - there["y"]) < 900, anchor
+
+
+def test_the_film_moves_is_held_and_is_still_where_that_is_asked_for(reports, browser):
+    strip, state = (
+        "figure.film .strip",
+        "one => [getComputedStyle(one).animationName, getComputedStyle(one).animationPlayState]",
+    )
+    with open_page(browser, reports["en"].as_uri()) as opened:
+        assert opened.page.locator(strip).evaluate(state) == ["film", "running"]
+        opened.page.locator("figure.film input").focus()
+        opened.page.keyboard.press("Space")
+        assert opened.page.locator(strip).evaluate(state) == ["film", "paused"]
+    with open_page(browser, reports["en"].as_uri(), reduced_motion="reduce") as opened:
+        assert opened.page.locator(strip).evaluate(state)[0] == "none"
+    assert "<script" not in reports["en"].read_text("utf-8")
+
+
 MAIN_LINE = 15  # pages of paper
 
 

@@ -168,7 +168,7 @@ def test_a_model_from_elsewhere_goes_on_from_itself():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_model_gets_a_next_step(name, request):
-    """Of one run, as if it had been trained for so many epochs: less than one is told so, and none is without advice."""
+    """Of one run, as if it had been trained for so many epochs: less than one is said, and all have advice."""
     subject = of_run(request.getfixturevalue(name), None, 8, 0, "cpu", None)
     part = quality.part(subject)
     images = part.numbers["train_images"].value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ _HERE = files("ancestral.apps.report")
 _CHINESE_LINES = re.compile(
     r"(?<=[。，、；：！？）])\n(?=[\u4e00-\u9fff「（\x02$])"
 )  # a new line would show as a space
+_FORMULA = re.compile(r"\$[^$]+\$")
 _SLOT = re.compile(r"(<p>)?\x02(\d+)\x03(?(1)</p>|)")
 
 
@@ -41,7 +43,8 @@ def render(parts: Mapping[str, Part], language: str, about: Mapping[str, Any]) -
     sections = [_Section(name, parts, language, known, about["numbers"]).html() for name in parts]
     headings = [(name, known["sections"][name]) for name in parts]
     template = _environment(autoescape=True).from_string((_HERE / "page.html.j2").read_text("utf-8"))
-    style = (_HERE / "page.css").read_text("utf-8")
+    font = base64.b64encode((_HERE / "fonts" / "report-math.woff").read_bytes()).decode()
+    style = (_HERE / "page.css").read_text("utf-8").replace("FONT", f"data:font/woff;base64,{font}")
     body = zip(headings, sections, strict=True)
     return template.render(language=language, words=known["page"], style=Markup(style), body=list(body), about=about)
 
@@ -53,6 +56,14 @@ def _environment(**settings: Any) -> Environment:
 def _word(text: str) -> str:
     """As HTML, on one line; no control character is left, of which two mark the slots."""
     return escape(shown(text))
+
+
+def _heading(text: str) -> str:
+    """Of a column; a formula alone has its letters beside it, for screen readers."""
+    if not text:
+        return "<td></td>"
+    aloud = f'<span class="aloud">{_word(text.strip("$"))}</span>' if _FORMULA.fullmatch(text) else ""
+    return f'<th scope="col">{inline(text)}{aloud}</th>'
 
 
 class _Section:
@@ -185,7 +196,7 @@ class _Section:
             "".join(f"<td>{self.cell(value, name, f'[{i}][{j}]')}</td>" for j, value in enumerate(row))
             for i, row in enumerate(self.part.tables[name])
         ]
-        head = "".join(f'<th scope="col">{inline(heading)}</th>' for heading in headings)
+        head = "".join(map(_heading, headings))
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         return self.keep(
             f'<div class="scroll" tabindex="0"><table data-table="{name}">'

@@ -12,12 +12,12 @@ try:
 except ImportError:
     raise missing("ancestral explain", "latex2mathml", "explain") from None
 
-# By name: (number in Ho et al. 2020, or "", LaTeX). The text says `{{ eq("name") }}`.
+# By name: (number in Ho et al. 2020, or "", LaTeX). The text says `{{ eq("name") }}`; at %% a line may break.
 EQUATIONS: dict[str, tuple[str, str]] = {
     # What diffusion models are
     "latent": (
         "1",
-        r"p_\theta(x_0) = \int p_\theta(x_{0:T})\, dx_{1:T}, \qquad "
+        r"p_\theta(x_0) = \int p_\theta(x_{0:T})\, dx_{1:T},%% "
         r"p_\theta(x_{0:T}) = p(x_T) \prod_{t=1}^{T} p_\theta(x_{t-1} \mid x_t)",
     ),
     # The forward process
@@ -32,7 +32,7 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     "two_steps": (
         "",
         r"x_t = \sqrt{\alpha_t}\, x_{t-1} + \sqrt{\beta_t}\, \epsilon_t"
-        r" = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{\alpha_t (1-\bar\alpha_{t-1})}\, \epsilon'"
+        r"%% = \sqrt{\bar\alpha_t}\, x_0%% + \sqrt{\alpha_t (1-\bar\alpha_{t-1})}\, \epsilon'"
         r" + \sqrt{\beta_t}\, \epsilon_t",
     ),
     "variances_add": ("", r"\alpha_t (1-\bar\alpha_{t-1}) + \beta_t = 1 - \bar\alpha_t"),
@@ -40,16 +40,16 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     "kl_to_noise": (
         "",
         r"\mathrm{KL}\left(q(x_t \mid x_0)\ \Vert\ \mathcal{N}(0, I)\right)"
-        r" = \frac{1}{2} \sum_i \left(\bar\alpha_t\, x_{0,i}^2 - \bar\alpha_t - \log(1-\bar\alpha_t)\right)",
+        r"%% = \frac{1}{2} \sum_i \left(\bar\alpha_t\, x_{0,i}^2 - \bar\alpha_t - \log(1-\bar\alpha_t)\right)",
     ),
     "posterior": (
         "6",
-        r"q(x_{t-1} \mid x_t, x_0) = \mathcal{N}\left(x_{t-1};\ \tilde\mu_t(x_t, x_0),\ \tilde\beta_t I\right)",
+        r"q(x_{t-1} \mid x_t, x_0)%% = \mathcal{N}\left(x_{t-1};\ \tilde\mu_t(x_t, x_0),\ \tilde\beta_t I\right)",
     ),
     "posterior_mean": (
         "7",
         r"\tilde\mu_t(x_t, x_0) = \frac{\sqrt{\bar\alpha_{t-1}}\, \beta_t}{1-\bar\alpha_t}\, x_0"
-        r" + \frac{\sqrt{\alpha_t}\, (1-\bar\alpha_{t-1})}{1-\bar\alpha_t}\, x_t",
+        r"%% + \frac{\sqrt{\alpha_t}\, (1-\bar\alpha_{t-1})}{1-\bar\alpha_t}\, x_t",
     ),
     "posterior_variance": ("7", r"\tilde\beta_t = \frac{1-\bar\alpha_{t-1}}{1-\bar\alpha_t}\, \beta_t"),
     "posterior_gain": (
@@ -68,7 +68,7 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     ),
     "reverse_step": (
         "1",
-        r"p_\theta(x_{t-1} \mid x_t) = \mathcal{N}\left(x_{t-1};\ \mu_\theta(x_t, t),\ \Sigma_\theta(x_t, t)\right)",
+        r"p_\theta(x_{t-1} \mid x_t)%% = \mathcal{N}\left(x_{t-1};\ \mu_\theta(x_t, t),\ \Sigma_\theta(x_t, t)\right)",
     ),
     "reverse_mean": ("", r"\mu_\theta(x_t, t) = \tilde\mu_t\left(x_t,\ \hat{x}_0(x_t, t)\right)"),
     "v": ("", r"v = \sqrt{\bar\alpha_t}\, \epsilon - \sqrt{1-\bar\alpha_t}\, x_0"),
@@ -86,8 +86,8 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     "x_t_of_eps": ("4", r"x_t(x_0, \epsilon) = \sqrt{\bar\alpha_t}\, x_0 + \sqrt{1-\bar\alpha_t}\, \epsilon"),
     "term_mean_of_eps": (
         "10",
-        r"= \frac{1}{2\sigma_t^2} \left\Vert \frac{1}{\sqrt{\alpha_t}} \left(x_t"
-        r" - \frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\, \epsilon\right) - \mu_\theta(x_t, t) \right\Vert^2",
+        r"= \frac{1}{2\sigma_t^2} \bigg\| \frac{1}{\sqrt{\alpha_t}} \left(x_t"
+        r" - \frac{\beta_t}{\sqrt{1-\bar\alpha_t}}\, \epsilon\right)%% - \mu_\theta(x_t, t) \bigg\|^2",
     ),
     "term_eps": (
         "12",
@@ -101,8 +101,8 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     # The network
     "sinusoids": (
         "",
-        r"\mathrm{waves}(t) = \left(\sin \omega_k t,\ \cos \omega_k t\right),"
-        r"\quad 1 = \omega_0 > \cdots > \omega_{K-1} \approx 10^{-4}",
+        r"\mathrm{waves}(t) = \left(\sin \omega_k t,\ \cos \omega_k t\right),%%"
+        r" 1 = \omega_0 > \cdots > \omega_{K-1} \approx 10^{-4}",
     ),
     # The variational lower bound
     "nll": ("", r"\mathbb{E}\left[-\log p_\theta(x_0)\right]"),
@@ -114,18 +114,18 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     "elbo": ("3, 17", r"\leq\ \mathbb{E}_q\left[-\log\frac{p_\theta(x_{0:T})}{q(x_{1:T} \mid x_0)}\right]\ =:\ L"),
     "elbo_steps": (
         "18",
-        r"=\ \mathbb{E}_q\left[-\log p(x_T)-\sum_{t\geq 1}"
-        r"\log\frac{p_\theta(x_{t-1} \mid x_t)}{q(x_t \mid x_{t-1})}\right]",
+        r"=\ \mathbb{E}_q\bigg[-\log p(x_T)%%-\sum_{t\geq 1}"
+        r"\log\frac{p_\theta(x_{t-1} \mid x_t)}{q(x_t \mid x_{t-1})}\bigg]",
     ),
     "elbo_split": (
         "19",
-        r"=\ \mathbb{E}_q\left[-\log p(x_T)-\sum_{t>1}\log\frac{p_\theta(x_{t-1} \mid x_t)}{q(x_t \mid x_{t-1})}"
-        r"-\log\frac{p_\theta(x_0 \mid x_1)}{q(x_1 \mid x_0)}\right]",
+        r"=\ \mathbb{E}_q\bigg[-\log p(x_T)%%-\sum_{t>1}\log\frac{p_\theta(x_{t-1} \mid x_t)}{q(x_t \mid x_{t-1})}"
+        r"%%-\log\frac{p_\theta(x_0 \mid x_1)}{q(x_1 \mid x_0)}\bigg]",
     ),
     "elbo_markov": (
         "",
-        r"=\ \mathbb{E}_q\left[-\log p(x_T)-\sum_{t>1}\log\frac{p_\theta(x_{t-1} \mid x_t)}{q(x_t \mid x_{t-1},x_0)}"
-        r"-\log\frac{p_\theta(x_0 \mid x_1)}{q(x_1 \mid x_0)}\right]",
+        r"=\ \mathbb{E}_q\bigg[-\log p(x_T)%%-\sum_{t>1}\log\frac{p_\theta(x_{t-1} \mid x_t)}{q(x_t \mid x_{t-1},x_0)}"
+        r"%%-\log\frac{p_\theta(x_0 \mid x_1)}{q(x_1 \mid x_0)}\bigg]",
     ),
     "bayes_rule": (
         "",
@@ -133,9 +133,9 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     ),
     "elbo_bayes": (
         "20",
-        r"\begin{array}{l}=\ \mathbb{E}_q\left[-\log p(x_T)-\sum_{t>1}\log\left(\frac{p_\theta(x_{t-1} \mid x_t)}"
-        r"{q(x_{t-1} \mid x_t,x_0)}\cdot\frac{q(x_{t-1} \mid x_0)}{q(x_t \mid x_0)}\right)\right.\\"
-        r"\quad\left.-\log\frac{p_\theta(x_0 \mid x_1)}{q(x_1 \mid x_0)}\right]\end{array}",
+        r"=\ \mathbb{E}_q\bigg[-\log p(x_T)%%-\sum_{t>1}\log\left(\frac{p_\theta(x_{t-1} \mid x_t)}"
+        r"{q(x_{t-1} \mid x_t,x_0)}\cdot\frac{q(x_{t-1} \mid x_0)}{q(x_t \mid x_0)}\right)"
+        r"%%-\log\frac{p_\theta(x_0 \mid x_1)}{q(x_1 \mid x_0)}\bigg]",
     ),
     "telescope": (
         "",
@@ -143,47 +143,47 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     ),
     "elbo_telescoped": (
         "21",
-        r"=\ \mathbb{E}_q\left[-\log\frac{p(x_T)}{q(x_T \mid x_0)}-\sum_{t>1}\log\frac{p_\theta(x_{t-1} \mid x_t)}"
-        r"{q(x_{t-1} \mid x_t,x_0)}-\log p_\theta(x_0 \mid x_1)\right]",
+        r"=\ \mathbb{E}_q\bigg[-\log\frac{p(x_T)}{q(x_T \mid x_0)}%%-\sum_{t>1}\log\frac{p_\theta(x_{t-1} \mid x_t)}"
+        r"{q(x_{t-1} \mid x_t,x_0)}%%-\log p_\theta(x_0 \mid x_1)\bigg]",
     ),
     "elbo_kl": (
         "5, 22",
-        r"\begin{array}{l}=\ \mathbb{E}_q\left[D_{\mathrm{KL}}(q(x_T \mid x_0)\,\|\,p(x_T))\right.\\"
-        r"\quad+\sum_{t>1}D_{\mathrm{KL}}(q(x_{t-1} \mid x_t,x_0)\,\|\,p_\theta(x_{t-1} \mid x_t))"
-        r"\left.-\log p_\theta(x_0 \mid x_1)\right]\end{array}",
+        r"=\ \mathbb{E}_q\bigg[D_{\mathrm{KL}}(q(x_T \mid x_0)\,\|\,p(x_T))"
+        r"%%+\sum_{t>1}D_{\mathrm{KL}}(q(x_{t-1} \mid x_t,x_0)\,\|\,p_\theta(x_{t-1} \mid x_t))"
+        r"%%-\log p_\theta(x_0 \mid x_1)\bigg]",
     ),
     "elbo_names": ("", r"=\ L_T+\sum_{t>1}L_{t-1}+L_0"),
     "tower": (
         "",
         r"\mathbb{E}_{q(x_{t-1} \mid x_t,x_0)}"
         r"\left[\log\frac{q(x_{t-1} \mid x_t,x_0)}{p_\theta(x_{t-1} \mid x_t)}\right]"
-        r"=D_{\mathrm{KL}}(q(x_{t-1} \mid x_t,x_0)\,\|\,p_\theta(x_{t-1} \mid x_t))",
+        r"%%=D_{\mathrm{KL}}(q(x_{t-1} \mid x_t,x_0)\,\|\,p_\theta(x_{t-1} \mid x_t))",
     ),
     "decoder": (
         "13",
-        r"p_\theta(x_0 \mid x_1)=\prod_{i=1}^{D}\int_{\delta_-(x_0^i)}^{\delta_+(x_0^i)}"
+        r"p_\theta(x_0 \mid x_1)%%=\prod_{i=1}^{D}\int_{\delta_-(x_0^i)}^{\delta_+(x_0^i)}"
         r"\mathcal{N}(x;\ \mu_\theta^i(x_1,1),\ \sigma_1^2)\,dx",
     ),
     # Reduced variance
     "total_variance": (
         "",
-        r"\mathrm{Var}\left[\log\frac{q}{p_\theta}\right]=\mathrm{Var}\left[D_{\mathrm{KL}}(q\,\|\,p_\theta)\right]"
-        r"+\mathbb{E}\left[\mathrm{Var}\left[\log\frac{q}{p_\theta}\ \middle|\ x_t\right]\right]",
+        r"\mathrm{Var}\left[\log\frac{q}{p_\theta}\right]%%=\mathrm{Var}\left[D_{\mathrm{KL}}(q\,\|\,p_\theta)\right]"
+        r"%%+\mathbb{E}\left[\mathrm{Var}\left[\log\frac{q}{p_\theta}\ \middle|\ x_t\right]\right]",
     ),
     "error_of_means": (
         "8",
-        r"L_{t-1}=\mathbb{E}_q\left[\frac{1}{2\sigma_t^2}\left\|\tilde\mu_t(x_t,x_0)-\mu_\theta(x_t,t)\right\|^2\right]+C",
+        r"L_{t-1}%%=\mathbb{E}_q\left[\frac{1}{2\sigma_t^2}\left\|\tilde\mu_t(x_t,x_0)-\mu_\theta(x_t,t)\right\|^2\right]+C",
     ),
     "error_of_eps": (
         "12",
-        r"L_{t-1}-C=\mathbb{E}_{x_0,\epsilon}\left[\frac{\beta_t^2}{2\sigma_t^2\alpha_t(1-\bar\alpha_t)}"
+        r"L_{t-1}-C%%=\mathbb{E}_{x_0,\epsilon}\left[\frac{\beta_t^2}{2\sigma_t^2\alpha_t(1-\bar\alpha_t)}"
         r"\left\|\epsilon-\epsilon_\theta(x_t,t)\right\|^2\right]",
     ),
     "error_of_x0": (
         "",
-        r"L_{t-1}=\mathbb{E}_{x_0,\epsilon}"
+        r"L_{t-1}%%=\mathbb{E}_{x_0,\epsilon}"
         r"\left[\frac{\mathrm{SNR}_{t-1}-\mathrm{SNR}_t}{2}\left\|x_0-\hat x_0\right\|^2\right]"
-        r"\quad(\sigma_t^2=\tilde\beta_t)",
+        r"%%(\sigma_t^2=\tilde\beta_t)",
     ),
     "simple": (
         "14",
@@ -200,12 +200,14 @@ EQUATIONS: dict[str, tuple[str, str]] = {
     "connect_path": ("", r"\log q(x_b) - \log q(x_a) = \int_a^b \nabla_x \log q(x) \cdot dx"),
     "connect_orders": (
         "16",
-        r"L = \mathrm{KL}\left(q(x_T) \,\|\, p(x_T)\right) + \mathbb{E}_q\left[ \sum_{t \ge 1}"
-        r" \mathrm{KL}\left(q(x_{t-1} \mid x_t) \,\|\, p_\theta(x_{t-1} \mid x_t)\right) \right] + H(x_0)",
+        r"L = \mathrm{KL}\left(q(x_T) \,\|\, p(x_T)\right)%% + \mathbb{E}_q\bigg[ \sum_{t \ge 1}"
+        r" \mathrm{KL}\left(q(x_{t-1} \mid x_t) \,\|\, p_\theta(x_{t-1} \mid x_t)\right) \bigg]%% + H(x_0)",
     ),
 }
 # TeX sets a thin space between such a name and what it is applied to, unless that is in brackets.
 _APPLIED = re.compile(r"(<mi>(?:log|exp)</mi>)(?=<m(?:i|n|sub|sup|subsup|over|frac)\b)")
+# A displayed sum within brackets has its limit below it too.
+_LIMIT = re.compile(r"<msub>(<mo>&#x02211;</mo><mrow>(?:(?!</?m(?:row|sub)\b).)*</mrow>)</msub>")
 _INLINE = re.compile(r"(?<!\\)\$([^$\n]+)\$([.,;:!?)。，、；：！？）]*)")
 
 
@@ -213,6 +215,8 @@ _INLINE = re.compile(r"(?<!\\)\$([^$\n]+)\$([.,;:!?)。，、；：！？）]*)"
 def mathml(latex: str, display: str = "inline") -> str:
     """MathML of a LaTeX formula; its source is the alternative text."""
     made = _APPLIED.sub(r'\1<mspace width="0.1667em" />', convert(latex, display=display))
+    if display == "block":
+        made = _LIMIT.sub(r"<munder>\1</munder>", made)
     return made.replace("<math ", f'<math alttext="{_attribute(latex)}" ', 1)
 
 
@@ -220,7 +224,8 @@ def equation(name: str) -> str:
     """A displayed equation with its number in the paper."""
     number, latex = EQUATIONS[name]
     label = f'<span class="eqn">({number})</span>' if number else ""
-    return f'<div class="equation" data-equation="{name}">{mathml(latex, "block")}{label}</div>'
+    parts = "".join(mathml(part.strip(), "block") for part in latex.split("%%"))
+    return f'<div class="equation" data-equation="{name}"><div class="parts">{parts}</div>{label}</div>'
 
 
 def inline(text: str) -> str:
