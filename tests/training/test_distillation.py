@@ -80,8 +80,10 @@ def test_both_networks_go_on_from_a_checkpoint_to_the_bit(pair, dropout, labels)
     config = replace(saved.config, model=model)
     known = facts(data)
     first, straight = Training(config, known, CPU), Training(config, known, CPU)
-    first.step(data, 0.5)
-    straight.step(data, 0.5)
+    for one in (first, straight):
+        one.step(data, 0.1)
+        one.step(data, 0.5)
+    assert [monitor.updates for monitor in first.monitors] == [1, 1]  # a loss is compared with those of its own part
     tensors = {name: value.clone() for name, value in first.tensors().items()}
     assert {name.partition("/")[0] for name in tensors} >= {"auxiliary-network", "auxiliary-optimizer"}
     second = Training(config, known, CPU)

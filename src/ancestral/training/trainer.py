@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -150,7 +151,9 @@ class Training:
             self.learners["auxiliary-"] = Learner(auxiliary, build.auxiliary_optimizer(auxiliary, rate), rate)
         self.autocast = torch.autocast(device.type, self.format.dtype, self.format.precision != "float32")
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.format.precision == "float16")
-        self.spikes = LossMonitor(options.spike)
+        self.starts = self.objective.starts
+        self.monitors = [LossMonitor(options.spike) for _ in self.starts]
+        self.spikes = self.monitors[0]  # of the part of the run
         self.averages = [
             PowerAverage(width, {name: value.detach().clone() for name, value in self.network.state_dict().items()})
             for width in options.average_widths
@@ -165,6 +168,7 @@ class Training:
         started, options = time.perf_counter(), self.config.train
         numbers = range(self.images, self.images + options.batch_size)
         batch = self._batch(data, numbers, progress)
+        self.spikes = self.monitors[bisect_right(self.starts, progress) - 1]
         for one in self.learners.values():
             for group in one.optimizer.param_groups:
                 group["lr"] = learning_rate(progress, one.rate, options.warmup, options.decay)
@@ -309,7 +313,13 @@ class Training:
         for average in self.averages:
             named |= {f"average-{average.width:g}/{name}": value for name, value in average.weights.items()}
         named |= {f"sampler/{name}": value for name, value in self.sampler.state().items()}
-        return named | {f"guard/{name}": value for name, value in self.spikes.state().items()}
+        for prefix, monitor in zip(self._guards(), self.monitors, strict=True):
+            named |= {f"{prefix}{name}": value for name, value in monitor.state().items()}
+        return named
+
+    def _guards(self) -> list[str]:
+        """Of the names of each monitor's tensors."""
+        return ["guard/", *(f"guard/{part}/" for part in range(1, len(self.monitors)))]
 
     def _check(self, tensors: Mapping[str, Tensor], where: str) -> None:
         """Refuse tensors that are not those of this training, before any is loaded."""
@@ -365,7 +375,8 @@ class Training:
                 for name, value in average.weights.items():
                     value.copy_(like(saved[name], value))
             self.sampler.load_state(_with_prefix("sampler/", tensors))
-            self.spikes.load_state(_with_prefix("guard/", tensors))
+            for prefix, monitor in zip(self._guards(), self.monitors, strict=True):
+                monitor.load_state(_with_prefix(prefix, tensors))
             if self.scaler.is_enabled():
                 self.scaler.load_state_dict(
                     {name: value.item() for name, value in _with_prefix("scaler/", tensors).items()}

@@ -15,6 +15,7 @@ that sharp. That order is also that of adversarial post-training (Lin et al. 202
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -47,6 +48,11 @@ class Adversarial:
     share: float = 0.35
     times: int = 4
     anchor: float = 4.0
+
+    @property
+    def starts(self) -> Sequence[float]:
+        """Consistency, then the critic."""
+        return (0.0, self.share)
 
     def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
         """As consistency has it; t itself once the two have met."""

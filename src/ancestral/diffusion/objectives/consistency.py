@@ -14,6 +14,7 @@ during the run s approaches t, and the loss that of the flow.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -47,6 +48,11 @@ class Consistency:
     def auxiliary(self) -> nn.Module:
         """None."""
         return nn.Identity()
+
+    @property
+    def starts(self) -> Sequence[float]:
+        """One part."""
+        return (0.0,)
 
     def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
         """The first time of the grid with sigma_s <= sigma_t (1 - (1 + k sigmoid(-sigma_t)) / q^stage), or 0."""

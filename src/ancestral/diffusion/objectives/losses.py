@@ -9,7 +9,7 @@ without its weight w_t.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -36,6 +36,11 @@ class Objective(Protocol):
         """A network that learns beside the denoiser's, from the same loss; one without weights where none does."""
         ...
 
+    @property
+    def starts(self) -> Sequence[float]:
+        """The shares of the run at which its parts begin, 0 first; a loss is compared with those of its own part."""
+        ...
+
     def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
         """The s of each pair after this share of the run. t, s: int64 (steps,), a falling grid and the next in it."""
         ...
@@ -54,6 +59,11 @@ class OfNeighbours:
     def auxiliary(self) -> nn.Module:
         """None."""
         return nn.Identity()
+
+    @property
+    def starts(self) -> Sequence[float]:
+        """One part."""
+        return (0.0,)
 
     def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
         """s, throughout the run."""
