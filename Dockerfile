@@ -1,4 +1,4 @@
-# On a CPU: docker build -t ancestral . && docker run -v "$PWD:/work" ancestral train photos/ --out runs/photos
+# On a CPU: docker build -t ancestral . && docker run -v "$PWD:/data" ancestral train photos/ --out runs/photos
 FROM python:3.11-slim
 COPY pyproject.toml README.md LICENSE /package/
 COPY src /package/src
@@ -7,5 +7,5 @@ RUN pip install --no-cache-dir torch --index-url https://download.pytorch.org/wh
     && rm -rf /package \
     && useradd --create-home user
 USER user
-WORKDIR /work
+WORKDIR /data
 ENTRYPOINT ["ancestral"]
