@@ -69,7 +69,7 @@ def _schedule(schedule: Gaussian, half: int, words: Words) -> str:
     t = torch.arange(1, schedule.T + 1)
     shares.plot(t, schedule.signal(t), color=ACCENT, label=words["axes"]["signal"])
     shares.plot(t, schedule.noise(t), color=SECOND, label=words["axes"]["noise"])
-    plots.legend(shares, loc="center right")
+    plots.legend(shares)
     log_snr = schedule.log_snr(t)
     snr.plot(t[log_snr.isfinite()], log_snr[log_snr.isfinite()], color=ACCENT)
     snr.set_ylabel(words["axes"]["log_snr"])

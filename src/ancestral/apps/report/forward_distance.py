@@ -102,7 +102,7 @@ def _histograms(densities: dict[int, np.ndarray], words: Words) -> str:
     on.spines["left"].set_visible(False)
     on.set_xlim(-EDGE, EDGE)
     on.set_ylim(0.9 - len(densities), 1)
-    plots.legend(on, loc="upper right", ncols=2, bbox_to_anchor=(1, 1.1))
+    plots.legend(on)
     return plots.svg(figure)
 
 

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -55,9 +54,10 @@ def by_log_t(t: Tensor, values: Tensor, bins: int = 40) -> tuple[np.ndarray, np.
     return (np.exp(np.bincount(place, np.log(times))[kept] / count), np.bincount(place, values.numpy())[kept] / count)
 
 
-def legend(on: Axes, **where: Any) -> None:
-    """The names of the lines, without a frame, in ink."""
-    on.legend(frameon=False, fontsize=8, labelcolor=INK, **where)
+def legend(on: Axes) -> None:
+    """The names of the lines above the axes, where no line is, without a frame, in ink."""
+    where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
+    on.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2, columnspacing=1.2, handlelength=1.5, **where)
 
 
 def logarithmic(axis: Axis) -> None:

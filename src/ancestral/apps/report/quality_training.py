@@ -86,7 +86,11 @@ def draw(log: Log, words: Words) -> str:
         seen = [(images, loss) for images, loss in seen if loss is not None]
         if seen:
             panels[0].plot(
-                *zip(*seen, strict=True), color=colour, label=words["axes"]["tenth_number"].format(tenth + 1)
+                *zip(*seen, strict=True),
+                color=colour,
+                marker="o" if len(seen) < LEAST else "",
+                markersize=3,
+                label=words["axes"]["tenth_number"].format(tenth + 1),
             )
     for panel in panels:
         mark_legs(panel, leg_starts(log))
@@ -96,4 +100,6 @@ def draw(log: Log, words: Words) -> str:
         bits = [one["held_out_bits_per_dim"] for one in looked]
         panels[1].plot([one["images"] for one in looked], bits, color=ACCENT, marker="o", markersize=3)
         panels[1].set_ylabel(words["axes"]["bits"])
+    for panel in panels:  # from the start of the training, however few records there are
+        panel.set_xlim(0, 1.05 * max((one["images"] for one in log), default=1))
     return plots.svg(figure)

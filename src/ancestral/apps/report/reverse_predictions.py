@@ -116,5 +116,5 @@ def _errors(curves: dict[str, tuple[Errors, Tensor]], words: Words) -> str:
         on.plot(found.t, constant, color=SECOND, linestyle="--", label=words["axes"]["guess"])
         plots.logarithmic(on.yaxis)
         on.set_ylabel(words["axes"]["mse_of"].format(name=name))
-    plots.legend(panels[0], loc="lower right")
+    plots.legend(panels[0])
     return plots.svg(figure)

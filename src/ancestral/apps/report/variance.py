@@ -115,7 +115,7 @@ class _Single:
         on.plot(times, law**0.5, ":", color=plots.THIRD, linewidth=2, label=words["axes"]["form_law"])
         for axis in (on.xaxis, on.yaxis):
             plots.logarithmic(axis)
-        plots.legend(on, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=1)
+        plots.legend(on)
         return plots.svg(figure)
 
 
