@@ -3,9 +3,11 @@
 import csv
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from ancestral.data import pictures
 from ancestral.data.load import load
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.objectives.anomaly import SCORES, Trace, Traced, auroc, p_values, restoration_error, trace
@@ -17,6 +19,8 @@ from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 from ancestral.evaluation import anomaly_scores
 from ancestral.evaluation.measurement import Measurement
+from ancestral.runs import checkpoint
+from ancestral.runs.datasets import images_for
 from ancestral.runs.open import open_model
 from ancestral.runtime.distributed import Processes
 
@@ -143,7 +147,14 @@ def test_every_image_has_its_line(any_run, tmp_path, command):
         assert sum(parts) == pytest.approx(float(line["bits_per_dim"]))
         assert float(line["standard_error"]) > 0
         assert all(0 < float(line[f"{name}_p"]) <= 1 for name in SCORES)
-    assert (out / "surprising.png").exists()
+    ordered = sorted(lines, key=lambda line: -float(line[anomaly_scores.BY]))
+    saved = checkpoint.open_newest(any_run)
+    test = images_for(saved, None, "")[1].test
+    images = np.stack([test.images[[test.names.index(line["image"])]][0] for line in ordered])
+    labels = pictures.Labels(
+        f"most surprising by {anomaly_scores.BY}", images=[f"{float(line[anomaly_scores.BY]):.1f}" for line in ordered]
+    )
+    assert (out / "surprising.png").read_bytes() == pictures.sheet(images, anomaly_scores.COLUMNS, labels)
     assert not (any_run / "per_image.csv").exists()
     refused = command("evaluate", any_run, "--reference", "digits", "--device", "cpu")
     assert refused.exit_code == 2

@@ -72,7 +72,9 @@ def test_exact_mode_gives_the_same_bits_on_one_and_two_and_across_a_change(tmp_p
 def test_a_run_that_begins_with_a_model_is_the_same_on_two_processes(tmp_path, trained_run):
     """Also where each holds a part of the weights; and it goes on, with the model it began with on the first alone."""
     origin = ("--from", trained_run)
-    _, one = train(1, tmp_path / "one", *origin, steps=2)
+    alone = ("--preset", "tiny", *TINY, "--steps", 2, "--out", tmp_path / "one", *origin)
+    assert run_command("train", "digits", *alone).exit_code == 0
+    one = checkpoint.latest(tmp_path / "one")[0]
     for engine in ("all-reduce", "fsdp"):
         more = (*origin, "--set", f"train.parallel={engine}")
         said, two = train(2, tmp_path / engine, *more, steps=2)

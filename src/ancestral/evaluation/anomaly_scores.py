@@ -95,5 +95,10 @@ def _files(test: ImageSet, elbo: Elbo, scores: dict[str, tuple[Tensor, Tensor]])
     rows = zip(test.names, *columns.values(), flags, strict=True)
     return {
         "per_image.csv": csv_bytes(["image", *columns, "flagged"], rows),
-        "surprising.png": pictures.sheet(test.images[order], COLUMNS),
+        "surprising.png": pictures.sheet(test.images[order], COLUMNS, _labels(values[order].tolist())),
     }
+
+
+def _labels(values: list[float]) -> pictures.Labels:
+    """The score above each image; in `per_image.csv` it stands beside the name."""
+    return pictures.Labels(f"most surprising by {BY}", images=[f"{value:.1f}" for value in values])
