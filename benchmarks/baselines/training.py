@@ -121,7 +121,7 @@ def _steps(learning: Learning, method: Method, images: ImageSet, total: int, see
     """Updates until `total` images are seen; after each, how many were."""
     for first in range(0, total, method.batch):
         numbers = range(first, first + method.batch)
-        x = training_batch(images, seed, numbers, flip=False).x0.contiguous(memory_format=torch.channels_last)
+        x = training_batch(images, seed, numbers, flip=False).x0().contiguous(memory_format=torch.channels_last)
         noise = Streams(seed, "baseline", numbers)
         learning.update(x, noise, learning_rate(first / total, method.peak, WARMUP, method.decay))
         yield first + method.batch

@@ -95,7 +95,9 @@ def test_numbers_are_normal_and_uniform_and_independent_of_each_other():
             assert abs(float(correlation)) < 4.5 / count**0.5, (name, power)
 
 
-def test_what_a_device_draws_is_drawn_when_it_is_asked_for():
-    streams = PhiloxStreams(3, "noise", range(4))
-    later = streams.soon((5,))
-    assert torch.equal(later(), PhiloxStreams(3, "noise", range(4)).normal((5,)))
+def test_rows_that_are_drawn_later_are_those_of_the_whole():
+    streams = PhiloxStreams(3, "noise", range(8))
+    before, rows, after = streams.normal((5,)), streams.soon((5,)), streams.normal((5,))
+    whole = PhiloxStreams(3, "noise", range(8)).normal((24,)).reshape(8, 3, 8)[:, :, :5]  # each begins with a block
+    assert torch.equal(torch.stack([before, rows(slice(None)), after], 1), whole)
+    assert torch.equal(rows(slice(2, 5)), rows(slice(None))[2:5])

@@ -31,6 +31,7 @@ def runs(folder):
         "x0": ("colour", ("diffusion.target=x0", "diffusion.objective=min-snr", "model.fourier=6,7")),
         "eps": ("grey", ("diffusion.target=eps", "diffusion.objective=p2", "diffusion.schedule=linear")),
         "score": ("grey", ("diffusion.objective=score-matching", "train.recompute=true")),
+        "numpy": ("colour", ("train.stream=numpy", "train.precision=float32", "train.deterministic=true")),
         "muon": ("colour", ("train.optimizer=muon", "model.width=16", "diffusion.times=log-normal")),
         "dropout": ("grey", ("model.dropout=0.2", "train.channels_last=true", "model.patch=2", "train.workers=1")),
         "absorbing": ("colour", ()),

@@ -134,7 +134,7 @@ def dispatch(function, args, kwargs):
     if name == "copy_":
         target, source = args[:2]
         if isinstance(target, OnDevice) != isinstance(source, OnDevice):
-            COUNTS["to the device" if isinstance(target, OnDevice) else "from the device"] += 1
+            _count_copy(isinstance(target, OnDevice), at_once=len(args) > 2 and args[2])
         true(target).copy_(true(source))
         return target
     if name == "_local_scalar_dense":
@@ -183,11 +183,18 @@ def _copied(function, source, kwargs):
         if isinstance(source, OnDevice):
             COUNTS["kernels"] += 1
         else:
-            COUNTS["to the device"] += 1
+            _count_copy(to_device=True, at_once=kwargs.get("non_blocking"))
         _check_mps(function, made)
         return OnDevice(made)
-    COUNTS["from the device"] += 1
+    _count_copy(to_device=False, at_once=False)
     return made
+
+
+def _count_copy(to_device, at_once):
+    """A copy, for which the host waits until the device has done all before it, unless it need not."""
+    COUNTS["to the device" if to_device else "from the device"] += 1
+    if not (to_device and at_once):
+        COUNTS["waits"] += 1
 
 
 def _check_index(name, args):
@@ -196,7 +203,7 @@ def _check_index(name, args):
     if isinstance(args[0], OnDevice):
         for one in indices:
             if not isinstance(one, OnDevice):
-                COUNTS["to the device"] += 1
+                _count_copy(to_device=True, at_once=False)
             elif one.dtype in (torch.bool, torch.uint8):
                 COUNTS["waits"] += 1
         if len(args) > 2 and not isinstance(args[2], OnDevice) and args[2].ndim:
@@ -275,6 +282,7 @@ def install(kind, guard):
     ctypes.CDLL(str(guard)).pretend()
     torch.__future__.set_swap_module_params_on_conversion(False)
     torch.tensor, torch.as_tensor = moved(torch.tensor), moved(torch.as_tensor)
+    torch.Tensor.pin_memory = lambda self, *args: self
     state = torch.zeros(16, dtype=torch.uint8)
     for module in (torch.cuda, torch.mps):
         module.get_rng_state = lambda *args: state

@@ -103,19 +103,19 @@ def test_training_leaves_the_global_generator_alone(digits):
 
 
 def test_an_image_does_not_depend_on_the_batch_size(digits):
-    whole, cond, rows, eps = prefetch.batch(digits.train, 3, range(250), flip=True)
+    whole = prefetch.batch(digits.train, 3, range(250), flip=True)
+    rows = whole.rows
     parts = [prefetch.batch(digits.train, 3, range(n, min(n + 7, 250)), flip=True) for n in range(0, 250, 7)]
-    assert torch.equal(whole, torch.cat([part.x0 for part in parts]))
-    assert torch.equal(eps, torch.cat([part.eps for part in parts]))
-    assert rows == [row for part in parts for row in part[2]]
-    assert torch.equal(cond["labels"], torch.cat([part.cond["labels"] for part in parts]))
+    assert torch.equal(whole.x0(), torch.cat([part.x0() for part in parts]))
+    assert torch.equal(whole.eps(), torch.cat([part.eps() for part in parts]))
+    assert rows == [row for part in parts for row in part.rows]
+    assert torch.equal(whole.cond["labels"], torch.cat([part.cond["labels"] for part in parts]))
     assert sorted(rows[:100]) == sorted(rows[100:200]) == list(range(100))
     assert rows[:100] != rows[100:200]
 
 
 def test_flips_turn_about_half(digits):
-    plain, *_ = prefetch.batch(digits.train, 0, range(100), flip=False)
-    flipped, *_ = prefetch.batch(digits.train, 0, range(100), flip=True)
+    plain, flipped = (prefetch.batch(digits.train, 0, range(100), flip=flip).x0() for flip in (False, True))
     same = (plain == flipped).flatten(1).all(1)
     assert 30 < int(same.sum()) < 70
     assert torch.equal(flipped[~same], plain[~same].flip(3))
@@ -234,9 +234,9 @@ def test_what_stopped_a_run_can_be_looked_into(tmp_path, digits):
         list(run.train(lambda: False))
     files = verified_folder.read(tmp_path / "run" / "stopped" / "000000040")
     batch, tensors = json.loads(files["batch.json"]), safetensors.torch.load(files["state.safetensors"])
-    x0, _, rows, _ = prefetch.batch(digits.train, run.config.train.seed, range(40, 48), run.config.train.flip)
-    assert batch["names"] == [digits.train.names[row] for row in rows]
-    assert torch.equal(tensors["x0"], x0)
+    seen = prefetch.batch(digits.train, run.config.train.seed, range(40, 48), run.config.train.flip)
+    assert batch["names"] == [digits.train.names[row] for row in seen.rows]
+    assert torch.equal(tensors["x0"], seen.x0())
     assert all(1 <= t <= 1000 for t in batch["t"])
     again = trainer.Training(run.config, run.facts, CPU)
     state = {name: value for name, value in tensors.items() if name not in ("x0", "eps")}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.streams import OpenStreams, Streams
 
 LENGTH = 9  # of the vector that describes how an image was moved
 KINDS = 6  # flips along both axes, scaling, rotation, stretching, translation
@@ -47,9 +47,9 @@ class Moves(NamedTuple):
         return torch.stack(parts, 1).float()
 
 
-def draw(seed: int, numbers: Sequence[int], probability: float) -> Moves:
+def draw(seed: int, numbers: Sequence[int], probability: float, open_streams: OpenStreams = Streams) -> Moves:
     """How the images of these numbers are moved, a function of (seed, number) alone."""
-    streams = Streams(seed, "augment", numbers)
+    streams = open_streams(seed, "augment", numbers)
     taken = (streams.uniform((KINDS,)) < probability).double().T
     flip_x, flip_y, turn, direction = streams.uniform((4,)).T
     scale, stretch, shift_x, shift_y = streams.normal((4,)).T

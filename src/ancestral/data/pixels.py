@@ -11,7 +11,12 @@ from ancestral.data.dataset import Rows
 
 def to_unit(images: np.ndarray | Rows) -> Tensor:
     """Bytes (B, H, W, C) to float32 (B, C, H, W) on [-1, 1]: byte / 127.5 - 1."""
-    return torch.from_numpy(np.asarray(images)).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+    return scaled(torch.from_numpy(np.asarray(images)))
+
+
+def scaled(images: Tensor) -> Tensor:
+    """`to_unit` of a tensor, on its device."""
+    return images.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
 
 
 def to_bytes(images: Tensor) -> np.ndarray:

@@ -17,7 +17,6 @@ from ancestral.data.dataset import ImageSet
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.anomaly import SCORES, Trace, Traced, concatenate, p_values, shared_grid, trace
 from ancestral.diffusion.objectives.elbo import Elbo, error_per_image
-from ancestral.diffusion.processes.streams import Streams
 from ancestral.evaluation import image_formats
 from ancestral.evaluation.measurement import Advance, Measurement, Tensors
 from ancestral.runs import build
@@ -66,7 +65,7 @@ def traced(measurement: Measurement, cache: Path, processes: Processes, done: Ca
     move = build.transition(measurement.saved, None)
 
     def measure(predictor: Predictor, x0: Tensor, numbers: range, advance: Advance) -> Tensors:
-        traces = trace(predictor, x0, grid, move, Streams(measurement.seed, "trace", numbers))
+        traces = trace(predictor, x0, grid, move, measurement.streams("trace", numbers))
         advance(len(numbers))
         return {name: value.contiguous() for name, value in traces._asdict().items()}
 

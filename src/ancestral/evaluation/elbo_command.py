@@ -13,14 +13,14 @@ from torch import Tensor
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate, elbo, repeated
 from ancestral.diffusion.objectives.statistics import in_json
-from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.streams import OpenStreams, Streams
 from ancestral.diffusion.samplers.transitions import Transition
 from ancestral.errors import UserError
 from ancestral.evaluation import anomaly_scores, image_formats
 from ancestral.evaluation.measurement import Advance, Measurement, Tensors
 from ancestral.runs import build, calibration
 from ancestral.runs.datasets import images_for
-from ancestral.runs.open import open_model
+from ancestral.runs.open import device_of, open_model
 from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runtime import plots
 from ancestral.runtime.console import screen
@@ -39,9 +39,10 @@ def elbo_of(
     terms: int | None,
     seed: int,
     repeats: int = 1,
+    streams: OpenStreams = Streams,
 ) -> Elbo:
     """The bound of images x0 (B, ...) of these numbers among all that are measured."""
-    noise = Streams(seed, "evaluate", numbers)
+    noise = streams(seed, "evaluate", numbers)
     return repeated([elbo(predictor, x0, times, move, noise, terms=terms) for _ in range(repeats)])
 
 
@@ -94,8 +95,10 @@ def evaluate(
     options = {"terms": terms, "variance": variance or saved.config.diffusion.variance}
     settings = {**measurement.settings, **options, "repeats": repeats}
 
+    streams = build.streams(saved.config, device_of(model))
+
     def measure(predictor: Predictor, x0: Tensor, numbers: range, advance: Advance) -> Tensors:
-        found = elbo_of(predictor, x0, numbers, times, move, terms, seed, repeats)
+        found = elbo_of(predictor, x0, numbers, times, move, terms, seed, repeats, streams)
         advance(len(numbers))
         return found.tensors()
 

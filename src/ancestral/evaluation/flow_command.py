@@ -13,7 +13,6 @@ from torch import Tensor
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.probability_flow import LIFTS, Adaptive, flow_bound
 from ancestral.diffusion.objectives.statistics import in_json
-from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.evaluation.measurement import Advance, Measurement, Tensors
 from ancestral.runs import build, calibration
@@ -61,7 +60,7 @@ def likelihood(
     def measure(predictor: Predictor, x0: Tensor, numbers: range, advance: Advance) -> Tensors:
         started = time.monotonic()
         try:
-            found = flow_bound(predictor, x0, Streams(seed, "likelihood", numbers), lifted, probes, method)
+            found = flow_bound(predictor, x0, measurement.streams("likelihood", numbers), lifted, probes, method)
         except ArithmeticError as error:
             raise UserError(f"--rtol, --atol: {error}; use larger ones") from None
         advance(len(numbers))

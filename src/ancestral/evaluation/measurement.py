@@ -12,6 +12,7 @@ from torch import Tensor
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor
+from ancestral.diffusion.processes.streams import Streams
 from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.datasets import warn_of_untrained
@@ -49,6 +50,10 @@ class Measurement:
             "seed": self.seed,
             "batch_size": self.batch_size,
         }
+
+    def streams(self, purpose: str, numbers: range) -> Streams:
+        """Noise for the images of these numbers."""
+        return build.streams(self.saved.config, device_of(self.model))(self.seed, purpose, numbers)
 
     def run(
         self,

@@ -18,7 +18,6 @@ from ancestral.diffusion.objectives.elbo import Elbo, concatenate
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.rate_distortion import Curve, curve
 from ancestral.diffusion.objectives.statistics import image_psnr
-from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
 from ancestral.evaluation.measurement import Advance, Measurement, Tensors
@@ -62,7 +61,7 @@ def rate_distortion(
 
     def measure(predictor: Predictor, x0: Tensor, numbers: range, advance: Advance) -> Tensors:
         watched = Watched(predictor, advance)
-        return along_chains(watched, x0, times, move, Streams(seed, "rd", numbers)).elbo.tensors()
+        return along_chains(watched, x0, times, move, measurement.streams("rd", numbers)).elbo.tensors()
 
     def files(parts: list[Tensors], processes: Processes) -> dict[str, bytes]:
         if not processes.first:

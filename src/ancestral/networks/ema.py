@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+untyped: Any = torch  # for its functions on lists, which have no annotations
 Weights = dict[str, Tensor]
 
 
@@ -38,8 +40,8 @@ class PowerAverage:
     def update(self, current: Mapping[str, Tensor], images: int, step: int) -> None:
         """Take in the weights after `images` images have been seen, the last `step` of them since the last update."""
         keep = (1 - step / images) ** (exponent(self.width) + 1)
-        for name, average in self.weights.items():
-            average.lerp_(current[name].detach().to(average.dtype), 1 - keep)
+        latest = [current[name].detach().to(average.dtype) for name, average in self.weights.items()]
+        untyped._foreach_lerp_(list(self.weights.values()), latest, 1 - keep)
 
 
 @dataclass(frozen=True)

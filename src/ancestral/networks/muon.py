@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+untyped: Any = torch  # for its functions on lists, which have no annotations
 MOMENTUM = 0.95
 SIZE = 0.2  # root mean square of an update of AdamW, in learning rates
 NARROW = 16  # a matrix with a side below it is AdamW's
@@ -53,17 +54,16 @@ class Muon(torch.optim.AdamW):
             by_shape.setdefault(one.shape, []).append(one)
             one.grad = None
         for shape, alike in by_shape.items():
-            sums = []
             for one in alike:
-                state = self.state[one]
-                if not state:  # AdamW looks for a step in every state that it loads
-                    state.update(step=torch.zeros(()), momentum=torch.zeros_like(one))
-                momentum = state["momentum"].lerp_(gradients[one], 1 - MOMENTUM)
-                sums.append(gradients[one].lerp(momentum, MOMENTUM).flatten(1))
-            updates = orthogonal(torch.stack(sums))
+                if not self.state[one]:  # AdamW looks for a step in every state that it loads
+                    self.state[one].update(step=torch.zeros(()), momentum=torch.zeros_like(one))
+            momenta, slopes = [self.state[one]["momentum"] for one in alike], [gradients[one] for one in alike]
+            untyped._foreach_lerp_(momenta, slopes, 1 - MOMENTUM)
+            sums = untyped._foreach_lerp(slopes, momenta, MOMENTUM)
+            updates = orthogonal(torch.stack([one.flatten(1) for one in sums]))
             scale = SIZE * max(updates.shape[1:]) ** 0.5
-            for one, update in zip(alike, updates, strict=True):
-                one.mul_(1 - rate * decay).add_(update.reshape(shape), alpha=-rate * scale)
+            untyped._foreach_mul_(alike, 1 - rate * decay)
+            untyped._foreach_add_(alike, [one.reshape(shape) for one in updates], alpha=-rate * scale)
         result = super().step(closure)
         for one, gradient in gradients.items():
             one.grad = gradient

@@ -18,7 +18,9 @@ from ancestral.diffusion.objectives.losses import OBJECTIVES, Objective
 from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
+from ancestral.diffusion.processes.philox import PhiloxStreams
 from ancestral.diffusion.processes.schedule import SCHEDULES, from_betas
+from ancestral.diffusion.processes.streams import OpenStreams, Streams
 from ancestral.diffusion.samplers.grids import GRIDS, full, trailing
 from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.diffusion.samplers.transitions import (
@@ -166,6 +168,21 @@ def optimizer(network: nn.Module, options: TrainOptions) -> torch.optim.Optimize
         weight_decay=options.weight_decay,
         fused=True,
     )
+
+
+STREAMS: dict[str, Callable[[torch.device], OpenStreams]] = {
+    "numpy": lambda device: Streams,
+    "philox": lambda device: partial(PhiloxStreams, device=device),
+}
+
+
+def streams(config: Config, device: torch.device | str = "cpu") -> OpenStreams:
+    """The random streams of a run; those that can are drawn on the device.
+
+    Raises:
+        UserError: for unknown ones.
+    """
+    return choose(STREAMS, config.train.stream, "train.stream")(torch.device(device))
 
 
 def method(

@@ -12,7 +12,6 @@ from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Watched
 from ancestral.diffusion.objectives.calibration import POINTS, calibrate
-from ancestral.diffusion.processes.streams import Streams
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import conditions_of
@@ -37,11 +36,9 @@ def calibration(
     if not build.chain(config).calibrated:
         return None
     images = train_images.spread(CALIBRATED)
-    cond = conditions_of(images, config, device)
-    predictor = build.predictor(shown, None, **cond)
-    return calibrate(
-        Watched(predictor, report), to_unit(images.images).to(device), Streams(0, "calibrate", range(len(images)))
-    )
+    cond, streams = conditions_of(images, config, device), build.streams(config, device)
+    watched = Watched(build.predictor(shown, None, **cond), report)
+    return calibrate(watched, to_unit(images.images).to(device), streams(0, "calibrate", range(len(images))))
 
 
 def predictions(config: Config) -> int:

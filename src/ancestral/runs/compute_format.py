@@ -50,13 +50,16 @@ def candidates(
 ) -> list[ComputeFormat]:
     """What two settings leave open, plainest first; 'auto' is bfloat16 only where a device multiplies it itself.
 
+    CUDA multiplies float16 where it does not.
+
     Args:
         precision: by name, or auto.
         channels_last: or auto.
         device: that computes.
         several: whether weights are divided among processes, which takes contiguous ones.
     """
-    kinds = [precision] if precision != "auto" else ["float32", *(["bfloat16"] if has_bfloat16(device) else [])]
+    half = "bfloat16" if has_bfloat16(device) else "float16" if device.type == "cuda" else "float32"
+    kinds = {precision} if precision != "auto" else {"float32", half}
     layouts = [channels_last] if channels_last != "auto" else [False] if several else [False, True]
     return [one for one in FORMATS if one.precision in kinds and one.channels_last in layouts]
 
@@ -162,8 +165,11 @@ def _measured_for_drawing(config: Config, facts: Facts, device: torch.device) ->
 def for_drawing(name: str, saved: Checkpoint, device: torch.device) -> ComputeFormat:
     """What a run's network draws in; auto: what its training found the fastest on such a processor, or measured now.
 
+    `device` is float32 on a CPU and auto elsewhere.
     Nothing is measured on other devices than the CPU, nor by several processes, which must choose alike.
     """
+    if name == "device":
+        name = "float32" if device.type == "cpu" else "auto"
     if name != "auto":
         return next(one for one in FORMATS if one == (name, False))
     if device.type != "cpu":

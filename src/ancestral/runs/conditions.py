@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ancestral.data.dataset import ImageSet
 from ancestral.data.inventory import listed
-from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.streams import OpenStreams
 from ancestral.errors import UserError
 from ancestral.runs.config import Config, Facts
 from ancestral.runtime.registry import suggest
@@ -77,7 +77,7 @@ def conditions_of(images: ImageSet, config: Config, device: torch.device) -> Con
     return {name: value.to(device) for name, value in for_model(all_of(images), config).items()}
 
 
-def trained_with(cond: Conditions, config: Config, numbers: Sequence[int]) -> Conditions:
+def trained_with(cond: Conditions, config: Config, numbers: Sequence[int], streams: OpenStreams) -> Conditions:
     """The conditions in training: a share of the images goes without (Ho and Salimans 2022, Algorithm 1).
 
     Which ones is a function of the seed and of the image's number alone.
@@ -85,4 +85,4 @@ def trained_with(cond: Conditions, config: Config, numbers: Sequence[int]) -> Co
     taken, share = for_model(cond, config), config.model.condition_dropout
     if not share:
         return taken
-    return {**taken, "dropped": Streams(config.train.seed, "condition", numbers).uniform() < share}
+    return {**taken, "dropped": streams(config.train.seed, "condition", numbers).uniform() < share}

@@ -24,6 +24,8 @@ SCHEMA = 2
 LATER = (  # settings that older runs lack, and how they read there
     ("data", "white", None),
     ("train", "augment", 0.0),
+    ("train", "stream", "numpy"),
+    ("train", "deterministic", False),
     ("model", "time_width", None),
     ("model", "activation", "silu"),
     ("model", "scale_shift", False),
@@ -124,6 +126,7 @@ class TrainOptions:
     augment: Fraction = 0.0  # of each kind of move, its probability (see `ancestral.data.augmentation`)
     workers: Annotated[int, Meta(ge=0)] = 0  # threads that prepare the next batches
     seed: Annotated[int, Meta(ge=0, lt=2**32)] = 0  # of every draw
+    stream: Literal["numpy", "philox"] = "numpy"  # of random numbers: the host's, or drawn on the device
     average_widths: tuple[Width, Width] = (0.05, 0.1)  # the two averages that are kept
     average: Literal[0, 1] = 1  # which of them is the model
     snapshots: Count = 8  # how often both are kept for rebuilding other widths
@@ -132,6 +135,7 @@ class TrainOptions:
         "all-reduce"  # how processes share (see `ancestral.training.gradient_sync`)
     )
     channels_last: bool | Literal["auto"] = False  # the layout of images in memory; auto: as it is fastest here
+    deterministic: bool = False  # on CUDA: only what gives the same bits each time
     compile: bool = False  # let torch compile the network: slow to begin, then faster
     recompute: bool = False  # activations anew in the backward pass instead of kept: less memory, a third more work
     not_finite: Literal["stop", "skip"] = "stop"  # what to do with an update whose loss or gradient is not finite

@@ -105,9 +105,9 @@ class SamplingOptions:
     )
     batch_size: int = _option(64, "Images at a time; changes no image.", low=1)
     precision: str = _option(
-        "float32",
-        "What the network computes in; auto: as its layers are fastest here.",
-        choices=("float32", "bfloat16", "auto"),
+        "device",
+        "What the network computes in; auto: as its layers are fastest here; device: float32 on a CPU, auto elsewhere.",
+        choices=("device", "float32", "bfloat16", "auto"),
     )
     average_width: float | None = _option(None, "Rebuild the weights' average with this relative width.")
     seed: int = _option(0, "Seed of every draw.", low=0, high=2**32 - 1)

@@ -127,7 +127,9 @@ def tune_steps(
     cond = conditions(saved, None, embeddings, num_images)
     on = {name: value.to(device_of(model)) for name, value in cond.items()}
     predictor = build.predictor(model, saved.calibration, **on)
-    noise = latents(saved.facts.shape, seed, range(num_images)).to(device_of(model), state_type(model))
+    noise = latents(saved.facts.shape, seed, range(num_images), build.streams(saved.config, device_of(model))).to(
+        device_of(model), state_type(model)
+    )
     try:
         with advancing(f"{len(fine) - 1} steps", (len(fine) - 1) * num_images) as advance:
             watched = Watched(predictor, advance)

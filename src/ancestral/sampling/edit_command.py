@@ -19,7 +19,6 @@ from ancestral.diffusion.objectives.statistics import psnr
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import Step, from_model, walk
-from ancestral.diffusion.samplers.sample import trajectory
 from ancestral.diffusion.samplers.transitions import begin
 from ancestral.errors import UserError
 from ancestral.runs.sampling_options import SamplingOptions
@@ -144,7 +143,7 @@ def between(editor: Editor, ends: Tensor, way: Encoder, at: int | None, frames: 
         numbers = [number % VARIANTS for number in numbers]  # the same noise for every frame
         first, second = states[numbers].unbind(1)
         start = way.mix(first, second, editor.to_state(rows / (frames - 1)).reshape(-1, 1, 1, 1))
-        return trajectory(predictor, start, times, editor.sampler.move, editor.options.seed, numbers)
+        return editor.trajectory(predictor, start, times, numbers)
 
     return Edit(_calls(editor, times), steps)
 
@@ -158,7 +157,7 @@ def vary(folder: Path, sources: Sources, options: SamplingOptions, *, at: int | 
     def steps(rows: Tensor, numbers: list[int], predictor: Predictor) -> Iterator[Step]:
         eps = editor.to_state(editor.streams("forward", numbers).normal(editor.shape))
         start = editor.schedule.marginal(x0[rows], times[0]).sample(eps)
-        return trajectory(predictor, start, times, editor.sampler.move, options.seed, numbers)
+        return editor.trajectory(predictor, start, times, numbers)
 
     editor.write({"image": x0}, editor.draw(len(x0), _calls(editor, times), steps))
 
@@ -181,7 +180,7 @@ def _missing(editor: FileEditor, damage: Damage) -> Operator:
         return Known(editor.read_mask(damage.mask))
     if damage.degraded:
         raise UserError("--mask: say which pixels are missing, white in a PNG of the image's size")
-    chance = torch.special.ndtr(editor.streams("missing", [0]).normal(editor.shape[1:]))
+    chance = torch.special.ndtr(editor.streams("missing", [0]).normal(editor.shape[1:]).cpu())
     return Known(chance >= damage.missing)
 
 

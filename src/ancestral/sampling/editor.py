@@ -16,8 +16,9 @@ from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import Step
-from ancestral.diffusion.samplers.sample import finish, latents
+from ancestral.diffusion.samplers.sample import finish, latents, trajectory
 from ancestral.errors import UserError
+from ancestral.runs import build
 from ancestral.runs.conditions import Conditions, class_number
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runs.sampling_options import SamplingOptions
@@ -58,6 +59,7 @@ class Editor:
         self.saved, self.model = self.sampler.saved, self.sampler.model
         self.schedule, self.shape = self.model.schedule, self.saved.facts.shape
         self.label = self._class_of(options.label)
+        self.open_streams = build.streams(self.saved.config, device_of(self.model))
 
     def _class_of(self, label: str | None) -> int | None:
         if self.saved.config.model.embedding:
@@ -90,11 +92,19 @@ class Editor:
 
     def latents(self, numbers: Sequence[int]) -> Tensor:
         """x_T of these numbers."""
-        return self.to_state(latents(self.shape, self.options.seed, numbers))
+        return self.to_state(latents(self.shape, self.options.seed, numbers, self.open_streams))
 
     def streams(self, purpose: str, numbers: Sequence[int]) -> Streams:
         """Noise for these numbers."""
-        return Streams(self.options.seed, purpose, numbers)
+        return self.open_streams(self.options.seed, purpose, numbers)
+
+    def trajectory(
+        self, predictor: Predictor, start: Tensor, times: Sequence[int], numbers: Sequence[int]
+    ) -> Iterator[Step]:
+        """The reverse process from `start` with noise for these numbers."""
+        return trajectory(
+            predictor, start, times, self.sampler.move, self.options.seed, numbers, streams=self.open_streams
+        )
 
     def predictor(self, count: int) -> Predictor:
         """The model for a batch of so many images, under their label."""

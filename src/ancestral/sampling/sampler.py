@@ -84,9 +84,11 @@ class Sampler:
         device = device_of(self.model)
         own = {name: value[numbers.start : numbers.stop].to(device) for name, value in cond.items()}
         predictor = self.guidance.predictor(own)
-        noise = latents(self.saved.facts.shape, self.options.seed, numbers).to(device, state_type(self.model))
+        streams = build.streams(self.saved.config, device)
+        noise = latents(self.saved.facts.shape, self.options.seed, numbers, streams)
+        noise = noise.to(device, state_type(self.model))
         start, draw = beginning(self.model.schedule, noise), build.chain(self.saved.config).draw
-        for step in trajectory(predictor, start, self.times, self.move, self.options.seed, numbers, draw):
+        for step in trajectory(predictor, start, self.times, self.move, self.options.seed, numbers, draw, streams):
             progress(len(numbers))
             yield step
 

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn
 
 from ancestral.data import load
@@ -160,6 +161,7 @@ def train(
         for line in inventory.paragraph(images, summary) if summary else []:
             _say(line)
         settings = settings if fresh else _with_current_names(settings, folder)
+        settings = for_device(settings, given, torch_device, None if fresh else _begun(folder))
         if begin_with is not None and begun is None:
             for line in begin_with.check(settings, facts(images.train), given):
                 _say(line)
@@ -203,6 +205,38 @@ def _with_current_names(settings: config.Config, folder: Path) -> config.Config:
         f"diffusion.variance={variance}: when {folder} was begun, this was what is called {current} now; it goes on so"
     )
     return replace(settings, diffusion=replace(settings.diffusion, variance=current))
+
+
+ACCELERATED = {"stream": "philox", "precision": "auto", "channels_last": "auto", "workers": 4}
+
+
+def for_device(
+    settings: config.Config, given: Collection[str], device: torch.device, begun: config.Config | None
+) -> config.Config:
+    """The settings with those of an accelerator in place of a preset's; a run goes on with what it began with.
+
+    Args:
+        settings: of a preset, with those that were set one by one.
+        given: keys of these.
+        device: that computes.
+        begun: the configuration of the run that is there.
+    """
+    own = {
+        name: value
+        for name, value in ACCELERATED.items()
+        if f"train.{name}" not in given
+        and (device.type != "cpu" if begun is None or name == "workers" else getattr(begun.train, name) == value)
+    }
+    return replace(settings, train=replace(settings.train, **own))
+
+
+def _begun(folder: Path) -> config.Config | None:
+    """The configuration of the run in a folder; resuming checks it later."""
+    path = folder / "config.json"
+    try:
+        return config.from_json(disk.document(path, float), str(path))[0]
+    except (disk.Missing, disk.Damaged, UserError):
+        return None
 
 
 def _set_aside(folder: Path) -> None:

@@ -18,7 +18,6 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import Estimate, mean_and_error
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import VARIANCES, Ancestral, Transition
 from ancestral.runs import build
 from ancestral.runs.conditions import conditions_of
@@ -126,6 +125,7 @@ def ends(losses: Sequence[float]) -> tuple[Estimate | None, Estimate | None]:
 def held_out_bits(config: Config, model: Denoiser, table: Tensor | None, held_out: ImageSet) -> Tensor:
     """The bound on each image in bits/dim, float64 (N,), by a few terms, with the run's own reverse step."""
     device, times = device_of(model), build.training_grid(config)
+    streams = build.streams(config, device)
     parts = []
     for start in range(0, len(held_out), BATCH):
         rows = np.arange(start, min(start + BATCH, len(held_out)))
@@ -135,7 +135,7 @@ def held_out_bits(config: Config, model: Denoiser, table: Tensor | None, held_ou
             to_unit(part.images).to(device),
             times,
             _reverse(config, table),
-            Streams(0, "health", range(start, start + len(rows))),
+            streams(0, "health", range(start, start + len(rows))),
             terms=min(TERMS, len(times) - 1),
         )
         parts.append(measured.bits_per_dim)

@@ -22,7 +22,8 @@ from ancestral.training.trackers import flat
 # Settings of the computation may change when a run is resumed. Older runs lack the untrained classes and the white
 # level; that the images are the same is checked by their digest.
 _COMPUTATION = (
-    "data.cache train.micro_batch train.workers train.parallel train.compile train.channels_last train.recompute"
+    "data.cache train.micro_batch train.workers train.parallel train.compile train.channels_last train.recompute "
+    "train.deterministic"
 )
 MAY_CHANGE = {f"config.{name}" for name in _COMPUTATION.split()} | {"facts.untrained", "config.data.white"}
 # With a new leg more images of the same source may be used, and the rate may rise to another peak.

@@ -13,7 +13,6 @@ from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import mean_and_error
-from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.sample import sample
 from ancestral.runs import build
 from ancestral.runs.conditions import conditions_of, in_turn
@@ -44,10 +43,10 @@ def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, d
     cond = conditions_of(held_out.take(np.arange(SAMPLES) % len(held_out)), config, device)
     if config.model.labels:
         cond["labels"] = in_turn(facts, range(SAMPLES)).to(device)
-    times = build.training_grid(config)
+    times, streams = build.training_grid(config), build.streams(config, device)
     kind, predictor = build.chain(config), build.predictor(model, None, **cond)
     grid = build.sampling_grid(config, "trailing", kind.calls if len(times) > kind.calls + 1 else None)
-    samples = sample(predictor, facts.shape, SAMPLES, grid, kind.quick, device=device, draw=kind.draw)
+    samples = sample(predictor, facts.shape, SAMPLES, grid, kind.quick, device=device, draw=kind.draw, streams=streams)
     if kind.measured is None:
         return Preview(to_bytes(samples), None, [None] * 10)
     test = held_out.spread(MEASURED)
@@ -56,7 +55,7 @@ def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, d
         to_unit(test.images).to(device),
         times,
         kind.measured,
-        Streams(0, "preview", range(len(test))),
+        streams(0, "preview", range(len(test))),
         terms=min(TERMS, len(times) - 1),
     )
     sums = measured.by_tenth(measured.bits(measured.terms * measured.weight), times[0]).mean(0)

@@ -8,10 +8,11 @@ integer, and a run resumed from a checkpoint equals the run that was never stopp
 from __future__ import annotations
 
 import math
+import os
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from ancestral.data.dataset import ImageSet
 from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS, UNIFORMS
 from ancestral.diffusion.processes.streams import key
+from ancestral.diffusion.processes.types import on
 from ancestral.errors import UserError
 from ancestral.networks.ema import PowerAverage
 from ancestral.runs import build
@@ -34,7 +36,7 @@ from ancestral.runtime.distributed import Processes, check
 from ancestral.runtime.tensor_files import fitting
 from ancestral.training.gradient_sync import engine, like, open_formats, whole
 from ancestral.training.loss_spikes import LossMonitor
-from ancestral.training.prefetch import Prefetcher
+from ancestral.training.prefetch import Batch, Prefetcher, batch
 
 MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"})  # of a parameter: AdamW's, Muon's
 # In what CUDA raises as torch.OutOfMemoryError, and MPS and the CPU as a RuntimeError.
@@ -48,6 +50,19 @@ def _torch_draws(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Within it torch takes, or refuses, only what gives the same bits each time on CUDA; a CPU does so anyway."""
+    before = torch.are_deterministic_algorithms_enabled()
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS begins
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 @dataclass(frozen=True)
@@ -69,13 +84,11 @@ class Record:
 class _Batch:
     """This process's share of the images of one update, and the times of all of them, on the CPU."""
 
-    x0: Tensor
+    share: Batch
     cond: Conditions
-    eps: Tensor
     index: Tensor  # of the times on the grid, for the whole batch
     earlier: Tensor  # the s of each t of the grid, at this point of the run
     importance: Tensor  # for the whole batch
-    rows: list[int]
 
 
 class NotFinite(UserError):
@@ -126,7 +139,16 @@ class Training:
         self.config, self.facts, self.device, self.images = config, facts, device, 0
         self.skipped = 0  # updates in a row
         self.flags: Callable[[], Sequence[bool]] = tuple  # what processes agree on beside the losses, in one call
-        self.prefetcher = Prefetcher(options.workers)
+        self.streams = build.streams(config)  # of what the host draws
+        make = partial(
+            batch,
+            seed=options.seed,
+            flip=options.flip,
+            augment=options.augment,
+            streams=self.streams,
+            noise=build.streams(config, device),
+        )
+        self.prefetcher = Prefetcher(make, options.workers, device)
         with _torch_draws(key(options.seed, "weights"), device):
             self.denoiser = build.denoiser(config, facts).to(device)
         self.formats = open_formats(options, device, self.processes)
@@ -165,6 +187,10 @@ class Training:
         Raises:
             NotFinite: when the loss or the gradient is not finite, or too many updates in a row were skipped.
         """
+        with deterministic(self.device) if self.config.train.deterministic else nullcontext():
+            return self._step(data, progress)
+
+    def _step(self, data: ImageSet, progress: float) -> Record:
         started, options = time.perf_counter(), self.config.train
         numbers = range(self.images, self.images + options.batch_size)
         batch = self._batch(data, numbers, progress)
@@ -172,9 +198,13 @@ class Training:
         for one in self.learners.values():
             for group in one.optimizer.param_groups:
                 group["lr"] = learning_rate(progress, one.rate, options.warmup, options.decay)
-        losses, flags = self.processes.gather(self._accumulate(batch), self.flags())
+        own = self._accumulate(batch)
+        norms = [self._clipped(one) for one in self.learners.values()]
+        # The one time that the host waits for the device.
+        read = torch.cat([own, torch.stack(norms)]).cpu().double()
+        norm, *others = map(float, read[len(own) :])
+        losses, flags = self.processes.gather(read[: len(own)], self.flags())
         loss = float((losses * batch.importance).mean())
-        norm, *others = [self._clipped(one) for one in self.learners.values()]
         finite = all(map(math.isfinite, (loss, norm, *others)))
         applied = finite and not self.spikes.is_spike(loss)
         if applied:
@@ -193,10 +223,10 @@ class Training:
         rate = learning_rate(progress, options.learning_rate, options.warmup, options.decay)
         return Record(self.images, loss, norm, rate, time.perf_counter() - started, batch.index, losses, applied, flags)
 
-    def _clipped(self, one: Learner) -> float:
+    def _clipped(self, one: Learner) -> Tensor:
         """The norm of its gradient before it was clipped."""
         self.scaler.unscale_(one.optimizer)
-        return float(whole(nn.utils.clip_grad_norm_(one.network.parameters(), self.config.train.clip_norm)))
+        return whole(nn.utils.clip_grad_norm_(one.network.parameters(), self.config.train.clip_norm))
 
     def _skip(self, batch: _Batch, data: ImageSet, losses: Tensor, loss: float, norm: float) -> None:
         """Count a skipped update, or stop the run, as the settings say; the weights are untouched so far."""
@@ -205,7 +235,7 @@ class Training:
         may_skip = self.config.train.not_finite == "skip" or self.scaler.is_enabled() or math.isfinite(loss + norm)
         if may_skip and self.skipped < SKIPS_IN_A_ROW:
             return
-        names = [data.names[row] for row in batch.rows]
+        names = [data.names[row] for row in batch.share.rows]
         what = "far above those before" if math.isfinite(loss + norm) else "or its gradient is not finite"
         share = self.processes.share(range(len(losses)))
         raise NotFinite(
@@ -220,23 +250,21 @@ class Training:
                 "t": self.sampler.t[batch.index[share.start : share.stop]].tolist(),
                 "losses": losses[share.start : share.stop].tolist(),
             },
-            {"x0": batch.x0, "eps": batch.eps},
+            {"x0": batch.share.x0(), "eps": batch.share.eps().cpu()},
         )
 
     def _batch(self, data: ImageSet, numbers: range, progress: float) -> _Batch:
-        seed = self.config.train.seed
-        index, importance = self.sampler.draw(self.uniforms(seed, numbers))
+        index, importance = self.sampler.draw(self.uniforms(self.config.train.seed, numbers, self.streams))
         share = self.processes.share(numbers)
-        options = self.config.train
-        x0, cond, rows, eps = self.prefetcher(data, seed, share, options.flip, len(numbers), options.augment)
-        cond = trained_with(cond, self.config, share)
-        return _Batch(x0, cond, eps, index, self.earlier(progress), importance, rows)
+        own = self.prefetcher(data, share, len(numbers))
+        cond = trained_with(own.cond, self.config, share, self.streams)
+        return _Batch(own, cond, index, self.earlier(progress), importance)
 
     def _accumulate(self, batch: _Batch) -> Tensor:
         """Gradients of the mean loss over all processes, this one's share a micro-batch at a time.
 
         Where memory runs out the micro-batch is halved and the share repeated: the same images, t and noise. Returns
-        the share's losses, float64, on the CPU.
+        the share's losses, on the device.
         """
         self.network.train()
         while True:
@@ -256,32 +284,32 @@ class Training:
                 return losses
 
     def _backward_share(self, batch: _Batch) -> Tensor:
-        losses = []
-        for start in range(0, len(batch.x0), self.shard):
+        losses, count = [], len(batch.share.rows)
+        for start in range(0, count, self.shard):
             end = start + self.shard
             for i in range(start, end, self.micro_batch):
-                with self.engine.part(last=i + self.micro_batch >= len(batch.x0)):
+                with self.engine.part(last=i + self.micro_batch >= count):
                     losses.append(self._backward(batch, slice(i, min(i + self.micro_batch, end))))
             self.engine.end_shard()
         return torch.cat(losses)
 
     def _backward(self, batch: _Batch, part: slice) -> Tensor:
         options = self.config.train
-        offset = self.processes.rank * len(batch.x0)  # of this share in the whole batch
+        offset = self.processes.rank * len(batch.share.rows)  # of this share in the whole batch
         index = batch.index[offset + part.start : offset + part.stop]
         importance = batch.importance[offset + part.start : offset + part.stop]
         with _torch_draws(key(options.seed, "dropout", self.images + offset + part.start), self.device), self.autocast:
             losses = self.objective(
                 self.denoiser,
-                batch.x0[part].to(self.device),
+                batch.share.x0(part, self.device),
                 self.sampler.t[index],
                 batch.earlier[index],
-                batch.eps[part].to(self.device),
-                **{name: value[part].to(self.device) for name, value in batch.cond.items()},
+                batch.share.eps(part, self.device),
+                **{name: on(self.device, value[part]) for name, value in batch.cond.items()},
             )
-        mean = (losses * importance.to(losses)).sum() * (self.engine.scale / options.batch_size)
+        mean = (losses * on(losses.device, importance, losses.dtype)).sum() * (self.engine.scale / options.batch_size)
         self.scaler.scale(mean).backward()
-        return losses.detach().cpu().double()
+        return losses.detach()
 
     def model_weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The averaged weights that are the model, from the result of `tensors`."""

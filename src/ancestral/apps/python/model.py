@@ -29,6 +29,7 @@ from ancestral.evaluation.measurement import Measurement
 from ancestral.runs import build, calibration, checkpoint
 from ancestral.runs.datasets import fitting, images_for
 from ancestral.runs.hub import hub
+from ancestral.runs.open import device_of
 from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
 from ancestral.runtime.console import advancing, screen
@@ -194,8 +195,9 @@ class Model:
         move, times = build.transition(saved, variance), build.training_grid(saved.config)
         terms = elbo_command.measured_terms(len(times) - 1, terms, exact, "terms")
         measurement = Measurement(saved, model, None, images.spread(num_images), batch_size, seed)
+        streams = build.streams(saved.config, device_of(model))
         found = [
-            elbo_command.elbo_of(*measurement.batch(part), part, times, move, terms, seed)
+            elbo_command.elbo_of(*measurement.batch(part), part, times, move, terms, seed, streams=streams)
             for part in measurement.batches
         ]
         return Estimate(*mean_and_error(concatenate(found).bits_per_dim))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ancestral.diffusion.denoisers.targets import Target
 from ancestral.diffusion.processes.gaussian import Gaussian
-from ancestral.diffusion.processes.types import Time, over
+from ancestral.diffusion.processes.types import Time, on, over
 
 Clip = Callable[[Tensor], Tensor]
 
@@ -109,7 +109,7 @@ class Denoiser(nn.Module):
         time = self.clock(torch.as_tensor(t).expand(len(x_t)), self.schedule.T)
         like = next(self.network.parameters(), x_t)
         wide = torch.promote_types(like.dtype, torch.float32)
-        raw = self.network(x_t.to(like.dtype), time.to(x_t.device, wide), **cond)
+        raw = self.network(x_t.to(like.dtype), on(x_t.device, time, wide), **cond)
         return raw.to(x_t.dtype)
 
     def interpret(self, output: Tensor, x_t: Tensor, t: Time, clip: Clip = unclipped) -> Prediction:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ancestral.diffusion.denoisers.denoiser import CLOCKS, Clock
 from ancestral.diffusion.processes.absorbing import Absorbing, hidden
 from ancestral.diffusion.processes.levels import Logistic, Softmax, Values
-from ancestral.diffusion.processes.types import Time, untyped
+from ancestral.diffusion.processes.types import Time, on, untyped
 
 
 class Guess(NamedTuple):
@@ -62,7 +62,7 @@ class Masked(nn.Module):
         like = next(self.network.parameters(), x_t)
         unknown = hidden(x_t)
         seen = torch.cat([x_t.masked_fill(unknown, 0), unknown.to(x_t)], 1)
-        raw = self.network(seen.to(like.dtype), time.to(x_t.device, torch.float32), **cond)
+        raw = self.network(seen.to(like.dtype), on(x_t.device, time, torch.float32), **cond)
         return raw.to(x_t.dtype)
 
     def interpret(self, output: Tensor, x_t: Tensor, t: Time) -> Guess:

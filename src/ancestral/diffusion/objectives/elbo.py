@@ -145,7 +145,7 @@ def random_terms(
     if not 2 <= count <= steps:
         raise ValueError(f"the number of terms must be between 2 and {steps}, got {count}")
     edges, width = strata(schedule, grid, count)
-    u = torch.stack([noise.uniform() for _ in width], 1)
+    u = torch.stack([noise.uniform() for _ in width], 1).cpu()
     indices = (edges + (u * width).floor()).long()
     last = torch.full((images, 1), steps - 1)
     weights = torch.cat([width, torch.ones(1)]).double().expand(images, count)

@@ -9,28 +9,28 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
-from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.streams import OpenStreams, Streams
 from ancestral.diffusion.processes.types import numbers, untyped
 
 _GOLDEN = (5**0.5 - 1) / 2
 
 
-def independent(seed: int, numbers: Sequence[int]) -> Tensor:
+def independent(seed: int, numbers: Sequence[int], streams: OpenStreams = Streams) -> Tensor:
     """Uniform numbers in [0, 1), independent between images. float64 (B,)."""
-    return Streams(seed, "time", numbers).uniform()
+    return streams(seed, "time", numbers).uniform()
 
 
-def stratified(seed: int, numbers: Sequence[int]) -> Tensor:
+def stratified(seed: int, numbers: Sequence[int], streams: OpenStreams = Streams) -> Tensor:
     """The golden-ratio sequence with a random start: any run of n images covers [0, 1) evenly.
 
     It does what dividing each batch into strata does (Kingma et al. 2021, appendix I.1), but image n keeps its number
     whatever the batch size.
     """
-    start = Streams(seed, "time", [0]).uniform()
+    start = streams(seed, "time", [0]).uniform()
     return (start + torch.tensor([n * _GOLDEN % 1 for n in numbers], dtype=torch.float64)) % 1
 
 
-UNIFORMS: dict[str, Callable[[int, Sequence[int]], Tensor]] = {
+UNIFORMS: dict[str, Callable[..., Tensor]] = {
     "uniform": independent,
     "stratified": stratified,
 }

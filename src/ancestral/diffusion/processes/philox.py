@@ -8,8 +8,8 @@ the same too; normal ones, by Box and Muller in float32, are to the rounding of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -58,11 +58,14 @@ class PhiloxStreams(Streams):
         purpose: of the numbers.
         numbers: of the images.
         device: on which they are drawn, and stay.
+        first: block of each.
     """
 
-    def __init__(self, seed: int, purpose: str, numbers: Iterable[int], device: torch.device | str = "cpu") -> None:
-        self._key, self._numbers, self._device = key(seed, purpose), numbers, torch.device(device)
-        self._blocks = 0  # that have been drawn
+    def __init__(
+        self, seed: int, purpose: str, numbers: Sequence[int], device: torch.device | str = "cpu", first: int = 0
+    ) -> None:
+        self._seed, self._purpose, self._numbers, self._device = seed, purpose, numbers, torch.device(device)
+        self._block = first  # that comes next
 
     def _draw(self, count: int, used: int) -> tuple[Tensor, Tensor]:
         """Pairs of words for so many numbers an image, `used` of them from a block: int64 (B, blocks, 2) each."""
@@ -71,10 +74,14 @@ class PhiloxStreams(Streams):
             image = torch.arange(numbers.start, numbers.stop, numbers.step, device=self._device)
         else:
             image = torch.as_tensor(list(numbers), dtype=torch.int64, device=self._device)
-        block = torch.arange(self._blocks, self._blocks + blocks, device=self._device).expand(len(image), -1)
+        block = torch.arange(self._block, self._block + blocks, device=self._device).expand(len(image), -1)
         image = image[:, None].expand(-1, blocks)
-        self._blocks += blocks
-        even, odd = words(self._key, torch.stack([block & WORD, image & WORD]), torch.stack([block >> 32, image >> 32]))
+        self._block += blocks
+        even, odd = words(
+            key(self._seed, self._purpose),
+            torch.stack([block & WORD, image & WORD]),
+            torch.stack([block >> 32, image >> 32]),
+        )
         return even.permute(1, 2, 0), odd.permute(1, 2, 0)
 
     def normal(self, shape: Sequence[int]) -> Tensor:
@@ -96,6 +103,8 @@ class PhiloxStreams(Streams):
             values = (first >> 8).to(wide) * 2.0**-24
         return values.flatten(1)[:, :count].reshape(-1, *shape)
 
-    def soon(self, shape: Sequence[int]) -> Callable[[], Tensor]:
-        """`normal`, drawn when it is called for: nothing of it is the host's."""
-        return partial(self.normal, shape)
+    def soon(self, shape: Sequence[int]) -> Callable[[slice], Tensor]:
+        """The rows of `normal`, drawn when they are needed: nothing of it is the host's."""
+        seed, purpose, numbers, device, first = self._seed, self._purpose, self._numbers, self._device, self._block
+        self._block += -(-math.prod(shape) // 4)
+        return lambda part: PhiloxStreams(seed, purpose, numbers[part], device, first).normal(shape)

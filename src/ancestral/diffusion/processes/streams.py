@@ -41,10 +41,12 @@ class Streams:
         """Uniform float64 values in [0, 1), shape (B, *shape); one an image when left out."""
         return torch.as_tensor(np.stack([one.random(tuple(shape)) for one in self._streams]))
 
-    def soon(self, shape: Sequence[int]) -> Callable[[], Tensor]:
-        """`normal`, to be called for where it is needed: what the host does for it is done now."""
-        drawn = self.normal(shape).float()
-        return lambda: drawn
+    def soon(self, shape: Sequence[int]) -> Callable[[slice], Tensor]:
+        """The rows of `normal` as float32, for when they are needed: what the host does for them is done now."""
+        return self.normal(shape).float().__getitem__
+
+
+OpenStreams = Callable[[int, str, Sequence[int]], Streams]  # of a seed, a purpose and numbers
 
 
 def permutation(size: int, seed: int, purpose: str, number: int) -> np.ndarray:

@@ -17,7 +17,12 @@ def numbers(values: Any) -> list[Any]:
     return values.tolist()
 
 
+def on(device: torch.device, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """x on a device, which the host does not wait for where what it sends may be forgotten at once: on CUDA."""
+    return x.to(device=device, dtype=dtype, non_blocking=device.type == "cuda")
+
+
 def over(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient of shape () or (B,) as float of x's type and device that multiplies x of shape (B, ...)."""
     shaped = coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim if coefficient.ndim else 0))
-    return shaped.to(device=x.device, dtype=x.dtype)
+    return on(x.device, shaped, x.dtype)

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.processes.process import Process
-from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.streams import OpenStreams, Streams
 from ancestral.diffusion.samplers.loop import GaussianDraw, GaussianStep, Step, from_model, walk
 from ancestral.diffusion.samplers.transitions import Planned, Transition
 
 
-def latents(shape: Sequence[int], seed: int, numbers: Sequence[int]) -> Tensor:
-    """x_T ~ N(0, I) of the numbered images, float64 (B, *shape)."""
-    return Streams(seed, "latent", numbers).normal(shape)
+def latents(shape: Sequence[int], seed: int, numbers: Sequence[int], streams: OpenStreams = Streams) -> Tensor:
+    """x_T ~ N(0, I) of the numbered images, (B, *shape), as the streams give it: float64 on the CPU when left out."""
+    return streams(seed, "latent", numbers).normal(shape)
 
 
 def beginning(schedule: Process[Any], latents: Tensor) -> Tensor:
@@ -33,6 +33,7 @@ def trajectory(
     seed: int = 0,
     numbers: Sequence[int] | None = None,
     draw: Callable[[Streams], GaussianDraw] = from_model,
+    streams: OpenStreams = Streams,
 ) -> Iterator[GaussianStep]:
     """The reverse process from `start`, a step at a time; consume it to watch, stop, or keep what you want.
 
@@ -44,8 +45,9 @@ def trajectory(
         seed: of the noise along the way.
         numbers: the images' global numbers; 0..B-1 when left out.
         draw: how each state is drawn, given the noise.
+        streams: that the noise is from.
     """
-    noise = Streams(seed, "reverse", range(len(start)) if numbers is None else numbers)
+    noise = streams(seed, "reverse", range(len(start)) if numbers is None else numbers)
     return walk(denoiser, start, grid, transition, draw(noise))
 
 
@@ -59,6 +61,7 @@ def sample(
     batch_size: int = 64,
     device: torch.device | str = "cpu",
     draw: Callable[[Streams], GaussianDraw] = from_model,
+    streams: OpenStreams = Streams,
 ) -> Tensor:
     """`count` images on [-1, 1], shape (count, *shape) (reference names: `p_sample_loop`, `ddim_sample`).
 
@@ -68,8 +71,8 @@ def sample(
     batches: list[Tensor] = []
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
-        start = beginning(denoiser.schedule, latents(shape, seed, numbers).to(device, dtype))
-        batches.append(finish(trajectory(denoiser, start, grid, transition, seed, numbers, draw)).cpu())
+        start = beginning(denoiser.schedule, latents(shape, seed, numbers, streams).to(device, dtype))
+        batches.append(finish(trajectory(denoiser, start, grid, transition, seed, numbers, draw, streams)).cpu())
     return torch.cat(batches)
 
 
