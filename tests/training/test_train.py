@@ -12,6 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ancestral.data import load, pixels
+from ancestral.diffusion.processes.philox import PhiloxStreams
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, compute_format, config, datasets, metrics_log, plan
 from ancestral.runs.compute_format import ComputeFormat
@@ -852,3 +853,56 @@ def test_every_kind_of_damage_falls_back_with_the_file_named(tmp_path, digits, p
     assert len(problems) == 1
     assert named in problems[0]
     assert str(newest) in problems[0]
+
+
+# On an accelerator --------------------------------------------------------------------------------------------------
+
+
+def test_a_run_on_an_accelerator_begins_as_is_fast_there_and_goes_on_anywhere():
+    plain, mps = settings(), torch.device("mps")
+    fast = {"stream": "philox", "precision": "auto", "channels_last": "auto", "workers": 4}
+    assert command.for_device(plain, (), CPU, None) == plain
+    begun = command.for_device(plain, (), mps, None)
+    assert begun == settings(**{f"train__{name}": value for name, value in fast.items()})
+    named = settings(train__precision="float32", train__stream="numpy")
+    kept = command.for_device(named, ("train.precision", "train.stream"), mps, None)
+    assert (kept.train.precision, kept.train.stream, kept.train.workers) == ("float32", "numpy", 4)
+    # What was begun elsewhere goes on with its own numbers; only threads are the machine's.
+    there = command.for_device(plain, (), CPU, begun)
+    assert there == settings(**{f"train__{name}": value for name, value in {**fast, "workers": 0}.items()})
+    assert command.for_device(plain, (), mps, plain) == settings(train__workers=4)
+
+
+def test_half_of_a_device_is_what_it_multiplies(monkeypatch):
+    cuda = torch.device("cuda")
+    for native, half in ((True, "bfloat16"), (False, "float16")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        assert compute_format.candidates("auto", "auto", cuda)[-1] == (half, True)
+    assert compute_format.candidates("auto", False, torch.device("mps")) == [("float32", False)]
+
+
+@pytest.mark.parametrize("stream", ["numpy", "philox"])
+def test_a_runs_streams_are_recorded_and_old_runs_read_as_before(digits, stream):
+    given = settings(train__stream=stream)
+    document = config.to_json(given, datasets.facts(digits.train))
+    assert document["config"]["train"].get("stream") == (None if stream == "numpy" else stream)
+    assert config.from_json(document, "x")[0] == given
+
+
+def test_the_noise_of_an_image_is_of_its_stream_whatever_the_batch(digits):
+    run = trainer.Training(settings(train__stream="philox", train__flip=True), datasets.facts(digits.train), CPU)
+    numbers = range(40, 48)
+    whole, part = (run.prefetcher(digits.train, one, 8) for one in (numbers, range(43, 46)))
+    assert torch.equal(whole.eps()[3:6], part.eps())
+    assert torch.equal(whole.x0()[3:6], part.x0())
+    assert torch.equal(whole.eps(slice(3, 5)), whole.eps()[3:5])
+    assert torch.equal(whole.eps(), PhiloxStreams(run.config.train.seed, "noise", numbers).normal((1, 8, 8)))
+    assert not torch.equal(whole.eps(), prefetch.batch(digits.train, 0, numbers, False).eps())
+
+
+def test_deterministic_algorithms_are_torchs_within_a_step_on_cuda():
+    assert not torch.are_deterministic_algorithms_enabled()
+    for kind in ("cuda", "cpu"):
+        with trainer.deterministic(torch.device(kind)):
+            assert torch.are_deterministic_algorithms_enabled() == (kind == "cuda")
+        assert not torch.are_deterministic_algorithms_enabled()
