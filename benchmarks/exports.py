@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import process_time
@@ -22,7 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from common import interleaved, options, parsed, publish, spread, table
+from common import WORK, Results, interleaved, options, parsed, publish, spread, table
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
@@ -40,7 +41,9 @@ from ancestral.sampling.table import Row, TableSampler
 
 Call = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Inputs = dict[str, np.ndarray]
+Measured = tuple[str, Callable[[], list[str]]]  # a row's name, and its cells
 OURS, MIXED = "ancestral, float32", "8 bits, static, but for ends and shortcuts"
+DYNAMIC = "8 bits, dynamic"
 FIRST = "20 calls"
 WAYS: dict[str, dict[str, Any]] = {FIRST: {}, "8 calls, eta 1": {"steps": 8, "eta": 1.0}}
 CALIBRATED = 32  # images whose walks calibrate 8 bits
@@ -110,31 +113,32 @@ def draw(calls: Sequence[Call], sampler: Sampler, numbers: range) -> tuple[np.nd
     return states[0].numpy(), met
 
 
-def elsewhere(run: Path, folder: Path, python: Path, count: int) -> Iterator[list[object]]:
-    """A line for each format and way to draw: images of an environment without this package beside ours."""
+def elsewhere(run: Path, folder: Path, python: Path, count: int) -> Iterator[Measured]:
+    """For each format and way to draw, images of an environment without this package beside ours."""
     for name, way in WAYS.items():
-        sampler = Sampler(run, SamplingOptions(**way), "cpu")
-        cond = conditions(sampler.saved, None, None, count)
-        images = finish(sampler.walk(range(count), cond, lambda count: None)).numpy()
-        shape, noise = sampler.saved.facts.shape, Streams(0, "reverse", range(count))
-        noises = torch.stack([latents(shape, 0, range(count)), *(noise.normal(shape) for _ in sampler.visits)])
         for form, interpreter in (("onnx", python), ("torch", Path(sys.executable))):
-            out, file = folder / name / form, f"sampler.{export.FORMATS[form].suffix}"
+            file = f"sampler.{export.FORMATS[form].suffix}"
+            out = folder / name / form
             export.export(run, out, SamplingOptions(**way), form)
-            draws = json.loads((out / "sampler.json").read_text())["draws"]
-            labels = {one: value.numpy() for one, value in cond.items()}
-            np.savez(out / "in.npz", noise=noises[:draws].float().numpy(), **labels)
-            subprocess.run([interpreter.absolute(), "-c", ALONE], cwd=out, check=True)
-            found = np.load(out / "out.npy")
-            differ = apart(found, images)
-            yield [
-                run.name,
-                file,
-                name,
-                f"{(out / file).stat().st_size / 1e6:.1f}",
-                f"{np.abs(found - images).max():.1g}",
-                f"{np.count_nonzero(differ)} of {differ.size:,}, by {differ.max()} at most",
-            ]
+            yield f"{file}, {name}", partial(_elsewhere, run, way, out, file, interpreter, count)
+
+
+def _elsewhere(run: Path, way: dict[str, Any], out: Path, file: str, python: Path, count: int) -> list[str]:
+    sampler = Sampler(run, SamplingOptions(**way), "cpu")
+    cond = conditions(sampler.saved, None, None, count)
+    images = finish(sampler.walk(range(count), cond, lambda count: None)).numpy()
+    shape, noise = sampler.saved.facts.shape, Streams(0, "reverse", range(count))
+    noises = torch.stack([latents(shape, 0, range(count)), *(noise.normal(shape) for _ in sampler.visits)])
+    draws = json.loads((out / "sampler.json").read_text())["draws"]
+    np.savez(out / "in.npz", noise=noises[:draws].float().numpy(), **{one: cond[one].numpy() for one in cond})
+    subprocess.run([python.absolute(), "-c", ALONE], cwd=out, check=True)
+    found = np.load(out / "out.npy")
+    differ = apart(found, images)
+    return [
+        f"{(out / file).stat().st_size / 1e6:.1f}",
+        f"{np.abs(found - images).max():.1g}",
+        f"{np.count_nonzero(differ)} of {differ.size:,}, by {differ.max()} at most",
+    ]
 
 
 def apart(images: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -173,39 +177,45 @@ def contenders(run: Path, folder: Path, threads: int) -> tuple[dict[str, Call], 
             nodes_to_exclude=kept,
         )
         calls[name] = of_onnx(files[name], threads)
-    files["8 bits, dynamic"] = folder / "dynamic.onnx"
-    quantize_dynamic(prepared, files["8 bits, dynamic"])
-    calls["8 bits, dynamic"] = of_onnx(files["8 bits, dynamic"], threads)
+    files[DYNAMIC] = folder / "dynamic.onnx"
+    quantize_dynamic(prepared, files[DYNAMIC])
+    calls[DYNAMIC] = of_onnx(files[DYNAMIC], threads)
     return calls, sampler, {name: file.stat().st_size / 1e6 for name, file in files.items()}
 
 
-def measure(run: Path, folder: Path, threads: int, batch: int, repeats: int, drawn: int) -> Iterator[list[object]]:
-    """A line of the table for each contender."""
+def measure(run: Path, folder: Path, threads: int, batch: int, repeats: int, drawn: int) -> Iterator[Measured]:
+    """For each contender, its speed, and samples drawn with it."""
     calls, sampler, sizes = contenders(run, folder, threads)
     splits, steps = images_for(sampler.saved, None)[1], sampler.steps
     count = min(drawn, len(splits.test))
-    x, time = draw([calls[OURS]] * steps, sampler, range(batch))[1][steps // 2].values()
-    seconds = interleaved(
-        {name: lambda call=call: call(x, time) for name, call in calls.items()}, repeats, clock=process_time
-    )
-    walks = {name: [name] * steps for name in calls}
+    walks = {name: [name] * steps for name in calls if name != DYNAMIC}
     for late in LATE:
         walks[f"{MIXED}, and the last {late} calls"] = [MIXED] * (steps - late) + ["onnxruntime"] * late
-    images: dict[str, np.ndarray] = {}
-    for name, walk in walks.items():
+    walks[DYNAMIC] = [DYNAMIC] * steps
+
+    @cache
+    def seconds() -> dict[str, np.ndarray]:
+        x, time = draw([calls[OURS]] * steps, sampler, range(batch))[1][steps // 2].values()
+        return interleaved({name: partial(call, x, time) for name, call in calls.items()}, repeats, clock=process_time)
+
+    @cache
+    def images(name: str) -> np.ndarray:
         parts = [range(k, min(k + batch, count)) for k in range(0, count, batch)]
-        images[name] = np.concatenate([draw([calls[one] for one in walk], sampler, part)[0] for part in parts])
-        quality = features.measure(to_bytes(torch.from_numpy(images[name])), splits.test, features.network("lite0"))
-        taken = np.mean([seconds[one] for one in walk], axis=0)
-        yield [
-            run.name,
-            name,
-            f"{sum(sizes[one] for one in dict.fromkeys(walk)):.1f}" if walk[0] in sizes else "",
+        return np.concatenate([draw([calls[one] for one in walks[name]], sampler, part)[0] for part in parts])
+
+    def cells(name: str) -> list[str]:
+        quality = features.measure(to_bytes(torch.from_numpy(images(name))), splits.test, features.network("lite0"))
+        taken = np.mean([seconds()[one] for one in walks[name]], axis=0)
+        return [
+            f"{sum(sizes[one] for one in dict.fromkeys(walks[name])):.1f}" if walks[name][0] in sizes else "",
             f"{1e3 * np.median(taken):.1f}",
-            spread(seconds[OURS] / taken),
-            f"{apart(images[name], images[OURS]).mean():.2g}",
+            spread(seconds()[OURS] / taken),
+            f"{apart(images(name), images(OURS)).mean():.2g}",
             *(f"{one.value:.4g} ± {one.error:.2g}" for one in (quality["fd-lite0"], quality["kid-lite0"])),
         ]
+
+    for name in walks:
+        yield name, partial(cells, name)
 
 
 def main() -> None:
@@ -217,20 +227,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--drawn", type=int, default=500)
     given = parsed(parser)
-    images, networks = list[list[object]](), list[list[object]]()
+    results = Results(WORK / "exports.jsonl", ("run", "what"))
+    tables: list[list[dict]] = [[], []]
     sized = (given.threads, given.batch, given.repeats, given.drawn)
     for run in given.runs:
         with TemporaryDirectory() as folder:
-            for lines, found in (
-                (images, elsewhere(run, Path(folder), given.alone, 16)),
-                (networks, measure(run, Path(folder) / FIRST, *sized)),
-            ):
-                for line in found:
-                    print(*line, sep=" | ", flush=True)
-                    lines.append(line)
-    drawn = table(["run", "file", "", "MB", "largest difference", "bytes that differ"], images)
-    headings = ["run", "", "MB", f"ms for {given.batch}", "speed ratio", "bytes apart", "fd-lite0", "kid-lite0"]
-    publish("exports", f"{drawn}\n\n{table(headings, networks)}", given.docs)
+            drawn = elsewhere(run, Path(folder), given.alone, 16)
+            for lines, rows in zip(tables, (drawn, measure(run, Path(folder) / FIRST, *sized)), strict=True):
+                for what, cells in rows:
+                    found = results.once(lambda cells=cells: {"cells": cells()}, run=run.name, what=what)
+                    lines.append(found)
+    headings = (
+        ["MB", "largest difference", "bytes that differ"],
+        ["MB", f"ms for {given.batch}", "speed ratio", "bytes apart", "fd-lite0", "kid-lite0"],
+    )
+    publish(
+        "exports",
+        "\n\n".join(
+            table(["run", "", *names], ([line["run"], line["what"], *line["cells"]] for line in lines))
+            for names, lines in zip(headings, tables, strict=True)
+        ),
+        given.docs,
+        [line for lines in tables for line in lines],
+    )
 
 
 if __name__ == "__main__":
