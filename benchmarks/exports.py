@@ -43,7 +43,7 @@ Call = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Inputs = dict[str, np.ndarray]
 Measured = tuple[str, Callable[[], list[str]]]  # a row's name, and its cells
 OURS, MIXED = "ancestral, float32", "8 bits, static, but for ends and shortcuts"
-DYNAMIC = "8 bits, dynamic"
+AUTO, DYNAMIC = "ancestral, --precision auto", "8 bits, dynamic"
 FIRST = "20 calls"
 WAYS: dict[str, dict[str, Any]] = {FIRST: {}, "8 calls, eta 1": {"steps": 8, "eta": 1.0}}
 CALIBRATED = 32  # images whose walks calibrate 8 bits
@@ -118,12 +118,18 @@ def elsewhere(run: Path, folder: Path, python: Path, count: int) -> Iterator[Mea
     for name, way in WAYS.items():
         for form, interpreter in (("onnx", python), ("torch", Path(sys.executable))):
             file = f"sampler.{export.FORMATS[form].suffix}"
-            out = folder / name / form
-            export.export(run, out, SamplingOptions(**way), form)
-            yield f"{file}, {name}", partial(_elsewhere, run, way, out, file, interpreter, count)
+            yield f"{file}, {name}", partial(_elsewhere, run, way, folder / name / form, file, interpreter, count)
+
+
+def exported(run: Path, out: Path, way: dict[str, Any]) -> Path:
+    """The run in the format that the folder is named after; exported once."""
+    if not out.exists():
+        export.export(run, out, SamplingOptions(**way), out.name)
+    return out
 
 
 def _elsewhere(run: Path, way: dict[str, Any], out: Path, file: str, python: Path, count: int) -> list[str]:
+    exported(run, out, way)
     sampler = Sampler(run, SamplingOptions(**way), "cpu")
     cond = conditions(sampler.saved, None, None, count)
     images = finish(sampler.walk(range(count), cond, lambda count: None)).numpy()
@@ -147,15 +153,17 @@ def apart(images: np.ndarray, others: np.ndarray) -> np.ndarray:
     return np.abs(one - other)
 
 
-def contenders(run: Path, folder: Path, threads: int) -> tuple[dict[str, Call], Sampler, dict[str, float]]:
-    """Every network by name, the sampler, and megabytes of the files, of what `elsewhere` exported."""
-    sampler = Sampler(run, SamplingOptions(), "cpu")
+def contenders(run: Path, folder: Path, threads: int, sampler: Sampler) -> tuple[dict[str, Call], dict[str, float]]:
+    """Every network by name, and megabytes of the files."""
     if sampler.saved.config.model.labels:
         raise SystemExit(f"{run}: name models without classes; networks are measured with x and time alone")
-    files = {"torch.export": folder / "torch" / "network.pt2", "onnxruntime": folder / "onnx" / "network.onnx"}
+    files = {
+        "torch.export": exported(run, folder / "torch", {}) / "network.pt2",
+        "onnxruntime": exported(run, folder / "onnx", {}) / "network.onnx",
+    }
     calls = {
         OURS: of_torch(sampler.model.network),
-        "ancestral, --precision auto": of_torch(Sampler(run, SamplingOptions(precision="auto"), "cpu").model.network),
+        AUTO: of_torch(Sampler(run, SamplingOptions(precision="auto"), "cpu").model.network),
         "torch.export": of_torch(torch.export.load(files["torch.export"]).module()),
         "onnxruntime": of_onnx(files["onnxruntime"], threads),
     }
@@ -180,34 +188,39 @@ def contenders(run: Path, folder: Path, threads: int) -> tuple[dict[str, Call], 
     files[DYNAMIC] = folder / "dynamic.onnx"
     quantize_dynamic(prepared, files[DYNAMIC])
     calls[DYNAMIC] = of_onnx(files[DYNAMIC], threads)
-    return calls, sampler, {name: file.stat().st_size / 1e6 for name, file in files.items()}
+    return calls, {name: file.stat().st_size / 1e6 for name, file in files.items()}
 
 
 def measure(run: Path, folder: Path, threads: int, batch: int, repeats: int, drawn: int) -> Iterator[Measured]:
     """For each contender, its speed, and samples drawn with it."""
-    calls, sampler, sizes = contenders(run, folder, threads)
+    sampler = Sampler(run, SamplingOptions(), "cpu")
     splits, steps = images_for(sampler.saved, None)[1], sampler.steps
     count = min(drawn, len(splits.test))
-    walks = {name: [name] * steps for name in calls if name != DYNAMIC}
+    walks = {name: [name] * steps for name in (OURS, AUTO, "torch.export", "onnxruntime", "8 bits, static", MIXED)}
     for late in LATE:
         walks[f"{MIXED}, and the last {late} calls"] = [MIXED] * (steps - late) + ["onnxruntime"] * late
     walks[DYNAMIC] = [DYNAMIC] * steps
 
     @cache
+    def made() -> tuple[dict[str, Call], dict[str, float]]:
+        return contenders(run, folder, threads, sampler)
+
+    @cache
     def seconds() -> dict[str, np.ndarray]:
-        x, time = draw([calls[OURS]] * steps, sampler, range(batch))[1][steps // 2].values()
-        return interleaved({name: partial(call, x, time) for name, call in calls.items()}, repeats, clock=process_time)
+        x, time = draw([made()[0][OURS]] * steps, sampler, range(batch))[1][steps // 2].values()
+        calls = {name: partial(call, x, time) for name, call in made()[0].items()}
+        return interleaved(calls, repeats, clock=process_time)
 
     @cache
     def images(name: str) -> np.ndarray:
-        parts = [range(k, min(k + batch, count)) for k in range(0, count, batch)]
+        calls, parts = made()[0], [range(k, min(k + batch, count)) for k in range(0, count, batch)]
         return np.concatenate([draw([calls[one] for one in walks[name]], sampler, part)[0] for part in parts])
 
     def cells(name: str) -> list[str]:
         quality = features.measure(to_bytes(torch.from_numpy(images(name))), splits.test, features.network("lite0"))
         taken = np.mean([seconds()[one] for one in walks[name]], axis=0)
         return [
-            f"{sum(sizes[one] for one in dict.fromkeys(walks[name])):.1f}" if walks[name][0] in sizes else "",
+            f"{sum(made()[1][one] for one in dict.fromkeys(walks[name])):.1f}" if walks[name][0] in made()[1] else "",
             f"{1e3 * np.median(taken):.1f}",
             spread(seconds()[OURS] / taken),
             f"{apart(images(name), images(OURS)).mean():.2g}",
