@@ -502,7 +502,7 @@ def test_another_way_to_compute_changes_nothing_but_rounding(digits, option, tol
     gradients, losses = [], []
     for one in (eager, other):
         losses.append(one._accumulate(one._batch(digits.train, range(80, 88), 0.0)))
-        one.scaler.unscale_(one.optimizer)
+        one.scaler.unscale_(one.learners[""].optimizer)
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in one.network.parameters()]))
     assert (losses[0] - losses[1]).norm() <= tolerance * losses[0].norm()
     assert (gradients[0] - gradients[1]).norm() <= tolerance * gradients[0].norm()
