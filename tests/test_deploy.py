@@ -27,7 +27,7 @@ TRAIN_JOB = {
     "pod": {"terminationGracePeriodSeconds", "volumes", "containers"},
 }
 # Of a SkyPilot task, from sky/utils/schemas.py.
-SKY_TASK = {"name", "num_nodes", "resources", "file_mounts", "setup", "run"}
+SKY_TASK = {"name", "num_nodes", "workdir", "resources", "file_mounts", "setup", "run"}
 
 
 def shell_command(script):
@@ -55,7 +55,22 @@ def test_torchrun_and_ancestral_understand_the_command(name):
     assert verb == "train"
     context = main.main.commands["train"].make_context("train", list(arguments))
     assert context.params["run"]
-    config.resolve(context.params["data"], context.params["preset"], {})
+    chosen = dict(one.split("=", 1) for one in context.params["assignments"])
+    assert chosen.keys() == {"train.parallel", "train.precision", "train.workers", "data.cache"}
+    settings = config.resolve(context.params["data"], context.params["preset"], chosen)
+    assert (settings.train.parallel, settings.train.precision) == ("ddp", "bfloat16")
+    assert settings.train.workers > 0
+    assert settings.data.cache.endswith("cache")
+
+
+def test_what_is_installed_is_this_repository():
+    assert SKY["workdir"] == "."
+    assert SKY["setup"].split() == ["pip", "install", "."]
+    image = (DEPLOY.parent / "Dockerfile.cuda").read_text()
+    assert "COPY src /package/src" in image
+    assert "Dockerfile.cuda" in (DEPLOY / "kubeflow-trainjob.yaml").read_text()
+    for template in (SLURM, SKY["setup"]):
+        assert not re.search(r"pip install[^\n]*\bancestral\b", template)  # the index has none of ours
 
 
 def test_every_template_mends_the_store():
