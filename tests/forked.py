@@ -7,6 +7,11 @@ import time
 import traceback
 
 
+def say(*words):
+    """Print a line in one piece, whatever others print."""
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
 def in_processes(count, body, **options):
     """Fork so many, call body(processes) in each after they have joined; returns their exit codes, -9 for a killed one.
 
@@ -39,7 +44,7 @@ def in_processes(count, body, **options):
     return _codes(children)
 
 
-def _codes(children, seconds=60):
+def _codes(children, seconds=200):
     """The exit codes of children, which are killed once one of them has failed for five seconds, as a launcher does."""
     codes, end = {}, time.monotonic() + seconds
     while len(codes) < len(children):

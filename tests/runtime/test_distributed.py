@@ -52,7 +52,7 @@ import time
 from datetime import timedelta
 import torch
 from ancestral.errors import UserError
-from forked import in_processes
+from forked import in_processes, say
 
 def body(processes):
     if processes.rank == 2:
@@ -60,7 +60,7 @@ def body(processes):
     try:
         processes.gather(torch.zeros(2)) if waits == "gather" else processes.wait(timedelta(seconds=1))
     except UserError as error:
-        print(waits, processes.rank, error, flush=True)
+        say(waits, processes.rank, error)
 
 for waits in ("gather", "barrier"):
     in_processes(3, body, patience=timedelta(seconds=1))
@@ -82,7 +82,7 @@ from torch import distributed
 from ancestral.data.load import load
 from ancestral.runs import config
 from ancestral.training.run import Run
-from forked import in_processes
+from forked import in_processes, say
 
 counted = {}
 
@@ -111,9 +111,9 @@ def body(processes):
     except KeyboardInterrupt:
         pass
     if processes.first:
-        print({name: count - taken[1].get(name, 0) for name, count in taken[5].items()}, flush=True)
+        say({name: count - taken[1].get(name, 0) for name, count in taken[5].items()})
 
-print(in_processes(2, body))
+say(in_processes(2, body))
 """
 
 
@@ -131,7 +131,7 @@ import numpy as np
 from ancestral.data import decode, image_folder, load
 from ancestral.data.dataset import DataOptions
 from ancestral.data.shared import load_once
-from forked import in_processes
+from forked import in_processes, say
 
 root, cache, count, doomed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "killed"
 options = DataOptions(cache=cache or None)
@@ -153,13 +153,13 @@ def body(processes):
         assert np.array_equal(part.labels, expected.labels) and np.array_equal(part.images[:], expected.images[:])
         assert part.digest() == expected.digest()
     assert found.reading == alone.reading, (found.reading, alone.reading)
-    print("decoded", processes.rank, len(seen), flush=True)
+    say("decoded", processes.rank, len(seen))
 
-print("codes", in_processes(count, body))
+say("codes", in_processes(count, body))
 doomed = False
 if sys.argv[4] == "killed":
-    print("codes", in_processes(count, body))
-print("left", sorted(one.name for one in Path(cache).iterdir() if not one.name.isalnum()) if cache else [])
+    say("codes", in_processes(count, body))
+say("left", sorted(one.name for one in Path(cache).iterdir() if not one.name.isalnum()) if cache else [])
 """
 
 

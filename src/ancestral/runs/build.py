@@ -131,7 +131,12 @@ def denoiser(config: Config, facts: Facts) -> Denoiser:
     Raises:
         UserError: for unknown names, or a target that the schedule does not allow; and as `network`.
     """
-    return chain(config).denoiser(network(config, facts), schedule(config), config, facts)
+    return setting(config, facts, network(config, facts))
+
+
+def setting(config: Config, facts: Facts, network: nn.Module) -> Denoiser:
+    """A network in its setting."""
+    return chain(config).denoiser(network, schedule(config), config, facts)
 
 
 def critic(config: Config, facts: Facts) -> Critic:

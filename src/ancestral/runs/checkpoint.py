@@ -2,6 +2,7 @@
 
     RUN/config.json              everything needed to build the run again
     RUN/checkpoints/000012800/   config.json model.safetensors state.safetensors state.json [calibration.safetensors]
+                                 or, divided among processes: config.json state.json shard-00001-... shard-00002-...
     RUN/averages/000012800/      both weight averages at that time, for rebuilding other widths
     RUN/stopped/000012800/       an update that stopped the run: its images by name, t, losses, and the state before it
     RUN/metrics.jsonl            one record a line
@@ -30,9 +31,11 @@ from ancestral.runs.plan import Leg, Seconds, from_state
 from ancestral.runtime import verified_folder
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.tensor_files import Tensors, finite, fitting, parsed_folder, unpacked
+from ancestral.runtime.tensor_shards import Shards, is_shard
 
 KEEP = 2
 MODEL_FILES = ("config.json", "model.safetensors")
+UNCHECKED = ("guard/",)  # tensors that hold what is not finite by design
 
 
 class OriginState(TypedDict):
@@ -69,8 +72,8 @@ class Checkpoint:
     images: int
     config: Config
     facts: Facts
-    weights: Tensors  # the averaged ones, which sampling uses
-    tensors: Tensors  # what training needs to go on
+    weights: Mapping[str, Tensor]  # the averaged ones, which sampling uses
+    tensors: Mapping[str, Tensor]  # what training needs to go on
     state: dict[str, Any]
     calibration: Tensor | None  # E|x0 - x0_hat|^2 at each t
 
@@ -79,8 +82,8 @@ def save(
     run: Path,
     images: int,
     document: dict[str, Any],
-    weights: Tensors,
-    tensors: Tensors,
+    weights: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
     state: dict[str, Any],
     calibration: Tensor | None = None,
 ) -> Path:
@@ -94,9 +97,14 @@ def save(
     files |= {"state.safetensors": _pack(tensors), "state.json": json_bytes(state)}
     verified_folder.clear(folder.parent)
     verified_folder.write(folder, files)
+    drop_old(run)
+    return folder
+
+
+def drop_old(run: Path) -> None:
+    """Remove all but the last checkpoints."""
     for old in folders(run)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
-    return folder
 
 
 def load(folder: Path) -> Checkpoint:
@@ -106,7 +114,15 @@ def load(folder: Path) -> Checkpoint:
         Damaged: naming the file, when a digest or a format is wrong.
         UserError: when its configuration is of another version.
     """
-    parsed = parsed_folder(folder, (*MODEL_FILES, "state.safetensors", "state.json"), unchecked=("guard/",))
+    names = sorted(verified_folder.manifest(folder))
+    shards = [name for name in names if is_shard(name)]
+    if shards:
+        parsed = parsed_folder(
+            folder, ("config.json", "state.json"), names=[name for name in names if name not in shards]
+        )
+        parsed |= _divided(folder, shards, parsed)
+    else:
+        parsed = parsed_folder(folder, (*MODEL_FILES, "state.safetensors", "state.json"), unchecked=UNCHECKED)
     config, facts, weights, calibration = model_of(parsed, folder)
     tensors, state = parsed["state.safetensors"], parsed["state.json"]
     try:
@@ -119,28 +135,45 @@ def load(folder: Path) -> Checkpoint:
     return Checkpoint(folder, int(folder.name), config, facts, weights, tensors, state, calibration)
 
 
+def _divided(folder: Path, shards: list[str], parsed: Mapping[str, Any]) -> dict[str, Shards]:
+    """The tensors of a checkpoint that several processes have written, under the names of the files of one process.
+
+    Raises:
+        Damaged: as `load`.
+    """
+    verified_folder.need_unchanged(folder, shards)
+    tensors = Shards.of([folder / name for name in shards])
+    for name in tensors:  # one at a time
+        if not name.startswith(UNCHECKED):
+            finite({name: tensors[name]}, str(folder))
+    config, _ = _configuration(parsed, folder)
+    width = config.train.average_widths[config.train.average]
+    return {"state.safetensors": tensors, "model.safetensors": tensors.under(f"average-{width:g}/")}
+
+
 def model_files(saved: Checkpoint) -> dict[str, bytes]:
     """The files that hold the model and nothing of its training."""
     return _files(to_json(saved.config, saved.facts), saved.weights, saved.calibration)
 
 
-def _files(document: dict[str, Any], weights: Tensors, calibration: Tensor | None) -> dict[str, bytes]:
+def shared_files(document: dict[str, Any], state: dict[str, Any], calibration: Tensor | None) -> dict[str, bytes]:
+    """The files of a divided checkpoint that one process writes for all."""
+    files = {"config.json": json_bytes(document), "state.json": json_bytes(state)}
+    return files if calibration is None else {**files, "calibration.safetensors": _pack({"x0_var": calibration})}
+
+
+def _files(document: dict[str, Any], weights: Mapping[str, Tensor], calibration: Tensor | None) -> dict[str, bytes]:
     files = {"config.json": json_bytes(document), "model.safetensors": _pack(weights)}
     return files if calibration is None else {**files, "calibration.safetensors": _pack({"x0_var": calibration})}
 
 
-def model_of(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts, Tensors, Tensor | None]:
+def model_of(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts, Mapping[str, Tensor], Tensor | None]:
     """(configuration, facts, weights, calibration) from what the files of a folder hold.
 
     Raises:
         Damaged, UserError: as `load`.
     """
-    try:
-        config, facts = from_json(parsed["config.json"], str(folder / "config.json"))
-    except OtherVersion:
-        raise
-    except UserError as error:
-        raise verified_folder.Damaged(str(error)) from None
+    config, facts = _configuration(parsed, folder)
     if "calibration.safetensors" not in parsed:
         return config, facts, parsed["model.safetensors"], None
     table = parsed["calibration.safetensors"].get("x0_var")
@@ -148,6 +181,15 @@ def model_of(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts, Te
         where = folder / "calibration.safetensors"
         raise verified_folder.Damaged(f"{where}: x0_var is not of a model with diffusion.T = {config.diffusion.T}")
     return config, facts, parsed["model.safetensors"], table
+
+
+def _configuration(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts]:
+    try:
+        return from_json(parsed["config.json"], str(folder / "config.json"))
+    except OtherVersion:
+        raise
+    except UserError as error:
+        raise verified_folder.Damaged(str(error)) from None
 
 
 def save_imported(run: Path, saved: Checkpoint) -> Path:
@@ -276,5 +318,5 @@ def _folders(parent: Path) -> list[Path]:
     return sorted(folder for folder in parent.iterdir() if re.fullmatch("[0-9]{1,18}", folder.name))
 
 
-def _pack(tensors: Tensors) -> bytes:
+def _pack(tensors: Mapping[str, Tensor]) -> bytes:
     return safetensors.torch.save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})

@@ -59,6 +59,11 @@ class Processes:
         """The first process's value."""
         return float(self.all_of(torch.tensor([value], dtype=torch.float64))[0])
 
+    def from_first_(self, value: Tensor) -> None:
+        """Fill a tensor with the first process's."""
+        if self.size > 1:
+            distributed.broadcast(value, 0)
+
     def text_of(self, rank: int, text: str) -> str:
         """The text of one process, at most 4096 bytes of UTF-8."""
         return self.texts(text)[rank]

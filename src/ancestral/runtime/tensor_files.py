@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -15,21 +15,25 @@ from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.disk import Damaged
 
 Tensors = dict[str, Tensor]
+_Named = TypeVar("_Named", bound=Mapping[str, Tensor])
 
 
-def parsed_folder(folder: Path, required: Sequence[str], unchecked: tuple[str, ...] = ()) -> dict[str, Any]:
+def parsed_folder(
+    folder: Path, required: Sequence[str], unchecked: tuple[str, ...] = (), names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """What the files of a verified folder hold, by name: the document of a .json, the tensors of a .safetensors.
 
     Args:
         folder: the folder.
         required: files that it must have.
         unchecked: beginnings of the names of tensors whose values need not be finite.
+        names: of the files to read; all of the manifest when None.
 
     Raises:
         Damaged: naming the file.
     """
     parsed: dict[str, Any] = {}
-    for name, content in verified_folder.read(folder).items():
+    for name, content in verified_folder.read(folder, names).items():
         where = str(folder / name)
         if name.endswith(".json"):
             parsed[name] = disk.parsed(content, where, float)
@@ -69,7 +73,7 @@ def finite(found: Tensors, where: str) -> Tensors:
     return found
 
 
-def fitting(found: Tensors, expected: Mapping[str, Tensor], where: str) -> Tensors:
+def fitting(found: _Named, expected: Mapping[str, Tensor], where: str) -> _Named:
     """The same tensors.
 
     Args:

@@ -45,14 +45,39 @@ def write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
     Raises:
         Unwritable: when the disk refuses (full, read-only); nothing that was there before is touched.
     """
-    temporary, replaced = _own_name(folder, "writing"), _own_name(folder, "replaced")
+    temporary = _own_name(folder, "writing")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _restore(folder)
-        for state in ("writing", "replaced"):
-            _clear_dead(folder, state)
-        temporary.mkdir()
-        made = {name: write_flushed(temporary / name, content) for name, content in files.items()}
+        begin(folder, temporary)
+        put(temporary, folder, {name: write_flushed(temporary / name, content) for name, content in files.items()})
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    finally:
+        _remove(temporary)
+
+
+def unwritable(folder: Path, error: OSError) -> Unwritable:
+    """What is said when the disk refuses a folder."""
+    return Unwritable(f"{folder}: cannot be written ({error.strerror}); free space or choose another folder")
+
+
+def begin(folder: Path, temporary: Path) -> None:
+    """Make the temporary folder in which one of that name is written, and remove what killed writers of it left."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _restore(folder)
+    for state in ("writing", "replaced"):
+        _clear_dead(folder, state)
+    temporary.mkdir()
+
+
+def temporary_name(folder: Path) -> Path:
+    """A temporary name for a folder that no other writer has, nor this one again."""
+    return _own_name(folder, "writing")
+
+
+def put(temporary: Path, folder: Path, made: dict[str, dict[str, Any]]) -> None:
+    """Put a folder whose files are written in the place of its name, with a manifest of them (see `write_flushed`)."""
+    replaced = _own_name(folder, "replaced")
+    try:
         write_flushed(temporary / MANIFEST, json.dumps(made, indent=1).encode())
         system.flush_folder(temporary)
         while not _is_whole(folder, made):
@@ -66,15 +91,10 @@ def write(folder: Path, files: Mapping[str, bytes | Iterable[bytes]]) -> None:
                     raise
                 _remove(replaced)  # another writer was quicker: look at what it has put there
         system.flush_folder(folder.parent)
-    except OSError as error:
-        raise Unwritable(
-            f"{folder}: cannot be written ({error.strerror}); free space or choose another folder"
-        ) from error
     finally:
         if replaced.exists() and not folder.exists():  # stopped between the renames
             with suppress(OSError):
                 replaced.rename(folder)
-        _remove(temporary)
         _remove(replaced)
 
 
@@ -83,13 +103,23 @@ def _is_whole(folder: Path, expected: dict[str, dict[str, Any]]) -> bool:
     try:
         if manifest(folder) != expected:
             return False
-        for name, entry in expected.items():
-            with disk.opened(folder / name) as file:
-                if file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-                    return False
+        need_unchanged(folder, list(expected))
     except (Damaged, OSError):
         return False
     return True
+
+
+def need_unchanged(folder: Path, names: Sequence[str]) -> None:
+    """Check files of a folder against its manifest without holding them.
+
+    Raises:
+        Damaged: naming the file that is missing, changed or unreadable.
+    """
+    entries = manifest(folder)
+    for name in names:
+        with disk.opened(folder / name) as file:
+            if file_digest(file, "sha256").hexdigest() != entries[name]["sha256"]:
+                raise Damaged(f"{folder / name}: damaged (its digest is not the manifest's)")
 
 
 def read(folder: Path, names: Sequence[str] | None = None) -> dict[str, bytes]:

@@ -26,6 +26,7 @@ from ancestral.runs.checkpoint import OriginState
 from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runs.config import Config, to_json
 from ancestral.runs.datasets import facts
+from ancestral.runs.divided_checkpoint import DividedWriter
 from ancestral.runs.lock import Owner
 from ancestral.runs.metrics_log import read_metrics
 from ancestral.runs.plan import Plan, from_state
@@ -103,6 +104,7 @@ class Run:
         self.origin: OriginState | None = None  # of the model that it began with
         self.document = to_json(config, self.facts)
         self.training = Training(config, self.facts, device, processes)
+        self.writer = DividedWriter(folder, self.training.processes)
         self.plan = Plan()
         self.clock, self.began = clock, clock() if began is None else began
         self.seconds_before = 0.0  # taken by earlier processes, as far as they were saved
@@ -286,10 +288,10 @@ class Run:
             raise
 
     def save(self, calibration: torch.Tensor | None = None) -> None:
-        """Write a checkpoint; all processes must take part, the first one writes."""
+        """Write a checkpoint: the first process, or where weights are divided each its part, in the background."""
         if self.owner is not None:
             self.owner.check()
-        training, tensors = self.training, self.training.tensors()
+        training = self.training
         state = {
             "total": self.total,
             "length": self.length,
@@ -302,7 +304,10 @@ class Run:
             **training.format._asdict(),  # what auto stands for in this run
             "fastest_on": self.fastest_on,
         }
-        if training.processes.first:
+        if training.divided:
+            self.writer.save(training.images, self.document, training.parts(), state, calibration)
+        elif training.processes.first:
+            tensors = training.tensors()
             weights = training.model_weights(tensors)
             checkpoint.save(self.folder, training.images, self.document, weights, tensors, state, calibration)
 
@@ -311,6 +316,8 @@ class Run:
         started = self.clock()
         try:
             self.save()
+            if must:
+                self.writer.finish()
             self.pace.saving = self.clock() - started
             self.failed_saves = 0
         except verified_folder.Unwritable as error:
@@ -418,6 +425,7 @@ class Run:
         self.training.processes.wait(LONG)
         self.complete = True
         self.save(table)
+        self.writer.finish()
 
     def _ending(self, doing: str) -> Progress:
         """What is done at the end, and how long that and what follows take."""

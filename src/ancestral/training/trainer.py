@@ -34,7 +34,8 @@ from ancestral.runs.plan import Plan
 from ancestral.runtime.disk import Damaged
 from ancestral.runtime.distributed import Processes, check
 from ancestral.runtime.tensor_files import fitting
-from ancestral.training.gradient_sync import engine, like, open_formats, whole
+from ancestral.runtime.tensor_shards import Parts, shapes_of, under
+from ancestral.training.gradient_sync import divides, engine, like, on_first, open_formats, part_of, whole
 from ancestral.training.loss_spikes import LossMonitor
 from ancestral.training.prefetch import Batch, Prefetcher, batch
 
@@ -149,19 +150,29 @@ class Training:
             noise=build.streams(config, device),
         )
         self.prefetcher = Prefetcher(make, options.workers, device)
-        with _torch_draws(key(options.seed, "weights"), device):
-            self.denoiser = build.denoiser(config, facts).to(device)
+        self.divided = divides(options, self.processes)
+        if self.divided:  # never whole on a device
+            with torch.device("meta"):
+                network = build.network(config, facts)
+            self.denoiser = build.setting(config, facts, nn.Identity()).to(device)
+        else:
+            with _torch_draws(key(options.seed, "weights"), device):
+                self.denoiser = build.denoiser(config, facts).to(device)
+            network = self.denoiser.network
         self.formats = open_formats(options, device, self.processes)
         self.format = compute_format or self.formats[-1]
-        self.network = laid_out(self.denoiser.network, self.format.channels_last)
+        self.network = laid_out(network, self.format.channels_last)
         if options.compile:
             self.network.compile()
         grid = build.training_grid(config)
         with _torch_draws(key(options.seed, "auxiliary"), device):
             self.objective = build.objective(config, facts, len(grid) - 1)
         auxiliary = laid_out(self.objective.auxiliary.to(device), self.format.channels_last)
-        self.engine = engine(self.network, self.processes, options, auxiliary)
+        self.engine = engine(self.network, self.processes, options, auxiliary, self.format.dtype)
         self.denoiser.network = self.engine.module
+        if self.divided:
+            self.network.to_empty(device=device)
+            self._draw_divided()
         self.shard = options.batch_size // (self.processes.size * self.engine.shards)
         self.micro_batch = min(options.micro_batch or self.shard, self.shard)  # images in one pass of the network
         uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
@@ -180,6 +191,19 @@ class Training:
             PowerAverage(width, {name: value.detach().clone() for name, value in self.network.state_dict().items()})
             for width in options.average_widths
         ]
+
+    def _draw_divided(self) -> None:
+        """The initial weights of one process: the first draws them on its CPU, each takes its part of each."""
+        drawn = {}
+        if self.processes.first:
+            with _torch_draws(key(self.config.train.seed, "weights"), torch.device("cpu")):
+                drawn = build.network(self.config, self.facts).state_dict()
+        own = self.network.state_dict()
+        with torch.no_grad():
+            for name, value in own.items():
+                full = drawn.pop(name) if drawn else torch.empty(value.shape, dtype=value.dtype)
+                self.processes.from_first_(full)
+                value.copy_(like(full, value))
 
     def step(self, data: ImageSet, progress: float = 0.0) -> Record:
         """One update; the learning rate follows the run's progress, from 0 to 1.
@@ -311,25 +335,40 @@ class Training:
         self.scaler.scale(mean).backward()
         return losses.detach()
 
-    def model_weights(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def model_weights(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The averaged weights that are the model, from the result of `tensors`."""
-        return _with_prefix(f"average-{self.averages[self.config.train.average].width:g}/", tensors)
+        return under(f"average-{self.averages[self.config.train.average].width:g}/", tensors)
 
     def whole_averages(self) -> list[PowerAverage]:
-        """The averages of the weights, gathered from all processes, each of which must call this."""
+        """The averages of the weights in the first process; of divided ones each must call this, and keeps nothing."""
+        first = self.processes.first
         return [
-            PowerAverage(one.width, {name: whole(value) for name, value in one.weights.items()})
+            PowerAverage(one.width, {name: on_first(value, first) for name, value in one.weights.items()})
             for one in self.averages
         ]
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of a checkpoint by name, gathered from all processes, each of which must call this."""
+        """Every tensor of a checkpoint by name; of divided ones each process must call this, and the first has them."""
+        return {name: on_first(value.detach(), self.processes.first) for name, value in self._named().items()}
+
+    def parts(self) -> Parts:
+        """Copies of this process's parts of `tensors`, on the CPU; the first has what is not divided."""
+        parts: Parts = {}
+        for name, value in self._named().items():
+            part = part_of(value.detach())
+            if part is not None:
+                parts[name] = part
+            elif self.processes.first:
+                parts[name] = value.detach().clone().cpu(), 0
+        return parts
+
+    def _named(self) -> dict[str, Tensor]:
         named = self._fixed()
         for prefix, one in self.learners.items():
             for index, moments in one.optimizer.state_dict()["state"].items():
                 named |= {f"{prefix}optimizer/{index}/{name}": value for name, value in moments.items()}
         named |= {f"scaler/{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
-        return {name: whole(value.detach()) for name, value in named.items()}
+        return named
 
     def _fixed(self) -> dict[str, Tensor]:
         """Those of `tensors` that are there, with their final shapes, before the first update too."""
@@ -357,7 +396,7 @@ class Training:
             own = f"{prefix}optimizer/"
             parameters = {str(index): value for index, value in enumerate(one.network.parameters())}
             kept: dict[str, set[str]] = {}
-            for name, value in _with_prefix(own, tensors).items():
+            for name, value in under(own, tensors).items():
                 index, _, moment = name.partition("/")
                 if index not in parameters or value.shape != (() if moment == "step" else parameters[index].shape):
                     raise Damaged(f"{where}: {own}{name} is of no parameter, or not of its shape")
@@ -385,38 +424,31 @@ class Training:
         Raises:
             Damaged: when it is of another network or optimiser.
         """
-        self._check(tensors, where)
+        self._check(shapes_of(tensors), where)
         try:
             for prefix, one in self.learners.items():
                 own = one.network.state_dict()
                 one.network.load_state_dict(
-                    {name: like(value, own[name]) for name, value in _with_prefix(f"{prefix}network/", tensors).items()}
+                    {name: like(value, own[name]) for name, value in under(f"{prefix}network/", tensors).items()}
                 )
                 optimizer, parameters = one.optimizer.state_dict(), list(one.network.parameters())
                 optimizer["state"] = {}
-                for name, value in _with_prefix(f"{prefix}optimizer/", tensors).items():
+                for name, value in under(f"{prefix}optimizer/", tensors).items():
                     index, _, moment = name.partition("/")
                     optimizer["state"].setdefault(int(index), {})[moment] = like(value, parameters[int(index)])
                 one.optimizer.load_state_dict(optimizer)
             for average in self.averages:
-                saved = _with_prefix(f"average-{average.width:g}/", tensors)
+                saved = under(f"average-{average.width:g}/", tensors)
                 for name, value in average.weights.items():
                     value.copy_(like(saved[name], value))
-            self.sampler.load_state(_with_prefix("sampler/", tensors))
+            self.sampler.load_state(dict(under("sampler/", tensors)))
             for prefix, monitor in zip(self._guards(), self.monitors, strict=True):
-                monitor.load_state(_with_prefix(prefix, tensors))
+                monitor.load_state(dict(under(prefix, tensors)))
             if self.scaler.is_enabled():
-                self.scaler.load_state_dict(
-                    {name: value.item() for name, value in _with_prefix("scaler/", tensors).items()}
-                )
+                self.scaler.load_state_dict({name: value.item() for name, value in under("scaler/", tensors).items()})
         except (KeyError, RuntimeError, ValueError) as error:
             raise Damaged(f"{where}: does not fit this configuration ({error})") from None
         self.images = images
-
-
-def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """In one order, whatever that of the file: each process must divide the same tensor at the same time."""
-    return {name.removeprefix(prefix): tensors[name] for name in sorted(tensors) if name.startswith(prefix)}
 
 
 def learning_rate(progress: float, peak: float, warmup: float, decay: float) -> float:

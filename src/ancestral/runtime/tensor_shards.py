@@ -1,0 +1,123 @@
+"""Tensors that are divided among processes, in safetensors files of torch.distributed.checkpoint's layout.
+
+    shard-00002-model-00001-of-00001.safetensors    the second process's parts, and where each begins in its tensor
+
+torch's HuggingFaceStorageWriter writes such files and its HuggingFaceStorageReader reads these. They are written here
+all the same: torch sends pickled plans among the processes while the training goes on, and a file that is missing
+makes its reader take a shorter tensor for the whole one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ancestral.runtime.disk import Damaged
+
+Parts = dict[str, tuple[Tensor, int]]  # one process's part of each tensor, and the row at which it begins
+_BEGINS = "DCP_SHARDING_INFO"
+
+
+def file_name(rank: int) -> str:
+    """The file of one process."""
+    return f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
+
+
+def is_shard(name: str) -> bool:
+    """Whether this is the name of such a file."""
+    return name.startswith("shard-") and name.endswith(".safetensors")
+
+
+def packed(parts: Parts) -> bytes:
+    """The file of one process's parts, on the CPU."""
+    begins = {
+        name: {"saved_offsets": [start, *[0] * (part.ndim - 1)][: part.ndim]} for name, (part, start) in parts.items()
+    }
+    metadata = {"format": "pt", "DCP_VERSION": "1.0", _BEGINS: json.dumps(begins)}
+    return safetensors.torch.save({name: part.contiguous() for name, (part, _) in parts.items()}, metadata)
+
+
+class _Part(NamedTuple):
+    path: Path
+    key: str
+    start: int
+    shape: tuple[int, ...]
+
+
+class Shards(Mapping[str, Tensor]):
+    """Whole tensors by name, each put together when it is asked for and kept by nobody."""
+
+    def __init__(self, parts: Mapping[str, Sequence[_Part]], shapes: Mapping[str, Tensor]) -> None:
+        self._parts, self.shapes = parts, shapes  # the latter on the meta device
+
+    @classmethod
+    def of(cls, paths: Sequence[Path]) -> Shards:
+        """Those in these files, which are all of one checkpoint.
+
+        Raises:
+            Damaged: naming the file that is none, or the tensor whose parts do not make a whole.
+        """
+        parts: dict[str, list[_Part]] = {}
+        kinds: dict[str, torch.dtype] = {}
+        for path in paths:
+            try:
+                with safe_open(path, "pt") as file:
+                    begins = json.loads((file.metadata() or {})[_BEGINS])
+                    for key in file.keys():  # noqa: SIM118 # it is no mapping
+                        found = file.get_slice(key)
+                        shape = tuple(found.get_shape())
+                        start = begins[key]["saved_offsets"][0] if shape else 0
+                        parts.setdefault(key, []).append(_Part(path, key, start, shape))
+                        kinds[key] = (found[:1] if shape and shape[0] else file.get_tensor(key)).dtype
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+                raise Damaged(f"{path}: damaged or no part of a checkpoint ({str(error)[:200]})") from None
+        shapes = {}
+        for name, own in parts.items():
+            own.sort(key=lambda part: (part.start, part.shape))
+            reached = 0
+            for part in own:
+                if part.shape[1:] != own[0].shape[1:] or part.start != reached:
+                    raise Damaged(f"{part.path}: its part of {name} does not follow the part before")
+                reached += part.shape[0] if part.shape else 1
+            whole = (reached, *own[0].shape[1:]) if own[0].shape else ()
+            shapes[name] = torch.empty(whole, dtype=kinds[name], device="meta")
+        return cls(parts, shapes)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The whole tensor, on the CPU."""
+        read = []
+        for part in self._parts[name]:
+            with safe_open(part.path, "pt") as file:
+                read.append(file.get_tensor(part.key))
+        return read[0] if len(read) == 1 else torch.cat(read)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def under(self, prefix: str) -> Shards:
+        """Those whose names begin so, without this beginning."""
+        names = {name.removeprefix(prefix): name for name in self if name.startswith(prefix)}
+        parts = {short: self._parts[name] for short, name in names.items()}
+        return Shards(parts, {short: self.shapes[name] for short, name in names.items()})
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Those whose names begin so, without this beginning."""
+    if isinstance(tensors, Shards):
+        return tensors.under(prefix)
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """The same by name, shape and kind; those of `Shards` without their values."""
+    return tensors.shapes if isinstance(tensors, Shards) else tensors

@@ -1,0 +1,227 @@
+"""Weights divided among processes (FSDP2): drawn as by one, saved by each, resumed by any number, damage, kills."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from ancestral.runtime import tensor_shards
+from ancestral.runtime.disk import Damaged
+from ancestral.runtime.tensor_shards import Shards
+
+TESTS = Path(__file__).parent.parent
+
+
+def several(script, *arguments):
+    """Run a script that forks several processes; what it prints, as JSON lines."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
+    line = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], done.stdout + done.stderr
+
+
+COMMON = """
+import json, os, shutil, sys
+from dataclasses import replace
+from pathlib import Path
+import torch, torch.distributed.fsdp, torch.distributed.tensor, torch.distributed.checkpoint
+from ancestral.data.load import load
+from ancestral.runs import checkpoint, config, divided_checkpoint
+from ancestral.runtime import verified_folder
+from ancestral.training.run import Run
+import forked
+from forked import in_processes
+
+root, data = Path(sys.argv[1]), sys.argv[2]
+plain = config.resolve(data, "tiny", {
+    "model.width": "8", "model.multipliers": [1], "model.attention": [], "train.batch_size": "16", "data.limit": "64"
+})
+images = load(data, plain.data)
+
+def settings(**train):
+    return replace(plain, train=replace(plain.train, parallel="fsdp", optimizer="adamw", **train))
+
+def run_of(folder, processes, steps, **train):
+    run = Run(folder, settings(**train), images, torch.device("cpu"), f"--images {steps}", processes, print)
+    problems = run.resume()
+    if run.needs_leg:
+        run.begin(steps)
+    return run, problems
+
+def steps(run, count):
+    for _ in range(count):
+        run.training.step(images.train)
+
+def state(folder):
+    saved, problems = checkpoint.latest(folder)
+    return {name: saved.tensors[name] for name in saved.tensors}, saved, problems
+
+def largest(one, other):
+    assert one.keys() == other.keys(), one.keys() ^ other.keys()
+    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+
+def say(**found):
+    forked.say(json.dumps(found))
+"""
+ACROSS = (
+    COMMON
+    + """
+def begin(processes):
+    run, _ = run_of(root / f"of-{processes.size}", processes, 160)
+    run.save()
+    steps(run, 1)
+    run.save()
+    steps(run, 1)  # goes on meanwhile
+    run.writer.finish()
+
+def go_on(processes):
+    run, problems = run_of(target, processes, 160)
+    assert not problems and run.training.images == 16, problems
+    parts = run.training.parts()
+    wrong = [name for name, (part, start) in parts.items()
+             if not torch.equal(part, was[name][start : start + len(part)] if part.ndim else was[name])]
+    say(kind="resumed", by=processes.size, of=target.name[:4], parts=len(parts), wrong=wrong,
+        rows=sum(part.numel() for part, _ in parts.values()))
+    steps(run, 1)
+
+def first(folder):
+    saved = checkpoint.load(folder / "checkpoints" / "000000000")
+    return {name: saved.tensors[name] for name in saved.tensors}
+
+for count in (1, 2, 4):
+    assert in_processes(count, begin) == [0] * count
+one, saved, _ = state(root / "of-1")
+for count in (2, 4):
+    several, saved, problems = state(root / f"of-{count}")
+    files = sorted(path.name for path in saved.folder.iterdir())
+    say(kind="saved", by=count, files=files, difference=largest(one, several), problems=problems,
+        drawn=largest(first(root / "of-1"), first(root / f"of-{count}")))
+for of, by in ((1, 2), (2, 1), (2, 4), (4, 2)):
+    was = state(root / f"of-{of}")[0]
+    target = root / f"of-{of}-by-{by}"
+    shutil.copytree(root / f"of-{of}", target)
+    assert in_processes(by, go_on) == [0] * by
+"""
+)
+
+
+def test_any_number_of_processes_goes_on_with_what_any_number_has_saved(tmp_path, colour_digits):
+    found, said = several(ACROSS, tmp_path, colour_digits)
+    saved = [one for one in found if one["kind"] == "saved"]
+    assert [one["by"] for one in saved] == [2, 4], said
+    for one in saved:
+        shards = [tensor_shards.file_name(rank) for rank in range(one["by"])]
+        assert one["files"] == sorted(["config.json", "manifest.json", "state.json", *shards])
+        assert one["difference"] < 1e-5
+        assert one["drawn"] == 0
+        assert not one["problems"]
+    resumed = [one for one in found if one["kind"] == "resumed"]
+    assert sorted((one["of"], one["by"]) for one in resumed) == sorted(
+        (f"of-{of}", by) for of, by in ((1, 2), (2, 1), (2, 4), (4, 2)) for _ in range(by)
+    ), said
+    assert not any(one["wrong"] for one in resumed)  # to the bit
+    whole = next(one["rows"] for one in resumed if one["by"] == 1)
+    assert all(one["rows"] < 0.6 * whole for one in resumed if one["by"] > 1)  # nobody holds all
+
+
+FAULTS = (
+    COMMON
+    + """
+def save(processes):
+    run, problems = run_of(root / "run", processes, 1600)
+    if processes.first:
+        say(kind="resumed", at=run.training.images, problems=problems)
+    steps(run, 1)
+    run.save()
+    run.writer.finish()
+    if doom == "killed" and processes.rank == 1:
+        divided_checkpoint.tensor_shards.packed = lambda parts: os.kill(os.getpid(), 9)
+    if doom == "full" and processes.rank == 1:
+        def refuse(parts):
+            raise OSError(28, "No space left on device")
+        divided_checkpoint.tensor_shards.packed = refuse
+    steps(run, 1)
+    try:
+        run.save()
+        run.writer.finish()
+    except verified_folder.Unwritable as error:
+        say(kind="refused", rank=processes.rank, error=str(error))
+
+def folders():
+    return sorted(path.name for path in (root / "run" / "checkpoints").iterdir() if path.name.isdigit())
+
+doom = "full"
+say(kind="full", codes=in_processes(2, save), folders=folders())
+doom = "killed"
+say(kind="killed", codes=in_processes(2, save), folders=folders())
+doom = ""
+newest = root / "run" / "checkpoints" / folders()[-1] / divided_checkpoint.tensor_shards.file_name(1)
+content = newest.read_bytes()
+flipped = content[:-9] + bytes([content[-9] ^ 1]) + content[-8:]
+for how, damage in (("flipped", flipped), ("cut", content[:-20]), ("gone", None)):
+    newest.unlink(missing_ok=True)
+    if damage is not None:
+        newest.write_bytes(damage)
+    saved, problems = checkpoint.latest(root / "run")
+    say(kind="damaged", how=how, problems=problems, used=saved.folder.name, newest=newest.parent.name)
+say(kind="after", codes=in_processes(4, save), folders=folders(),
+    left=[path.name for path in (root / "run" / "checkpoints").iterdir() if not path.name.isdigit()])
+"""
+)
+
+
+def test_a_divided_checkpoint_is_whole_or_the_one_before_it_is_used(tmp_path):
+    pytest.importorskip("sklearn")
+    found, said = several(FAULTS, tmp_path, "digits")
+    kinds = {one["kind"]: one for one in found if one["kind"] not in ("refused", "damaged", "resumed")}
+    refused = [one for one in found if one["kind"] == "refused"]
+    assert sorted(one["rank"] for one in refused[:2]) == [0, 1], said
+    assert all("No space left on device" in one["error"] for one in refused[:2])
+    assert kinds["full"] == {"kind": "full", "codes": [0, 0], "folders": ["000000016"]}
+    assert kinds["killed"]["codes"][1] == -9, said
+    assert kinds["killed"]["folders"] == ["000000016", "000000032"]
+    damaged = [one for one in found if one["kind"] == "damaged"]
+    assert [one["how"] for one in damaged] == ["flipped", "cut", "gone"], said
+    for one in damaged:
+        assert (one["newest"], one["used"]) == ("000000032", "000000016")
+        assert tensor_shards.file_name(1) in one["problems"][0]
+    assert [one["at"] for one in found if one["kind"] == "resumed"] == [0, 16, 16]
+    assert kinds["after"]["codes"] == [0, 0, 0, 0], said
+    assert kinds["after"]["left"] == []
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch says that it is alone
+def test_torch_reads_our_parts_and_we_read_torchs(tmp_path):
+    from torch.distributed import checkpoint as dcp
+
+    whole = {"a": torch.arange(15.0).reshape(5, 3), "b": torch.tensor(3), "c": torch.arange(2, dtype=torch.float64)}
+    parts = [{"a": (whole["a"][:3], 0), "b": (whole["b"], 0), "c": (whole["c"][:1], 0)}]
+    parts += [{"a": (whole["a"][3:], 3), "c": (whole["c"][1:], 1)}, {"c": (whole["c"][2:], 2)}]
+    paths = [tmp_path / "ours" / tensor_shards.file_name(rank) for rank in range(3)]
+    paths[0].parent.mkdir()
+    for path, part in zip(paths, parts, strict=True):
+        path.write_bytes(tensor_shards.packed(part))
+    found = Shards.of(paths)
+    read = {name: torch.zeros_like(value) for name, value in whole.items()}
+    dcp.load(read, storage_reader=dcp.HuggingFaceStorageReader(str(tmp_path / "ours")), no_dist=True)
+    writer = dcp.HuggingFaceStorageWriter(str(tmp_path / "torch"), save_distributed=True)
+    dcp.save(whole, storage_writer=writer, no_dist=True)
+    written = sorted((tmp_path / "torch").iterdir())
+    assert [path.name for path in written] == [tensor_shards.file_name(0)]  # no other file, and no pickle
+    theirs = Shards.of(written)
+    for name, value in whole.items():
+        assert torch.equal(found[name], value)
+        assert torch.equal(read[name], value)
+        assert torch.equal(theirs[name], value)
+        assert found.shapes[name].shape == value.shape
+    assert dict(found.under("a")).keys() == {""}
+    with pytest.raises(Damaged, match=paths[1].name):  # the first part is not there
+        Shards.of(paths[1:])
+    paths[2].write_bytes(b"x")
+    with pytest.raises(Damaged, match=paths[2].name):
+        Shards.of(paths)
