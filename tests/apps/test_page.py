@@ -393,6 +393,14 @@ def test_a_picture_goes_from_one_tool_to_the_others(page):
         assert np.array_equal(decoded(page.get_attribute(picture, "src")), decoded(uri))
 
 
+def test_a_picture_of_many_pixels_is_made_smaller_before_it_is_sent(page):
+    file = io.BytesIO()
+    Image.new("L", (5000, 5000), 200).save(file, "PNG")
+    page.click("#tab-time")
+    page.set_input_files("#time .well input", {"name": "a.png", "mimeType": "image/png", "buffer": file.getvalue()})
+    page.wait_for_selector("#time .well[data-state=ready]")
+
+
 def test_mistakes_are_one_line_beside_what_was_pressed(opened, page):
     fill(page, "draw", steps=0)
     run(page, "draw", "failed")

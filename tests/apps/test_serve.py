@@ -8,10 +8,12 @@ import shlex
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
 import time
+import zlib
 from base64 import b64decode, b64encode
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -715,6 +717,19 @@ def test_uploads_in_other_forms_are_fitted(live):
         told = live.client.post("/api/noise", json={"image": upload, "t": 5, "seed": 0})
         assert told.status_code == 200, told.text
         assert pixels_of(told.json()["image"]).shape == (8, 8)
+
+
+@pytest.mark.parametrize("side", [6000, 30_000])
+def test_a_picture_of_too_many_pixels_is_told_what_to_do(side):
+    """Beyond the limit here and beyond Pillow's own: the header alone is read."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    with pytest.raises(UserError, match="image: more than 24000000 pixels; make it smaller first"):
+        data_uri.decoded("data:image/png;base64," + b64encode(file).decode(), "image", (1, 8, 8), "white", 255)
 
 
 def test_few_uploads_are_decoded_at_once_and_nobody_else_waits_for_them(live, monkeypatch):

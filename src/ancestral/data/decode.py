@@ -37,6 +37,10 @@ class BadImage(UserError):
     """A file that cannot be used, and why."""
 
 
+class TooManyPixels(BadImage):
+    """An image over the limit of pixels."""
+
+
 def _open(file: Path | bytes, name: str, max_pixels: int) -> ImageFile.ImageFile:
     """The file's header, its size checked before a single pixel is decoded."""
     own = _FORMATS.get(Path(name).suffix.lower())
@@ -51,6 +55,10 @@ def _open(file: Path | bytes, name: str, max_pixels: int) -> ImageFile.ImageFile
             )
     except BadImage:
         raise
+    except Image.DecompressionBombError:  # Pillow's own limit, before its size can be asked for
+        raise TooManyPixels(
+            f"{name}: over the limit of {max_pixels} pixels; raise data.max_pixels if it is meant"
+        ) from None
     except OSError as error:
         broken = isinstance(file, Path) and file.is_symlink() and not file.exists()
         reason = "a link to nothing" if broken else error.strerror or "not an image of a known format, or damaged"
@@ -60,7 +68,9 @@ def _open(file: Path | bytes, name: str, max_pixels: int) -> ImageFile.ImageFile
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height}"
         image.close()
-        raise BadImage(f"{name}: {size} is over the limit of {max_pixels} pixels; raise data.max_pixels if it is meant")
+        raise TooManyPixels(
+            f"{name}: {size} is over the limit of {max_pixels} pixels; raise data.max_pixels if it is meant"
+        )
     return image
 
 

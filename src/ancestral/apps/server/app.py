@@ -252,6 +252,7 @@ def describe(served: ServedRun, jobs: JobQueue, features: schemas.Features) -> t
             steps=steps,
             least_inpaint_steps=schemas.Inpaint.least_steps,
             upload_bytes=data_uri.MOST_BYTES,
+            upload_pixels=data_uri.MOST_PIXELS,
             queue=limits.queue,
             seconds=limits.seconds,
         ),

@@ -47,7 +47,10 @@ def decoded(uri: str, field: str, shape: tuple[int, int, int], background: str, 
     """
     file, (channels, height, width) = content(uri, field), shape
     size = height if height == width else None
-    pixels = decode.decode(file, channels, size, background, MOST_PIXELS, field, white)
+    try:
+        pixels = decode.decode(file, channels, size, background, MOST_PIXELS, field, white)
+    except decode.TooManyPixels:
+        raise UserError(f"{field}: more than {MOST_PIXELS} pixels; make it smaller first") from None
     if pixels.shape[:2] != (height, width):
         raise UserError(f"{field}: {pixels.shape[0]}x{pixels.shape[1]} pixels, here they must be {height}x{width}")
     return pixels

@@ -198,6 +198,7 @@ class Limits(BaseModel):
     steps: int
     least_inpaint_steps: int = Field(description="The fewest that inpainting takes, as it goes up again between them.")
     upload_bytes: int
+    upload_pixels: int
     queue: int
     seconds: float
 

@@ -92,6 +92,9 @@ export async function redrawn(file) {
   return canvas.toDataURL("image/jpeg", 0.95);
 }
 
+// How many pixels a picture has; 0 where the browser cannot read it, so that the server says what is wrong.
+export const pixels = (file) => createImageBitmap(file).then(({ width, height }) => width * height, () => 0);
+
 // Bytes behind a base64 data URI.
 export function size(uri) {
   const code = uri.slice(uri.indexOf(",") + 1);

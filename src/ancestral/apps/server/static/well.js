@@ -1,7 +1,7 @@
 // Where a picture comes in: chosen, dropped, pasted, drawn, or sent from another tool.
 
 import { Job, patiently } from "./api.js";
-import { $, clone, readFile, redrawn, say, show } from "./dom.js";
+import { $, clone, pixels, readFile, redrawn, say, show } from "./dom.js";
 
 const TAKEN = new Set(["image/png", "image/jpeg", "image/webp"]);
 const wells = [];
@@ -34,8 +34,11 @@ export class Well {
 
   async take(file) {
     if (!file) return;
-    const plain = TAKEN.has(file.type) && file.size <= this.model.limits.upload_bytes;
-    await this.#try(async () => this.use(await (plain ? readFile(file) : redrawn(file))));
+    const { upload_bytes, upload_pixels } = this.model.limits;
+    await this.#try(async () => {
+      const plain = TAKEN.has(file.type) && file.size <= upload_bytes && (await pixels(file)) <= upload_pixels;
+      await this.use(await (plain ? readFile(file) : redrawn(file)));
+    });
   }
 
   // Takes a data URI; what is kept is the picture as the server cuts and scales it to the model's size.
