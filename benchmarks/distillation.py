@@ -29,6 +29,7 @@ from ancestral.training import command, distillation
 from ancestral.training.origin import Origin
 from ancestral.training.run import Run
 
+CRITIC = {"diffusion.objective": "adversarial", "diffusion.times": "stratified"}
 KEYS = ("data", "minutes", "tuning", "row")
 BATCH, SHOWN = 64, 64
 HEADINGS = ("", "calls", "minutes", "fd-lite0", "kid-lite0", "precision", "recall")
@@ -62,12 +63,13 @@ class Tuned(Model):
 
     def __init__(self, model: Path, splits: Splits, work: Path, threads: int) -> None:
         super().__init__(str(model), splits, work, threads)
-        self.options = ("--device", "cpu")
+        chosen = [word for key, value in CRITIC.items() for word in ("--set", f"{key}={value}")]
+        self.options = ("--device", "cpu", *chosen)
 
     def settings(self, minutes: float) -> Config:
         """Of the run."""
         folder = self.folder(minutes)
-        return distillation.settings(Origin(self.source), {}, folder, data=None, fresh=False)[0]
+        return distillation.settings(Origin(self.source), CRITIC, folder, data=None, fresh=False)[0]
 
 
 def _fitting(settings: Config, splits: Splits, seconds: float) -> int:

@@ -77,7 +77,8 @@ def test_both_networks_go_on_from_a_checkpoint_to_the_bit(pair, dropout, labels)
     data = load.load(saved.config.source, saved.config.data).train
     labels = labels and data.labels is not None
     model = replace(saved.config.model, labels=labels, condition_dropout=0.2 * labels, dropout=dropout)
-    config = replace(saved.config, model=model)
+    diffusion = replace(saved.config.diffusion, objective="adversarial", times="stratified")
+    config = replace(saved.config, model=model, diffusion=diffusion)
     known = facts(data)
     first, straight = Training(config, known, CPU), Training(config, known, CPU)
     for one in (first, straight):

@@ -16,8 +16,8 @@ from ancestral.training.origin import Origin
 RATE = 1 / 3  # of the learning rate that the model was trained with: see the log, 2026-11-29
 TUNED = {  # what differs from the model's own settings
     "diffusion.chain": "consistency",
-    "diffusion.objective": "adversarial",
-    "diffusion.times": "stratified",
+    "diffusion.objective": "consistency",
+    "diffusion.times": "log-normal-wide",
     "diffusion.variance": "fixedlarge",  # its reverse step has the variance of q, whatever is named
 }
 
