@@ -22,64 +22,50 @@ RUN_IMAGES = 16
 
 
 @pytest.fixture(scope="module")
-def toy():
-    return exact(num_images=16, seed=0)
+def subjects(trained_run, colour_run):
+    runs = {"run": trained_run, "colour": colour_run}
+    own = {name: of_run(folder, None, RUN_IMAGES, 0, "cpu", None) for name, folder in runs.items()}
+    return {"toy": exact(num_images=16, seed=0), **own}
 
 
 @pytest.fixture(scope="module")
-def toy_parts(toy):
-    return {name: section.part(toy) for name, section in SECTIONS.items()}
-
-
-@pytest.fixture(scope="module")
-def run(trained_run):
-    return of_run(trained_run, None, RUN_IMAGES, 0, "cpu", None)
-
-
-@pytest.fixture(scope="module")
-def run_parts(run):
-    return {name: section.part(run) for name, section in SECTIONS.items()}
-
-
-@pytest.fixture(scope="module")
-def colour(colour_run):
-    return of_run(colour_run, None, RUN_IMAGES, 0, "cpu", None)
-
-
-@pytest.fixture(scope="module")
-def colour_parts(colour):
-    return {name: section.part(colour) for name, section in SECTIONS.items()}
+def parts(subjects):
+    return {
+        name: {title: section.part(subject) for title, section in SECTIONS.items()}
+        for name, subject in subjects.items()
+    }
 
 
 @pytest.mark.parametrize("subject", ["run", "colour"])
-def test_the_report_says_what_evaluate_prints(subject, tmp_path, request):
-    folder, run_parts = request.getfixturevalue(subject).run, request.getfixturevalue(f"{subject}_parts")
+def test_the_report_says_what_evaluate_prints(subject, subjects, parts, tmp_path):
+    folder, own = subjects[subject].run, parts[subject]
     result = run_command("evaluate", folder, "--num-images", RUN_IMAGES, "--out", tmp_path, "--device", "cpu")
     assert result.exit_code == 0, result.output
     found = json.loads((tmp_path / "evaluation.json").read_text())["bits_per_dim"]
-    numbers = run_parts["bound"].numbers
+    numbers = own["bound"].numbers
     for name, key in {"bits": "bound, bits/dim", "L_T": "L_T", "L_mid": "L_1:T-1", "L_0": "L_0"}.items():
         assert numbers[name].value == found[key]["mean"]
         assert numbers[name].error == found[key]["standard_error"]
-    shares = {row[0]: row[2] for row in run_parts["bound"].tables["terms"]}
+    shares = {row[0]: row[2] for row in own["bound"].tables["terms"]}
     for name, key in {"total": "bound, bits/dim", "L_T": "L_T", "L_1:T-1": "L_1:T-1", "L_0": "L_0"}.items():
         assert shares[f"term {name}"].value == pytest.approx(100 * found[key]["largest_share"])
         assert 100 / RUN_IMAGES <= shares[f"term {name}"].value < 100
-    for name, number in run_parts["bound"].tables["rivals"][1:]:
+    for name, number in own["bound"].tables["rivals"][1:]:
         assert number.value == found[name]["mean"]
     assert f"evaluate {folder} --num-images {RUN_IMAGES}" in numbers["bits"].again
 
 
 @pytest.mark.parametrize("subject", ["toy", "run", "colour"])
-def test_the_lines_are_one_number_and_the_last_agrees_within_its_error(subject, request):
-    numbers = request.getfixturevalue(f"{subject}_parts")["bound"].numbers
+def test_the_lines_are_one_number_and_the_last_agrees_within_its_error(subject, parts):
+    numbers = parts[subject]["bound"].numbers
     for name in ("steps", "split", "markov", "bayes", "telescoped"):
         assert numbers[name].value == pytest.approx(numbers["joint"].value, rel=1e-9)
     assert numbers["rounding"].value < 1e-6
     assert abs(numbers["apart"].value) < 4.5 * numbers["apart"].error
 
 
-def test_the_truth_is_the_density_times_the_volume_of_a_bin(toy):
+def test_the_truth_is_the_density_times_the_volume_of_a_bin(subjects):
+    toy = subjects["toy"]
     shapes = Shapes(toy.schedule)
     x0 = to_unit(toy.test.images).double()
     x0 = x0[(x0.abs() < 1).flatten(1).all(1)]  # the bins at the ends are open
@@ -90,14 +76,14 @@ def test_the_truth_is_the_density_times_the_volume_of_a_bin(toy):
     torch.testing.assert_close(shapes.log_prob(x0), density, rtol=0, atol=curved)
 
 
-def test_the_bound_of_the_exact_model_is_above_the_truth_and_near_it(toy_parts):
-    gap = toy_parts["bound"].numbers["gap_chains"]
+def test_the_bound_of_the_exact_model_is_above_the_truth_and_near_it(parts):
+    gap = parts["toy"]["bound"].numbers["gap_chains"]
     assert 0 < gap.value < 0.03  # bits/dim: the variance at t = 1, steps that are not quite Gaussian
 
 
 @pytest.mark.parametrize("subject", ["run", "colour"])
-def test_the_terms_and_the_tenths_are_the_whole(subject, request):
-    bound = request.getfixturevalue(f"{subject}_parts")["bound"]
+def test_the_terms_and_the_tenths_are_the_whole(subject, parts):
+    bound = parts[subject]["bound"]
     numbers, tenths = bound.numbers, bound.tables["tenths"]
     whole = numbers["L_T"].value + numbers["L_mid"].value + numbers["L_0"].value
     assert whole == pytest.approx(numbers["bits"].value)
@@ -105,8 +91,8 @@ def test_the_terms_and_the_tenths_are_the_whole(subject, request):
     assert tenths[-1][4].value == pytest.approx(100)
 
 
-def test_the_pixels_bin_is_the_normal_integrated_over_it(toy_parts):
-    numbers = {name: number.value for name, number in toy_parts["bound"].numbers.items()}
+def test_the_pixels_bin_is_the_normal_integrated_over_it(parts):
+    numbers = {name: number.value for name, number in parts["toy"]["bound"].numbers.items()}
     belief = norm(numbers["pixel_mean"], numbers["pixel_std"])
     byte = numbers["pixel_byte"]
     assert 0 < byte < 255
@@ -117,16 +103,16 @@ def test_the_pixels_bin_is_the_normal_integrated_over_it(toy_parts):
 
 
 @pytest.mark.parametrize("subject", ["toy", "run", "colour"])
-def test_the_law_of_total_variance_predicts_what_was_measured(subject, request):
-    numbers = request.getfixturevalue(f"{subject}_parts")["spread"].numbers
+def test_the_law_of_total_variance_predicts_what_was_measured(subject, parts):
+    numbers = parts[subject]["spread"].numbers
     # Pairs of chains at a thousand times: a few per cent; the largest terms are at few times.
     assert numbers["single_regrouped"].value == pytest.approx(numbers["single_law"].value, rel=0.35)
     assert numbers["single_kl"].value < numbers["single_law"].value
     assert numbers["need_kl_every"].value < numbers["need_regrouped_every"].value
 
 
-def test_the_weights_are_the_papers(toy, toy_parts):
-    numbers, q = toy_parts["spread"].numbers, toy.schedule
+def test_the_weights_are_the_papers(subjects, parts):
+    numbers, q = parts["toy"]["spread"].numbers, subjects["toy"].schedule
     for name, t in (("w_early", 2), ("w_late", 1000)):
         assert numbers[f"{name}_t"].value == t
         beta, alpha_bar, before = float(q.beta[t - 1]), float(q.alpha_bar(t)), float(q.alpha_bar(t - 1))
@@ -137,8 +123,9 @@ def test_the_weights_are_the_papers(toy, toy_parts):
     assert numbers["w_x0_early"].value == pytest.approx((snr_1 - snr_2) / 2, rel=1e-6)
 
 
-def test_l_simple_of_the_exact_model_is_what_the_noise_hides(toy):
+def test_l_simple_of_the_exact_model_is_what_the_noise_hides(subjects):
     """E||eps - eps_hat||^2 = SNR_t E[Var[x0 | x_t]]."""
+    toy = subjects["toy"]
     found = variance_losses.measured(toy)
     x0 = toy.x0(toy.test)
     hidden = []
@@ -151,8 +138,8 @@ def test_l_simple_of_the_exact_model_is_what_the_noise_hides(toy):
     assert abs(float(difference.mean())) < 4 * float(difference.std()) / len(difference) ** 0.5
 
 
-def test_shares_are_whole_and_draws_are_the_samplers(toy, run):
-    for subject in (toy, run):
+def test_shares_are_whole_and_draws_are_the_samplers(subjects):
+    for subject in subjects.values():
         found = variance_losses.measured(subject)
         for share in (found.elbo_share, found.simple_share, found.drawn_share, found.own_share):
             assert float(share.sum()) == pytest.approx(1)
@@ -165,8 +152,8 @@ def shown(number):
 
 
 @pytest.mark.parametrize("subject", ["toy", "run", "colour"])
-def test_the_step_can_be_checked_by_hand(subject, request):
-    part = request.getfixturevalue(f"{subject}_parts")["onestep"]
+def test_the_step_can_be_checked_by_hand(subject, parts):
+    part = parts[subject]["onestep"]
     n = {name: shown(number) for name, number in part.numbers.items()}
     close = pytest.approx
     assert n["x0"] == close(n["byte"] / 127.5 - 1, abs=2e-6)
@@ -187,8 +174,8 @@ def test_the_step_can_be_checked_by_hand(subject, request):
 
 
 @pytest.mark.parametrize("subject", ["toy", "run", "colour"])
-def test_the_code_takes_the_same_step(subject, request):
-    part = request.getfixturevalue(f"{subject}_parts")["onestep"]
+def test_the_code_takes_the_same_step(subject, parts):
+    part = parts[subject]["onestep"]
     written = io.StringIO()
     with contextlib.redirect_stdout(written):
         exec(compile(part.facts["code"], "the report's code", "exec"), {})

@@ -41,12 +41,7 @@ KEPT = 8  # numbers, so that a trainer with a listing as old as that many owners
 
 
 class Owner:
-    """Ownership of a run folder, from `own` until `release`.
-
-    Args:
-        path: the file that says so.
-        record: what stands in it.
-    """
+    """Ownership of a run folder, from `own` until `release`: a file, and the record in it."""
 
     def __init__(self, path: Path, record: dict[str, Any]) -> None:
         self._path, self._record, self._left = path, record, threading.Event()

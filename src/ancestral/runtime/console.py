@@ -66,12 +66,7 @@ class TimeLeft(progress.ProgressColumn):
 
 
 class Progress(progress.Progress):
-    """The bars of a command: what is done, how far, and how long it takes yet; elsewhere than on a terminal, as lines.
-
-    Args:
-        columns: others than these.
-        console: another than the screen.
-    """
+    """The bars of a command: what is done, how far, and how long it takes yet; off a terminal, as lines."""
 
     def __init__(self, *columns: progress.ProgressColumn, console: Console = screen) -> None:
         usual = (

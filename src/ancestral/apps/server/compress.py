@@ -28,11 +28,7 @@ MEASURING = 100  # steps that the measurement is shown in
 
 
 class Compressor:
-    """The codec of an open model; what must be measured for it is measured by the first job that needs it.
-
-    Args:
-        served: the model.
-    """
+    """The codec of an open model; what must be measured for it is measured by the first job that needs it."""
 
     def __init__(self, served: ServedRun) -> None:
         self.served = served

@@ -45,12 +45,7 @@ class Limits:
 
 
 class JobQueue:
-    """The jobs of a server.
-
-    Args:
-        calls: the network's thread.
-        limits: how much at once.
-    """
+    """The jobs of a server."""
 
     def __init__(self, calls: Calls, limits: Limits) -> None:
         self.calls, self.limits = calls, limits

@@ -27,9 +27,6 @@ class NearestImages:
     """The training images of an open model, read when they are first asked for.
 
     Distances are between pixels, or between the features of lite0 where `ancestral metrics` has left these.
-
-    Args:
-        served: the model.
     """
 
     def __init__(self, served: ServedRun) -> None:
