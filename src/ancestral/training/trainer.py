@@ -250,7 +250,8 @@ class Training:
     def _clipped(self, one: Learner) -> Tensor:
         """The norm of its gradient before it was clipped."""
         self.scaler.unscale_(one.optimizer)
-        return whole(nn.utils.clip_grad_norm_(one.network.parameters(), self.config.train.clip_norm))
+        norm = whole(nn.utils.clip_grad_norm_(one.network.parameters(), self.config.train.clip_norm))
+        return on(self.device, norm)  # of a network that had no gradient it is on the CPU
 
     def _skip(self, batch: _Batch, data: ImageSet, losses: Tensor, loss: float, norm: float) -> None:
         """Count a skipped update, or stop the run, as the settings say; the weights are untouched so far."""
