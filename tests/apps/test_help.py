@@ -1,7 +1,9 @@
 """What the command says of itself: an example under each help that is right, the first things to do, completion."""
 
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -47,6 +49,34 @@ def test_every_help_ends_with_an_example_that_the_command_understands(path, comm
 
 def test_every_example_is_of_a_command():
     assert set(EXAMPLES) == {path[-1] for path in LEAVES}
+
+
+def test_commands_that_are_printed_can_be_pasted_whatever_the_run_is_called(any_run, tmp_path, command):
+    """They are cut out of what is printed and handed over as a shell does: those of results run, of refusals parse."""
+    run = tmp_path / "a run's $HOME"
+    shutil.copytree(any_run, run)
+    average = sorted((run / "averages").iterdir())[0]
+    for words in (
+        ("tune-steps", run, "--steps", 2, "--num-images", 2),
+        ("import", average, "--out", tmp_path / "an import; ls"),
+    ):
+        said = command(*words)
+        assert said.exit_code == 0, said.output
+        line = said.output.partition("now: ")[2].splitlines()[0]
+        assert understood(line) == ("sample",)
+        drawn = command(*shlex.split(line)[1:], "--num-images", 1)
+        assert drawn.exit_code == 0, drawn.output
+    for words in (
+        ("sample", tmp_path / "no run"),
+        ("train", "digits", "--out", tmp_path / "an import; ls", "--steps", "+2"),
+        ("train", "digits", "--out", run, "--from", run),
+        ("metrics", tmp_path),
+    ):
+        refused = command(*words)
+        assert refused.exit_code == 2, refused.output
+        line = re.search(r"ancestral [a-z]+ .*", refused.output)
+        assert line is not None, refused.output
+        assert understood(line[0]), refused.output
 
 
 def test_alone_it_shows_the_three_things_to_do_first(command):

@@ -36,6 +36,7 @@ from ancestral.runtime.distributed import LONG, Processes, process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, cache_folder, pieces
+from ancestral.runtime.text import quoted
 from ancestral.sampling.sampler import Sampler
 
 LEAST = 2 * GROUPS  # images on each side
@@ -159,7 +160,9 @@ def _of_images(path: Path, options: SamplingOptions, data_source: str | None) ->
         given = options.given[0].replace("_", "-")
         raise UserError(f"--{given}: {path} is no run but images, of which nothing is drawn; leave it out")
     if data_source is None:
-        raise UserError(f"{path}: is no run but images; name what to compare them with: ancestral metrics {path} DATA")
+        raise UserError(
+            f"{path}: is no run but images; name what to compare them with: ancestral metrics {quoted(path)} DATA"
+        )
     samples = joined(load.load(str(path), DataOptions()))
     height, width, channels = samples.shape
     splits = load.load(data_source, DataOptions(size=height if height == width else None))

@@ -32,6 +32,7 @@ from ancestral.runtime import verified_folder
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.tensor_files import Tensors, finite, fitting, parsed_folder, unpacked
 from ancestral.runtime.tensor_shards import Shards, is_shard
+from ancestral.runtime.text import quoted
 
 KEEP = 2
 MODEL_FILES = ("config.json", "model.safetensors")
@@ -234,10 +235,10 @@ def open_run(run: Path) -> tuple[Checkpoint, list[str]]:
         UserError: when the folder is absent or holds no checkpoint.
     """
     if not run.is_dir():
-        raise UserError(f"{run}: no such run; train one with: ancestral train DATA --out {run}")
+        raise UserError(f"{run}: no such run; train one with: ancestral train DATA --out {quoted(run)}")
     checkpoint, problems = latest(run)
     if checkpoint is None:
-        raise UserError(f"{run}: holds no checkpoint; train it with: ancestral train DATA --out {run}")
+        raise UserError(f"{run}: holds no checkpoint; train it with: ancestral train DATA --out {quoted(run)}")
     return checkpoint, problems
 
 

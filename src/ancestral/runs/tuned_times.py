@@ -12,6 +12,7 @@ from ancestral.errors import UserError
 from ancestral.runs import checkpoint
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.console import screen
+from ancestral.runtime.text import quoted
 
 FILE = "tuned.json"
 
@@ -42,7 +43,7 @@ def load(
     if steps is None:
         raise UserError("--grid tuned: say for how many --steps")
     width = "" if average_width is None else f" --average-width {average_width:g}"
-    again = f"ancestral tune-steps {folder} --steps {steps}{width}"
+    again = f"ancestral tune-steps {quoted(folder)} --steps {steps}{width}"
     try:
         found = _read(folder).get(str(steps))
     except disk.Damaged as error:

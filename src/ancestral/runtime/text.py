@@ -33,8 +33,9 @@ def utf8(text: str, what: str) -> str:
     return text
 
 
-def quoted(text: str) -> str:
+def quoted(word: object) -> str:
     """As one word of a shell command: by `shlex`, and what is not printed as octal bytes in $'...'."""
+    text = str(word)
     if text.isprintable():
         return shlex.quote(text)
     escapes = {"\\": r"\\", "'": r"\'"}

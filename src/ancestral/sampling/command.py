@@ -29,6 +29,7 @@ from ancestral.runtime.distributed import LONG, process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, pieces
+from ancestral.runtime.text import quoted
 from ancestral.sampling.sampler import Sampler
 
 GRID, FILM, CLASSES = "grid.png", ("film.png", "film.gif"), "labels.json"
@@ -138,7 +139,7 @@ def tune_steps(
         raise UserError(f"--steps: {error}") from None
     with held(folder, "tuned"):  # as what is there is read and written again
         tuned_times.save(folder, saved, average_width, times)
-    screen.print(f"{', '.join(map(str, times))}; now: ancestral sample {folder} --steps {steps} --grid tuned")
+    screen.print(f"{', '.join(map(str, times))}; now: ancestral sample {quoted(folder)} --steps {steps} --grid tuned")
 
 
 def _png(number: int) -> str:

@@ -24,6 +24,7 @@ from ancestral.runs.open import open_model
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
+from ancestral.runtime.text import quoted
 from ancestral.sampling.sampler import Sampler
 from ancestral.sampling.table import TableSampler
 
@@ -59,7 +60,7 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str) -> str:
         results.need_free(files)
         results.replace(files.items())
     size, calls = len(files[drawn]) / 1e6, sampler.steps
-    return f"exported: {out / drawn}, {size:.1f} MB, {calls} network calls; now: python {out / 'draw.py'} 16"
+    return f"exported: {out / drawn}, {size:.1f} MB, {calls} network calls; now: python {quoted(out / 'draw.py')} 16"
 
 
 def opened(run: Path, device: str, average_width: float | None) -> tuple[Checkpoint, Denoiser]:

@@ -32,7 +32,7 @@ from ancestral.runtime.distributed import process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import catch_stop
-from ancestral.runtime.text import Amount, minutes
+from ancestral.runtime.text import Amount, minutes, quoted
 from ancestral.training import cost, inventory, legs, origin, trackers
 from ancestral.training.origin import Origin
 from ancestral.training.outlook import measured, outlook
@@ -300,7 +300,7 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
         log = [entry for entry in read_metrics(folder / "metrics.jsonl", _warn) if entry["loss"] is not None]
         plot = plots.loss_plot([one["images"] for one in log], [one["loss"] for one in log], leg_starts(log))
         verified_folder.write_file(folder / "loss.png", plot)
-    advice = f"now: ancestral sample {folder}"
+    advice = f"now: ancestral sample {quoted(folder)}"
     for finding in [] if run.health is None else run.health.findings:
         _warn(finding)
         advice = (

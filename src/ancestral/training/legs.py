@@ -17,6 +17,7 @@ from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.config import Config, Facts, to_json
 from ancestral.runs.plan import Leg, from_state
 from ancestral.runtime import disk
+from ancestral.runtime.text import quoted
 from ancestral.training.trackers import flat
 
 # Settings of the computation may change when a run is resumed. Older runs lack the untrained classes and the white
@@ -67,7 +68,7 @@ def begins_leg(
     if not saved.tensors:
         raise UserError(
             f"{folder}: was imported, without the state of an optimiser to go on with; begin a new run with its "
-            f"weights: ancestral train DATA --out NEW --from {folder}"
+            f"weights: ancestral train DATA --out NEW --from {quoted(folder)}"
         )
     legs, complete = _legs(saved), saved.state["complete"]
     new = complete and further
@@ -80,7 +81,7 @@ def begins_leg(
     if changed and new:
         raise UserError(
             f"{folder}: goes on with the network, classes and settings that it has ({changed}); with others a new run "
-            f"can begin with its weights: ancestral train DATA --out NEW --from {folder}"
+            f"can begin with its weights: ancestral train DATA --out NEW --from {quoted(folder)}"
         )
     if changed:
         raise UserError(f"{folder}: holds a run with other settings ({changed}); use those, another --out, or --fresh")

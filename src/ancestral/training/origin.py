@@ -24,6 +24,7 @@ from ancestral.runs.config import Config, Facts
 from ancestral.runs.hub import hub
 from ancestral.runtime.registry import choose
 from ancestral.runtime.tensor_files import Tensors
+from ancestral.runtime.text import quoted
 
 # What may change: conditions are carried over below; the rest says how is trained or drawn, not what an output means.
 _FREE = {f"model.{name}" for name in ("labels", "embedding", "condition_dropout", "dropout")} | {
@@ -64,7 +65,7 @@ class Origin:
         if own.is_relative_to(folder):
             raise UserError(
                 f"{self.given}: is the run of --out itself; choose another --out, or train it longer: ancestral train "
-                f"DATA --out {run} --budget +10m"
+                f"DATA --out {quoted(run)} --budget +10m"
             )
 
     def check(self, config: Config, facts: Facts, given: Collection[str]) -> list[str]:

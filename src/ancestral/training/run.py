@@ -34,6 +34,7 @@ from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.distributed import LONG, Processes
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
+from ancestral.runtime.text import quoted
 from ancestral.training import legs, preview
 from ancestral.training.budget import CALIBRATING, MEASURING, PREVIEW_SHARE, SAVING, pace
 from ancestral.training.gradient_sync import whole
@@ -182,7 +183,9 @@ class Run:
         if asked is None and (began is None or self.further):
             return
         if asked is None:
-            raise UserError(f"{self.folder}: holds a run that began with a model; add --from {began}, or --fresh")
+            raise UserError(
+                f"{self.folder}: holds a run that began with a model; add --from {quoted(began)}, or --fresh"
+            )
         if began is None or not (began == asked.name or same_source(began, asked.given)):
             raise UserError(
                 f"{self.folder}: holds a run that began with {began or 'no model'}, not with {asked.name}; begin with "

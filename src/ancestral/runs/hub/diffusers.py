@@ -40,6 +40,7 @@ from ancestral.runs.hub.diffusers_config import (
 )
 from ancestral.runtime import disk
 from ancestral.runtime.result_files import held
+from ancestral.runtime.text import quoted
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
 SPACINGS = ("leading", "trailing", "linspace")
@@ -393,4 +394,6 @@ def _need_fields(run: Path, config: Config) -> None:
         )
     else:
         return
-    raise UserError(f"{run}: {problem}; any network leaves with: ancestral export {run} --format onnx (or torch)")
+    raise UserError(
+        f"{run}: {problem}; any network leaves with: ancestral export {quoted(run)} --format onnx (or torch)"
+    )

@@ -30,6 +30,7 @@ from ancestral.runs.lock import own
 from ancestral.runs.measurements import measured
 from ancestral.runtime import verified_folder
 from ancestral.runtime.tensor_files import parsed_folder
+from ancestral.runtime.text import quoted
 
 PREFIX = "hf:"
 UNCHECKED = "its files carry no digests: a changed value cannot be noticed; compare SHA-256 with where they are from:"
@@ -101,7 +102,7 @@ def import_model(source: str, run: Path, scheduler: Path | None = None, null_cla
         folder = checkpoint.save_imported(run, saved)
     finally:
         owner.release()
-    lines = [f"imported: {folder}; now: ancestral sample {run}", *saved.state.get("notes", [])]
+    lines = [f"imported: {folder}; now: ancestral sample {quoted(run)}", *saved.state.get("notes", [])]
     if "read" in saved.state and not saved.state["checked"]:
         lines.append(UNCHECKED)
         lines += [f"  {digest}  {name}" for name, digest in saved.state["read"].items()]
