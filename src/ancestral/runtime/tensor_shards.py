@@ -46,6 +46,7 @@ def packed(parts: Parts) -> bytes:
 
 class _Part(NamedTuple):
     path: Path
+    file: Any  # open, so that it can be read when its checkpoint has been dropped meanwhile
     key: str
     start: int
     shape: tuple[int, ...]
@@ -68,14 +69,14 @@ class Shards(Mapping[str, Tensor]):
         kinds: dict[str, torch.dtype] = {}
         for path in paths:
             try:
-                with safe_open(path, "pt") as file:
-                    begins = json.loads((file.metadata() or {})[_BEGINS])
-                    for key in file.keys():  # noqa: SIM118 # it is no mapping
-                        found = file.get_slice(key)
-                        shape = tuple(found.get_shape())
-                        start = begins[key]["saved_offsets"][0] if shape else 0
-                        parts.setdefault(key, []).append(_Part(path, key, start, shape))
-                        kinds[key] = (found[:1] if shape and shape[0] else file.get_tensor(key)).dtype
+                file = safe_open(path, "pt").__enter__()
+                begins = json.loads((file.metadata() or {})[_BEGINS])
+                for key in file.keys():  # noqa: SIM118 # it is no mapping
+                    found = file.get_slice(key)
+                    shape = tuple(found.get_shape())
+                    start = begins[key]["saved_offsets"][0] if shape else 0
+                    parts.setdefault(key, []).append(_Part(path, file, key, start, shape))
+                    kinds[key] = (found[:1] if shape and shape[0] else file.get_tensor(key)).dtype
             except (SafetensorError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
                 raise Damaged(f"{path}: damaged or no part of a checkpoint ({str(error)[:200]})") from None
         shapes = {}
@@ -92,10 +93,7 @@ class Shards(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         """The whole tensor, on the CPU."""
-        read = []
-        for part in self._parts[name]:
-            with safe_open(part.path, "pt") as file:
-                read.append(file.get_tensor(part.key))
+        read = [part.file.get_tensor(part.key) for part in self._parts[name]]
         return read[0] if len(read) == 1 else torch.cat(read)
 
     def __iter__(self) -> Iterator[str]:
