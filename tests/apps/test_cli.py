@@ -516,7 +516,7 @@ def hostile(measured_run):
         ("compress", "empty.png", "not an image"),
         ("compress", "half.png", "damaged or truncated"),
         ("compress", "file.png", "not an image"),
-        ("compress", "large.png", "3600000000 pixels"),
+        ("compress", "large.png", "over the limit of 32000000 pixels; raise data.max_pixels"),
         ("compress", "wide.png", "4000x5000"),
         ("compress", "", "is a directory"),
         ("compress", "absent.png", "does not exist"),

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import unicodedata
 
 import pytest
 import torch
@@ -148,7 +149,9 @@ def test_shares_are_whole_and_draws_are_the_samplers(subjects):
 
 def shown(number):
     """A number as a reader types it into a calculator."""
-    return float(str(number).replace("\N{MINUS SIGN}", "-").replace(",", "").rstrip(" %"))
+    text = str(number).replace("\N{MINUS SIGN}", "-").replace(",", "").rstrip(" %")
+    mantissa, _, exponent = text.partition("×10")
+    return float(f"{mantissa}e{unicodedata.normalize('NFKC', exponent).replace(chr(0x2212), '-') or 0}")
 
 
 @pytest.mark.parametrize("subject", ["toy", "run", "colour"])

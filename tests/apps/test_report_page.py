@@ -95,7 +95,7 @@ def test_everything_is_there_and_fits(reports, browser, language, width, scheme)
         assert len(sizes) > 10
         assert all(sizes)
         boxes = "selector => [...document.querySelectorAll(selector)].map(one => one.getBoundingClientRect().height)"
-        for selector, least in (("figure > .scroll > svg", 20), (".equation > math", 10)):
+        for selector, least in (("figure > .scroll > svg", 20), (".equation math", 10)):
             heights = page.evaluate(boxes, selector)
             assert len(heights) > 15
             assert min(heights) > least, selector

@@ -16,6 +16,7 @@ from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Predic
 from ancestral.diffusion.denoisers.guidance import ClassifierGuided, Guided, beside, conditional
 from ancestral.diffusion.denoisers.targets import TARGETS
 from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.sample import finish, trajectory
 from ancestral.diffusion.samplers.solvers import SOLVERS
@@ -285,12 +286,14 @@ def test_who_is_dropped_is_a_function_of_the_image_number(digits):
     configuration = settings(**{"model.labels": True})
     numbers = range(4000)
     cond = {"labels": torch.zeros(4000, dtype=torch.long)}
-    whole = trained_with(cond, configuration, numbers)["dropped"]
-    parts = [trained_with(cond, configuration, numbers[a:b])["dropped"] for a, b in pairwise([0, 7, 1000, 4000])]
+    whole = trained_with(cond, configuration, numbers, Streams)["dropped"]
+    parts = [
+        trained_with(cond, configuration, numbers[a:b], Streams)["dropped"] for a, b in pairwise([0, 7, 1000, 4000])
+    ]
     assert torch.equal(whole, torch.cat(parts))
     assert float(whole.double().mean()) == pytest.approx(0.4, abs=5 * math.sqrt(0.24 / 4000))
     assert "dropped" not in trained_with(
-        cond, settings(**{"model.labels": True, "model.condition_dropout": 0}), numbers
+        cond, settings(**{"model.labels": True, "model.condition_dropout": 0}), numbers, Streams
     )
 
 

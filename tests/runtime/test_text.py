@@ -108,10 +108,11 @@ def test_there_is_one_way_to_the_terminal():
         for call in (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)):
             name = ast.unparse(call.func)
             assert name not in ("Console", "sys.stdout.write", "sys.stderr.write"), path
-            alone = path.stem.startswith("draw_")  # scripts that are copied beside exported models
+            alone = path.name == "draw.py"  # the script that is copied beside an exported model
             assert name != "print" or path.parent.name == "report" or alone, path
             if name == "click.echo":
-                assert "shown(" in ast.unparse(call.args[0]), path
+                said = ast.unparse(call.args[0])
+                assert "shown(" in said or said == "examples.FIRST", path  # which is ours, and several lines
 
 
 @pytest.mark.parametrize("name", [*NAMES, "[/x]", "[red]x", "{task.id}"])

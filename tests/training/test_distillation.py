@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -110,7 +111,9 @@ def test_both_networks_go_on_from_a_checkpoint_to_the_bit(pair, dropout, labels)
                     assert torch.allclose(one.grad, other.grad, atol=1e-4)
 
 
-@pytest.mark.parametrize("engine", [gradient_sync.Ddp, gradient_sync.Fsdp])
+@pytest.mark.parametrize(
+    "engine", [gradient_sync.Ddp, partial(gradient_sync.Fsdp, precision=torch.float32)], ids=["Ddp", "Fsdp"]
+)
 def test_engines_that_wrap_one_network_refuse_two(engine):
     with pytest.raises(UserError, match="two learn; use all-reduce"):
         engine(torch.nn.Linear(2, 2), Processes(), torch.nn.Linear(2, 2))
