@@ -2,9 +2,20 @@
 
 import os
 import socket
+import subprocess
 import sys
 import time
 import traceback
+from pathlib import Path
+
+
+def several(script, *arguments, seconds):
+    """(stdout, stderr) of a script that forks several processes, run in a Python of its own for so long at most."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    line = [sys.executable, "-c", script, *map(str, arguments)]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=seconds, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, done.stderr
 
 
 def say(*words):

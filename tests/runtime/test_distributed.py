@@ -1,26 +1,12 @@
 """What processes say to each other: how a group is made, who is named when late, one call a step, one reader."""
 
-import os
-import subprocess
-import sys
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 import torch
 
 from ancestral.runtime import distributed
-
-TESTS = Path(__file__).parent.parent
-
-
-def several(script, *arguments):
-    """Run a script that forks several processes; what it prints."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    line = [sys.executable, "-c", script, *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+from forked import several
 
 
 def test_on_a_gpu_the_device_is_set_first_and_named_and_the_cpu_has_gloo(monkeypatch):
@@ -68,7 +54,7 @@ for waits in ("gather", "barrier"):
 
 
 def test_a_process_that_does_not_answer_is_named():
-    said = several(LATE).splitlines()
+    said = several(LATE, seconds=120)[0].splitlines()
     for waits in ("gather", "barrier"):
         (first,) = [line for line in said if line.startswith(f"{waits} 0 ")]
         assert "process 2 (counted from 0) of the 3 does not answer" in first
@@ -119,7 +105,7 @@ say(in_processes(2, body))
 
 def test_a_step_gathers_once_and_adds_gradients_once(tmp_path):
     """Before: three gathers a step, and with a budget four; losses and flags went by themselves."""
-    said = several(STEPS, tmp_path).splitlines()
+    said = several(STEPS, tmp_path, seconds=120)[0].splitlines()
     counts = next(eval(line) for line in said if line.startswith("{"))
     assert {name: count for name, count in counts.items() if count} == {"all_gather": 4, "all_reduce": 4}, said
 
@@ -172,7 +158,8 @@ def test_one_process_reads_the_images_and_the_others_map_them(tmp_path, count, c
         pixels = torch.randint(0, 256, (4, 6, 3), generator=generator, dtype=torch.uint8).numpy()
         (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{name}.png")
-    said = several(CACHE, tmp_path / "images", cache and tmp_path / cache, count, how or "whole").splitlines()
+    folder, kept = tmp_path / "images", cache and tmp_path / cache
+    said = several(CACHE, folder, kept, count, how or "whole", seconds=120)[0].splitlines()
     decoded = {line.split()[1]: int(line.split()[2]) for line in said if line.startswith("decoded")}
     assert decoded == {"0": 11, **{str(rank): 0 for rank in range(1, count)}}
     codes = [line for line in said if line.startswith("codes")]

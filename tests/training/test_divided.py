@@ -1,10 +1,6 @@
 """Weights divided among processes (FSDP2): drawn as by one, saved by each, resumed by any number, damage, kills."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,17 +8,13 @@ import torch
 from ancestral.runtime import tensor_shards
 from ancestral.runtime.disk import Damaged
 from ancestral.runtime.tensor_shards import Shards
+from forked import several
 
-TESTS = Path(__file__).parent.parent
 
-
-def several(script, *arguments):
-    """Run a script that forks several processes; what it prints, as JSON lines."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(TESTS)}
-    line = [sys.executable, "-c", script, *map(str, arguments)]
-    done = subprocess.run(line, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], done.stdout + done.stderr
+def found_by(script, *arguments):
+    """What a script of several processes has found, a document a line, and all that it printed."""
+    said, errors = several(script, *arguments, seconds=300)
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{")], said + errors
 
 
 COMMON = """
@@ -111,7 +103,7 @@ for of, by in ((1, 2), (2, 1), (2, 4), (4, 2)):
 
 
 def test_any_number_of_processes_goes_on_with_what_any_number_has_saved(tmp_path, colour_digits):
-    found, said = several(ACROSS, tmp_path, colour_digits)
+    found, said = found_by(ACROSS, tmp_path, colour_digits)
     saved = [one for one in found if one["kind"] == "saved"]
     assert [one["by"] for one in saved] == [2, 4], said
     for one in saved:
@@ -177,7 +169,7 @@ say(kind="after", codes=in_processes(4, save), folders=folders(),
 
 def test_a_divided_checkpoint_is_whole_or_the_one_before_it_is_used(tmp_path):
     pytest.importorskip("sklearn")
-    found, said = several(FAULTS, tmp_path, "digits")
+    found, said = found_by(FAULTS, tmp_path, "digits")
     kinds = {one["kind"]: one for one in found if one["kind"] not in ("refused", "damaged", "resumed")}
     refused = [one for one in found if one["kind"] == "refused"]
     assert sorted(one["rank"] for one in refused[:2]) == [0, 1], said

@@ -14,7 +14,8 @@ from torch import nn
 from ancestral.data import augmentation
 from ancestral.diffusion.denoisers.calibrated import Calibrated
 from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Predictor
-from ancestral.diffusion.objectives.losses import OBJECTIVES, Objective
+from ancestral.diffusion.objectives.losses import OBJECTIVES
+from ancestral.diffusion.objectives.objective import Objective
 from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule

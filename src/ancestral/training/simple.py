@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser
-from ancestral.diffusion.objectives.losses import Objective, Weighted
+from ancestral.diffusion.objectives.losses import Weighted
+from ancestral.diffusion.objectives.objective import Objective
 from ancestral.diffusion.objectives.time_sampling import TimeSampler, stratified
 from ancestral.diffusion.processes.streams import Streams, stream
 from ancestral.diffusion.samplers.grids import full

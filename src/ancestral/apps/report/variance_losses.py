@@ -11,7 +11,8 @@ from torch import Tensor
 from ancestral.apps.report import plots
 from ancestral.apps.report.part import Number, Words, tenths
 from ancestral.apps.report.subject import BATCH, Subject
-from ancestral.diffusion.objectives.losses import Objective, Weighted, score_matching
+from ancestral.diffusion.objectives.losses import Weighted, score_matching
+from ancestral.diffusion.objectives.objective import Objective
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS, TimeSampler, stratified
 from ancestral.diffusion.processes.streams import Streams

@@ -14,21 +14,21 @@ during the run s approaches t, and the loss that of the flow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.denoisers.targets import EDM
+from ancestral.diffusion.objectives.objective import OnePart
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import over, untyped
 
 
 @dataclass(frozen=True)
-class Consistency:
+class Consistency(OnePart):
     """w(t) (sqrt(||f(x_t, t) - sg f(x_s, s)||^2 + c^2) - c), the norm's square a mean over dimensions.
 
     Args:
@@ -43,16 +43,6 @@ class Consistency:
     stages: int = 8
     k: float = 8.0
     c: float = 0.00054
-
-    @property
-    def auxiliary(self) -> nn.Module:
-        """None."""
-        return nn.Identity()
-
-    @property
-    def starts(self) -> Sequence[float]:
-        """One part."""
-        return (0.0,)
 
     def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
         """The first time of the grid with sigma_s <= sigma_t (1 - (1 + k sigmoid(-sigma_t)) / q^stage), or 0."""

@@ -9,9 +9,9 @@ without its weight w_t.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,50 +20,17 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction
 from ancestral.diffusion.denoisers.targets import Target
 from ancestral.diffusion.objectives.adversarial import Adversarial
 from ancestral.diffusion.objectives.consistency import Consistency
+from ancestral.diffusion.objectives.objective import Objective, OnePart
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.transitions import Transition
 
 
-class Objective(Protocol):
-    """A loss per image."""
-
-    teaches_variance: ClassVar[bool]  # whether its gradient reaches a learned variance
-
-    @property
-    def auxiliary(self) -> nn.Module:
-        """A network that learns beside the denoiser's, from the same loss; one without weights where none does."""
-        ...
-
-    @property
-    def starts(self) -> Sequence[float]:
-        """The shares of the run at which its parts begin, 0 first; a loss is compared with those of its own part."""
-        ...
-
-    def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
-        """The s of each pair after this share of the run. t, s: int64 (steps,), a falling grid and the next in it."""
-        ...
-
-    def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, **cond: Tensor) -> Tensor:
-        """Loss per image and dimension, shape (B,). x0, eps: (B, C, H, W); t, s: int64 (B,) on the CPU."""
-        ...
-
-
-class OfNeighbours:
+class OfNeighbours(OnePart):
     """A loss of steps of the grid: each s is the time next to t in it."""
 
     teaches_variance: ClassVar[bool] = False
-
-    @property
-    def auxiliary(self) -> nn.Module:
-        """None."""
-        return nn.Identity()
-
-    @property
-    def starts(self) -> Sequence[float]:
-        """One part."""
-        return (0.0,)
 
     def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
         """s, throughout the run."""
