@@ -70,6 +70,33 @@ def without_code(text):
     return re.sub(r"`[^`\n]*`", "", re.sub(r"^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE))
 
 
+def paragraphs(text):
+    """Prose alone: each paragraph and item of a list, without code, tables, headings and comments."""
+    prose = re.sub(r"<!--.*?-->|^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
+    block = []
+    for line in [*prose.splitlines(), ""]:
+        other = not line.strip() or line.startswith(("|", "#")) or line.startswith("    ") and not block
+        if block and (other or re.match(r" *(?:[-*]|\d+\.) ", line)):
+            yield " ".join(block)
+            block = []
+        if not other:
+            block.append(line.strip())
+
+
+def test_what_counts_as_a_paragraph():
+    text = "# no\n\none\ntwo\n- three\n  four\n- five\n\n```sh\nno\n```\n| no |\n\n    no = code\n\n1. six"
+    assert list(paragraphs(text)) == ["one two", "- three four", "- five", "1. six"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))],
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_no_paragraph_is_longer_than_90_words(page):
+    assert [block for block in paragraphs(page.read_text()) if len(block.split()) > 90] == []
+
+
 def slug(heading):
     words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "")
     ascii_ = unicodedata.normalize("NFKD", words).encode("ascii", "ignore").decode()
