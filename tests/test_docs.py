@@ -75,7 +75,7 @@ def paragraphs(text):
     prose = re.sub(r"<!--.*?-->|^ *```.*?^ *```", "", text, flags=re.DOTALL | re.MULTILINE)
     block = []
     for line in [*prose.splitlines(), ""]:
-        other = not line.strip() or line.startswith(("|", "#")) or line.startswith("    ") and not block
+        other = not line.strip() or line.startswith(("|", "#")) or (line.startswith("    ") and not block)
         if block and (other or re.match(r" *(?:[-*]|\d+\.) ", line)):
             yield " ".join(block)
             block = []

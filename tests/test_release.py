@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def test_documents_that_machines_read_can_be_read():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["cff-version"] == "1.2.0"
     for form in (ROOT / ".github/ISSUE_TEMPLATE").glob("[!c]*.yml"):
         assert {"name", "description", "body"} <= set(yaml.safe_load(form.read_text()))
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository here")
+def test_nothing_big_is_kept_that_a_command_makes():
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    kept = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert len(kept) > 500
+    assert [path.name for path in kept if path.exists() and path.stat().st_size > 400_000] == []
 
 
 def test_links_of_the_package_index_are_absolute():

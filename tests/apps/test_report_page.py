@@ -1,4 +1,4 @@
-"""The report of the exact shapes in a real browser; and the copy in examples/, which must be what is made today."""
+"""The report of the exact shapes: numbers in both languages, code that is named, the page in a real browser."""
 
 import re
 from importlib import import_module
@@ -10,7 +10,6 @@ from ancestral.apps.report import LANGUAGES, main
 from ancestral.apps.report.exact_subject import exact
 from browser import chromium, open_page
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "report.html"
 SECTIONS = ("story", "forward", "reverse", "network", "bound", "spread", "onestep", "connections", "quality", "models")
 CODE = re.compile(r"<code>([a-z_0-9]+)\.([A-Za-z_.0-9]+)</code>")
 FOLLOWS = re.compile(r"\{\{ follows\(.*\) \}\}")
@@ -32,15 +31,6 @@ def values(path):
     """Every number but those of the clock: (name, how to get it again, value)."""
     found = VALUES.findall(path.read_text("utf-8"))
     return [(name, again, float(value)) for name, value, again in found if name not in ("per_second", "slow")]
-
-
-def test_the_example_is_what_the_command_makes(reports):
-    there, made = values(EXAMPLE), values(reports["en"])
-    assert len(made) > 300
-    assert [one[:2] for one in there] == [one[:2] for one in made]
-    # Rounding differs from machine to machine, and numbers that are nothing but rounding with it.
-    for (name, _, kept), (_, _, now) in zip(there, made, strict=True):
-        assert kept == pytest.approx(now, rel=1e-4, abs=1e-8, nan_ok=True), name
 
 
 def test_code_that_is_named_exists():
@@ -68,6 +58,7 @@ def _has(thing, name):
 
 
 def test_languages_have_the_same_numbers(reports):
+    assert len(values(reports["en"])) > 300
     assert values(reports["en"]) == values(reports["zh-TW"])
 
 
