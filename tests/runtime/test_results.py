@@ -490,18 +490,6 @@ def test_a_sample_does_not_go_over_files_of_the_users(run, tmp_path):
     assert content(tmp_path) == {"000001.png": b"mine"}
 
 
-def test_what_earlier_versions_have_drawn_is_replaced(run, tmp_path):
-    old = {f"{number:06d}.png": b"old %d" % number for number in range(4)}
-    put(tmp_path, old | {"grid.png": b"old", "mine.png": b"mine"})
-    digests = {name: verified_folder.sha256(inside).hexdigest() for name, inside in old.items()}
-    verified_folder.write(tmp_path / ".job" / "00000000-00000003", {"digests.json": json.dumps(digests).encode()})
-    sample(run, tmp_path, "--num-images", 2)
-    assert sorted(content(tmp_path)) == ["000000.png", "000001.png", "grid.png", "mine.png"]
-    (tmp_path / "mine.png").unlink()
-    shutil.rmtree(tmp_path / ".job")
-    assert content(tmp_path)["grid.png"] == sheet_of(tmp_path)
-
-
 def test_of_two_samples_at_once_one_is_refused_and_a_killed_one_leaves_all(trained_run, tmp_path):
     draw = ("--num-images", "2", "--device", "cpu", "--out", str(tmp_path))
     assert run_command("sample", trained_run, *draw, "--steps", 2).exit_code == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,12 @@ from torch import Tensor
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate, elbo, repeated
 from ancestral.diffusion.objectives.statistics import in_json
-from ancestral.diffusion.processes.streams import OpenStreams, Streams
-from ancestral.diffusion.samplers.transitions import Transition
 from ancestral.errors import UserError
 from ancestral.evaluation import anomaly_scores, image_formats
 from ancestral.evaluation.measurement import Advance, Measurement, Tensors
 from ancestral.runs import build, calibration
 from ancestral.runs.datasets import images_for
-from ancestral.runs.open import device_of, open_model
+from ancestral.runs.open import open_model
 from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runtime import plots
 from ancestral.runtime.console import screen
@@ -28,22 +25,6 @@ from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import csv_bytes, json_bytes
 
 TERMS = 50  # of the bound measured an image, by default
-
-
-def elbo_of(
-    predictor: Predictor,
-    x0: Tensor,
-    numbers: range,
-    times: Sequence[int],
-    move: Transition,
-    terms: int | None,
-    seed: int,
-    repeats: int = 1,
-    streams: OpenStreams = Streams,
-) -> Elbo:
-    """The bound of images x0 (B, ...) of these numbers among all that are measured."""
-    noise = streams(seed, "evaluate", numbers)
-    return repeated([elbo(predictor, x0, times, move, noise, terms=terms) for _ in range(repeats)])
 
 
 def measured_terms(steps: int, terms: int | None, exact: bool, name: str) -> int | None:
@@ -95,10 +76,9 @@ def evaluate(
     options = {"terms": terms, "variance": variance or saved.config.diffusion.variance}
     settings = {**measurement.settings, **options, "repeats": repeats}
 
-    streams = build.streams(saved.config, device_of(model))
-
     def measure(predictor: Predictor, x0: Tensor, numbers: range, advance: Advance) -> Tensors:
-        found = elbo_of(predictor, x0, numbers, times, move, terms, seed, repeats, streams)
+        noise = measurement.streams("evaluate", numbers)
+        found = repeated([elbo(predictor, x0, times, move, noise, terms=terms) for _ in range(repeats)])
         advance(len(numbers))
         return found.tensors()
 

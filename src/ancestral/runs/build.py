@@ -43,7 +43,7 @@ from ancestral.networks.unet_layers import UNetVariant
 from ancestral.runs import checkpoint, conditions
 from ancestral.runs.config import Config, Facts, ModelOptions, TrainOptions
 from ancestral.runs.process_kinds import chain
-from ancestral.runtime.registry import choose
+from ancestral.runs.registry import choose
 from ancestral.runtime.tensor_files import fitting
 
 WITHOUT_NAME = "betas"  # the schedule that is a vector of its own, `diffusion.betas`

@@ -28,10 +28,9 @@ from ancestral.errors import OtherVersion, UserError
 from ancestral.networks import ema
 from ancestral.runs.config import Config, Facts, from_json, to_json
 from ancestral.runs.plan import Leg, Seconds, from_state
-from ancestral.runtime import verified_folder
+from ancestral.runtime import tensor_shards, verified_folder
 from ancestral.runtime.encode import json_bytes
-from ancestral.runtime.tensor_files import Tensors, finite, fitting, parsed_folder, unpacked
-from ancestral.runtime.tensor_shards import Shards, is_shard
+from ancestral.runtime.tensor_files import Tensors, fitting, parsed_folder
 from ancestral.runtime.text import quoted
 
 KEEP = 2
@@ -115,17 +114,16 @@ def load(folder: Path) -> Checkpoint:
         Damaged: naming the file, when a digest or a format is wrong.
         UserError: when its configuration is of another version.
     """
-    names = sorted(verified_folder.manifest(folder))
-    shards = [name for name in names if is_shard(name)]
-    if shards:
-        parsed = parsed_folder(
-            folder, ("config.json", "state.json"), names=[name for name in names if name not in shards]
-        )
-        parsed |= _divided(folder, shards, parsed)
+    parsed, divided = tensor_shards.parsed_folder(
+        folder, (*MODEL_FILES, "state.safetensors", "state.json"), ("config.json", "state.json"), UNCHECKED
+    )
+    config, facts, calibration = description(parsed, folder)
+    if divided is None:
+        tensors, weights = parsed["state.safetensors"], parsed["model.safetensors"]
     else:
-        parsed = parsed_folder(folder, (*MODEL_FILES, "state.safetensors", "state.json"), unchecked=UNCHECKED)
-    config, facts, weights, calibration = model_of(parsed, folder)
-    tensors, state = parsed["state.safetensors"], parsed["state.json"]
+        tensors = divided
+        weights = divided.under(f"average-{config.train.average_widths[config.train.average]:g}/")
+    state = parsed["state.json"]
     try:
         msgspec.convert(state, State)
     except msgspec.ValidationError as error:
@@ -134,22 +132,6 @@ def load(folder: Path) -> Checkpoint:
     if not plan.legs[-1].start <= int(folder.name) <= plan.end:
         raise verified_folder.Damaged(f"{folder / 'state.json'}: damaged (its last leg is not under way)")
     return Checkpoint(folder, int(folder.name), config, facts, weights, tensors, state, calibration)
-
-
-def _divided(folder: Path, shards: list[str], parsed: Mapping[str, Any]) -> dict[str, Shards]:
-    """The tensors of a checkpoint that several processes have written, under the names of the files of one process.
-
-    Raises:
-        Damaged: as `load`.
-    """
-    verified_folder.need_unchanged(folder, shards)
-    tensors = Shards.of([folder / name for name in shards])
-    for name in tensors:  # one at a time
-        if not name.startswith(UNCHECKED):
-            finite({name: tensors[name]}, str(folder))
-    config, _ = _configuration(parsed, folder)
-    width = config.train.average_widths[config.train.average]
-    return {"state.safetensors": tensors, "model.safetensors": tensors.under(f"average-{width:g}/")}
 
 
 def model_files(saved: Checkpoint) -> dict[str, bytes]:
@@ -168,29 +150,25 @@ def _files(document: dict[str, Any], weights: Mapping[str, Tensor], calibration:
     return files if calibration is None else {**files, "calibration.safetensors": _pack({"x0_var": calibration})}
 
 
-def model_of(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts, Mapping[str, Tensor], Tensor | None]:
-    """(configuration, facts, weights, calibration) from what the files of a folder hold.
+def description(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts, Tensor | None]:
+    """(configuration, facts, calibration) from what the files of a folder hold.
 
     Raises:
         Damaged, UserError: as `load`.
     """
-    config, facts = _configuration(parsed, folder)
-    if "calibration.safetensors" not in parsed:
-        return config, facts, parsed["model.safetensors"], None
-    table = parsed["calibration.safetensors"].get("x0_var")
-    if table is None or table.ndim not in (1, 2) or len(table) != config.diffusion.T + 1:
-        where = folder / "calibration.safetensors"
-        raise verified_folder.Damaged(f"{where}: x0_var is not of a model with diffusion.T = {config.diffusion.T}")
-    return config, facts, parsed["model.safetensors"], table
-
-
-def _configuration(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts]:
     try:
-        return from_json(parsed["config.json"], str(folder / "config.json"))
+        config, facts = from_json(parsed["config.json"], str(folder / "config.json"))
     except OtherVersion:
         raise
     except UserError as error:
         raise verified_folder.Damaged(str(error)) from None
+    if "calibration.safetensors" not in parsed:
+        return config, facts, None
+    table = parsed["calibration.safetensors"].get("x0_var")
+    if table is None or table.ndim not in (1, 2) or len(table) != config.diffusion.T + 1:
+        where = folder / "calibration.safetensors"
+        raise verified_folder.Damaged(f"{where}: x0_var is not of a model with diffusion.T = {config.diffusion.T}")
+    return config, facts, table
 
 
 def save_imported(run: Path, saved: Checkpoint) -> Path:
@@ -261,7 +239,8 @@ def open_average(folder: Path) -> Checkpoint:
         UserError: as `open_run`, and when the average is absent or damaged.
     """
     saved, _ = open_run(folder.parent.parent)
-    weights = _average(folder, f"{saved.config.train.average_widths[saved.config.train.average]:g}.safetensors")
+    width = saved.config.train.average_widths[saved.config.train.average]
+    weights = _average(folder, f"{width:g}.safetensors", saved.weights)
     return replace(saved, folder=folder, images=int(folder.name), weights=weights, calibration=None)
 
 
@@ -292,7 +271,7 @@ def load_snapshots(run: Path, saved: Checkpoint) -> list[ema.Snapshot]:
     widths = {f"{width:g}.safetensors": width for width in saved.config.train.average_widths}
     within = [folder for folder in _folders(run / "averages") if int(folder.name) <= saved.images]
     snapshots = [
-        ema.Snapshot(int(folder.name), width, fitting(_average(folder, name), saved.weights, str(folder / name)))
+        ema.Snapshot(int(folder.name), width, _average(folder, name, saved.weights))
         for folder in within
         for name, width in widths.items()
     ]
@@ -303,9 +282,9 @@ def load_snapshots(run: Path, saved: Checkpoint) -> list[ema.Snapshot]:
     return snapshots
 
 
-def _average(folder: Path, name: str) -> Tensors:
-    where = str(folder / name)
-    return finite(unpacked(verified_folder.read(folder, [name])[name], where), where)
+def _average(folder: Path, name: str, weights: Mapping[str, Tensor]) -> Tensors:
+    """A kept average of these weights."""
+    return fitting(parsed_folder(folder, [name], names=[name])[name], weights, str(folder / name))
 
 
 def folders(run: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from ancestral.data.inventory import listed
 from ancestral.diffusion.processes.streams import OpenStreams
 from ancestral.errors import UserError
 from ancestral.runs.config import Config, Facts
-from ancestral.runtime.registry import suggest
+from ancestral.runs.registry import suggest
 
 # labels int64 (B,), embedding float32 (B, E), augmentation float32 (B, A), dropped bool (B,)
 Conditions = dict[str, Tensor]

@@ -18,7 +18,7 @@ from ancestral.data.dataset import DataOptions
 from ancestral.errors import OtherVersion, UserError
 from ancestral.runs import config_versions
 from ancestral.runs.facts import Facts
-from ancestral.runtime.registry import suggest
+from ancestral.runs.registry import suggest
 
 SCHEMA = 2
 LATER = (  # settings that older runs lack, and how they read there

@@ -32,7 +32,7 @@ from ancestral.diffusion.samplers.transitions import (
 )
 from ancestral.errors import UserError
 from ancestral.runs.config import Config, DiffusionOptions, Facts
-from ancestral.runtime.registry import choose
+from ancestral.runs.registry import choose
 
 OF_CONSISTENCY = ("adversarial", "consistency")  # objectives
 _WHOLE = "the whole chain, of {every:,} steps: --steps all"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -54,11 +54,6 @@ class Results:
     def ours(self) -> dict[str, str]:
         """The SHA-256 of each file of the last set, by name."""
         return _set(self.state / "set.json").files
-
-    def adopt(self, files: Mapping[str, str]) -> None:
-        """Take files for ours, where nothing is remembered: those that an earlier version has written."""
-        if files and not self.ours:
-            _write(self.state / "set.json", _Set(dict(files)))
 
     def need_free(self, names: Iterable[str]) -> None:
         """Refuse to overwrite what is not ours, or was changed since."""

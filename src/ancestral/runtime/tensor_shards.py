@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ancestral.runtime import tensor_files, verified_folder
 from ancestral.runtime.disk import Damaged
 
 Parts = dict[str, tuple[Tensor, int]]  # one process's part of each tensor, and the row at which it begins
@@ -28,11 +29,6 @@ _BEGINS = "DCP_SHARDING_INFO"
 def file_name(rank: int) -> str:
     """The file of one process."""
     return f"shard-{rank + 1:05d}-model-00001-of-00001.safetensors"
-
-
-def is_shard(name: str) -> bool:
-    """Whether this is the name of such a file."""
-    return name.startswith("shard-") and name.endswith(".safetensors")
 
 
 def packed(parts: Parts) -> bytes:
@@ -107,6 +103,33 @@ class Shards(Mapping[str, Tensor]):
         names = {name.removeprefix(prefix): name for name in self if name.startswith(prefix)}
         parts = {short: self._parts[name] for short, name in names.items()}
         return Shards(parts, {short: self.shapes[name] for short, name in names.items()})
+
+
+def parsed_folder(
+    folder: Path, required: Sequence[str], shared: Sequence[str], unchecked: tuple[str, ...]
+) -> tuple[dict[str, Any], Shards | None]:
+    """What the files of a verified folder hold, and the tensors that are divided among some of them, if any.
+
+    Args:
+        folder: the folder.
+        required: files that it must have where no tensors are divided.
+        shared: files that it must have where some are.
+        unchecked: beginnings of the names of tensors whose values need not be finite.
+
+    Raises:
+        Damaged: naming the file.
+    """
+    names = sorted(verified_folder.manifest(folder))
+    shards = [name for name in names if name.startswith("shard-") and name.endswith(".safetensors")]
+    if not shards:
+        return tensor_files.parsed_folder(folder, required, unchecked), None
+    parsed = tensor_files.parsed_folder(folder, shared, unchecked, [name for name in names if name not in shards])
+    verified_folder.need_unchanged(folder, shards)
+    tensors = Shards.of([folder / name for name in shards])
+    for name in tensors:  # one at a time
+        if not name.startswith(unchecked):
+            tensor_files.finite({name: tensors[name]}, str(folder))
+    return parsed, tensors
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

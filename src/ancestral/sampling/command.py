@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -23,7 +22,6 @@ from ancestral.runs import build, checkpoint, tuned_times
 from ancestral.runs.conditions import Conditions, class_number, in_turn
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.sampling_options import SamplingOptions
-from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.console import Progress, advancing, screen
 from ancestral.runtime.distributed import LONG, process_group
 from ancestral.runtime.encode import json_bytes
@@ -67,15 +65,12 @@ def sample(
             drawn |= film_files(frames._replace(x_t=seen))
         return drawn
 
-    def whole(numbers: range, kept: dict[str, bytes]) -> bool:  # a version of before kept images elsewhere
+    def whole(numbers: range, kept: dict[str, bytes]) -> bool:
         filmed = not film or numbers.start > 0 or set(FILM) <= kept.keys()
         shape = (*sides, channels)
         return filmed and all(pictures.is_png(kept.get(_png(number), b""), shape) for number in numbers)
 
     with process_group(device_of(sampler.model), LONG) as processes, held(out, "sample", processes) as results:
-        if processes.first:
-            results.adopt(_drawn_by_earlier_versions(out))
-        processes.wait()
         results.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ()), *named])
         if options.precision == "auto":
             screen.print(f"--precision auto: {sampler.format}")
@@ -98,17 +93,6 @@ def sample(
         screen.print(f"{num_images} images, {sampler.calls} network calls each{solver}, {speed}: {out / GRID}")
         if options.steps is None and sampler.steps < sampler.every:
             screen.print(build.chain(sampler.saved.config).more.format(every=sampler.every))
-
-
-def _drawn_by_earlier_versions(out: Path) -> dict[str, str]:
-    """The files of `out` that a version before 2026-11-28 has drawn, which remembered them piece by piece."""
-    drawn: dict[str, str] = {}
-    for piece in sorted((out / ".job").glob("*-*")):
-        with suppress(verified_folder.Damaged, ValueError, KeyError, TypeError):
-            digests = disk.parsed(verified_folder.read(piece, ["digests.json"])["digests.json"], "digests.json")
-            drawn |= {str(Path(name).name): str(digest) for name, digest in digests.items()}
-    sheets = [out / name for name in (GRID, *FILM) if drawn and (out / name).is_file()]
-    return drawn | {path.name: sha256(path.read_bytes()).hexdigest() for path in sheets}
 
 
 def tune_steps(

@@ -21,9 +21,9 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import Step, from_model, walk
 from ancestral.diffusion.samplers.transitions import begin
 from ancestral.errors import UserError
+from ancestral.runs.registry import choose
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.console import screen
-from ancestral.runtime.registry import choose
 from ancestral.sampling.editor import VARIANTS, Editor, FileEditor, Sources, Walk
 
 ROUNDING = 1 / (255 * 3**0.5)  # standard deviation of a byte's rounding on [-1, 1]

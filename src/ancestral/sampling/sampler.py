@@ -18,8 +18,8 @@ from ancestral.runs.conditions import Conditions
 from ancestral.runs.guidance import Guidance
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.process_kinds import need_gaussian
+from ancestral.runs.registry import choose
 from ancestral.runs.sampling_options import SamplingOptions
-from ancestral.runtime.registry import choose
 
 Opener = Callable[[Path, str, float | None], tuple[checkpoint.Checkpoint, Denoiser]]  # as `open_model`
 
@@ -39,6 +39,7 @@ class Sampler:
 
     def __init__(self, folder: Path, options: SamplingOptions, device: str, opener: Opener = open_model) -> None:
         self.saved, self.model = opener(folder, device, options.average_width)
+        self.open_streams = build.streams(self.saved.config, device_of(self.model))
         self.format = for_drawing(options.precision, self.saved, device_of(self.model))
         self.model = computed_in(self.model, self.format)
         if options.clip is not None:
@@ -47,6 +48,7 @@ class Sampler:
         self.guidance = Guidance(options, self.saved, self.model, self.format)
         solver = options.solver
         kind = build.chain(self.saved.config)
+        self.draw = kind.draw
         self.every = len(build.training_grid(self.saved.config)) - 1
         steps = _steps(options, min(kind.calls, self.every))
         if options.eta is options.variance is solver is kind.reverse is None and steps is not None:
@@ -84,11 +86,10 @@ class Sampler:
         device = device_of(self.model)
         own = {name: value[numbers.start : numbers.stop].to(device) for name, value in cond.items()}
         predictor = self.guidance.predictor(own)
-        streams = build.streams(self.saved.config, device)
-        noise = latents(self.saved.facts.shape, self.options.seed, numbers, streams)
-        noise = noise.to(device, state_type(self.model))
-        start, draw = beginning(self.model.schedule, noise), build.chain(self.saved.config).draw
-        for step in trajectory(predictor, start, self.times, self.move, self.options.seed, numbers, draw, streams):
+        seed, streams = self.options.seed, self.open_streams
+        noise = latents(self.saved.facts.shape, seed, numbers, streams).to(device, state_type(self.model))
+        start = beginning(self.model.schedule, noise)
+        for step in trajectory(predictor, start, self.times, self.move, seed, numbers, self.draw, streams):
             progress(len(numbers))
             yield step
 

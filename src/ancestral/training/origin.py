@@ -22,7 +22,7 @@ from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint, OriginState, weights_digest
 from ancestral.runs.config import Config, Facts
 from ancestral.runs.hub import hub
-from ancestral.runtime.registry import choose
+from ancestral.runs.registry import choose
 from ancestral.runtime.tensor_files import Tensors
 from ancestral.runtime.text import quoted
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ancestral.errors import UserError, missing
+from ancestral.runs.registry import suggest
 from ancestral.runtime import disk
-from ancestral.runtime.registry import suggest
 
 Values = Mapping[str, float]
 PENDING = 256  # entries

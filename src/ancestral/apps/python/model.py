@@ -20,7 +20,7 @@ from ancestral.data import load as reading
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser
-from ancestral.diffusion.objectives.elbo import concatenate
+from ancestral.diffusion.objectives.elbo import concatenate, elbo
 from ancestral.diffusion.objectives.statistics import Estimate, mean_and_error
 from ancestral.diffusion.samplers.sample import film, finish
 from ancestral.errors import UserError
@@ -29,11 +29,10 @@ from ancestral.evaluation.measurement import Measurement
 from ancestral.runs import build, calibration, checkpoint
 from ancestral.runs.datasets import fitting, images_for
 from ancestral.runs.hub import hub
-from ancestral.runs.open import device_of
 from ancestral.runs.process_kinds import need_bound, need_gaussian
+from ancestral.runs.registry import suggest
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
 from ancestral.runtime.console import advancing, screen
-from ancestral.runtime.registry import suggest
 from ancestral.runtime.resumable_job import pieces
 from ancestral.sampling import command, edit_command
 from ancestral.sampling.editor import Editor
@@ -195,9 +194,8 @@ class Model:
         move, times = build.transition(saved, variance), build.training_grid(saved.config)
         terms = elbo_command.measured_terms(len(times) - 1, terms, exact, "terms")
         measurement = Measurement(saved, model, None, images.spread(num_images), batch_size, seed)
-        streams = build.streams(saved.config, device_of(model))
         found = [
-            elbo_command.elbo_of(*measurement.batch(part), part, times, move, terms, seed, streams=streams)
+            elbo(*measurement.batch(part), times, move, measurement.streams("evaluate", part), terms=terms)
             for part in measurement.batches
         ]
         return Estimate(*mean_and_error(concatenate(found).bits_per_dim))

@@ -16,7 +16,7 @@ from ancestral.data import load as reading
 from ancestral.data import memory
 from ancestral.errors import UserError
 from ancestral.runs import config
-from ancestral.runtime.registry import suggest
+from ancestral.runs.registry import suggest
 from ancestral.runtime.text import Amount, amount, count, seconds
 from ancestral.training import command, distillation
 from ancestral.training.origin import Origin

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,15 +12,10 @@ from ancestral.apps.report import quality_samples, quality_training
 from ancestral.apps.report.connections_compression import rates
 from ancestral.apps.report.part import Number, Part, Text, Words, compared, mean_of
 from ancestral.apps.report.quality_advice import Case, Rule, advise
-from ancestral.apps.report.subject import BATCH, Subject
-from ancestral.data.dataset import ImageSet
-from ancestral.diffusion.objectives.elbo import concatenate
+from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.objectives.statistics import Estimate, mean_and_error
-from ancestral.diffusion.samplers.transitions import Transition
 from ancestral.evaluation import image_formats
-from ancestral.evaluation.elbo_command import elbo_of
 from ancestral.runs import build
-from ancestral.runtime.resumable_job import pieces
 
 STEPS, COMPARED = 16, 192  # of the chain on which training and held-out images are compared; images of each side
 TERMS, FEW = 20, 64  # terms an image, and images, on which another variance is measured
@@ -47,16 +42,6 @@ def part(subject: Subject) -> Part:
 def said(rule: Rule, case: Case, words: Words, n: Callable[[str], str], code: Callable[[str], str]) -> Text:
     """A rule's advice in one language, with the numbers that it rests on and its command."""
     return Text(words["advice"][rule.name].format(do=code(rule.do(case)), **{name: n(name) for name in rule.quotes}))
-
-
-def bits(subject: Subject, images: ImageSet, move: Transition, grid: Sequence[int], terms: int | None) -> Tensor:
-    """The bound of images in bits/dim on a grid, (B,): by so many terms of each, or all."""
-    parts = []
-    for numbers in pieces(len(images), BATCH):
-        shown = images.take(numbers)
-        x0 = subject.x0(shown)
-        parts.append(elbo_of(subject.conditioned(shown), x0, numbers, grid, move, terms, subject.seed))
-    return concatenate(parts).bits_per_dim
 
 
 def _samples(subject: Subject, drawn: quality_samples.Drawn, found: Part) -> None:
@@ -143,7 +128,7 @@ def _bits(subject: Subject, found: Part) -> None:
     if subject.saved is not None and subject.variance != "optimal" and subject.saved.calibration is not None:
         few = subject.test.spread(FEW)
         moves = (subject.move, build.transition(subject.saved, "optimal"))
-        own, best = (bits(subject, few, move, subject.times, subject.terms) for move in moves)
+        own, best = (subject.bound(few, move, subject.times, subject.terms).bits_per_dim for move in moves)
         costs = own - best
         found.numbers["variance_costs"] = mean_of(costs, "bits/dim", "ancestral.apps.report.quality.bits")
 
@@ -169,7 +154,7 @@ def _overfitting(subject: Subject, found: Part) -> None:
     grid, sides = build.sampling_grid(subject.config, "log-snr", subject.few(STEPS)), []
     for name, images in (("bound_held_out", subject.images.test), ("bound_train", subject.images.train)):
         shown = images.spread(min(COMPARED, max(subject.num_images, quality_samples.LEAST)))
-        values = bits(subject, shown, subject.move, grid, None)
+        values = subject.bound(shown, subject.move, grid, None).bits_per_dim
         sides.append((values, torch.from_numpy(image_formats.shortest_bits_per_dim(shown.images[:]))))
         found.numbers[name] = mean_of(values, "bits/dim", "ancestral.diffusion.objectives.elbo.elbo")
     if min(len(values) for values, _ in sides) >= quality_samples.LEAST:

@@ -17,7 +17,7 @@ from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.pixels import to_unit
 from ancestral.data.source_paths import same_source, typed
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor
-from ancestral.diffusion.objectives.elbo import Elbo, concatenate, strata
+from ancestral.diffusion.objectives.elbo import Elbo, concatenate, elbo, strata
 from ancestral.diffusion.objectives.elbo_derivation import Chains, along_chains
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
@@ -27,7 +27,7 @@ from ancestral.diffusion.samplers.solvers import FEW_STEPS, SOLVERS
 from ancestral.diffusion.samplers.transitions import Planned, Transition
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
-from ancestral.evaluation.elbo_command import TERMS, elbo_of
+from ancestral.evaluation.elbo_command import TERMS
 from ancestral.runs import build, calibration
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import Conditions, conditions_of, in_turn
@@ -148,12 +148,14 @@ class Subject:
     @cached_property
     def elbo(self) -> Elbo:
         """The bound of the held-out images, as `ancestral evaluate` measures it: the same terms, noise and batches."""
-        parts = []
-        for numbers in pieces(len(self.test), BATCH):
-            shown = self.test.take(numbers)
-            parts.append(
-                elbo_of(self.conditioned(shown), self.x0(shown), numbers, self.times, self.move, self.terms, self.seed)
-            )
+        return self.bound(self.test, self.move, self.times, self.terms)
+
+    def bound(self, images: ImageSet, move: Transition, grid: Sequence[int], terms: int | None) -> Elbo:
+        """The bound of images on a grid: so many terms of each, or all."""
+        parts, streams = [], build.streams(self.config, self.device)
+        for numbers in pieces(len(images), BATCH):
+            shown, noise = images.take(numbers), streams(self.seed, "evaluate", numbers)
+            parts.append(elbo(self.conditioned(shown), self.x0(shown), grid, move, noise, terms=terms))
         return concatenate(parts)
 
     @cached_property

@@ -181,8 +181,8 @@ def _read(folder: Path) -> Checkpoint:
         raise verified_folder.Damaged(
             f"{folder / 'state.json'}: damaged or not of a published model ({error})"
         ) from None
-    config, facts, weights, calibration = checkpoint.model_of(parsed, folder)
-    return Checkpoint(folder, images, config, facts, weights, {}, origin, calibration)
+    config, facts, calibration = checkpoint.description(parsed, folder)
+    return Checkpoint(folder, images, config, facts, parsed["model.safetensors"], {}, origin, calibration)
 
 
 def _origin(state: Mapping[str, Any]) -> dict[str, Any]:
