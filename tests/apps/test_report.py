@@ -10,11 +10,12 @@ from importlib.resources import files
 
 import pytest
 
-from ancestral.apps.report import LANGUAGES, main
+from ancestral.apps.report import LANGUAGES, forward, main, quality_advice
 from ancestral.apps.report import html as page
 from ancestral.apps.report.exact_subject import exact
 from ancestral.apps.report.mathematics import mathml
 from ancestral.apps.report.part import Number, Part
+from ancestral.diffusion.processes.schedule import SCHEDULES
 from conftest import run_command
 
 DATA = re.compile(r'<data class="number" data-name="([^"]*)" value="([^"]*)"')
@@ -43,6 +44,28 @@ def test_languages_have_the_same_words():
 
 
 PAPERS = ("https://arxiv.org/abs/", "https://doi.org/")
+CITED = re.compile(r"""\bcite\(\s*["']([^"']+)["']""")
+
+
+@pytest.mark.parametrize("name", main.SECTIONS)
+def test_what_is_not_measured_links_its_paper(name):
+    """Every section has a source, the same in all languages; and no link to a paper stands beside the list."""
+    first, second = (source(one, name) for one in LANGUAGES)
+    assert CITED.findall(first) == CITED.findall(second)
+    assert set(CITED.findall(first)) <= set(page.SOURCES)
+    assert "cite(" in first
+    assert not any(address in text for text in (first, second) for address in PAPERS)
+
+
+def test_every_source_is_used_and_is_a_paper():
+    texts = [source("en", name) for name in main.SECTIONS]
+    used = {found for text in texts for found in CITED.findall(text)}
+    used |= {rule.source for rule in quality_advice.RULES if rule.source} | set(forward.SCHEDULE_SOURCES.values())
+    assert used == set(page.SOURCES)
+    assert set(forward.SCHEDULE_SOURCES) == set(SCHEDULES)
+    titles, addresses = zip(*page.SOURCES.values(), strict=True)
+    assert all(one.startswith(PAPERS) for one in addresses)
+    assert len(set(titles)) == len(set(addresses)) == len(titles)
 
 
 class Links(HTMLParser):

@@ -89,10 +89,10 @@ def test_weightier_rules_come_first_and_a_small_network_is_no_answer_to_an_unfin
 @pytest.mark.parametrize("name", RULES)
 def test_advice_quotes_its_numbers_and_names_a_command(name, language):
     one = case(BOTH_SIDES[name][0])
-    text = quality.said(
-        RULES[name], one, html.words(language), lambda quoted: f"<{quoted}>", lambda typed: f"`{typed}`"
-    )
+    marks = (lambda quoted: f"<{quoted}>", lambda typed: f"`{typed}`", lambda source: f"[{source}]")
+    text = quality.said(RULES[name], one, html.words(language), *marks)
     assert set(re.findall(r"<(\w+)>", text)) == set(RULES[name].quotes)
+    assert re.findall(r"\[([a-z]+)\]", text) == [RULES[name].source] * bool(RULES[name].source)
     assert f"`{RULES[name].do(one)}`" in text
     assert RULES[name].do(one).startswith("ancestral ")
     assert set(html.words(language)["advice"]) == {*RULES, quality_advice.NOTHING_LEFT.name}

@@ -16,6 +16,19 @@ from ancestral.runtime.plots import ACCENT, SECOND
 SHOWN, COLUMNS = 4, 10  # images, times
 AGAIN = "ancestral.diffusion.processes.gaussian.Gaussian"
 
+# Of `sources.toml`, by the name of a schedule.
+SCHEDULE_SOURCES = {
+    "linear": "ddpm",
+    "scaled-linear": "latent",
+    "cosine": "improved",
+    "sigmoid": "sigmoid",
+    "linear-log-snr": "vdm",
+    "even": "d3pm",
+    "ve": "sde",
+    "linear-zero-snr": "flawed",
+    "cosine-zero-snr": "flawed",
+}
+
 
 def part(subject: Subject) -> Part:
     """The schedule, the images at ten times, the way from Eq. 2 to Eq. 4, the distance to noise, the posterior."""
@@ -49,6 +62,7 @@ def schedule_part(subject: Subject) -> Part:
         facts={
             "trained": subject.saved is not None,
             "schedule": subject.config.diffusion.schedule,
+            "schedule_source": SCHEDULE_SOURCES.get(subject.config.diffusion.schedule),
             "ends_at_noise": float(schedule.alpha_bar(T)) == 0,
         },
     )

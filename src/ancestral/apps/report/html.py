@@ -22,6 +22,7 @@ _HERE = files("ancestral.apps.report")
 _CHINESE_LINES = re.compile(
     r"(?<=[。，、；：！？）])\n(?=[\u4e00-\u9fff「（\x02$])"
 )  # a new line would show as a space
+SOURCES: Mapping[str, tuple[str, str]] = tomllib.loads((_HERE / "sources.toml").read_text("utf-8"))
 _FORMULA = re.compile(r"\$[^$]+\$")
 _SLOT = re.compile(r"(<p>)?\x02(\d+)\x03(?(1)</p>|)")
 
@@ -40,13 +41,18 @@ def render(parts: Mapping[str, Part], language: str, about: Mapping[str, Any]) -
         about: what the page says of itself: title, facts, how it was made, and the command that writes its numbers.
     """
     known = words(language)
-    sections = [_Section(name, parts, language, known, about["numbers"]).html() for name in parts]
+    made = [_Section(name, parts, language, known, about["numbers"]) for name in parts]
+    sections = [one.html() for one in made]
+    cited = set().union(*(one.cited for one in made))
+    sources = [source for name, source in SOURCES.items() if name in cited]
     headings = [(name, known["sections"][name]) for name in parts]
     template = _environment(autoescape=True).from_string((_HERE / "page.html.j2").read_text("utf-8"))
     font = base64.b64encode((_HERE / "fonts" / "report-math.woff").read_bytes()).decode()
     style = (_HERE / "page.css").read_text("utf-8").replace("FONT", f"data:font/woff;base64,{font}")
     body = zip(headings, sections, strict=True)
-    return template.render(language=language, words=known["page"], style=Markup(style), body=list(body), about=about)
+    return template.render(
+        language=language, words=known["page"], style=Markup(style), body=list(body), sources=sources, about=about
+    )
 
 
 def _environment(**settings: Any) -> Environment:
@@ -74,6 +80,7 @@ class _Section:
         self.all_numbers = numbers  # the command that writes them
         self.source = (_HERE / "text" / language / f"{name}.md").read_text("utf-8")
         self.slots: list[str] = []
+        self.cited: set[str] = set()
         self.used: dict[str, dict[str, list[str]]] = {}  # by how to get them again, then by name: the numbers shown
 
     def html(self) -> str:
@@ -89,6 +96,7 @@ class _Section:
             "code": self.code,
             "film": self.film,
             "section": self.section,
+            "cite": self.cite,
             "asks": self.asks,
             "answer": self.answer,
             "follows": self.follows,
@@ -175,6 +183,12 @@ class _Section:
         """A link to another section, by its number."""
         text = self.words["page"]["section"].format(number=[*self.parts].index(name) + 1)
         return self.keep(f'<a href="#{name}">{escape(text)}</a>')
+
+    def cite(self, name: str) -> Text:
+        """A link to a source, by its title."""
+        self.cited.add(name)
+        title, address = SOURCES[name]
+        return self.keep(f'<cite><a href="{escape(address)}">{escape(title)}</a></cite>')
 
     def asks(self, question: str) -> Text:
         """What a section answers."""

@@ -34,14 +34,22 @@ def part(subject: Subject) -> Part:
     _course(subject, found)
     case = _case(subject, found)
     found.facts["advice"] = advise(case)
-    found.facts["say"] = lambda words, n, code, rule: said(rule, case, words, n, code)
+    found.facts["say"] = lambda words, n, code, cite, rule: said(rule, case, words, n, code, cite)
     found.facts["known"] = set(found.numbers)
     return found
 
 
-def said(rule: Rule, case: Case, words: Words, n: Callable[[str], str], code: Callable[[str], str]) -> Text:
-    """A rule's advice in one language, with the numbers that it rests on and its command."""
-    return Text(words["advice"][rule.name].format(do=code(rule.do(case)), **{name: n(name) for name in rule.quotes}))
+def said(
+    rule: Rule,
+    case: Case,
+    words: Words,
+    n: Callable[[str], str],
+    code: Callable[[str], str],
+    cite: Callable[[str], str],
+) -> Text:
+    """A rule's advice in one language, with the numbers that it rests on, its source and its command."""
+    parts = {name: n(name) for name in rule.quotes} | ({"source": cite(rule.source)} if rule.source else {})
+    return Text(words["advice"][rule.name].format(do=code(rule.do(case)), **parts))
 
 
 def _samples(subject: Subject, drawn: quality_samples.Drawn, found: Part) -> None:

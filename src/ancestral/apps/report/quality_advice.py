@@ -61,6 +61,7 @@ class Rule:
         quotes: the numbers that it rests on; without one of them it does not hold.
         holds: whether these numbers call for it.
         do: the command to try.
+        source: of `sources.toml`, where it knows more than was measured here.
         anew: whether that trains another network or another process, which a model from elsewhere does not begin.
     """
 
@@ -68,6 +69,7 @@ class Rule:
     quotes: tuple[str, ...]
     holds: Callable[[Case], bool]
     do: Callable[[Case], str]
+    source: str = ""
     anew: bool = False
 
 
@@ -160,7 +162,13 @@ RULES: tuple[Rule, ...] = (
         lambda case: _trained(case) and _value(case, "repeated_share") > 20,
         lambda case: f"ancestral train {typed(case.config.source)} --dry-run",
     ),
-    Rule("memorises", ("copied", "copied_usual"), _copies, lambda case: case.again("model.dropout=0.2", seen=0.5)),
+    Rule(
+        "memorises",
+        ("copied", "copied_usual"),
+        _copies,
+        lambda case: case.again("model.dropout=0.2", seen=0.5),
+        "ddpm",
+    ),
     Rule(
         "too-large",
         ("gap", "parameters", "train_values"),
@@ -173,7 +181,7 @@ RULES: tuple[Rule, ...] = (
         lambda case: case.again(f"model.width={case.config.model.width // 2}"),
         anew=True,
     ),
-    Rule("overfits", ("gap", "bound_train"), _overfits, _regularised),
+    Rule("overfits", ("gap", "bound_train"), _overfits, _regularised, "ddpm"),
     Rule(
         "spikes",
         ("spike", "left_out"),
@@ -193,6 +201,7 @@ RULES: tuple[Rule, ...] = (
         ("train_images",),
         lambda case: _trained(case) and _value(case, "train_images") < 2000 and not case.config.train.flip,
         lambda case: case.again("train.flip=true"),
+        "ddpm",
     ),
     Rule(
         "prior",
@@ -203,6 +212,7 @@ RULES: tuple[Rule, ...] = (
             and not case.config.diffusion.schedule.endswith("zero-snr")
         ),
         lambda case: case.again("diffusion.schedule=cosine-zero-snr", "diffusion.target=v"),
+        "flawed",
         anew=True,
     ),
     Rule(
@@ -210,6 +220,7 @@ RULES: tuple[Rule, ...] = (
         ("variance_costs", "bound"),
         lambda case: _surely(case, "variance_costs", 0.005 * _value(case, "bound")),
         lambda case: f"ancestral evaluate {quoted(case.run)} --variance optimal",
+        "analytic",
     ),
     Rule(
         "capacity",
@@ -233,6 +244,7 @@ RULES: tuple[Rule, ...] = (
             and case.config.diffusion.schedule in ("linear", "scaled-linear")
         ),
         lambda case: case.again("diffusion.schedule=cosine"),
+        "improved",
         anew=True,
     ),
     Rule(
@@ -246,6 +258,7 @@ RULES: tuple[Rule, ...] = (
         ("bound", "lossless", "excess"),
         lambda case: _trained(case) and not case.config.model.fourier and _surely(case, "excess", 0.0),
         lambda case: case.again("model.fourier=[6,7]"),
+        "vdm",
         anew=True,
     ),
     Rule(
