@@ -127,7 +127,7 @@ QUESTIONS = {  # and where notes would have the answer: the equation or the head
     "why-eps": ["#reverse [data-equation=x_t_of_eps]", "#reverse [data-equation=x0_of_eps]"],
     "where-w-t": ["#spread [data-equation=error_of_eps]", "#spread [data-equation=simple]"],
     "why-not-L-T": ["#bound [data-equation=elbo_names]"],
-    "next": ["#quality-title", "#quality h3 + p + ol > li:first-child"],  # the verdict, and the first piece of advice
+    "next": ["#quality-title", "#next + h3 + p"],  # the verdict, and what to try next
 }
 LAPTOP = (1366, 768)
 
