@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ untyped: Any = torch  # for its functions on lists, which have no annotations
 Weights = dict[str, Tensor]
 
 
+@cache
 def exponent(width: float) -> float:
     """gamma for a relative width (standard deviation / run length), from width^2 = (gamma+1) / ((gamma+2)^2 (gamma+3)).
 

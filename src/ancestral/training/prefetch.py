@@ -26,6 +26,16 @@ def _order(size: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(size, seed, "order", epoch)
 
 
+def _rows(size: int, seed: int, numbers: Sequence[int]) -> list[int]:
+    """The rows of the images of these numbers: each epoch has an order of its own."""
+    epochs, positions = np.divmod(np.asarray(numbers), size)
+    rows = np.empty_like(positions)
+    for epoch in set(epochs.tolist()):
+        now = epochs == epoch
+        rows[now] = _order(size, seed, epoch)[positions[now]]
+    return rows.tolist()
+
+
 class Batch(NamedTuple):
     """Images as bytes (B, H, W, C) on the host, which of them are to be flipped, their conditions and rows, and noise.
 
@@ -74,7 +84,7 @@ def batch(
         streams: of what the host draws.
         noise: the streams of the noise.
     """
-    rows = [int(_order(len(images), seed, number // len(images))[number % len(images)]) for number in numbers]
+    rows = _rows(len(images), seed, numbers)
     height, width, channels = images.shape
     eps = noise(seed, "noise", numbers).soon((channels, height, width))
     flipped = streams(seed, "flip", numbers).uniform() < 0.5 if flip else None

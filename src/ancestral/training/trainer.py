@@ -48,8 +48,13 @@ SKIPS_IN_A_ROW = 10  # updates, before a run that may skip those that are not fi
 @contextmanager
 def _torch_draws(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's own draws, initial weights and dropout, and restore its global generator afterwards."""
+    own: list[Any] = [getattr(torch, device.type)] if device.type in ("cuda", "mps") else []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        for generator in (
+            torch.default_generator,
+            *own,
+        ):  # torch's function of all formats a stack for each absent kind
+            generator.manual_seed(seed)
         yield
 
 
