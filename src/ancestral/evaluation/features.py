@@ -5,10 +5,11 @@ Features are extracted in pieces and kept under the digest of everything that th
 
 from __future__ import annotations
 
-import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from ancestral.diffusion.objectives.statistics import Estimate
 from ancestral.errors import UserError, missing
 from ancestral.evaluation.sample_metrics import Metric, against, score, with_errors
 from ancestral.networks import efficientnet_lite0
-from ancestral.runtime import disk
+from ancestral.runtime import disk, user_cache
 from ancestral.runtime.distributed import Processes
-from ancestral.runtime.resumable_job import Job, cache_folder, kept_tensors, pieces
+from ancestral.runtime.resumable_job import Job, cache_folder, is_kept, kept_tensors, pieces
 from ancestral.runtime.verified_folder import Damaged
 
 LITE0_SIDE = 112
@@ -44,6 +45,7 @@ class Network:
     extract: Callable[[np.ndarray], Tensor]  # bytes (B, H, W, C) to their features (B, D) on the CPU
     # features to the logits (B, K) of the network's own classes, where it has some
     classify: Callable[[Tensor], Tensor] | None = None
+    threads: int = 1  # in which it may extract, a batch in each
 
 
 def resized(images: np.ndarray, side: int) -> Tensor:
@@ -77,7 +79,13 @@ def _lite0(on: torch.device) -> Network:
         key,
         lambda images: network(resized(images, LITE0_SIDE).to(on)).cpu(),
         lambda features: network.fc(features.to(on)).cpu(),
+        _threads(on),
     )
+
+
+def _threads(on: torch.device) -> int:
+    """On a CPU as many as torch has; elsewhere the device has its own."""
+    return torch.get_num_threads() if on.type == "cpu" else 1
 
 
 def _pixels(on: torch.device) -> Network:
@@ -131,11 +139,6 @@ def network(name: str, on: torch.device | str = "cpu") -> Network:
     return NETWORKS[name](torch.device(on))
 
 
-def default_cache() -> Path:
-    """Where features are kept by default; the folder may be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ancestral"
-
-
 def features_of(
     images: ImageSet,
     by: Network,
@@ -148,22 +151,50 @@ def features_of(
     Args:
         images: the set.
         by: the network.
-        cache: folder for the pieces; `default_cache` when left out.
+        cache: folder for the pieces; `user_cache.default` when left out.
         processes: those that share the work.
         done: called with the number of images of each batch; those in the cache are not counted.
     """
     folder, settings, work = _cache_entry(images, by, cache)
+    user_cache.used(folder)
     job = Job(folder, settings, processes or Processes())
 
     def measure_piece(piece: range) -> dict[str, Tensor]:
+        parts = [piece[part.start : part.stop] for part in pieces(len(piece), BATCH)]
         found = []
-        with torch.inference_mode():
-            for part in pieces(len(piece), BATCH):
-                found.append(by.extract(images.images[piece.start + part.start : piece.start + part.stop]))
-                done(len(part))
+        for part, one in zip(parts, _in_threads(partial(_extracted, images, by), parts, by.threads), strict=True):
+            found.append(one)
+            done(len(part))
         return {"features": torch.cat(found)}
 
     return _concatenated(job.tensors(work, measure_piece))
+
+
+def _extracted(images: ImageSet, by: Network, part: range) -> Tensor:
+    with torch.inference_mode():
+        return by.extract(images.images[part.start : part.stop])
+
+
+def _in_threads(do: Callable[[range], Tensor], parts: list[range], threads: int) -> Iterator[Tensor]:
+    """The result of each part, in order; several at a time, each with one thread, so that no bit depends on how many.
+
+    That also resizes beside the network, and scales where one batch is too small for all cores.
+    """
+    if threads == 1 or len(parts) == 1:
+        yield from map(do, parts)
+        return
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield from pool.map(do, parts)
+    finally:
+        torch.set_num_threads(before)  # what threads that begin later take for theirs
+
+
+def count_missing(images: ImageSet, by: Network, cache: Path | None = None) -> int:
+    """Of how many images the features are not in the cache."""
+    folder, _, work = _cache_entry(images, by, cache)
+    return sum(len(piece) for piece in work if not is_kept(folder, piece))
 
 
 def kept_features(images: ImageSet, by: Network, cache: Path | None = None) -> Tensor | None:
@@ -181,7 +212,7 @@ def _concatenated(pieces: list[dict[str, Tensor]]) -> Tensor:
 
 def _cache_entry(images: ImageSet, by: Network, cache: Path | None) -> tuple[Path, dict[str, Any], list[range]]:
     settings = {**by.key, "images": images.digest(), "shape": list(images.shape)}
-    return cache_folder((cache or default_cache()) / "features", settings), settings, pieces(len(images), PIECE)
+    return cache_folder((cache or user_cache.default()) / "features", settings), settings, pieces(len(images), PIECE)
 
 
 def compared(samples: Tensor, metric: Metric, by: Network) -> dict[str, Estimate]:
@@ -193,14 +224,17 @@ def compared(samples: Tensor, metric: Metric, by: Network) -> dict[str, Estimate
     return {f"{name}-{by.name}": estimate for name, estimate in found.items()}
 
 
-def on_sides(samples: Tensor, test: Tensor, train: Tensor, by: Network) -> dict[str, dict[str, Estimate]]:
-    """Every metric by name, then by side: of samples against "train" and "test", and of test against train: "floor"."""
-    to_train = against(train)
-    columns = {
-        "train": compared(samples, to_train, by),
-        "test": compared(samples, against(test), by),
-        "floor": compared(test, to_train, by),
-    }
+def on_sides(
+    samples: Tensor, test: Tensor, train: Tensor, by: Network, done: Callable[[], object] = lambda: None
+) -> dict[str, dict[str, Estimate]]:
+    """Every metric by name, then by side: of samples against "train" and "test", and of test against train: "floor".
+
+    `done` is called after each.
+    """
+    to_train, columns = against(train), {}
+    for side, measured, metric in (("train", samples, to_train), ("test", samples, None), ("floor", test, to_train)):
+        columns[side] = compared(measured, metric or against(test), by)
+        done()
     return {name: {side: column[name] for side, column in columns.items()} for name in columns["train"]}
 
 
@@ -211,7 +245,7 @@ def measure(samples: np.ndarray, reference: ImageSet, by: Network, cache: Path |
         samples: uint8 (N, H, W, C).
         reference: the real images, clean and unflipped; the features of both are cached.
         by: `network("lite0")` or another.
-        cache: folder for features; `default_cache` when left out.
+        cache: folder for features; `user_cache.default` when left out.
 
     Returns:
         Value and standard error of fd, kid, precision, recall, density, coverage and, if the network has classes, is.

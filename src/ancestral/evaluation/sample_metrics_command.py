@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,13 +26,14 @@ from ancestral.diffusion.processes.streams import permutation
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.errors import UserError
 from ancestral.evaluation import features
-from ancestral.evaluation.features import Network, default_cache, features_of, on_sides, unlabelled
+from ancestral.evaluation.features import Network, features_of, on_sides, unlabelled
 from ancestral.evaluation.measurement import write
 from ancestral.evaluation.sample_metrics import GROUPS, copies, few, nearest, repeats
 from ancestral.runs import build
 from ancestral.runs.conditions import all_of, for_model
 from ancestral.runs.datasets import facts, images_for, warn_of_untrained
 from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.runtime import user_cache
 from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.distributed import LONG, Processes, process_group
 from ancestral.runtime.encode import json_bytes
@@ -66,14 +69,16 @@ def metrics(
     train_images: int | None,
     out: Path | None,
     cache: Path | None,
+    no_cache: bool = False,
     device: str,
     images: Splits | None = None,
 ) -> Found:
     """Compare samples with the train and with the test images, and these with each other, at one number of images.
 
-    `images` are those to compare with where they are in memory. What was found is the first process's.
+    `images` are those to compare with where they are in memory. With `no_cache` nothing is read that an earlier command
+    has kept, and nothing kept. What was found is the first process's.
     """
-    by, cache = features.network(network, build.device(device)), cache or default_cache()
+    by = features.network(network, build.device(device))
     is_run = (source / "checkpoints").is_dir()
     compared = (
         _of_run(source, options, data_source, device, images) if is_run else _of_images(source, options, data_source)
@@ -87,19 +92,22 @@ def metrics(
         )
     searched = train if train_images is None else train.spread(max(train_images, count))
     out = source if out is None and is_run else out
-    with process_group(build.device(device), LONG) as processes:
+    with process_group(build.device(device), LONG) as processes, _cache(cache, no_cache, processes) as place:
         warn_of_untrained(facts(train).untrained, test.spread(count))
         with Progress() as bar:
-            samples = compared.take(count, cache, processes, bar)
+            samples = compared.take(count, place, processes, bar)
             sides = [samples, test.spread(count), searched]
-            task = bar.add_task(by.name, total=processes.most(sum(map(len, sides))))
+            missing = sum(features.count_missing(one, by, place) for one in sides)
+            task = bar.add_task(f"{by.name} features", total=max(1, processes.most(missing)))
             drawn, held_out, trained = (
-                features_of(one, by, cache, processes, partial(bar.advance, task)) for one in sides
+                features_of(one, by, place, processes, partial(bar.advance, task)) for one in sides
             )
-        if not processes.first:
-            return {}
-        reference = trained[spread(len(trained), count)]
-        found, pairs, repeated = _measured(drawn, held_out, trained, reference, by)
+            bar.remove_task(task)
+            if not processes.first:
+                return {}
+            screen.print(_kept_features(sum(map(len, sides)), missing, None if no_cache else place))
+            reference = trained[spread(len(trained), count)]
+            found, pairs, repeated = _measured(drawn, held_out, trained, reference, by, bar)
         document = {
             "source": str(source),
             "data": compared.data,
@@ -116,6 +124,26 @@ def metrics(
         }
         _write(found, document, _sheet(samples, searched, pairs), by, out)
         return found
+
+
+@contextmanager
+def _cache(folder: Path | None, no_cache: bool, processes: Processes) -> Iterator[Path]:
+    """Context manager: the cache, kept within its bound; one that is gone afterwards where nothing is to be kept."""
+    if not no_cache:
+        yield folder or user_cache.default()
+        if processes.first:
+            user_cache.trim(folder or user_cache.default())
+        return
+    with TemporaryDirectory() as own:
+        yield Path(processes.text_of(0, own))
+        processes.wait()
+
+
+def _kept_features(count: int, missing: int, cache: Path | None) -> str:
+    """What was computed, and what was there."""
+    known = f"; those of {count - missing:,} were there" if count > missing else ""
+    kept = "and not kept" if cache is None else f"in {cache}, at most {user_cache.LIMIT / 1e9:g} GB (--no-cache)"
+    return f"features of {missing:,} images computed{known}, {kept}"
 
 
 def _of_run(
@@ -136,7 +164,9 @@ def _of_run(
 
     def take(count: int, cache: Path, processes: Processes, bar: Progress) -> ImageSet:
         cond = {name: like(pool, count, options.seed) for name, pool in pools.items()}
-        job = Job(cache_folder(cache / "samples", settings), settings, processes)
+        folder = cache_folder(cache / "samples", settings)
+        user_cache.used(folder)
+        job = Job(folder, settings, processes)
         work = pieces(count, options.batch_size)
         task = bar.add_task(f"{sampler.steps} steps", total=processes.most(count) * sampler.steps)
 
@@ -202,13 +232,18 @@ def holdout(count: int) -> float | None:
 
 
 def _measured(
-    drawn: Tensor, held_out: Tensor, trained: Tensor, reference: Tensor, by: Network
+    drawn: Tensor, held_out: Tensor, trained: Tensor, reference: Tensor, by: Network, bar: Progress
 ) -> tuple[Found, tuple[Tensor, Tensor], int]:
     """Each metric of the samples against train and test, its floor; each sample's nearest training image; and how many
     held-out images repeat one. Where all do, nothing says how near a copy is.
     """
-    found = on_sides(drawn, held_out, reference, by)
-    pairs, limits = nearest(drawn, trained), nearest(held_out, trained)[0]
+    task = bar.add_task(f"{by.name} metrics", total=5)
+    advance = partial(bar.advance, task)
+    found = on_sides(drawn, held_out, reference, by, advance)
+    pairs = nearest(drawn, trained)
+    advance()
+    limits = nearest(held_out, trained)[0]
+    advance()
     repeated = repeats(limits)
     if not repeated.all():
         sides = {"train": pairs[0], "floor": limits}

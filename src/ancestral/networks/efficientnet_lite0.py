@@ -35,11 +35,10 @@ class _Conv(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
         height, width = (max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in input.shape[2:])
-        padding = (height // 2, width // 2)
-        if height % 2 or width % 2:  # otherwise the convolution pads by itself, without a copy
-            input = functional.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2))
-            padding = 0
-        return functional.conv2d(input, self.weight, self.bias, stride, padding, groups=self.groups)
+        # Where the padding is odd, a kernel with zeros before it lets the convolution pad by itself, without a copy.
+        weight = functional.pad(self.weight, (width % 2, 0, height % 2, 0)) if height % 2 or width % 2 else self.weight
+        padding = (height - height // 2, width - width // 2)
+        return functional.conv2d(input, weight, self.bias, stride, padding, groups=self.groups)
 
 
 def _relu6(x: Tensor) -> Tensor:

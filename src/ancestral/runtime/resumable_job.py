@@ -106,6 +106,11 @@ def kept_tensors(folder: Path, pieces: list[range]) -> list[dict[str, Tensor]]:
     return [safetensors.torch.load(files[TENSORS]) for files in kept]
 
 
+def is_kept(folder: Path, piece: range) -> bool:
+    """Whether a piece is in a folder, whole or damaged."""
+    return (_piece_folder(folder, piece) / verified_folder.MANIFEST).exists()
+
+
 def _piece_folder(folder: Path, piece: range) -> Path:
     return folder / f"{piece.start:08d}-{piece.stop - 1:08d}"
 

@@ -41,8 +41,11 @@ def evaluate(run: Path, processes: int, **options: Any) -> None:
     "--out", type=click.Path(path_type=Path), help="Folder for the results; SOURCE when left out, if it is a run."
 )
 @click.option(
-    "--cache", type=click.Path(path_type=Path), help="Of features and samples; ~/.cache/ancestral when left out."
+    "--cache",
+    type=click.Path(path_type=Path),
+    help="Of features and samples, at most 4 GB; ~/.cache/ancestral when left out.",
 )
+@click.option("--no-cache", is_flag=True, help="Compute everything anew, and keep no features and samples.")
 @machine_options
 def metrics(source: Path, processes: int, **given: Any) -> None:
     """Compare samples with the real images of DATA: Fréchet and kernel distance, precision, recall, copies.
