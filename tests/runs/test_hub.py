@@ -333,3 +333,30 @@ def test_nothing_pickled_is_downloaded(monkeypatch, tmp_path):
 def test_the_package_loads_nothing_until_asked():
     probe = "import sys, ancestral; ancestral.__all__; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+def test_what_is_downloaded_is_shown_with_the_time_left(monkeypatch, tmp_path):
+    said = []
+
+    def download(name, *, tqdm_class, **more):  # as the library has it: the total is known file by file
+        with tqdm_class(total=0, initial=0, unit="B", unit_scale=True, desc="Downloading bytes") as one:
+            said.append(made[-1].lines())
+            one.total = 60
+            one.total += 140
+            one.update(50)
+            one.refresh()
+            said.append([line.rpartition(",")[0] for line in made[-1].lines()])
+        said.append(made[-1].lines())
+        return str(tmp_path)
+
+    class Seen(hub.Progress):
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    made = []
+    monkeypatch.setattr(hub, "Progress", Seen)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    (tmp_path / "x.safetensors").touch()
+    hub.fetch("x/y")
+    assert said == [["Downloading bytes, 0%, -:-- left"], ["Downloading bytes, 25%"], []]

@@ -99,3 +99,10 @@ def test_what_a_later_version_says_of_a_leg_is_passed_over():
     plan = Plan().further(100)
     state = {"total": 100, "legs": [{**leg, "later": 1} for leg in plan.to_json()]}
     assert from_state(state, "") == plan
+
+
+def test_the_loss_goes_through_its_stages_once():
+    """A further leg raises the rate again, and goes on with the loss that the run ended with."""
+    plan = Plan().further(100).further(50)
+    assert [plan.stage(images) for images in (0, 25, 99, 100, 125)] == [0, 0.25, 0.99, 1, 1]
+    assert [plan.progress(images) for images in (0, 25, 99, 100, 125)] == [0, 0.25, 0.99, 0, 0.5]

@@ -96,9 +96,8 @@ def test_files_draw_the_same_images_where_this_package_is_not(form, run, options
     said = subprocess.run(
         [sys.executable, "-c", alone + probe], cwd=tmp_path, timeout=120, capture_output=True, text=True
     )
-    assert said.stderr.startswith(
-        "cat: no class of this model; its classes: " + (", ".join(facts["classes"]) or "none")
-    )
+    assert said.returncode == 2
+    assert said.stderr.splitlines()[-1].endswith("and the name of a class (see --help)")
     with Image.open(tmp_path / "images.png") as shown:
         assert shown.size == (24, 8)
         assert shown.mode == {1: "L", 3: "RGB"}[images.shape[1]]
@@ -182,6 +181,13 @@ def test_weights_too_large_for_a_file_are_refused(trained_run, tmp_path, monkeyp
     monkeypatch.setitem(export.FORMATS, "onnx", replace(export.FORMATS["onnx"], limit=1000, needs=None))
     with pytest.raises(UserError, match="GB of weights, too many for a file of --format onnx; use torch"):
         export.export(trained_run, tmp_path / "out", SamplingOptions(), "onnx")
+
+
+@pytest.mark.parametrize("named", [{"label": "1"}, {"guidance": 2.0, "guide": "other"}])
+def test_what_the_files_would_not_heed_is_refused(named, trained_run, tmp_path):
+    with pytest.raises(UserError, match=f"{list(named)[-1]}: is not exported"):
+        export.export(trained_run, tmp_path / "out", SamplingOptions(**named), "torch")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_of_few_calls_leaves_with_its_own_steps(trained_run, tmp_path):

@@ -179,3 +179,35 @@ def test_the_slow_first_update_of_a_process_that_goes_on_moves_nothing(images, t
     again.resume()
     list(again.train(lambda: False))
     assert clock.now == pytest.approx(300, rel=0.05)
+
+
+def test_what_the_end_takes_is_timed_before_the_plan_is_made(images, tmp_path, monkeypatch):
+    """A prediction that takes three times as long as training an image: the end is known before the first update."""
+    clock = Pretended(lambda now: 1)
+    run = run_of(tmp_path / "run", images, 300.0, clock, monkeypatch)
+    once = preview.predict_once
+
+    def predict(*arguments):
+        count = once(*arguments)
+        clock.passes(count * 3 * IMAGE)
+        return count
+
+    monkeypatch.setattr(preview, "predict_once", predict)
+    begin(run)
+    predictions = {budget.CALIBRATING: run.pace.calibrating, budget.MEASURING: run.pace.measuring}
+    assert predictions == {budget.CALIBRATING: 128 * T, budget.MEASURING: HELD_OUT * T}
+    for doing, count in predictions.items():
+        assert run.pace.ending[doing] == pytest.approx(count * 3 * IMAGE)
+
+
+def test_it_is_saved_each_few_minutes_by_its_own_clock(images, tmp_path, monkeypatch):
+    clock = Pretended(lambda now: 1)
+    run = run_of(tmp_path / "run", images, None, clock, monkeypatch)
+    monkeypatch.setattr(run, "_preview", lambda: None)
+    run.begin(int(1000 / IMAGE) // BATCH * BATCH)
+    saved, save = [], run.save
+    monkeypatch.setattr(run, "save", lambda *arguments: saved.append(clock.now) or save(*arguments))
+    run.config = replace(run.config, train=replace(run.config.train, snapshots=1))
+    list(run.train(lambda: False))
+    step = BATCH * IMAGE
+    assert [saved[0], saved[1] - saved[0]] == pytest.approx([training_run.SAVE_EVERY] * 2, abs=2 * step + SAVE)

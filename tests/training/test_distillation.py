@@ -13,6 +13,7 @@ from PIL import Image
 
 import ancestral
 from ancestral.data import load
+from ancestral.diffusion.objectives.consistency import Consistency
 from ancestral.diffusion.samplers.grids import trailing
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
@@ -198,15 +199,18 @@ def test_only_targets_that_give_clean_images_back_can_be_tuned(tmp_path):
     assert "diffusion.chain=consistency" in result.output
 
 
-def test_a_run_that_goes_on_needs_its_model_no_more(pair, tmp_path):
+def test_a_run_that_goes_on_needs_its_model_no_more(pair, tmp_path, monkeypatch):
     model, _, _ = pair
     there, fast = shutil.copytree(model, tmp_path / "model"), tmp_path / "fast"
     assert run_command("distill", there, "--out", fast, "--steps", 2).exit_code == 0
     there.rename(tmp_path / "moved")
     again = run_command("distill", there, "--out", fast, "--steps", 2)
     assert (again.exit_code, "is complete" in again.output) == (0, True), again.output
-    further = run_command("distill", there, "--out", fast, "--steps", "+1")
+    seen, earlier = [], Consistency.earlier
+    monkeypatch.setattr(Consistency, "earlier", lambda *given: seen.append(given[-1]) or earlier(*given))
+    further = run_command("distill", there, "--out", fast, "--steps", "+2")
     assert (further.exit_code, "leg 2 of" in further.output) == (0, True), further.output
+    assert seen == [1, 1]  # not again from the denoising that its stages begin with
     rate, own = (checkpoint.open_newest(run).config.train.learning_rate for run in (fast, model))
     assert rate == pytest.approx(own / 3, rel=1e-3)
 

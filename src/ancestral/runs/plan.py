@@ -69,6 +69,10 @@ class Plan:
         """How much is done of the leg in which so many images have been seen."""
         return next(leg for leg in reversed(self.legs) if leg.start <= images).progress(images)
 
+    def stage(self, images: int) -> float:
+        """How much is done of what the loss goes through once, in the first leg: further ones go on with its end."""
+        return self.legs[0].progress(images) if images < self.legs[0].end else 1.0
+
     def further(self, images: int, length: str = "", data: str = "", began: float = 0.0) -> Plan:
         """With another leg of so many images."""
         end = self.end + images

@@ -12,6 +12,8 @@ from typing import Any, get_args, get_type_hints
 from ancestral.errors import UserError
 
 WAYS_TO_STEP = ("solver", "eta", "variance")
+# What a sampler in a file of its own heeds.
+EXPORTED = ("steps", "grid", "solver", "eta", "variance", "clip", "guidance", "guidance_interval", "average_width")
 
 
 def steps_of(text: str) -> int | str:

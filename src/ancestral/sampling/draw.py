@@ -1,7 +1,7 @@
-"""Draws with the sampler in this folder, by onnxruntime or torch: python draw.py [COUNT] [SEED] [CLASS]."""
+"""Draws images with the sampler in this folder, by onnxruntime or torch, side by side into images.png."""
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +16,21 @@ def draw(folder: Path, given: dict[str, np.ndarray]) -> np.ndarray:
         return np.asarray(onnxruntime.InferenceSession(folder / "sampler.onnx").run(None, given)[0])
     import torch
 
-    sampler = torch.export.load(folder / "sampler.pt2").module()
-    with torch.no_grad():
-        return sampler(**{name: torch.from_numpy(one) for name, one in given.items()}).numpy()
+    tensors = {name: torch.from_numpy(one) for name, one in given.items()}
+    return torch.export.load(folder / "sampler.pt2").module()(**tensors).detach().numpy()
 
 
 if __name__ == "__main__":
-    folder, (count, seed, name) = Path(__file__).parent, (*sys.argv[1:], *("16", "0", "")[len(sys.argv) - 1 :])
-    facts = json.loads((folder / "sampler.json").read_text())
-    shape, classes = (facts["draws"], int(count), *facts["shape"]), facts["classes"]
-    if name and name not in classes:
-        sys.exit(f"{name}: no class of this model; its classes: {', '.join(classes) or 'none'}")
-    given = {"noise": np.random.default_rng(int(seed)).standard_normal(shape, np.float32)}
+    facts = json.loads(Path(__file__).with_name("sampler.json").read_text())
+    parser, classes = argparse.ArgumentParser(description=__doc__), facts["classes"]
+    parser.add_argument("count", type=int, nargs="?", default=16)
+    parser.add_argument("seed", type=int, nargs="?", default=0)
+    parser.add_argument("name", nargs="?", help=f"of a class: {', '.join(classes) or 'this model has none'}")
+    count, seed, name = vars(parser.parse_args()).values()
+    if count < 1 or seed < 0 or name not in (None, *classes):
+        parser.error("a count from 1 on, a seed from 0 on, and the name of a class (see --help)")
+    given = {"noise": np.random.default_rng(seed).standard_normal((facts["draws"], count, *facts["shape"]), np.float32)}
     if classes:
-        given["labels"] = np.array([classes.index(name) if name else i % len(classes) for i in range(int(count))])
-    images = np.rint((draw(folder, given).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
+        given["labels"] = np.array([classes.index(name) if name else i % len(classes) for i in range(count)])
+    images = np.rint((draw(Path(__file__).parent, given).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
     Image.fromarray(np.concatenate([*images.transpose(0, 2, 3, 1)], 1).squeeze()).save("images.png")
-    print(f"images.png: {count} images side by side")

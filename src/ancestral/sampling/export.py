@@ -21,13 +21,15 @@ from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.errors import UserError, missing
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.open import open_model
-from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.runs.sampling_options import EXPORTED, SamplingOptions
+from ancestral.runtime.console import advancing
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.text import quoted
 from ancestral.sampling.sampler import Sampler
 from ancestral.sampling.table import TableSampler
 
+SAMPLER = 2  # times as long as its network alone the sampler takes to write, about
 BATCH = 2  # of the images that a network is traced with; any other works as well
 
 
@@ -40,6 +42,9 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str) -> str:
     chosen = FORMATS[form]
     if chosen.needs is not None and util.find_spec(chosen.needs) is None:
         raise missing(f"--format {form}", chosen.needs, "onnx")
+    for name in options.given:
+        if name not in EXPORTED:
+            raise UserError(f"{name}: is not exported; leave it out")
     sampler = Sampler(run, options, "cpu", opened)
     weights = sum(one.nbytes for one in sampler.model.network.state_dict().values())
     if weights > chosen.limit:
@@ -50,12 +55,12 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str) -> str:
         raise UserError(f"{run}: dynamic clipping is not exported; use --clip static or --clip none")
     whole = TableSampler(sampler.model.network, sampler)
     network, drawn = f"network.{chosen.suffix}", f"sampler.{chosen.suffix}"
-    files = {
-        network: chosen.write(sampler.model.network, _network_inputs(sampler)),
-        drawn: chosen.write(whole, _inputs(sampler, whole)),
-        "sampler.json": json_bytes(facts(sampler, whole)),
-        "draw.py": Path(__file__).with_name("draw.py").read_bytes(),
-    }
+    with advancing(f"{network} and {drawn}", 1 + SAMPLER) as done:
+        files = {network: chosen.write(sampler.model.network, _network_inputs(sampler))}
+        done(1)
+        files[drawn] = chosen.write(whole, _inputs(sampler, whole))
+    files["sampler.json"] = json_bytes(facts(sampler, whole))
+    files["draw.py"] = Path(__file__).with_name("draw.py").read_bytes()
     with held(out, "export") as results:
         results.need_free(files)
         results.replace(files.items())

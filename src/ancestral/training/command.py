@@ -86,6 +86,7 @@ def planned(run: Run, length: Length, images_per_second: float) -> int:
     run.pace.trained(round(images_per_second * cost.SECONDS), cost.SECONDS)
     if run.budget is None:
         return length.counted(options.batch_size)
+    run.time_prediction()
     images = run.pace.images(run.seconds_left, options.batch_size, options.snapshots)
     return int(run.training.processes.from_first(images))
 

@@ -165,6 +165,16 @@ class Run:
         self.pace.spacing = max(self.config.train.batch_size, images // self.config.train.snapshots)
         self.complete = self.needs_leg = False
 
+    def time_prediction(self) -> None:
+        """Time a call of the network, by which what previews and the end take is known before the first update."""
+        averages = self.training.whole_averages()
+        if self.training.processes.first:
+            model = self._model(averages)
+            for _ in range(2):  # the first allocates
+                started = self.clock()
+                images = preview.predict_once(self.config, self.facts, model, self.data.test, self.training.device)
+                self.pace.predicted(images, self.clock() - started)
+
     @property
     def seconds(self) -> float:
         """Wall time of the run, over all restarts, the start of each process included."""
@@ -259,7 +269,7 @@ class Run:
             due = crossed or stopping or unsaved
             if due and record.images < self.total:
                 self._save_if_possible(must=stopping)
-                last_save = time.monotonic()
+                last_save = clock()
             if stopping:
                 return
             before = clock()

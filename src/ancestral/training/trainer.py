@@ -210,20 +210,20 @@ class Training:
                 self.processes.from_first_(full)
                 value.copy_(like(full, value))
 
-    def step(self, data: ImageSet, progress: float = 0.0) -> Record:
-        """One update; the learning rate follows the run's progress, from 0 to 1.
+    def step(self, data: ImageSet, progress: float = 0.0, stage: float | None = None) -> Record:
+        """One update; the learning rate follows the run's progress, from 0 to 1, and so does the loss, or a stage.
 
         Raises:
             NotFinite: when the loss or the gradient is not finite, or too many updates in a row were skipped.
         """
         with deterministic(self.device) if self.config.train.deterministic else nullcontext():
-            return self._step(data, progress)
+            return self._step(data, progress, progress if stage is None else stage)
 
-    def _step(self, data: ImageSet, progress: float) -> Record:
+    def _step(self, data: ImageSet, progress: float, stage: float) -> Record:
         started, options = time.perf_counter(), self.config.train
         numbers = range(self.images, self.images + options.batch_size)
-        batch = self._batch(data, numbers, progress)
-        self.spikes = self.monitors[bisect_right(self.starts, progress) - 1]
+        batch = self._batch(data, numbers, stage)
+        self.spikes = self.monitors[bisect_right(self.starts, stage) - 1]
         for one in self.learners.values():
             for group in one.optimizer.param_groups:
                 group["lr"] = learning_rate(progress, one.rate, options.warmup, options.decay)
@@ -283,12 +283,12 @@ class Training:
             {"x0": batch.share.x0(), "eps": batch.share.eps().cpu()},
         )
 
-    def _batch(self, data: ImageSet, numbers: range, progress: float) -> _Batch:
+    def _batch(self, data: ImageSet, numbers: range, stage: float) -> _Batch:
         index, importance = self.sampler.draw(self.uniforms(self.config.train.seed, numbers, self.streams))
         share = self.processes.share(numbers)
         own = self.prefetcher(data, share, len(numbers))
         cond = trained_with(own.cond, self.config, share, self.streams)
-        return _Batch(own, cond, index, self.earlier(progress), importance)
+        return _Batch(own, cond, index, self.earlier(stage), importance)
 
     def _accumulate(self, batch: _Batch) -> Tensor:
         """Gradients of the mean loss over all processes, this one's share a micro-batch at a time.
@@ -468,4 +468,5 @@ def learning_rate(progress: float, peak: float, warmup: float, decay: float) -> 
 def train(training: Training, data: ImageSet, plan: Callable[[], Plan]) -> Iterator[Record]:
     """Step to the end of the plan as it is before each step, yielding the step's record; to stop, stop iterating."""
     while training.images < plan().end:
-        yield training.step(data, plan().progress(training.images))
+        now, seen = plan(), training.images
+        yield training.step(data, now.progress(seen), now.stage(seen))

@@ -8,7 +8,7 @@ import click
 
 from ancestral.apps.cli.options import run_argument, sampling_options
 from ancestral.errors import UserError
-from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
+from ancestral.runs.sampling_options import EXPORTED, OPTIONS, SamplingOptions
 from ancestral.runtime.text import shown
 
 
@@ -31,9 +31,6 @@ def import_model(source: str, run: Path, scheduler: Path | None, null_class: int
 
     for line in hub.import_model(source, run, scheduler, null_class):
         click.echo(shown(line))
-
-
-EXPORTED = ("steps", "grid", "solver", "eta", "variance", "clip", "guidance", "guidance_interval", "average_width")
 
 
 @click.command(short_help="Write a model for other software: diffusers, ONNX or torch.export.")

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +30,7 @@ from ancestral.runs.hub.model_card import card
 from ancestral.runs.lock import own
 from ancestral.runs.measurements import measured
 from ancestral.runtime import verified_folder
+from ancestral.runtime.console import Progress
 from ancestral.runtime.tensor_files import parsed_folder
 from ancestral.runtime.text import quoted
 
@@ -122,12 +124,32 @@ def fetch(name: str) -> Path:
     """
     repository, _, revision = name.partition("@")
     hub = _library()
-    with _in_one_line(name):
+    with Progress() as bar, _in_one_line(name):
         for patterns in (_PATTERNS, [*_PATTERNS, _MORE]):
-            folder = Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
+            how = {"allow_patterns": patterns, "tqdm_class": _shown_on(bar)}
+            folder = Path(hub.snapshot_download(repository, revision=revision or None, **how))
             if any(folder.rglob("*.safetensors")):
                 break
     return folder
+
+
+def _shown_on(bar: Progress) -> type:
+    """A class of the library's bars that says what each shows to one of ours."""
+    from tqdm import tqdm
+
+    class Told(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            self.task = bar.add_task(kwargs.get("desc") or "files", total=None)
+            super().__init__(*args, **{**kwargs, "file": StringIO(), "disable": False, "mininterval": 0.5})
+
+        def display(self, *args: Any, **kwargs: Any) -> None:
+            bar.update(self.task, completed=self.n, total=self.total or None, description=self.desc.rstrip(": "))
+
+        def close(self) -> None:
+            bar.update(self.task, visible=False)
+            super().close()
+
+    return Told
 
 
 def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
@@ -158,7 +180,10 @@ def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
             raise UserError(f"{repository}: is {now} already; {mend}, or change that on its settings page")
         folder = Path(temporary) / "model"
         write(saved, folder, card(repository, saved, found, license_name))
-        api.upload_folder(repo_id=repository, folder_path=folder, commit_message="The model and its card")
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        with Progress() as bar:  # how far it is, the library does not say
+            bar.add_task(f"publishing {size / 1e6:.1f} MB", total=None)
+            api.upload_folder(repo_id=repository, folder_path=folder, commit_message="The model and its card")
     return f"{hub.constants.ENDPOINT}/{repository}"
 
 
