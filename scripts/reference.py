@@ -69,8 +69,9 @@ def _values(option: click.Option) -> str:
     if isinstance(kind, click.Choice):
         return ", ".join(map(str, kind.choices))
     if isinstance(kind, (click.IntRange, click.FloatRange)):
-        low = "" if kind.min is None else f"{kind.min:g} {'<' if kind.min_open else '≤'} "
-        high = "" if kind.max is None else f" {'<' if kind.max_open else '≤'} {kind.max:g}"
+        shown = "{:d}" if isinstance(kind, click.IntRange) else "{:g}"
+        low = "" if kind.min is None else shown.format(kind.min) + (" < " if kind.min_open else " ≤ ")
+        high = "" if kind.max is None else (" < " if kind.max_open else " ≤ ") + shown.format(kind.max)
         return f"{low}{'n' if isinstance(kind, click.IntRange) else 'x'}{high}"
     return option.metavar or {"path": "path", "text": "text", "integer": "n", "float": "x"}.get(kind.name, kind.name)
 

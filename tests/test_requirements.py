@@ -86,3 +86,12 @@ def test_drawing_needs_neither_the_coder_nor_the_mathematics():
     probe = "import sys; sys.modules.update(constriction=None, latex2mathml=None); import ancestral; "
     probe += "[getattr(ancestral, name) for name in ancestral.__all__]"
     subprocess.run([sys.executable, "-c", probe], check=True, timeout=120)
+
+
+def test_the_quickstart_and_the_images_of_docker_have_the_same_extras():
+    files = ("scripts/environment", "Dockerfile", "Dockerfile.cuda")
+    taken = {name: re.findall(r"\[((?:\w+,)+\w+)\]", (ROOT / name).read_text()) for name in files}
+    assert len(set(map(tuple, taken.values()))) == 1
+    ((extras,),) = set(map(tuple, taken.values()))
+    assert set(extras.split(",")) == {"builtin", "compress", "explain", "metrics", "serve"}
+    assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])

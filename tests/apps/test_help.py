@@ -79,6 +79,24 @@ def test_commands_that_are_printed_can_be_pasted_whatever_the_run_is_called(any_
         assert understood(line[0]), refused.output
 
 
+UNIT = (  # of what a number counts or is a share of; "no unit" where it has none
+    r"\b(images?|steps?|calls|pixels|bytes|terms|probes|variants|processes|jobs|updates|times|share|scale|SNRs|level|units"
+    r"|whole number|number of the class|port number|wall time|no unit)\b"
+)
+
+
+TEXTS = (click.Choice, click.Path, click.types.StringParamType)
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_numbers_have_a_unit_and_a_value_when_left_out(path):
+    options = [one for one in LEAVES[path].params if isinstance(one, click.Option) and not one.is_flag]
+    for option in (one for one in options if not isinstance(one.type, TEXTS)):
+        assert re.search(UNIT, option.help, re.IGNORECASE), option.opts
+        stated = option.required or (option.show_default and option.default is not None)
+        assert stated or re.search("left out|no length is given|instead of --budget", option.help), option.opts
+
+
 def test_alone_it_shows_the_three_things_to_do_first(command):
     result = command()
     assert (result.exit_code, result.output) == (0, FIRST)

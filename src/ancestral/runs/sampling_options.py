@@ -101,7 +101,14 @@ class SamplingOptions:
         page=True,
         card=True,
     )
-    eta: float | None = _option(None, "DDIM with this eta; 0 is deterministic.", low=0, high=1, page=True, card=True)
+    eta: float | None = _option(
+        None,
+        "DDIM with this share of the paper's noise, 0: none; another solver when left out.",
+        low=0,
+        high=1,
+        page=True,
+        card=True,
+    )
     variance: str | None = _option(
         None, "Ancestral steps with fixedsmall, fixedlarge, beta, learned or optimal variance.", card=True
     )
@@ -111,16 +118,27 @@ class SamplingOptions:
         "What the network computes in; auto: as its layers are fastest here; device: float32 on a CPU, auto elsewhere.",
         choices=("device", "float32", "bfloat16", "auto"),
     )
-    average_width: float | None = _option(None, "Rebuild the weights' average with this relative width.")
-    seed: int = _option(0, "Seed of every draw.", low=0, high=2**32 - 1)
+    average_width: float | None = _option(
+        None, "Rebuild the weights' average as wide as this share of the run; the run's own when left out."
+    )
+    seed: int = _option(0, "Seed of every draw, a whole number.", low=0, high=2**32 - 1)
     guidance: float | None = _option(
-        None, "0: unconditional, 1: conditional, above: more so; two calls.", low=0, page=True, card=True
+        None,
+        "Scale, 0: unconditional, 1: conditional, above: more so; two calls a step. No guidance when left out.",
+        low=0,
+        page=True,
+        card=True,
     )
     guidance_rescale: float | None = _option(
-        None, "Share of the contrast gained to take back.", low=0, high=1, needs="guidance", card=True
+        None, "Share of the contrast gained to take back; 0 when left out.", low=0, high=1, needs="guidance", card=True
     )
     guidance_interval: tuple[float, float] | None = _option(
-        None, "Guide only at log SNRs from LO to HI.", read=interval_of, metavar="LO:HI", needs="guidance", card=True
+        None,
+        "Guide only at natural log SNRs from LO to HI; at all when left out.",
+        read=interval_of,
+        metavar="LO:HI",
+        needs="guidance",
+        card=True,
     )
     clip: str | None = _option(None, "Of each predicted x0: none, static or dynamic; the run's own when left out.")
     guide: str | None = _option(

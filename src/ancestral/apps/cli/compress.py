@@ -33,7 +33,10 @@ out_option = click.option(
     help="From quick to smallest more network calls, mostly for fewer bytes; chunks: by single chunks.",
 )
 @click.option(
-    "--bytes", "size", type=POSITIVE, help="Keep so many bytes of each file: a picture, not the exact pixels."
+    "--bytes",
+    "size",
+    type=POSITIVE,
+    help="Keep so many bytes of each file: a picture, not the exact pixels; all when left out.",
 )
 @device_option
 def compress(run: Path, files: tuple[Path, ...], **options: Any) -> None:
@@ -57,7 +60,7 @@ def compress(run: Path, files: tuple[Path, ...], **options: Any) -> None:
     show_default=True,
     help="How a picture without its last steps is completed: least error, sharp, or a sample.",
 )
-@click.option("--upto", type=POSITIVE, help="Use only so many bytes of each file.")
+@click.option("--upto", type=POSITIVE, help="Use only so many bytes of each file; all when left out.")
 @click.option("--lossy", is_flag=True, help="Only the picture: for files whose exact pixels do not come out here.")
 @device_option
 def decompress(run: Path, files: tuple[Path, ...], **options: Any) -> None:

@@ -30,7 +30,11 @@ from ancestral.apps.cli.options import (
 @budget_option
 @images_option
 @steps_option
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Peak; the model's / 3 if left out.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Peak, no unit; a third of the model's when left out.",
+)
 @seed_option
 @device_option
 @processes_option

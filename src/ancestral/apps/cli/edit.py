@@ -18,7 +18,9 @@ from ancestral.apps.cli.options import (
 
 FILE = click.Path(path_type=Path)
 images_argument = click.argument("paths", metavar="IMAGE...", type=FILE, nargs=-1, required=True)
-at_option = click.option("--at", type=POSITIVE, help="The paper's t, from 1 to T.")
+at_option = click.option(
+    "--at", type=POSITIVE, help="Noise level t of the paper, 1 to T; T/2 when left out, T for inversion."
+)
 
 
 def edit_options(steps: int) -> Any:
@@ -73,7 +75,9 @@ def inpaint(run: Path, **given: Any) -> None:
 @click.argument("first", metavar="A", type=FILE)
 @click.argument("second", metavar="B", type=FILE)
 @at_option
-@click.option("--frames", type=click.IntRange(min=2), default=9, show_default=True, help="From A to B, both included.")
+@click.option(
+    "--frames", type=click.IntRange(min=2), default=9, show_default=True, help="Images from A to B, both included."
+)
 @click.option(
     "--encoder",
     default="noise",
@@ -96,7 +100,7 @@ def interpolate(run: Path, first: Path, second: Path, **given: Any) -> None:
 @click.option(
     "--strength",
     type=click.FloatRange(0, 1, min_open=True),
-    help="t as a share of T, 1 keeps nothing; 0.5 without --at.",
+    help="t as a share of T, 1 keeps nothing; 0.5 when left out, without --at.",
 )
 @edit_options(steps=100)
 def vary(run: Path, **given: Any) -> None:
@@ -116,11 +120,35 @@ def vary(run: Path, **given: Any) -> None:
 @click.option(
     "--method", default="ddrm", show_default=True, help="ddrm, ddnm, pigdm, mmps or dps (docs/how-to/editing.md)."
 )
-@click.option("--factor", type=click.IntRange(min=2), default=2, show_default=True, help="super-resolution: of a side.")
-@click.option("--blur", type=click.FloatRange(0, min_open=True), default=1.5, show_default=True, help="deblur: pixels.")
-@click.option("--missing", type=click.FloatRange(0, 1, max_open=True), default=0.5, show_default=True, help="Share.")
+@click.option(
+    "--factor",
+    type=click.IntRange(min=2),
+    default=2,
+    show_default=True,
+    help="super-resolution: times that a side is shorter.",
+)
+@click.option(
+    "--blur",
+    type=click.FloatRange(0, min_open=True),
+    default=1.5,
+    show_default=True,
+    help="deblur: the Gaussian's width (std) in pixels.",
+)
+@click.option(
+    "--missing",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="missing: share of the pixels.",
+)
 @click.option("--mask", type=FILE, help="missing: the pixels, white in an image; at random when left out.")
-@click.option("--noise", type=click.FloatRange(0), default=0.0, show_default=True, help="Its std on the scale [-1, 1].")
+@click.option(
+    "--noise",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Noise of the damage: its std on the scale [-1, 1].",
+)
 @click.option("--degraded", is_flag=True, help="IMAGE is damaged already; when left out it is damaged first.")
 @edit_options(steps=50)
 def restore(run: Path, method: str, **given: Any) -> None:

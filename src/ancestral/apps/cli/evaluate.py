@@ -31,7 +31,7 @@ def evaluate(run: Path, processes: int, **options: Any) -> None:
 @click.command(short_help="Compare samples with real images: distances, copies.")
 @click.argument("source", type=click.Path(path_type=Path))
 @click.argument("data_source", metavar="[DATA]", required=False)
-@click.option("--num-images", type=POSITIVE, default=2000, show_default=True, help="How many on each side, at most.")
+@click.option("--num-images", type=POSITIVE, default=2000, show_default=True, help="Images on each side, at most.")
 @click.option(
     "--network", default="lite0", show_default=True, help="lite0, pixels, or FILE.pt: the FID Inception as TorchScript."
 )

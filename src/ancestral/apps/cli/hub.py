@@ -20,7 +20,11 @@ from ancestral.runtime.text import shown
     type=click.Path(path_type=Path, exists=True),
     help="Of a diffusers folder without one: scheduler_config.json, or its folder.",
 )
-@click.option("--null-class", type=int, help="Of a diffusers network: the class for none of the others, for guidance.")
+@click.option(
+    "--null-class",
+    type=int,
+    help="Of a diffusers network: number of the class for none of the others, from 0; none when left out.",
+)
 def import_model(source: str, run: Path, scheduler: Path | None, null_class: int | None) -> None:
     """Make a run of the model in SOURCE, to sample and evaluate: hf:USER/NAME on the Hugging Face hub or a folder.
 

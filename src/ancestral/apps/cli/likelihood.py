@@ -23,10 +23,12 @@ TOLERANCE = click.FloatRange(min=1e-12, max=1)
     show_default=True,
     help="Runge-Kutta method; DOP853 pays where nothing is clipped.",
 )
-@click.option("--rtol", type=TOLERANCE, default=1e-4, show_default=True, help="Error of a step, relative.")
+@click.option("--rtol", type=TOLERANCE, default=1e-4, show_default=True, help="Error of a step, as a share of x_t.")
 @click.option("--atol", type=TOLERANCE, default=1e-4, show_default=True, help="Error of a step, in units of x_t.")
 @click.option("--variance", help="Reverse variance of the last step of --lift noise; the run's own when left out.")
-@click.option("--batch-size", type=POSITIVE, default=32, show_default=True, help="Images whose steps are as long.")
+@click.option(
+    "--batch-size", type=POSITIVE, default=32, show_default=True, help="Images at a time, whose steps are as long."
+)
 @measuring_options
 def likelihood(run: Path, processes: int, **options: Any) -> None:
     """Measure the held-out part of DATA by the probability flow of the model in RUN, in bits per dimension."""

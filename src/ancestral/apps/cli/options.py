@@ -107,9 +107,9 @@ budget_option = click.option(
     help="Wall time to plan for: 90s, 10m, 2h; 10m when no length is given. +1h goes on with a finished run.",
 )
 images_option = click.option(
-    "--images", type=COUNT, help="Length of the run in images seen, instead of a time; also +N."
+    "--images", type=COUNT, help="Length of the run in images seen, instead of --budget; also +N."
 )
-steps_option = click.option("--steps", type=COUNT, help="Length of the run in updates, instead of a time; also +N.")
+steps_option = click.option("--steps", type=COUNT, help="Length of the run in updates, instead of --budget; also +N.")
 out_option = click.option(
     "--out", "run", required=True, type=click.Path(path_type=Path), help="Run folder; the same command resumes."
 )

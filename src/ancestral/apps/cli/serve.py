@@ -20,7 +20,9 @@ from ancestral.errors import UserError, missing
     show_default=True,
     help="Address to listen at; any but this machine's own needs a token.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 is any free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="Port number; 0 is any free one."
+)
 @click.option("--token", help="What a browser must show, in the address printed; made up when --host needs one.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in the browser.")
 @click.option("--queue", type=POSITIVE, default=32, show_default=True, help="Jobs that may wait.")

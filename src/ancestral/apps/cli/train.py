@@ -33,13 +33,25 @@ from ancestral.apps.cli.options import (
 @budget_option
 @images_option
 @steps_option
-@click.option("--batch-size", type=POSITIVE, help="Images an update.")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), help="Peak learning rate.")
-@click.option("--size", type=POSITIVE, help="Side of the images after a centre crop.")
+@click.option("--batch-size", type=POSITIVE, help="Images an update; the preset's when left out.")
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Peak learning rate, no unit; the preset's when left out.",
+)
+@click.option(
+    "--size", type=POSITIVE, help="Side of the images in pixels, after a centre crop; their own when left out."
+)
 @seed_option
 @device_option
 @processes_option
-@click.option("--restarts", type=click.IntRange(min=0), default=0, help="With --processes: begin again so many times.")
+@click.option(
+    "--restarts",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="With --processes: begin again so many times.",
+)
 @click.option("--track", multiple=True, metavar="NAME", help="Also tell tensorboard or wandb; may be repeated.")
 @set_option
 @dry_run_option
