@@ -1,8 +1,9 @@
-"""Write docs/reference/commands.md and settings.md from the code: scripts/reference.py; a test holds them current."""
+"""Write the pages of docs/reference in PAGES from the code: scripts/reference.py; a test holds them current."""
 
 from __future__ import annotations
 
 import inspect
+import json
 import re
 import types
 import typing
@@ -27,7 +28,8 @@ from ancestral.runs.build import OPTIMIZERS
 from ancestral.runs.config import IMPORTED, PRESETS, Config
 from ancestral.runs.process_kinds import CHAINS
 
-OUT = Path(__file__).resolve().parents[1] / "docs" / "reference"
+ROOT = Path(__file__).resolve().parents[1]
+OUT = ROOT / "docs" / "reference"
 GENERATED = "<!-- written by scripts/reference.py: change the code, not this page -->\n"
 NAMES = {
     "diffusion.chain": CHAINS,
@@ -165,7 +167,107 @@ def settings() -> str:
     return "".join(page)
 
 
-PAGES = {"commands.md": commands, "settings.md": settings}
+STREAM = """
+## A draw from a script
+
+```sh
+server=localhost:8000/api
+job=$(curl -s $server/draw --json '{"seed": 1, "images": 4, "steps": 20}' | sed 's/.*"job":"\\([^"]*\\).*/\\1/')
+curl -N $server/jobs/$job/events           # queued, step, then done, error or cancelled
+curl -X DELETE $server/jobs/$job           # stops it and forgets it
+```
+
+With a token ([who can reach it](../how-to/serve.md#who-can-reach-it)), programs send `Authorization: Bearer TOKEN`.
+"""
+
+
+def _json_kind(schema: dict[str, Any]) -> tuple[str, str]:
+    """Of a field of the document: its kind, and its limits."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})", ""
+    if "anyOf" in schema:
+        kinds = [_json_kind(one) for one in schema["anyOf"]]
+        return " or ".join(kind for kind, _ in kinds), ", ".join(filter(None, (limits for _, limits in kinds)))
+    if "const" in schema:
+        return json.dumps(schema["const"]), ""
+    if "enum" in schema:
+        return "one of", ", ".join(schema["enum"])
+    signs = {"minimum": "≥ ", "maximum": "≤ ", "minItems": "≥ ", "maxItems": "≤ "}
+    limits = [f"{sign}{schema[key]}" for key, sign in signs.items() if key in schema]
+    if "maxLength" in schema:
+        limits.append(f"≤ {schema['maxLength']:,} characters")
+    if schema["type"] == "array":
+        return f"list of {_json_kind(schema['items'])[0]}", ", ".join(limits)
+    names = {
+        "integer": "whole number",
+        "number": "number",
+        "string": "text",
+        "null": "null",
+        "boolean": "true or false",
+    }
+    return names[schema["type"]], ", ".join(limits)
+
+
+def _asked(schema: dict[str, Any]) -> str:
+    page = table("field", "kind", "limits", "default", "what it is")
+    for name, field in schema["properties"].items():
+        default = "**required**" if name in schema["required"] else f"`{json.dumps(field.get('default'))}`"
+        page += row(f"`{name}`", *_json_kind(field), default, field.get("description", ""))
+    return page
+
+
+def _answered(schema: dict[str, Any]) -> str:
+    page = table("field", "kind", "what it is")
+    for name, field in schema["properties"].items():
+        kind, limits = _json_kind(field)
+        page += row(f"`{name}`", kind, field.get("description", limits))
+    return page
+
+
+def http() -> str:
+    """The page of the server, from the document that it gives at /openapi.json."""
+    from ancestral.apps.server import schemas
+    from ancestral.apps.server.app import create_app
+    from ancestral.apps.server.job_queue import JobQueue, Limits
+    from ancestral.apps.server.security import Rules
+    from ancestral.apps.server.session import open_served_run
+
+    served = open_served_run(ROOT / "tests/golden/run", "cpu", None)
+    jobs = JobQueue(served.calls, Limits())
+    document = create_app(served, jobs, Rules()).app.openapi()
+    jobs.close()
+    page = [
+        f"{GENERATED}# HTTP\n\nWhat `ancestral serve RUN` answers, as its `/openapi.json` has it; there limits are "
+        "those of the model. Bodies and answers are JSON.\n\n",
+        table("route", "asks for", "answers", "what it does"),
+    ]
+    asked, given, refusals = {}, {}, {}
+    for path, methods in document["paths"].items():
+        for method, route in methods.items():
+            body = route.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+            good = next(code for code in route["responses"] if code.startswith("2"))
+            answer = route["responses"][good].get("content", {})
+            schema = answer.get("application/json", {}).get("schema")
+            said = _json_kind(schema)[0] if schema else "server-sent events" if answer else ""
+            asked |= {_json_kind(body)[0]: body["$ref"].rpartition("/")[2]} if body else {}
+            given |= {said: schema["$ref"].rpartition("/")[2]} if schema else {}
+            refusals |= {code: one["description"] for code, one in route["responses"].items() if code[0] in "45"}
+            sent = _json_kind(body)[0] if body else ""
+            page.append(row(f"`{method.upper()} {path}`", sent, f"{good} {said}".strip(), route["description"]))
+    page.append(STREAM)
+    page.append("\n## Refusals\n\nEach is a [Problem](#problem); 429 says in `Retry-After` when to ask again.\n\n")
+    page += [table("status", "means"), *(row(code, refusals[code]) for code in sorted(refusals))]
+    parts = document["components"]["schemas"]
+    for name in asked.values():
+        kind = getattr(schemas, name)  # without the limits of one model
+        page.append(f"\n## {name}\n\n{inspect.cleandoc(kind.__doc__)}\n\n{_asked(kind.model_json_schema())}")
+    for name in [*given.values(), *sorted(set(parts) - set(asked.values()) - set(given.values()))]:
+        page.append(f"\n## {name}\n\n{parts[name]['description']}\n\n{_answered(parts[name])}")
+    return "".join(page)
+
+
+PAGES = {"commands.md": commands, "settings.md": settings, "http.md": http}
 
 if __name__ == "__main__":
     for name, write in PAGES.items():

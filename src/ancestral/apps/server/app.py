@@ -68,8 +68,8 @@ _WHY = {
     408: "the body did not come in time",
     413: "the body is too large",
     422: "a field is wrong",
-    429: "the queue is full",
-    503: "too many connections, or the server is closing",
+    429: "the queue is full, or the training images are just being read",
+    503: "too many connections, the server is closing, or an answer took longer than a job may",
 }
 
 

@@ -22,11 +22,20 @@ JUMP, RESAMPLES = 5, 5  # of inpainting, as `ancestral edit inpaint` has them
 MOST = {"guidance": 100}  # of an option of drawing, where the commands have no limit
 MOST_IMAGES = 64  # of a request: a batch of `ancestral sample`
 _URI = 4 * (MOST_BYTES // 3 + 1) + 30
-Seed = Annotated[int, Field(ge=OPTIONS["seed"].low, le=OPTIONS["seed"].high, strict=True), WHOLE]
-Images = Annotated[int, Field(ge=1, le=MOST_IMAGES, strict=True), WHOLE]
-Steps = Annotated[int, Field(ge=1, strict=True), WHOLE]  # at most T: see `narrowed`
-Time = Annotated[int, Field(ge=1, strict=True), WHOLE]  # at most T
-Upload = Annotated[str, Field(max_length=_URI, json_schema_extra={"format": "image-uri"})]
+Seed = Annotated[
+    int, Field(ge=OPTIONS["seed"].low, le=OPTIONS["seed"].high, strict=True, description=OPTIONS["seed"].help), WHOLE
+]
+Images = Annotated[int, Field(ge=1, le=MOST_IMAGES, strict=True, description="How many images."), WHOLE]
+Steps = Annotated[int, Field(ge=1, strict=True, description="Network calls an image, at most T."), WHOLE]  # `narrowed`
+Time = Annotated[int, Field(ge=1, strict=True, description="Noise level, at most T."), WHOLE]
+Upload = Annotated[
+    str,
+    Field(
+        max_length=_URI,
+        json_schema_extra={"format": "image-uri"},
+        description="A PNG, JPEG or WebP file as a data: URI.",
+    ),
+]
 
 
 class Body(BaseModel):
@@ -45,7 +54,7 @@ def _field(option: Option, most: float | None) -> Any:
     """Type and default of an option of drawing."""
     limits = Field(ge=option.low, le=most, allow_inf_nan=False, strict=True)
     kind: Any = option.type if option.type is str else Annotated[option.type, limits]
-    return kind | None, option.default
+    return Annotated[kind | None, Field(description=option.help)], option.default
 
 
 _fields = {name: _field(option, option.high or MOST.get(name)) for name, option in OPTIONS.items() if option.page}
@@ -77,7 +86,10 @@ class Inpaint(Body):
 
     least_steps: ClassVar[int] = JUMP + 1
     image: Upload
-    mask: Annotated[str, Field(max_length=_URI, json_schema_extra={"format": "mask-uri"})]
+    mask: Annotated[
+        str,
+        Field(max_length=_URI, json_schema_extra={"format": "mask-uri"}, description="The same: white is drawn anew."),
+    ]
     seed: Seed
     images: Images
     steps: Steps
@@ -90,7 +102,9 @@ class Morph(Body):
     a: Upload
     b: Upload
     t: Time
-    frames: Annotated[int, Field(ge=2, le=MOST_IMAGES, strict=True), WHOLE]
+    frames: Annotated[
+        int, Field(ge=2, le=MOST_IMAGES, strict=True, description="Images from a to b, both included."), WHOLE
+    ]
     steps: Steps
     seed: Seed
     label: str | None = None
@@ -100,7 +114,10 @@ class Compress(Body):
     """A file of an image."""
 
     image: Upload
-    profile: Literal["chunks", "quick", "small", "smallest"] = "quick"
+    profile: Annotated[
+        Literal["chunks", "quick", "small", "smallest"],
+        Field(description="From quick to smallest more network calls, mostly for fewer bytes."),
+    ] = "quick"
 
 
 class Noise(Body):
@@ -116,7 +133,7 @@ class Nearest(Body):
     """The training images that are most like an image."""
 
     image: Upload
-    count: Annotated[int, Field(ge=1, le=32, strict=True), WHOLE]
+    count: Annotated[int, Field(ge=1, le=32, strict=True, description="How many training images."), WHOLE]
 
 
 class Noised(BaseModel):
