@@ -12,7 +12,7 @@ from ancestral.diffusion.objectives.consistency import Consistency
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import over
-from ancestral.diffusion.samplers.grids import full, trailing
+from ancestral.diffusion.samplers.grids import full, refining, trailing
 from ancestral.diffusion.samplers.transitions import DDIM, Renoised
 from ancestral.networks.unet import UNet
 from ancestral.training import simple
@@ -180,3 +180,9 @@ def test_tuning_finds_the_flow_that_the_posterior_mean_has():
     for _ in simple.fit(denoiser, data, 1200, 128, 0.1, 0, Consistency(c=100.0)):
         pass
     assert torch.allclose(denoiser(start, STEPS).x0, x, atol=0.05)
+
+
+def test_few_calls_refine_where_little_noise_is_left():
+    cosine = schedule.cosine(1000)
+    assert [refining(cosine, calls) for calls in (1, 2, 4)] == [[1000, 0], [1000, 50, 0], [1000, 150, 100, 50, 0]]
+    assert all(refining(cosine, calls) == trailing(cosine, calls) for calls in (1, 20, 21, 1000))

@@ -34,7 +34,7 @@ from ancestral.errors import UserError
 from ancestral.runs.config import Config, DiffusionOptions, Facts
 from ancestral.runs.registry import choose
 
-OF_CONSISTENCY = ("adversarial", "consistency")  # objectives
+OF_CONSISTENCY = {"adversarial": "refining", "consistency": "trailing"}  # objectives: and the grid of a few steps
 _WHOLE = "the whole chain, of {every:,} steps: --steps all"
 
 
@@ -57,6 +57,7 @@ class Chain:
     named: Callable[[str], str]  # the reverse step with this variance, as printed
     best: Callable[[Any, Tensor, Sequence[int], int], list[int]]  # indices into that grid of its best N-step sub-grid
     calls: int  # of the network, an image, where nothing is said
+    grid: Callable[[Config], str]  # of a few steps, where nothing is said
     more: str  # how to draw in another number of steps
     whole: str = ""  # what drawing in every step is, where it is no chain of the paper
 
@@ -149,6 +150,7 @@ def _absorbing(kind: type[Absorbing]) -> Chain:
         named=lambda variance: "positions revealed in any order",
         best=lambda predictor, start, fine, steps: shortest(imagined_costs(predictor, start, fine), steps, growth=1),
         calls=CALLS,
+        grid=lambda config: "trailing",
         more=_WHOLE,
     )
 
@@ -166,6 +168,7 @@ _GAUSSIAN = Chain(
     named=lambda variance: f"{variance} variance",
     best=lambda predictor, start, fine, steps: shortest(jumps(predictor, start, fine), steps),
     calls=CALLS,
+    grid=lambda config: "trailing",
     more=_WHOLE,
 )
 
@@ -180,6 +183,7 @@ CHAINS: dict[str, Chain] = {
         calibrated=False,
         named=lambda variance: "the predicted image with fresh noise",
         calls=2,
+        grid=lambda config: OF_CONSISTENCY[config.diffusion.objective],
         best=_none_better,
         more="in one step, or in four: --steps 1, --steps 4",
         whole="--steps all: {every:,} times to an image and back to fresh noise, of a model for few; --steps 2, or 4",

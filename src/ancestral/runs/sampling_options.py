@@ -94,7 +94,9 @@ class SamplingOptions:
         metavar="N",
         card=True,
     )
-    grid: str = _option("trailing", "trailing, uniform, quadratic, log-snr, karras, leading, tuned.")
+    grid: str | None = _option(
+        None, "trailing, uniform, quadratic, log-snr, karras, leading, refining, tuned; trailing when left out."
+    )
     solver: str | None = _option(
         None,
         "dpm++3m, ipndm4, heun, ... (docs/how-to/solvers.md); unipc3 when left out, but for --steps all.",

@@ -57,7 +57,7 @@ class Sampler:
         if options.grid == "tuned":
             self.times = tuned_times.load(folder, self.saved, options.average_width, self.model.schedule, steps)
         else:
-            self.times = build.sampling_grid(self.saved.config, options.grid, steps)
+            self.times = build.sampling_grid(self.saved.config, options.grid or kind.grid(self.saved.config), steps)
         self.visits = begin(self.move, self.model.schedule, self.times)[1]
         self.steps = len(self.visits) - 1
         self.calls = self.steps * self.guidance.calls  # of a network, an image

@@ -43,7 +43,7 @@ def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, d
     """16 samples in as many steps as `sample` takes, and the bound on 32 held-out images with a few terms an image."""
     times, streams = build.training_grid(config), build.streams(config, device)
     kind, predictor = build.chain(config), _predictor(config, facts, model, held_out, device)
-    grid = build.sampling_grid(config, "trailing", kind.calls if len(times) > kind.calls + 1 else None)
+    grid = build.sampling_grid(config, kind.grid(config), kind.calls if len(times) > kind.calls + 1 else None)
     samples = sample(predictor, facts.shape, SAMPLES, grid, kind.quick, device=device, draw=kind.draw, streams=streams)
     if kind.measured is None:
         return Preview(to_bytes(samples), None, [None] * 10)

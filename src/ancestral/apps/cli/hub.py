@@ -8,7 +8,7 @@ import click
 
 from ancestral.apps.cli.options import run_argument, sampling_options
 from ancestral.errors import UserError
-from ancestral.runs.sampling_options import EXPORTED, OPTIONS, SamplingOptions
+from ancestral.runs.sampling_options import EXPORTED, SamplingOptions
 from ancestral.runtime.text import shown
 
 
@@ -64,11 +64,9 @@ def export(run: Path, folder: Path, form: str, spacing: str | None, options: Sam
     if form == "diffusers":
         from ancestral.runs.hub import diffusers
 
-        named = [*options.given, *(["grid"] if options.grid != OPTIONS["grid"].default else [])]
-        if named:
-            raise UserError(
-                f"--{named[0].replace('_', '-')}: a diffusers folder has no solver of ours; use --format onnx or torch"
-            )
+        if options.given:
+            name = options.given[0].replace("_", "-")
+            raise UserError(f"--{name}: a diffusers folder has no solver of ours; use --format onnx or torch")
         for line in [f"exported: {folder}", *diffusers.export_run(run, folder, spacing)]:
             click.echo(shown(line))
     elif spacing is not None:

@@ -71,6 +71,13 @@ def karras(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> list[int]:
     return _nearest(-2 * sigma.log(), schedule)
 
 
+def refining(schedule: NoiseSchedule, steps: int) -> list[int]:
+    """T, then the last ones of `trailing` in 20 steps: for a model whose first x0_hat is an image already."""
+    _check(schedule, steps)
+    fine = trailing(schedule, max(steps, min(20, schedule.T)))
+    return [fine[0], *fine[len(fine) - steps :]]
+
+
 def explicit(schedule: NoiseSchedule, times: Sequence[int]) -> list[int]:
     """A list of one's own.
 
@@ -91,6 +98,7 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], list[int]]] = {
     "quadratic": quadratic,
     "log-snr": log_snr,
     "karras": karras,
+    "refining": refining,
 }
 
 
