@@ -5,6 +5,7 @@ import io
 import json
 import math
 import unicodedata
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from ancestral.apps.report import variance as spread
 from ancestral.apps.report.exact_subject import SPREAD, Shapes, exact
 from ancestral.apps.report.subject import of_run
 from ancestral.data.pixels import to_unit
+from ancestral.diffusion.objectives.elbo import elbo as elbo_of
+from ancestral.diffusion.processes.philox import PhiloxStreams
 from conftest import run_command
 
 SECTIONS = {"bound": elbo, "spread": spread, "onestep": one_step}
@@ -54,6 +57,17 @@ def test_the_report_says_what_evaluate_prints(subject, subjects, parts, tmp_path
     for name, number in own["bound"].tables["rivals"][1:]:
         assert number.value == found[name]["mean"]
     assert f"evaluate {folder} --num-images {RUN_IMAGES}" in numbers["bits"].again
+
+
+@pytest.mark.parametrize("subject", ["run", "colour"])
+def test_the_bound_is_measured_with_the_noise_of_the_runs_own_streams(subject, subjects):
+    own = subjects[subject]
+    config = replace(own.config, train=replace(own.config.train, stream="philox"))
+    noise = PhiloxStreams(own.seed, "evaluate", range(RUN_IMAGES))
+    x0, predictor = own.x0(own.test), own.conditioned(own.test)
+    expected = elbo_of(predictor, x0, own.times, own.move, noise, terms=own.terms).terms
+    assert torch.equal(replace(own, config=config).elbo.terms, expected)
+    assert not torch.equal(own.elbo.terms, expected)
 
 
 @pytest.mark.parametrize("subject", ["toy", "run", "colour"])

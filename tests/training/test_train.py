@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ancestral.data import load, pixels
 from ancestral.diffusion.processes.philox import PhiloxStreams
 from ancestral.errors import UserError
-from ancestral.runs import build, checkpoint, compute_format, config, datasets, metrics_log, plan
+from ancestral.runs import build, checkpoint, compute_format, config, current_settings, datasets, metrics_log, plan
 from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
@@ -863,16 +863,16 @@ def test_every_kind_of_damage_falls_back_with_the_file_named(tmp_path, digits, p
 def test_a_run_on_an_accelerator_begins_as_is_fast_there_and_goes_on_anywhere():
     plain, mps = settings(), torch.device("mps")
     fast = {"stream": "philox", "precision": "auto", "channels_last": "auto", "workers": 4}
-    assert command.for_device(plain, (), CPU, None) == plain
-    begun = command.for_device(plain, (), mps, None)
+    assert current_settings.for_device(plain, (), CPU, None) == plain
+    begun = current_settings.for_device(plain, (), mps, None)
     assert begun == settings(**{f"train__{name}": value for name, value in fast.items()})
     named = settings(train__precision="float32", train__stream="numpy")
-    kept = command.for_device(named, ("train.precision", "train.stream"), mps, None)
+    kept = current_settings.for_device(named, ("train.precision", "train.stream"), mps, None)
     assert (kept.train.precision, kept.train.stream, kept.train.workers) == ("float32", "numpy", 4)
     # What was begun elsewhere goes on with its own numbers; only threads are the machine's.
-    there = command.for_device(plain, (), CPU, begun)
+    there = current_settings.for_device(plain, (), CPU, begun)
     assert there == settings(**{f"train__{name}": value for name, value in {**fast, "workers": 0}.items()})
-    assert command.for_device(plain, (), mps, plain) == settings(train__workers=4)
+    assert current_settings.for_device(plain, (), mps, plain) == settings(train__workers=4)
 
 
 def test_half_of_a_device_is_what_it_multiplies(monkeypatch):

@@ -57,7 +57,7 @@ def schedule(config: Config) -> NoiseSchedule:
     Raises:
         UserError: for an unknown name, or betas that are none or not T of them.
     """
-    options = config.diffusion
+    options, kind = config.diffusion, chain(config)
     betas = options.betas
     if betas and (options.schedule != WITHOUT_NAME or len(betas) != options.T):
         raise UserError(
@@ -71,7 +71,7 @@ def schedule(config: Config) -> NoiseSchedule:
             made = from_betas(torch.tensor(betas, dtype=torch.float64))
     except ValueError as error:
         raise UserError(f"diffusion.{'betas' if betas else 'T'}: {error}") from None
-    return chain(config).process(made, options)
+    return kind.process(made, options)
 
 
 def gaussian(config: Config) -> Gaussian:

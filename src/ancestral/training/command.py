@@ -11,7 +11,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.progress import BarColumn
 
 from ancestral.data import load
@@ -19,14 +18,13 @@ from ancestral.data.dataset import Splits
 from ancestral.data.shared import load_once
 from ancestral.data.source_paths import public
 from ancestral.errors import UserError
-from ancestral.runs import build, checkpoint, compute_format, config
+from ancestral.runs import build, checkpoint, compute_format, config, current_settings
 from ancestral.runs.compute_format import FORMATS, Timed
-from ancestral.runs.config_versions import variance_as_begun
 from ancestral.runs.datasets import facts, named_untrained
 from ancestral.runs.lock import FOLDER as OWNERS
 from ancestral.runs.lock import need_free, own
 from ancestral.runs.metrics_log import leg_starts, read_metrics
-from ancestral.runtime import disk, plots, verified_folder
+from ancestral.runtime import plots, verified_folder
 from ancestral.runtime.console import Progress, TextColumn, TimeLeft, screen
 from ancestral.runtime.distributed import process_group
 from ancestral.runtime.encode import json_bytes
@@ -161,8 +159,9 @@ def train(
         summary = inventory.summary(images) if processes.first else {}
         for line in inventory.paragraph(images, summary) if summary else []:
             _say(line)
-        settings = settings if fresh else _with_current_names(settings, folder)
-        settings = for_device(settings, given, torch_device, None if fresh else _begun(folder))
+        settings, line = current_settings.as_begun(settings, given, torch_device, None if fresh else folder)
+        if line:
+            _say(line)
         if begin_with is not None and begun is None:
             for line in begin_with.check(settings, facts(images.train), given):
                 _say(line)
@@ -190,54 +189,6 @@ def train(
         finally:
             if run.owner is not None:
                 run.owner.release()
-
-
-def _with_current_names(settings: config.Config, folder: Path) -> config.Config:
-    """The settings, where a run begun by an earlier version calls the same variance by another name now."""
-    try:
-        begun = disk.document(folder / "config.json", float)
-    except (disk.Missing, disk.Damaged):  # resuming checks the folder later
-        return settings
-    variance = settings.diffusion.variance
-    current = variance_as_begun(variance, begun.get("config") if isinstance(begun, dict) else None)
-    if current == variance:
-        return settings
-    _say(
-        f"diffusion.variance={variance}: when {folder} was begun, this was what is called {current} now; it goes on so"
-    )
-    return replace(settings, diffusion=replace(settings.diffusion, variance=current))
-
-
-ACCELERATED = {"stream": "philox", "precision": "auto", "channels_last": "auto", "workers": 4}
-
-
-def for_device(
-    settings: config.Config, given: Collection[str], device: torch.device, begun: config.Config | None
-) -> config.Config:
-    """The settings with those of an accelerator in place of a preset's; a run goes on with what it began with.
-
-    Args:
-        settings: of a preset, with those that were set one by one.
-        given: keys of these.
-        device: that computes.
-        begun: the configuration of the run that is there.
-    """
-    own = {
-        name: value
-        for name, value in ACCELERATED.items()
-        if f"train.{name}" not in given
-        and (device.type != "cpu" if begun is None or name == "workers" else getattr(begun.train, name) == value)
-    }
-    return replace(settings, train=replace(settings.train, **own))
-
-
-def _begun(folder: Path) -> config.Config | None:
-    """The configuration of the run in a folder; resuming checks it later."""
-    path = folder / "config.json"
-    try:
-        return config.from_json(disk.document(path, float), str(path))[0]
-    except (disk.Missing, disk.Damaged, UserError):
-        return None
 
 
 def _set_aside(folder: Path) -> None:

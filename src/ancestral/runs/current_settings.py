@@ -1,0 +1,51 @@
+"""What the settings of a command are for the run that is there, and for the device that computes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ancestral.errors import UserError
+from ancestral.runs.config import Config, from_json
+from ancestral.runs.config_versions import variance_as_begun
+from ancestral.runtime import disk
+
+ACCELERATED = {"stream": "philox", "precision": "auto", "channels_last": "auto", "workers": 4}
+
+
+def as_begun(settings: Config, given: Collection[str], device: torch.device, folder: Path | None) -> tuple[Config, str]:
+    """The settings as the run in a folder was begun with them, and a line where one has another name now.
+
+    Args:
+        settings: of a preset, with those that were set one by one.
+        given: keys of these.
+        device: that computes.
+        folder: of the run, which resuming checks later; None for a new one.
+    """
+    begun, line = None, ""
+    with suppress(UserError):
+        if folder is not None:
+            path = folder / "config.json"
+            document, asked = disk.document(path, float), settings.diffusion.variance
+            variance = variance_as_begun(asked, document.get("config") if isinstance(document, dict) else None)
+            if variance != asked:
+                settings = replace(settings, diffusion=replace(settings.diffusion, variance=variance))
+                was = f"when {folder} was begun, this was what is called {variance} now"
+                line = f"diffusion.variance={asked}: {was}; it goes on so"
+            begun = from_json(document, str(path))[0]
+    return for_device(settings, given, device, begun), line
+
+
+def for_device(settings: Config, given: Collection[str], device: torch.device, begun: Config | None) -> Config:
+    """The settings with those of an accelerator in place of a preset's; a run goes on with what it began with."""
+    own = {
+        name: value
+        for name, value in ACCELERATED.items()
+        if f"train.{name}" not in given
+        and (device.type != "cpu" if begun is None or name == "workers" else getattr(begun.train, name) == value)
+    }
+    return replace(settings, train=replace(settings.train, **own))
