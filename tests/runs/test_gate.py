@@ -46,7 +46,8 @@ def weights():
         DiffusionOptions(variance="fixedsmall", clock="zero-based"),
     )
     return config, {
-        name: torch.randn(shape) / 10 for name, shape in import_checks.shapes(config, Facts((1, 8, 8)), "x").items()
+        name: torch.randn(one.shape) / 10
+        for name, one in import_checks.tensors_of(config, Facts((1, 8, 8)), "x").items()
     }
 
 

@@ -27,6 +27,7 @@ from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.errors import UserError
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.conditions import need_none
 from ancestral.runs.datasets import facts
 from ancestral.runs.open import open_gaussian
 from ancestral.runtime import disk, verified_folder
@@ -54,8 +55,7 @@ def open_coder(run: Path) -> tuple[Checkpoint, Predictor]:
         UserError: for a model with labels, or one whose error was not measured.
     """
     saved, model = open_gaussian(run, "cpu", None)
-    if saved.config.model.labels or saved.config.model.embedding:
-        raise UserError(f"{run}: its model takes conditions, which an archive does not keep; train one without")
+    need_none(saved.config, str(run))
     if saved.calibration is None:
         raise UserError(f"{run}: its error was not measured, as is done when training ends; finish the training")
     return saved, build.predictor(model, saved.calibration)

@@ -22,6 +22,7 @@ from ancestral.diffusion.denoisers.calibrated import Calibrated
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor, Watched
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
+from ancestral.runs.conditions import need_none
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.console import Progress, screen
@@ -29,7 +30,6 @@ from ancestral.runtime.file_names import as_png, check
 from ancestral.runtime.result_files import held
 
 NO_FLOAT64 = "the codec computes in float64, which mps does not have"
-CONDITIONAL = "this model takes conditions, which files do not hold; train one without"
 PROFILES = {"chunks": 0, "quick": 1, "small": 2, "smallest": 3}
 
 
@@ -120,8 +120,7 @@ def opened(
     if build.device(device).type == "mps":
         raise UserError(f"--device: {NO_FLOAT64}; use --device cpu")
     saved, model = open_gaussian(run, device, None)
-    if saved.config.model.labels or saved.config.model.embedding:
-        raise UserError(f"{run}: {CONDITIONAL}")
+    need_none(saved.config, str(run))
     with Progress() as bar:
         task = bar.add_task("measuring the model, once", total=1.0)
         codebook = measured(run, saved, model, lambda share: bar.update(task, completed=share), images)

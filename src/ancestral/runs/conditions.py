@@ -18,6 +18,15 @@ from ancestral.runs.registry import suggest
 Conditions = dict[str, Tensor]
 
 
+NOT_IN_FILES = "this model takes conditions, which files do not hold; train one without"
+
+
+def need_none(config: Config, what: str) -> None:
+    """Refuse a model that takes conditions, for files that are to be read by it alone."""
+    if config.model.conditional:
+        raise UserError(f"{what}: {NOT_IN_FILES}")
+
+
 def check(config: Config, facts: Facts) -> None:
     """Refuse conditions that the data do not have."""
     model, source = config.model, config.source
@@ -25,7 +34,7 @@ def check(config: Config, facts: Facts) -> None:
         raise UserError(f"model.labels: '{source}' has no labels; use --set model.labels=false")
     if model.embedding and not facts.embedding:
         raise UserError(f"model.embedding: '{source}' has no embeddings; give a .npz file with an array of that name")
-    if model.condition_dropout and not (model.labels or model.embedding):
+    if model.condition_dropout and not model.conditional:
         raise UserError("model.condition_dropout: there is nothing to drop; add --set model.labels=true")
 
 
@@ -37,16 +46,20 @@ def same_kind(config: Config, trained: Facts, facts: Facts, source: str) -> None
         raise UserError(f"{source}: its embeddings have length {facts.embedding}, the model's {trained.embedding}")
 
 
-def class_number(facts: Facts, label: str | None) -> int:
-    """The number of a class that the model can draw.
+def class_of(config: Config, facts: Facts, label: str | None) -> int | None:
+    """The number of a class that was named, None where none was.
 
     Raises:
-        UserError: when it is none of them, or no image of it was trained on.
+        UserError: when the model has no such class, or no image of it was trained on.
     """
+    if label is None:
+        return None
+    if not config.model.labels:
+        raise UserError("--label: this model was trained without labels; leave it out, or train with model.labels=true")
     if label in facts.untrained:
         raise UserError(f"--label: no image of the class '{label}' was trained on; trained: {listed(facts.trained)}")
     if label not in facts.class_names:
-        raise UserError(f"--label: no class '{label}'; {suggest(label or '', facts.trained)}")
+        raise UserError(f"--label: no class '{label}'; {suggest(label, facts.trained)}")
     return facts.class_names.index(label)
 
 

@@ -80,6 +80,11 @@ class ModelOptions:
         """Channels of each level."""
         return tuple(round(self.width * multiple) for multiple in self.multipliers)
 
+    @property
+    def conditional(self) -> bool:
+        """Whether the network takes a condition of each image: its class, or a vector."""
+        return self.labels or self.embedding
+
 
 IMPORTED = {  # diffusers' only
     *("model.norm_eps", "model.head_width", "model.cosine_first", "model.frequency_shift", "model.time_width"),

@@ -82,7 +82,7 @@ class Guidance:
             idle = [name for name in options.given if OPTIONS[name].needs == "guidance"]
             if idle:
                 raise UserError(f"--{idle[0].replace('_', '-')}: says how to guide; add --guidance SCALE")
-        elif path is None and not (conditions.labels or conditions.embedding):
+        elif path is None and not conditions.conditional:
             raise UserError(
                 "--guidance: this model was trained without labels; train with --set model.labels=true "
                 "--set model.condition_dropout=0.1, or name a weaker model with --guide"

@@ -15,6 +15,7 @@ from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.disk import Damaged
 
 Tensors = dict[str, Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
 _Named = TypeVar("_Named", bound=Mapping[str, Tensor])
 
 
@@ -58,7 +59,7 @@ def unpacked(content: bytes, where: str) -> Tensors:
         raise Damaged(f"{where}: damaged or not safetensors ({str(error)[:200]})") from None
 
 
-def finite(found: Tensors, where: str) -> Tensors:
+def finite(found: _Named, where: str) -> _Named:
     """The same tensors.
 
     Raises:
@@ -69,7 +70,7 @@ def finite(found: Tensors, where: str) -> Tensors:
         if values is None and tensor.is_floating_point():
             values = tensor.float()  # eight bits: torch has no test for these
         if values is not None and not bool(torch.isfinite(values).all()):
-            raise Damaged(f"{where}: {name} has {int((~torch.isfinite(values)).sum()):,} values that are not finite")
+            raise Damaged(f"{where}: {name} holds {int((~torch.isfinite(values)).sum()):,} values that are not finite")
     return found
 
 
@@ -84,14 +85,24 @@ def fitting(found: _Named, expected: Mapping[str, Tensor], where: str) -> _Named
     Raises:
         Damaged: naming one that is missing, not of this network, of another shape, or not of numbers like it.
     """
+    there, own = ({name: tuple(one.shape) for name, one in tensors.items()} for tensors in (found, expected))
+    need_shapes(there, own, where)
     for name, tensor in expected.items():
-        if name not in found:
-            raise Damaged(f"{where}: has no tensor {name}")
-        if found[name].shape != tensor.shape:
-            raise Damaged(f"{where}: {name} is {tuple(found[name].shape)}, the network's is {tuple(tensor.shape)}")
         if found[name].is_floating_point() != tensor.is_floating_point() or found[name].is_complex():
             raise Damaged(f"{where}: {name} holds {found[name].dtype}, the network's is {tensor.dtype}")
-    extra = next((name for name in found if name not in expected), None)
-    if extra is not None:
-        raise Damaged(f"{where}: {extra} is no tensor of this network")
     return found
+
+
+def need_shapes(found: Shapes, expected: Shapes, where: str) -> None:
+    """Refuse tensors that are absent, unknown or of another shape.
+
+    Raises:
+        Damaged: naming the first.
+    """
+    for name, shape in expected.items():
+        if name not in found:
+            raise Damaged(f"{where}: has no tensor {name}; is it the network of its config.json?")
+        if found[name] != shape:
+            raise Damaged(f"{where}: {name} has shape {found[name]}, the network's has {shape}")
+    if unknown := sorted(found.keys() - expected.keys()):
+        raise Damaged(f"{where}: unknown tensor {unknown[0]}; is it the network of its config.json?")

@@ -19,7 +19,7 @@ from ancestral.diffusion.samplers.sample import Film, beginning, latents
 from ancestral.diffusion.samplers.sample import film as keep_frames
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, tuned_times
-from ancestral.runs.conditions import Conditions, class_number, in_turn
+from ancestral.runs.conditions import Conditions, class_of, in_turn
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.console import Progress, advancing, screen
@@ -137,10 +137,9 @@ def conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Path
         UserError: when the model takes none of the kind, or of another kind.
     """
     cond: Conditions = {}
-    if label is not None and not saved.config.model.labels:
-        raise UserError("--label: this model was trained without labels; train with --set model.labels=true")
-    if saved.config.model.labels and label is not None:
-        cond["labels"] = torch.full((count,), class_number(saved.facts, label))
+    number = class_of(saved.config, saved.facts, label)
+    if number is not None:
+        cond["labels"] = torch.full((count,), number)
     elif saved.config.model.labels:
         cond["labels"] = in_turn(saved.facts, range(count))
     if saved.config.model.embedding:

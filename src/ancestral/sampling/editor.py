@@ -19,7 +19,7 @@ from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
 from ancestral.errors import UserError
 from ancestral.runs import build
-from ancestral.runs.conditions import Conditions, class_number
+from ancestral.runs.conditions import Conditions, class_of
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.console import advancing, screen
@@ -58,20 +58,13 @@ class Editor:
         self.options, self.sampler = options, Sampler(folder, options, device, opener)
         self.saved, self.model = self.sampler.saved, self.sampler.model
         self.schedule, self.shape = self.model.schedule, self.saved.facts.shape
-        self.label = self._class_of(options.label)
-        self.open_streams = build.streams(self.saved.config, device_of(self.model))
-
-    def _class_of(self, label: str | None) -> int | None:
         if self.saved.config.model.embedding:
             raise UserError("ancestral edit: this model takes vectors, which cannot be given here yet")
-        names = self.saved.facts.trained
-        if not self.saved.config.model.labels:
-            if label is not None:
-                raise UserError("--label: this model was trained without labels; leave it out")
-            return None
-        if label not in self.saved.facts.class_names:
-            raise UserError(f"--label: this model draws classes; name the one of the images: {', '.join(names)}")
-        return class_number(self.saved.facts, label)
+        self.label = class_of(self.saved.config, self.saved.facts, options.label)
+        if self.saved.config.model.labels and self.label is None:
+            names = ", ".join(self.saved.facts.trained)
+            raise UserError(f"--label: this model draws classes; name the one of the images: {names}")
+        self.open_streams = build.streams(self.saved.config, device_of(self.model))
 
     def kept_region(self, mask: np.ndarray, name: str) -> Tensor:
         """Where the image is known, bool (1, H, W): black in the mask, bytes (H, W, 1); white is to be drawn.

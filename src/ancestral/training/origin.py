@@ -145,7 +145,7 @@ def settings(chosen: Config, given: Collection[str], model: Config) -> Config:
         return {name: value for name, value in kept.items() if f"{group}.{name}" not in given}
 
     network = replace(chosen.model, **of_model("model"))
-    if not (network.labels or network.embedding) and "model.condition_dropout" not in given:
+    if not network.conditional and "model.condition_dropout" not in given:
         network = replace(network, condition_dropout=0.0)  # nothing is left to drop
     return replace(chosen, model=network, diffusion=replace(chosen.diffusion, **of_model("diffusion")))
 

@@ -236,11 +236,6 @@ class Subject:
         """Whether these are the images that the model was trained on, so that it may have copied them."""
         return same_source(self.source, self.config.source)
 
-    @property
-    def conditional(self) -> bool:
-        """Whether the model takes a condition of each image: its class, or a vector."""
-        return self.config.model.labels or self.config.model.embedding
-
 
 def of_run(
     folder: Path, source: str | None, num_images: int, seed: int, device: str, average_width: float | None

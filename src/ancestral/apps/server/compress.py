@@ -16,11 +16,12 @@ from ancestral.apps.server.job import Record, going_on
 from ancestral.apps.server.session import FRAMES, ServedRun
 from ancestral.compression.codebook import Codebook, check, widened
 from ancestral.compression.codec import Codec
-from ancestral.compression.compress_command import CONDITIONAL, NO_FLOAT64, PROFILES, codec_of, measured
+from ancestral.compression.compress_command import NO_FLOAT64, PROFILES, codec_of, measured
 from ancestral.compression.file_header import parse
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Watched
 from ancestral.diffusion.objectives.statistics import image_psnr
 from ancestral.errors import UserError
+from ancestral.runs.conditions import NOT_IN_FILES
 from ancestral.runs.open import device_of
 
 PREFIXES = 24  # pictures of a file's first bytes
@@ -38,9 +39,8 @@ class Compressor:
     @property
     def unable(self) -> str | None:
         """Why this model cannot compress, if so."""
-        model = self.served.saved.config.model
-        if model.labels or model.embedding:
-            return CONDITIONAL
+        if self.served.saved.config.model.conditional:
+            return NOT_IN_FILES
         if self.served.average_width is not None:
             return "files are written with the run's own average of the weights; serve it without --average-width"
         return NO_FLOAT64 if device_of(self.served.model).type == "mps" else None

@@ -40,6 +40,7 @@ from ancestral.runs.hub.diffusers_config import (
 )
 from ancestral.runtime import disk
 from ancestral.runtime.result_files import held
+from ancestral.runtime.tensor_files import finite, need_shapes
 from ancestral.runtime.text import quoted
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -234,7 +235,7 @@ def _to_ours(
     files: Sequence[Path], config: Config, facts: Facts, found: Network, null_class: int | None, described: Path
 ) -> dict[str, Tensor]:
     """The weights in files of theirs; nothing is read before their names and shapes are those of the configuration."""
-    expected = import_checks.shapes(config, facts, described)
+    expected = {name: tuple(one.shape) for name, one in import_checks.tensors_of(config, facts, described).items()}
     conditions = {name: expected.pop(name) for name in _CONDITIONS if name in expected}
     layers = [
         (f"{mine}.{kind}", [f"{other}.{kind}" for other in others])
@@ -255,13 +256,12 @@ def _to_ours(
                 for new, old in _by_new_names(file.keys(), where, readers).items():
                     readers[new] = (file, old)
             where = files[0]
-            import_checks.need_same(
-                shapes, {new: tuple(file.get_slice(old).get_shape()) for new, (file, old) in readers.items()}, where
-            )
+            there = {new: tuple(file.get_slice(old).get_shape()) for new, (file, old) in readers.items()}
+            need_shapes(there, shapes, str(where))
             theirs = {new: file.get_tensor(old) for new, (file, old) in readers.items()}
     except (OSError, SafetensorError) as error:
         raise UserError(f"{where}: cannot be read ({error})") from None
-    import_checks.need_numbers(theirs, where)
+    finite(theirs, str(where))
     import_checks.need_plausible(theirs, where)
     weights = {key: torch.cat([theirs[o] for o in others]).float().reshape(expected[key]) for key, others in layers}
     if "embed.weight" in conditions:  # theirs adds the vector as it is
