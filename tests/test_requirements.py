@@ -95,3 +95,9 @@ def test_the_quickstart_and_the_images_of_docker_have_the_same_extras():
     ((extras,),) = set(map(tuple, taken.values()))
     assert set(extras.split(",")) == {"builtin", "compress", "explain", "metrics", "serve"}
     assert set(extras.split(",")) <= set(PROJECT["optional-dependencies"])
+
+
+def test_the_images_of_docker_have_the_torch_of_the_lock():
+    locked = re.search("^torch==(.+)$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    for name in ("Dockerfile", "Dockerfile.cuda"):
+        assert re.search("^ARG TORCH=(.+)$", (ROOT / name).read_text(), re.MULTILINE)[1] == locked[1]
