@@ -1,6 +1,7 @@
-"""docs/img/front.png, the strip of README: what minutes of training on MNIST give. scripts/figures/front.py TWO TEN
+"""docs/img/front.png, the strip of README: what minutes of training on MNIST give. scripts/figures/front.py RUN...
 
-TWO and TEN are runs of as many minutes: ancestral train mnist --images 60032 (and 307584) --out RUN; TEN was evaluated.
+Runs of more and more images: ancestral train mnist --images 60032 (2 minutes), 307584 (10) and, if there is time, 1845504
+(60) --out RUN. The second is the one that edits and films, and was evaluated.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ancestral.runtime.plots import INK
 OUT = Path(__file__).resolve().parents[2] / "docs" / "img" / "front.png"
 SIDE, GAP, HEAD = 196, 14, 22  # pixels: a panel, between panels, a line of words above each
 COUNT = 36  # digits of a panel
-WIDTH = 4 * SIDE + 5 * GAP
+MINUTES = {60_032: 2, 307_584: 10, 1_845_504: 60}  # that so many images take on two quiet cores of an AMD EPYC
 
 
 def panel(images: np.ndarray, columns: int = 6, width: int = SIDE) -> Image.Image:
@@ -45,26 +46,33 @@ def inpainted(model: ancestral.Model, images: np.ndarray) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def main(two: Path, ten: Path) -> None:
-    """The picture from two runs."""
+def named(model: ancestral.Model) -> str:
+    """How long it was trained: minutes only where they are those of its number of images."""
+    images = model.saved.images
+    minutes = f"{MINUTES[images]} minutes, " if images in MINUTES else ""
+    return f"after {minutes}{images:,} images"
+
+
+def main(runs: list[Path]) -> None:
+    """The picture from two runs or more."""
     splits = load.load("mnist", DataOptions())
-    first, model = ancestral.load(two), ancestral.load(ten)
+    models = [ancestral.load(run) for run in runs]
+    model, width = models[1], (len(models) + 2) * (SIDE + GAP) + GAP
     real = np.asarray(splits.train.images)[np.linspace(0, len(splits.train) - 1, COUNT).astype(int)]
     panels = {
         "images it learned from": panel(real),
-        "after 2 minutes, 60,032 images": panel(first.sample(COUNT, seed=0).array),
-        "after 10 minutes, 307,584 images": panel(model.sample(COUNT, seed=0).array),
+        **{named(one): panel(one.sample(COUNT, seed=0).array) for one in models},
     }
     states = model.film(2, steps=20, seed=4).array
     film = panel(
         states[np.linspace(0, len(states) - 1, 12).astype(int)].swapaxes(0, 1).reshape(-1, 28, 28, 1),
         12,
-        WIDTH - 2 * GAP,
+        width - 2 * GAP,
     )
     held_out = np.asarray(splits.test.images)[np.linspace(0, len(splits.test) - 1, 6).astype(int)]
     panels["lower half drawn anew, 3 ways"] = panel(inpainted(model, held_out))
-    found = json.loads((ten / "evaluation.json").read_text())["bits_per_dim"]
-    whole = Image.new("RGB", (WIDTH, 2 * (HEAD + GAP) + SIDE + film.height + GAP), "white")
+    found = json.loads((runs[1] / "evaluation.json").read_text())["bits_per_dim"]
+    whole = Image.new("RGB", (width, 2 * (HEAD + GAP) + SIDE + film.height + GAP), "white")
     draw = ImageDraw.Draw(whole)
     for column, (name, sheet) in enumerate(panels.items()):
         left = GAP + column * (SIDE + GAP)
@@ -79,11 +87,11 @@ def main(two: Path, ten: Path) -> None:
     said = ", ".join(f"{name} {value['mean']:.2f}" for name, value in bits.items())
     words(draw, GAP, top + HEAD / 2, "how two are drawn: from noise, left, to digits, right")
     for line, text in enumerate(("bits a pixel of held-out images:", said)):
-        words(draw, GAP + 3 * (SIDE + GAP), top - 24 + 16 * line, text, 12)
+        words(draw, width - SIDE - GAP, top - 24 + 16 * line, text, 12)
     whole.paste(film, (GAP, top + HEAD))
     whole.quantize(64, dither=Image.Dither.NONE).save(OUT, optimize=True)
     print(OUT, OUT.stat().st_size)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main([Path(run) for run in sys.argv[1:]])
