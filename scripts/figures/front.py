@@ -1,7 +1,7 @@
 """docs/img/front.png, the strip of README: what minutes of training on MNIST give. scripts/figures/front.py RUN...
 
-Runs of more and more images: ancestral train mnist --images 60032 (2 minutes), 307584 (10) and, if there is time, 1845504
-(60) --out RUN. The second is the one that edits and films, and was evaluated.
+Runs of more and more images, as by ancestral train mnist --images N --out RUN with those of MINUTES. The second is the
+one that edits and films, and was evaluated.
 """
 
 from __future__ import annotations
