@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from ancestral.errors import UserError
-from ancestral.networks.muon import MOMENTUM, SIZE, Muon, orthogonal
+from ancestral.networks.muon import MOMENTUM, NEWTON_SCHULZ, SIZE, Muon, orthogonal
 from ancestral.runs import build, config
 
 RATES = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
@@ -22,6 +22,20 @@ def test_the_orthogonal_factor_keeps_the_directions_and_levels_the_sizes(shape):
     assert torch.allclose(inside, torch.diag_embed(levels), atol=1e-10)
     clear = sizes > 0.05 * sizes.norm(dim=1, keepdim=True)
     assert ((levels > 0.6) & (levels < 1.3))[clear].all()
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 288), (2, 288, 32), (1, 48, 48)])
+def test_steps_multiplied_with_each_other_are_those_taken_one_by_one(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    left, sizes, right = torch.linalg.svd(matrices, full_matrices=False)
+    sizes = sizes / sizes.norm(dim=1, keepdim=True) * torch.logspace(0, -4, sizes.shape[1], dtype=torch.float64)
+    hard = left * sizes[:, None] @ right  # singular values over five orders of magnitude
+    expected = hard / hard.norm(dim=(1, 2), keepdim=True)
+    for a, b, c in NEWTON_SCHULZ:
+        gram = expected @ expected.mT
+        expected = a * expected + b * gram @ expected + c * gram @ gram @ expected
+    assert torch.allclose(orthogonal(hard), expected, atol=1e-9)
+    assert torch.allclose(orthogonal(hard.float()).double(), expected, atol=1e-3)
 
 
 def test_a_matrix_moves_by_the_orthogonal_factor_of_its_momentum_and_a_vector_as_in_adamw():

@@ -21,13 +21,20 @@ NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5  # coefficients of a quintic th
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """The orthogonal factor of each matrix, about: singular values between 0.7 and 1.2. (..., m, n) to the same."""
+    """The orthogonal factor of each matrix, about: singular values between 0.7 and 1.2. (..., m, n) to the same.
+
+    X <- (a + b G + c G^2) X with G = X X^T, five times. Each step is a polynomial of the first G, so they are
+    multiplied with each other, which are small and square, and meet X once.
+    """
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = matrices if wide else matrices.mT
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
+    gram = x @ x.mT
+    product = one = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
     for a, b, c in NEWTON_SCHULZ:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        factor = a * one + b * gram + c * gram @ gram
+        product, gram = factor @ product, factor @ gram @ factor
+    x = product @ x
     return x if wide else x.mT
 
 
