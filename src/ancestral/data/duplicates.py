@@ -7,7 +7,6 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-from scipy.spatial import KDTree
 
 NEAR = 2.0  # root of the mean squared difference, in bytes: far below what tells two photos or two digits apart
 _SIDE, _AXES, _CHUNK = 8, 16, 1024
@@ -83,6 +82,8 @@ def _near(
     images: Any, rows: np.ndarray, candidates: Callable[[int, np.ndarray], np.ndarray]
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(index in `rows`, the later candidates whose images are near-equal), where there are any."""
+    from scipy.spatial import KDTree  # a sixth of the time that torch takes: not before it is needed
+
     points = np.concatenate([_means(piece) for piece in _pieces(images, rows)]).astype(np.float64)
     points -= points.mean(0)
     _, directions = np.linalg.eigh(points.T @ points)

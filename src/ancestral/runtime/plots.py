@@ -5,17 +5,25 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, ACCENT, SECOND = "#334155", "#0f766e", "#b45309"
 
 
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure  # a third of the time that torch takes: not before a plot is drawn
+
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
 def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(7, 4), dpi=130, layout="constrained")
+    figure = _figure(7, 4)
     axes = figure.subplots()
     axes.set_title(title, loc="left", color=INK, fontsize=11)
     _furnish(axes, x, y)
@@ -43,6 +51,8 @@ def mark_legs(axes: Axes, starts: Sequence[float]) -> None:
 
 def loss_plot(images: Sequence[int], loss: Sequence[float], starts: Sequence[int] = ()) -> bytes:
     """As PNG: training loss against images seen, a mean for each hundredth of a leg; `starts` of further legs."""
+    from matplotlib.ticker import ScalarFormatter, StrMethodFormatter
+
     figure, axes = _axes("Training loss", "images seen", "loss per dimension")
     mark_legs(axes, starts)
     axes.plot(images, loss, color=ACCENT, linewidth=1.6)
@@ -77,7 +87,7 @@ def elbo_plot(t: np.ndarray, bits: np.ndarray, total: float) -> bytes:
 
 def rate_distortion_plot(rate: np.ndarray, rmse: np.ndarray) -> bytes:
     """As PNG: Figure 5 of the paper: distortion against reverse steps, rate against these, distortion against rate."""
-    figure = Figure(figsize=(12, 3.6), dpi=130, layout="constrained")
+    figure = _figure(12, 3.6)
     steps = np.arange(1, len(rate) + 1)
     distortion, sent = "distortion (RMSE, 0 to 255)", "rate (bits/dim)"
     panels = (("reverse steps", distortion), ("reverse steps", sent), (sent, distortion))

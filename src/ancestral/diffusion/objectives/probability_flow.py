@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy import integrate  # pyright: ignore[reportMissingTypeStubs] # it has none
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
@@ -27,8 +26,6 @@ from ancestral.diffusion.processes.normal import HALF_BIN, Likelihood, Normal, s
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.transitions import Ancestral, Transition
-
-_scipy: Any = integrate  # has no annotations
 
 
 @dataclass(frozen=True)
@@ -237,7 +234,10 @@ def _integrate(
         return rate(state, angle).cpu().double().numpy().ravel()
 
     begin = start.cpu().double().numpy().ravel()
-    found = _scipy.solve_ivp(flat, (low, high), begin, **vars(solver), t_eval=[high])
+    from scipy import integrate  # pyright: ignore[reportMissingTypeStubs] # it has none; slow, so not before it is needed
+
+    library: Any = integrate
+    found = library.solve_ivp(flat, (low, high), begin, **vars(solver), t_eval=[high])
     if not found.success:
         raise ArithmeticError(f"the flow cannot be followed to rtol {solver.rtol:g}: {found.message}")
     return torch.as_tensor(found.y[:, -1].copy()).reshape(start.shape).to(start), int(found.nfev)
