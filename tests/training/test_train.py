@@ -862,17 +862,17 @@ def test_every_kind_of_damage_falls_back_with_the_file_named(tmp_path, digits, p
 
 def test_a_run_on_an_accelerator_begins_as_is_fast_there_and_goes_on_anywhere():
     plain, mps = settings(), torch.device("mps")
-    fast = {"stream": "philox", "precision": "auto", "channels_last": "auto", "workers": 4}
+    fast = {"stream": "philox", "precision": "auto", "channels_last": "auto", "workers": 4, "parallel": "auto"}
     assert current_settings.for_device(plain, (), CPU, None) == plain
     begun = current_settings.for_device(plain, (), mps, None)
     assert begun == settings(**{f"train__{name}": value for name, value in fast.items()})
     named = settings(train__precision="float32", train__stream="numpy")
     kept = current_settings.for_device(named, ("train.precision", "train.stream"), mps, None)
     assert (kept.train.precision, kept.train.stream, kept.train.workers) == ("float32", "numpy", 4)
-    # What was begun elsewhere goes on with its own numbers; only threads are the machine's.
-    there = current_settings.for_device(plain, (), CPU, begun)
-    assert there == settings(**{f"train__{name}": value for name, value in {**fast, "workers": 0}.items()})
-    assert current_settings.for_device(plain, (), mps, plain) == settings(train__workers=4)
+    # What was begun elsewhere goes on with its own numbers; only threads and the way of adding are the machine's.
+    there, own = current_settings.for_device(plain, (), CPU, begun), {"workers": 0, "parallel": "all-reduce"}
+    assert there == settings(**{f"train__{name}": value for name, value in {**fast, **own}.items()})
+    assert current_settings.for_device(plain, (), mps, plain) == settings(train__workers=4, train__parallel="auto")
 
 
 def test_half_of_a_device_is_what_it_multiplies(monkeypatch):

@@ -22,6 +22,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
 
+class GroupNorm(nn.GroupNorm):
+    """In float32 on float32 input, also where its weights are gathered in half precision: autocast does so on CUDA."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As torch's."""
+        if input.dtype == torch.float32 and self.weight.dtype != torch.float32:
+            weight, bias = self.weight.float(), self.bias.float()
+            return functional.group_norm(input, self.num_groups, weight, bias, self.eps)
+        return super().forward(input)
+
+
 @dataclass(frozen=True)
 class UNetVariant:
     """What networks of this family differ in; the defaults are the paper's, but for the padding."""
@@ -55,14 +66,14 @@ class UNetVariant:
 
     def norm(self, channels: int) -> nn.GroupNorm:
         """The group norm of a layer."""
-        return nn.GroupNorm(self.groups_of(channels), channels, eps=self.norm_eps)
+        return GroupNorm(self.groups_of(channels), channels, eps=self.norm_eps)
 
     def middle_norm(self, channels: int) -> nn.Module:
         """What stands before the attention in the middle."""
         if self.middle_groups is None:
             return self.norm(channels)
         groups = self.middle_groups
-        return nn.GroupNorm(groups, channels, eps=self.norm_eps) if groups else nn.Identity()
+        return GroupNorm(groups, channels, eps=self.norm_eps) if groups else nn.Identity()
 
     @property
     def activated(self) -> Callable[[Tensor], Tensor]:

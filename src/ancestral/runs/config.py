@@ -136,7 +136,7 @@ class TrainOptions:
     average: Literal[0, 1] = 1  # which of them is the model
     snapshots: Count = 8  # how often both are kept for rebuilding other widths
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"  # auto: as it is fastest here
-    parallel: Literal["all-reduce", "ddp", "fsdp"] = (
+    parallel: Literal["auto", "all-reduce", "ddp", "fsdp"] = (
         "all-reduce"  # how processes share (see `ancestral.training.gradient_sync`)
     )
     channels_last: bool | Literal["auto"] = False  # the layout of images in memory; auto: as it is fastest here

@@ -14,7 +14,8 @@ from ancestral.runs.config import Config, from_json
 from ancestral.runs.config_versions import variance_as_begun
 from ancestral.runtime import disk
 
-ACCELERATED = {"stream": "philox", "precision": "auto", "channels_last": "auto", "workers": 4}
+ACCELERATED = {"stream": "philox", "precision": "auto", "channels_last": "auto", "workers": 4, "parallel": "auto"}
+OF_THE_MACHINE = ("workers", "parallel")
 
 
 def as_begun(settings: Config, given: Collection[str], device: torch.device, folder: Path | None) -> tuple[Config, str]:
@@ -46,6 +47,6 @@ def for_device(settings: Config, given: Collection[str], device: torch.device, b
         name: value
         for name, value in ACCELERATED.items()
         if f"train.{name}" not in given
-        and (device.type != "cpu" if begun is None or name == "workers" else getattr(begun.train, name) == value)
+        and (device.type != "cpu" if begun is None or name in OF_THE_MACHINE else getattr(begun.train, name) == value)
     }
     return replace(settings, train=replace(settings.train, **own))

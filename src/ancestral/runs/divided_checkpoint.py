@@ -8,15 +8,15 @@ checkpoint before. Nothing is said over the network meanwhile.
 from __future__ import annotations
 
 import json
-import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ancestral.errors import UserError
 from ancestral.runs import checkpoint
+from ancestral.runs.background_save import BackgroundWriter
 from ancestral.runtime import disk, tensor_shards, verified_folder
 from ancestral.runtime.distributed import LONG, Processes
 from ancestral.runtime.tensor_shards import Parts
@@ -25,24 +25,24 @@ from ancestral.runtime.verified_folder import Unwritable
 _LOOK = 0.02  # seconds between looks for the others' notes
 
 
-class DividedWriter:
-    """Writes checkpoints of one run, one at a time."""
+class DividedWriter(BackgroundWriter):
+    """Writes checkpoints of one run; all processes must call each method."""
+
+    daemon = True  # it may wait for a process that is gone
 
     def __init__(self, run: Path, processes: Processes) -> None:
-        self.run, self.processes = run, processes
-        self._thread: threading.Thread | None = None
-        self._problem = ""  # of this process
-        self._folder = run
+        super().__init__()
+        self.run, self.processes, self._folder = run, processes, run
 
     def save(
         self, images: int, document: dict[str, Any], parts: Parts, state: dict[str, Any], calibration: Tensor | None
     ) -> None:
-        """Begin to write; all processes must call this. `parts` must be copies of this process's own, on the CPU.
+        """Begin to write; `parts` must be copies of this process's own, on the CPU.
 
         Raises:
-            Unwritable: in all, where the disk refuses one of them, now or in the save before.
+            Unwritable: in all, where the disk refuses one of them now, or refused the save before.
         """
-        self.finish()
+        before = self._ended()
         self._folder = self.run / "checkpoints" / f"{images:09d}"
         temporary, refused = verified_folder.temporary_name(self._folder), ""
         if self.processes.first:
@@ -51,47 +51,41 @@ class DividedWriter:
                 verified_folder.begin(self._folder, temporary)
             except OSError as error:
                 refused = str(verified_folder.unwritable(self._folder, error))
-        self._need_written(refused)
+        if refused := self._of_any(refused):
+            raise Unwritable(refused)
         temporary = self._folder.parent / self.processes.text_of(0, temporary.name)
         files = checkpoint.shared_files(document, state, calibration) if self.processes.first else {}
-        self._problem = ""
-        self._thread = threading.Thread(target=self._write, args=(temporary, parts, files), daemon=True)
-        self._thread.start()
+        self._start(partial(self._write, temporary, parts, files))
+        if before:
+            raise Unwritable(before)
 
-    def finish(self) -> None:
-        """Wait until the last save is whole.
+    def _ended(self) -> str:
+        """What went wrong in any process."""
+        if self._thread is None:
+            return ""
+        problem = super()._ended()
+        self.processes.wait(LONG)
+        return self._of_any(problem)
 
-        Raises:
-            Unwritable: as `save`.
-        """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-            self.processes.wait(LONG)
-        problem, self._problem = self._problem, ""
-        self._need_written(problem)
-
-    def _need_written(self, refused: str) -> None:
-        said = [one for one in self.processes.texts(refused[:1000]) if one]
-        if said:
-            raise Unwritable(said[0])
+    def _of_any(self, problem: str) -> str:
+        return next((one for one in self.processes.texts(problem[:1000]) if one), "")
 
     def _write(self, temporary: Path, parts: Parts, files: dict[str, bytes]) -> None:
-        rank = self.processes.rank
+        rank, problem = self.processes.rank, None
         try:
-            try:
-                part = tensor_shards.packed(parts)
-                note: dict[str, Any] = verified_folder.write_flushed(temporary / tensor_shards.file_name(rank), part)
-                del part
-            except OSError as error:
-                self._problem, note = str(verified_folder.unwritable(self._folder, error)), {"refused": True}
+            part = tensor_shards.packed(parts)
+            note: dict[str, Any] = verified_folder.write_flushed(temporary / tensor_shards.file_name(rank), part)
+            del part
+        except OSError as error:
+            problem, note = verified_folder.unwritable(self._folder, error), {"refused": True}
+        try:
             verified_folder.write_file(temporary / _note(rank), json.dumps(note).encode())
             if self.processes.first:
                 self._make_whole(temporary, files)
         except OSError as error:
-            self._problem = self._problem or str(verified_folder.unwritable(self._folder, error))
-        except UserError as error:
-            self._problem = self._problem or str(error)
+            problem = problem or verified_folder.unwritable(self._folder, error)
+        if problem is not None:
+            raise problem
 
     def _make_whole(self, temporary: Path, files: dict[str, bytes]) -> None:
         made = {name: verified_folder.write_flushed(temporary / name, content) for name, content in files.items()}

@@ -1,5 +1,6 @@
 """Gradient accumulation over micro-batches and synchronisation over processes.
 
+auto        ddp, or all-reduce where a second network learns
 all-reduce  every process adds up its micro-batches, then one call adds up these sums; a micro-batch may be repeated
 ddp         torch's DistributedDataParallel: the adding overlaps with the backward pass of the last part
 fsdp        torch's fully_shard (FSDP2): weights, gradients, moments and averages are divided among the processes
@@ -112,7 +113,8 @@ class Ddp(Averaging):
 
     def __init__(self, network: nn.Module, processes: Processes, auxiliary: nn.Module) -> None:
         super().__init__(network, processes, auxiliary)
-        self.module = DistributedDataParallel(network)
+        # Gradients are parts of what is sent, not copies.
+        self.module = DistributedDataParallel(network, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def part(self, last: bool) -> AbstractContextManager[object]:
         """Gradients are synchronised in the last micro-batch only."""
@@ -154,7 +156,9 @@ def engine(
         return Exact(network, processes, auxiliary, options.exact_shards)
     if divides(options, processes):
         return Fsdp(network, processes, auxiliary, precision)
-    return (Ddp if options.parallel == "ddp" and processes.size > 1 else Engine)(network, processes, auxiliary)
+    second = any(True for _ in auxiliary.parameters())
+    overlaps = options.parallel == "ddp" or (options.parallel == "auto" and not second)
+    return (Ddp if overlaps and processes.size > 1 else Engine)(network, processes, auxiliary)
 
 
 def divides(options: TrainOptions, processes: Processes) -> bool:
@@ -191,7 +195,7 @@ def part_of(value: Tensor) -> tuple[Tensor, int] | None:
     """A copy on the CPU of this process's part of a divided tensor, and the row at which it begins; None of others."""
     if not _is_divided(value):
         return None
-    return value.to_local().detach().clone().cpu(), _begin(value)
+    return value.to_local().detach().to("cpu", copy=True), _begin(value)
 
 
 def like(value: Tensor, reference: Tensor) -> Tensor:

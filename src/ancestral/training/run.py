@@ -7,7 +7,9 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from ancestral.errors import UserError
 from ancestral.networks.ema import PowerAverage
 from ancestral.runs import build, checkpoint
 from ancestral.runs import calibration as run_calibration
+from ancestral.runs.background_save import BackgroundWriter
 from ancestral.runs.checkpoint import OriginState
 from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runs.config import Config, to_json
@@ -105,7 +108,8 @@ class Run:
         self.origin: OriginState | None = None  # of the model that it began with
         self.document = to_json(config, self.facts)
         self.training = Training(config, self.facts, device, processes)
-        self.writer = DividedWriter(folder, self.training.processes)
+        self.divided = DividedWriter(folder, self.training.processes) if self.training.divided else None
+        self.writer = self.divided or BackgroundWriter()
         self.plan = Plan()
         self.clock, self.began = clock, clock() if began is None else began
         self.seconds_before = 0.0  # taken by earlier processes, as far as they were saved
@@ -301,7 +305,13 @@ class Run:
             raise
 
     def save(self, calibration: torch.Tensor | None = None) -> None:
-        """Write a checkpoint: the first process, or where weights are divided each its part, in the background."""
+        """Write a checkpoint: the first process, or where weights are divided each its part.
+
+        In the background, but for one process on a CPU, which would write with the cores that it trains on.
+
+        Raises:
+            Unwritable: where the disk refuses it, or refused the one before in the background.
+        """
         if self.owner is not None:
             self.owner.check()
         training = self.training
@@ -317,21 +327,33 @@ class Run:
             **training.format._asdict(),  # what auto stands for in this run
             "fastest_on": self.fastest_on,
         }
-        if training.divided:
-            self.writer.save(training.images, self.document, training.parts(), state, calibration)
+        if self.divided is not None:
+            self.divided.save(training.images, self.document, training.parts(), state, calibration)
         elif training.processes.first:
-            tensors = training.tensors()
+            alone = training.processes.size == 1 and training.device.type == "cpu"
+            tensors = training.tensors() if alone else {name: part for name, (part, _) in training.parts().items()}
             weights = training.model_weights(tensors)
-            checkpoint.save(self.folder, training.images, self.document, weights, tensors, state, calibration)
+            write = partial(
+                checkpoint.save, self.folder, training.images, self.document, weights, tensors, state, calibration
+            )
+            if alone:
+                write()
+            else:
+                self.writer.begin(write)
+
+    def _save_last(self, calibration: torch.Tensor | None = None) -> None:
+        """Save, and wait until it is written."""
+        with suppress(verified_folder.Unwritable):  # of the save before; this one is what counts
+            self.writer.finish()
+        self.save(calibration)
+        self.writer.finish()
 
     def _save_if_possible(self, must: bool) -> None:
         """Save; after a failed write the next save tries again, and several in a row end the run."""
         started = self.clock()
         try:
-            self.save()
-            if must:
-                self.writer.finish()
-            self.pace.saving = self.clock() - started
+            self._save_last() if must else self.save()
+            self.pace.saving = max(self.clock() - started, self.writer.seconds)
             self.failed_saves = 0
         except verified_folder.Unwritable as error:
             self.failed_saves += 1
@@ -437,8 +459,7 @@ class Run:
         yield self._ending(SAVING)
         self.training.processes.wait(LONG)
         self.complete = True
-        self.save(table)
-        self.writer.finish()
+        self._save_last(table)
 
     def _ending(self, doing: str) -> Progress:
         """What is done at the end, and how long that and what follows take."""

@@ -365,7 +365,7 @@ class Training:
             if part is not None:
                 parts[name] = part
             elif self.processes.first:
-                parts[name] = value.detach().clone().cpu(), 0
+                parts[name] = value.detach().to("cpu", copy=True), 0
         return parts
 
     def _named(self) -> dict[str, Tensor]:
