@@ -100,11 +100,10 @@ def rows(case: Case) -> list[str]:
         step = compute / 3 + max(2 * compute / 3, passed)
         speed = gpus * case.batch / step
         parts = gpus if case.divided else 1
-        # Weights, gradients, two moments, two averages; DDP's buckets once more; activations in bfloat16.
-        state = (6 * weights / parts) + (weights if gpus > 1 and not case.divided else 0)
-        memory = state + case.batch * one.activations / 2
+        # Weights, gradients (with DDP they lie in its buckets), two moments, two averages; activations in bfloat16.
+        memory = 6 * weights / parts + case.batch * one.activations / 2
         saved = 5 * weights
-        blocks = saved / parts / (PCIE if case.divided else DISK)
+        blocks = saved / parts / PCIE  # it is written in the background
         hours = case.images / speed / 3600
         fits = "" if memory < MEMORY else " (does not fit)"
         lines.append(
