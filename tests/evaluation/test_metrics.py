@@ -792,3 +792,25 @@ def test_the_help_names_every_network():
     text = run_command("metrics", "--help").output
     assert all(name in text for name in features.NETWORKS)
     assert "metrics" in main.commands
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_features_are_computed_of_as_many_images_as_fit(tmp_path, channels):
+    images = np.random.default_rng(0).integers(0, 256, (50, 4, 4, channels), dtype=np.uint8)
+    plain, taken = features.network("pixels"), []
+
+    def small(part):
+        if len(part) > 7:
+            raise RuntimeError("MPS backend out of memory")
+        taken.append(len(part))
+        return plain.extract(part)
+
+    network = features.Network("small", {"network": "small"}, small, batch=features.PIECE)
+    found = features.features_of(features.unlabelled(images), network, tmp_path / "cache")
+    assert torch.equal(found, plain.extract(images))
+    assert sum(taken) == 50
+    assert max(taken) == 7
+    broken = features.Network("broken", {"network": "broken"}, lambda part: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        features.features_of(features.unlabelled(images), broken, tmp_path / "cache")
+    assert features.network("lite0").batch == features.BATCH  # on a CPU

@@ -1,10 +1,15 @@
 """What processes say to each other: how a group is made, who is named when late, one call a step, one reader."""
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 import torch
 
+from ancestral.data import shared
 from ancestral.runtime import distributed
 from forked import several
 
@@ -166,3 +171,31 @@ def test_one_process_reads_the_images_and_the_others_map_them(tmp_path, count, c
     assert codes[-1] == f"codes {[0] * count}"
     assert not how or "-9" in codes[0]
     assert "left []" in said
+
+
+KILLED = """
+import os, sys
+from ancestral.data import shared
+folder, lock = shared.temporary_folder(sys.argv[1])
+open(folder + "/train.bin", "wb").write(b"images")
+print(folder, flush=True)
+sys.stdin.read(1)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_images_that_a_killed_process_has_left_are_removed_by_the_next(tmp_path):
+    line = [sys.executable, "-c", KILLED, str(tmp_path)]
+    first = subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        left = Path(first.stdout.readline().strip())
+        own, lock = shared.temporary_folder(str(tmp_path))
+        assert (left / "train.bin").read_bytes() == b"images"  # its process lives
+        first.communicate("x", timeout=60)
+    finally:
+        first.kill()
+    assert left.is_dir()
+    other, _ = shared.temporary_folder(str(tmp_path))
+    assert not left.exists()
+    assert {str(path) for path in tmp_path.iterdir()} == {own, other}
+    os.close(lock)

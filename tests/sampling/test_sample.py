@@ -1,6 +1,7 @@
 """Sampling: keyed images, films, starts, and the chain of q seen backwards."""
 
 import itertools
+import shutil
 import weakref
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from ancestral.data import load, pictures
+from ancestral.data.dataset import DataOptions
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser, clip_dynamic, clip_static
@@ -429,3 +432,32 @@ def test_the_last_draw():
 def test_a_grid_of_no_or_too_many_steps_is_one_line(name, steps):
     with pytest.raises(ValueError, match=f"steps must be between 1 and T = 10, got {steps}"):
         grids.GRIDS[name](schedule.linear(10), steps)
+
+
+def test_an_array_holds_the_images_of_the_files_and_is_read_as_data(any_run, command, tmp_path):
+    def drawn(folder, *more, seed=0):
+        options = ("--steps", 3, "--seed", seed, "--batch-size", 2, "--out", tmp_path / folder, "--device", "cpu")
+        result = command("sample", any_run, "--num-images", 5, *options, *more)
+        assert result.exit_code == 0, result.output
+
+    drawn("files")
+    files = np.stack([pictures.read_png(tmp_path / "files" / f"{number:06d}.png") for number in range(5)])
+    drawn("array", "--array")
+    found = np.load(tmp_path / "array" / "images.npy")
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, files)
+    assert sorted(path.name for path in (tmp_path / "array").iterdir() if path.name[0] != ".") == [
+        "grid.png",
+        *(["images.labels.npy"] if checkpoint.open_run(any_run)[0].config.model.labels else []),
+        "images.npy",
+    ]
+    assert (tmp_path / "array" / "grid.png").read_bytes() == (tmp_path / "files" / "grid.png").read_bytes()
+    read = load.load(str(tmp_path / "array" / "images.npy"), DataOptions())
+    assert len(read.train) + len(read.test) == 5
+    shutil.rmtree(next((tmp_path / "array" / ".job").glob("00000002-*")))
+    drawn("array", "--array")  # the piece that is missing is drawn again
+    assert np.array_equal(np.load(tmp_path / "array" / "images.npy"), files)
+    kept = np.load(tmp_path / "array" / "images.npy", mmap_mode="r")
+    drawn("array", "--array", seed=1)
+    assert not np.array_equal(np.load(tmp_path / "array" / "images.npy"), files)
+    assert np.array_equal(kept, files)  # another file took its name

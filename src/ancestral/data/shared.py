@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import json
 import mmap
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -19,9 +21,11 @@ import numpy as np
 from ancestral.data.dataset import ImageSet, Rows, Splits
 from ancestral.data.inventory import Reading
 from ancestral.errors import UserError
+from ancestral.runtime import system
 from ancestral.runtime.distributed import LONG, Processes
 
 _CHUNK = 256  # images that are copied at a time
+_PREFIX = "ancestral-images-"
 
 
 def load_once(processes: Processes, load: Callable[[], Splits], cache: str | None = None) -> Splits:
@@ -38,14 +42,13 @@ def load_once(processes: Processes, load: Callable[[], Splits], cache: str | Non
     """
     if processes.size == 1:
         return load()
-    leader, folder, index = processes.local_rank == 0, "", ""
+    leader, folder, index, lock = processes.local_rank == 0, "", "", -1
     if leader:
         splits = load()
         try:
             if cache is not None:
                 Path(cache).mkdir(parents=True, exist_ok=True)
-            folder = tempfile.mkdtemp(prefix="ancestral-images-", dir=cache)
-            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            folder, lock = temporary_folder(cache)
             index = _write(Path(folder), splits)
         except OSError as error:
             mend = "name a folder with room by data.cache" if cache is None else "name another data.cache"
@@ -59,7 +62,28 @@ def load_once(processes: Processes, load: Callable[[], Splits], cache: str | Non
     processes.wait()
     if leader:
         shutil.rmtree(folder, ignore_errors=True)  # what is mapped stays; Windows keeps it until the end
+        os.close(lock)
     return found
+
+
+def temporary_folder(parent: str | None) -> tuple[str, int]:
+    """A folder that goes with this process, and a lock of it; those of processes that were killed are removed first."""
+    for path in Path(parent or tempfile.gettempdir()).glob(f"{_PREFIX}*/lock"):
+        with suppress(OSError):  # another user's
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                if system.try_lock(descriptor):
+                    shutil.rmtree(path.parent, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made = Path(folder) / "unlocked"
+    lock = os.open(made, os.O_RDWR | os.O_CREAT)
+    system.try_lock(lock)
+    if not system.WINDOWS:  # which renames no open file: there killed ones leave their folders
+        made.rename(made.with_name("lock"))
+    return folder, lock
 
 
 def _write(folder: Path, splits: Splits) -> str:

@@ -28,11 +28,12 @@ from ancestral.networks import efficientnet_lite0
 from ancestral.runtime import disk, user_cache
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.resumable_job import Job, cache_folder, is_kept, kept_tensors, pieces
+from ancestral.runtime.system import each, out_of_memory
 from ancestral.runtime.verified_folder import Damaged
 
 LITE0_SIDE = 112
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-BATCH = 16  # larger ones are slower on a CPU
+BATCH = 16  # on a CPU, where larger ones are slower; elsewhere a piece, halved where memory runs out
 PIECE = 1024  # images
 
 
@@ -46,6 +47,7 @@ class Network:
     # features to the logits (B, K) of the network's own classes, where it has some
     classify: Callable[[Tensor], Tensor] | None = None
     threads: int = 1  # in which it may extract, a batch in each
+    batch: int = BATCH  # images at a time
 
 
 def resized(images: np.ndarray, side: int) -> Tensor:
@@ -59,8 +61,13 @@ def resized(images: np.ndarray, side: int) -> Tensor:
         picture = Image.fromarray(opaque.squeeze(2) if opaque.shape[2] == 1 else opaque)
         return np.atleast_3d(np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC)))
 
-    stacked = torch.from_numpy(np.stack([one(image) for image in images])).permute(0, 3, 1, 2)
+    made = map(one, images) if len(images) <= BATCH else each(one, images)
+    stacked = torch.from_numpy(np.stack(list(made))).permute(0, 3, 1, 2)
     return stacked.expand(-1, 3, -1, -1).contiguous(memory_format=torch.channels_last)
+
+
+def _batch(on: torch.device) -> int:
+    return BATCH if on.type == "cpu" else PIECE
 
 
 def _lite0(on: torch.device) -> Network:
@@ -80,6 +87,7 @@ def _lite0(on: torch.device) -> Network:
         lambda images: network(resized(images, LITE0_SIDE).to(on)).cpu(),
         lambda features: network.fc(features.to(on)).cpu(),
         _threads(on),
+        _batch(on),
     )
 
 
@@ -120,7 +128,7 @@ def _inception(path: Path, on: torch.device) -> Network:
         ) from None
     if found.ndim != 2 or len(found) != 2:
         raise UserError(f"--network {path}: features must be (images, features), not {tuple(found.shape)}")
-    return Network("inception", {"network": "inception", "weights": digest}, extract)
+    return Network("inception", {"network": "inception", "weights": digest}, extract, batch=_batch(on))
 
 
 NETWORKS: dict[str, Callable[[torch.device], Network]] = {"lite0": _lite0, "pixels": _pixels}
@@ -160,7 +168,7 @@ def features_of(
     job = Job(folder, settings, processes or Processes())
 
     def measure_piece(piece: range) -> dict[str, Tensor]:
-        parts = [piece[part.start : part.stop] for part in pieces(len(piece), BATCH)]
+        parts = [piece[part.start : part.stop] for part in pieces(len(piece), by.batch)]
         found = []
         for part, one in zip(parts, _in_threads(partial(_extracted, images, by), parts, by.threads), strict=True):
             found.append(one)
@@ -171,8 +179,15 @@ def features_of(
 
 
 def _extracted(images: ImageSet, by: Network, part: range) -> Tensor:
+    """The features of a part of a set, of as many at once as fit into memory."""
     with torch.inference_mode():
-        return by.extract(images.images[part.start : part.stop])
+        try:
+            return by.extract(images.images[part.start : part.stop])
+        except RuntimeError as error:
+            if len(part) == 1 or not out_of_memory(error):
+                raise
+    middle = len(part) // 2
+    return torch.cat([_extracted(images, by, half) for half in (part[:middle], part[middle:])])
 
 
 def _in_threads(do: Callable[[range], Tensor], parts: list[range], threads: int) -> Iterator[Tensor]:

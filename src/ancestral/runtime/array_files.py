@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from collections.abc import Collection
@@ -64,6 +65,22 @@ def mapped(path: Path) -> np.ndarray:
             raise
         except Exception as error:  # a damaged header raises tokenize.TokenError, OverflowError, ...
             raise UserError(f"{path}: cannot be read as .npy without pickled objects ({error})") from None
+
+
+def packed(array: np.ndarray) -> bytes:
+    """A .npy file."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def is_packed(content: bytes, shape: tuple[int, ...]) -> bool:
+    """Whether this is a .npy file of bytes of this shape."""
+    try:
+        found = np.load(io.BytesIO(content), allow_pickle=False)
+    except (OSError, ValueError):
+        return False
+    return (found.dtype, found.shape) == (np.uint8, shape)
 
 
 def _need_whole(file: IO[bytes], size: int, where: str) -> None:

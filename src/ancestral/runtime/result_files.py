@@ -17,7 +17,7 @@ import socket
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 
 import msgspec
@@ -200,12 +200,12 @@ def _stage(path: Path, content: bytes | Path) -> str:
     """Put a file there; returns its SHA-256."""
     if isinstance(content, bytes):
         return verified_folder.write_flushed(path, content)["sha256"]
-    inside = content.read_bytes()
     try:
         os.link(content, path)
     except OSError:  # a file system without links
-        verified_folder.write_flushed(path, inside)
-    return sha256(inside).hexdigest()
+        return verified_folder.write_flushed(path, content.read_bytes())["sha256"]
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
 
 
 def _write(path: Path, content: _Set) -> None:

@@ -1,12 +1,14 @@
-"""What differs between Linux, macOS and Windows: locks of files, processes by number, folders on the disk."""
+"""What differs between machines: locks of files, processes by number, folders on the disk, cores, memory that ends."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib
 import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 try:
     import fcntl
@@ -15,6 +17,22 @@ except ImportError:
 WINDOWS = fcntl is None
 _BEYOND = 2**30  # Windows keeps others from reading what is locked: a byte that no such file has
 _MAY_ASK, _STILL_RUNS, _REFUSED = 0x1000, 259, 5  # of Windows' OpenProcess, GetExitCodeProcess and GetLastError
+
+# In what CUDA raises as torch.OutOfMemoryError, and MPS and the CPU as a RuntimeError.
+_OUT_OF_MEMORY = ("out of memory", "t allocate memory", "not enough memory")
+_Item = TypeVar("_Item")
+_Made = TypeVar("_Made")
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device or the machine has no more memory."""
+    return any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def each(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> list[_Made]:
+    """What `make` gives of each, in order, made on all cores: for what lets go of the interpreter, as Pillow does."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(make, items))
 
 
 def try_lock(descriptor: int) -> bool:

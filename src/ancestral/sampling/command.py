@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,15 +23,19 @@ from ancestral.runs import build, checkpoint, tuned_times
 from ancestral.runs.conditions import Conditions, class_of, in_turn
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.runtime import array_files
 from ancestral.runtime.console import Progress, advancing, screen
 from ancestral.runtime.distributed import LONG, process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, pieces
+from ancestral.runtime.system import each
 from ancestral.runtime.text import quoted
 from ancestral.sampling.sampler import Sampler
 
 GRID, FILM, CLASSES = "grid.png", ("film.png", "film.gif"), "labels.json"
+ARRAY, ARRAY_CLASSES = "images.npy", "images.labels.npy"  # as a training reads them
+SHOWN = 256  # images on the contact sheet
 FRAMES = 12  # of a film
 FILMED = 8  # images in a film
 FINE = 60  # network calls of the walk that few steps are tuned to
@@ -43,23 +48,30 @@ def sample(
     num_images: int,
     out: Path | None,
     film: bool,
+    array: bool = False,
     embeddings: Path | None,
     device: str,
 ) -> None:
-    """Draw images into a folder: numbered PNGs, a contact sheet and, if asked, the film of the first ones."""
+    """Draw images into a folder: numbered PNGs or one array, a contact sheet and, if asked, the film of the first."""
     sampler = Sampler(folder, options, device)
     out = out or folder / "samples"
     cond = conditions(sampler.saved, options.label, embeddings, num_images)
     classes = [sampler.saved.facts.class_names[int(number)] for number in cond.get("labels", ())]
     named = {CLASSES: json_bytes({_png(i): name for i, name in enumerate(classes)})} if classes else {}
+    if array and classes:
+        named = {ARRAY_CLASSES: array_files.packed(cond["labels"].numpy())}
     vectors = sha256(cond["embedding"].numpy().tobytes()).hexdigest() if "embedding" in cond else None
     channels, *sides = sampler.saved.facts.shape
+    shape = (*sides, channels)
 
     def draw(advance: Callable[[int], object], numbers: range) -> dict[str, bytes]:
         keep = film_times(sorted(set(sampler.visits), reverse=True)) if film and numbers.start == 0 else ()
         frames = keep_frames(sampler.walk(numbers, cond, advance), keep)
-        images = zip(numbers, to_bytes(frames.final), strict=True)
-        drawn = {_png(number): pictures.png(image) for number, image in images}
+        images = to_bytes(frames.final)
+        if array:
+            drawn = {ARRAY: array_files.packed(images)}
+        else:
+            drawn = dict(zip(map(_png, numbers), each(pictures.png, images), strict=True))
         if keep:
             seen = [sampler.model.schedule.shown(x_t) for x_t in frames.x_t]
             drawn |= film_files(frames._replace(x_t=seen))
@@ -67,23 +79,30 @@ def sample(
 
     def whole(numbers: range, kept: dict[str, bytes]) -> bool:
         filmed = not film or numbers.start > 0 or set(FILM) <= kept.keys()
-        shape = (*sides, channels)
+        if array:
+            return filmed and array_files.is_packed(kept.get(ARRAY, b""), (len(numbers), *shape))
         return filmed and all(pictures.is_png(kept.get(_png(number), b""), shape) for number in numbers)
 
     with process_group(device_of(sampler.model), LONG) as processes, held(out, "sample", processes) as results:
-        results.need_free([*map(_png, range(num_images)), GRID, *(FILM if film else ()), *named])
+        pixels = [ARRAY] if array else map(_png, range(num_images))
+        results.need_free([*pixels, GRID, *(FILM if film else ()), *named])
         if options.precision == "auto":
             screen.print(f"--precision auto: {sampler.format}")
         if sampler.note:
             screen.print(sampler.note)
-        job = Job(out / ".job", {**sampler.settings, "label": options.label, "embeddings": vectors}, processes)
+        kind = {"array": True} if array else {}
+        job = Job(out / ".job", {**sampler.settings, "label": options.label, "embeddings": vectors, **kind}, processes)
         work, started = pieces(num_images, options.batch_size), time.monotonic()
         with Progress() as bar:
             task = bar.add_task(f"{sampler.steps} steps", total=processes.most(num_images) * sampler.steps)
             job.run(work, partial(draw, partial(bar.advance, task)), whole)
         if processes.first:
             drawn = {path.name: path for path in job.files(work)}
-            first = np.stack([pictures.read_png(drawn[_png(number)]) for number in range(min(num_images, 256))])
+            if array:
+                drawn[ARRAY] = _joined(job, work, shape)
+                first = np.asarray(array_files.mapped(drawn[ARRAY])[:SHOWN])
+            else:
+                first = np.stack([pictures.read_png(drawn[_png(number)]) for number in range(min(num_images, SHOWN))])
             grid = pictures.sheet(first, labels=Labels(images=classes[: len(first)]))
             for path in results.replace({**drawn, **named, GRID: grid}.items(), covers=(GRID, *FILM)):
                 screen.print(f"kept, as it was changed since it was drawn: {path}")
@@ -124,6 +143,17 @@ def tune_steps(
     with held(folder, "tuned"):  # as what is there is read and written again
         tuned_times.save(folder, saved, average_width, times)
     screen.print(f"{', '.join(map(str, times))}; now: ancestral sample {quoted(folder)} --steps {steps} --grid tuned")
+
+
+def _joined(job: Job, work: list[range], shape: tuple[int, ...]) -> Path:
+    """One array of the images of all pieces, as a file in the job's folder."""
+    path = job.folder / ARRAY
+    path.unlink(missing_ok=True)  # it may be a link to what was drawn before
+    whole = np.lib.format.open_memmap(path, "w+", np.uint8, (work[-1].stop, *shape))
+    for piece, files in zip(work, job.results(work), strict=True):
+        whole[piece.start : piece.stop] = np.load(io.BytesIO(files[ARRAY]), allow_pickle=False)
+    whole.flush()
+    return path
 
 
 def _png(number: int) -> str:

@@ -33,6 +33,7 @@ from ancestral.runs.config import Config, Facts
 from ancestral.runs.plan import Plan
 from ancestral.runtime.disk import Damaged
 from ancestral.runtime.distributed import Processes, check
+from ancestral.runtime.system import out_of_memory
 from ancestral.runtime.tensor_files import fitting
 from ancestral.runtime.tensor_shards import Parts, shapes_of, under
 from ancestral.training.gradient_sync import divides, engine, like, on_first, open_formats, part_of, whole
@@ -40,8 +41,6 @@ from ancestral.training.loss_spikes import LossMonitor
 from ancestral.training.prefetch import Batch, Prefetcher, batch
 
 MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"})  # of a parameter: AdamW's, Muon's
-# In what CUDA raises as torch.OutOfMemoryError, and MPS and the CPU as a RuntimeError.
-OUT_OF_MEMORY = ("out of memory", "t allocate memory", "not enough memory")
 SKIPS_IN_A_ROW = 10  # updates, before a run that may skip those that are not finite stops all the same
 
 
@@ -302,7 +301,7 @@ class Training:
             try:
                 losses = self._backward_share(batch)
             except RuntimeError as error:
-                if not any(words in str(error) for words in OUT_OF_MEMORY):
+                if not out_of_memory(error):
                     raise
                 if self.micro_batch == 1:
                     raise UserError("a single image does not fit into memory; use a smaller model.width") from None

@@ -29,6 +29,7 @@ from ancestral.apps.cli.options import (
 @sampling_option("label")
 @embeddings_option
 @click.option("--film", is_flag=True, help="Also write the film of the first images: x_t and the predicted x0.")
+@click.option("--array", is_flag=True, help="One file images.npy, uint8 (N, H, W, C), in place of PNGs.")
 @machine_options
 def sample(run: Path, processes: int, **given: Any) -> None:
     """Draw images from the trained model in RUN."""
