@@ -19,11 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import options, parsed, publish, table
+from common import WORK, Results, options, parsed, publish, table
 from peers import write_pngs
 
 CHILD = """
@@ -98,6 +99,7 @@ os._exit(0)
 SETTINGS = {"model.width": 64, "model.multipliers": [1, 2, 2], "model.blocks": 1, "train.batch_size": 8}
 SMALL = {**SETTINGS, "model.width": 16, "model.multipliers": [1], "model.attention": [], "model.dropout": 0.0}
 ENGINES = ("all-reduce", "ddp", "fsdp")
+OTHERS = {1: 2, 2: 1, 4: 2}  # how many processes go on with what so many have saved
 
 
 def run(count: int, out: Path, settings: dict[str, Any], killed: int | None = None, updates: int = 2) -> dict[int, Any]:
@@ -171,23 +173,25 @@ def row(count: int, other: int, engine: str, folder: Path) -> list[object]:
 
 
 def main() -> None:
-    """Write the table."""
+    """Measure what is not there yet, and write the table."""
     parser = options(__doc__ or "")
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--counts", type=int, nargs="+", default=list(OTHERS))
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     given = parsed(parser)
-    lines = []
+    results = Results(WORK / "processes.jsonl", ("processes", "engine"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_pngs(np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8), folder / "images")
-        for count, other in zip(given.counts, [*given.counts[1:], given.counts[0]], strict=True):
-            for engine in ENGINES if count > 1 else ENGINES[:1]:
-                lines.append(row(count, other, engine, folder))
-                print(lines[-1], flush=True)
+        for count in given.counts:
+            for engine in given.engines if count > 1 else ENGINES[:1]:
+                measure = partial(row, count, OTHERS[count], engine, folder)
+                results.once(lambda measure=measure: {"row": measure()}, processes=count, engine=engine)
     headings = [
         *("processes", "engine", "mean peak MiB: read, made, 2 updates, saved", "largest", "decoded by each"),
         *("a step's calls", "parts of a checkpoint", "resumed by", "killed while saving image 24", "compiled, loss"),
     ]
-    publish("processes", table(headings, lines), given.docs)
+    lines = sorted(results.lines, key=lambda line: (line["processes"], line["engine"]))
+    publish("processes", table(headings, [line["row"] for line in lines]), given.docs, lines)
 
 
 if __name__ == "__main__":
