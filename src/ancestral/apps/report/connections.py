@@ -41,7 +41,7 @@ def part(subject: Subject) -> Part:
     _energies(plane, found)
     _order(subject, found)
     _compression(subject, found)
-    found.facts["known"], found.facts["lent"] = set(found.numbers), few_held_out(subject)
+    found.facts["known"], found.facts["few_held_out"] = set(found.numbers), few_held_out(subject)
     found.facts["exact"] = subject.run is None
     found.facts["run"] = "RUN" if subject.run is None else quoted(str(subject.run))
     found.facts["source"] = "DATA" if subject.run is None else typed(subject.source)

@@ -65,7 +65,7 @@ def part(subject: Subject) -> Part:
         },
         facts={
             "own_panel": target.name not in ("x0", "eps"),
-            "told": subject.config.model.conditional,
+            "conditional": subject.config.model.conditional,
             "against_guess": compared(elbo.mse[:, noisiest] - guessed),
             "ends_change": bool(eps.value[0] > eps.value[-1]),
         },
