@@ -68,8 +68,8 @@ def test_samples_do_not_depend_on_the_batch_size(any_run, tmp_path):
         ("--precision", "bfloat16", "--steps", 3),
     ],
 )
-def test_every_kind_of_sampling(trained_run, tmp_path, options):
-    run = shutil.copytree(trained_run, tmp_path / "run")
+def test_every_kind_of_sampling(any_run, tmp_path, options):
+    run = shutil.copytree(any_run, tmp_path / "run")
     result = run_command("sample", run, "--num-images", 1, *options, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert pixels(run / "samples")
@@ -124,7 +124,7 @@ def test_all_that_names_the_default_names_the_same():
     assert f"Left out, they are {CALLS} steps of `{FEW_STEPS}`" in (root / "docs" / "how-to" / "solvers.md").read_text()
 
 
-def test_few_steps_are_unipcs_and_eta_0_is_ddim(trained_run, tmp_path):
+def test_few_steps_are_unipcs_and_eta_0_is_ddim(any_run, tmp_path):
     drawn = {}
     for name, options in {
         "": (),
@@ -133,7 +133,7 @@ def test_few_steps_are_unipcs_and_eta_0_is_ddim(trained_run, tmp_path):
         "euler": ("--solver", "euler"),
     }.items():
         arguments = ("--num-images", 2, "--steps", 5, *options, "--out", tmp_path / f"x{name}", "--device", "cpu")
-        assert run_command("sample", trained_run, *arguments).exit_code == 0
+        assert run_command("sample", any_run, *arguments).exit_code == 0
         drawn[name] = np.stack(pixels(tmp_path / f"x{name}"))
     assert np.array_equal(drawn[""], drawn["unipc3"])
     assert np.array_equal(drawn["eta"], drawn["euler"])

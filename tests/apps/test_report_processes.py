@@ -189,18 +189,20 @@ def test_more_steps_of_the_solver_come_nearer(explained):
     assert shared[-1] < shared[0]
 
 
-def test_drawn_images_are_those_of_the_command(run, trained_run, tmp_path, command):
+def test_drawn_images_are_those_of_the_command(any_run, tmp_path, command):
+    run = of_run(any_run, None, num_images=8, seed=0, device="cpu", average_width=None)
     count = ("--num-images", reverse_film.SHOWN, "--device", "cpu", "--seed", 0)
     for options, move in (((), SOLVERS[FEW_STEPS]), (("--variance", run.variance), run.move)):
         out = tmp_path / str(len(options))
-        result = command("sample", trained_run, "--steps", 5, "--out", out, *count, *options)
+        result = command("sample", any_run, "--steps", 5, "--out", out, *count, *options)
         assert result.exit_code == 0, result.output
         drawn = to_bytes(reverse_film.drawn(run, 5, move))
         assert all((read_png(out / f"{k:06d}.png") == drawn[k]).all() for k in range(reverse_film.SHOWN))
 
 
-def test_the_error_at_each_t_is_the_one_that_evaluate_writes(run, trained_run, tmp_path, command):
-    result = command("evaluate", trained_run, "--num-images", 8, "--out", tmp_path, "--device", "cpu")
+def test_the_error_at_each_t_is_the_one_that_evaluate_writes(any_run, tmp_path, command):
+    run = of_run(any_run, None, num_images=8, seed=0, device="cpu", average_width=None)
+    result = command("evaluate", any_run, "--num-images", 8, "--out", tmp_path, "--device", "cpu")
     assert result.exit_code == 0, result.output
     rows = [line.split(",") for line in (tmp_path / "bound.csv").read_text().splitlines()[1:]]
     first = reverse_predictions.errors(run, torch.ones_like(run.elbo.mse))

@@ -18,6 +18,7 @@ from ancestral.compression.bits_back import BYTES, Chain, OutOfReach, Stack
 from ancestral.compression.block_coder import Coder, canary, threads
 from ancestral.compression.errors import CodecError
 from ancestral.data.decode import BadImage
+from ancestral.data.load import load
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.processes import schedule
@@ -27,6 +28,7 @@ from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 from ancestral.errors import UserError
 from ancestral.evaluation.agree_command import rows
+from ancestral.runs import checkpoint
 from ancestral.runtime.distributed import Processes
 from conftest import run_command
 from oracles import dataset
@@ -294,42 +296,39 @@ def test_differences_are_taken_image_by_image():
     assert sorted(["x[10]", "x[9]", "b.png", "x[1]"], key=_natural) == ["b.png", "x[1]", "x[9]", "x[10]"]
 
 
-def test_the_commands(trained_run, tmp_path):
-    pytest.importorskip("sklearn")
-    from ancestral.data.dataset import DataOptions
-    from ancestral.data.load import load
-
-    images = load("digits", DataOptions()).test.images[:7]
+def test_the_commands(any_run, tmp_path):
+    settings = checkpoint.open_newest(any_run).config
+    images = load(settings.source, settings.data).test.images[:7]
     np.savez(tmp_path / "seven.npz", images=images)
     file, back = tmp_path / "seven.archive", tmp_path / "back.npz"
-    result = run_command("archive", trained_run, tmp_path / "seven.npz", "--out", file, "--steps", 4, "--block", 3)
+    result = run_command("archive", any_run, tmp_path / "seven.npz", "--out", file, "--steps", 4, "--block", 3)
     assert result.exit_code == 0, result.output
     assert f"{file.stat().st_size} bytes" in result.output
-    assert run_command("unarchive", trained_run, file, "--out", back).exit_code == 0
+    assert run_command("unarchive", any_run, file, "--out", back).exit_code == 0
     with np.load(back) as held:
         assert np.array_equal(held["images"], images)
-    assert run_command("unarchive", trained_run, file, "--out", tmp_path / "back.NPZ").exit_code == 0
+    assert run_command("unarchive", any_run, file, "--out", tmp_path / "back.NPZ").exit_code == 0
     assert (tmp_path / "back.NPZ").read_bytes() == back.read_bytes()
     folder = tmp_path / "pictures"
-    assert run_command("unarchive", trained_run, file, "--out", folder, "--only", "2:5").exit_code == 0
+    assert run_command("unarchive", any_run, file, "--out", folder, "--only", "2:5").exit_code == 0
     assert sorted(path.name for path in folder.iterdir()) == ["000002.png", "000003.png", "000004.png"]
     again = tmp_path / "again.archive"
-    assert run_command("archive", trained_run, folder, "--out", again, "--steps", 4).exit_code == 0
-    assert run_command("unarchive", trained_run, again, "--out", tmp_path / "twice").exit_code == 0
+    assert run_command("archive", any_run, folder, "--out", again, "--steps", 4).exit_code == 0
+    assert run_command("unarchive", any_run, again, "--out", tmp_path / "twice").exit_code == 0
     for path in folder.iterdir():
         assert (tmp_path / "twice" / path.name).read_bytes() == path.read_bytes()
-    result = run_command("unarchive", trained_run, file, "--out", back, "--only", "2:9")
+    result = run_command("unarchive", any_run, file, "--out", back, "--only", "2:9")
     assert result.exit_code == 2
     assert "holds 7 images" in result.output
     content = file.read_bytes()
     file.write_bytes(content[:-1])
-    result = run_command("unarchive", trained_run, file, "--out", back)
+    result = run_command("unarchive", any_run, file, "--out", back)
     assert (result.exit_code, "1 bytes short" in result.output) == (2, True)
     held = Archive.of_bytes(content)
     file.write_bytes(
         Archive(Setting(**{**vars(held.setting), "model": b"another!"}), *list(vars(held).values())[1:]).to_bytes()
     )
-    result = run_command("unarchive", trained_run, file, "--out", back)
+    result = run_command("unarchive", any_run, file, "--out", back)
     assert (result.exit_code, "this run's is" in result.output) == (2, True)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
+from ancestral.diffusion.processes import philox
 from ancestral.diffusion.processes.philox import PhiloxStreams, words
 from ancestral.diffusion.processes.streams import key
 
@@ -48,6 +49,14 @@ def test_uniform_numbers_are_53_bits_of_their_blocks():
         found = [block_of("u", number, index) for index in (1, 2)]  # the first block was the single number's
         pairs = (found[0][:2], found[0][2:], found[1][:2])
         assert row == [((high << 32) + low >> 11) / 2**53 for high, low in pairs]
+
+
+def test_where_there_is_no_float64_they_are_the_first_24_of_these_bits(monkeypatch):
+    whole = PhiloxStreams(5, "u", range(50)).uniform((3,))
+    monkeypatch.setattr(philox, "widest", lambda device: torch.float32)
+    found = PhiloxStreams(5, "u", range(50)).uniform((3,))
+    assert found.dtype == torch.float32
+    assert torch.equal(found.double(), (whole * 2**24).floor() / 2**24)
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (1, 8, 8), (3, 31, 33)])

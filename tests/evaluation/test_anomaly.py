@@ -161,10 +161,10 @@ def test_every_image_has_its_line(any_run, tmp_path, command):
     assert "--per-image" in refused.output
 
 
-def test_traces_of_another_grid_are_not_taken(trained_run, tmp_path, monkeypatch):
+def test_traces_of_another_grid_are_not_taken(any_run, tmp_path, monkeypatch):
     """As after a change of the grid in a later version."""
-    saved, model = open_model(trained_run, "cpu", None)
-    images = load("digits", saved.config.data).test.spread(3)
+    saved, model = open_model(any_run, "cpu", None)
+    images = load(saved.config.source, saved.config.data).test.spread(3)
     measurement = Measurement(saved, model, None, images, 3, 0)
     for grid in ([50, 20, 0], [50, 30, 10, 0]):
         monkeypatch.setattr(anomaly_scores, "shared_grid", lambda schedule, grid=grid: grid)

@@ -22,6 +22,7 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 from ancestral.evaluation import image_formats
+from ancestral.runs import checkpoint
 
 F64 = torch.float64
 VARIANCE, COUNT, DIMENSIONS = 0.25, 3000, 8
@@ -181,10 +182,11 @@ def test_the_command_writes_what_it_shows(any_run, tmp_path, command):
     assert other["rmse"] == pytest.approx(report["rmse"], rel=1e-3)
 
 
-def test_exact_pixels_have_no_infinity_in_json(trained_run, tmp_path, command):
-    np.save(tmp_path / "black.npy", np.zeros((20, 8, 8), np.uint8))
+def test_exact_pixels_have_no_infinity_in_json(any_run, tmp_path, command):
+    channels, *sides = checkpoint.open_newest(any_run).facts.shape
+    np.save(tmp_path / "black.npy", np.zeros((20, *sides, channels), np.uint8))
     arguments = ("--num-images", 2, "--steps", 4, "--device", "cpu", "--out", tmp_path / "rd")
-    result = command("rd", trained_run, tmp_path / "black.npy", *arguments)
+    result = command("rd", any_run, tmp_path / "black.npy", *arguments)
     assert result.exit_code == 0, result.output
     text = (tmp_path / "rd" / "rate_distortion.json").read_text()
     formats = json.loads(text, parse_constant=pytest.fail)["formats"]
