@@ -315,7 +315,7 @@ def line_of(root, name, command):
     return [words.get(one, one) if isinstance(one, str) else one for one in COMMANDS[command]]
 
 
-def case(root, number, seed, wanted, show=False):
+def case(root, number, seed, chosen, show=False):
     """(command, outcome, what it was) of one case."""
     draw = random.Random(f"{seed}/{number}")
     name, command = kinds()[number % len(kinds())]
@@ -360,10 +360,10 @@ def case(root, number, seed, wanted, show=False):
     elif code == 2:
         outcome = "refused" if named else "REFUSED UNNAMED"
     elif "diffusers" in name:  # which names every file that it reads
-        same = made[0] == wanted[name, command]
+        same = made[0] == chosen[name, command]
         seen = hub.UNCHECKED in said and (same or (kind in UNSEEN and read))
         outcome = "SILENTLY WRONG" if not seen else "the same" if same else "another, no digest, said"
-    elif made[0] == wanted[name, command]:
+    elif made[0] == chosen[name, command]:
         outcome = "the same, said" if named else "the same"
     else:
         outcome = "another, said" if named else "SILENTLY WRONG"
@@ -376,7 +376,7 @@ def main(cases=2000, seed=0, only=None):
     root = Path(tempfile.mkdtemp())
     torch.set_num_threads(1)
     originals(root)
-    wanted = {}
+    chosen = {}
     for name, command in kinds():
         folder = root / "case"
         shutil.copytree(root / name, folder / "it")
@@ -387,12 +387,12 @@ def main(cases=2000, seed=0, only=None):
             assert code == 0, said
             return results(command, folder)
 
-        wanted[name, command] = apart(work, 60)
-        assert isinstance(wanted[name, command], dict), (name, command, wanted[name, command])
+        chosen[name, command] = apart(work, 60)
+        assert isinstance(chosen[name, command], dict), (name, command, chosen[name, command])
         shutil.rmtree(folder)
     table, wrong = {command: {} for command in COMMANDS}, []
     for number in range(cases) if only is None else [only]:
-        command, outcome, about = case(root, number, seed, wanted, only is not None)
+        command, outcome, about = case(root, number, seed, chosen, only is not None)
         table[command][outcome] = table[command].get(outcome, 0) + 1
         if not outcome.islower():
             wrong.append(f"{outcome} {about}")

@@ -20,12 +20,12 @@ def plain(requirement):
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
 
 
-def wanted(extra):
+def required(extra):
     """The packages of an extra, those of the extras that it names among them."""
     for requirement in PROJECT["optional-dependencies"][extra]:
         if named := re.fullmatch(r"ancestral\[(.+)\]", requirement):
             for other in named[1].split(","):
-                yield from wanted(other)
+                yield from required(other)
         else:
             yield plain(requirement)
 
@@ -42,7 +42,7 @@ def imported(path):
 
 
 def test_what_the_tests_import_stands_in_the_test_extra_and_in_the_lock():
-    stated = {plain(requirement) for requirement in PROJECT["dependencies"]} | set(wanted("test"))
+    stated = {plain(requirement) for requirement in PROJECT["dependencies"]} | set(required("test"))
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     locked = {plain(line) for line in lines if line and not line.startswith("#")}
     owners = packages_distributions()

@@ -189,10 +189,10 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
 
 
 def test_only_a_second_ctrl_c_stops_at_once():
-    with catch_stop() as told:
+    with catch_stop() as stop_requested:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             os.kill(os.getpid(), number)
-        assert told()
+        assert stop_requested()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

@@ -302,9 +302,9 @@ def test_inpainting_keeps_what_is_not_painted(page):
     painted = canvas.evaluate(
         "it => [...it.getContext('2d').getImageData(0, 0, 8, 8).data].filter((_, i) => i % 4 == 3)"
     )
-    wanted = np.zeros((8, 8), bool)
-    wanted[1, 1:3] = wanted[3:7, 4] = True
-    assert np.array_equal(np.reshape(painted, (8, 8)) > 0, wanted)
+    expected = np.zeros((8, 8), bool)
+    expected[1, 1:3] = expected[3:7, 4] = True
+    assert np.array_equal(np.reshape(painted, (8, 8)) > 0, expected)
     page.click("#inpaint [data-do=invert]")
     assert mask.get_attribute("data-painted") == "58"
     page.click("#inpaint [data-do=undo]")
@@ -315,10 +315,10 @@ def test_inpainting_keeps_what_is_not_painted(page):
     run(page, "inpaint")
     variants = pixels(page.locator("#inpaint [aria-label='The predictions'] img"))
     assert variants.shape == (3, 8, 8)
-    assert np.array_equal(variants[:, ~wanted], np.broadcast_to(drawn[~wanted], (3, 58)))
+    assert np.array_equal(variants[:, ~expected], np.broadcast_to(drawn[~expected], (3, 58)))
     assert np.any(variants[0] != variants[1])
     mask = decoded(page.get_attribute("#inpaint a[download='mask.png']", "href"))
-    assert np.array_equal(mask[:, :, 0], 255 * wanted)
+    assert np.array_equal(mask[:, :, 0], 255 * expected)
 
 
 def test_a_morph_has_a_frame_for_every_step_of_the_slider(page):

@@ -110,12 +110,12 @@ def test_images_that_are_not_moved_stay_to_the_bit_and_moved_ones_are_bytes(chan
 def test_a_network_that_gets_no_move_is_the_one_without():
     torch.manual_seed(0)
     plain = UNet(3, 3, 16, (1, 2), 1, (1,), classes=4)
-    told = UNet(3, 3, 16, (1, 2), 1, (1,), classes=4, augmentation=LENGTH)
-    for weight in told.parameters():  # the last layers of blocks begin at 0
+    augmented = UNet(3, 3, 16, (1, 2), 1, (1,), classes=4, augmentation=LENGTH)
+    for weight in augmented.parameters():  # the last layers of blocks begin at 0
         torch.nn.init.normal_(weight, std=0.2)
-    plain.load_state_dict({name: value for name, value in told.state_dict().items() if "augmentation" not in name})
+    plain.load_state_dict({name: value for name, value in augmented.state_dict().items() if "augmentation" not in name})
     x, t, labels = torch.randn(2, 3, 8, 8), torch.tensor([3.0, 900.0]), torch.tensor([0, 3])
     expected = plain(x, t, labels)
-    assert torch.equal(told(x, t, labels), expected)
-    assert torch.equal(told(x, t, labels, augmentation=torch.zeros(2, LENGTH)), expected)
-    assert not torch.allclose(told(x, t, labels, augmentation=torch.ones(2, LENGTH)), expected)
+    assert torch.equal(augmented(x, t, labels), expected)
+    assert torch.equal(augmented(x, t, labels, augmentation=torch.zeros(2, LENGTH)), expected)
+    assert not torch.allclose(augmented(x, t, labels, augmentation=torch.ones(2, LENGTH)), expected)

@@ -364,8 +364,10 @@ def test_a_run_reads_what_it_is_given_later_in_the_range_of_its_images(tmp_path,
 @grey_and_colour
 def test_a_run_from_before_white_was_kept_goes_on(tmp_path, channels):
     deep(tmp_path / "set", channels)
-    told = {"model.width": 8, "train.batch_size": 4}
-    before, now = (config.resolve(str(tmp_path / "set"), "tiny", told | extra) for extra in ({}, {"data.white": 4095}))
+    chosen = {"model.width": 8, "train.batch_size": 4}
+    before, now = (
+        config.resolve(str(tmp_path / "set"), "tiny", chosen | extra) for extra in ({}, {"data.white": 4095})
+    )
     first, again = (
         Run(tmp_path / "run", one, load(one.source, one.data), torch.device("cpu"), "--steps 4")
         for one in (before, now)

@@ -45,18 +45,18 @@ def shifted(network, seed=0):
     return network.eval()
 
 
-def widened(name, value, wanted, patch):
+def widened(name, value, expected, patch):
     """A weight of the network over d dimensions as the one over d + 1 that ignores the last axis."""
-    if value.shape == wanted.shape:
+    if value.shape == expected.shape:
         return value
-    made = torch.zeros_like(wanted)
+    made = torch.zeros_like(expected)
     if name.startswith("stem"):  # of the pixels beside each other the first one is read
         value = value[..., None] * functional.one_hot(torch.tensor(0), patch)
         value = value.movedim(-1, 2).flatten(1, 2)
     if name.startswith("head"):  # all of them are written
         value = value.repeat_interleave(patch, 0)
     if value.ndim > 1:
-        made[..., wanted.shape[-1] // 2] = value
+        made[..., expected.shape[-1] // 2] = value
         return made
     return value
 
@@ -111,8 +111,8 @@ class Shaped:
         self.vectors, self.schedule = vectors, vectors.schedule
 
     def __call__(self, x_t, t):
-        told = self.vectors(x_t.flatten(1), t)
-        return Prediction(*(None if part is None else part.reshape(x_t.shape) for part in told))
+        prediction = self.vectors(x_t.flatten(1), t)
+        return Prediction(*(None if part is None else part.reshape(x_t.shape) for part in prediction))
 
 
 def exact(shape, steps=30):

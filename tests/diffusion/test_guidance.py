@@ -96,8 +96,8 @@ def test_a_guided_walk_between_gaussians_is_the_walk_of_the_gaussian_beyond(tran
     weak, strong = gaussian(q, m0, 0.2), gaussian(q, m1, 0.2)
     beyond = gaussian(q, scale * m1 + (1 - scale) * m0, 0.2)
     guided, grid, start = Guided(beside(strong, weak), weak, scale), grids.trailing(q, 12), points()
-    walked = (finish(trajectory(one, start, grid, transition, seed=3)) for one in (guided, beyond))
-    assert torch.allclose(*walked, atol=1e-8)
+    drawn = (finish(trajectory(one, start, grid, transition, seed=3)) for one in (guided, beyond))
+    assert torch.allclose(*drawn, atol=1e-8)
 
 
 class Exact(torch.nn.Module):
@@ -115,7 +115,9 @@ class Exact(torch.nn.Module):
         rows = torch.arange(len(x))
         x0, eps = (torch.stack([one[part] for one in known])[labels, rows] for part in (0, 1))
         if dropped is not None:
-            x0, eps = (torch.where(dropped[:, None], every[part], told) for part, told in enumerate((x0, eps)))
+            x0, eps = (
+                torch.where(dropped[:, None], every[part], conditioned) for part, conditioned in enumerate((x0, eps))
+            )
         return self.target.of(x0, eps, self.schedule, t).reshape(x.shape)
 
 
@@ -155,8 +157,8 @@ def test_rescaling_mixes_the_standard_deviations(phi):
     strong, weak = of_class(q, 0), everything(q)
     plain = Guided(beside(strong, weak), weak, 4.0)(x, 60).x0
     scaled = Guided(beside(strong, weak), weak, 4.0, phi)(x, 60).x0
-    wanted = phi * strong(x, 60).x0.std(1) + (1 - phi) * plain.std(1)
-    assert torch.allclose(scaled.std(1), wanted, atol=1e-12)
+    mixed = phi * strong(x, 60).x0.std(1) + (1 - phi) * plain.std(1)
+    assert torch.allclose(scaled.std(1), mixed, atol=1e-12)
     assert torch.allclose(scaled / plain, (scaled / plain)[:, :1].expand(-1, 2), atol=1e-12)
     assert phi == 0 or not torch.allclose(scaled, plain)
 
@@ -215,7 +217,7 @@ def test_classifier_guidance_draws_one_class_and_works_in_inference_mode():
     assert float(((x0 - MEANS[2]).norm(dim=1) < 4 * spread).double().mean()) > 0.99
 
 
-def told_network(embedding=0):
+def conditional_network(embedding=0):
     torch.manual_seed(0)
     network = UNet(1, 1, width=8, multipliers=(1,), blocks=1, classes=3, embedding=embedding, null=True)
     with torch.no_grad():
@@ -225,17 +227,17 @@ def told_network(embedding=0):
 
 
 def test_dropped_conditions_say_nothing_and_the_others_are_untouched():
-    network, x, time = told_network(embedding=4), torch.randn(3, 1, 4, 4), torch.tensor([1.0, 500.0, 900.0])
+    network, x, time = conditional_network(embedding=4), torch.randn(3, 1, 4, 4), torch.tensor([1.0, 500.0, 900.0])
     labels, vectors = torch.tensor([0, 1, 2]), torch.randn(3, 4)
-    told = network(x, time, labels, vectors)
+    conditioned = network(x, time, labels, vectors)
     dropped = torch.tensor([True, False, True])
     partly = network(x, time, labels, vectors, dropped)
     assert torch.equal(
         partly, network(x, time, torch.tensor([2, 1, 1]), vectors * dropped.logical_not()[:, None], dropped)
     )
-    assert torch.allclose(partly[1], told[1], atol=1e-6)
-    assert not torch.allclose(partly[0], told[0])
-    assert not torch.allclose(told, network(x, time, labels, vectors + 1))
+    assert torch.allclose(partly[1], conditioned[1], atol=1e-6)
+    assert not torch.allclose(partly[0], conditioned[0])
+    assert not torch.allclose(conditioned, network(x, time, labels, vectors + 1))
     with pytest.raises(ValueError, match="pass embedding="):
         network(x, time, labels)
     with pytest.raises(ValueError, match="no null"):
@@ -243,7 +245,7 @@ def test_dropped_conditions_say_nothing_and_the_others_are_untouched():
 
 
 def test_a_guided_image_does_not_depend_on_its_batch():
-    denoiser = Denoiser(told_network(), schedule.cosine(100), TARGETS["v"], clip_static)
+    denoiser = Denoiser(conditional_network(), schedule.cosine(100), TARGETS["v"], clip_static)
     x, t, labels = torch.randn(4, 1, 4, 4, dtype=F64), torch.tensor([3, 40, 80, 100]), torch.tensor([0, 1, 2, 1])
 
     def guided(part, scale=3.0):
@@ -314,7 +316,7 @@ def test_a_stopped_training_with_dropped_labels_goes_on_to_the_same_bits(digits)
 
 
 def test_labels_of_dropped_images_teach_nothing():
-    network = told_network().requires_grad_()
+    network = conditional_network().requires_grad_()
     x, labels = torch.randn(3, 1, 4, 4), torch.tensor([0, 1, 2])
     network(x, torch.full((3,), 500.0), labels, dropped=torch.tensor([True, False, True])).square().sum().backward()
     assert [bool(row.any()) for row in network.label.weight.grad] == [False, True, False]
@@ -370,8 +372,8 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path, wrong, problem):
 def guidable(tmp_path_factory):
     pytest.importorskip("sklearn")
     run = tmp_path_factory.mktemp("runs") / "told"
-    told = ("--set", "model.labels=true", "--set", "model.condition_dropout=0.3")
-    result = run_command("train", "digits", "--preset", "tiny", "--steps", 40, "--out", run, *TINY, *told)
+    conditioned = ("--set", "model.labels=true", "--set", "model.condition_dropout=0.3")
+    result = run_command("train", "digits", "--preset", "tiny", "--steps", 40, "--out", run, *TINY, *conditioned)
     assert result.exit_code == 0, result.output
     return run
 
@@ -424,9 +426,11 @@ def test_images_that_are_there_are_not_guided(tmp_path):
 def test_a_model_of_vectors_trains_draws_and_measures(tmp_path):
     save_with_vectors(tmp_path / "a.npz", count=120)
     run = tmp_path / "run"
-    told = ("--set", "model.embedding=true", "--set", "model.condition_dropout=0.2")
-    assert "embeddings" in run_command("train", "digits", "--out", run, "--steps", 1, *told).output
-    result = run_command("train", tmp_path / "a.npz", "--preset", "tiny", "--steps", 20, "--out", run, *TINY, *told)
+    conditioned = ("--set", "model.embedding=true", "--set", "model.condition_dropout=0.2")
+    assert "embeddings" in run_command("train", "digits", "--out", run, "--steps", 1, *conditioned).output
+    result = run_command(
+        "train", tmp_path / "a.npz", "--preset", "tiny", "--steps", 20, "--out", run, *TINY, *conditioned
+    )
     assert result.exit_code == 0, result.output
     assert "--embeddings" in run_command("sample", run, "--steps", 2).output
     vectors = np.array([[2.0, 0, 0], [-2.0, 0, 0]])
@@ -448,7 +452,7 @@ def test_a_model_of_vectors_trains_draws_and_measures(tmp_path):
         (("--guide", "{run}"), "add --guidance"),
         (("--guidance-rescale", "0.5"), "add --guidance"),
         (("--guidance", "2", "--guide", "nowhere"), "no such run"),
-        (("--guidance", "2", "--guide", "{told}"), "its classes are not those"),
+        (("--guidance", "2", "--guide", "{conditioned}"), "its classes are not those"),
         (("--guidance", "2", "--guide", "{run}/averages/7"), "averages/7/manifest.json: no such file"),
         (("--guidance", "2", "--guidance-interval", "3:1"), "LO:HI"),
         (("--guidance", "2", "--guidance-interval", "wide"), "LO:HI"),
@@ -457,7 +461,7 @@ def test_a_model_of_vectors_trains_draws_and_measures(tmp_path):
     ],
 )
 def test_what_cannot_guide_is_one_line(options, problem, trained_run, guidable):
-    chosen = [option.format(run=trained_run, told=guidable) for option in options]
+    chosen = [option.format(run=trained_run, conditioned=guidable) for option in options]
     result = run_command("sample", trained_run, "--steps", 2, *chosen)
     assert result.exit_code == 2
     assert problem in result.output

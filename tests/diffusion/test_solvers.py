@@ -251,12 +251,12 @@ def test_a_walk_starts_at_the_top_takes_each_level_from_the_list_and_ends_at_no_
     noise_schedule = schedule.SCHEDULES[name](24)
     oracle, x = mixture(noise_schedule), latents([2], 0, range(3))
     for steps in range(1, 25):
-        walked = list(trajectory(oracle, x, grids.GRIDS[place](noise_schedule, steps), DDIM()))
-        assert len(walked) == steps
-        assert walked[0].t == (1 + 24 // steps * (steps - 1) if place == "leading" else 24)
-        assert walked[-1].s == 0
-        assert all(step.s == following.t < step.t for step, following in itertools.pairwise(walked))
-        assert torch.allclose(walked[-1].x_s, walked[-1].prediction.x0, atol=1e-12)
+        steps_taken = list(trajectory(oracle, x, grids.GRIDS[place](noise_schedule, steps), DDIM()))
+        assert len(steps_taken) == steps
+        assert steps_taken[0].t == (1 + 24 // steps * (steps - 1) if place == "leading" else 24)
+        assert steps_taken[-1].s == 0
+        assert all(step.s == following.t < step.t for step, following in itertools.pairwise(steps_taken))
+        assert torch.allclose(steps_taken[-1].x_s, steps_taken[-1].prediction.x0, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine", "linear-zero-snr", "cosine-zero-snr"])

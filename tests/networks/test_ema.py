@@ -52,9 +52,9 @@ def test_other_widths_are_rebuilt():
     own = averaged(walk, 0.1)[0]
     assert torch.allclose(rebuild(snapshots, 0.1)["w"], own, atol=1e-6)
     for width in (0.06, 0.075, 0.12):
-        wanted = averaged(walk, width)[0]
-        error = (rebuild(snapshots, width)["w"] - wanted).norm()
-        nearest = min((averaged(walk, known)[0] - wanted).norm() for known in (0.05, 0.1))
+        target = averaged(walk, width)[0]
+        error = (rebuild(snapshots, width)["w"] - target).norm()
+        nearest = min((averaged(walk, known)[0] - target).norm() for known in (0.05, 0.1))
         assert error < 0.05 * nearest, width
 
 
@@ -85,11 +85,11 @@ def test_coefficients_are_least_squares_by_quadrature(known, width):
     """The same fit with the profiles as columns of numbers; what is found makes the smallest distance there is."""
     tau = np.linspace(0, 1, 200_001)
     columns = np.stack([profile(time, exponent(w), tau) for time, w in known], 1)
-    wanted = profile(1.0, exponent(width), tau)
-    fit = np.linalg.lstsq(columns, wanted, rcond=None)[0]
+    target = profile(1.0, exponent(width), tau)
+    fit = np.linalg.lstsq(columns, target, rcond=None)[0]
     found = coefficients([(round(time * 1000), w) for time, w in known], 1000, width)
     assert found == pytest.approx(fit / fit.sum(), abs=2e-3 * abs(fit).max())
-    distance = [np.trapezoid((columns @ c - wanted) ** 2, tau) for c in (found, *np.eye(len(known)))]
+    distance = [np.trapezoid((columns @ c - target) ** 2, tau) for c in (found, *np.eye(len(known)))]
     assert distance[0] < min(distance[1:])
 
 

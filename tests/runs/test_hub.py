@@ -320,14 +320,14 @@ def test_nothing_pickled_is_downloaded(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **more: asked.update(more) or str(tmp_path))
     hub.fetch("x/y@main")
 
-    def wanted(name):
+    def is_asked_for(name):
         return any(fnmatch(name, pattern) for pattern in asked["allow_patterns"])
 
     assert asked["revision"] == "main"
     taken = ("unet/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors", "scheduler/config.json")
-    assert all(map(wanted, (*taken, "model.safetensors", "manifest.json", "calibration.safetensors")))
+    assert all(map(is_asked_for, (*taken, "model.safetensors", "manifest.json", "calibration.safetensors")))
     left = ("unet/diffusion_pytorch_model.bin", "pytorch_model.bin", "model.pkl", "unet/x.fp16.safetensors", "run.py")
-    assert not any(map(wanted, left))
+    assert not any(map(is_asked_for, left))
 
 
 def test_the_package_loads_nothing_until_asked():

@@ -257,11 +257,11 @@ def test_published_configurations_are_the_papers(tmp_path, name):
         network = build.network(config := Config("x", model), Facts(shape))
         named = {name: value.shape for name, value in diffusers.UNet2DModel(**fields).named_parameters()}
     assert sum(parameter.numel() for parameter in network.parameters()) == parameters
-    wanted = dict(network.named_parameters())
+    own = dict(network.named_parameters())
     paired = {other: mine for mine, others in interop.names(config) for other in others}
     assert named.keys() <= {f"{other}.{kind}" for other in paired for kind in ("weight", "bias")}
     assert sum(shape.numel() for shape in named.values()) == parameters
-    assert all(f"{paired[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}" in wanted for name in named)
+    assert all(f"{paired[name.rpartition('.')[0]]}.{name.rpartition('.')[2]}" in own for name in named)
 
 
 @pytest.mark.parametrize(

@@ -17,30 +17,30 @@ ROOT = Path(__file__).parents[1]
 def test_twenty_kills_lose_nothing():
     """The long form: python tests/kill_harness.py 200."""
     pytest.importorskip("sklearn")
-    told = harness("kill_harness.py", 20, 1)
-    assert told["kills"] == 20
-    assert told["weights equal"]
-    assert told["records of a log"] == 60
-    assert told["logs that differ"] == 0
-    assert (told["went backwards"], told["stray files"]) == (0, 0)
+    counts = harness("kill_harness.py", 20, 1)
+    assert counts["kills"] == 20
+    assert counts["weights equal"]
+    assert counts["records of a log"] == 60
+    assert counts["logs that differ"] == 0
+    assert (counts["went backwards"], counts["stray files"]) == (0, 0)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs /proc")
 def test_hostile_input_ends_in_a_result_or_one_line():
     """The long form: python tests/fuzz_harness.py 30000."""
     pytest.importorskip("sklearn")
-    told = harness("fuzz_harness.py", 1200, 1)
-    assert told["cases"] == 1200
-    assert min(told["refused"].values()) >= 20  # each kind has met bad input
+    counts = harness("fuzz_harness.py", 1200, 1)
+    assert counts["cases"] == 1200
+    assert min(counts["refused"].values()) >= 20  # each kind has met bad input
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists() or not hasattr(os, "fork"), reason="needs /proc and fork")
 def test_compressed_files_end_in_an_image_or_one_line():
     """The long form: python tests/codec_fuzz_harness.py 20000."""
-    told = harness("codec_fuzz_harness.py", 300, 7)
-    assert told["broken"] == []
-    assert sum(told["outcomes"].values()) == told["files"] == 300
-    assert {"lossy, as cut", "refused"} <= {name.partition(": ")[2] for name in told["outcomes"]}
+    counts = harness("codec_fuzz_harness.py", 300, 7)
+    assert counts["broken"] == []
+    assert sum(counts["outcomes"].values()) == counts["files"] == 300
+    assert {"lossy, as cut", "refused"} <= {name.partition(": ")[2] for name in counts["outcomes"]}
 
 
 class Recorder:

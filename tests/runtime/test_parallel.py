@@ -33,8 +33,8 @@ def command(*arguments, code=0):
 def train(processes, run, *options, steps=6):
     """`ancestral train` on so many processes, in processes of its own also when it is one."""
     sizes = ("--processes", processes, "--steps", steps)
-    told = command("train", "digits", "--preset", "tiny", *TINY, *sizes, "--out", run, *options)
-    return told, checkpoint.latest(run)[0]
+    printed = command("train", "digits", "--preset", "tiny", *TINY, *sizes, "--out", run, *options)
+    return printed, checkpoint.latest(run)[0]
 
 
 def drop_last_checkpoint(run):
@@ -44,9 +44,9 @@ def drop_last_checkpoint(run):
 
 
 def test_two_processes_train_as_one_does(tmp_path):
-    told, two = train(2, tmp_path / "two")
+    printed, two = train(2, tmp_path / "two")
     _, one = train(1, tmp_path / "one")
-    assert told.count("images of 8x8x1") == 1  # one of them speaks
+    assert printed.count("images of 8x8x1") == 1  # one of them speaks
     assert two.images == one.images == 6 * 16
     for name, value in one.tensors.items():
         assert torch.allclose(value, two.tensors[name], atol=1e-5), name
@@ -152,8 +152,8 @@ def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(trained
     assert not set(pictures(tmp_path / "one").values()) & set(drawn.values())
 
     measure = ("--num-images", 30, "--terms", 5, "--batch-size", 4, "--device", "cpu")
-    told = [command("evaluate", trained_run, *measure, "--processes", processes) for processes in (1, 2)]
-    assert told[0] == told[1]
+    printed = [command("evaluate", trained_run, *measure, "--processes", processes) for processes in (1, 2)]
+    assert printed[0] == printed[1]
 
     compare = ("--network", "pixels", "--num-images", 30, "--steps", 3, "--batch-size", 4, "--device", "cpu")
     places = {name: ("--out", tmp_path / name, "--cache", tmp_path / f"{name}-cache") for name in ("one", "two")}

@@ -252,11 +252,11 @@ def test_two_that_fill_one_cache_at_once_do_not_disturb_each_other(tmp_path):
         for one in writers:
             one.stdin.write("go\n")
             one.stdin.flush()
-        told = [one.communicate(timeout=60)[1] for one in writers]
+        said = [one.communicate(timeout=60)[1] for one in writers]
     finally:
         for one in writers:
             one.kill()
-    assert [one.returncode for one in writers] == [0, 0], told
+    assert [one.returncode for one in writers] == [0, 0], said
     assert not list(tmp_path.rglob(".*"))
     for folder in tmp_path.iterdir():
         assert all(verified_folder.read(piece) for piece in folder.iterdir())

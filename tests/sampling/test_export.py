@@ -33,9 +33,9 @@ def guidable(colour_digits, tmp_path_factory):
     digits = pytest.importorskip("sklearn.datasets").load_digits()
     root = tmp_path_factory.mktemp("guidable")
     np.savez(root / "digits.npz", images=np.load(colour_digits), labels=digits.target)
-    told = ("--set", "model.labels=true", "--set", "model.condition_dropout=0.3")
+    conditional = ("--set", "model.labels=true", "--set", "model.condition_dropout=0.3")
     result = run_command(
-        "train", root / "digits.npz", "--preset", "tiny", "--steps", 30, "--out", root / "run", *TINY, *told
+        "train", root / "digits.npz", "--preset", "tiny", "--steps", 30, "--out", root / "run", *TINY, *conditional
     )
     assert result.exit_code == 0, result.output
     return root / "run"

@@ -138,16 +138,16 @@ TRANSITIONS = {"small": Ancestral(fixedsmall), "large": Ancestral(beta), "DDIM":
 
 @pytest.mark.parametrize("name", TRANSITIONS)
 def test_no_batch_size_changes_any_image(name):
-    wanted = sample(ORACLE, [3], 9, GRID, TRANSITIONS[name], seed=2, batch_size=9)
+    alone = sample(ORACLE, [3], 9, GRID, TRANSITIONS[name], seed=2, batch_size=9)
     for size in (1, 2, 4, 8, 100):
         again = sample(ORACLE, [3], 9, GRID, TRANSITIONS[name], seed=2, batch_size=size)
-        assert torch.allclose(again, wanted, atol=1e-12, rtol=0)
+        assert torch.allclose(again, alone, atol=1e-12, rtol=0)
     # Fewer images are the first of many, and any choice of numbers are those of the whole.
-    assert torch.allclose(sample(ORACLE, [3], 4, GRID, TRANSITIONS[name], seed=2), wanted[:4], atol=1e-12, rtol=0)
+    assert torch.allclose(sample(ORACLE, [3], 4, GRID, TRANSITIONS[name], seed=2), alone[:4], atol=1e-12, rtol=0)
     chosen = [8, 1, 5]
     picked = finish(trajectory(ORACLE, latents([3], 2, chosen), GRID, TRANSITIONS[name], 2, chosen))
-    assert torch.allclose(picked, wanted[chosen], atol=1e-12, rtol=0)
-    assert len({tuple(row) for row in wanted.tolist()}) == 9
+    assert torch.allclose(picked, alone[chosen], atol=1e-12, rtol=0)
+    assert len({tuple(row) for row in alone.tolist()}) == 9
 
 
 def test_a_network_in_float32_does_not_mix_images_either():

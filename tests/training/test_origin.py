@@ -215,8 +215,8 @@ def test_what_no_weights_can_make_up_for_is_one_line(any_run, options, named, tm
 
 def test_a_model_always_given_its_class_is_refused_without(channels, tmp_path):
     labelled, plain = data(tmp_path, CLASSES, channels), data(tmp_path, (), channels)
-    told = ("--set", "model.labels=true", "--set", "train.batch_size=8", "--set", "model.width=8")
-    assert train(labelled, tmp_path / "run", *told, steps=2)[1] == 0
+    conditional = ("--set", "model.labels=true", "--set", "train.batch_size=8", "--set", "model.width=8")
+    assert train(labelled, tmp_path / "run", *conditional, steps=2)[1] == 0
     said, code = train(plain, tmp_path / "new", "--from", tmp_path / "run", "--set", "model.labels=false")
     assert (code, "model.labels: the model was never trained without" in said) == (2, True), said
 

@@ -26,9 +26,9 @@ TRAIN = ("train", "digits", "--preset", "tiny", *TINY)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_of_those_who_race_for_a_folder_exactly_one_wins():
     """The long form: python tests/lock_harness.py 20 200."""
-    told = harness("lock_harness.py", 2, 9)
-    assert told["others"] == []
-    assert (told["one trained, one refused"], told["named the other"], told["exactly one owner"]) == (2, 2, 9)
+    lines = harness("lock_harness.py", 2, 9)
+    assert lines["others"] == []
+    assert (lines["one trained, one refused"], lines["named the other"], lines["exactly one owner"]) == (2, 2, 9)
 
 
 def replaced(run, **changes):
@@ -70,14 +70,14 @@ def test_a_process_that_is_gone_or_whose_number_is_used_again_is_dead(tmp_path):
 
 
 def test_on_another_machine_the_heartbeat_decides(tmp_path, impatient):
-    told, own = [], lock.own(tmp_path)
+    lines, own = [], lock.own(tmp_path)
     replaced(tmp_path, machine="another", host="far", process=1)
     with pytest.raises(UserError, match="process 1 on far since"):  # it still beats
-        lock.own(tmp_path, told.append)
+        lock.own(tmp_path, lines.append)
     own._left.set()
     time.sleep(0.1)
-    lock.own(tmp_path, told.append)
-    assert "watching for up to" in told[0]
+    lock.own(tmp_path, lines.append)
+    assert "watching for up to" in lines[0]
     with pytest.raises(UserError, match="was taken over by process"):
         own.check()
 
@@ -85,9 +85,9 @@ def test_on_another_machine_the_heartbeat_decides(tmp_path, impatient):
 def test_a_record_that_cannot_be_read_is_watched(tmp_path, impatient):
     lock.own(tmp_path)._left.set()
     replaced(tmp_path).write_text("{")
-    told = []
-    lock.own(tmp_path, told.append)
-    assert "whose record cannot be read" in told[0]
+    lines = []
+    lock.own(tmp_path, lines.append)
+    assert "whose record cannot be read" in lines[0]
 
 
 def test_without_hard_links_and_where_files_are_made_twice(tmp_path, monkeypatch):
@@ -95,14 +95,14 @@ def test_without_hard_links_and_where_files_are_made_twice(tmp_path, monkeypatch
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(lock.os, "link", refuse)
-    own, told = lock.own(tmp_path), []
+    own, lines = lock.own(tmp_path), []
     with pytest.raises(UserError, match="is being trained"):
         lock.own(tmp_path)
     own.release()
     opened = os.open
     monkeypatch.setattr(lock.os, "open", lambda path, flags: opened(path, flags & ~os.O_EXCL))
-    lock.own(tmp_path, told.append)
-    assert "makes a file twice" in told[0]
+    lock.own(tmp_path, lines.append)
+    assert "makes a file twice" in lines[0]
 
 
 def test_old_owners_are_forgotten_and_the_newest_is_kept(tmp_path):
@@ -171,15 +171,15 @@ def reporting_to_nowhere(report, monkeypatch):
 
 
 def test_a_fault_of_the_program_fails_a_test_and_ctrl_c_passes(monkeypatch):
-    told = []
-    with pytest.raises(Fault), side_tasks.beside("x", told.append):
+    lines = []
+    with pytest.raises(Fault), side_tasks.beside("x", lines.append):
         failing()
     monkeypatch.delenv(side_tasks.STRICT)
     with side_tasks.beside("x", failing):
         failing()
-    with pytest.raises(KeyboardInterrupt), side_tasks.beside("x", told.append):
+    with pytest.raises(KeyboardInterrupt), side_tasks.beside("x", lines.append):
         raise KeyboardInterrupt
-    assert not told
+    assert not lines
 
 
 def stopped(arguments, number, ready):
@@ -202,13 +202,13 @@ def test_a_command_that_is_stopped_says_what_was_kept(trained_run, tmp_path):
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         out = tmp_path / str(code)
         arguments = ("sample", trained_run, "--num-images", 9999, "--batch-size", 2, "--device", "cpu", "--out", out)
-        told = stopped(arguments, number, lambda out=out: len(list(out.glob(".job/*"))) > 2)
-        assert told[0] == code, told
-        assert told[1].strip().splitlines()[-1] == (
+        lines = stopped(arguments, number, lambda out=out: len(list(out.glob(".job/*"))) > 2)
+        assert lines[0] == code, lines
+        assert lines[1].strip().splitlines()[-1] == (
             "stopped: the pieces that are done are kept; the same command does what is missing"
         )
-        assert "Traceback" not in told[1]
-        assert "Aborted" not in told[1]
+        assert "Traceback" not in lines[1]
+        assert "Aborted" not in lines[1]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGUSR1, 75)])

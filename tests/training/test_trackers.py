@@ -11,16 +11,16 @@ from ancestral.training import trackers
 
 class Listening:
     def __init__(self):
-        self.told = []
+        self.received = []
 
     def log(self, images, values):
-        self.told.append((images, values))
+        self.received.append((images, values))
 
     def picture(self, images, name, pixels):
-        self.told.append((images, name))
+        self.received.append((images, name))
 
     def close(self):
-        self.told.append("closed")
+        self.received.append("closed")
 
 
 class Failing(Listening):
@@ -40,7 +40,7 @@ def test_entries_arrive_in_order():
         aside.log(images, {"loss": 1.0})
     aside.picture(100, "preview", np.zeros((2, 2, 3), np.uint8))
     aside.close()
-    assert one.told == two.told == [*((n, {"loss": 1.0}) for n in range(100)), (100, "preview"), "closed"]
+    assert one.received == two.received == [*((n, {"loss": 1.0}) for n in range(100)), (100, "preview"), "closed"]
     assert not warned
 
 
@@ -50,7 +50,7 @@ def test_a_tracker_that_fails_is_named_once_and_the_others_go_on():
     for images in range(10):
         aside.log(images, {})
     aside.close()
-    assert len(one.told) == 11
+    assert len(one.received) == 11
     assert len(warned) == 2
     assert "ZeroDivisionError" in warned[0]
     assert "no network" in warned[1]

@@ -176,10 +176,10 @@ def test_an_update_that_is_not_finite_can_be_left_out(digits):
 def test_the_log_is_json_whatever_the_numbers_are(tmp_path, digits):
     run, _ = make_run(tmp_path / "run", digits, 80, train__not_finite="skip")
     objective = run.training.objective
-    run.training.objective = lambda *args, **cond: objective(*args, **cond) * float("inf" if len(told) < 4 else "1")
-    told = []
+    run.training.objective = lambda *args, **cond: objective(*args, **cond) * float("inf" if len(reported) < 4 else "1")
+    reported = []
     for progress in run.train(lambda: False):
-        told.append(progress)
+        reported.append(progress)
     entries = [
         json.loads(line, parse_constant=pytest.fail)
         for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
@@ -246,9 +246,9 @@ def test_what_stopped_a_run_can_be_looked_into(tmp_path, digits):
 
 
 def test_training_outlives_a_disk_that_refuses_for_a_while(tmp_path, digits, monkeypatch):
-    told = []
+    reported = []
     run, _ = make_run(tmp_path / "run", digits, 160)
-    run.warn = told.append
+    run.warn = reported.append
     write, calls = verified_folder.write, []
 
     def refuses_twice(folder, files):
@@ -259,14 +259,14 @@ def test_training_outlives_a_disk_that_refuses_for_a_while(tmp_path, digits, mon
 
     monkeypatch.setattr(verified_folder, "write", refuses_twice)
     list(run.train(lambda: False))
-    assert len(told) == 2
-    assert all("No space left" in line and "training goes on" in line for line in told)
+    assert len(reported) == 2
+    assert all("No space left" in line and "training goes on" in line for line in reported)
     straight, _ = make_run(tmp_path / "straight", digits, 160)
     list(straight.train(lambda: False))
     assert equal(checkpoint.latest(tmp_path / "run")[0].tensors, checkpoint.latest(tmp_path / "straight")[0].tensors)
     monkeypatch.setattr(verified_folder, "write", lambda folder, files: refuses_twice(calls.clear() or folder, files))
     endless, _ = make_run(tmp_path / "endless", digits, 160)
-    endless.warn = told.append
+    endless.warn = reported.append
     with pytest.raises(verified_folder.Unwritable):
         list(endless.train(lambda: False))
 
@@ -686,13 +686,13 @@ def test_float16_on_a_cpu_is_said_to_be_slow(digits, tmp_path, channels_last):
 def test_the_first_process_chooses_for_all(digits, monkeypatch, tmp_path):
     """The others are told, and measure nothing themselves."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
-    told = ComputeFormat("float32", True)
-    monkeypatch.setattr(Processes, "from_first", lambda self, value: float(compute_format.FORMATS.index(told)))
+    reported = ComputeFormat("float32", True)
+    monkeypatch.setattr(Processes, "from_first", lambda self, value: float(compute_format.FORMATS.index(reported)))
     monkeypatch.setattr(Processes, "wait", lambda *_: None)
     monkeypatch.setattr(Processes, "text_of", lambda self, rank, text: "of the first")
     run = training_run.Run(tmp_path, automatic(), digits, CPU, "--steps 2", Processes(1, 2))
     command.choose_format(run, lambda *_: pytest.fail("measured"))
-    assert run.training.format == told
+    assert run.training.format == reported
 
 
 @pytest.mark.parametrize("training", [True, False])
