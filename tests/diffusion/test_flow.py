@@ -19,7 +19,6 @@ from ancestral.diffusion.objectives.probability_flow import (
     Noised,
     Uniform,
     every_direction,
-    flow_bits_per_dim,
     flow_bound,
     log_density,
     rademacher,
@@ -165,7 +164,7 @@ def test_with_the_exact_last_step_the_bound_is_the_density_of_clean_data(t):
     x0 = oracle.sample(torch.Generator().manual_seed(0), 16)
     lift = Noised(Ancestral(optimal), t, Normal.log_prob)
     # In two dimensions with an isotropic trace every probe of signs is exact.
-    found = flow_bits_per_dim(oracle, x0, Streams(0, "flow", range(16)), lift, 1, SHARP)
+    found = flow_bound(oracle, x0, Streams(0, "flow", range(16)), lift, 1, SHARP).bits_per_dim
     assert torch.allclose(found, -oracle.log_prob(x0) / 2 / math.log(2), atol=1e-7)
 
 
@@ -243,7 +242,7 @@ def test_a_clipped_and_a_calibrated_network_have_a_flow():
     predictor = Calibrated(denoiser, torch.full((21, 13), 0.01, dtype=F64))
     x0 = torch.randint(0, 256, (3, 1, 4, 4), generator=torch.Generator().manual_seed(0)).double() / 127.5 - 1
     for make in LIFTS.values():
-        bits = flow_bits_per_dim(predictor, x0, Streams(0, "flow", range(3)), make(Ancestral(optimal), 1), 2)
+        bits = flow_bound(predictor, x0, Streams(0, "flow", range(3)), make(Ancestral(optimal), 1), 2).bits_per_dim
         assert bits.shape == (3,)
         assert bits.isfinite().all()
 

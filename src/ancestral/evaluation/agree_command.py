@@ -19,7 +19,7 @@ from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
-from ancestral.diffusion.objectives.probability_flow import Noised, flow_bits_per_dim
+from ancestral.diffusion.objectives.probability_flow import Noised, flow_bound
 from ancestral.diffusion.objectives.statistics import largest_share, mean_and_error
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
@@ -43,8 +43,8 @@ MEASURES: dict[str, Measure] = {
         along_chains(model, x0, times, Ancestral(optimal), noise).monte_carlo.bits_per_dim
     ),
     # The same decoder of the last step, and instead of the steps before it the flow that they approach.
-    "probability flow": lambda model, x0, times, noise: flow_bits_per_dim(
-        model, x0, noise, Noised(Ancestral(optimal), times[-2])
+    "probability flow": lambda model, x0, times, noise: (
+        flow_bound(model, x0, noise, Noised(Ancestral(optimal), times[-2])).bits_per_dim
     ),
 }
 

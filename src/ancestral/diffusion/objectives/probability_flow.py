@@ -184,10 +184,16 @@ LIFTS: dict[str, Callable[[Transition, int], Lift]] = {
 
 
 class FlowBound(NamedTuple):
-    """An upper bound in expectation on -log P(x0) in nats by each probe, (B, K); the network calls for the batch."""
+    """An upper bound in expectation on -log P(x0) of images of so many dimensions."""
 
-    nats: Tensor
-    calls: int
+    nats: Tensor  # by each probe, (B, K)
+    calls: int  # of the network, for the batch
+    dimensions: int
+
+    @property
+    def bits_per_dim(self) -> Tensor:
+        """The mean over the probes in bits per dimension, (B,)."""
+        return self.nats.mean(1) / self.dimensions / math.log(2)
 
 
 def flow_bound(
@@ -205,19 +211,7 @@ def flow_bound(
     """
     t, x_t, nats = lift(predictor, x0, noise)
     density = log_density(predictor, x_t, t, rademacher(noise, x0, probes), solver)
-    return FlowBound((nats[:, None] - density.nats).cpu().double(), density.calls)
-
-
-def flow_bits_per_dim(
-    predictor: Predictor,
-    x0: Tensor,
-    noise: Streams,
-    lift: Lift = Noised(),
-    probes: int = 1,
-    solver: Adaptive = Adaptive(),
-) -> Tensor:
-    """`flow_bound` in bits per dimension, the mean over the probes, shape (B,)."""
-    return flow_bound(predictor, x0, noise, lift, probes, solver).nats.mean(1) / x0[0].numel() / math.log(2)
+    return FlowBound((nats[:, None] - density.nats).cpu().double(), density.calls, x0[0].numel())
 
 
 def _angle(predictor: Predictor, t: int) -> float:
