@@ -112,6 +112,10 @@ def test_the_page_needs_nothing_else_and_says_everything(toy, language):
     assert len(links.ids) == len(set(links.ids))
     assert {one[1:] for one in links.fetched if one.startswith("#")} <= set(links.ids)
     assert "\x02" not in html
+    drawn = re.sub(r'alttext="[^"]*"|<pre\b.*?</pre>|<style>.*?</style>', "", html, flags=re.DOTALL)
+    # No formula, no emphasis and no character stands there as its source.
+    assert re.findall(r"[^>]*(?:\$|\*\*|\\[a-zA-Z|])[^<]*", drawn) == []
+    assert min(one.count("\n") for one in re.findall(r"<pre\b.*?</pre>", html, flags=re.DOTALL)) > 3
     assert "@import" not in html
     assert "url(http" not in html
     for name, part in parts.items():

@@ -36,6 +36,19 @@ def test_the_font_has_every_letter_of_every_formula():
     assert {hex(one) for one in used if ITALIC.get(one, one) not in there and one not in there} == set()
 
 
+def test_relations_signs_and_bars_are_operators():
+    def elements(latex):
+        return re.findall(r"<(m[ion])([^>]*)>([^<]+)<", unescape(mathml(latex)))
+
+    assert ("mo", "", "\N{TILDE OPERATOR}") in elements(r"x \sim q")
+    assert [one[2] for one in elements(r"\bigg\| a \bigg\|^2")] == ["‖", "a", "‖", "2"]
+    signs = {form for kind, form, text in elements(r"[-1] (-a) x = -y, -z") if text == "−"}
+    assert signs == {' form="prefix"'}
+    assert ("mo", "", "−") in elements("a - b")
+    second = equation("elbo_split").split("<math")[2]
+    assert re.match(r'[^>]*><mrow><mo form="infix">', second)
+
+
 @pytest.fixture(scope="module")
 def browser():
     with chromium() as found:

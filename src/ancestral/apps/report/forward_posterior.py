@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ancestral.apps.report import plots
-from ancestral.apps.report.part import Number, Part, Words
+from ancestral.apps.report.part import Number, Part, Text, Words
 from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
@@ -43,11 +43,11 @@ def part(subject: Subject) -> Part:
     shown = bayes(subject, [middle])
     checked = bayes(subject, sorted({round(place) for place in np.linspace(2, T, PAIRS)}))
     terms = {
-        r"$\log q(x_{t-1} \mid x_0)$": shown.prior,
-        r"$+\ \log q(x_t \mid x_{t-1})$": shown.step,
-        r"$-\ \log q(x_t \mid x_0)$": -shown.marginal,
-        r"$-\ \log q(x_{t-1} \mid x_t, x_0)$": -shown.posterior,
-        r"$=$": shown.gap,
+        Text(r"$\log q(x_{t-1} \mid x_0)$"): shown.prior,
+        Text(r"$+\ \log q(x_t \mid x_{t-1})$"): shown.step,
+        Text(r"$-\ \log q(x_t \mid x_0)$"): -shown.marginal,
+        Text(r"$-\ \log q(x_{t-1} \mid x_t, x_0)$"): -shown.posterior,
+        Text(r"$=$"): shown.gap,
     }
     again = "ancestral.apps.report.forward_posterior.bayes"
     strip, times = _strip(subject)

@@ -94,6 +94,7 @@ class _Section:
             "line": self.line,
             "step": self.step,
             "code": self.code,
+            "lines": self.lines,
             "film": self.film,
             "section": self.section,
             "cite": self.cite,
@@ -128,6 +129,10 @@ class _Section:
         """A command or a name as it is typed."""
         return self.keep(f"<code>{_word(text)}</code>")
 
+    def lines(self, program: str) -> Text:
+        """Lines of a program, for a block of code."""
+        return self.keep("\n".join(map(_word, program.splitlines())))
+
     def find(self, name: str) -> Number:
         """A number of this section, or SECTION.NAME of another."""
         section, _, own = name.rpartition(".")
@@ -138,6 +143,8 @@ class _Section:
 
     def shown(self, number: Number) -> str:
         unit = self.words["units"][number.unit] if number.unit else ""
+        if number.value == 1 and number.error is None:
+            unit = self.words["one"].get(number.unit, unit)
         return f"{number}{' ' if unit else ''}{unit}"
 
     def number(self, name: str) -> Text:
@@ -218,6 +225,8 @@ class _Section:
         )
 
     def cell(self, value: Number | str, table: str, place: str) -> str:
+        if isinstance(value, Text):
+            return inline(value)
         if isinstance(value, str):
             known = self.words["names"].get(value)
             return _word(value) if known is None else inline(_word(known))

@@ -204,8 +204,19 @@ EQUATIONS: dict[str, tuple[str, str]] = {
         r" \mathrm{KL}\left(q(x_{t-1} \mid x_t) \,\|\, p_\theta(x_{t-1} \mid x_t)\right) \bigg]%% + H(x_0)",
     ),
 }
-# TeX sets a thin space between such a name and what it is applied to, unless that is in brackets.
-_APPLIED = re.compile(r"(<mi>(?:log|exp)</mi>)(?=<m(?:i|n|sub|sup|subsup|over|frac)\b)")
+# What the converter does not know: (what it makes, what is meant).
+_MENDED = [
+    # TeX sets a thin space between such a name and what it is applied to, unless that is in brackets.
+    (r"(<mi>(?:log|exp|sin|cos)</mi>)(?=<m(?:i|n|sub|sup|subsup|over|frac)\b)", r'\1<mspace width="0.1667em" />'),
+    (r"<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>"),  # "is distributed as" is a relation, not a letter
+    (r"<mo (minsize[^>]*)>\\\|<", r'<mo stretchy="true" \1>&#x02016;<'),  # the bars of a norm in a size of their own
+    # After an opening bracket, a comma or a relation a minus is a sign.
+    (
+        r"(<mo[^>]*>(?:[(\[]|&#x0(?:0028|007B|002C|003D|2248|2264);)</mo>)<mo>(?=&#x02212;</mo>)",
+        r'\1<mo form="prefix">',
+    ),
+]
+_FIRST = re.compile(r"(<math[^>]*><mrow>)<mo>")
 # A displayed sum within brackets has its limit below it too.
 _LIMIT = re.compile(r"<msub>(<mo>&#x02211;</mo><mrow>(?:(?!</?m(?:row|sub)\b).)*</mrow>)</msub>")
 _INLINE = re.compile(r"(?<!\\)\$([^$\n]+)\$([.,;:!?)。，、；：！？）]*)")
@@ -214,7 +225,9 @@ _INLINE = re.compile(r"(?<!\\)\$([^$\n]+)\$([.,;:!?)。，、；：！？）]*)"
 @cache
 def mathml(latex: str, display: str = "inline") -> str:
     """MathML of a LaTeX formula; its source is the alternative text."""
-    made = _APPLIED.sub(r'\1<mspace width="0.1667em" />', convert(latex, display=display))
+    made = convert(latex, display=display)
+    for pattern, meant in _MENDED:
+        made = re.sub(pattern, meant, made)
     if display == "block":
         made = _LIMIT.sub(r"<munder>\1</munder>", made)
     return made.replace("<math ", f'<math alttext="{_attribute(latex)}" ', 1)
@@ -224,7 +237,9 @@ def equation(name: str) -> str:
     """A displayed equation with its number in the paper."""
     number, latex = EQUATIONS[name]
     label = f'<span class="eqn">({number})</span>' if number else ""
-    parts = "".join(mathml(part.strip(), "block") for part in latex.split("%%"))
+    first, *others = (mathml(part.strip(), "block") for part in latex.split("%%"))
+    # What a later part begins with stands between two terms, whether or not the line breaks there.
+    parts = "".join([first, *(_FIRST.sub(r'\1<mo form="infix">', part, count=1) for part in others)])
     return f'<div class="equation" data-equation="{name}"><div class="parts">{parts}</div>{label}</div>'
 
 

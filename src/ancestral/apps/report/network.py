@@ -208,8 +208,8 @@ def _features(x_t: Tensor, features: Tensor, words: Words) -> str:
 
 def _drawing(seen: Seen, shape: tuple[int, ...], stem: int, head: int, words: Words) -> str:
     """The U: down on the left, up on the right, a row for each size; skips go across, the time into every block."""
-    known, wide, tall, gap, top = words["unet"], 142, 46, 16, 62
-    left, right, full = 6, 212, 360
+    known, wide, tall, gap, top = words["unet"], 154, 46, 16, 62
+    left, right, full = 2, 204, 360
     rows = len(seen.down)
     bottom = top + rows * (tall + gap)
     high = bottom + tall + gap + 8

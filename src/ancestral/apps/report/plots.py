@@ -28,6 +28,7 @@ from ancestral.runtime.text import shown
 THIRD, FAINT = "#7c3aed", "#94a3b8"
 _COLOURS = {INK: "--ink", ACCENT: "--accent", SECOND: "--second", THIRD: "--third", FAINT: "--faint"}
 _CELL, _GAP, _TEXT = 44, 3, 11  # of a sheet, in CSS pixels at its natural size
+_TWO_COLUMNS = 26  # ems of text in both columns of a legend together, at most
 
 
 def axes(x: str, y: str, panels: int = 1, height: float = 2.7) -> tuple[Figure, list[Axes]]:
@@ -55,9 +56,19 @@ def by_log_t(t: Tensor, values: Tensor, bins: int = 40) -> tuple[np.ndarray, np.
 
 
 def legend(on: Axes) -> None:
-    """The names of the lines above the axes, where no line is, without a frame, in ink."""
+    """The names of the lines above the axes, where no line is, without a frame, in ink; in two columns if they fit."""
+    names = on.get_legend_handles_labels()[1]
+    if not names:
+        return
+    columns = 2 if sum(max(map(_ems, column)) for column in (names[::2], names[1::2] or [""])) < _TWO_COLUMNS else 1
     where = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2}
-    on.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=2, columnspacing=1.2, handlelength=1.5, **where)
+    on.legend(frameon=False, fontsize=8, labelcolor=INK, ncols=columns, columnspacing=1.2, handlelength=1.5, **where)
+
+
+def _ems(text: str) -> float:
+    """About how wide a text is, in its own size: the page's fonts draw it, which are not at hand here."""
+    drawn = re.sub(r"\\[a-z]+", "x", re.sub(r"[${}^_]", "", text))  # of a formula
+    return sum(1.0 if ord(letter) > 0x2E80 else 0.58 for letter in drawn)
 
 
 def logarithmic(axis: Axis) -> None:

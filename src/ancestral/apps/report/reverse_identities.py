@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ancestral.apps.report.part import Number, Part
+from ancestral.apps.report.part import Number, Part, Text
 from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.denoisers.denoiser import Prediction
 from ancestral.diffusion.denoisers.targets import EPS, TARGETS, X0, V
@@ -135,7 +135,7 @@ def _targets(subject: Subject, seen: Look) -> list[list[Number | str]]:
         rows.append(
             [
                 name,
-                FORMULAS.get(name, OTHER),
+                Text(FORMULAS.get(name, OTHER)),
                 Number(mean, "", again, deviation),
                 Number(a**2 * spread + b**2, "", again),
             ]
