@@ -5,8 +5,10 @@ import io
 import re
 import shlex
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,6 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ancestral.apps.links import PAGE
+from ancestral.apps.report import story
+from ancestral.apps.report.subject import of_run
 from browser import chromium, open_page
 from conftest import run_command
 
@@ -211,7 +216,128 @@ def test_a_second_window_waits_its_turn_until_the_first_cancels(browser, server,
         other.page.wait_for_selector("#draw[data-state=done]")
 
 
+def axe_of(page):
+    """What axe-core finds on the page as it is."""
+    reason = "needs axe: pip install axe-playwright-python"
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason=reason)
+    found = axe.Axe().run(page).response["violations"]
+    return [(one["id"], one["nodes"][0]["html"]) for one in found]
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
+def test_axe_finds_nothing_on_any_tool(browser, server, width, scheme):
+    with open_page(browser, server.url, width, 800, color_scheme=scheme) as opened:
+        page = opened.page
+        ready(page)
+        page.wait_for_selector("#draw .first[data-state=ready]")
+        found = {tab: (page.click(f"#tab-{tab}"), axe_of(page))[1] for tab in TABS}
+        page.click("#tour-start")
+        found["tour"] = axe_of(page)
+        page.keyboard.press("Escape")
+        fill(page, "draw", images=2, steps=2)
+        run(page, "draw")
+        page.click("#draw [aria-label='Prediction of image 1']")
+        page.wait_for_selector("dialog[open][data-state=ready]")
+        found["close-up"] = axe_of(page)
+        assert found == {name: [] for name in found}
+
+
+def test_the_first_film_is_that_of_the_report(page, served_run):
+    page.wait_for_selector("#draw .first[data-state=ready]")
+    shown = page.evaluate(
+        "fetch('api/film', {method: 'POST', headers: {'Content-Type': 'application/json'}, body: '{}'})"
+        ".then((answer) => answer.json())"
+    )["frames"]
+    subject = of_run(served_run, None, 256, 0, "cpu", None)
+    strip = story.part(subject).figures["film"]({})
+    names = re.findall(r"[qp←→ ]+t = \d+", re.sub(r"<[^>]*>", "\n", strip))
+    arrows = {"q": "q →", "p": "← p"}
+    assert [f"{arrows[one['way']]}   t = {one['t']}" for one in shown] == [one.strip() for one in names]
+    sheet = decoded(re.search(r'href="(data:[^"]*)"', strip)[1])
+    frames = np.stack(np.split(sheet, len(shown), axis=1))
+    assert np.array_equal(np.stack([decoded(one["image"]) for one in shown]), frames)
+    page.click("#draw .first .play")  # it rolls until it is held
+    page.focus("#draw .first input")
+    page.keyboard.press("Home")
+    assert np.array_equal(pixels(page.locator("#draw .first img"))[0], frames[0])
+    page.keyboard.press("End")
+    assert page.get_attribute("#draw .first", "data-t") == "0"
+    fill(page, "draw", images=1, steps=2)
+    run(page, "draw")
+    assert not page.is_visible("#draw .first")
+
+
+def test_the_tour_leads_through_the_tools_by_keyboard(page):
+    start = "#tour-start"
+    assert "new" in page.get_attribute(start, "class")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "tour-start"
+    page.keyboard.press("Enter")
+    seen = []
+    for stop in range(1, 8):
+        page.get_by_text(f"{stop} of 7", exact=True).wait_for()
+        seen.append(page.evaluate("document.body.dataset.tool"))
+        assert page.evaluate("document.activeElement.id") == "tour-title"  # it is read aloud
+        if stop == 7:
+            assert page.inner_text("#tour code").startswith("ancestral explain ")
+        page.focus("#tour [data-tour=next]")
+        page.keyboard.press("Enter")
+    assert seen == [*TABS, "draw"]
+    assert not page.is_visible("#tour")
+    assert page.evaluate("document.activeElement.id") == "tour-start"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    assert not page.is_visible("#tour")
+    page.reload()
+    ready(page)
+    assert "new" not in page.get_attribute(start, "class")
+
+
+def test_a_page_that_is_loaded_again_goes_on_with_its_job(page):
+    fill(page, "draw", seed=3, images=64, steps=1000)
+    run(page, "draw", "running")
+    page.reload()
+    page.wait_for_selector("#draw[data-state=running]")
+    assert page.input_value("#draw [name=images]") == "64"
+    page.click("#draw .stop")
+    page.wait_for_selector("#draw[data-state=cancelled]")
+    fill(page, "draw", seed=3, images=2, steps=4)
+    run(page, "draw")
+    drawn = pixels(page.locator("#draw [aria-label='The predictions'] img"))
+    page.reload()
+    page.wait_for_selector("#draw[data-state=done]")
+    assert np.array_equal(pixels(page.locator("#draw [aria-label='The predictions'] img")), drawn)
+    assert "--seed 3" in page.inner_text("#draw code")
+
+
+def test_the_page_links_the_report_and_the_report_the_page(browser, server, served_run):
+    report = served_run / "report.html"
+    with open_page(browser, server.url) as opened:
+        ready(opened.page)
+        assert not opened.page.is_visible("#report")
+    link, script = f'<a href="{PAGE}">{PAGE}</a>', "<script>document.title = 'ran'</script>"
+    text = f"<!doctype html><title>report</title><style>a {{ color: rgb(1, 2, 3) }}</style>{link}{script}"
+    report.write_text(text, "utf-8")
+    try:
+        with open_page(browser, server.url) as opened:
+            page = opened.page
+            ready(page)
+            page.click("#report")
+            page.wait_for_url(f"{server.url}report")
+            assert page.title() == "report"  # it is a file of the run, perhaps from elsewhere: nothing in it runs
+            assert page.locator("a").evaluate("it => getComputedStyle(it).color") == "rgb(1, 2, 3)"
+            page.get_by_role("link", name=PAGE).click()
+            ready(page)
+            assert page.url == server.url
+            assert [one.split(":")[0] for one in opened.complaints if one.startswith("policy")] == ["policy"]
+            opened.forgive()
+    finally:
+        report.unlink()
+
+
 def test_drawing_by_keyboard_alone(page):
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "tour-start"
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "tab-draw"
     page.keyboard.press("ArrowRight")
@@ -399,6 +525,31 @@ def test_a_picture_of_many_pixels_is_made_smaller_before_it_is_sent(page):
     page.click("#tab-time")
     page.set_input_files("#time .well input", {"name": "a.png", "mimeType": "image/png", "buffer": file.getvalue()})
     page.wait_for_selector("#time .well[data-state=ready]")
+
+
+def test_a_picture_that_no_browser_can_shrink_is_refused_in_words_before_it_is_decoded(page):
+    """Its header says so; there is nothing behind it."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    file = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    page.click("#tab-time")
+    page.set_input_files("#time .well input", {"name": "huge.png", "mimeType": "image/png", "buffer": file})
+    page.wait_for_selector("#time .well[data-state=failed]")
+    said = page.inner_text("#time .well .status")
+    assert said.startswith("huge.png: 30000 × 30000 pixels")
+    assert "save it with at most 12000 a side" in said
+
+
+@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {}), ("WEBP", {}), ("WEBP", {"lossless": True})])
+def test_the_size_of_a_picture_is_in_its_header(page, kind, options):
+    file = io.BytesIO()
+    Image.new("RGB", (37, 21), 200).save(file, kind, **options)
+    code = base64.b64encode(file.getvalue()).decode()
+    found = page.evaluate(
+        """async (code) => (await import("./static/dom.js")).dimensions(
+        new Blob([Uint8Array.from(atob(code), (one) => one.charCodeAt(0))]))""",
+        code,
+    )
+    assert found == [37, 21]
 
 
 def test_mistakes_are_one_line_beside_what_was_pressed(opened, page):

@@ -10,6 +10,7 @@ from importlib.resources import files
 
 import pytest
 
+from ancestral.apps.links import PAGE
 from ancestral.apps.report import LANGUAGES, forward, main, quality_advice
 from ancestral.apps.report import html as page
 from ancestral.apps.report.exact_subject import exact
@@ -77,7 +78,7 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         for name, value in attrs:
-            if tag == "a" and name == "href" and value.startswith(PAPERS):
+            if tag == "a" and name == "href" and value.startswith((*PAPERS, PAGE)):
                 continue  # read where it is followed, not fetched
             if name in ("src", "href", "xlink:href", "srcset", "data", "action"):
                 self.fetched.append(value)
@@ -111,6 +112,7 @@ def test_the_page_needs_nothing_else_and_says_everything(toy, language):
     assert all(one.startswith(("#", "data:")) for one in links.fetched)
     assert len(links.ids) == len(set(links.ids))
     assert {one[1:] for one in links.fetched if one.startswith("#")} <= set(links.ids)
+    assert html.count(f'href="{PAGE}"') == 1
     assert "\x02" not in html
     drawn = re.sub(r'alttext="[^"]*"|<pre\b.*?</pre>|<style>.*?</style>', "", html, flags=re.DOTALL)
     # No formula, no emphasis and no character stands there as its source.

@@ -75,6 +75,70 @@ def live(trained_run):
         yield server
 
 
+def test_streams_are_counted_before_they_open(trained_run):
+    """Many that are asked for at once, before the first is sent, are counted all the same."""
+
+    async def asked():
+        served = SimpleNamespace(calls=SimpleNamespace(walks=lambda by: None, close=lambda: None))
+        jobs, go = JobQueue(served.calls, Limits()), threading.Event()
+        record = jobs.submit(lambda record: {"waited": go.wait(20)}, 1)
+        streams = [stream.EventStream(record, jobs, 0) for _ in range(stream.MOST)]
+        counted = len(record.watchers)
+
+        async def gone(message):
+            raise OSError
+
+        for one in streams:  # however they end, they are not counted any more
+            with suppress(Exception):
+                await one({"type": "http", "asgi": {"spec_version": "2.4"}}, None, gone)
+        go.set()
+        jobs.close()
+        return counted, record.watchers
+
+    assert asyncio.run(asked()) == (stream.MOST, [])
+
+
+def test_the_ninth_stream_is_refused(live):
+    job = submit(live, "draw", seed=1, images=64, steps=1000)
+    with ThreadPoolExecutor(20) as pool:
+
+        def opened(_):
+            with (
+                httpx.Client(base_url=live.url, timeout=60, trust_env=False) as client,
+                client.stream("GET", f"/api/jobs/{job}/events") as answer,
+            ):
+                if answer.status_code == 200:
+                    both.wait(30)
+                return answer.status_code
+
+        both = threading.Event()
+        asked = [pool.submit(opened, number) for number in range(20)]
+        until(lambda: sum(one.done() for one in asked) == 20 - stream.MOST)
+        both.set()
+        codes = sorted(one.result() for one in asked)
+    live.client.delete(f"/api/jobs/{job}")
+    assert codes == [200] * stream.MOST + [429] * (20 - stream.MOST)
+
+
+def test_the_report_of_the_run_is_there_once_it_is_made(live):
+    report = live.served.run / "report.html"
+    command = live.client.get("/api/model").json()["report"]
+    assert shlex.split(command) == ["ancestral", "explain", str(live.served.run), "--out", str(report)]
+    answer = live.client.get("/report")
+    assert answer.status_code == 404
+    assert command in answer.json()["detail"]
+    report.write_text("<p>measured</p>")
+    try:
+        assert live.client.get("/api/model").json()["report"] is True
+        answer = live.client.get("/report")
+        assert answer.text == "<p>measured</p>"
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'")
+        assert "script-src" not in policy
+    finally:
+        report.unlink()
+
+
 def follow(server, job, after=None, most=None):
     """The (id, name, data) of a job's events, at most so many."""
     found = []

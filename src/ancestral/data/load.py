@@ -87,6 +87,11 @@ def is_there(source: str) -> bool:
     return source in BUILT_IN or source.startswith("hf:") or is_pattern(source) or Path(source).exists()
 
 
+def is_local(source: str) -> bool:
+    """Whether images are read from this machine, and nobody else is asked for them."""
+    return not source.startswith("hf:") and is_there(source)
+
+
 MEND = "name where they are now: DATA after RUN"
 
 

@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from ancestral.apps.links import PAGE
 from ancestral.apps.report.mathematics import equation, inline
 from ancestral.apps.report.part import Number, Part, Text, Words
 from ancestral.runtime.text import shown
@@ -98,6 +99,7 @@ class _Section:
             "film": self.film,
             "section": self.section,
             "cite": self.cite,
+            "page": lambda: self.keep(f'<a href="{PAGE}">{PAGE}</a>'),
             "asks": self.asks,
             "answer": self.answer,
             "follows": self.follows,

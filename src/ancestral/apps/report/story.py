@@ -7,35 +7,26 @@ from html import escape
 from io import BytesIO
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ancestral.apps.report import plots
 from ancestral.apps.report.part import Number, Part
 from ancestral.apps.report.subject import Subject
-from ancestral.data.pixels import to_bytes
-from ancestral.diffusion.samplers.sample import film, latents
+from ancestral.sampling.round_trip import FRAMES, played, round_trip, small
 
-FRAMES = 20  # each way
-HOLD = (3, 3, 6)  # how many frames the clean image, the noise and the drawn image stay
 NODES = 5  # of the diagram
 CELL, NODE = 168, 56  # sides of an image, in CSS pixels
-MOST = 64  # of an image's own side; larger ones are halved until they are no larger
 
 
 def part(subject: Subject) -> Part:
     """The film and the diagram: a held-out image by Eq. 4 with the noise that image 0 of `sample` starts from."""
     steps = subject.few(FRAMES)
-    seen = film(subject.walk([0], steps))
-    times = seen.t[::-1]
     x0 = subject.x0(subject.test.take([0]))
-    eps = latents(subject.shape, subject.seed, [0]).to(x0)
-    forward = [x0, *(subject.schedule.marginal(x0, t).sample(eps) for t in times)]
-    there = small(torch.cat(forward).cpu())
-    back = small(torch.cat([*seen.x_t, seen.final]))
+    made = round_trip(subject.schedule, x0, subject.seed, subject.walk([0], steps))
+    there, back, times = small(made.there), small(made.back), made.times[1:]
     again = subject.command("sample", "--num-images 1", "--film", *([f"--steps {steps}"] if steps else []))
     nodes = _nodes(subject, times)
+    serve = "ancestral serve RUN" if subject.run is None else subject.command("serve")
     return Part(
         numbers={
             "T": Number(subject.schedule.T, "", "ancestral.diffusion.processes.gaussian.Gaussian.T"),
@@ -46,15 +37,8 @@ def part(subject: Subject) -> Part:
             "film": lambda words: _film(there, back, [0, *times]),
             "chain": lambda words: _diagram(there[nodes], back[::-1][nodes], [[0, *times][node] for node in nodes]),
         },
-        facts={"exact": subject.run is None, "own": subject.own, "few_steps": steps is not None},
+        facts={"exact": subject.run is None, "own": subject.own, "few_steps": steps is not None, "serve": serve},
     )
-
-
-def small(states: Tensor) -> np.ndarray:
-    """Images (N, C, H, W) on [-1, 1] as bytes (N, H, W, C), halved until no side is above MOST."""
-    while max(states.shape[2:]) > MOST and not any(side % 2 for side in states.shape[2:]):
-        states = torch.nn.functional.avg_pool2d(states, 2)
-    return to_bytes(states)
 
 
 def _nodes(subject: Subject, times: list[int]) -> list[int]:
@@ -65,11 +49,9 @@ def _nodes(subject: Subject, times: list[int]) -> list[int]:
 
 
 def _film(there: np.ndarray, back: np.ndarray, times: list[int]) -> str:
-    """All frames side by side, for a window that steps along them: there, then back; the ends stay a while."""
-    first, turn, last = HOLD
-    frames = [*[there[0]] * first, *there[1:], *[there[-1]] * turn, *back[1:], *[back[-1]] * last]
-    shown = [*[0] * first, *times[1:], *[times[-1]] * turn, *times[-2::-1], *[0] * last]
-    names = [f"{'q →' if place < first + len(times) - 1 else '← p'}   t = {t}" for place, t in enumerate(shown)]
+    """All frames side by side, for a window that steps along them: there, then back."""
+    frames, shown = played(list(there), list(back), times)
+    names = [f"{'q →' if way == 'q' else '← p'}   t = {t}" for way, t in shown]
     return plots.sheet(np.stack(frames)[None], names, cell=CELL)
 
 

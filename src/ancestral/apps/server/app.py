@@ -19,20 +19,35 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from ancestral import __version__
+from ancestral.apps.links import PAGE, REPORT
 from ancestral.apps.server import actions, data_uri, schemas
 from ancestral.apps.server import events as stream
 from ancestral.apps.server.compress import Compressor
+from ancestral.apps.server.first_film import FirstFilm
 from ancestral.apps.server.job import ENDINGS, Record
 from ancestral.apps.server.job_queue import Full, JobQueue, Work
 from ancestral.apps.server.nearest import NearestImages
 from ancestral.apps.server.security import Rules, Security
 from ancestral.apps.server.session import ServedRun
+from ancestral.data import load
 from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS, SOLVERS
 from ancestral.errors import UserError
 from ancestral.runs import build
-from ancestral.runtime.text import shown
+from ancestral.runtime.text import quoted, shown
 
 STATIC = Path(__file__).parent / "static"
+# A report is a file of the run, perhaps from elsewhere: it brings all that it shows, and runs nothing.
+REPORT_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "style-src 'unsafe-inline'",
+        "img-src data:",
+        "font-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
 LABELS = {
     "euler": "DDIM: straight steps, no noise",
     "euler-ancestral": "Ancestral: new noise at each step, as in the paper",
@@ -86,10 +101,16 @@ def one_line(text: str) -> str:
 def create_app(served: ServedRun, jobs: JobQueue, rules: Rules) -> Security:
     """The page and its API, behind the security middleware."""
     app = FastAPI(title="ancestral serve", version=__version__, docs_url=None, redoc_url=None)
-    compressor, nearest_images = Compressor(served), NearestImages(served)
+    compressor, nearest_images, first_film = Compressor(served), NearestImages(served), FirstFilm(served)
     checking = CapacityLimiter(data_uri.AT_ONCE)
+    report = served.run / REPORT
+    made_by = f"ancestral explain {quoted(str(served.run))} --out {quoted(str(report))}"
     features = schemas.Features(
-        inpaint=True, morph=True, compress=compressor.unable or True, nearest=nearest_images.unable or True
+        inpaint=True,
+        morph=True,
+        compress=compressor.unable or True,
+        nearest=nearest_images.unable or True,
+        film=nearest_images.unable or True,
     )
     model, scope = describe(served, jobs, features)
     _errors(app)
@@ -101,7 +122,14 @@ def create_app(served: ServedRun, jobs: JobQueue, rules: Rules) -> Security:
     @app.get("/api/model", response_model=schemas.Model, responses=responses())
     async def about() -> schemas.Model:
         """The model that is served, and what may be asked of it."""
-        return model
+        return model.model_copy(update={"report": report.is_file() or made_by})
+
+    @app.get("/report", include_in_schema=False)
+    def explained() -> Response:
+        if not report.is_file():
+            raise HTTPException(404, f"there is no report in the run yet; make one: {made_by}")
+        page = report.read_bytes().replace(f'href="{PAGE}"'.encode(), b'href="./"')  # wherever this server is
+        return Response(page, media_type="text/html; charset=utf-8", headers={"content-security-policy": REPORT_POLICY})
 
     _jobs(app, jobs)
     waiting: tuple[tuple[str, actions.Action, type[schemas.Body]], ...] = (
@@ -116,6 +144,7 @@ def create_app(served: ServedRun, jobs: JobQueue, rules: Rules) -> Security:
     short: tuple[tuple[str, Callable[[ServedRun, Any], Work], type[schemas.Body], type[BaseModel]], ...] = (
         ("noise", actions.noise, schemas.narrowed(schemas.Noise, scope), schemas.Noised),
         ("nearest", nearest_images.nearest, schemas.Nearest, schemas.Neighbours),
+        ("film", first_film.film, schemas.Film, schemas.Filmed),
     )
     for name, action, kind, answer in short:
         check = partial(to_thread.run_sync, partial(action, served), limiter=checking)
@@ -190,13 +219,13 @@ def _jobs(app: FastAPI, jobs: JobQueue) -> None:
     events = {**responses(404, 422, 429), 200: {"content": {"text/event-stream": {"schema": EVENT}}}}
 
     @app.get("/api/jobs/{job}/events", response_class=StreamingResponse, responses=events)
-    async def follow(job: str, last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:
+    async def follow(job: str, last_event_id: Annotated[str | None, Header()] = None) -> stream.EventStream:
         """What happens to a job, as server-sent events: queued, step, then done, error or cancelled."""
         record = found(job)
         if len(record.watchers) >= stream.MOST:
             raise HTTPException(429, f"job: {stream.MOST} streams look at it already", {"Retry-After": "5"})
         after = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 10 else 0
-        return StreamingResponse(stream.events(record, jobs, after), media_type="text/event-stream")
+        return stream.EventStream(record, jobs, after)
 
 
 def _errors(app: FastAPI) -> None:
@@ -257,5 +286,7 @@ def describe(served: ServedRun, jobs: JobQueue, features: schemas.Features) -> t
             seconds=limits.seconds,
         ),
         features=features,
+        report=True,
+        local=load.is_local(config.source),
     )
     return model, schemas.Scope(steps, schedule.T, classes, tuple(SOLVERS), guidance)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi.responses import StreamingResponse
 
 from ancestral.apps.server.job import ENDINGS, Event, Record
 from ancestral.apps.server.job_queue import JobQueue
@@ -19,34 +22,49 @@ def as_text(event: Event) -> str:
     return f"id: {event.number}\nevent: {event.name}\ndata: {json.dumps(event.data, allow_nan=False)}\n\n"
 
 
-async def events(record: Record, jobs: JobQueue, after: int) -> AsyncIterator[str]:
-    """The events after that number, as they come, until the ending; comments in between."""
-    loop, woken = asyncio.get_running_loop(), asyncio.Event()
+class EventStream(StreamingResponse):
+    """The events of a job after a number, as they come, until the ending; comments in between.
 
-    def wake() -> None:
-        loop.call_soon_threadsafe(woken.set)
+    It counts among those who look at the job from when it is made, so that many that are asked for at once are
+    counted before the first is sent.
+    """
 
-    record.watchers.append(wake)
-    try:
+    def __init__(self, record: Record, jobs: JobQueue, after: int) -> None:
+        self.record, self.jobs = record, jobs
+        self.loop, self.woken = asyncio.get_running_loop(), asyncio.Event()
+        record.watchers.append(self.wake)
+        super().__init__(self._events(after), media_type="text/event-stream")
+
+    def wake(self) -> None:
+        """Something happened, in any thread."""
+        self.loop.call_soon_threadsafe(self.woken.set)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Send it; then nobody looks here any more, however it ended."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            record = self.record
+            record.watchers.remove(self.wake)
+            if not record.watched() and not record.finished.is_set():
+                record.left += 1
+                self.loop.call_later(GRACE, _unless_watched, record, self.jobs, record.left)
+
+    async def _events(self, after: int) -> AsyncIterator[str]:
         yield "retry: 1000\n\n"
         while True:
-            woken.clear()
-            for event in record.since(after):
+            self.woken.clear()
+            for event in self.record.since(after):
                 yield as_text(event)
                 after = event.number
                 if event.name in ENDINGS:
                     return
-            if record.finished.is_set() and not record.since(after):
+            if self.record.finished.is_set() and not self.record.since(after):
                 return
             try:
-                await asyncio.wait_for(woken.wait(), HEARTBEAT)
+                await asyncio.wait_for(self.woken.wait(), HEARTBEAT)
             except TimeoutError:
                 yield ": still here\n\n"
-    finally:
-        record.watchers.remove(wake)
-        if not record.watched() and not record.finished.is_set():
-            record.left += 1
-            loop.call_later(GRACE, _unless_watched, record, jobs, record.left)
 
 
 def _unless_watched(record: Record, jobs: JobQueue, left: int) -> None:

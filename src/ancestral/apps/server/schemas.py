@@ -120,6 +120,10 @@ class Compress(Body):
     ] = "quick"
 
 
+class Film(Body):
+    """An image that was held out goes to noise, and another comes back from there: what the report begins with."""
+
+
 class Noise(Body):
     """An image, noised up to t."""
 
@@ -146,6 +150,20 @@ class Noised(BaseModel):
     noise: float
     log_snr: float | None
     mse: float
+
+
+class Frame(BaseModel):
+    """A state of the film: of q, on the way to noise, or of p, on the way back."""
+
+    image: str
+    way: Literal["q", "p"]
+    t: int
+
+
+class Filmed(BaseModel):
+    """The frames as they follow each other; the ends stay a while."""
+
+    frames: list[Frame]
 
 
 class Neighbour(BaseModel):
@@ -227,6 +245,7 @@ class Features(BaseModel):
     morph: Literal[True] | str
     compress: Literal[True] | str
     nearest: Literal[True] | str
+    film: Literal[True] | str
 
 
 class Model(BaseModel):
@@ -242,6 +261,8 @@ class Model(BaseModel):
     schedule: Schedule
     limits: Limits
     features: Features
+    local: bool = Field(description="Whether the training images are read from this machine alone.")
+    report: Literal[True] | str = Field(description="True if `/report` answers, else the command that makes it.")
 
 
 @dataclass(frozen=True)

@@ -77,21 +77,35 @@ export async function patiently(method, path, body, waiting, signal) {
   }
 }
 
-// One of the long pieces of work. `on` has waiting, queued, step, done, failed, cancelled and lost.
+// One of the long pieces of work. `on` has waiting, accepted, queued, step, done, failed, cancelled and lost.
 export class Job {
   #abort = new AbortController();
   #source;
   #id;
 
-  constructor(path, body, on) {
+  constructor(on) {
     this.on = on;
-    this.#start(path, body);
+  }
+
+  static begun(path, body, on) {
+    const job = new Job(on);
+    job.#start(path, body);
+    return job;
+  }
+
+  // One that was begun before, by its name.
+  static joined(id, on) {
+    const job = new Job(on);
+    job.#id = id;
+    job.#listen();
+    return job;
   }
 
   async #start(path, body) {
     try {
       const { job, place } = await patiently("POST", path, body, this.on.waiting, this.#abort.signal);
       this.#id = job;
+      this.on.accepted?.(job);
       if (this.#abort.signal.aborted) return await this.#forget();
       this.on.queued({ place });
       this.#listen();

@@ -9,6 +9,7 @@ import { Inpaint } from "./inpaint.js";
 import { Morph } from "./morph.js";
 import { Nearest } from "./nearest.js";
 import { Time } from "./time.js";
+import { Tour } from "./tour.js";
 import { Hand, listen } from "./well.js";
 
 const IDLE = 15_000; // milliseconds between looks for the server while nothing is asked of it
@@ -76,6 +77,8 @@ function build(model) {
   }
   prepare(model, use);
   listen();
+  $("#report").hidden = model.report !== true;
+  new Tour(go, model.report);
 }
 
 function connection(model) {

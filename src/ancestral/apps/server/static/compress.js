@@ -14,6 +14,7 @@ export class Compress {
     this.range.addEventListener("input", () => this.#seek());
     for (const tile of $$(".tile", panel)) tile.addEventListener("click", () => closeup($("img", tile).getAttribute("src")));
     new Task(panel, "compress", {
+      restore: ({ image }) => hand.put(image),
       body: (found) => {
         if (!hand.image) throw new Error("Choose a picture first");
         return { image: hand.image, ...found };

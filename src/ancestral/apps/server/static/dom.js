@@ -81,7 +81,7 @@ export const readFile = (file) =>
 // A picture that is too large or of a format that only the browser knows, as a JPEG of at most 2048 pixels a side.
 export async function redrawn(file) {
   const picture = await createImageBitmap(file).catch(() => {
-    throw new Error(`${file.name}: not a picture that this browser can read; choose a PNG, JPEG or WebP file`);
+    throw new Error(`${file.name}: not a picture that this browser can read; choose a PNG, JPEG or WebP file, not larger than it can open`);
   });
   const scale = Math.min(1, 2048 / Math.max(picture.width, picture.height));
   const canvas = create("canvas", { width: Math.round(scale * picture.width), height: Math.round(scale * picture.height) });
@@ -92,8 +92,32 @@ export async function redrawn(file) {
   return canvas.toDataURL("image/jpeg", 0.95);
 }
 
-// How many pixels a picture has; 0 where the browser cannot read it, so that the server says what is wrong.
-export const pixels = (file) => createImageBitmap(file).then(({ width, height }) => width * height, () => 0);
+// [width, height] of a PNG, JPEG or WebP file by its header, before anything is decoded; null where that says neither.
+export async function dimensions(file) {
+  const head = new DataView(await file.slice(0, 1 << 20).arrayBuffer());
+  const word = (at, size) => String.fromCharCode(...new Uint8Array(head.buffer, at, size));
+  try {
+    if (word(1, 3) === "PNG") return [head.getUint32(16), head.getUint32(20)];
+    if (word(0, 4) === "RIFF" && word(8, 4) === "WEBP") {
+      const kind = word(12, 4);
+      if (kind === "VP8 ") return [head.getUint16(26, true) & 0x3fff, head.getUint16(28, true) & 0x3fff];
+      const bits = head.getUint32(21, true);
+      if (kind === "VP8L") return [(bits & 0x3fff) + 1, ((bits >> 14) & 0x3fff) + 1];
+      const [x, y] = [24, 27].map((at) => 1 + head.getUint16(at, true) + (head.getUint8(at + 2) << 16));
+      return [x, y];
+    }
+    // JPEG: segments, each with its length, until a frame (SOF) says its size.
+    if (head.getUint16(0) === 0xffd8)
+      for (let at = 2; head.getUint8(at) === 0xff; at += 2 + head.getUint16(at + 2)) {
+        const marker = head.getUint8(at + 1);
+        if (marker >= 0xc0 && marker <= 0xcf && ![0xc4, 0xc8, 0xcc].includes(marker))
+          return [head.getUint16(at + 7), head.getUint16(at + 5)];
+      }
+  } catch {
+    // cut off before that
+  }
+  return null;
+}
 
 // Bytes behind a base64 data URI.
 export function size(uri) {
@@ -146,7 +170,11 @@ export function offerSeeds(form) {
 // The place of the command that does the same, with a button to copy it; `texts` makes those of other buttons.
 export function offerShell(root, others = {}) {
   $(".after", root).prepend(clone("after"));
-  const texts = { command: () => $("code", root).textContent, ...others };
+  copies(root, { command: () => $("code", root).textContent, ...others });
+}
+
+// Buttons that copy a text, by its name.
+export function copies(root, texts) {
   for (const button of $$(".copy", root)) {
     const label = button.textContent;
     button.addEventListener("click", async () => {

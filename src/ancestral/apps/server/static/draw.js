@@ -2,6 +2,7 @@
 
 import { $, offerClasses, offerSeeds, offerShell, shell } from "./dom.js";
 import { Film } from "./film.js";
+import { FirstFilm } from "./first.js";
 import { Task } from "./task.js";
 
 const ETA = "ddim"; // the entry of the solver list that shows the field of eta
@@ -11,7 +12,8 @@ export class Draw {
     this.form = $("form", panel);
     this.#offer(model);
     this.film = new Film($(".film", panel));
-    new Task(panel, "draw", {
+    this.first = new FirstFilm($(".first", panel));
+    const task = new Task(panel, "draw", {
       body: (found) => ({
         seed: found.seed,
         images: found.images,
@@ -22,6 +24,7 @@ export class Draw {
         label: found.label ?? null,
       }),
       begin: () => {
+        this.first.end();
         this.film.begin();
         shell(panel, null);
       },
@@ -33,6 +36,7 @@ export class Draw {
       },
     });
     offerShell(panel, { link: () => location.href });
+    task.rejoined.then((found) => found || task.busy || this.first.begin(model));
     this.form.addEventListener("change", () => {
       this.#choose();
       history.replaceState(null, "", `#${this.fragment()}`);

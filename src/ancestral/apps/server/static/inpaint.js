@@ -22,6 +22,7 @@ export class Inpaint {
     film.root.hidden = true;
     hand.addEventListener("change", () => show($(".easel img", panel), hand.image));
     new Task(panel, "inpaint", {
+      restore: ({ image }) => hand.put(image),
       body: (found) => {
         if (!hand.image) throw new Error("Choose a picture first");
         if (!mask.count) throw new Error("Paint over what should be drawn anew first");

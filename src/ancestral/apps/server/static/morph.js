@@ -23,6 +23,7 @@ export class Morph {
     this.play.addEventListener("click", () => (this.#timer ? this.#pause() : this.#roll()));
     $(".big", panel).addEventListener("click", () => closeup(this.frames[this.range.value]));
     new Task(panel, "morph", {
+      restore: ({ a, b }) => (this.ends.a.put(a), this.ends.b.put(b)),
       body: (found) => {
         const [a, b] = [this.ends.a.image, this.ends.b.image];
         if (!a || !b) throw new Error("Choose both pictures first");

@@ -1,6 +1,6 @@
 // A form that starts a job: its buttons, its progress and the line that says how it stands.
 
-import { Job } from "./api.js";
+import { call, Job } from "./api.js";
 import { $, clone, say, values } from "./dom.js";
 
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
@@ -9,8 +9,9 @@ const BUSY = new Set(["waiting", "queued", "running"]);
 export class Task {
   #job = null;
 
-  // `body` makes the request of the form's values and may throw a line to show; begin, step, done hear of the work.
-  constructor(panel, path, { body, begin = () => {}, step = () => {}, done }) {
+  // `body` makes the request of the form's values and may throw a line to show; begin, step, done hear of the work,
+  // and `restore` of a request that a page before this one has made. `rejoined` tells whether there was one.
+  constructor(panel, path, { body, begin = () => {}, step = () => {}, done, restore = () => {} }) {
     this.panel = panel;
     this.form = $("form", panel);
     $(".actions", this.form).after(clone("progress"));
@@ -25,12 +26,15 @@ export class Task {
       try {
         const request = body(values(this.form));
         begin(request);
-        this.#run(path, request, step, done);
+        this.#reveal();
+        this.turn("waiting", "Asking the server");
+        this.#job = Job.begun(path, request, this.#hears(path, request, step, done));
       } catch (error) {
         this.fail(error.message);
       }
     });
     this.stop.addEventListener("click", () => this.#job?.cancel());
+    this.rejoined = this.#rejoin(path, { begin, step, done, restore });
     // What was wrong may be mended with that.
     this.form.addEventListener("input", () => panel.dataset.state === "failed" && this.turn("idle"));
   }
@@ -59,12 +63,31 @@ export class Task {
     place.scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
   }
 
-  #run(path, request, step, done) {
-    const began = performance.now();
-    this.#reveal();
+  // A page that is loaded again goes on with the job that it had begun, or shows what that has made, as long as the
+  // server knows it.
+  async #rejoin(path, { begin, step, done, restore }) {
+    const kept = remembered(path);
+    if (!kept) return false;
+    const known = await call("GET", `jobs/${kept.id}`).catch(() => null);
+    if (!known || this.busy) {
+      if (!known) forget(path);
+      return false;
+    }
+    for (const [name, value] of Object.entries(kept.fields)) {
+      const field = this.form.elements[name];
+      if (field && field.type !== "file" && !(field instanceof RadioNodeList)) field.value = value;
+    }
+    restore(kept.request);
+    begin(kept.request);
+    this.turn("waiting", "Going on with what this page had begun");
+    this.#job = Job.joined(kept.id, this.#hears(path, kept.request, step, done, kept.began));
+    return true;
+  }
+
+  #hears(path, request, step, done, began = Date.now()) {
     this.progress.removeAttribute("value");
-    this.turn("waiting", "Asking the server");
-    this.#job = new Job(path, request, {
+    return {
+      accepted: (id) => remember(path, { id, request, began, fields: fields(this.form) }),
       waiting: (seconds) => this.turn("waiting", `The queue is full; asking again in ${seconds} s`),
       queued: ({ place }) => {
         this.panel.dataset.place = place;
@@ -79,11 +102,40 @@ export class Task {
       },
       done: (data) => {
         done(data, request);
-        this.turn("done", `Done in ${((performance.now() - began) / 1000).toFixed(1)} s`);
+        this.turn("done", `Done in ${((Date.now() - began) / 1000).toFixed(1)} s`);
       },
-      failed: (detail) => this.fail(detail),
-      cancelled: () => this.turn("cancelled", "Cancelled"),
+      failed: (detail) => (forget(path), this.fail(detail)),
+      cancelled: () => (forget(path), this.turn("cancelled", "Cancelled")),
       lost: () => this.turn("waiting", "The connection broke; trying to go on"),
-    });
+    };
+  }
+}
+
+const fields = (form) => Object.fromEntries([...new FormData(form)].filter(([, value]) => typeof value === "string"));
+
+// What a window has begun is known to it alone, and until it is closed; a browser may keep nothing.
+const named = (path) => `ancestral job ${path}`;
+
+function remember(path, kept) {
+  try {
+    sessionStorage.setItem(named(path), JSON.stringify(kept));
+  } catch {
+    forget(path); // too large, or not allowed: a page that is loaded again begins anew
+  }
+}
+
+function remembered(path) {
+  try {
+    return JSON.parse(sessionStorage.getItem(named(path)));
+  } catch {
+    return null;
+  }
+}
+
+function forget(path) {
+  try {
+    sessionStorage.removeItem(named(path));
+  } catch {
+    // nothing was kept
   }
 }

@@ -1,9 +1,10 @@
 // Where a picture comes in: chosen, dropped, pasted, drawn, or sent from another tool.
 
 import { Job, patiently } from "./api.js";
-import { $, clone, pixels, readFile, redrawn, say, show } from "./dom.js";
+import { $, clone, dimensions, readFile, redrawn, say, show } from "./dom.js";
 
 const TAKEN = new Set(["image/png", "image/jpeg", "image/webp"]);
+const MOST_SIDE = 12_000; // pixels that a browser is asked to decode
 const wells = [];
 
 // Pictures that several wells show are one `Hand`: putting one in changes all of them.
@@ -36,7 +37,12 @@ export class Well {
     if (!file) return;
     const { upload_bytes, upload_pixels } = this.model.limits;
     await this.#try(async () => {
-      const plain = TAKEN.has(file.type) && file.size <= upload_bytes && (await pixels(file)) <= upload_pixels;
+      const [width, height] = (await dimensions(file)) ?? [0, 0]; // what no header says, the server says
+      const plain = TAKEN.has(file.type) && file.size <= upload_bytes && width * height <= upload_pixels;
+      if (Math.max(width, height) > MOST_SIDE)
+        throw new Error(
+          `${file.name}: ${width} × ${height} pixels are too many for a browser to make smaller; save it with at most ${MOST_SIDE} a side`,
+        );
       await this.use(await (plain ? readFile(file) : redrawn(file)));
     });
   }
@@ -56,7 +62,7 @@ export class Well {
     const seed = Math.floor(Math.random() * 1e6);
     const { steps, solver } = this.model.default;
     const request = { seed, images: 1, steps, solver, eta: null, guidance: null, label: null };
-    new Job("draw", request, {
+    Job.begun("draw", request, {
       waiting: (seconds) => this.#busy(`The queue is full; asking again in ${seconds} s`),
       queued: ({ place }) => this.#busy(place > 0 ? `Waiting: place ${place} in the queue` : "Drawing one"),
       step: ({ x0 }) => this.#picture(x0[0]),
