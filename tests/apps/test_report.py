@@ -10,13 +10,13 @@ from importlib.resources import files
 
 import pytest
 
-from ancestral.apps.links import PAGE
 from ancestral.apps.report import LANGUAGES, forward, main, quality_advice
 from ancestral.apps.report import html as page
 from ancestral.apps.report.exact_subject import exact
 from ancestral.apps.report.mathematics import mathml
 from ancestral.apps.report.part import Number, Part
 from ancestral.diffusion.processes.schedule import SCHEDULES
+from ancestral.runs.report_links import PAGE
 from conftest import run_command
 
 DATA = re.compile(r'<data class="number" data-name="([^"]*)" value="([^"]*)"')

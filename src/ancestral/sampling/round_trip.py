@@ -31,7 +31,7 @@ class RoundTrip:
 
     Args:
         times: 0 .. T.
-        there: x_t of an image by Eq. 4 at these times, with the noise that image 0 of `sample` starts from, (F, C, H, W).
+        there: x_t of an image by Eq. 4 at these times (F, C, H, W), with the noise that `sample` begins image 0 at.
         back: x_t of that image 0 as it is drawn, from T to 0.
     """
 

@@ -14,9 +14,9 @@ from jinja2 import Environment, StrictUndefined
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
-from ancestral.apps.links import PAGE
 from ancestral.apps.report.mathematics import equation, inline
 from ancestral.apps.report.part import Number, Part, Text, Words
+from ancestral.runs.report_links import PAGE
 from ancestral.runtime.text import shown
 
 _HERE = files("ancestral.apps.report")

@@ -19,7 +19,6 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from ancestral import __version__
-from ancestral.apps.links import PAGE, REPORT
 from ancestral.apps.server import actions, data_uri, schemas
 from ancestral.apps.server import events as stream
 from ancestral.apps.server.compress import Compressor
@@ -33,6 +32,7 @@ from ancestral.data import load
 from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS, SOLVERS
 from ancestral.errors import UserError
 from ancestral.runs import build
+from ancestral.runs.report_links import PAGE, REPORT
 from ancestral.runtime.text import quoted, shown
 
 STATIC = Path(__file__).parent / "static"
