@@ -16,7 +16,7 @@ import click
 import msgspec
 
 from ancestral.apps.cli.examples import EXAMPLES
-from ancestral.apps.cli.main import EXIT_CODES, main
+from ancestral.apps.cli.main import main
 from ancestral.diffusion.denoisers.denoiser import CLIPS, CLOCKS
 from ancestral.diffusion.denoisers.targets import TARGETS
 from ancestral.diffusion.objectives.losses import OBJECTIVES
@@ -83,12 +83,11 @@ def commands() -> str:
     page = [
         f"{GENERATED}# Commands\n\nEvery command and option, as `ancestral COMMAND --help` says them. Times are "
         "seconds, or `90s`, `10m`, `2h`; bits are per dimension, that is per pixel and channel; "
-        "T is the number of noise levels.\n",
+        "T is the number of noise levels. Exit codes stand with the [promises](reliability.md#exit-codes).\n",
         "\n## Completion in a shell\n\n```sh\n"
         'eval "$(_ANCESTRAL_COMPLETE=bash_source ancestral)"     # in ~/.bashrc\n'
         'eval "$(_ANCESTRAL_COMPLETE=zsh_source ancestral)"      # in ~/.zshrc\n'
         "_ANCESTRAL_COMPLETE=fish_source ancestral | source      # in fish's config\n```\n",
-        "\n## Exit codes\n\n```text\n" + inspect.cleandoc(EXIT_CODES.replace("\b", "")) + "\n```\n",
     ]
     for name, command in _commands(main, "ancestral"):
         page.append(f"\n## {name}\n\n{inspect.cleandoc(command.help or '')}\n\n")
