@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ancestral.apps.cli.examples import FIRST
 from ancestral.apps.cli.main import EXIT_CODES
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.normal import standard_normal_like
@@ -160,6 +161,15 @@ def test_the_reference_is_what_the_code_says():
         if name == "http.md":
             pytest.importorskip("fastapi")
         assert (ROOT / "docs/reference" / name).read_text() == write(), "run scripts/reference.py"
+
+
+def test_the_first_tutorial_takes_the_steps_of_the_quickstart():
+    page = (ROOT / "docs/tutorials/first-model.md").read_text()
+    blocks = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    shown = [line for block in blocks for line in block.splitlines() if line.startswith("ancestral ")]
+    script = (ROOT / "scripts/quickstart").read_text().replace('"$run"', "runs/mnist").replace('"${2:-5m}"', "5m")
+    assert shown == re.findall(r"^\.venv/bin/(ancestral .*)$", script, re.MULTILINE)
+    assert f"```text\n{FIRST}```" in page
 
 
 def test_the_hundred_lines_are_those_of_the_file():
