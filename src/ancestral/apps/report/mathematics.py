@@ -209,7 +209,8 @@ _MENDED = [
     # TeX sets a thin space between such a name and what it is applied to, unless that is in brackets.
     (r"(<mi>(?:log|exp|sin|cos)</mi>)(?=<m(?:i|n|sub|sup|subsup|over|frac)\b)", r'\1<mspace width="0.1667em" />'),
     (r"<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>"),  # "is distributed as" is a relation, not a letter
-    (r"<mo (minsize[^>]*)>\\\|<", r'<mo stretchy="true" \1>&#x02016;<'),  # the bars of a norm in a size of their own
+    # The bars of a norm whose ends are on two lines: as tall as what they enclose.
+    (r"<mo minsize[^>]*>\\\|<", '<mo stretchy="true" minsize="2.5em">&#x02016;<'),
     # After an opening bracket, a comma or a relation a minus is a sign.
     (
         r"(<mo[^>]*>(?:[(\[]|&#x0(?:0028|007B|002C|003D|2248|2264);)</mo>)<mo>(?=&#x02212;</mo>)",
