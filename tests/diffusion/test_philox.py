@@ -110,3 +110,23 @@ def test_rows_that_are_drawn_later_are_those_of_the_whole():
     whole = PhiloxStreams(3, "noise", range(8)).normal((24,)).reshape(8, 3, 8)[:, :, :5]  # each begins with a block
     assert torch.equal(torch.stack([before, rows(slice(None)), after], 1), whole)
     assert torch.equal(rows(slice(2, 5)), rows(slice(None))[2:5])
+
+
+def test_each_draw_begins_with_the_block_after_the_one_before():
+    streams = PhiloxStreams(3, "noise", range(5))
+    drawn = [streams.normal((4,)) for _ in range(3)]
+    assert torch.equal(torch.cat(drawn, 1), PhiloxStreams(3, "noise", range(5)).normal((12,)))
+
+
+def test_images_may_be_of_any_numbers():
+    whole = PhiloxStreams(3, "noise", range(40)).normal((5,))
+    for numbers in (range(2, 40, 7), [3, 1, 2], (39,), [], range(0)):
+        rows = torch.tensor(list(numbers), dtype=torch.int64)
+        assert torch.equal(PhiloxStreams(3, "noise", numbers).normal((5,)), whole[rows])
+
+
+@pytest.mark.parametrize("numbers", [range(3), [4, 2]], ids=str)
+def test_they_are_drawn_on_the_device(numbers):
+    streams = PhiloxStreams(3, "noise", numbers, "meta")  # where a number from elsewhere is refused
+    for drawn in (streams.normal((5,)), streams.uniform(), streams.soon((5,))(slice(None))):
+        assert (drawn.device.type, len(drawn)) == ("meta", len(numbers))
