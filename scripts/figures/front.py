@@ -49,8 +49,7 @@ def inpainted(model: ancestral.Model, images: np.ndarray) -> np.ndarray:
 def named(model: ancestral.Model) -> str:
     """How long it was trained: minutes only where they are those of its number of images."""
     images = model.saved.images
-    minutes = f"{MINUTES[images]} minutes, " if images in MINUTES else ""
-    return f"after {minutes}{images:,} images"
+    return f"{MINUTES[images]} minutes: {images:,} images" if images in MINUTES else f"after {images:,} images"
 
 
 def main(runs: list[Path]) -> None:
