@@ -98,6 +98,7 @@ def commands() -> str:
         page.append(table("option", "values", "default", "what it is"))
         for option in (param for param in command.params if isinstance(param, click.Option)):
             default = option.default if option.show_default and not option.is_flag else ""
+            default = ", ".join(default) if option.multiple and default else default
             needed = "**required**" if option.required else "" if default == "" else f"`{default}`"
             page.append(row(f"`{'`, `'.join(option.opts)}`", _values(option), needed, option.help or ""))
     return "".join(page)

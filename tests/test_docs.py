@@ -33,7 +33,7 @@ def test_code_on_the_page_runs(page, monkeypatch, tmp_path):
     from ancestral.evaluation import features
 
     tables = (schedule.SCHEDULES, targets.TARGETS, transitions.VARIANCES, grids.GRIDS, objective.OBJECTIVES)
-    tables += (load.BUILT_IN, features.NETWORKS, solvers.SOLVERS)
+    tables += (load.BUILT_IN, features.NETWORKS, features.TRAINED, solvers.SOLVERS)
     before = [dict(table) for table in tables]
     torch.manual_seed(0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

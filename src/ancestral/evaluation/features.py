@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import Tensor
@@ -23,7 +24,8 @@ from ancestral.data.dataset import ImageSet
 from ancestral.data.decode import adapt
 from ancestral.diffusion.objectives.statistics import Estimate
 from ancestral.errors import UserError, missing
-from ancestral.evaluation.sample_metrics import Metric, against, score, with_errors
+from ancestral.evaluation import set_classifier
+from ancestral.evaluation.sample_metrics import against, class_imbalance, score, with_errors
 from ancestral.networks import efficientnet_lite0
 from ancestral.runtime import disk, user_cache
 from ancestral.runtime.distributed import Processes
@@ -48,6 +50,15 @@ class Network:
     classify: Callable[[Tensor], Tensor] | None = None
     threads: int = 1  # in which it may extract, a batch in each
     batch: int = BATCH  # images at a time
+    own_classes: bool = False  # whether its classes are those of the set, whose shares are then compared
+
+
+class Training(NamedTuple):
+    """What a network that is trained for a set is trained on, and where it is kept."""
+
+    images: ImageSet
+    cache: Path | None = None  # `user_cache.default` when None
+    processes: Processes = Processes()
 
 
 def resized(images: np.ndarray, side: int) -> Tensor:
@@ -131,20 +142,52 @@ def _inception(path: Path, on: torch.device) -> Network:
     return Network("inception", {"network": "inception", "weights": digest}, extract, batch=_batch(on))
 
 
+def _classifier(on: torch.device, training: Training) -> Network:
+    """A small classifier of the set's own classes, trained here with a fixed seed: 128 features."""
+    cache = training.cache or user_cache.default()
+    found = set_classifier.trained(training.images, cache, training.processes).to(on)
+    weights = sha256(safetensors.torch.save(found.state_dict())).hexdigest()
+    return Network(
+        "classifier",
+        {"network": "classifier", "weights": weights, "classes": found.last.out_features},
+        lambda images: found(set_classifier.tensor_of(images).to(on)).cpu(),
+        lambda features: found.last(features.to(on)).cpu(),
+        _threads(on),
+        _batch(on),
+        own_classes=True,
+    )
+
+
 NETWORKS: dict[str, Callable[[torch.device], Network]] = {"lite0": _lite0, "pixels": _pixels}
+TRAINED: dict[str, Callable[[torch.device, Training], Network]] = {"classifier": _classifier}  # on a set's labels
 
 
-def network(name: str, on: torch.device | str = "cpu") -> Network:
+def network(name: str, on: torch.device | str = "cpu", training: Training | None = None) -> Network:
     """The named network, or the Inception in the named .pt file, which is a program: use none that you do not trust.
 
+    Args:
+        name: of NETWORKS or TRAINED, or a file.
+        on: the device.
+        training: for those that are trained, what on.
+
     Raises:
-        UserError: for an unknown name, a package that is not there, or a file of something else.
+        UserError: for an unknown name, an absent package, a file of something else, or images without classes.
     """
     if name.endswith(".pt"):
         return _inception(Path(name), torch.device(on))
-    if name not in NETWORKS:
-        raise UserError(f"--network: unknown name '{name}'; choose from {', '.join(NETWORKS)}, or name a .pt file")
-    return NETWORKS[name](torch.device(on))
+    need_name(name)
+    if name in NETWORKS:
+        return NETWORKS[name](torch.device(on))
+    if training is None:
+        raise UserError(f"--network {name}: is trained on a set; name its training images")
+    return TRAINED[name](torch.device(on), training)
+
+
+def need_name(name: str) -> None:
+    """Refuse what is neither a network's name nor a file's."""
+    names = [*NETWORKS, *TRAINED]
+    if name not in names and not name.endswith(".pt"):
+        raise UserError(f"--network: unknown name '{name}'; choose from {', '.join(names)}, or name a .pt file")
 
 
 def features_of(
@@ -230,13 +273,30 @@ def _cache_entry(images: ImageSet, by: Network, cache: Path | None) -> tuple[Pat
     return cache_folder((cache or user_cache.default()) / "features", settings), settings, pieces(len(images), PIECE)
 
 
-def compared(samples: Tensor, metric: Metric, by: Network) -> dict[str, Estimate]:
-    """Every metric of these features against a reference (`against`), by the name that says the network."""
-    found = with_errors(metric, samples)
-    if by.classify is not None:
-        with torch.inference_mode():
-            found |= with_errors(score, by.classify(samples))
-    return {f"{name}-{by.name}": estimate for name, estimate in found.items()}
+Comparison = Callable[[Tensor], dict[str, Estimate]]
+
+
+def compared_with(reference: Tensor, by: Network) -> Comparison:
+    """Every metric of features against these of a reference, by the name that says the network."""
+    metric, classes = against(reference), predicted(reference, by) if by.own_classes else None
+
+    def compare(samples: Tensor) -> dict[str, Estimate]:
+        found = with_errors(metric, samples)
+        if by.classify is not None:
+            with torch.inference_mode():
+                found |= with_errors(score, by.classify(samples))
+        if classes is not None:
+            found["tv"] = class_imbalance(predicted(samples, by), classes)
+        return {f"{name}-{by.name}": estimate for name, estimate in found.items()}
+
+    return compare
+
+
+def predicted(features: Tensor, by: Network) -> Tensor:
+    """The most probable class of each image (N,), by a network that has classes."""
+    assert by.classify is not None
+    with torch.inference_mode():
+        return by.classify(features).argmax(1)
 
 
 def on_sides(
@@ -246,9 +306,13 @@ def on_sides(
 
     `done` is called after each.
     """
-    to_train, columns = against(train), {}
-    for side, measured, metric in (("train", samples, to_train), ("test", samples, None), ("floor", test, to_train)):
-        columns[side] = compared(measured, metric or against(test), by)
+    with_train, columns = compared_with(train, by), {}
+    for side, measured, compare in (
+        ("train", samples, with_train),
+        ("test", samples, None),
+        ("floor", test, with_train),
+    ):
+        columns[side] = (compare or compared_with(test, by))(measured)
         done()
     return {name: {side: column[name] for side, column in columns.items()} for name in columns["train"]}
 
@@ -263,7 +327,8 @@ def measure(samples: np.ndarray, reference: ImageSet, by: Network, cache: Path |
         cache: folder for features; `user_cache.default` when left out.
 
     Returns:
-        Value and standard error of fd, kid, precision, recall, density, coverage and, if the network has classes, is.
+        Value and standard error of fd, kid, precision, recall, density, coverage; is if the network has classes, tv if
+        these are the set's.
 
     Raises:
         UserError: when there are fewer than 20 images, or not bytes.
@@ -274,7 +339,7 @@ def measure(samples: np.ndarray, reference: ImageSet, by: Network, cache: Path |
     count = min(len(drawn), len(reference))
     try:
         sides = [features_of(one.spread(count), by, cache) for one in (drawn, reference)]
-        return compared(sides[0], against(sides[1]), by)
+        return compared_with(sides[1], by)(sides[0])
     except ValueError as error:
         raise UserError(f"metrics: {error}") from None
 

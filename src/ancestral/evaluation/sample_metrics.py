@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.objectives.statistics import Estimate
-from ancestral.diffusion.processes.streams import permutation
+from ancestral.diffusion.processes.streams import permutation, stream
 
 GROUPS = 10  # of the jackknife
+BOOTSTRAPS = 1000
 APART = 5  # standard deviations of the logarithm, and at least a factor of two, by which a repetition is nearer
 NEIGHBOURS = 5  # that span the manifold, as Naeem et al. 2020 chose
 ROWS = 1024  # of a pairwise matrix that are held at a time
@@ -132,6 +133,24 @@ def with_errors(metric: Metric, samples: Tensor) -> dict[str, Estimate]:
         name: Estimate(float(values[0]), float(values[1:].std(correction=0)) * (GROUPS - 1) ** 0.5)
         for name, values in metric(samples, subsets).items()
     }
+
+
+def class_imbalance(samples: Tensor, reference: Tensor, seed: int = 0) -> Estimate:
+    """Half the sum of |p - q| over the shares of the classes (N,): the share of samples that are in a wrong class.
+
+    Chance alone gives about `imbalance_by_chance`. The error is by a bootstrap of the samples; the reference is fixed.
+    """
+    classes = int(max(samples.max(), reference.max())) + 1
+    drawn, real = (torch.bincount(one, minlength=classes).numpy() for one in (samples, reference))
+    again = stream(seed, "bootstrap", 0).multinomial(len(samples), drawn / len(samples), BOOTSTRAPS)
+    values = np.abs(np.stack([drawn, *again]) / len(samples) - real / len(reference)).sum(1) / 2
+    return Estimate(float(values[0]), float(values[1:].std()))
+
+
+def imbalance_by_chance(reference: Tensor, count: int) -> float:
+    """What `class_imbalance` is on the average of so many samples of the reference's shares and as many of its own."""
+    shares = torch.bincount(reference).double() / len(reference)
+    return float((shares * (1 - shares) / (math.pi * count)).sqrt().sum())
 
 
 def few(names: Iterable[str], count: int, features: int, network: str) -> list[str]:

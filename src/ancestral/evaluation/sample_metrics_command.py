@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,9 +26,9 @@ from ancestral.diffusion.processes.streams import permutation
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.errors import UserError
 from ancestral.evaluation import features
-from ancestral.evaluation.features import Network, features_of, on_sides, unlabelled
+from ancestral.evaluation.features import Network, Training, features_of, on_sides, unlabelled
 from ancestral.evaluation.measurement import write
-from ancestral.evaluation.sample_metrics import GROUPS, copies, few, nearest, repeats
+from ancestral.evaluation.sample_metrics import GROUPS, copies, few, imbalance_by_chance, nearest, repeats
 from ancestral.runs import build
 from ancestral.runs.conditions import all_of, for_model
 from ancestral.runs.datasets import facts, images_for, warn_of_untrained
@@ -43,6 +43,7 @@ from ancestral.runtime.text import quoted
 from ancestral.sampling.sampler import Sampler
 
 LEAST = 2 * GROUPS  # images on each side
+ADVISED = 2000  # images on each side
 COLUMNS, SHOWN = 12, 24  # samples beside their nearest training images
 
 Found = dict[str, dict[str, Estimate]]  # by metric, then by what is compared
@@ -65,7 +66,7 @@ def metrics(
     *,
     data_source: str | None,
     num_images: int,
-    network: str,
+    networks: Sequence[str],
     train_images: int | None,
     out: Path | None,
     cache: Path | None,
@@ -78,7 +79,8 @@ def metrics(
     `images` are those to compare with where they are in memory. With `no_cache` nothing is read that an earlier command
     has kept, and nothing kept. What was found is the first process's.
     """
-    by = features.network(network, build.device(device))
+    for name in networks:
+        features.need_name(name)
     is_run = (source / "checkpoints").is_dir()
     compared = (
         _of_run(source, options, data_source, device, images) if is_run else _of_images(source, options, data_source)
@@ -94,36 +96,53 @@ def metrics(
     out = source if out is None and is_run else out
     with process_group(build.device(device), LONG) as processes, _cache(cache, no_cache, processes) as place:
         warn_of_untrained(facts(train).untrained, test.spread(count))
+        training = Training(train, place, processes)
+        judges = [features.network(name, build.device(device), training) for name in dict.fromkeys(networks)]
         with Progress() as bar:
             samples = compared.take(count, place, processes, bar)
-            sides = [samples, test.spread(count), searched]
-            missing = sum(features.count_missing(one, by, place) for one in sides)
-            task = bar.add_task(f"{by.name} features", total=max(1, processes.most(missing)))
-            drawn, held_out, trained = (
-                features_of(one, by, place, processes, partial(bar.advance, task)) for one in sides
-            )
-            bar.remove_task(task)
-            if not processes.first:
-                return {}
-            screen.print(_kept_features(sum(map(len, sides)), missing, None if no_cache else place))
-            reference = trained[spread(len(trained), count)]
-            found, pairs, repeated = _measured(drawn, held_out, trained, reference, by, bar)
-        document = {
-            "source": str(source),
-            "data": compared.data,
-            "images": count,
-            "searched": len(trained),
-            "network": by.key,
-            "repeated_held_out": repeated,
-            "few": few(found, count, drawn.shape[1], by.name),
-            "drawing": compared.settings,
-            "metrics": {
-                name: {side: {"value": one.value, "standard_error": one.error} for side, one in sides.items()}
-                for name, sides in found.items()
-            },
-        }
-        _write(found, document, _sheet(samples, searched, pairs), by, out)
-        return found
+        sides, every = (samples, test.spread(count), searched), Found()
+        for by in judges:
+            with Progress() as bar:
+                missing = sum(features.count_missing(one, by, place) for one in sides)
+                task = bar.add_task(f"{by.name} features", total=max(1, processes.most(missing)))
+                drawn, held_out, trained = (
+                    features_of(one, by, place, processes, partial(bar.advance, task)) for one in sides
+                )
+                bar.remove_task(task)
+                if not processes.first:
+                    continue
+                reference = trained[spread(len(trained), count)]
+                found, pairs, repeated = _measured(drawn, held_out, trained, reference, by, bar)
+            screen.print(_kept_features(by, sum(map(len, sides)), missing, None if no_cache else place))
+            document = {
+                "source": str(source),
+                "data": compared.data,
+                "images": count,
+                "searched": len(trained),
+                "network": by.key,
+                "repeated_held_out": repeated,
+                "few": few(found, count, drawn.shape[1], by.name),
+                **_of_own_classes(by, reference, held_out, sides[1]),
+                "drawing": compared.settings,
+                "metrics": {
+                    name: {side: {"value": one.value, "standard_error": one.error} for side, one in sides.items()}
+                    for name, sides in found.items()
+                },
+            }
+            _write(found, document, _sheet(samples, searched, pairs), by, out)
+            every |= found
+        return every
+
+
+def _of_own_classes(by: Network, reference: Tensor, held_out: Tensor, images: ImageSet) -> dict[str, float]:
+    """How well a network of the set's classes knows them, and the imbalance of chance alone."""
+    if not by.own_classes:
+        return {}
+    known = {"tv_by_chance": imbalance_by_chance(features.predicted(reference, by), len(reference))}
+    if images.labels is not None:
+        right = features.predicted(held_out, by) == torch.from_numpy(images.labels)
+        known["held_out_accuracy"] = float(right.double().mean())
+    return known
 
 
 @contextmanager
@@ -139,11 +158,11 @@ def _cache(folder: Path | None, no_cache: bool, processes: Processes) -> Iterato
         processes.wait()
 
 
-def _kept_features(count: int, missing: int, cache: Path | None) -> str:
+def _kept_features(by: Network, count: int, missing: int, cache: Path | None) -> str:
     """What was computed, and what was there."""
     known = f"; those of {count - missing:,} were there" if count > missing else ""
     kept = "and not kept" if cache is None else f"in {cache}, at most {user_cache.LIMIT / 1e9:g} GB (--no-cache)"
-    return f"features of {missing:,} images computed{known}, {kept}"
+    return f"{by.name} features of {missing:,} images computed{known}, {kept}"
 
 
 def _of_run(
@@ -288,6 +307,14 @@ def _notes(document: dict[str, Any]) -> list[str]:
         lines.append(
             f"* of few images, {count}, and comparable within this table alone; read kid, whose mean does not depend "
             "on their number, or compare more"
+        )
+    if count < ADVISED:
+        lines.append(f"{count:,} images: at least {ADVISED:,} on each side are advised; twice the error is chance")
+    if "tv_by_chance" in document:
+        right = document.get("held_out_accuracy")
+        knows = "" if right is None else f", which is right of {100 * right:.1f} % of the held-out images"
+        lines.append(
+            f"tv: by the classes that the classifier predicts{knows}; chance alone gives {document['tv_by_chance']:.3f}"
         )
     if repeated == count:
         lines.append("copies: not measured, as every held-out image repeats a training image")

@@ -33,7 +33,12 @@ def evaluate(run: Path, processes: int, **options: Any) -> None:
 @click.argument("data_source", metavar="[DATA]", required=False)
 @click.option("--num-images", type=POSITIVE, default=2000, show_default=True, help="Images on each side, at most.")
 @click.option(
-    "--network", default="lite0", show_default=True, help="lite0, pixels, or FILE.pt: the FID Inception as TorchScript."
+    "--network",
+    "networks",
+    multiple=True,
+    default=["lite0"],
+    show_default=True,
+    help="lite0, pixels, classifier (trained here on DATA's classes), or FILE.pt: the FID Inception; again for several.",
 )
 @click.option("--train-images", type=POSITIVE, help="Search so many training images for copies; all when left out.")
 @sampling_options()

@@ -202,7 +202,7 @@ class Model:
 
     @names_parameters
     def metrics(
-        self, data: object = None, *, num_images: int = 2000, network: str = "lite0", **drawing: Any
+        self, data: object = None, *, num_images: int = 2000, network: str | Sequence[str] = "lite0", **drawing: Any
     ) -> dict[str, dict[str, Estimate]]:
         """Samples against real images, as `ancestral metrics`: by metric, then by what is compared.
 
@@ -210,7 +210,8 @@ class Model:
             data: with training and held-out images: a path or name, the run's own when left out; or images in memory,
                 of which the part is held out that `train` holds out.
             num_images: how many on each side, at most.
-            network: lite0, pixels, or the file of the FID Inception as TorchScript.
+            network: lite0, pixels, classifier (trained on the data's classes), or the file of the FID Inception as
+                TorchScript; or several.
             drawing: options of drawing, as of `sample`.
 
         Raises:
@@ -224,7 +225,7 @@ class Model:
                 options,
                 data_source=None,
                 num_images=num_images,
-                network=network,
+                networks=[network] if isinstance(network, str) else network,
                 train_images=None,
                 out=Path(out),
                 cache=None,
