@@ -123,12 +123,29 @@ class Results:
         return line
 
 
-def quality(images: np.ndarray, reference) -> dict[str, list[float]]:
-    """Value and standard error of fd-lite0 and kid-lite0: uint8 (N, H, W, C) against as many images of an ImageSet."""
+JUDGED = (
+    "fd-lite0",
+    "kid-lite0",
+    "precision-lite0",
+    "recall-lite0",
+    "fd-classifier",
+    "kid-classifier",
+    "tv-classifier",
+)
+
+
+def quality(images: np.ndarray, reference, training=None) -> dict[str, list[float]]:
+    """Value and standard error of the distances by lite0: uint8 (N, H, W, C) against as many images of an ImageSet.
+
+    With training images that have labels, those of the judge that is trained on their classes too.
+    """
     from ancestral.evaluation import features
 
-    found = features.measure(images, reference, features.network("lite0"))
-    return {name: list(found[name]) for name in ("fd-lite0", "kid-lite0")}
+    judges = [features.network("lite0")]
+    if training is not None and training.labels is not None:
+        judges.append(features.network("classifier", training=features.Training(training)))
+    found = {name: one for by in judges for name, one in features.measure(images, reference, by).items()}
+    return {name: list(found[name]) for name in JUDGED if name in found}
 
 
 def steps_of(solver: str, calls: int) -> int:

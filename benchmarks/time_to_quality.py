@@ -19,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from common import WORK, Results, options, parsed, publish, quality, shown, table
-from peers import Lucid, Script, cropped, padded, script_network, write_pngs
+from peers import Edm, Lucid, Script, Small, cropped, padded, script_network, write_pngs
 from PIL import Image
 
 from ancestral.data import load
@@ -27,6 +27,7 @@ from ancestral.data.dataset import DataOptions, Splits
 from ancestral.runs import checkpoint
 from ancestral.runs.build import network
 
+KEEP = 300.0  # seconds of training after which a peer's state is kept
 KEYS = ("data", "contender", "minutes", "sampler", "images")
 
 
@@ -131,31 +132,50 @@ class Peer:
     Only their steps are timed, not starting and saving.
     """
 
-    kind: type[Script] | type[Lucid]
+    kind: type[Script] | type[Lucid] | type[Small]
     samplers: ClassVar = {"25 DDIM": (25,)}  # their 1000 steps would take days
     against = ("train", "test")
 
     def __init__(self, source: str, splits: Splits, work: Path, threads: int) -> None:
         self.work, self.shape, self.splits = work, splits.train.shape, splits
 
-    def make(self, images: np.ndarray) -> Script | Lucid:
+    def make(self, images: np.ndarray) -> Script | Lucid | Small:
         """Their training."""
         raise NotImplementedError
 
     def train(self, minutes: list[float]) -> None:
-        """Begin anew unless all times are there."""
-        if all((self.folder(mark) / "facts.json").exists() for mark in minutes):
+        """Until all times are there, from the last state that was kept: at each of them, and every five minutes."""
+        missing = [mark for mark in sorted(minutes) if not (self.folder(mark) / "facts.json").exists()]
+        if not missing:
             return
         torch.manual_seed(0)
-        training, seconds = self.make(padded(self.splits.train.images[:])), 0.0
-        for mark in sorted(minutes):
+        training, seconds = self.make(self.splits.train.images[:]), 0.0
+        kept = self.work / "state.pt"
+        if kept.exists():
+            state = torch.load(kept, weights_only=True)
+            if state["seconds"] <= 60 * missing[0]:  # a later one cannot be of an earlier time
+                training.load(state["training"])
+                torch.set_rng_state(state["random"])
+                seconds = state["seconds"]
+        for mark in missing:
+            last = seconds
             while seconds < 60 * mark:
                 started = time.monotonic()
                 training.step()
                 seconds += time.monotonic() - started
+                if seconds - last > KEEP:
+                    self._keep(training, seconds)
+                    last = seconds
             training.save_model(self.folder(mark))
+            self._keep(training, seconds)
             found = {"seen": training.images, "seconds": seconds, "weights": training.weights}
             (self.folder(mark) / "facts.json").write_text(json.dumps(found))
+
+    def _keep(self, training: Script | Lucid | Small, seconds: float) -> None:
+        temporary = self.work / "state.new"
+        self.work.mkdir(parents=True, exist_ok=True)
+        torch.save({"training": training.state(), "seconds": seconds, "random": torch.get_rng_state()}, temporary)
+        temporary.replace(self.work / "state.pt")
 
     def draw(self, minutes: float, sampler: str, count: int) -> np.ndarray:
         """By their own sampler."""
@@ -178,7 +198,7 @@ class Diffusers(Peer):
 
     def make(self, images: np.ndarray) -> Script:
         """Grey images are repeated, as the script does."""
-        return Script(script_network(), images)
+        return Script(script_network(), padded(images))
 
 
 class Lucidrains(Peer):
@@ -188,8 +208,41 @@ class Lucidrains(Peer):
 
     def make(self, images: np.ndarray) -> Lucid:
         """Images become files, from which their Trainer reads."""
-        write_pngs(images, self.work / "images")
+        if not (self.work / "images").exists():
+            write_pngs(padded(images), self.work / "images")
         return Lucid(self.work, images.shape[3])
+
+
+class Narrow(Peer):
+    """smalldiffusion's recipe at width 32 on the images' own side, and its accelerated sampler."""
+
+    kind: type[Small] = Small
+    samplers: ClassVar = {"20 accelerated": (20,)}
+    width = 32
+
+    def make(self, images: np.ndarray) -> Small:
+        """Images as they are."""
+        return self.kind(images, self.width)
+
+
+class Wide(Narrow):
+    """The same at its own width."""
+
+    width = 64
+
+
+class Karras(Narrow):
+    """EDM's recipe on that network at width 64, and Heun's method: 35 calls."""
+
+    kind = Edm
+    samplers: ClassVar = {"18 Heun": (18,)}
+    width = 64
+
+
+class KarrasNarrow(Karras):
+    """The same at width 32."""
+
+    width = 32
 
 
 CONTENDERS = {
@@ -199,13 +252,17 @@ CONTENDERS = {
     "ancestral, the paper's recipe": Plain,
     "lucidrains": Lucidrains,
     "diffusers": Diffusers,
+    "smalldiffusion, width 32": Narrow,
+    "smalldiffusion, width 64": Wide,
+    "EDM's recipe, width 32": KarrasNarrow,
+    "EDM's recipe, width 64": Karras,
 }
 
 
 def measure(given, splits: Splits, name: str, results: Results) -> None:
     """Every line of one contender that is not there yet."""
     minutes = [0.0] if CONTENDERS[name] is Real else given.minutes
-    folder = WORK / Path(given.data).stem / re.sub("[^a-z]+", "-", name)
+    folder = WORK / Path(given.data).stem / re.sub("[^a-z0-9]+", "-", name)
     contender = CONTENDERS[name](given.data, splits, folder, given.threads)
     keys = [
         {"data": Path(given.data).stem, "contender": name, "minutes": mark, "sampler": sampler, "images": given.images}
@@ -220,11 +277,14 @@ def measure(given, splits: Splits, name: str, results: Results) -> None:
         started = time.monotonic()
         drawn = contender.draw(mark, sampler, given.images)
         seconds = time.monotonic() - started
-        against = {part: quality(drawn, getattr(splits, part)) for part in contender.against}
+        against = {part: quality(drawn, getattr(splits, part), splits.train) for part in contender.against}
         return {**against, "drawing": seconds, **contender.facts(mark)}
 
     for key in keys:
         results.once(lambda key=key: look(key["minutes"], key["sampler"]), **key)
+
+
+JUDGED_TOO = {"precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3, "kid-classifier": 4, "tv-classifier": 3}
 
 
 def lines(found: list[dict]) -> Iterator[list[str]]:
@@ -241,6 +301,7 @@ def lines(found: list[dict]) -> Iterator[list[str]]:
                 for name, digits in (("fd-lite0", 2), ("kid-lite0", 4))
                 for part in ("train", "test")
             ),
+            *(shown(one["train"].get(name), digits) for name, digits in JUDGED_TOO.items()),
             shown(one.get("bits"), 3),
             f"{one['drawing']:.0f}",
         ]
@@ -262,7 +323,7 @@ def main() -> None:
         for name in given.contenders:
             measure(given, splits, name, results)
     headings = ["minutes", "", "million weights", "images seen", "sampler", "fd-lite0, train", "test"]
-    headings += ["kid-lite0, train", "test", "bits/dim", "seconds to draw"]
+    headings += ["kid-lite0, train", "test", *JUDGED_TOO, "bits/dim", "seconds to draw"]
     parts = []
     for name, images in dict.fromkeys((line["data"], line["images"]) for line in results.lines):
         found = lines(results.find(data=name, images=images))

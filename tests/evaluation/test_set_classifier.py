@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import ancestral
 from ancestral.data import load
 from ancestral.data.dataset import DataOptions, ImageSet
 from ancestral.errors import UserError
@@ -50,8 +51,8 @@ def test_the_bootstraps_error_is_the_true_spread():
 def test_what_chance_alone_gives():
     """The mean over pairs of sets of one distribution; of K equal shares sqrt((K-1) / (pi N))."""
     random, shares = np.random.default_rng(1), [0.4, 0.3, 0.2, 0.1]
-    pairs = [[classes(one.tolist()) for one in random.multinomial(500, shares, 2)] for _ in range(200)]
-    found = torch.tensor([class_imbalance(*pair).value for pair in pairs])
+    pairs = (random.multinomial(500, shares, 2).tolist() for _ in range(200))
+    found = torch.tensor([class_imbalance(classes(one), classes(other)).value for one, other in pairs])
     expected = imbalance_by_chance(classes([400, 300, 200, 100]), 500)
     assert float(found.mean()) == pytest.approx(expected, abs=4 * float(found.std()) / 200**0.5)
     assert imbalance_by_chance(classes([200] * 10), 2000) == pytest.approx(math.sqrt(9 / (math.pi * 2000)))
@@ -149,3 +150,16 @@ def test_two_judges_of_one_command(tmp_path, monkeypatch):
     assert document["tv_by_chance"] == pytest.approx(math.sqrt(9 / (math.pi * 150)), rel=0.05)
     assert f"right of {100 * document['held_out_accuracy']:.1f} %" in result.output
     assert "held_out_accuracy" not in json.loads((tmp_path / "metrics-pixels.json").read_text())
+
+
+def test_two_judges_from_python(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(set_classifier, "UPDATES", 20)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = ancestral.load(trained_run)
+    found = model.metrics(num_images=30, network=["pixels", "classifier"], steps=2)
+    assert {"fd-pixels", "fd-classifier", "tv-classifier"} <= set(found)
+    assert 0 <= found["tv-classifier"]["test"].value <= 1
+    assert found["tv-classifier"]["floor"].error > 0
+    assert list((tmp_path / "ancestral" / "classifiers").glob("*/00000000-00000000"))
+    alone = model.metrics(num_images=30, network="classifier", steps=2)
+    assert alone == {name: one for name, one in found.items() if name.endswith("-classifier")}
