@@ -38,7 +38,7 @@ def evaluate(run: Path, processes: int, **options: Any) -> None:
     multiple=True,
     default=["lite0"],
     show_default=True,
-    help="lite0, pixels, classifier (trained here on DATA's classes), or FILE.pt: the FID Inception; again for several.",
+    help="lite0, pixels, classifier (trained on DATA's classes), FILE.pt (the FID Inception); given again: each.",
 )
 @click.option("--train-images", type=POSITIVE, help="Search so many training images for copies; all when left out.")
 @sampling_options()
