@@ -138,11 +138,11 @@ def _of_own_classes(by: Network, reference: Tensor, held_out: Tensor, images: Im
     """How well a network of the set's classes knows them, and the imbalance of chance alone."""
     if not by.own_classes:
         return {}
-    known = {"tv_by_chance": imbalance_by_chance(features.predicted(reference, by), len(reference))}
+    found = {"tv_by_chance": imbalance_by_chance(features.predicted(reference, by), len(reference))}
     if images.labels is not None:
         right = features.predicted(held_out, by) == torch.from_numpy(images.labels)
-        known["held_out_accuracy"] = float(right.double().mean())
-    return known
+        found["held_out_accuracy"] = float(right.double().mean())
+    return found
 
 
 @contextmanager
@@ -160,9 +160,9 @@ def _cache(folder: Path | None, no_cache: bool, processes: Processes) -> Iterato
 
 def _kept_features(by: Network, count: int, missing: int, cache: Path | None) -> str:
     """What was computed, and what was there."""
-    known = f"; those of {count - missing:,} were there" if count > missing else ""
+    kept_before = f"; those of {count - missing:,} were there" if count > missing else ""
     kept = "and not kept" if cache is None else f"in {cache}, at most {user_cache.LIMIT / 1e9:g} GB (--no-cache)"
-    return f"{by.name} features of {missing:,} images computed{known}, {kept}"
+    return f"{by.name} features of {missing:,} images computed{kept_before}, {kept}"
 
 
 def _of_run(
