@@ -93,8 +93,14 @@ def test_the_script_goes_on_from_what_was_kept(channels, tmp_path):
     from diffusers import UNet2DModel
 
     def made():
-        plain = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-        network = UNet2DModel(sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4, **plain)
+        network = UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+        )
         return peers.Script(network, images, batch_size=4)
 
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, channels), dtype=np.uint8)
