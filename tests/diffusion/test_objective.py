@@ -1,6 +1,7 @@
 """Losses and the times they are taken at."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -210,6 +211,15 @@ def test_uniform_numbers_are_uniform_and_keyed_to_the_image():
         assert star_discrepancy(u) < 1.63 / 4000**0.5, name  # Kolmogorov-Smirnov at 1 %
         assert torch.equal(u[100:300], draw(3, range(100, 300))), name
         assert not torch.equal(u, draw(4, range(4000))), name
+
+
+def test_times_are_of_the_stream_that_runs_were_begun_with():
+    """Under another name a run that goes on would meet other times than it would have met."""
+    numbers = [0, 4, 900]
+    assert torch.equal(UNIFORMS["uniform"](3, numbers), Streams(3, "time", numbers).uniform())
+    start = float(Streams(3, "time", [0]).uniform())
+    expected = [math.modf(start + number * (math.sqrt(5) - 1) / 2)[0] for number in numbers]
+    assert torch.allclose(UNIFORMS["stratified"](3, numbers), torch.tensor(expected, dtype=torch.float64), atol=1e-12)
 
 
 def test_any_run_of_images_is_stratified():
