@@ -210,6 +210,8 @@ def _json_kind(schema: dict[str, Any]) -> tuple[str, str]:
 
 
 def _asked(schema: dict[str, Any]) -> str:
+    if not schema["properties"]:
+        return "It has no fields: `{}`.\n"
     page = table("field", "kind", "limits", "default", "what it is")
     for name, field in schema["properties"].items():
         default = "**required**" if name in schema["required"] else f"`{json.dumps(field.get('default'))}`"
