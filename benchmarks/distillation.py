@@ -29,7 +29,7 @@ from ancestral.training import command, distillation
 from ancestral.training.origin import Origin
 from ancestral.training.run import Run
 
-CRITIC = {"diffusion.objective": "adversarial", "diffusion.times": "stratified"}
+CRITIC = {"diffusion.objective": "adversarial"}
 KEYS = ("data", "minutes", "tuning", "row")
 BATCH, SHOWN = 64, 64
 HEADINGS = ("", "calls", "minutes", "fd-lite0", "kid-lite0", "precision", "recall")

@@ -281,6 +281,7 @@ BAD = [
     (("sample", "{run}", "--steps", "none"), "neither a number of steps"),
     (("sample", "{run}", "--steps", "0"), "neither a number of steps"),
     (("sample", "{run}", "--steps", "all", "--grid", "tuned"), "for how many --steps"),
+    (("sample", "{run}", "--steps", "all", "--grid", "karras"), "--grid: says where fewer steps than all lie"),
     (("sample", "{run}", "--label", "3"), "without labels"),
     (("sample", "{run}", "--num-images", "0"), "--num-images"),
     (("sample", "{run}", "--average-width", "0.9"), "--average-width"),

@@ -268,6 +268,7 @@ def test_what_prevents_publishing_is_one_line(trained_run, service, tmp_path, mo
 def test_what_prevents_loading_is_one_line(service, tmp_path, monkeypatch):
     run = tmp_path / "run"
     refused(("import", "hf:x/../y", "--out", run), "USER/NAME")
+    refused(("import", "hf:", "--out", run), "hf:: names no model; write hf:USER/NAME")
 
     def absent(*_, **__):
         raise huggingface_hub.errors.RepositoryNotFoundError("404\nmore", response=response())
@@ -313,6 +314,11 @@ def test_damaged_published_folders_are_named(trained_run, tmp_path):
         verified_folder.write(tmp_path / f"s{number}", {**files, "state.json": state})
         refused(("import", tmp_path / f"s{number}", "--out", tmp_path / "run"), "state.json")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_part_of_a_run_is_named_as_one(trained_run, tmp_path):
+    for part in ("averages", "checkpoints"):
+        refused(("import", trained_run / part, "--out", tmp_path / "run"), f"is a part of the run {trained_run}")
 
 
 def test_nothing_pickled_is_downloaded(monkeypatch, tmp_path):

@@ -215,6 +215,23 @@ def test_a_run_that_goes_on_needs_its_model_no_more(pair, tmp_path, monkeypatch)
     assert rate == pytest.approx(own / 3, rel=1e-3)
 
 
+def test_a_critic_brings_its_times_and_a_further_leg_keeps_it(pair, tmp_path):
+    model, _, _ = pair
+    critic, fast = ("--set", "diffusion.objective=adversarial"), tmp_path / "fast"
+    wrong = run_command("distill", model, "--out", fast, "--steps", 1, *critic, "--set", "diffusion.times=log-normal")
+    assert (wrong.exit_code, "use stratified or uniform" in wrong.output) == (2, True), wrong.output
+    for more, leg in ((("--steps", 2, *critic, "--seed", 7), False), (("--steps", "+1"), True)):
+        result = run_command("distill", model, "--out", fast, *more)
+        assert (result.exit_code, "leg 2 of" in result.output) == (0, leg), result.output
+    found = checkpoint.open_newest(fast).config
+    assert (found.diffusion.objective, found.diffusion.times, found.train.seed) == ("adversarial", "stratified", 7)
+    again = run_command("distill", model, "--out", fast, "--steps", 2)  # another command than the run's
+    assert (again.exit_code, "objective was adversarial" in again.output) == (2, True), again.output
+    for length in (2, "+1"):
+        result = run_command("distill", fast, "--out", model, "--steps", length)
+        assert (result.exit_code, "was not distilled" in result.output) == (2, True), result.output
+
+
 def test_what_cannot_be_tuned_is_one_line_with_its_mend(pair, tmp_path):
     model, _, _ = pair
     for name, folder, options, said in (

@@ -172,6 +172,9 @@ def test_what_cannot_go_on_is_one_line(source, tmp_path):
         (("--steps", "+2", "--fresh"), "leave out the +, or --fresh, which begins anew"),
         (("--steps", "+2", "--from", tmp_path / "x"), "holds a run that began with no model"),
         (("--steps", "+0"), "'0' is not a whole number above 0"),
+        (("--steps", "+" + "9" * 20), "is more than any run can do"),
+        (("--budget", "+1e9h"), "'1e9h' is longer than three years"),
+        (("--steps", "+1", "--set", "train.learning_rate=inf"), "train.learning_rate"),
         (("--budget", "++1h"), "'++1h' has more than one +"),
         (("--steps", "+1", "--budget", "+1h"), "give one of them"),
         (

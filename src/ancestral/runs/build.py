@@ -42,7 +42,7 @@ from ancestral.networks.unet import UNet
 from ancestral.networks.unet_layers import UNetVariant
 from ancestral.runs import checkpoint, conditions
 from ancestral.runs.config import Config, Facts, ModelOptions, TrainOptions
-from ancestral.runs.process_kinds import chain
+from ancestral.runs.process_kinds import OF_CONSISTENCY, chain
 from ancestral.runs.registry import choose
 from ancestral.runtime.tensor_files import fitting
 
@@ -272,6 +272,12 @@ def objective(config: Config, facts: Facts, terms: int) -> Objective:
     """The training loss. The bound needs a variance that does not itself need a trained model."""
     make = choose(OBJECTIVES, config.diffusion.objective, "diffusion.objective")
     choose(TIME_SAMPLERS, config.diffusion.times, "diffusion.times")
+    few = OF_CONSISTENCY.get(config.diffusion.objective)
+    if few is not None and few.only and config.diffusion.times not in (few.times, "uniform"):
+        raise UserError(
+            f"diffusion.times: objective '{config.diffusion.objective}' chooses its own few times from evenly drawn "
+            f"ones; use {few.times} or uniform"
+        )
     variance = choose(VARIANCES, config.diffusion.variance, "diffusion.variance")
     transition = chain(config).reverse or Ancestral(fixedsmall if variance is optimal else variance)
     loss = make(transition, terms, partial(critic, config, facts))

@@ -38,7 +38,7 @@ LATER = (  # settings that older runs lack, and how they read there
 Count = Annotated[int, Meta(ge=1)]
 Size = Annotated[int, Meta(ge=1, le=2**16)]  # of a network or an image
 Fraction = Annotated[float, Meta(ge=0, le=1)]
-Positive = Annotated[float, Meta(gt=0)]
+Positive = Annotated[float, Meta(gt=0, le=1e30)]
 Width = Annotated[float, Meta(gt=0, lt=0.28)]
 Multiple = Size | Annotated[float, Meta(gt=0, le=2**16)]  # one that is no integer gives a whole width still
 
@@ -125,7 +125,7 @@ class TrainOptions:
     decay: Fraction = 0.0  # share of the run, its end, with one falling to zero
     optimizer: str = "adamw"  # muon: orthogonal updates of matrices (see `ancestral.networks.muon`)
     beta2: Annotated[float, Meta(gt=0, lt=1)] = 0.999  # of Adam's second moment
-    weight_decay: Annotated[float, Meta(ge=0)] = 0.0  # of AdamW, times the learning rate, an update
+    weight_decay: Annotated[float, Meta(ge=0, le=1e30)] = 0.0  # of AdamW, times the learning rate, an update
     clip_norm: Positive = 1.0  # largest norm of a gradient
     flip: bool = False  # mirror half of the training images
     augment: Fraction = 0.0  # of each kind of move, its probability (see `ancestral.data.augmentation`)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -34,7 +34,25 @@ from ancestral.errors import UserError
 from ancestral.runs.config import Config, DiffusionOptions, Facts
 from ancestral.runs.registry import choose
 
-OF_CONSISTENCY = {"adversarial": "refining", "consistency": "trailing"}  # objectives: and the grid of a few steps
+
+class FewCalls(NamedTuple):
+    """What goes with an objective of the chain `consistency`.
+
+    Args:
+        grid: of a few steps.
+        times: how t is drawn in training.
+        only: whether it asks for these times.
+    """
+
+    grid: str
+    times: str
+    only: bool = False
+
+
+OF_CONSISTENCY = {
+    "adversarial": FewCalls("refining", "stratified", only=True),
+    "consistency": FewCalls("trailing", "log-normal-wide"),
+}
 _WHOLE = "the whole chain, of {every:,} steps: --steps all"
 
 
@@ -183,7 +201,7 @@ CHAINS: dict[str, Chain] = {
         calibrated=False,
         named=lambda variance: "the predicted image with fresh noise",
         calls=2,
-        grid=lambda config: OF_CONSISTENCY[config.diffusion.objective],
+        grid=lambda config: OF_CONSISTENCY[config.diffusion.objective].grid,
         best=_none_better,
         more="in one step, or in four: --steps 1, --steps 4",
         whole="--steps all: {every:,} times to an image and back to fresh noise, of a model for few; --steps 2, or 4",

@@ -56,7 +56,9 @@ def seconds(text: str) -> float:
         found = float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1:]]
     except (KeyError, ValueError):
         found = 0.0
-    if not 0 < found < 1e8:
+    if found >= 1e8:
+        raise ValueError(f"'{text}' is longer than three years")
+    if not found > 0:
         raise ValueError(f"'{text}' is not a time; write 90s, 10m or 2h")
     return found
 
@@ -85,6 +87,8 @@ def count(text: str) -> int:
     Raises:
         ValueError: for anything else.
     """
+    if re.fullmatch("[0-9]{19,}", text):
+        raise ValueError(f"'{text}' is more than any run can do")
     if not re.fullmatch("[0-9]{1,18}", text) or not int(text):
         raise ValueError(f"'{text}' is not a whole number above 0")
     return int(text)

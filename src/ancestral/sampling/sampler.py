@@ -12,6 +12,7 @@ from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import beginning, latents, trajectory
 from ancestral.diffusion.samplers.solvers import FEW_STEPS
 from ancestral.diffusion.samplers.transitions import begin
+from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, tuned_times
 from ancestral.runs.compute_format import computed_in, for_drawing
 from ancestral.runs.conditions import Conditions
@@ -56,6 +57,8 @@ class Sampler:
         self.move = build.method(self.saved, solver, options.variance, options.eta)
         if options.grid == "tuned":
             self.times = tuned_times.load(folder, self.saved, options.average_width, self.model.schedule, steps)
+        elif steps is None and options.grid is not None:
+            raise UserError("--grid: says where fewer steps than all lie; leave it out, or give --steps N")
         else:
             self.times = build.sampling_grid(self.saved.config, options.grid or kind.grid(self.saved.config), steps)
         self.visits = begin(self.move, self.model.schedule, self.times)[1]

@@ -55,7 +55,8 @@ def distill(model: str, run: Path, assignments: tuple[str, ...], seed: int, **op
 
     length = command.Length.of(**{name: options[name] for name in ("budget", "images", "steps")})
     begin_with = Origin(model)
-    resolved, given = distillation.settings(begin_with, overrides, run, data=options["data"], fresh=options["fresh"])
+    how = {"data": options["data"], "fresh": options["fresh"], "further": length.further}
+    resolved, given = distillation.settings(begin_with, overrides, run, **how)
     chosen = {name: options[name] for name in ("dry_run", "fresh")} | {"given": given, "begin_with": begin_with}
     chosen["began"] = click.get_current_context().find_object(float)
     if not command.train(resolved, run, length, options["device"], **chosen):

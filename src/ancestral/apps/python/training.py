@@ -135,7 +135,8 @@ def distill(
     folder, length, begin_with = _folder(out), _length(budget, images, steps), _origin("model", model)
     overrides = {"train.seed": seed, **{_key(name): value for name, value in settings.items()}}
     source = None if data is None else _path("data", data, "a path, or a name that `ancestral train` takes,")
-    resolved, given = distillation.settings(begin_with, overrides, folder, data=source, fresh=fresh)
+    how = {"data": source, "fresh": fresh, "further": length.further}
+    resolved, given = distillation.settings(begin_with, overrides, folder, **how)
     chosen = {"dry_run": False, "fresh": fresh, "given": given, "begin_with": begin_with}
     return Run(folder, command.train(resolved, folder, length, device, **chosen))
 

@@ -71,6 +71,8 @@ def load(source: str | Path, scheduler: Path | None = None, null_class: int | No
                 raise UserError(f"{option}: is of diffusers folders; {name} is a model of this package")
     if (folder / "checkpoints").is_dir():
         return import_checks.passed(checkpoint.open_newest(folder))
+    if folder.name in ("averages", "checkpoints") and (folder.parent / "checkpoints").is_dir():
+        raise UserError(f"{source}: is a part of the run {folder.parent}; name that, or one of RUN/averages")
     if folder.parent.name == "checkpoints":
         raise UserError(f"{source}: is a checkpoint; name the run, whose newest is used, or one of RUN/averages")
     if checkpoint.is_average(folder):
@@ -123,6 +125,8 @@ def fetch(name: str) -> Path:
         UserError: saying why not.
     """
     repository, _, revision = name.partition("@")
+    if not repository:
+        raise UserError(f"{PREFIX}{name}: names no model; write {PREFIX}USER/NAME")
     hub = _library()
     with Progress() as bar, _in_one_line(name):
         for patterns in (_PATTERNS, [*_PATTERNS, _MORE]):
