@@ -163,7 +163,7 @@ def test_what_cannot_be_exported_is_refused_by_name(named, said, trained_run, tm
         ("vectors.npz", ("--preset", "tiny", "--set", "model.embedding=true"), "model.embedding is true"),
     ],
 )
-@pytest.mark.parametrize("form", ["onnx", "torch"])
+@pytest.mark.parametrize("form", ["onnx", "torch", "diffusers"])
 def test_runs_that_cannot_be_exported_are_refused(data, train, said, form, tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
@@ -174,6 +174,7 @@ def test_runs_that_cannot_be_exported_are_refused(data, train, said, form, tmp_p
     result = run_command("export", "run", "--out", "out", "--format", form)
     assert result.exit_code == 2
     assert said in result.output.replace("\n", " ")
+    assert "leaves with" not in result.output  # as it does not, in any form
     assert not (tmp_path / "out").exists()
 
 

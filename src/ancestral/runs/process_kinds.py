@@ -221,6 +221,13 @@ def need_gaussian(config: Config, what: str) -> None:
         )
 
 
+def not_exported(config: Config) -> str | None:
+    """Why a model cannot be a file of ONNX or torch.export, if it cannot."""
+    if chain(config).draw is not from_model:
+        return f"diffusion.chain is {config.diffusion.chain}; only Gaussian noise is exported"
+    return "model.embedding is true; models that take vectors are not exported" if config.model.embedding else None
+
+
 def need_bound(config: Config, what: str) -> None:
     """Refuse a chain without a variational bound."""
     if chain(config).measured is None:

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser, clip_dynamic
-from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.errors import UserError, missing
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.open import open_model
+from ancestral.runs.process_kinds import not_exported
 from ancestral.runs.sampling_options import EXPORTED, SamplingOptions
 from ancestral.runtime.console import advancing
 from ancestral.runtime.encode import json_bytes
@@ -71,10 +71,8 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str) -> str:
 def opened(run: Path, device: str, average_width: float | None) -> tuple[Checkpoint, Denoiser]:
     """As `open_model`, but only what can be exported."""
     saved, model = open_model(run, device, average_width)
-    if not isinstance(model.schedule, Gaussian):
-        raise UserError(f"{run}: diffusion.chain is {saved.config.diffusion.chain}; only Gaussian noise is exported")
-    if saved.config.model.embedding:
-        raise UserError(f"{run}: model.embedding is true; models that take vectors are not exported")
+    if (reason := not_exported(saved.config)) is not None:
+        raise UserError(f"{run}: {reason}")
     return saved, model
 
 

@@ -38,6 +38,7 @@ from ancestral.runs.hub.diffusers_config import (
     scheduler_document,
     unet_document,
 )
+from ancestral.runs.process_kinds import not_exported
 from ancestral.runtime import disk
 from ancestral.runtime.result_files import held
 from ancestral.runtime.tensor_files import finite, need_shapes
@@ -394,6 +395,5 @@ def _need_fields(run: Path, config: Config) -> None:
         )
     else:
         return
-    raise UserError(
-        f"{run}: {problem}; any network leaves with: ancestral export {quoted(run)} --format onnx (or torch)"
-    )
+    other = f"any network leaves with: ancestral export {quoted(run)} --format onnx (or torch)"
+    raise UserError(f"{run}: {problem}; {not_exported(config) or other}")
