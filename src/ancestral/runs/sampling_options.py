@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
@@ -70,7 +71,9 @@ class Option:
         if self.choices and value not in self.choices:
             raise UserError(f"{name}: unknown {value!r}; choose from: {', '.join(self.choices)}")
         if self.type not in (int, float):
-            return value
+            if not isinstance(value, (str, os.PathLike)):
+                raise UserError(f"{name}: must be a text, got {value!r}")
+            return os.fspath(value)
         low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
         kind, what = (Integral, "a whole number") if self.type is int else (Real, "a number")
         number: Any = value if isinstance(value, kind) and not isinstance(value, bool) else math.nan

@@ -46,6 +46,9 @@ def _octal(character: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
 
 
+LONGEST, MOST = 1e8, 10**13  # a length is shorter: in seconds; a count, of which no batch makes more than 64 bits hold
+
+
 def seconds(text: str) -> float:
     """A wall time: 90s, 10m or 2h.
 
@@ -56,7 +59,7 @@ def seconds(text: str) -> float:
         found = float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1:]]
     except (KeyError, ValueError):
         found = 0.0
-    if found >= 1e8:
+    if found >= LONGEST:
         raise ValueError(f"'{text}' is longer than three years")
     if not found > 0:
         raise ValueError(f"'{text}' is not a time; write 90s, 10m or 2h")
@@ -87,9 +90,9 @@ def count(text: str) -> int:
     Raises:
         ValueError: for anything else.
     """
-    if re.fullmatch("[0-9]{19,}", text):
+    if re.fullmatch("[0-9]{14,}", text):
         raise ValueError(f"'{text}' is more than any run can do")
-    if not re.fullmatch("[0-9]{1,18}", text) or not int(text):
+    if not re.fullmatch("[0-9]{1,13}", text) or not int(text):
         raise ValueError(f"'{text}' is not a whole number above 0")
     return int(text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from ancestral.data import memory
 from ancestral.errors import UserError
 from ancestral.runs import config
 from ancestral.runs.registry import suggest
-from ancestral.runtime.text import Amount, amount, count, seconds
+from ancestral.runtime.text import LONGEST, MOST, Amount, amount, count, seconds
 from ancestral.training import command, distillation
 from ancestral.training.origin import Origin
 
@@ -182,8 +181,9 @@ def _amount(name: str, value: Any, read: Callable[[str], Any]) -> Amount | None:
     if isinstance(value, bool) or not isinstance(value, kind):
         raise UserError(f"{name}: must be {what}, or a text such as '+10', got {value!r}")
     number = convert(cast(Any, value))  # Real says not that it has __float__
-    if not 0 < number < math.inf:
-        raise UserError(f"{name}: the length of a run must be above 0, and finite, got {value!r}")
+    limit = LONGEST if name == "budget" else MOST
+    if not 0 < number < limit:
+        raise UserError(f"{name}: the length of a run must be above 0 and below {limit:.0e}, got {value!r}")
     return Amount(number)
 
 
