@@ -1,8 +1,10 @@
 """Section 8 of the report: made-up measurements for every rule, and numbers that can be known otherwise."""
 
+import json
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +57,8 @@ BOTH_SIDES = {
         {"recall": (0.5, 0.02)},
     ),
 }
+EPOCHS = {"0.5": "few-epochs", "5": "unsettled", "50": "unfinished", "500": "overfits"}
+MODELS = Path(__file__).with_name("advice-models.json")
 RULES = {rule.name: rule for rule in quality_advice.RULES}
 ALSO = {"too-large": ["overfits"]}  # what holds of the same numbers
 
@@ -164,6 +168,28 @@ def test_a_model_from_elsewhere_goes_on_from_itself():
     assert words[words.index("--from") + 1] == "runs/a b"
     assert not [word for word in words if word.startswith(("model.", "diffusion."))]
     assert "--from" not in found[0].do(case(numbers))
+
+
+# What is to be said first of models of 132 images, by how often they have seen them: too little, unsettled, still
+# falling, learned by heart; and of noise, however long, that it is noise.
+FIRST = {
+    **{(name, epochs): rule for name in ("grey", "colour") for epochs, rule in EPOCHS.items()},
+    **{("noise", epochs): "noise" for epochs in EPOCHS},
+}
+
+
+@pytest.mark.parametrize(("name", "epochs"), FIRST)
+def test_models_that_were_trained_get_the_advice_that_they_need(name, epochs):
+    """Measurements of twelve real models, which `advice_models.py` has trained."""
+    model = json.loads(MODELS.read_text())[name][epochs]
+    numbers = {key: Number(value, "", "measured", error) for key, (value, error) in model["numbers"].items()}
+    settings = config.resolve(f"{name}.npy", "tiny", {"train.batch_size": 64, "model.width": 16})
+    assert numbers["epochs"].value == pytest.approx(float(epochs), rel=0.06)
+    advice = [rule.name for rule in quality_advice.advise(Case("run", settings, model["seen"], numbers))]
+    assert advice[0] == FIRST[name, epochs]
+    assert ("few-epochs" in advice) == (epochs == "0.5")
+    assert ("overfits" in advice) == (epochs == "500")
+    assert not {"overfits", "noise", "few-epochs"} & set(advice) or "at-the-floor" not in advice
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -264,7 +264,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "at-the-floor",
         ("kid", "kid_floor", "recall", "recall_floor"),
-        lambda case: not _surely(case, "kid", max(_value(case, "kid_floor"), 0.0)) and _varied(case),
+        lambda case: (
+            not _surely(case, "kid", max(_value(case, "kid_floor"), 0.0))
+            and _varied(case)
+            and not _is_any(case, "too-few", "noise", "memorises", "overfits", "few-epochs")
+        ),
         lambda case: f"ancestral metrics {quoted(case.run)} --num-images 10000",
     ),
 )
