@@ -235,7 +235,7 @@ def test_a_critic_brings_its_times_and_a_further_leg_keeps_it(pair, tmp_path):
 def test_what_cannot_be_tuned_is_one_line_with_its_mend(pair, tmp_path):
     model, _, _ = pair
     for name, folder, options, said in (
-        (model, model, (), "is the run of --out itself"),
+        (model, model, (), "holds a run that was not distilled; choose another --out"),
         (model, model, ("--fresh",), "is the run of --out itself"),
         (next((model / "checkpoints").iterdir()), tmp_path / "run", (), "is a checkpoint; name the run"),
     ):
