@@ -198,7 +198,13 @@ PRESETS: dict[str, _Preset] = {
         "train.learning_rate": 2e-5,
         "train.flip": True,
     },
-    "images": _SMALL,
+    "images": {
+        **_SMALL,
+        "model.width": 16,
+        "model.multipliers": (1, 2, 4),
+        "model.attention": (2,),
+        "model.patch": 1,
+    },
     "likelihood": {**_SMALL, "model.fourier": (6, 7)},
     "absorbing": {
         **_SMALL,

@@ -18,8 +18,10 @@ ACCELERATED = {"stream": "philox", "precision": "auto", "channels_last": "auto",
 OF_THE_MACHINE = ("workers", "parallel")
 
 
-def as_begun(settings: Config, given: Collection[str], device: torch.device, folder: Path | None) -> tuple[Config, str]:
-    """The settings as the run in a folder was begun with them, and a line where one has another name now.
+def as_begun(
+    settings: Config, given: Collection[str], device: torch.device, folder: Path | None
+) -> tuple[Config, Config | None, str]:
+    """The settings as the run in a folder was begun with them, its own, and a line where one has another name now.
 
     Args:
         settings: of a preset, with those that were set one by one.
@@ -38,7 +40,7 @@ def as_begun(settings: Config, given: Collection[str], device: torch.device, fol
                 was = f"when {folder} was begun, this was what is called {variance} now"
                 line = f"diffusion.variance={asked}: {was}; it goes on so"
             begun = from_json(document, str(path))[0]
-    return for_device(settings, given, device, begun), line
+    return for_device(settings, given, device, begun), begun, line
 
 
 def for_device(settings: Config, given: Collection[str], device: torch.device, begun: Config | None) -> Config:

@@ -31,7 +31,7 @@ from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import catch_stop
 from ancestral.runtime.text import Amount, minutes, quoted
-from ancestral.training import cost, inventory, legs, origin, trackers
+from ancestral.training import cost, inventory, legs, model_size, origin, trackers
 from ancestral.training.origin import Origin
 from ancestral.training.outlook import measured, outlook
 from ancestral.training.run import Run
@@ -159,9 +159,15 @@ def train(
         summary = inventory.summary(images) if processes.first else {}
         for line in inventory.paragraph(images, summary) if summary else []:
             _say(line)
-        settings, line = current_settings.as_begun(settings, given, torch_device, None if fresh else folder)
+        settings, own_settings, line = current_settings.as_begun(
+            settings, given, torch_device, None if fresh else folder
+        )
         if line:
             _say(line)
+        if begin_with is None and not length.further:
+            settings = model_size.sized(
+                *(settings, given, length.seconds, images.train, torch_device, processes, own_settings), _say
+            )
         if begin_with is not None and begun is None:
             for line in begin_with.check(settings, facts(images.train), given):
                 _say(line)
@@ -350,6 +356,7 @@ def _describe(settings: config.Config, run: Run, length: Length) -> None:
     _prepare(run)
     costs = cost.measure(run.training, run.data.train)
     speed, batch = costs.images_per_second, settings.train.batch_size
+    law, width = model_size.law(settings, run.facts), settings.model.width
     total = planned(run, length, speed)
     if not run.needs_leg:
         total = run.total - run.training.images
@@ -369,5 +376,6 @@ def _describe(settings: config.Config, run: Run, length: Length) -> None:
         f"{total / len(run.data.train):.1f} epochs of {len(run.data.train):,} images, in about "
         f"{minutes(run.pace.seconds(total))} of training, previews, measuring and saving",
         bought(run, length, total),
+        *([] if law is None else [model_size.curve(law, run.pace.seconds(total), law.per_second(width, speed))]),
     ):
         screen.print(line)

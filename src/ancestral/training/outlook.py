@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
-from ancestral.runs.config import Config, Facts, resolve
+from ancestral.runs.config import Config, Facts
 from ancestral.runtime.text import minutes
-
-SIDES = range(28, 33)  # of the images that were measured with
+from ancestral.training import model_size
 
 
 class Level(NamedTuple):
@@ -19,33 +18,37 @@ class Level(NamedTuple):
     look: str
 
 
-# Looked at on 2026-11-29, 16 samples each: MNIST and Fashion-MNIST for grey, tiles of 32x32 for colour.
+LOOKED_AT = 16  # width
+# Looked at on 2026-11-29: a run of 60,032 digits for grey; samples after 40,448 and 115,968 tiles of 32x32 for colour,
+# whose levels before are those of another network at the same held-out loss.
 GREY = (
     Level(0, "blots in noise"),
-    Level(7_500, "shapes in grain"),
+    Level(7_500, "shapes on a clean ground, few of them right"),
     Level(15_000, "shapes on a clean ground, some of them right"),
     Level(30_000, "clean shapes, many of them right"),
     Level(52_500, "clean shapes, most of them right"),
 )
 COLOUR = (
     Level(0, "colour noise"),
-    Level(12_500, "patches of colour in noise"),
-    Level(25_000, "patches of colour on a clean ground"),
-    Level(143_500, "bodies and frames, grainy"),
+    Level(5_000, "patches of colour in noise"),
+    Level(9_000, "patches of colour on a clean ground"),
+    Level(40_000, "bodies and frames, grainy"),
+    Level(115_000, "bodies and frames with texture"),
 )
 
 
 def measured(config: Config, facts: Facts) -> tuple[Level, ...]:
-    """The levels of runs with these settings and this size of images; none where there were no such runs."""
-    usual = resolve(config.source, "images", {})
-    conditions = {name: getattr(usual.model, name) for name in ("labels", "embedding", "condition_dropout")}
-    same = replace(config.model, **conditions) == usual.model and config.diffusion == usual.diffusion
-    alike = all(
-        getattr(config.train, name) == getattr(usual.train, name) for name in ("batch_size", "learning_rate", "warmup")
-    )
-    if not (same and alike and all(side in SIDES for side in facts.shape[1:])):
+    """The levels of runs with these settings and this size of images; none where there were no such runs.
+
+    They were looked at in one width; another looks so when it has the same loss, by the law of both.
+    """
+    law, width = model_size.law(config, facts), config.model.width
+    if law is None:
         return ()
-    return GREY if facts.shape[0] == 1 else COLOUR
+    first, *others = {"grey": GREY, "colour": COLOUR}[model_size.kind(facts)]
+    alike = (law.needed(width, law.loss(LOOKED_AT, level.images)) for level in others)
+    needed = [level.images if width == LOOKED_AT else images for level, images in zip(others, alike, strict=True)]
+    return (first, *(Level(int(n), level.look) for n, level in zip(needed, others, strict=True) if n < math.inf))
 
 
 def outlook(levels: Sequence[Level], seen: int, images: int, needed: Callable[[int], float]) -> str:

@@ -1,0 +1,149 @@
+"""Size follows budget: which width of the preset `images` has the lowest held-out loss after so much time.
+
+By a law of the loss of width w after n images, loss(w, n) = floor + a (w / 32)^-p + b (n / 10^5)^-q, as Hoffmann et al.
+2022 have it for language models (section 3.3), where an image takes (w / 32)^s of the time that it takes at width 32.
+It was fitted to the trials of benchmarks/model_size.py, which writes model_size.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import torch
+
+from ancestral.data.dataset import ImageSet
+from ancestral.runs.config import Config, Facts, ModelOptions, resolve
+from ancestral.runs.datasets import facts
+from ancestral.runtime.distributed import Processes
+from ancestral.runtime.text import minutes
+from ancestral.training import cost
+from ancestral.training.trainer import Training
+
+FILE = Path(__file__).with_suffix(".json")
+WIDTHS = (16, 32, 48, 64, 96, 128)  # multiples of the preset's groups
+UNIT, IMAGES = 32, 1e5  # width and images that the law counts in
+SIDES = range(28, 33)  # of the images of the trials
+LEAST = 60.0  # seconds of a budget from which on the measuring of the speed is little
+SIZING = 2.0  # seconds of measuring the speed
+
+NETWORK = ("width", "multipliers", "blocks", "attention", "patch")  # settings that make its size
+
+
+@dataclass(frozen=True)
+class Law:
+    """The loss of a width after so many images, of one kind of data."""
+
+    floor: float
+    width: tuple[float, float]  # a, p
+    images: tuple[float, float]  # b, q
+    seconds: float  # s
+
+    def loss(self, width: int, images: float) -> float:
+        """The held-out loss, per dimension, of a run of so many images."""
+        (a, p), (b, q) = self.width, self.images
+        return self.floor + a * (width / UNIT) ** -p + b * (images / IMAGES) ** -q
+
+    def needed(self, width: int, loss: float) -> float:
+        """Images that a run of this width sees until it has this loss; infinitely many where it never has."""
+        b, q = self.images
+        left = loss - self.loss(width, float("inf"))
+        return IMAGES * (left / b) ** (-1 / q) if left > 0 else float("inf")
+
+    def seen(self, width: int, seconds: float, per_second: float) -> float:
+        """Images of this width in so many seconds, where one of width 32 would see so many per second."""
+        return seconds * per_second * (width / UNIT) ** -self.seconds
+
+    def per_second(self, width: int, measured: float) -> float:
+        """Images per second of width 32, where so many of this width were measured."""
+        return measured * (width / UNIT) ** self.seconds
+
+    def best(self, seconds: float, per_second: float) -> int:
+        """The width with the lowest loss after so many seconds, at so many images per second of width 32."""
+        return min(WIDTHS, key=lambda width: self.loss(width, self.seen(width, seconds, per_second)))
+
+
+def curve(law: Law, seconds: float, per_second: float) -> str:
+    """The loss after a quarter, half, once, twice and four times this time, each with the width that is best for it."""
+    parts = []
+    for share in (0.25, 0.5, 1, 2, 4):
+        width = law.best(share * seconds, per_second)
+        loss = law.loss(width, law.seen(width, share * seconds, per_second))
+        parts.append(f"{loss:.4f} after {minutes(share * seconds)} (width {width})")
+    return f"held-out loss expected of budgets: {', '.join(parts)}"
+
+
+def kind(facts: Facts) -> str:
+    """Of images: grey or colour."""
+    return "grey" if facts.shape[0] == 1 else "colour"
+
+
+def laws() -> Mapping[str, Law]:
+    """Of grey and of colour images."""
+    return msgspec.json.decode(FILE.read_bytes(), type=dict[str, Law])
+
+
+def law(config: Config, facts: Facts) -> Law | None:
+    """The law of runs with these settings, whatever their width, and this size of images; None without such trials."""
+    usual = resolve(config.source, "images", {"model.width": config.model.width})
+    conditions = {name: getattr(usual.model, name) for name in ("labels", "embedding", "condition_dropout")}
+    learning = ("batch_size", "learning_rate", "warmup", "optimizer")
+    tried = (
+        replace(config.model, **conditions) == usual.model
+        and config.model.width in WIDTHS
+        and config.diffusion == usual.diffusion
+        and all(getattr(config.train, name) == getattr(usual.train, name) for name in learning)
+        and all(side in SIDES for side in facts.shape[1:])
+    )
+    return laws()[kind(facts)] if tried else None
+
+
+def sized(
+    settings: Config,
+    given: Collection[str],
+    seconds: float | None,
+    data: ImageSet,
+    device: torch.device,
+    processes: Processes,
+    begun: Config | None,
+    say: Callable[[str], object],
+) -> Config:
+    """The settings with the width for a budget on this machine; a run goes on with the network that it began with.
+
+    Where a part of the network was set, or there is no law, they stay as they are.
+
+    Args:
+        settings: of a preset, with those that were set one by one.
+        given: keys of these.
+        seconds: of the budget; None for a count of images or updates, which changes no width.
+        data: to train on.
+        device: that computes.
+        processes: that train together.
+        begun: the configuration of the run that is there.
+        say: takes a line that says what was chosen, and why.
+    """
+    found, before = law(settings, facts(data)), settings.model
+    if found is None or any(f"model.{name}" in given for name in NETWORK):
+        return settings
+    own, why = {name: getattr(before, name) for name in NETWORK}, ""
+    if begun is not None:
+        own, why = {name: getattr(begun.model, name) for name in NETWORK}, "as the run was begun"
+    elif seconds is not None and seconds >= LEAST:
+        measured = cost.measure_speed(Training(settings, facts(data), device, processes), data, SIZING)
+        speed = found.per_second(before.width, measured)
+        own["width"] = width = int(processes.from_first(found.best(seconds, speed)))
+        losses = [f"{found.loss(one, found.seen(one, seconds, speed)):.4f}" for one in (width, before.width)]
+        why = f"for this budget here (expected held-out loss {losses[0]}, and {losses[1]} at width {before.width})"
+    after = replace(before, **own)
+    changed = [name for name in NETWORK if getattr(after, name) != getattr(before, name)]
+    if changed:
+        now, was = ([_setting(name, model) for name in changed] for model in (after, before))
+        say(f"{' '.join(now)}: {why}; --set {' --set '.join(was)} is the preset's own")
+    return replace(settings, model=after)
+
+
+def _setting(name: str, model: ModelOptions) -> str:
+    value = getattr(model, name)
+    return f"model.{name}={','.join(map(str, value)) if isinstance(value, tuple) else value}"

@@ -1,0 +1,117 @@
+"""Size follows budget: the law's arithmetic in closed form, and whose width a run has."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from ancestral.data.dataset import ImageSet
+from ancestral.runs import config
+from ancestral.runs.config import Facts
+from ancestral.runtime.distributed import Processes
+from ancestral.training import cost, model_size
+from ancestral.training.model_size import UNIT, WIDTHS, Law, curve, law, laws
+
+CPU = torch.device("cpu")
+LAW = Law(0.1, (0.03, 0.5), (0.05, 0.6), 1.6)
+KINDS = pytest.mark.parametrize("channels", [1, 3])
+
+
+def test_the_loss_is_its_formula_and_the_images_needed_are_its_inverse():
+    assert LAW.loss(64, 2e5) == pytest.approx(0.1 + 0.03 / math.sqrt(2) + 0.05 * 2**-0.6, rel=1e-12)
+    for width in WIDTHS:
+        assert LAW.needed(width, LAW.loss(width, 12_345)) == pytest.approx(12_345, rel=1e-9)
+    assert LAW.needed(32, 0.13) == math.inf  # where the loss of infinitely many images is
+    assert LAW.per_second(64, LAW.seen(64, 1, 500)) == pytest.approx(500)
+
+
+@pytest.mark.parametrize("seconds", [1, 60, 300, 1e3, 1e4, 1e5, 1e9])
+def test_the_best_width_is_next_to_where_the_derivative_is_zero(seconds):
+    # With r = w / 32 the loss is a r^-p + b (n r^-s)^-q: least where a p r^-p = b s q n^-q r^(s q).
+    (a, p), (b, q), s = LAW.width, LAW.images, LAW.seconds
+    n = 500 * seconds / 1e5
+    exact = UNIT * (a * p / (b * s * q * n**-q)) ** (1 / (p + s * q))
+    below, above = [w for w in WIDTHS if w <= exact] or [WIDTHS[0]], [w for w in WIDTHS if w > exact] or [WIDTHS[-1]]
+    assert LAW.best(seconds, 500) in (below[-1], above[0])
+
+
+@KINDS
+def test_more_time_or_a_faster_machine_never_asks_for_a_smaller_network(channels):
+    found = laws()["grey" if channels == 1 else "colour"]
+    for by in (lambda more: found.best(60 * more, 500), lambda more: found.best(60, 500 * more)):
+        widths = [by(4.0**power) for power in range(10)]
+        assert widths == sorted(widths)
+        assert widths[0] < widths[-1]
+    curved = curve(found, 600, 500)
+    assert curved.count(" after ") == 5
+    losses = [float(part.split()[0]) for part in curved.partition(": ")[2].split(", ")]
+    assert losses == sorted(losses, reverse=True)
+
+
+def sized(channels=3, side=32, seconds=600.0, speed=500.0, given=(), begun=None, preset="images", **changes):
+    """The network's settings, and what was said."""
+    settings = config.resolve("data", preset, {key.replace("__", "."): value for key, value in changes.items()})
+    data = ImageSet(np.zeros((2, side, side, channels), np.uint8), None, (), ("a", "b"))
+    lines: list[str] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(cost, "measure_speed", lambda *_: speed)
+        found = model_size.sized(settings, given, seconds, data, CPU, Processes(), begun, lines.append)
+    assert replace(found, model=settings.model) == settings
+    return found.model, lines
+
+
+def plain(**changes):
+    return config.resolve("data", "images", {f"model.{name}": value for name, value in changes.items()}).model
+
+
+@KINDS
+def test_the_width_is_the_law_s_for_the_speed_that_was_measured(channels):
+    one = law(config.resolve("data", "images", {}), Facts((channels, 32, 32)))
+    assert one is not None
+    for speed in (0.5, 500.0, 1e6):
+        own = one.per_second(plain().width, speed)
+        model, lines = sized(channels, speed=speed)
+        assert model == plain(width=one.best(600.0, own))
+        if model != plain():
+            (line,) = lines
+            assert line.startswith(f"model.width={model.width}: ")
+            assert f"{one.loss(model.width, one.seen(model.width, 600.0, own)):.4f}" in line
+            assert "--set model.width=16" in line
+
+
+@KINDS
+def test_what_was_set_stays_and_so_does_a_preset_s_where_no_law_holds(channels):
+    fast = {"channels": channels, "speed": 1e6}
+    assert sized(**fast)[0].width > plain().width
+    for name, value in {"width": 48, "patch": 2, "multipliers": (1, 3), "attention": (0,), "blocks": 2}.items():
+        key = f"model.{name}"
+        assert sized(**fast, given=(key,), **{f"model__{name}": value}) == (plain(**{name: value}), [])
+    assert sized(**fast, seconds=None) == (plain(), [])  # a count of images
+    assert sized(**fast, seconds=59.0) == (plain(), [])
+    assert sized(**fast, side=64) == (plain(), [])
+    assert sized(**fast, preset="tiny")[1] == []
+    assert sized(**fast, diffusion__T=100) == (plain(), [])
+    assert sized(**fast, train__batch_size=128) == (plain(), [])
+
+
+@KINDS
+def test_a_run_goes_on_with_the_network_that_it_began_with(channels):
+    before = {
+        "width": 32,
+        "multipliers": (1, 2),
+        "attention": (1,),
+        "patch": 2,
+    }  # the preset's until it had more levels
+    begun = config.resolve("data", "images", {f"model.{name}": value for name, value in before.items()})
+    model, (line,) = sized(channels, begun=begun, speed=1.0)
+    assert model == plain(**before)
+    assert line.startswith("model.width=32 model.multipliers=1,2 model.attention=1 model.patch=2: as the run was begun")
+    begun = config.resolve("data", "images", {})
+    assert sized(channels, begun=begun, speed=1e6) == (plain(), [])
+
+
+def test_the_stored_laws_are_of_both_kinds_of_images():
+    assert set(laws()) == {"grey", "colour"}
+    assert model_size.law(config.resolve("data", "likelihood", {}), Facts((1, 28, 28))) is None
