@@ -68,6 +68,7 @@ def commands(folder):
         made[f"sample {variance}"] = [*arguments, "--film"]
     made["sample eta"] = ["sample", colour, *few, "--steps", "5", "--eta", "0.5", "--clip", "dynamic"]
     made["sample all"] = ["sample", colour, *few, "--steps", "all"]
+    made["sample array"] = ["sample", colour, *few, "--steps", "3", "--array", "--out", str(folder / "array")]
     made["sample bfloat16"] = ["sample", colour, *few, "--steps", "3", "--precision", "bfloat16"]
     made["sample average"] = ["sample", plain, *few, "--steps", "3", "--average-width", "0.08"]
     for name, options in {

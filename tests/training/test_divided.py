@@ -338,3 +338,8 @@ def test_what_a_write_in_the_background_met_is_said_once_and_the_next_is_begun()
     with pytest.raises(Unwritable, match="ZeroDivisionError"):
         writer.finish()
     assert done == [1]
+    go.clear()
+    writer.begin(lambda: go.wait(10) and done.append(3))
+    threading.Timer(0.1, go.set).start()
+    writer.close()
+    assert done == [1, 3]

@@ -40,6 +40,11 @@ class BackgroundWriter:
         if problem := self._ended():
             raise Unwritable(problem)
 
+    def close(self) -> None:
+        """Wait for a write that would outlast the process, before another may write."""
+        if self._thread is not None and not self.daemon:
+            self._thread.join()
+
     def _start(self, write: Callable[[], object]) -> None:
         self._thread = threading.Thread(target=self._run, args=(write,), daemon=self.daemon)
         self._thread.start()

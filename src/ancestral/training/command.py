@@ -193,6 +193,7 @@ def train(
             processes.wait()
             return _train_owned(run, length, track, summary)
         finally:
+            run.writer.close()
             if run.owner is not None:
                 run.owner.release()
 
