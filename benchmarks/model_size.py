@@ -133,6 +133,7 @@ def write() -> None:
     for kind, data in KINDS.items():
         lines = [line for line in RESULTS.lines if line["data"] == data]
         found[kind] = law = fitted([line for line in lines if of_law(line) and not checks(line)])
+        lines.sort(key=lambda line: (of_law(line), width_of(line), line["spent"]))
         for line in [*lines, *(line for line in RESULTS.lines if line["data"] in OTHERS[kind])]:
             width = width_of(line)
             plain = of_law(line) and line in lines
