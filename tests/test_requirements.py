@@ -48,7 +48,7 @@ def test_what_the_tests_import_stands_in_the_test_extra_and_in_the_lock():
     owners = packages_distributions()
     files = sorted(TESTS.rglob("*.py"))
     known = (
-        {path.stem for path in files}
+        {path.stem for path in [*files, *(ROOT / "benchmarks").glob("*.py")]}
         | {path.parent.name for path in files if path.stem == "__init__"}
         | set(sys.stdlib_module_names)
         | {"ancestral"}

@@ -171,7 +171,7 @@ def test_outputs_are_theirs_and_come_back_from_an_export(tmp_path, name):
     if kind == "identity":
         assert result.exit_code == 2
         assert "model.embedding" in result.output
-        assert "--format onnx" in result.output
+        assert "models that take vectors are not exported" in result.output
         return
     assert result.exit_code == 0, result.output
     again = diffusers.UNet2DModel.from_pretrained(tmp_path / "back" / "unet")

@@ -96,13 +96,13 @@ def test_tensors_that_are_not_finite_or_do_not_fit_are_named():
     for value in (math.nan, math.inf, -math.inf):
         for kind in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             bad = {**good, "b": torch.tensor([1, value], dtype=kind)}
-            with pytest.raises(disk.Damaged, match="x: b has 1 value"):
+            with pytest.raises(disk.Damaged, match=r"x: b is not finite \(1 of "):
                 tensor_files.finite(bad, "x")
     assert tensor_files.fitting(good, good, "x") is good
     for other, name in (
-        ({"a": torch.ones(3, 2), "n": good["n"]}, "a is"),
+        ({"a": torch.ones(3, 2), "n": good["n"]}, "a has shape"),
         ({"a": good["a"]}, "no tensor n"),
-        ({**good, "z": good["a"]}, "z is no"),
+        ({**good, "z": good["a"]}, "unknown tensor z"),
         ({**good, "n": torch.ones(3)}, "n holds"),
     ):
         with pytest.raises(disk.Damaged, match=f"x: .*{name}"):

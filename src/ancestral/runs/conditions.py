@@ -55,7 +55,7 @@ def class_of(config: Config, facts: Facts, label: str | None) -> int | None:
     if label is None:
         return None
     if not config.model.labels:
-        raise UserError("--label: this model was trained without labels; leave it out, or train with model.labels=true")
+        raise UserError("--label: this model was trained without labels; train with --set model.labels=true")
     if label in facts.untrained:
         raise UserError(f"--label: no image of the class '{label}' was trained on; trained: {listed(facts.trained)}")
     if label not in facts.class_names:

@@ -70,7 +70,8 @@ def finite(found: _Named, where: str) -> _Named:
         if values is None and tensor.is_floating_point():
             values = tensor.float()  # eight bits: torch has no test for these
         if values is not None and not bool(torch.isfinite(values).all()):
-            raise Damaged(f"{where}: {name} holds {int((~torch.isfinite(values)).sum()):,} values that are not finite")
+            count = int((~torch.isfinite(values)).sum())
+            raise Damaged(f"{where}: {name} is not finite ({count:,} of {values.numel():,} values)")
     return found
 
 

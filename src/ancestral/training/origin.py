@@ -43,7 +43,7 @@ class Origin:
 
     def __init__(self, name: str) -> None:
         if not name:
-            raise UserError("no model is named to begin with; name a run, a folder or hf:USER/NAME")
+            raise UserError("--from: no model is named to begin with; name a run, a folder or hf:USER/NAME")
         self.given = name
         self.name = os.path.abspath(name) if Path(name).is_dir() else hub.PREFIX + name.removeprefix(hub.PREFIX)
 

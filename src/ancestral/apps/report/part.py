@@ -77,10 +77,7 @@ def tenths(last: int) -> dict[int, str]:
     """The times 1..last in tenths, as people write them, by the place of the tenth; those without a time are absent."""
     edges = [math.ceil(place * last / 10) for place in range(11)]
     ranges = {place: (low + 1, high) for place, (low, high) in enumerate(pairwise(edges)) if high > low}
-    return {
-        place: Text(low) if low == high else Text(f"{low}–\N{WORD JOINER}{high}")
-        for place, (low, high) in ranges.items()
-    }
+    return {place: Text(low) if low == high else Text(f"{low}–{high}") for place, (low, high) in ranges.items()}
 
 
 def _plain(value: float, digits: int = 4) -> str:

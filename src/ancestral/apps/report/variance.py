@@ -96,7 +96,7 @@ class _Single:
             std = {name: float(var[near].mean().sqrt()) for name, var in self.var.items()}
             low, high = int(self.t[near].min()), int(self.t[near].max())
             ratio = Number(std["regrouped"] / std["kl"] if std["kl"] else math.inf, "", NOISE, digits=3)
-            shown = str(low) if low == high else f"{low}–\N{WORD JOINER}{high}"
+            shown = str(low) if low == high else f"{low}–{high}"
             rows.append([shown, *(Number(std[name], "", NOISE, digits=3) for name in _FORMS), ratio])
         return rows
 
