@@ -114,8 +114,8 @@ def test_the_page_needs_nothing_else_and_says_everything(toy, language):
     assert {one[1:] for one in links.fetched if one.startswith("#")} <= set(links.ids)
     assert html.count(f'href="{PAGE}"') == 1
     assert "\x02" not in html
-    source = r'alttext="[^"]*"|<pre\b.*?</pre>|<style>.*?</style>|<span class="aloud">.*?</span>|<!--.*?-->'
-    drawn = re.sub(source, "", html, flags=re.DOTALL)  # what screen readers say and what matplotlib notes is not drawn
+    hidden = r'alttext="[^"]*"|<pre\b.*?</pre>|<style>.*?</style>|<span class="aloud">.*?</span>|<!--.*?-->'
+    drawn = re.sub(hidden, "", html, flags=re.DOTALL)  # what screen readers say and what matplotlib notes is not drawn
     # No formula, no emphasis and no character stands there as its source.
     assert re.findall(r"[^>]*(?:\$|\*\*|\\[a-zA-Z|])[^<]*", drawn) == []
     assert min(one.count("\n") for one in re.findall(r"<pre\b.*?</pre>", html, flags=re.DOTALL)) > 3
