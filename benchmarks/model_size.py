@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import io
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 from common import RESULTS as RESULTS_PAGE
 from common import ROOT, WORK, Results, publish, shown, table
 from matplotlib.figure import Figure
-from recipe import apart
+from recipe import CPU, apart, trained
 from scipy.optimize import nnls
 
 from ancestral.data import load, pictures
@@ -35,15 +34,12 @@ from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.evaluation import features
 from ancestral.runs import build, config
 from ancestral.runs.conditions import conditions_of
-from ancestral.runs.datasets import facts
-from ancestral.training import cost
 from ancestral.training.model_size import FILE, IMAGES, UNIT, WIDTHS, Law
 from ancestral.training.trainer import Training
 
 KEYS = ("data", "name", "seconds")
 RESULTS = Results(WORK / "model_size.jsonl", KEYS)
 DRAWN, HELD_OUT, DRAWS = 1000, 1000, 4
-CPU = torch.device("cpu")
 OTHERS = {"grey": ("mnist",), "colour": ("emoji-32",)}  # of which no law is made
 KINDS = {"grey": "fashion-mnist-28", "colour": "tiles-32"}  # the set that a law is fitted to
 FOLDED = {
@@ -81,14 +77,7 @@ def trial(source: str, settings: dict[str, object], seconds: float, sheet: Path)
     """Train for so long and measure."""
     chosen = config.resolve(source, "images", {**FOLDED, **settings})
     splits = apart(load.load(source, chosen.data).train)
-    training = Training(chosen, facts(splits.train), CPU)
-    spending = cost.measure(training, splits.train)
-    spent = 0.0
-    while spent < seconds:
-        # The learning rate follows the time: where the run would end at the speed so far.
-        began = time.process_time()
-        training.step(splits.train, spent / seconds)
-        spent += time.process_time() - began
+    training, spending, spent = trained(chosen, splits.train, seconds)
     weights = training.model_weights(training.tensors())
     held = splits.test.spread(HELD_OUT)
     loss = held_out_loss(training, weights, held)

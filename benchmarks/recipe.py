@@ -28,6 +28,7 @@ from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.evaluation import features
 from ancestral.runs import build, calibration, config
 from ancestral.runs.conditions import conditions_of
+from ancestral.runs.config import Config
 from ancestral.runs.datasets import facts
 from ancestral.training import cost
 from ancestral.training.trainer import Training
@@ -46,6 +47,19 @@ def apart(images: ImageSet) -> Splits:
     return Splits(images.take([r for r in rows if r % every]), images.take([r for r in rows if r % every == 0]))
 
 
+def trained(chosen: Config, images: ImageSet, seconds: float) -> tuple[Training, cost.Cost, float]:
+    """A training of so many seconds of the processor, what it costs, and the seconds that it had."""
+    training = Training(chosen, facts(images), CPU)
+    spending = cost.measure(training, images)
+    spent = 0.0
+    while spent < seconds:
+        # The learning rate follows the time: where the run would end at the speed so far.
+        began = time.process_time()
+        training.step(images, spent / seconds)
+        spent += time.process_time() - began
+    return training, spending, spent
+
+
 def trial(
     source: str,
     seconds: float,
@@ -57,14 +71,7 @@ def trial(
     """Train for so long and measure."""
     chosen = config.resolve(source, preset, {"train.precision": "auto", **settings})
     splits = divided(load.load(source, chosen.data).train)
-    training = Training(chosen, facts(splits.train), CPU)
-    spending = cost.measure(training, splits.train)
-    spent = 0.0
-    while spent < seconds:
-        # The learning rate follows the time: where the run would end at the speed so far.
-        began = time.process_time()
-        training.step(splits.train, spent / seconds)
-        spent += time.process_time() - began
+    training, spending, spent = trained(chosen, splits.train, seconds)
     weights = training.model_weights(training.tensors())
     model = build.ready(chosen, training.facts, weights)
     table = calibration.calibration(chosen, model, splits.train, CPU)

@@ -141,7 +141,7 @@ def _shown_on(bar: Progress) -> type:
     """A class of the library's bars that says what each shows to one of ours."""
     from tqdm import tqdm
 
-    class Told(tqdm):
+    class Shown(tqdm):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self.task = bar.add_task(kwargs.get("desc") or "files", total=None)
             super().__init__(*args, **{**kwargs, "file": StringIO(), "disable": False, "mininterval": 0.5})
@@ -153,7 +153,7 @@ def _shown_on(bar: Progress) -> type:
             bar.update(self.task, visible=False)
             super().close()
 
-    return Told
+    return Shown
 
 
 def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
