@@ -22,19 +22,36 @@ pytest.importorskip("sklearn")
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def command(*arguments, code=0):
-    """`ancestral ...` in processes of its own."""
-    line = [sys.executable, "-m", "ancestral", *map(str, arguments)]
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As each of several processes has, for the one beside them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def command(*arguments, processes=1):
+    """What `ancestral ...` prints: several processes begin anew, one is this."""
+    if processes == 1:
+        done = run_command(*arguments)
+        assert done.exit_code == 0, done.output
+        return done.stdout
+    line = [sys.executable, "-m", "ancestral", *map(str, arguments), "--processes", str(processes)]
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=ONE_THREAD, timeout=240)
-    assert done.returncode == code, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def train(processes, run, *options, steps=6):
-    """`ancestral train` on so many processes, in processes of its own also when it is one."""
-    sizes = ("--processes", processes, "--steps", steps)
-    printed = command("train", "digits", "--preset", "tiny", *TINY, *sizes, "--out", run, *options)
-    return printed, checkpoint.latest(run)[0]
+@pytest.fixture
+def train(colour_digits):
+    """`ancestral train` on so many processes: what it printed and its last checkpoint."""
+
+    def trained(processes, run, *options, steps=6):
+        job = ("train", colour_digits, "--preset", "tiny", *TINY, "--steps", steps, "--out", run, *options)
+        return command(*job, processes=processes), checkpoint.latest(run)[0]
+
+    return trained
 
 
 def drop_last_checkpoint(run):
@@ -43,10 +60,10 @@ def drop_last_checkpoint(run):
     shutil.rmtree(newest[-1])
 
 
-def test_two_processes_train_as_one_does(tmp_path):
+def test_two_processes_train_as_one_does(tmp_path, train):
     printed, two = train(2, tmp_path / "two")
     _, one = train(1, tmp_path / "one")
-    assert printed.count("images of 8x8x1") == 1  # one of them speaks
+    assert printed.count("images of 8x8x3") == 1  # one of them speaks
     assert two.images == one.images == 6 * 16
     for name, value in one.tensors.items():
         assert torch.allclose(value, two.tensors[name], atol=1e-5), name
@@ -54,7 +71,7 @@ def test_two_processes_train_as_one_does(tmp_path):
     assert len(logs[0]) == len(logs[1])
 
 
-def test_exact_mode_gives_the_same_bits_on_one_and_two_and_across_a_change(tmp_path):
+def test_exact_mode_gives_the_same_bits_on_one_and_two_and_across_a_change(tmp_path, train):
     exact = ("--set", "train.exact_shards=4", "--set", "diffusion.times=loss-importance", "--set", "model.dropout=0.1")
     _, one = train(1, tmp_path / "one", *exact)
     _, two = train(2, tmp_path / "two", *exact)
@@ -69,16 +86,14 @@ def test_exact_mode_gives_the_same_bits_on_one_and_two_and_across_a_change(tmp_p
         assert all(torch.equal(value, continued.tensors[name]) for name, value in one.tensors.items()), processes
 
 
-def test_a_run_that_begins_with_a_model_is_the_same_on_two_processes(tmp_path, trained_run):
+def test_a_run_that_begins_with_a_model_is_the_same_on_two_processes(tmp_path, train, colour_run):
     """Also where each holds a part of the weights; and it goes on, with the model it began with on the first alone."""
-    origin = ("--from", trained_run)
-    alone = ("--preset", "tiny", *TINY, "--steps", 2, "--out", tmp_path / "one", *origin)
-    assert run_command("train", "digits", *alone).exit_code == 0
-    one = checkpoint.latest(tmp_path / "one")[0]
+    origin = ("--from", colour_run)
+    _, one = train(1, tmp_path / "one", *origin, steps=2)
     for engine in ("all-reduce", "fsdp"):
         more = (*origin, "--set", f"train.parallel={engine}")
         said, two = train(2, tmp_path / engine, *more, steps=2)
-        assert said.count(f"begins with the weights of {trained_run}") == 1
+        assert said.count(f"begins with the weights of {colour_run}") == 1
         assert two.state["origin"] == one.state["origin"]
         for name, value in one.tensors.items():
             assert torch.allclose(value, two.tensors[name], atol=1e-5), (engine, name)
@@ -90,7 +105,7 @@ def test_a_run_that_begins_with_a_model_is_the_same_on_two_processes(tmp_path, t
 
 
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
-def test_the_engines_of_torch_train_as_one_process_does_and_resume_on_it(tmp_path, engine):
+def test_the_engines_of_torch_train_as_one_process_does_and_resume_on_it(tmp_path, train, engine):
     options = ("--set", f"train.parallel={engine}", "--set", "train.micro_batch=3")  # the last has 2 images
     _, two = train(2, tmp_path / "two", *options)
     _, one = train(1, tmp_path / "one", *options)
@@ -133,7 +148,7 @@ def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(trained
     size = ("--steps", 3, "--batch-size", 4, "--device", "cpu", "--variance", "fixedsmall")
     job = ("--num-images", 20, *size, "--film")
     command("sample", trained_run, *job, "--out", tmp_path / "one")
-    command("sample", trained_run, *job, "--out", tmp_path / "two", "--processes", 2)
+    command("sample", trained_run, *job, "--out", tmp_path / "two", processes=2)
     assert len(pictures(tmp_path / "one")) == 22  # and the sheets
     assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
 
@@ -152,18 +167,18 @@ def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(trained
     assert not set(pictures(tmp_path / "one").values()) & set(drawn.values())
 
     measure = ("--num-images", 30, "--terms", 5, "--batch-size", 4, "--device", "cpu")
-    printed = [command("evaluate", trained_run, *measure, "--processes", processes) for processes in (1, 2)]
+    printed = [command("evaluate", trained_run, *measure, processes=processes) for processes in (1, 2)]
     assert printed[0] == printed[1]
 
     compare = ("--network", "pixels", "--num-images", 30, "--steps", 3, "--batch-size", 4, "--device", "cpu")
     places = {name: ("--out", tmp_path / name, "--cache", tmp_path / f"{name}-cache") for name in ("one", "two")}
-    command("metrics", trained_run, *compare, *places["one"])  # not in this process, whose threads are more
-    command("metrics", trained_run, *compare, *places["two"], "--processes", 2)
+    command("metrics", trained_run, *compare, *places["one"])
+    command("metrics", trained_run, *compare, *places["two"], processes=2)
     assert len({(tmp_path / name / "metrics-pixels.json").read_bytes() for name in ("one", "two")}) == 1
 
 
-def test_a_process_that_dies_is_begun_again_by_the_launcher(tmp_path):
-    line = ["train", "digits", "--preset", "tiny", "--steps", "60", *TINY, "--out", str(tmp_path / "run")]
+def test_a_process_that_dies_is_begun_again_by_the_launcher(tmp_path, colour_digits):
+    line = ["train", str(colour_digits), "--preset", "tiny", "--steps", "60", *TINY, "--out", str(tmp_path / "run")]
     line += ["--processes", "2", "--restarts", "1"]
     started = subprocess.Popen([sys.executable, "-m", "ancestral", *line], env=ONE_THREAD, stdout=subprocess.PIPE)
     with started:
@@ -174,8 +189,8 @@ def test_a_process_that_dies_is_begun_again_by_the_launcher(tmp_path):
     assert saved.state["complete"]
 
 
-def test_a_launcher_that_is_stopped_says_75_and_has_saved(tmp_path):
-    line = ["train", "digits", "--preset", "tiny", "--steps", "100000", *TINY, "--out", str(tmp_path / "run")]
+def test_a_launcher_that_is_stopped_says_75_and_has_saved(tmp_path, colour_digits):
+    line = ["train", str(colour_digits), "--preset", "tiny", "--steps", "100000", *TINY, "--out", str(tmp_path / "run")]
     command_line = [sys.executable, "-m", "ancestral", *line, "--processes", "2"]
     with subprocess.Popen(command_line, env=ONE_THREAD, stdout=subprocess.PIPE, text=True) as started:
         assert any("images seen" in line for line in started.stdout)  # reads up to it
@@ -238,9 +253,9 @@ data.load = only_one
 
 
 @pytest.mark.parametrize("how", ["all", "one"])
-def test_a_refusal_of_several_is_2_and_said_once(tmp_path, how):
+def test_a_refusal_of_several_is_2_and_said_once(tmp_path, colour_digits, how):
     """All refuse (settings that do not divide), or the one that reads the images for all, while the others wait."""
-    line = ["train", "digits", "--preset", "tiny", "--steps", "6", *TINY, "--out", str(tmp_path / "run")]
+    line = ["train", str(colour_digits), "--preset", "tiny", "--steps", "6", *TINY, "--out", str(tmp_path / "run")]
     line += ["--processes", "2", *(("--set", "train.exact_shards=3") if how == "all" else ())]
     environment = dict(ONE_THREAD)
     if how == "one":
@@ -261,9 +276,9 @@ def test_a_refusal_of_several_is_2_and_said_once(tmp_path, how):
     assert "Traceback" not in said
 
 
-def test_processes_share_one_lock_and_a_second_command_is_refused_once(tmp_path):
+def test_processes_share_one_lock_and_a_second_command_is_refused_once(tmp_path, colour_digits):
     own = lock.own(tmp_path / "run")
-    line = ["train", "digits", "--preset", "tiny", "--steps", "6", *TINY, "--out", str(tmp_path / "run")]
+    line = ["train", str(colour_digits), "--preset", "tiny", "--steps", "6", *TINY, "--out", str(tmp_path / "run")]
     line = [sys.executable, "-m", "ancestral", *line, "--processes", "2"]
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=ONE_THREAD, timeout=240)
     own.release()
