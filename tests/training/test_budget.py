@@ -161,6 +161,44 @@ def test_counts_are_exact_however_slow_it_is(images, tmp_path, monkeypatch, leng
     assert run.plan.legs[0].knots == ((0, 0.0), (200, 1.0))
 
 
+@pytest.mark.parametrize(("seconds_an_image", "updates"), [(100.0, 1), (0.49, 6)])
+def test_few_updates_planned_while_the_machine_was_busy_are_planned_anew(
+    images, tmp_path, monkeypatch, seconds_an_image, updates
+):
+    run = run_of(tmp_path / "run", images, 300.0, clock := Pretended(lambda now: 1), monkeypatch)
+    begin(run, seconds_an_image)
+    assert run.total == BATCH * updates
+    list(run.train(lambda: False))
+    assert clock.now == pytest.approx(300, rel=0.05)
+    first, second, *_ = run.plan.legs[0].knots
+    assert first == (0, 0.0)
+    assert second[0] > 50 * BATCH  # the rate rises as if that had been the plan from the start
+    assert 1 < len(list((run.folder / "averages").iterdir())) <= 7  # and what is kept is spaced so
+
+
+def test_a_machine_that_was_busy_until_its_first_updates_were_made_uses_the_rest(images, tmp_path, monkeypatch):
+    """By the first, which takes a hundred times as long, the end alone would take longer than the budget."""
+    run = run_of(tmp_path / "run", images, 300.0, clock := Pretended(lambda now: 100 if now < 40 else 1), monkeypatch)
+    begin(run, 100 * IMAGE)
+    assert run.total == BATCH
+    once = preview.predict_once
+    monkeypatch.setattr(preview, "predict_once", lambda *given: (count := once(*given), clock.passes(count * CALL))[0])
+    list(run.train(lambda: False))
+    assert clock.now == pytest.approx(300, rel=0.05)
+
+
+def test_a_stop_during_the_last_update_loses_nothing(images, tmp_path, monkeypatch):
+    first = run_of(tmp_path / "run", images, 60.0, clock := Pretended(lambda now: 1), monkeypatch)
+    begin(first)
+    list(first.train(lambda: first.training.images >= first.total))
+    again = run_of(tmp_path / "run", images, 60.0, clock, monkeypatch, began=clock.now)
+    assert again.resume() == []
+    assert (again.training.images, again.total, again.complete) == (first.total, first.total, False)
+    list(again.train(lambda: False))
+    assert again.complete
+    assert again.total == first.total
+
+
 def test_a_budget_that_is_over_is_one_more_update_and_the_end(images, tmp_path, monkeypatch):
     run = run_of(tmp_path / "run", images, 10.0, clock := Pretended(lambda now: 1), monkeypatch, began=-60.0)
     begin(run)

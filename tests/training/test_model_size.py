@@ -52,14 +52,19 @@ def test_more_time_or_a_faster_machine_never_asks_for_a_smaller_network(channels
 
 def sized(channels=3, side=32, seconds=600.0, speed=500.0, given=(), begun=None, preset="images", **changes):
     """The network's settings, and what was said."""
+    return timed(channels, side, seconds, speed, given, begun, preset, **changes)[:2]
+
+
+def timed(channels=3, side=32, seconds=600.0, speed=500.0, given=(), begun=None, preset="images", **changes):
+    """And the images per second that it will train on."""
     settings = config.resolve("data", preset, {key.replace("__", "."): value for key, value in changes.items()})
     data = ImageSet(np.zeros((2, side, side, channels), np.uint8), None, (), ("a", "b"))
     lines: list[str] = []
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(cost, "measure_speed", lambda *_: speed)
-        found = model_size.sized(settings, given, seconds, data, CPU, Processes(), begun, lines.append)
+        found, here = model_size.sized(settings, given, seconds, data, CPU, Processes(), begun, lines.append)
     assert replace(found, model=settings.model) == settings
-    return found.model, lines
+    return found.model, lines, here
 
 
 def plain(**changes):
@@ -79,6 +84,17 @@ def test_the_width_is_the_law_s_for_the_speed_that_was_measured(channels):
             assert line.startswith(f"model.width={model.width}: ")
             assert f"{one.loss(model.width, one.seen(model.width, 600.0, own)):.4f}" in line
             assert "--set model.width=16" in line
+
+
+@KINDS
+def test_one_measurement_serves_the_width_and_the_plan(channels):
+    """What was timed is the preset's width; of the width that is chosen the plan takes the time by the law."""
+    one = law(config.resolve("data", "images", {}), Facts((channels, 32, 32)))
+    assert one is not None
+    model, _, here = timed(channels, speed=500.0)
+    assert here == pytest.approx(500.0 * (plain().width / model.width) ** one.seconds)
+    for more in ({"seconds": None}, {"seconds": 59.0}, {"begun": config.resolve("data", "images", {})}):
+        assert timed(channels, **more)[2] is None
 
 
 @KINDS

@@ -25,7 +25,7 @@ class Leg:
 
     length: str  # as it was asked for
     data: str  # digest of the images
-    planned: int  # its images as first planned, by which its reports and snapshots are spaced
+    planned: int  # its images as first planned
     began: Seconds  # seconds that the run had taken before it
     # (images seen, progress) from (start, 0) to (end, 1); progress is linear between them
     knots: tuple[tuple[int, float], ...]
@@ -39,6 +39,11 @@ class Leg:
     def end(self) -> int:
         """Images seen after it."""
         return self.knots[-1][0]
+
+    @property
+    def spaced(self) -> int:
+        """Images by which its reports and snapshots are spaced: of the first plan, or of the present one if longer."""
+        return max(self.planned, self.end - self.start)
 
     def progress(self, images: int) -> float:
         """How much of the leg is done, in [0, 1]."""

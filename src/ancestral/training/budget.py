@@ -56,7 +56,7 @@ class Pace:
         self.spacing = max(batch, batch * self.updates(seconds, batch) // snapshots)
         return batch * self.updates(seconds, batch)
 
-    def trained(self, images: int, seconds: float) -> None:
+    def trained(self, images: float, seconds: float) -> None:
         """So many images were trained on in this time; the first, which is slow, count until the next."""
         kept = 0.0 if self.warming else math.exp(-seconds / self.window)
         self.warming = not self.timed

@@ -81,7 +81,7 @@ class Length:
 def planned(run: Run, length: Length, images_per_second: float) -> int:
     """Images that a leg of a run is to train on, a whole number of batches; the first process decides."""
     options = run.config.train
-    run.pace.trained(round(images_per_second * cost.SECONDS), cost.SECONDS)
+    run.pace.trained(images_per_second * cost.SECONDS, cost.SECONDS)
     if run.budget is None:
         return length.counted(options.batch_size)
     run.time_prediction()
@@ -164,8 +164,9 @@ def train(
         )
         if line:
             _say(line)
+        images_per_second = None
         if begin_with is None and not length.further:
-            settings = model_size.sized(
+            settings, images_per_second = model_size.sized(
                 *(settings, given, length.seconds, images.train, torch_device, processes, own_settings), _say
             )
         if begin_with is not None and begun is None:
@@ -191,7 +192,7 @@ def train(
             if fresh and processes.first:
                 _set_aside(folder)
             processes.wait()
-            return _train_owned(run, length, track, summary)
+            return _train_owned(run, length, track, summary, images_per_second)
         finally:
             run.writer.close()
             if run.owner is not None:
@@ -211,8 +212,13 @@ def _set_aside(folder: Path) -> None:
         _say(f"the run that was there is now {aside}")
 
 
-def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[str, Any]) -> bool:
-    """Train or resume a run whose folder is locked; whether it is complete."""
+def _train_owned(
+    run: Run, length: Length, track: Sequence[str], summary: dict[str, Any], images_per_second: float | None
+) -> bool:
+    """Train or resume a run whose folder is locked; whether it is complete.
+
+    Its speed is measured where a plan asks for it and it is None.
+    """
     folder, images, settings, processes = run.folder, run.data, run.config, run.training.processes
     for problem in run.resume():
         _warn(_PASSED_OVER.format(problem))
@@ -228,7 +234,7 @@ def _train_owned(run: Run, length: Length, track: Sequence[str], summary: dict[s
         run.begin(
             length.counted(settings.train.batch_size)
             if run.budget is None
-            else planned(run, length, cost.measure_speed(run.training, images.train))
+            else planned(run, length, images_per_second or cost.measure_speed(run.training, images.train))
         )
         if run.budget is not None:
             _say(bought(run, length, run.total - run.training.images))

@@ -109,10 +109,11 @@ def sized(
     processes: Processes,
     begun: Config | None,
     say: Callable[[str], object],
-) -> Config:
+) -> tuple[Config, float | None]:
     """The settings with the width for a budget on this machine; a run goes on with the network that it began with.
 
-    Where a part of the network was set, or there is no law, they stay as they are.
+    Where a part of the network was set, or there is no law, they stay as they are. With them come the images per second
+    that they train on here, None where nothing was measured.
 
     Args:
         settings: of a preset, with those that were set one by one.
@@ -126,14 +127,15 @@ def sized(
     """
     found, before = law(settings, facts(data)), settings.model
     if found is None or any(f"model.{name}" in given for name in NETWORK):
-        return settings
-    own, why = {name: getattr(before, name) for name in NETWORK}, ""
+        return settings, None
+    own, why, here = {name: getattr(before, name) for name in NETWORK}, "", None
     if begun is not None:
         own, why = {name: getattr(begun.model, name) for name in NETWORK}, "as the run was begun"
     elif seconds is not None and seconds >= LEAST:
         measured = cost.measure_speed(Training(settings, facts(data), device, processes), data, SIZING)
         speed = found.per_second(before.width, measured)
         own["width"] = width = int(processes.from_first(found.best(seconds, speed)))
+        here = found.seen(width, 1.0, speed)
         losses = [f"{found.loss(one, found.seen(one, seconds, speed)):.4f}" for one in (width, before.width)]
         why = f"for this budget here (expected held-out loss {losses[0]}, and {losses[1]} at width {before.width})"
     after = replace(before, **own)
@@ -141,7 +143,7 @@ def sized(
     if changed:
         now, was = ([_setting(name, model) for name in changed] for model in (after, before))
         say(f"{' '.join(now)}: {why}; --set {' --set '.join(was)} is the preset's own")
-    return replace(settings, model=after)
+    return replace(settings, model=after), here
 
 
 def _setting(name: str, model: ModelOptions) -> str:

@@ -154,7 +154,7 @@ class Run:
         self.training.load(saved.tensors, saved.images, str(saved.folder / "state.safetensors"))
         self.plan = from_state(saved.state, str(saved.folder / "state.json"))
         self.seconds_before = saved.state["seconds"]
-        self.pace = pace(self.config, len(self.data.test), self.plan.legs[-1].planned, self.budget)
+        self.pace = pace(self.config, len(self.data.test), self.plan.legs[-1].spaced, self.budget)
         self.held_out_bits = saved.state["held_out_bits"]
         self.complete = saved.state["complete"]
 
@@ -239,8 +239,6 @@ class Run:
         Raises:
             NotFinite: when the run cannot go on; the batch that stopped it is saved under RUN/stopped.
         """
-        leg = self.plan.legs[-1]
-        every = max(1, leg.planned // self.config.train.snapshots)
         clock, processes, batch = self.clock, self.training.processes, self.config.train.batch_size
         reported, new = self.training.images, []
         last_save = last_check = before = clock()
@@ -255,23 +253,24 @@ class Run:
             new.append(record)
             now = clock()
             self.pace.trained(batch, now - before)
-            done = record.images - leg.start
+            leg = self.plan.legs[-1]
+            done, every = record.images - leg.start, max(1, leg.spaced // self.config.train.snapshots)
             crossed = done // every > (done - batch) // every
             if crossed and record.images < self.total:
                 self._preview()
                 processes.wait(LONG)
             # Several have agreed with the losses, in one call.
             stopping, unsaved, late = record.flags if processes.size > 1 else flags(now)
-            reports = record.images - reported >= leg.planned / 100
-            steering = self.budget is not None and not self.pace.warming
-            if steering and (late or reports) and not stopping and record.images < self.total:
+            reports, ends = record.images - reported >= leg.spaced / 100, record.images >= self.total
+            steering = self.budget is not None and not stopping
+            if steering and (ends or ((late or reports) and not self.pace.warming)):
                 self._correct(record.images)
                 last_check = now
             if reports or record.images >= self.total or stopping:
                 yield self._report(new)
                 reported, new = record.images, []
             due = crossed or stopping or unsaved
-            if due and record.images < self.total:
+            if due and (stopping or record.images < self.total):
                 self._save_if_possible(must=stopping)
                 last_save = clock()
             if stopping:
@@ -280,16 +279,25 @@ class Run:
         yield from self._finish()
 
     def _correct(self, images: int) -> None:
-        """Move the end of the leg to where its budget will be used up, if it is not there nearly; the first decides."""
+        """Move the end of the leg to where its budget will be used up, if it is not there nearly; the first decides.
+
+        The plan goes on from the update just made: where that was the leg's first, it is planned anew. At its end
+        predictions are timed once more, since all that comes is predicted, and other work may have made them slow.
+        """
         assert self.budget is not None
-        end, left = self.total, self.seconds_left
-        if self.pace.astray(end - images, left, self.budget):
-            batch = self.config.train.batch_size
+        options, first = self.config.train, self.training.processes.from_first
+        batch, end = options.batch_size, self.total
+        astray = bool(first(float(self.pace.astray(end - images, self.seconds_left, self.budget))))
+        if astray and images >= end:
+            self.time_prediction()
+        left = self.seconds_left
+        if astray and (images < end or left > self.pace.seconds(batch)):
             end = images + batch * self.pace.updates(left, batch)
-        end = int(self.training.processes.from_first(end))
+        end = int(first(end))
         if end != self.total:
-            self.plan = self.plan.corrected(images, end)
-            self.corrections.append([images, end])
+            self.plan = self.plan.corrected(images - batch, end)
+            self.pace.spacing = max(batch, self.plan.legs[-1].spaced // options.snapshots)
+            self.corrections.append([images - batch, end])
 
     def _records(self) -> Iterator[Record]:
         """The training's records; the batch of an update that stops it is saved for inspection."""
@@ -482,7 +490,7 @@ class Run:
         except disk.Damaged as error:  # the first append to a pipe would block
             raise UserError(f"{error}; move it away, and the log begins anew") from None
         reached = max((entry["images"] for entry in entries), default=0)
-        if self.plan.legs and images - reached >= max(1, self.plan.legs[-1].planned / 100):  # a record is due
+        if self.plan.legs and images - reached >= max(1, self.plan.legs[-1].spaced / 100):  # a record is due
             self.warn(f"{path}: has no record of images {reached:,} to {images:,}; it goes on after them")
         with beside("averages and previews of before", self.warn):
             for later in (*self.folder.glob("averages/*"), *self.folder.glob("previews/*.png")):
