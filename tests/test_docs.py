@@ -177,6 +177,20 @@ def test_the_first_tutorial_takes_the_steps_of_the_quickstart():
     assert f"```text\n{FIRST}```" in page
 
 
+def test_a_tutorial_is_filled_with_what_its_commands_say():
+    spec = importlib.util.spec_from_file_location("tutorial", ROOT / "scripts/tutorial.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    lines = [f"{n}%, {n},000 of 9,000 images, loss 1" for n in range(8)] + [
+        "9%, saving, 0:02 left",
+        "9%, saving, 0:01 left",
+    ]
+    said = {"ancestral a": "\n".join(lines) + "\n", "ancestral b": "x" * 112 + "\n" + "y" * 111 + "\n"}
+    page = "```sh\n. activate\nancestral a\nancestral b\n```\nis\n```text\nold\n```\n```sh\nancestral c\n```\nend\n"
+    kept = [lines[2], lines[4], lines[6], lines[8], "", "x" * 108 + "...", "y" * 111]
+    assert module.filled(page, said.__getitem__) == page.replace("old", "\n".join(kept))
+
+
 def test_the_hundred_lines_are_those_of_the_file():
     page = (ROOT / "docs/tutorials/hundred-lines.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)

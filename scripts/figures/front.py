@@ -1,7 +1,7 @@
 """docs/img/front.png, the strip of README: what minutes of training on MNIST give. scripts/figures/front.py RUN...
 
-Runs of more and more images, as by ancestral train mnist --images N --out RUN with those of MINUTES. The second is the
-one that edits and films, and was evaluated.
+Runs of more and more images: those that a budget of so many MINUTES buys, with the width that it sets, as trained by
+scripts/figures/all. The second is the one that edits and films, and was evaluated.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ancestral.runtime.plots import INK
 OUT = Path(__file__).resolve().parents[2] / "docs" / "img" / "front.png"
 SIDE, GAP, HEAD = 196, 14, 22  # pixels: a panel, between panels, a line of words above each
 COUNT = 36  # digits of a panel
-MINUTES = {60_032: 2, 307_584: 10, 1_845_504: 60}  # that so many images take on two quiet cores of an AMD EPYC
+MINUTES = {69_440: 2, 149_504: 10, 482_432: 60}  # that buy so many images on two quiet cores of an AMD EPYC
 
 
 def panel(images: np.ndarray, columns: int = 6, width: int = SIDE) -> Image.Image:
