@@ -16,6 +16,7 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.datasets import warn_of_untrained
+from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import device_of, state_type
 from ancestral.runtime.console import advancing, screen
 from ancestral.runtime.distributed import LONG, Processes, process_group
@@ -75,6 +76,9 @@ class Measurement:
             files: of the results, called in every process; those of the first are written.
         """
         with process_group(device_of(self.model), LONG) as processes, held(out, name, processes) as results:
+            need_for_drawing(
+                self.saved.config, self.saved.facts, min(self.batch_size, len(self.images)), device_of(self.model)
+            )
             warn_of_untrained(self.saved.facts.untrained, self.images)
             job = Job(out / f".{name}", settings, processes)
             with advancing(what, processes.most(len(self.images)) * each) as advance:

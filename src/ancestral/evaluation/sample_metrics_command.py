@@ -38,7 +38,7 @@ from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.distributed import LONG, Processes, process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import Job, cache_folder, pieces
+from ancestral.runtime.resumable_job import Job, cache_folder
 from ancestral.runtime.text import quoted
 from ancestral.sampling.sampler import Sampler
 
@@ -186,7 +186,7 @@ def _of_run(
         folder = cache_folder(cache / "samples", settings)
         user_cache.used(folder)
         job = Job(folder, settings, processes)
-        work = pieces(count, options.batch_size)
+        work = sampler.pieces(count)
         task = bar.add_task(f"{sampler.steps} steps", total=processes.most(count) * sampler.steps)
 
         def draw(numbers: range) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import importlib
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +28,19 @@ _Made = TypeVar("_Made")
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether a device or the machine has no more memory."""
     return any(words in str(error) for words in _OUT_OF_MEMORY)
+
+
+def free_memory() -> int | None:
+    """Bytes that this machine, and the group of processes that this one is in, can still give; None where none says."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    with suppress(OSError, ValueError):  # no such group, or "max"
+        most, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, most - used)
+    return free
 
 
 def each(make: Callable[[_Item], _Made], items: Iterable[_Item]) -> list[_Made]:

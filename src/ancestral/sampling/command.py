@@ -28,7 +28,7 @@ from ancestral.runtime.console import Progress, advancing, screen
 from ancestral.runtime.distributed import LONG, process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import Job, pieces
+from ancestral.runtime.resumable_job import Job
 from ancestral.runtime.system import each
 from ancestral.runtime.text import quoted
 from ancestral.sampling.sampler import Sampler
@@ -54,6 +54,7 @@ def sample(
 ) -> None:
     """Draw images into a folder: numbered PNGs or one array, a contact sheet and, if asked, the film of the first."""
     sampler = Sampler(folder, options, device)
+    work = sampler.pieces(num_images)
     out = out or folder / "samples"
     cond = conditions(sampler.saved, options.label, embeddings, num_images)
     classes = [sampler.saved.facts.class_names[int(number)] for number in cond.get("labels", ())]
@@ -92,7 +93,7 @@ def sample(
             screen.print(sampler.note)
         kind = {"array": True} if array else {}
         job = Job(out / ".job", {**sampler.settings, "label": options.label, "embeddings": vectors, **kind}, processes)
-        work, started = pieces(num_images, options.batch_size), time.monotonic()
+        started = time.monotonic()
         with Progress() as bar:
             task = bar.add_task(f"{sampler.steps} steps", total=processes.most(num_images) * sampler.steps)
             job.run(work, partial(draw, partial(bar.advance, task)), whole)

@@ -17,10 +17,12 @@ from ancestral.runs import build, checkpoint, tuned_times
 from ancestral.runs.compute_format import computed_in, for_drawing
 from ancestral.runs.conditions import Conditions
 from ancestral.runs.guidance import Guidance
+from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.process_kinds import need_gaussian
 from ancestral.runs.registry import choose
 from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.runtime.resumable_job import pieces
 
 Opener = Callable[[Path, str, float | None], tuple[checkpoint.Checkpoint, Denoiser]]  # as `open_model`
 
@@ -83,6 +85,17 @@ class Sampler:
             "precision": self.format.precision,  # what auto stands for here
             **({"channels_last": True} if self.format.channels_last else {}),
         }
+
+    def pieces(self, count: int) -> list[range]:
+        """Numbers 0..count-1 as they are drawn together.
+
+        Raises:
+            UserError: where so many at a time do not fit into memory.
+        """
+        saved, size = self.saved, self.options.batch_size
+        device, number = device_of(self.model), self.format.dtype.itemsize
+        need_for_drawing(saved.config, saved.facts, min(size, count), device, number)
+        return pieces(count, size)
 
     def walk(self, numbers: range, cond: Conditions, progress: Callable[[int], object]) -> Iterator[Step]:
         """Draw images of these numbers, under their rows of `cond`; `progress` takes their count at each step."""

@@ -23,6 +23,7 @@ from ancestral.runs.compute_format import FORMATS, Timed
 from ancestral.runs.datasets import facts, named_untrained
 from ancestral.runs.lock import FOLDER as OWNERS
 from ancestral.runs.lock import need_free, own
+from ancestral.runs.memory_need import need_for_training
 from ancestral.runs.metrics_log import leg_starts, read_metrics
 from ancestral.runtime import plots, verified_folder
 from ancestral.runtime.console import Progress, TextColumn, TimeLeft, screen
@@ -164,6 +165,10 @@ def train(
         )
         if line:
             _say(line)
+        together = settings.train.batch_size // processes.size
+        need_for_training(
+            *(settings, facts(images.train), min(together, settings.train.micro_batch or together), torch_device)
+        )
         images_per_second = None
         if begin_with is None and not length.further:
             settings, images_per_second = model_size.sized(

@@ -33,7 +33,6 @@ from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runs.registry import suggest
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
 from ancestral.runtime.console import advancing, screen
-from ancestral.runtime.resumable_job import pieces
 from ancestral.sampling import command, edit_command
 from ancestral.sampling.editor import Editor
 from ancestral.sampling.sampler import Sampler
@@ -129,7 +128,7 @@ class Model:
         sampler = Sampler(self.folder, options, self.device, self._open)
         cond = command.conditions(sampler.saved, options.label, None if embeddings is None else Path(embeddings), count)
         with advancing(f"{sampler.steps} steps", count * sampler.steps) as advance:
-            parts = pieces(count, options.batch_size)
+            parts = sampler.pieces(count)
             return Images(np.concatenate([to_bytes(finish(sampler.walk(part, cond, advance))) for part in parts]))
 
     @names_parameters

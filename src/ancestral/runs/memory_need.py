@@ -1,0 +1,120 @@
+"""Whether so many images at a time fit into this machine's memory, before a step is tried that would end the process.
+
+A device says when it has no more, and a training halves its micro-batch; on a CPU Linux ends whoever asks for too much.
+What an image needs is counted on torch's `meta` device, where nothing is computed, and is a lower bound: in training
+what is saved for the backward pass, in a prediction what its largest operation takes and gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ancestral.errors import UserError
+from ancestral.runs import build
+from ancestral.runs.config import Config, Facts
+from ancestral.runtime import system
+
+PLAINLY = 1600  # bytes of a pixel and channel of the network's width, more than any preset saves: 240 to 420
+
+
+def need_for_training(config: Config, facts: Facts, images: int, device: torch.device) -> None:
+    """Refuse a batch of which so many images meet the network at a time, where they do not fit."""
+    number = 4 if config.train.precision == "float32" else 2  # bytes of one, at least
+    others = (config.train.batch_size - images) * prod(facts.shape)  # bytes of those that wait for their turn
+    _need("train.batch_size", images, config, facts, device, lambda: _saved(config, facts) * number, others)
+
+
+def need_for_drawing(config: Config, facts: Facts, images: int, device: torch.device, number: int = 4) -> None:
+    """Refuse to predict so many images at a time, with numbers of so many bytes, where they do not fit."""
+    _need("--batch-size", images, config, facts, device, lambda: _largest(config, facts) * number)
+
+
+def _need(
+    option: str,
+    images: int,
+    config: Config,
+    facts: Facts,
+    device: torch.device,
+    of_an_image: Callable[[], int],
+    others: int = 0,
+) -> None:
+    free = system.free_memory() if device.type == "cpu" else None
+    _, height, width = facts.shape
+    if free is None or images * height * width * config.model.width * PLAINLY + others <= free:
+        return
+    each = of_an_image()
+    if images * each + others > free:
+        instead = ", or --set train.micro_batch= as many" if option == "train.batch_size" and not others else ""
+        raise UserError(
+            f"{option}: {images + others // prod(facts.shape):,} images, {images:,} at a time, need "
+            f"{(images * each + others) / 1e9:,.1f} GB of memory at least, and this machine has {free / 1e9:,.1f} GB "
+            f"free; take {max(1, free // (2 * each)):,} or fewer{instead}"
+        )
+
+
+def _saved(config: Config, facts: Facts) -> int:
+    """Numbers of an image that are saved for the backward pass."""
+    counter = _Saved()
+    weights = _predict(config, facts, saved_tensors_hooks(counter, lambda tensor: tensor))
+    return sum(size for storage, size in counter.sizes.items() if storage not in weights)
+
+
+def _largest(config: Config, facts: Facts) -> int:
+    """Numbers of an image that the largest operation of a prediction takes and gives."""
+    counter = _Largest()
+    with torch.no_grad():
+        _predict(config, facts, counter)
+    return counter.size
+
+
+def _predict(config: Config, facts: Facts, counted: AbstractContextManager[Any]) -> set[int]:
+    """One image meets the network on the device `meta`; returns where its weights are stored."""
+    with torch.device("meta"):
+        network = build.network(config, facts)
+        inputs, _ = build.chain(config).channels(facts.shape[0], config.diffusion)
+        cond = {"labels": torch.empty(1, dtype=torch.int64)} if config.model.labels else {}
+        cond |= {"embedding": torch.empty(1, facts.embedding)} if config.model.embedding else {}
+        with counted:
+            network(torch.empty(1, inputs, *facts.shape[1:]), torch.empty(1), **cond)
+    return {_storage(one) for one in network.parameters()}
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata  # on meta every address is 0
+
+
+class _Saved:
+    """Numbers by storage; the tensors stay, so that no two storages have one name."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[int, int] = {}
+        self._tensors: list[Tensor] = []
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        self._tensors.append(tensor)
+        self.sizes[_storage(tensor)] = tensor.untyped_storage().nbytes() // tensor.element_size()
+        return tensor
+
+
+class _Largest(TorchDispatchMode):
+    """The most numbers that an operation takes and gives together, weights left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = func(*args, **(kwargs or {}))
+        tensors = [one for one in tree_leaves((args, kwargs, given)) if isinstance(one, Tensor)]
+        sizes = {_storage(one): one.numel() for one in tensors if not isinstance(one, torch.nn.Parameter)}
+        self.size = max(self.size, sum(sizes.values()))
+        return given

@@ -1,0 +1,74 @@
+"""What does not fit into memory is refused before it is tried, by a bound from below of what it takes."""
+
+import pytest
+import torch
+
+from ancestral.data import load
+from ancestral.errors import UserError
+from ancestral.runs import config, memory_need
+from ancestral.runs.datasets import facts
+from ancestral.runs.facts import Facts
+from ancestral.runtime import system
+from ancestral.training import cost
+from ancestral.training.trainer import Training
+from conftest import run_command
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("more", [{}, {"model.labels": True}, {"train.recompute": True}])
+def test_what_is_counted_without_computing_is_what_an_update_saves(monkeypatch, channels, more):
+    monkeypatch.setattr(cost, "SECONDS", 1e-9)
+    settings = config.resolve("digits", "tiny", {"train.batch_size": 4, **more})
+    data = load.of_any(torch.rand(20, 8, 8, channels).mul(255).byte().numpy(), settings.data).train
+    if "model.labels" in more:
+        data = load.load("digits", settings.data).train
+    saved = cost.measure(Training(settings, facts(data), CPU), data).activation_bytes
+    counted = 4 * 4 * memory_need._saved(settings, facts(data))
+    assert counted == pytest.approx(saved, rel=0.15)  # of which the loss is a little
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_prediction_takes_its_largest_operation_at_least(channels):
+    settings = config.resolve("digits", "tiny", {})
+    shape = Facts((channels, 8, 8))
+    widest = settings.model.width * 8 * 8
+    assert 2 * widest <= memory_need._largest(settings, shape) <= 9 * widest
+
+
+@pytest.mark.parametrize("preset", ["images", "likelihood", "absorbing", "cifar10"])
+def test_no_preset_needs_more_than_what_plainly_fits(preset):
+    settings = config.resolve("digits", preset, {})
+    assert 4 * memory_need._saved(settings, Facts((3, 32, 32))) <= memory_need.PLAINLY * settings.model.width * 32 * 32
+
+
+def test_a_million_images_at_a_time_are_one_line(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(system, "free_memory", lambda: 1_000_000_000)
+    train = ("train", "digits", "--preset", "tiny", "--steps", 1, "--out", tmp_path / "new", "--device", "cpu")
+    asked = {
+        "train.batch_size": [(*train, "--batch-size", 1_000_000)],
+        "--batch-size": [
+            ("sample", trained_run, "--num-images", 10**6, "--batch-size", 10**6, "--out", tmp_path / "o")
+        ],
+    }
+    for option, commands in asked.items():
+        for command in commands:
+            result = run_command(*command)
+            (line,) = [one for one in result.output.splitlines() if one.startswith("error: ")]
+            assert result.exit_code == 2
+            assert line.startswith(f"error: {option}: 1,000,000 images, 1,000,000 at a time, need ")
+            assert "GB of memory at least, and this machine has 1.0 GB free; take " in line
+    settings = config.resolve("digits", "tiny", {"train.batch_size": 1_000_000})
+    memory_need.need_for_training(settings, Facts((1, 8, 8)), 8, CPU)  # as with train.micro_batch=8
+
+
+def test_what_the_machine_says_is_no_more_than_it_has():
+    free = system.free_memory()
+    if free is None:
+        pytest.skip("this machine does not say")
+    assert free > 0
+    with pytest.raises(UserError, match=r"1,000,000 images, 1,000,000 at a time, need .* of memory at least"):
+        memory_need.need_for_training(
+            config.resolve("digits", "paper-256", {"train.batch_size": 1_000_000}), Facts((3, 256, 256)), 1_000_000, CPU
+        )
