@@ -3,18 +3,13 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
-import torch
 
-from ancestral.data.dataset import ImageSet
 from ancestral.runs import config
 from ancestral.runs.config import Facts
-from ancestral.runtime.distributed import Processes
-from ancestral.training import cost, model_size
+from ancestral.training import model_size
 from ancestral.training.model_size import UNIT, WIDTHS, Law, curve, law, laws
 
-CPU = torch.device("cpu")
 LAW = Law(0.1, (0.03, 0.5), (0.05, 0.6), 1.6)
 KINDS = pytest.mark.parametrize("channels", [1, 3])
 
@@ -58,11 +53,8 @@ def sized(channels=3, side=32, seconds=600.0, speed=500.0, given=(), begun=None,
 def timed(channels=3, side=32, seconds=600.0, speed=500.0, given=(), begun=None, preset="images", **changes):
     """And the images per second that it will train on."""
     settings = config.resolve("data", preset, {key.replace("__", "."): value for key, value in changes.items()})
-    data = ImageSet(np.zeros((2, side, side, channels), np.uint8), None, (), ("a", "b"))
-    lines: list[str] = []
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cost, "measure_speed", lambda *_: speed)
-        found, here = model_size.sized(settings, given, seconds, data, CPU, Processes(), begun, lines.append)
+    facts, lines = Facts((channels, side, side)), []
+    found, here = model_size.sized(settings, given, seconds, facts, begun, lambda config: speed, lines.append)
     assert replace(found, model=settings.model) == settings
     return found.model, lines, here
 

@@ -69,6 +69,12 @@ def in_turn(facts: Facts, numbers: Sequence[int]) -> Tensor:
     return trained[torch.as_tensor(numbers) % len(trained)]
 
 
+def blank(config: Config, facts: Facts, count: int) -> Conditions:
+    """Conditions of the kinds that the model takes which mean nothing: the first class, a vector of zeros."""
+    labels, embedding = torch.zeros(count, dtype=torch.int64), torch.zeros(count, facts.embedding)
+    return for_model({"labels": labels, "embedding": embedding}, config)
+
+
 def all_of(images: ImageSet) -> Conditions:
     """The labels and embeddings of a set, those that it has."""
     arrays = {"labels": images.labels, "embedding": images.embeddings}

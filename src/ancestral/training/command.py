@@ -135,7 +135,6 @@ def train(
     trackers.check(track)
     torch_device = build.device(device)
     with process_group(torch_device) as processes:
-        settings = replace(settings, source=load.settled(settings.source))
         begun = checkpoint.latest(folder)[0] if not fresh and (length.further or begin_with) else None
         if length.further:
             if begun is None:
@@ -148,7 +147,8 @@ def train(
             begin_with.need_other_than(folder)
             saved = begin_with.model if begun is None else begun
             settings = origin.settings(settings, given, saved.config)
-        source, options = settings.source, settings.data
+        source, options = load.settled(settings.source), settings.data
+        settings = replace(settings, source=source)
         images = images or load_once(processes, lambda: load.load(source, options), options.cache)
         if images.reading.white is not None:  # kept, so that later images of this run are read alike
             settings = replace(settings, data=replace(settings.data, white=images.reading.white))
@@ -171,8 +171,11 @@ def train(
         )
         images_per_second = None
         if begin_with is None and not length.further:
+            train_set = images.train
             settings, images_per_second = model_size.sized(
-                *(settings, given, length.seconds, images.train, torch_device, processes, own_settings), _say
+                *(settings, given, length.seconds, facts(train_set), own_settings),
+                lambda config: cost.speed_with(config, train_set, torch_device, processes),
+                _say,
             )
         if begin_with is not None and begun is None:
             for line in begin_with.check(settings, facts(images.train), given):

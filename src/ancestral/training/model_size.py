@@ -12,22 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
-import torch
 
-from ancestral.data.dataset import ImageSet
 from ancestral.runs.config import Config, Facts, ModelOptions, resolve
-from ancestral.runs.datasets import facts
-from ancestral.runtime.distributed import Processes
 from ancestral.runtime.text import minutes
-from ancestral.training import cost
-from ancestral.training.trainer import Training
 
 FILE = Path(__file__).with_suffix(".json")
 WIDTHS = (16, 32, 48, 64, 96, 128)  # multiples of the preset's groups
 UNIT, IMAGES = 32, 1e5  # width and images that the law counts in
 SIDES = range(28, 33)  # of the images of the trials
 LEAST = 60.0  # seconds of a budget from which on the measuring of the speed is little
-SIZING = 2.0  # seconds of measuring the speed
 
 NETWORK = ("width", "multipliers", "blocks", "attention", "patch")  # settings that make its size
 
@@ -87,7 +80,7 @@ def laws() -> Mapping[str, Law]:
 
 def law(config: Config, facts: Facts) -> Law | None:
     """The law of runs with these settings, whatever their width, and this size of images; None without such trials."""
-    usual = resolve(config.source, "images", {"model.width": config.model.width})
+    usual = resolve("", "images", {"model.width": config.model.width})
     conditions = {name: getattr(usual.model, name) for name in ("labels", "embedding", "condition_dropout")}
     learning = ("batch_size", "learning_rate", "warmup", "optimizer")
     tried = (
@@ -104,10 +97,9 @@ def sized(
     settings: Config,
     given: Collection[str],
     seconds: float | None,
-    data: ImageSet,
-    device: torch.device,
-    processes: Processes,
+    facts: Facts,
     begun: Config | None,
+    speed: Callable[[Config], float],
     say: Callable[[str], object],
 ) -> tuple[Config, float | None]:
     """The settings with the width for a budget on this machine; a run goes on with the network that it began with.
@@ -119,24 +111,22 @@ def sized(
         settings: of a preset, with those that were set one by one.
         given: keys of these.
         seconds: of the budget; None for a count of images or updates, which changes no width.
-        data: to train on.
-        device: that computes.
-        processes: that train together.
+        facts: of the images to train on.
         begun: the configuration of the run that is there.
+        speed: measures how many images per second are trained on with a configuration; to all processes the same.
         say: takes a line that says what was chosen, and why.
     """
-    found, before = law(settings, facts(data)), settings.model
+    found, before = law(settings, facts), settings.model
     if found is None or any(f"model.{name}" in given for name in NETWORK):
         return settings, None
     own, why, here = {name: getattr(before, name) for name in NETWORK}, "", None
     if begun is not None:
         own, why = {name: getattr(begun.model, name) for name in NETWORK}, "as the run was begun"
     elif seconds is not None and seconds >= LEAST:
-        measured = cost.measure_speed(Training(settings, facts(data), device, processes), data, SIZING)
-        speed = found.per_second(before.width, measured)
-        own["width"] = width = int(processes.from_first(found.best(seconds, speed)))
-        here = found.seen(width, 1.0, speed)
-        losses = [f"{found.loss(one, found.seen(one, seconds, speed)):.4f}" for one in (width, before.width)]
+        per_second = found.per_second(before.width, speed(settings))
+        own["width"] = width = found.best(seconds, per_second)
+        here = found.seen(width, 1.0, per_second)
+        losses = [f"{found.loss(one, found.seen(one, seconds, per_second)):.4f}" for one in (width, before.width)]
         why = f"for this budget here (expected held-out loss {losses[0]}, and {losses[1]} at width {before.width})"
     after = replace(before, **own)
     changed = [name for name in NETWORK if getattr(after, name) != getattr(before, name)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.samplers.sample import beginning, latents, sample
 from ancestral.runs import build
-from ancestral.runs.conditions import conditions_of, in_turn
+from ancestral.runs.conditions import blank, conditions_of, in_turn
 from ancestral.runs.config import Config, Facts
 from ancestral.runs.open import state_type
 
@@ -42,7 +42,10 @@ def calls(config: Config) -> int:
 def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:
     """16 samples in as many steps as `sample` takes, and the bound on 32 held-out images with a few terms an image."""
     times, streams = build.training_grid(config), build.streams(config, device)
-    kind, predictor = build.chain(config), _predictor(config, facts, model, held_out, device)
+    kind, cond = build.chain(config), conditions_of(held_out.take(np.arange(SAMPLES) % len(held_out)), config, device)
+    if config.model.labels:
+        cond["labels"] = in_turn(facts, range(SAMPLES)).to(device)
+    predictor = build.predictor(model, None, **cond)
     grid = build.sampling_grid(config, kind.grid(config), kind.calls if len(times) > kind.calls + 1 else None)
     samples = sample(predictor, facts.shape, SAMPLES, grid, kind.quick, device=device, draw=kind.draw, streams=streams)
     if kind.measured is None:
@@ -62,20 +65,13 @@ def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, d
     return Preview(to_bytes(samples), mean_and_error(measured.bits_per_dim)[0], by_tenth)
 
 
-def predict_once(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, device: torch.device) -> int:
+def predict_once(config: Config, facts: Facts, model: Denoiser, device: torch.device) -> int:
     """One call of the network with as many images as are drawn, from noise; how many."""
     noise = latents(facts.shape, 0, range(SAMPLES), build.streams(config, device)).to(device, state_type(model))
+    cond = {name: value.to(device) for name, value in blank(config, facts, SAMPLES).items()}
     with torch.inference_mode():
-        _predictor(config, facts, model, held_out, device)(beginning(model.schedule, noise), model.schedule.T)
+        build.predictor(model, None, **cond)(beginning(model.schedule, noise), model.schedule.T)
     return SAMPLES
-
-
-def _predictor(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, device: torch.device) -> Any:
-    """The model under the conditions of the samples."""
-    cond = conditions_of(held_out.take(np.arange(SAMPLES) % len(held_out)), config, device)
-    if config.model.labels:
-        cond["labels"] = in_turn(facts, range(SAMPLES)).to(device)
-    return build.predictor(model, None, **cond)
 
 
 def by_tenth_of_t(index: Tensor, losses: Tensor, steps: int) -> list[float | None]:

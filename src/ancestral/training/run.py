@@ -176,7 +176,7 @@ class Run:
             model = self._model(averages)
             for _ in range(2):  # the first allocates
                 started = self.clock()
-                images = preview.predict_once(self.config, self.facts, model, self.data.test, self.training.device)
+                images = preview.predict_once(self.config, self.facts, model, self.training.device)
                 self.pace.predicted(images, self.clock() - started)
 
     @property
