@@ -1,5 +1,7 @@
 """A budget of wall time is kept, whatever happens to the speed: with a clock that goes by what is computed."""
 
+import signal
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 
 from ancestral.data import load
 from ancestral.runs import config, metrics_log
+from ancestral.runtime.signals import StopSignal
 from ancestral.training import budget, command, preview
 from ancestral.training import run as training_run
 from ancestral.training.health import Health
@@ -197,6 +200,31 @@ def test_a_stop_during_the_last_update_loses_nothing(images, tmp_path, monkeypat
     list(again.train(lambda: False))
     assert again.complete
     assert again.total == first.total
+
+
+@pytest.mark.parametrize(("part", "number"), [("calibration", 1), ("calibration", 2), ("health", 2)])
+def test_a_stop_at_the_end_of_a_run_saves_what_is_trained(images, tmp_path, monkeypatch, part, number):
+    """One stop is heeded after what it met; a second one ends that at once."""
+    first = run_of(tmp_path / "run", images, 60.0, clock := Pretended(lambda now: 1), monkeypatch)
+    begin(first)
+    where = training_run.run_calibration if part == "calibration" else training_run
+    asked = []
+
+    def interrupted(*arguments):
+        asked.append(part)
+        if number == 2:
+            raise StopSignal(signal.SIGINT)
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr(where, part, interrupted)
+        with pytest.raises(StopSignal) if number == 2 else nullcontext():
+            list(first.train(lambda: bool(asked)))
+    assert (asked, first.complete) == ([part], False)
+    again = run_of(tmp_path / "run", images, 60.0, clock, monkeypatch, began=clock.now)
+    assert again.resume() == []
+    assert again.training.images == again.total == first.total
+    list(again.train(lambda: False))
+    assert again.complete
 
 
 def test_a_budget_that_is_over_is_one_more_update_and_the_end(images, tmp_path, monkeypatch):

@@ -37,6 +37,7 @@ from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.distributed import LONG, Processes
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
+from ancestral.runtime.signals import StopSignal
 from ancestral.runtime.text import quoted
 from ancestral.training import legs, preview
 from ancestral.training.budget import CALIBRATING, MEASURING, PREVIEW_SHARE, SAVING, pace
@@ -276,7 +277,7 @@ class Run:
             if stopping:
                 return
             before = clock()
-        yield from self._finish()
+        yield from self._finish(stop)
 
     def _correct(self, images: int) -> None:
         """Move the end of the leg to where its budget will be used up, if it is not there nearly; the first decides.
@@ -445,7 +446,16 @@ class Run:
             self.training.device
         )
 
-    def _finish(self) -> Iterator[Progress]:
+    def _finish(self, stop: Callable[[], bool]) -> Iterator[Progress]:
+        """Calibrate, measure and save; whoever is told to stop twice saves what is trained, and does the end later."""
+        try:
+            yield from self._end(stop)
+        except StopSignal:
+            if self.divided is None:  # parts are written by all together
+                self._save_last()
+            raise
+
+    def _end(self, stop: Callable[[], bool]) -> Iterator[Progress]:
         """Calibrate the variances on training images, measure the health of the run, and write the last checkpoint."""
         averages, table = self.training.whole_averages(), None
         first = self.training.processes.first
@@ -457,6 +467,9 @@ class Run:
                 table = run_calibration.calibration(
                     self.config, self._model(averages), self.data.train, self.training.device
                 )
+        if self.training.processes.any(stop()):
+            self._save_last()
+            return
         yield self._ending(MEASURING)
         if first:
             with beside("health", self.warn):
