@@ -221,6 +221,17 @@ def test_a_training_stopped_before_it_began(tmp_path, monkeypatch, number, code)
     )
 
 
+def test_a_training_stopped_after_its_last_save_draws_its_loss_the_next_time(tmp_path, monkeypatch):
+    command = (*TRAIN, "--steps", 2, "--out", tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("ancestral.runtime.plots.loss_plot", lambda *given: signal.raise_signal(signal.SIGINT))
+        assert run_command(*command).exit_code == 130
+    assert not (tmp_path / "run" / "loss.png").exists()
+    result = run_command(*command)
+    assert (result.exit_code, "is complete" in result.output) == (0, True), result.output
+    assert (tmp_path / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_signals_that_are_ignored_stay_so():
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:

@@ -234,6 +234,8 @@ def _train_owned(
     if processes.first and (run.needs_leg or not (folder / "data.json").is_file()):  # older runs have none
         verified_folder.write_file(folder / "data.json", json_bytes(summary))
     if run.complete and not run.needs_leg:
+        if processes.first and not (folder / "loss.png").exists():  # it was stopped before
+            _draw_loss(folder)
         _say_complete(run)
         return True
     _prepare(run)
@@ -269,10 +271,7 @@ def _train_owned(
         return False
     if not processes.first:
         return True
-    with beside("loss.png", _warn):
-        log = [entry for entry in read_metrics(folder / "metrics.jsonl", _warn) if entry["loss"] is not None]
-        plot = plots.loss_plot([one["images"] for one in log], [one["loss"] for one in log], leg_starts(log))
-        verified_folder.write_file(folder / "loss.png", plot)
+    _draw_loss(folder)
     advice = f"now: ancestral sample {quoted(folder)}"
     for finding in [] if run.health is None else run.health.findings:
         _warn(finding)
@@ -283,6 +282,14 @@ def _train_owned(
         )
     _say(f"trained in {run.seconds / 60:.1f} min; {advice}")
     return True
+
+
+def _draw_loss(folder: Path) -> None:
+    """Write the loss of all legs into loss.png."""
+    with beside("loss.png", _warn):
+        log = [entry for entry in read_metrics(folder / "metrics.jsonl", _warn) if entry["loss"] is not None]
+        plot = plots.loss_plot([one["images"] for one in log], [one["loss"] for one in log], leg_starts(log))
+        verified_folder.write_file(folder / "loss.png", plot)
 
 
 _PASSED_OVER = "{}; the checkpoint before it is used"
