@@ -267,7 +267,7 @@ ONLY = {
 }
 UNSEEN = ("a bit", "bits", "zeroed", "random", "swapped")  # what may go unseen where there is no digest
 FORBIDDEN = ("TRACEBACK", "SLOW", "REFUSED UNNAMED", "SILENTLY WRONG")
-SEALED = ("not finite", "shape", "type")
+VERIFIED = ("not finite", "shape", "type")
 
 
 def files(folder):
@@ -332,7 +332,7 @@ def case(root, number, seed, chosen, show=False):
     kind = draw.choice(fitting)
     other = DAMAGE[kind](path, draw)
     damaged = [one for one in (path, other) if isinstance(one, Path)]
-    if kind in SEALED:
+    if kind in VERIFIED:
         damaged += _seal(path)
     began = time.monotonic()
 

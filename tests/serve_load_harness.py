@@ -143,11 +143,11 @@ class Load:
             if await looking is None:
                 self.seconds["from cancelling to the end"].append(time.monotonic() - started)
             return
-        told = await self.follow(client, job, leave_after=1 if what == "leave" else None)
-        if told is not None:
+        reply = await self.follow(client, job, leave_after=1 if what == "leave" else None)
+        if reply is not None:
             self.seconds[f"{path}, to the end"].append(time.monotonic() - started)
-        if told is not None and path == "draw":
-            self.digests[tuple(sorted(body.items()))].add(told["sha256"])
+        if reply is not None and path == "draw":
+            self.digests[tuple(sorted(body.items()))].add(reply["sha256"])
 
 
 def memory(process):

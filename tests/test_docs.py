@@ -241,8 +241,8 @@ def test_every_promise_has_its_test():
 
 def test_exit_codes_are_those_of_the_help():
     text = (ROOT / "docs/reference/reliability.md").read_text().partition("## Exit codes")[2].partition("\n## ")[0]
-    told = {int(code) for cell in re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE) for code in cell.split(",")}
-    assert told == {int(code) for code in re.findall(r"\b\d+\b", EXIT_CODES)}
+    listed = {int(code) for cell in re.findall(r"^\| ([\d, ]+) \|", text, re.MULTILINE) for code in cell.split(",")}
+    assert listed == {int(code) for code in re.findall(r"\b\d+\b", EXIT_CODES)}
 
 
 def test_every_equation_is_in_the_table():

@@ -474,10 +474,10 @@ def test_compression_ends_with_the_exact_picture(page, command, served_run, tmp_
     result = command("decompress", served_run, tmp_path / "picture.anc", "--out", tmp_path / "back.png")
     assert result.exit_code == 0, result.output
     assert np.array_equal(np.asarray(Image.open(tmp_path / "back.png")), drawn)
-    slider, told = page.locator("#compress .stage input"), page.locator("#compress .numbers [data-of=psnr]")
+    slider, psnr = page.locator("#compress .stage input"), page.locator("#compress .numbers [data-of=psnr]")
     slider.focus()
     page.keyboard.press("End")
-    assert told.inner_text() == "exact"
+    assert psnr.inner_text() == "exact"
     assert np.array_equal(pixels(page.locator("#compress [data-of=prefix]"))[0], drawn)
     sizes = [int(page.get_attribute("#compress", "data-bytes"))]
     assert sizes[0] == len(file)
@@ -485,7 +485,7 @@ def test_compression_ends_with_the_exact_picture(page, command, served_run, tmp_
         page.keyboard.press("ArrowLeft")
         sizes.append(int(page.get_attribute("#compress", "data-bytes")))
         mse = np.square(pixels(page.locator("#compress [data-of=prefix]"))[0].astype(float) - drawn).mean()
-        assert float(told.inner_text().split()[0]) == pytest.approx(10 * np.log10(255**2 / mse), abs=0.06)
+        assert float(psnr.inner_text().split()[0]) == pytest.approx(10 * np.log10(255**2 / mse), abs=0.06)
     assert np.all(np.diff(sizes) <= 0)
     assert sizes[-1] < sizes[0]
 

@@ -115,8 +115,8 @@ def test_langevin_steps_are_as_long_as_they_must_be_and_stay_where_noise_is_low(
 def test_white_images_are_known_at_every_frequency_as_wiener_says(white):
     found = connections_frequency.spectrum(white)
     assert found.power == pytest.approx(np.full(len(found.power), White.VAR), rel=0.35)
-    assert np.abs(found.known - found.linear)[:, 1:].max() < 0.12
-    own, linear = found.half(found.known), found.half(found.linear)
+    assert np.abs(found.explained - found.linear)[:, 1:].max() < 0.12
+    own, linear = found.half(found.explained), found.half(found.linear)
     assert np.nanmax(np.abs(own - linear)[1:]) < 60
 
 

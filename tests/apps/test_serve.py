@@ -146,13 +146,13 @@ def follow(server, job, after=None, most=None):
     with server.client.stream("GET", f"/api/jobs/{job}/events", headers=headers) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"].startswith("text/event-stream")
-        told = {}
+        reply = {}
         for line in answer.iter_lines():
             name, _, value = line.partition(": ")
-            told[name] = value
-            if not line and "event" in told:
-                found.append((int(told["id"]), told["event"], json.loads(told["data"])))
-                told = {}
+            reply[name] = value
+            if not line and "event" in reply:
+                found.append((int(reply["id"]), reply["event"], json.loads(reply["data"])))
+                reply = {}
                 if len(found) == most:
                     break
     return found
@@ -166,9 +166,9 @@ def submit(server, name, **body):
 
 
 def result(server, name, **body):
-    *_, (_, ending, told) = follow(server, submit(server, name, **body))
-    assert ending == "done", told
-    return told
+    *_, (_, ending, reply) = follow(server, submit(server, name, **body))
+    assert ending == "done", reply
+    return reply
 
 
 def content(uri):
@@ -201,16 +201,16 @@ SLOW = {"seed": 0, "images": 1, "steps": 1000}  # some seconds of work
     ids=str,
 )
 def test_a_draw_is_the_commands_to_the_byte(live, tmp_path, options):
-    told = result(live, "draw", **options)
+    reply = result(live, "draw", **options)
     arguments = [
         part for name, value in options.items() for part in (f"--{name.replace('images', 'num-images')}", value)
     ]
     assert run_command("sample", live.served.run, *arguments, "--out", tmp_path / "a", "--device", "cpu").exit_code == 0
     files = drawn_in(tmp_path / "a")
-    assert list(map(content, told["images"])) == files
+    assert list(map(content, reply["images"])) == files
     pixels = np.stack([np.asarray(Image.open(BytesIO(file)))[..., None] for file in files])
-    assert told["sha256"] == sha256(pixels.tobytes()).hexdigest()
-    program, *again = shlex.split(told["again"])
+    assert reply["sha256"] == sha256(pixels.tobytes()).hexdigest()
+    program, *again = shlex.split(reply["again"])
     assert program == "ancestral"
     assert run_command(*again, "--out", tmp_path / "b", "--device", "cpu").exit_code == 0
     assert drawn_in(tmp_path / "b") == files
@@ -223,12 +223,12 @@ def edited(server, folder, **more):
     for name, pixels in (("image", GREY), ("a", GREY), ("b", GREY.T.copy()), ("mask", HALF.astype(np.uint8))):
         Image.fromarray(pixels).save(folder / f"{name}.png")
     found = []
-    for number, told in enumerate([result(server, "inpaint", **inpainting), result(server, "morph", **morphing)]):
-        words = [str(folder / word) if word.endswith(".png") else word for word in shlex.split(told["again"])[1:]]
+    for number, reply in enumerate([result(server, "inpaint", **inpainting), result(server, "morph", **morphing)]):
+        words = [str(folder / word) if word.endswith(".png") else word for word in shlex.split(reply["again"])[1:]]
         words[words.index("--out") + 1] = str(folder / f"{number}.png")
         assert run_command(*words, "--device", "cpu").exit_code == 0
-        assert list(map(content, told["images"])) == drawn_in(folder / str(number), "*.png")
-        found.append(told)
+        assert list(map(content, reply["images"])) == drawn_in(folder / str(number), "*.png")
+        found.append(reply)
     return found
 
 
@@ -245,17 +245,17 @@ def test_edits_are_the_commands_to_the_byte(live, tmp_path):
 def test_another_average_is_in_the_command_and_in_no_file(trained_run, tmp_path):
     run = shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns("codec"))
     with serving_at(run, average_width=0.2) as server:
-        told = result(server, "draw", seed=1, images=2, steps=4)
+        reply = result(server, "draw", seed=1, images=2, steps=4)
         edited(server, tmp_path)
         refusal = server.client.post("/api/compress", json={"image": uri_of(GREY)})
         assert (refusal.status_code, "--average-width" in refusal.json()["detail"]) == (422, True)
     assert not (run / "codec").exists()
     for name, words in (
-        ("same", shlex.split(told["again"])[1:]),
+        ("same", shlex.split(reply["again"])[1:]),
         ("own", ["sample", run, "--num-images", 2, "--steps", 4, "--seed", 1]),
     ):
         assert run_command(*words, "--out", tmp_path / name, "--device", "cpu").exit_code == 0
-    drawn = list(map(content, told["images"]))
+    drawn = list(map(content, reply["images"]))
     assert drawn_in(tmp_path / "same") == drawn != drawn_in(tmp_path / "own")
 
 
@@ -333,19 +333,19 @@ def test_a_network_that_fails_fails_its_callers_only():
 
 
 def test_noise_is_the_forward_process(live):
-    told = live.client.post("/api/noise", json={"image": uri_of(GREY), "t": 300, "seed": 7}).json()
+    reply = live.client.post("/api/noise", json={"image": uri_of(GREY), "t": 300, "seed": 7}).json()
     schedule = live.served.model.schedule
     signal, scale = float(schedule.signal(300)), float(schedule.noise(300))
-    assert told["signal"] == pytest.approx(signal)
-    assert told["noise"] == pytest.approx(math.sqrt(1 - signal**2))
-    assert told["log_snr"] == pytest.approx(2 * math.log(signal / scale))
-    assert np.array_equal(pixels_of(told["image"]), GREY)
+    assert reply["signal"] == pytest.approx(signal)
+    assert reply["noise"] == pytest.approx(math.sqrt(1 - signal**2))
+    assert reply["log_snr"] == pytest.approx(2 * math.log(signal / scale))
+    assert np.array_equal(pixels_of(reply["image"]), GREY)
     eps = Streams(7, "forward", [0]).normal((8, 8)).numpy()[0]
     x0 = GREY / 127.5 - 1
     expected = ((signal * x0 + scale * eps).clip(-1, 1) + 1) * 127.5
-    assert np.abs(pixels_of(told["x_t"]) - expected).max() <= 0.5001
-    predicted = pixels_of(told["x0"]) / 127.5 - 1
-    assert told["mse"] == pytest.approx(np.square(predicted - x0).mean(), abs=0.01)
+    assert np.abs(pixels_of(reply["x_t"]) - expected).max() <= 0.5001
+    predicted = pixels_of(reply["x0"]) / 127.5 - 1
+    assert reply["mse"] == pytest.approx(np.square(predicted - x0).mean(), abs=0.01)
     schedules = live.client.get("/api/model").json()["schedule"]
     assert np.allclose(np.square(schedules["signal"]) + np.square(schedules["noise"]), 1, atol=1e-6)
     assert (schedules["t"][0], schedules["log_snr"][0], len(schedules["t"])) == (0, None, schedule.T + 1)
@@ -354,14 +354,14 @@ def test_noise_is_the_forward_process(live):
 def test_the_nearest_of_a_training_image_is_itself(live, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no features in it
     train = load.load("digits", DataOptions()).train
-    for place in (0, 700):
-        told = live.client.post("/api/nearest", json={"image": uri_of(train.images[place][..., 0]), "count": 4}).json()
-        assert "metric" in told, told
-        first, *others = told["neighbours"]
-        assert (first["index"], first["distance"]) == (place, 0)
-        assert np.array_equal(pixels_of(first["image"]), train.images[place][..., 0])
-        exact = np.sqrt(np.square(train.images[:].astype(float) - train.images[place]).mean((1, 2, 3)))
-        assert told["metric"].startswith("root mean square")
+    for index in (0, 700):
+        reply = live.client.post("/api/nearest", json={"image": uri_of(train.images[index][..., 0]), "count": 4}).json()
+        assert "metric" in reply, reply
+        first, *others = reply["neighbours"]
+        assert (first["index"], first["distance"]) == (index, 0)
+        assert np.array_equal(pixels_of(first["image"]), train.images[index][..., 0])
+        exact = np.sqrt(np.square(train.images[:].astype(float) - train.images[index]).mean((1, 2, 3)))
+        assert reply["metric"].startswith("root mean square")
         assert [one["distance"] for one in others] == pytest.approx(np.sort(exact)[1:4], abs=1e-3)
         assert [one["distance"] for one in others] == pytest.approx([exact[one["index"]] for one in others], abs=1e-3)
 
@@ -373,11 +373,11 @@ def test_nearest_goes_by_features_that_are_all_there_and_touches_none(live, monk
     ask = schemas.Nearest(image=uri_of(GREY), count=5)
     metrics = []
     for _ in range(2):
-        told = nearest.NearestImages(live.served).nearest(live.served, ask)(Record())
-        metrics.append(told["metric"])
-        scale = 255 if "features" in told["metric"] else 8  # the norm of pixels on [0, 1]; a root mean square
+        reply = nearest.NearestImages(live.served).nearest(live.served, ask)(Record())
+        metrics.append(reply["metric"])
+        scale = 255 if "features" in reply["metric"] else 8  # the norm of pixels on [0, 1]; a root mean square
         exact = np.sqrt(np.square(train.images[:, :, :, 0].astype(float) - GREY).sum((1, 2))) / scale
-        assert [one["distance"] for one in told["neighbours"]] == pytest.approx(np.sort(exact)[:5], abs=1e-3)
+        assert [one["distance"] for one in reply["neighbours"]] == pytest.approx(np.sort(exact)[:5], abs=1e-3)
         features.features_of(train, features.network("pixels"))
     assert metrics == ["root mean square difference of pixels, on 0 to 255", "distance of pixels features"]
     first, *_ = sorted(tmp_path.rglob("*-*/tensors.safetensors"))
@@ -424,20 +424,20 @@ def test_a_file_of_the_page_is_the_commands(trained_run, tmp_path, monkeypatch):
     with serving_at(run) as server:
         job = submit(server, "compress", image=uri_of(GREY), profile="quick")
         events = follow(server, job)
-        assert any("measuring" in told.get("note", "") for _, name, told in events if name == "step")
-        told = events[-1][2]
+        assert any("measuring" in reply.get("note", "") for _, name, reply in events if name == "step")
+        reply = events[-1][2]
         again = result(server, "compress", image=uri_of(GREY), profile="quick")
-    assert (told["exact"], told["file"]) == (True, again["file"])
-    file = content(told["file"])
-    assert told["bytes"] == len(file) == told["prefixes"][-1]["bytes"]
+    assert (reply["exact"], reply["file"]) == (True, again["file"])
+    file = content(reply["file"])
+    assert reply["bytes"] == len(file) == reply["prefixes"][-1]["bytes"]
     (tmp_path / "a.anc").write_bytes(file)
     arguments = ("--out", tmp_path / "a.png", "--device", "cpu")
     assert run_command("decompress", run, tmp_path / "a.anc", *arguments).exit_code == 0
     assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), GREY)
-    sizes = [one["bytes"] for one in told["prefixes"]]
+    sizes = [one["bytes"] for one in reply["prefixes"]]
     assert sizes == sorted(set(sizes))
     assert len(sizes) > 5
-    for one in told["prefixes"][1::7]:
+    for one in reply["prefixes"][1::7]:
         assert run_command("decompress", run, tmp_path / "a.anc", "--upto", one["bytes"], *arguments).exit_code == 0
         picture = np.asarray(Image.open(tmp_path / "a.png"))
         assert np.array_equal(picture, pixels_of(one["uri"]))
@@ -470,13 +470,13 @@ def test_the_queue_is_bounded_and_in_order_and_a_cancelled_job_frees_its_slot(na
     assert full.status_code == 429
     assert int(full.headers["retry-after"]) >= 1
     assert "full" in full.json()["detail"]
-    assert [state(narrow, job)["place"] for job in (first, second, third)] == [0, 1, 2]
+    assert [state(narrow, job)["index"] for job in (first, second, third)] == [0, 1, 2]
     assert [name for _, name, _ in follow(narrow, third, most=1)] == ["queued"]
     records = [narrow.jobs.find(job) for job in (first, second, third)]
     assert narrow.client.delete(f"/api/jobs/{second}").status_code == 204
     assert (records[1].state, records[1].result()) == ("cancelled", {})
     assert narrow.client.get(f"/api/jobs/{second}").status_code == 404
-    assert state(narrow, third)["place"] == 1
+    assert state(narrow, third)["index"] == 1
     until(lambda: state(narrow, first)["step"] > 0)
     assert narrow.client.delete(f"/api/jobs/{first}").status_code == 204
     step = records[0].step
@@ -570,7 +570,7 @@ def test_who_comes_back_misses_nothing_that_matters(live):
     assert all(later > number for later, _, _ in rest)
     assert rest[-1][1] == "done"
     assert rest[-1][2]["images"] == whole["images"]
-    last = [told for _, name, told in rest if name == "step"][-1]
+    last = [reply for _, name, reply in rest if name == "step"][-1]
     assert (last["k"], last["of"]) == (60, 60), "the last frame is never dropped"
     assert follow(live, job, after=rest[-1][0]) == []
     assert follow(live, job)[-1] == rest[-1]
@@ -582,11 +582,11 @@ def test_who_comes_back_misses_nothing_that_matters(live):
 def test_frames_are_the_walk(live):
     events = follow(live, submit(live, "draw", seed=2, images=3, steps=5, eta=0))
     *frames, (_, _, done) = events
-    assert all(name == "step" and told["of"] == 5 for _, name, told in frames)
+    assert all(name == "step" and reply["of"] == 5 for _, name, reply in frames)
     last = frames[-1][2]
     assert last["x0"] == done["images"], "DDIM's last state is the x0 that it predicts"
-    assert all(len(told["x_t"]) == len(told["x0"]) == 3 for _, _, told in frames)
-    times = [told["t"] for _, _, told in frames]
+    assert all(len(reply["x_t"]) == len(reply["x0"]) == 3 for _, _, reply in frames)
+    times = [reply["t"] for _, _, reply in frames]
     assert times == sorted(times, reverse=True)
 
 
@@ -615,9 +615,9 @@ def test_a_job_that_nobody_looks_at_any_more_is_cancelled(live, monkeypatch):
 
 def test_a_job_has_its_time(trained_run):
     with serving_at(trained_run, Limits(seconds=0.3)) as server:
-        _, name, told = follow(server, submit(server, "draw", **SLOW))[-1]
+        _, name, reply = follow(server, submit(server, "draw", **SLOW))[-1]
         assert name == "error"
-        assert "the most for a job" in told["detail"]
+        assert "the most for a job" in reply["detail"]
 
 
 LOCAL = "http://127.0.0.1:{port}"
@@ -778,13 +778,13 @@ def test_uploads_in_other_forms_are_fitted(live):
     generator = np.random.default_rng(0)
     colours = generator.integers(0, 256, (40, 60, 3))
     for upload in (uri_of(colours), uri_of(colours, "JPEG"), uri_of(colours, "WEBP"), uri_of(colours[:9, :9, 0])):
-        told = live.client.post("/api/noise", json={"image": upload, "t": 5, "seed": 0})
-        assert told.status_code == 200, told.text
-        assert pixels_of(told.json()["image"]).shape == (8, 8)
+        reply = live.client.post("/api/noise", json={"image": upload, "t": 5, "seed": 0})
+        assert reply.status_code == 200, reply.text
+        assert pixels_of(reply.json()["image"]).shape == (8, 8)
 
 
 @pytest.mark.parametrize("side", [6000, 30_000])
-def test_a_picture_of_too_many_pixels_is_told_what_to_do(side):
+def test_a_picture_of_too_many_pixels_is_refused_with_the_mend(side):
     """Beyond the limit here and beyond Pillow's own: the header alone is read."""
 
     def chunk(kind, data):
@@ -900,7 +900,7 @@ def test_a_body_over_the_limit_is_refused_while_it_is_read(live):
             sent += 100_000
             yield b" " * 100_000
 
-    # The server may close the door while we are still talking.
+    # The server may close the connection while we are still talking.
     with suppress(httpx.WriteError, httpx.ReadError, httpx.RemoteProtocolError):
         assert live.client.post("/api/draw", content=chunks(), headers=large).status_code == 413
     assert sent < 3 * security.Rules().most
@@ -1060,8 +1060,8 @@ def test_many_clients_at_once(trained_run):
 
 def test_classes_and_guidance(tmp_path):
     run = tmp_path / "classes"
-    told = ("--set", "model.labels=true", "--set", "model.condition_dropout=0.2")
-    made = run_command("train", "digits", "--preset", "tiny", "--steps", 4, *TINY, *told, "--out", run)
+    conditions = ("--set", "model.labels=true", "--set", "model.condition_dropout=0.2")
+    made = run_command("train", "digits", "--preset", "tiny", "--steps", 4, *TINY, *conditions, "--out", run)
     assert made.exit_code == 0, made.output
     asked = [{"seed": 1, "images": 4, "steps": 3, "guidance": 2.0, "label": "7"}, {"seed": 2, "images": 5, "steps": 3}]
     with serving_at(run) as server:
@@ -1082,10 +1082,10 @@ def test_classes_and_guidance(tmp_path):
             folder.mkdir()
             inpaintings.append(edited(server, folder, **label)[0]["images"])
         assert inpaintings[0] != inpaintings[1]
-    for number, told in enumerate(drawn):
-        arguments = shlex.split(told["again"])[1:]
+    for number, reply in enumerate(drawn):
+        arguments = shlex.split(reply["again"])[1:]
         assert run_command(*arguments, "--out", tmp_path / str(number), "--device", "cpu").exit_code == 0
-        assert list(map(content, told["images"])) == drawn_in(tmp_path / str(number))
+        assert list(map(content, reply["images"])) == drawn_in(tmp_path / str(number))
 
 
 def test_who_connects_and_does_not_ask_is_let_go(trained_run, monkeypatch):

@@ -595,8 +595,8 @@ def test_noise_level_grids_by_brute_force(kind):
     even = [low + (high - low) * k / (steps - 1) for k in range(steps)]
     first, last = (math.exp(-x / 2 / 7) for x in (low, high))
     sigma = [(first + (last - first) * k / (steps - 1)) ** 7 for k in range(steps)]
-    for name, wanted in (("log-snr", even), ("karras", [-2 * math.log(x) for x in sigma])):
-        nearest = [1 + min(range(1000), key=lambda i, x=x: abs(level[i] - x)) for x in wanted]
+    for name, expected in (("log-snr", even), ("karras", [-2 * math.log(x) for x in sigma])):
+        nearest = [1 + min(range(1000), key=lambda i, x=x: abs(level[i] - x)) for x in expected]
         assert len(set(nearest)) == steps
         assert grids.GRIDS[name](noise_schedule, steps) == [1000, *nearest[1:], 0], name
 

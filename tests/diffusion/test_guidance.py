@@ -371,7 +371,7 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path, wrong, problem):
 @pytest.fixture(scope="module")
 def guidable(tmp_path_factory):
     pytest.importorskip("sklearn")
-    run = tmp_path_factory.mktemp("runs") / "told"
+    run = tmp_path_factory.mktemp("runs") / "conditional"
     conditioned = ("--set", "model.labels=true", "--set", "model.condition_dropout=0.3")
     result = run_command("train", "digits", "--preset", "tiny", "--steps", 40, "--out", run, *TINY, *conditioned)
     assert result.exit_code == 0, result.output

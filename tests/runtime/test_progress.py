@@ -11,16 +11,16 @@ def test_a_line_tells_what_how_far_and_how_long_it_takes_yet(monkeypatch):
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     bar = console.Progress(console=console.Screen(file=io.StringIO(), width=200))
     monkeypatch.setattr(bar, "get_time", lambda: now[0])
-    counted, told = bar.add_task("counting", total=10), bar.add_task("told", total=1)
+    counted, learned = bar.add_task("counting", total=10), bar.add_task("learned", total=1)
     bar.advance(bar.add_task("over", total=1))
     bar.add_task("of unknown length", total=None)
-    bar.update(told, completed=0.5, ends=now[0] + 100.3)
+    bar.update(learned, completed=0.5, ends=now[0] + 100.3)
     now[0] += 600
     assert bar.lines()[0] == "counting, 0%, -:-- left"
     bar.advance(counted, 2)  # in ten minutes: the rest takes forty
-    assert bar.lines() == ["counting, 20%, 40:00 left", "told, 50%, 0:00 left", "of unknown length, 0%, -:-- left"]
-    bar.update(told, ends=now[0] + 7325)
-    assert bar.lines()[1] == "told, 50%, 2:02:05 left"
+    assert bar.lines() == ["counting, 20%, 40:00 left", "learned, 50%, 0:00 left", "of unknown length, 0%, -:-- left"]
+    bar.update(learned, ends=now[0] + 7325)
+    assert bar.lines()[1] == "learned, 50%, 2:02:05 left"
 
 
 def test_the_lines_are_printed_while_a_command_lasts(monkeypatch):

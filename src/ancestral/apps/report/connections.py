@@ -41,7 +41,7 @@ def part(subject: Subject) -> Part:
     _energies(plane, found)
     _order(subject, found)
     _compression(subject, found)
-    found.facts["known"], found.facts["few_held_out"] = set(found.numbers), few_held_out(subject)
+    found.facts["measured"], found.facts["few_held_out"] = set(found.numbers), few_held_out(subject)
     found.facts["exact"] = subject.run is None
     found.facts["run"] = "RUN" if subject.run is None else quoted(str(subject.run))
     found.facts["source"] = "DATA" if subject.run is None else typed(subject.source)
@@ -130,18 +130,18 @@ def _row(one: Edges, again: str) -> Row:
 def _order(subject: Subject, found: Part) -> None:
     shown = connections_frequency.spectrum(subject)
     found.figures["order"] = lambda words: connections_frequency.draw(shown, words)
-    own, linear = shown.half(shown.known), shown.half(shown.linear)
+    own, linear = shown.half(shown.explained), shown.half(shown.linear)
     both = np.flatnonzero(np.isfinite(own) & np.isfinite(linear) & (shown.cycles > 0))
     again = "ancestral.diffusion.denoisers.denoiser.Predictor"
-    for name, place in (("coarse", 0), ("middle", len(both) // 2), ("fine", -1)) if len(both) else ():
-        ring = both[place]
+    for name, index in (("coarse", 0), ("middle", len(both) // 2), ("fine", -1)) if len(both) else ():
+        ring = both[index]
         found.numbers[f"{name}_cycles"] = Number(float(shown.cycles[ring]), "", again)
         found.numbers[f"{name}_model"] = Number(round(float(own[ring])), "", again)
         found.numbers[f"{name}_linear"] = Number(round(float(linear[ring])), "", again)
     if len(both):
-        known_at = [float(own[place]) for place in both]
-        found.facts["in_order"] = known_at == sorted(known_at, reverse=True)
-        found.facts["mostly"] = known_at[0] > known_at[-1]
+        half_at = [float(own[index]) for index in both]
+        found.facts["in_order"] = half_at == sorted(half_at, reverse=True)
+        found.facts["mostly"] = half_at[0] > half_at[-1]
         found.facts["ahead"] = bool((own[both] > linear[both]).all())
     T, per_step = len(subject.times) - 1, subject.elbo.bits(subject.elbo.terms * subject.elbo.weight)
     found.numbers["T"] = Number(T, "", "ancestral.runs.build.training_grid")

@@ -116,10 +116,10 @@ def files(subject: Subject, images: ImageSet) -> Prefixes | None:
     try:
         if codebook.load(subject.run, subject.saved) is None:
             return None
-        saved, model, known = compress_command.opened(subject.run, str(subject.device))
+        saved, model, table = compress_command.opened(subject.run, str(subject.device))
     except UserError:  # a damaged codebook, or a device without float64: `compress` says so
         return None
-    codec = compress_command.codec_of(model, model, saved, known)
+    codec = compress_command.codec_of(model, model, saved, table)
     originals, number = list(images.images[:]), compress_command.PROFILES[PROFILE]
     return prefixes(codec, originals, number, codec.encode(originals, number))
 

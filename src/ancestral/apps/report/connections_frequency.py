@@ -24,21 +24,21 @@ RANGE = (-8.0, 6.0)  # of log SNR that is looked at
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What is known of each frequency at each time.
+    """The share of each frequency that is explained at each time.
 
     Args:
         t: falling, (K,).
         log_snr: of these.
         cycles: of each ring, in cycles an image, (F,).
         power: P(f), of images less their mean, on [-1, 1] and for a number of the transform, (F,).
-        known: the model's share, (K, F).
+        explained: the model's share, (K, F).
     """
 
     t: np.ndarray
     log_snr: np.ndarray
     cycles: np.ndarray
     power: np.ndarray
-    known: np.ndarray
+    explained: np.ndarray
 
     @property
     def linear(self) -> np.ndarray:
@@ -46,16 +46,16 @@ class Spectrum:
         snr = np.exp(self.log_snr)[:, None] * self.power
         return snr / (1 + snr)
 
-    def half(self, known: np.ndarray) -> np.ndarray:
+    def half(self, shares: np.ndarray) -> np.ndarray:
         """The t at which half of each frequency is known for the first time on the way down, nan where never, (F,)."""
         found = []
-        for shares in known.T:
-            above = np.flatnonzero(shares >= 0.5)
+        for share in shares.T:
+            above = np.flatnonzero(share >= 0.5)
             if not len(above) or above[0] == 0:
                 found.append(np.nan if not len(above) else float(self.t[0]))
                 continue
             k = above[0]
-            part = (0.5 - shares[k - 1]) / (shares[k] - shares[k - 1])
+            part = (0.5 - share[k - 1]) / (share[k] - share[k - 1])
             found.append(float(self.t[k - 1] + part * (self.t[k] - self.t[k - 1])))
         return np.array(found)
 
@@ -68,15 +68,15 @@ def spectrum(subject: Subject) -> Spectrum:
     times = sorted({subject.at(level) for level in np.linspace(*RANGE, TIMES)}, reverse=True)
     rings, cycles = _rings(*subject.shape[1:])
     power = _power(x0 - mean, rings, len(cycles))
-    noise, known = Streams(subject.seed, "explain-spectrum", range(len(images))), []
+    noise, explained = Streams(subject.seed, "explain-spectrum", range(len(images))), []
     predictor = subject.conditioned(images)
     for t in times:
         x_t = schedule.marginal(x0, t).sample(noise.normal(subject.shape).to(x0))
         with torch.no_grad():
             error = _power(predictor(x_t, t).x0 - x0, rings, len(cycles))
-        known.append(1 - error / np.maximum(power, 1e-12))
+        explained.append(1 - error / np.maximum(power, 1e-12))
     levels = schedule.log_snr(torch.tensor(times)).numpy()
-    return Spectrum(np.array(times), levels, cycles, power, np.stack(known))
+    return Spectrum(np.array(times), levels, cycles, power, np.stack(explained))
 
 
 def _rings(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -97,8 +97,10 @@ def _power(images: Tensor, rings: np.ndarray, count: int) -> np.ndarray:
 def draw(found: Spectrum, words: Words) -> str:
     """When half of each frequency is known."""
     figure, (axes,) = plots.axes(words["axes"]["t"], words["axes"]["cycles"])
-    for known, colour, name in ((found.known, ACCENT, "model"), (found.linear, SECOND, "linear")):
-        axes.plot(found.half(known), found.cycles, color=colour, marker="o", markersize=3, label=words["axes"][name])
+    for explained, colour, name in ((found.explained, ACCENT, "model"), (found.linear, SECOND, "linear")):
+        axes.plot(
+            found.half(explained), found.cycles, color=colour, marker="o", markersize=3, label=words["axes"][name]
+        )
     axes.invert_xaxis()
     plots.legend(axes)
     return plots.svg(figure)

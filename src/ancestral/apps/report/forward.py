@@ -71,7 +71,7 @@ def schedule_part(subject: Subject) -> Part:
 def images_part(subject: Subject) -> Part:
     """Held-out images at ten times, each with one noise throughout."""
     schedule = subject.schedule
-    times = sorted({round(place) for place in np.linspace(0, schedule.T, COLUMNS)})
+    times = sorted({round(index) for index in np.linspace(0, schedule.T, COLUMNS)})
     x0 = subject.x0(subject.test.spread(SHOWN))
     eps = Streams(subject.seed, "explain-forward", range(len(x0))).normal(subject.shape).to(x0)
     states = torch.stack([schedule.marginal(x0, t).sample(eps) if t else x0 for t in times], 1)

@@ -88,7 +88,7 @@ def composed(schedule: Gaussian) -> tuple[float, float]:
 def simulate(subject: Subject) -> list[Look]:
     """Real images sent through every step of Eq. 2 in turn, compared with Eq. 4 at some of them."""
     schedule, x0 = subject.schedule, subject.x0(subject.some(VALUES))
-    stops = {round(place) for place in np.linspace(0, schedule.T, LOOKS + 1)[1:]}
+    stops = {round(index) for index in np.linspace(0, schedule.T, LOOKS + 1)[1:]}
     noise, x, looks = Streams(subject.seed, "explain-chain", range(len(x0))), x0, []
     energy = float(x0.square().sum())
     for t in range(1, schedule.T + 1):

@@ -29,11 +29,11 @@ def part(subject: Subject) -> Part:
     """Histograms at some times with two distances to N(0, I), and the correlation of x_t with x0."""
     schedule, T, x0 = subject.schedule, subject.schedule.T, subject.x0(subject.some(VALUES))
     noise = Streams(subject.seed, "explain-distance", range(len(x0)))
-    looks = sorted({round(place) for place in np.linspace(0, T, LOOKS)})
+    looks = sorted({round(index) for index in np.linspace(0, T, LOOKS)})
     states = {t: schedule.marginal(x0, t).sample(noise.normal(subject.shape).to(x0)) if t else x0 for t in looks}
     steps = kolmogorov(states)
     related = {t: correlation(x_t, x0) for t, x_t in states.items()}
-    curve = sorted({max(1, round(place)) for place in np.linspace(0, T, CURVE)})
+    curve = sorted({max(1, round(index)) for index in np.linspace(0, T, CURVE)})
     kl = [float(schedule.prior(x0, t).mean()) / x0[0].numel() for t in curve]
     expected = [float(of_signal(float(x0.var()), float(schedule.signal(t)))) for t in curve]
     last, error = mean_and_error(schedule.prior(x0, T) / x0[0].numel())

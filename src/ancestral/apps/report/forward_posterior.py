@@ -41,7 +41,7 @@ def part(subject: Subject) -> Part:
     of_x_t, of_x0 = schedule.posterior_coefficients(middle, middle - 1)
     gain, jump = schedule.gain(middle, middle - 1), schedule.gain(middle, middle // 2)
     shown = bayes(subject, [middle])
-    checked = bayes(subject, sorted({round(place) for place in np.linspace(2, T, PAIRS)}))
+    checked = bayes(subject, sorted({round(index) for index in np.linspace(2, T, PAIRS)}))
     terms = {
         Text(r"$\log q(x_{t-1} \mid x_0)$"): shown.prior,
         Text(r"$+\ \log q(x_t \mid x_{t-1})$"): shown.step,

@@ -41,18 +41,18 @@ def render(parts: Mapping[str, Part], language: str, about: Mapping[str, Any]) -
         language: of `report.LANGUAGES`.
         about: what the page says of itself: title, facts, how it was made, and the command that writes its numbers.
     """
-    known = words(language)
-    made = [_Section(name, parts, language, known, about["numbers"]) for name in parts]
+    vocabulary = words(language)
+    made = [_Section(name, parts, language, vocabulary, about["numbers"]) for name in parts]
     sections = [one.html() for one in made]
     cited = set().union(*(one.cited for one in made))
     sources = [source for name, source in SOURCES.items() if name in cited]
-    headings = [(name, known["sections"][name]) for name in parts]
+    headings = [(name, vocabulary["sections"][name]) for name in parts]
     template = _environment(autoescape=True).from_string((_HERE / "page.html.j2").read_text("utf-8"))
     font = base64.b64encode((_HERE / "fonts" / "report-math.woff").read_bytes()).decode()
     style = (_HERE / "page.css").read_text("utf-8").replace("FONT", f"data:font/woff;base64,{font}")
     body = zip(headings, sections, strict=True)
     return template.render(
-        language=language, words=known["page"], style=Markup(style), body=list(body), sources=sources, about=about
+        language=language, words=vocabulary["page"], style=Markup(style), body=list(body), sources=sources, about=about
     )
 
 
@@ -76,8 +76,8 @@ def _heading(text: str) -> str:
 class _Section:
     """One section's text, filled in: Jinja first, then mathematics, then Markdown; markup waits in slots until then."""
 
-    def __init__(self, name: str, parts: Mapping[str, Part], language: str, known: Words, numbers: str) -> None:
-        self.name, self.part, self.parts, self.words = name, parts[name], parts, known
+    def __init__(self, name: str, parts: Mapping[str, Part], language: str, vocabulary: Words, numbers: str) -> None:
+        self.name, self.part, self.parts, self.words = name, parts[name], parts, vocabulary
         self.all_numbers = numbers  # the command that writes them
         self.source = (_HERE / "text" / language / f"{name}.md").read_text("utf-8")
         self.slots: list[str] = []
@@ -209,9 +209,11 @@ class _Section:
 
     def follows(self, text: str, *code: str) -> Text:
         """What a section leads to, and where its code is."""
-        known, names = self.words["page"], ", ".join(f"<code>{_word(one)}</code>" for one in code)
-        made = f'<p class="where">{escape(known["code"])} {names}</p>' if code else ""
-        return self.keep(f'<p class="follows"><strong>{escape(known["follows"])}</strong> {inline(text)}</p>{made}')
+        vocabulary, names = self.words["page"], ", ".join(f"<code>{_word(one)}</code>" for one in code)
+        made = f'<p class="where">{escape(vocabulary["code"])} {names}</p>' if code else ""
+        return self.keep(
+            f'<p class="follows"><strong>{escape(vocabulary["follows"])}</strong> {inline(text)}</p>{made}'
+        )
 
     def table(self, name: str, headings: Sequence[str]) -> Text:
         """Rows of words and numbers."""
@@ -230,8 +232,8 @@ class _Section:
         if isinstance(value, Text):
             return inline(value)
         if isinstance(value, str):
-            known = self.words["names"].get(value)
-            return _word(value) if known is None else inline(_word(known))
+            name = self.words["names"].get(value)
+            return _word(value) if name is None else inline(_word(name))
         return self.data(value, table + place, f"{table}[…]")
 
     def line(self, equation_name: str, number_name: str | None, why: str) -> Text:
@@ -258,9 +260,9 @@ class _Section:
             f"<dt><code>{_word(how)}</code></dt><dd>{'; '.join(map(self.listed, named.items()))}</dd>"
             for how, named in self.used.items()
         )
-        known = self.words["page"]
-        every = escape(known["numbers"]).format(command=f"<code>{_word(self.all_numbers)}</code>")
-        title = escape(known["again"])
+        vocabulary = self.words["page"]
+        every = escape(vocabulary["numbers"]).format(command=f"<code>{_word(self.all_numbers)}</code>")
+        title = escape(vocabulary["again"])
         return f'<details class="again"><summary>{title}</summary><p>{every}</p><dl>{rows}</dl></details>'
 
     def listed(self, named: tuple[str, list[str]]) -> str:

@@ -144,7 +144,7 @@ WRITERS = {".html": written, ".htm": written, ".json": numbers}
 
 
 def _about(subject: Subject, language: str, seconds: float) -> Mapping[str, str]:
-    known, diffusion = words(language)["page"], subject.config.diffusion
+    vocabulary, diffusion = words(language)["page"], subject.config.diffusion
     facts = {
         "T": diffusion.T,
         "schedule": diffusion.schedule,
@@ -160,6 +160,6 @@ def _about(subject: Subject, language: str, seconds: float) -> Mapping[str, str]
     return {
         "title": shown(subject.title),
         "numbers": subject.numbers,
-        "facts": shown(known["exact" if subject.saved is None else "run"].format(**facts)),
-        "made": known["made"].format(**made),
+        "facts": shown(vocabulary["exact" if subject.saved is None else "run"].format(**facts)),
+        "made": vocabulary["made"].format(**made),
     }

@@ -208,7 +208,7 @@ def _features(x_t: Tensor, features: Tensor, words: Words) -> str:
 
 def _drawing(seen: Seen, shape: tuple[int, ...], stem: int, head: int, words: Words) -> str:
     """The U: down on the left, up on the right, a row for each size; skips go across, the time into every block."""
-    known, wide, tall, gap, top = words["unet"], 154, 46, 16, 62
+    vocabulary, wide, tall, gap, top = words["unet"], 154, 46, 16, 62
     left, right, full = 2, 204, 360
     rows = len(seen.down)
     bottom = top + rows * (tall + gap)
@@ -223,9 +223,9 @@ def _drawing(seen: Seen, shape: tuple[int, ...], stem: int, head: int, words: Wo
         size = f'width="{wide}" height="{tall}" rx="5"'
         parts.append(f'<rect x="{x:g}" y="{y:g}" {size} fill="var(--tint)" stroke="var(--faint)"/>')
         text(x + wide / 2, y + 16, "×".join(map(str, level.shape)), 12)
-        attention = f", {known['attention']}: {level.attention}" if level.attention else ""
-        text(x + wide / 2, y + 29, f"{known['blocks']}: {level.blocks}{attention}", 9)
-        text(x + wide / 2, y + 41, f"{short(level.parameters)} {known['parameters']}", 9)
+        attention = f", {vocabulary['attention']}: {level.attention}" if level.attention else ""
+        text(x + wide / 2, y + 29, f"{vocabulary['blocks']}: {level.blocks}{attention}", 9)
+        text(x + wide / 2, y + 41, f"{short(level.parameters)} {vocabulary['parameters']}", 9)
 
     def arrow(path: str, dashed: bool = False) -> None:
         dash = ' stroke-dasharray="4 3"' if dashed else ""
@@ -239,10 +239,10 @@ def _drawing(seen: Seen, shape: tuple[int, ...], stem: int, head: int, words: Wo
     )
     size = "×".join(map(str, shape))
     text(left + wide / 2, 12, f"xₜ: {size}", 12)
-    text(left + wide / 2, 26, f"{known['stem']}: {short(stem)}", 9)
+    text(left + wide / 2, 26, f"{vocabulary['stem']}: {short(stem)}", 9)
     arrow(f"M{left + wide / 2} 32V{top - 2}")
-    text(right + wide / 2, 12, f"{known['output']}: {'×'.join(map(str, seen.output))}", 12)
-    text(right + wide / 2, 26, f"{known['head']}: {short(head)}", 9)
+    text(right + wide / 2, 12, f"{vocabulary['output']}: {'×'.join(map(str, seen.output))}", 12)
+    text(right + wide / 2, 26, f"{vocabulary['head']}: {short(head)}", 9)
     arrow(f"M{right + wide / 2} {top - 2}V34")
     text(full / 2, 12, "t", 12, "second")
     for row, (down, up) in enumerate(zip(seen.down, reversed(seen.up), strict=True)):

@@ -138,7 +138,7 @@ def _taken(subject: Subject) -> _Taken:
     }
     pixel = np.unravel_index(int((x0.abs() + x0_raw.abs())[0].argmin()), x0.shape[1:])
     clipped = float(((x0_raw - prediction.x0).abs() > ROUNDING).cpu().double().mean())
-    channel, row, column = (int(place) for place in pixel)
+    channel, row, column = (int(index) for index in pixel)
     scalars |= {
         "loss": Number(float(states["squared"].mean()), "", again["squared"]),
         "clipped": Number(100 * clipped, "%", again["x0_hat"], digits=3),
@@ -184,8 +184,8 @@ def _source(*functions: Callable[..., object]) -> str:
 def _times(subject: Subject) -> tuple[int, int]:
     """The step nearest to as much signal as noise, and not the last one, which ends at the mean."""
     times = torch.tensor(subject.times)
-    place = int(subject.schedule.log_snr(times[:-2]).abs().argmin())
-    return int(times[place]), int(times[place + 1])
+    index = int(subject.schedule.log_snr(times[:-2]).abs().argmin())
+    return int(times[index]), int(times[index + 1])
 
 
 def _paper(subject: Subject, t: int, s: int) -> tuple[float, float]:

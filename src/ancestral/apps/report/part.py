@@ -74,10 +74,10 @@ def compared(differences: Tensor) -> str:
 
 
 def tenths(last: int) -> dict[int, str]:
-    """The times 1..last in tenths, as people write them, by the place of the tenth; those without a time are absent."""
-    edges = [math.ceil(place * last / 10) for place in range(11)]
-    ranges = {place: (low + 1, high) for place, (low, high) in enumerate(pairwise(edges)) if high > low}
-    return {place: Text(low) if low == high else Text(f"{low}–{high}") for place, (low, high) in ranges.items()}
+    """The times 1..last in tenths, as people write them, by the index of the tenth; those without a time are absent."""
+    edges = [math.ceil(index * last / 10) for index in range(11)]
+    ranges = {index: (low + 1, high) for index, (low, high) in enumerate(pairwise(edges)) if high > low}
+    return {index: Text(low) if low == high else Text(f"{low}–{high}") for index, (low, high) in ranges.items()}
 
 
 def _plain(value: float, digits: int = 4) -> str:

@@ -49,10 +49,10 @@ def by_log_t(t: Tensor, values: Tensor, bins: int = 40) -> tuple[np.ndarray, np.
     """(times, means of the values (K,) at the times t >= 1) in bins of equal width in log t, empty ones left out."""
     times = t.numpy()
     edges = np.unique(np.geomspace(1, times.max() + 1, bins + 1).round())
-    place = np.digitize(times, edges)
-    kept = np.unique(place)
-    count = np.bincount(place)[kept]
-    return (np.exp(np.bincount(place, np.log(times))[kept] / count), np.bincount(place, values.numpy())[kept] / count)
+    index = np.digitize(times, edges)
+    kept = np.unique(index)
+    count = np.bincount(index)[kept]
+    return (np.exp(np.bincount(index, np.log(times))[kept] / count), np.bincount(index, values.numpy())[kept] / count)
 
 
 def legend(on: Axes) -> None:
@@ -75,13 +75,13 @@ def logarithmic(axis: Axis) -> None:
     """A logarithmic axis with plain text for numbers, which the page's fonts draw; few decades have some between."""
     (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
 
-    def between(value: float, place: int) -> str:
+    def between(value: float, index: int) -> str:
         low, high = axis.get_view_interval()
         return f"{value:g}" if high < 30 * low else ""
 
     axis.set_minor_locator(LogLocator(subs=(2, 5)))
     axis.set_minor_formatter(FuncFormatter(between))
-    axis.set_major_formatter(FuncFormatter(lambda value, place: power_of_ten(value)))
+    axis.set_major_formatter(FuncFormatter(lambda value, index: power_of_ten(value)))
     axis.set_tick_params(which="minor", labelsize=8, colors=INK, color=FAINT)
 
 

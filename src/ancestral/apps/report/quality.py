@@ -35,7 +35,7 @@ def part(subject: Subject) -> Part:
     case = _case(subject, found)
     found.facts["advice"] = advise(case)
     found.facts["say"] = lambda words, n, code, cite, rule: said(rule, case, words, n, code, cite)
-    found.facts["known"] = set(found.numbers)
+    found.facts["measured"] = set(found.numbers)
     return found
 
 

@@ -63,8 +63,8 @@ def course(log: Log) -> Course | None:
         return None
     count = len(made) // 10
     loss = np.array([one["loss"] for one in made])
-    place = len(made) - 1 - len(made) // 5
-    before, after = loss[place - count + 1 : place + 1], loss[-count:]
+    index = len(made) - 1 - len(made) // 5
+    before, after = loss[index - count + 1 : index + 1], loss[-count:]
     ratio = after.mean() / before.mean()
     off = ratio * np.hypot(*(part.std(ddof=1) / part.mean() / count**0.5 for part in (before, after)))
     norms = np.array([one["largest_grad_norm"] for one in made[count:]], dtype=float)

@@ -14,8 +14,8 @@ def part(subject: Subject) -> Part:
     own = subject.config.diffusion.target
     facts = {"trained": subject.saved is not None, "target": own, "formula": Text(FORMULAS.get(own, OTHER))}
     calls = Number(len(subject.times) - 1, "", "ancestral.runs.build.training_grid")
-    known = Part(numbers={"calls": calls, **network}, facts=facts)
-    return known | reverse_identities.part(subject) | reverse_predictions.part(subject) | reverse_film.part(subject)
+    own = Part(numbers={"calls": calls, **network}, facts=facts)
+    return own | reverse_identities.part(subject) | reverse_predictions.part(subject) | reverse_film.part(subject)
 
 
 def _network(subject: Subject) -> dict[str, Number]:

@@ -44,7 +44,7 @@ def part(subject: Subject) -> Part:
 def _nodes(subject: Subject, times: list[int]) -> list[int]:
     """Which of the frames stand in the diagram: the ends, and between them evenly in what the eye sees."""
     moments = subject.moments(NODES - 1)[::-1]
-    nearest = {min(range(len(times)), key=lambda place: abs(times[place] - t)) + 1 for t in moments}
+    nearest = {min(range(len(times)), key=lambda index: abs(times[index] - t)) + 1 for t in moments}
     return sorted({0, *nearest, len(times)})
 
 
@@ -65,10 +65,10 @@ def _diagram(there: np.ndarray, back: np.ndarray, times: list[int]) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chain" viewBox="0 0 {wide:g} {high:g}" data-wide="{wide:g}">'
     ]
-    for place, t in enumerate(times):
-        x = 1 + place * pitch
-        parts += [_picture(there[place], x, top, tall), _picture(back[place], x, below, tall)]
-        name = "0" if place == 0 else "T" if place == count - 1 else "t" if place == count // 2 else ""
+    for index, t in enumerate(times):
+        x = 1 + index * pitch
+        parts += [_picture(there[index], x, top, tall), _picture(back[index], x, below, tall)]
+        name = "0" if index == 0 else "T" if index == count - 1 else "t" if index == count // 2 else ""
         state = f'<tspan font-style="italic">x</tspan><tspan dy="3" font-size="9">{name}</tspan>' if name else "⋯"
         middle, y = x + side / 2, top + tall + 14
         parts.append(f'<text x="{middle:g}" y="{y:g}" text-anchor="middle" font-size="14">{state}</text>')

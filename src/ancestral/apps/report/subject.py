@@ -246,8 +246,8 @@ def of_run(
         UserError: for a run or data that cannot be used, for chains that hide places, and for those of one step.
     """
     saved, model = open_gaussian(folder, device, average_width)
-    known = build.schedule(saved.config).log_snr(torch.tensor(build.training_grid(saved.config)[:-1])).isfinite()
-    if known.sum() < 2:
+    finite = build.schedule(saved.config).log_snr(torch.tensor(build.training_grid(saved.config)[:-1])).isfinite()
+    if finite.sum() < 2:
         raise UserError(f"{folder}: trained at fewer than two times that show anything; a report needs two")
     source, images = images_for(saved, source)
     if len(images.train) < 2:

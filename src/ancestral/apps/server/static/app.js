@@ -37,9 +37,9 @@ function go(name) {
 
 function route() {
   const [name, settings] = location.hash.slice(1).split("?");
-  const known = tabs.some((tab) => tab.getAttribute("aria-controls") === name);
+  const exists = tabs.some((tab) => tab.getAttribute("aria-controls") === name);
   if (settings) tools[name]?.restore?.(new URLSearchParams(settings));
-  open(known ? name : "draw");
+  open(exists ? name : "draw");
 }
 
 function move(event) {

@@ -37,16 +37,16 @@ export function closeup(uri) {
   }
   say(status, "Looking; the first time all training images are read");
   const still = () => looked === looks; // another picture may have been opened meanwhile
-  const told = (text, kind) => still() && say(status, text, kind);
-  return neighbours(uri, 8, list, told, still)
-    .then((metric) => told(metric))
-    .catch((error) => told(error.message, "error"))
+  const report = (text, kind) => still() && say(status, text, kind);
+  return neighbours(uri, 8, list, report, still)
+    .then((metric) => report(metric))
+    .catch((error) => report(error.message, "error"))
     .finally(() => still() && (dialog.dataset.state = "ready"));
 }
 
-// Shows the nearest training images in `list`, if they are `still` wanted, and says by which distance.
-export async function neighbours(image, count, list, told, still = () => true) {
-  const waiting = (seconds) => told(`The server is busy; asking again in ${seconds} s`);
+// Shows the nearest training images in `list`, if they are `still` asked for, and says by which distance.
+export async function neighbours(image, count, list, report, still = () => true) {
+  const waiting = (seconds) => report(`The server is busy; asking again in ${seconds} s`);
   const found = await patiently("POST", "nearest", { image, count }, waiting);
   if (!still()) return "";
   list.replaceChildren(

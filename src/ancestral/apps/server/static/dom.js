@@ -138,7 +138,7 @@ export function values(form) {
     if (!field.name || field.closest("label[hidden]") || field.type === "radio") continue;
     if (!field.validity.valid) {
       field.focus();
-      throw new Error(`${$("span", field.closest("label")).firstChild.textContent.trim()}: ${wanted(field)}`);
+      throw new Error(`${$("span", field.closest("label")).firstChild.textContent.trim()}: ${requirement(field)}`);
     }
     if (field.value === "") found[field.name] = null;
     else found[field.name] = ["number", "range"].includes(field.type) ? Number(field.value) : field.value;
@@ -146,7 +146,7 @@ export function values(form) {
   return found;
 }
 
-function wanted(field) {
+function requirement(field) {
   if (field.step === "1" && field.max) return `a whole number from ${field.min} to ${field.max}`;
   return field.max ? `a number from ${field.min} to ${field.max}` : "a number";
 }

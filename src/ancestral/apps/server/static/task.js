@@ -58,9 +58,9 @@ export class Task {
 
   // On a narrow screen the pictures come below the settings.
   #reveal() {
-    const place = $(".film", this.panel) ?? $(".stage", this.panel);
-    if (place.getBoundingClientRect().top < 0.6 * innerHeight) return;
-    place.scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
+    const shown = $(".film", this.panel) ?? $(".stage", this.panel);
+    if (shown.getBoundingClientRect().top < 0.6 * innerHeight) return;
+    shown.scrollIntoView({ block: "nearest", behavior: calm.matches ? "auto" : "smooth" });
   }
 
   // A page that is loaded again goes on with the job that it had begun, or shows what that has made, as long as the
@@ -68,9 +68,9 @@ export class Task {
   async #rejoin(path, { begin, step, done, restore }) {
     const kept = remembered(path);
     if (!kept) return false;
-    const known = await call("GET", `jobs/${kept.id}`).catch(() => null);
-    if (!known || this.busy) {
-      if (!known) forget(path);
+    const job = await call("GET", `jobs/${kept.id}`).catch(() => null);
+    if (!job || this.busy) {
+      if (!job) forget(path);
       return false;
     }
     for (const [name, value] of Object.entries(kept.fields)) {
