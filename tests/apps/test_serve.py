@@ -75,6 +75,12 @@ def live(trained_run):
         yield server
 
 
+@pytest.fixture(scope="module")
+def live_in_colour(colour_run):
+    with serving_at(colour_run) as server:
+        yield server
+
+
 def test_streams_are_counted_before_they_open(trained_run):
     """Many that are asked for at once, before the first is sent, are counted all the same."""
 
@@ -351,15 +357,20 @@ def test_noise_is_the_forward_process(live):
     assert (schedules["t"][0], schedules["log_snr"][0], len(schedules["t"])) == (0, None, schedule.T + 1)
 
 
-def test_the_nearest_of_a_training_image_is_itself(live, monkeypatch, tmp_path):
+@pytest.mark.parametrize("kind", ["grey", "colour"])
+def test_the_nearest_of_a_training_image_is_itself(kind, request, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # no features in it
-    train = load.load("digits", DataOptions()).train
+    live = request.getfixturevalue("live" if kind == "grey" else "live_in_colour")
+    source = "digits" if kind == "grey" else str(request.getfixturevalue("colour_digits"))
+    train = load.load(source, DataOptions()).train
     for index in (0, 700):
-        reply = live.client.post("/api/nearest", json={"image": uri_of(train.images[index][..., 0]), "count": 4}).json()
+        reply = live.client.post(
+            "/api/nearest", json={"image": uri_of(train.images[index].squeeze()), "count": 4}
+        ).json()
         assert "metric" in reply, reply
         first, *others = reply["neighbours"]
         assert (first["index"], first["distance"]) == (index, 0)
-        assert np.array_equal(pixels_of(first["image"]), train.images[index][..., 0])
+        assert np.array_equal(pixels_of(first["image"]), train.images[index].squeeze())
         exact = np.sqrt(np.square(train.images[:].astype(float) - train.images[index]).mean((1, 2, 3)))
         assert reply["metric"].startswith("root mean square")
         assert [one["distance"] for one in others] == pytest.approx(np.sort(exact)[1:4], abs=1e-3)

@@ -451,6 +451,15 @@ def test_schedules_by_their_definitions():
     assert torch.allclose(shifted.signal(t), (plain.signal(t) - last) * first / (first - last), atol=1e-14)
 
 
+@pytest.mark.parametrize("T", [999, 1500, 4000])
+def test_between_the_entries_of_a_table_the_rate_is_linear(T):
+    """Of betas so small that log(1 - beta) is -beta the sum is a quadratic in time, which is met everywhere."""
+    low, high = 1e-9, 1e-6
+    k = torch.arange(T + 1, dtype=F64) * 1000 / T
+    exact = -(low * k + (high - low) / 999 * k * (k - 1) / 2)
+    assert torch.allclose(schedule.linear(T, low, high).log_alpha_bar, exact, rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("beta", [[], [0.0], [-0.1, 0.2], [1.0, 0.5], [0.5, 1.5], [math.nan]])
 def test_wrong_betas_are_refused(beta):
     with pytest.raises(ValueError, match="log_alpha_bar"):

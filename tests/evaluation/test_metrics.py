@@ -596,8 +596,12 @@ def test_a_colour_run_is_measured(tmp_path, chain):
     )
 
 
-def test_a_run_is_measured_and_a_second_time_nothing_is_drawn_or_looked_at(trained_run, digits, tmp_path, monkeypatch):
-    run = shutil.copytree(trained_run, tmp_path / "run")
+@pytest.mark.parametrize("kind", ["grey", "colour"])
+def test_a_run_is_measured_and_a_second_time_nothing_is_drawn_or_looked_at(kind, request, tmp_path, monkeypatch):
+    fixture, source = ("trained_run", "digits") if kind == "grey" else ("colour_run", "colour_digits")
+    run = shutil.copytree(request.getfixturevalue(fixture), tmp_path / "run")
+    source = source if kind == "grey" else str(request.getfixturevalue(source))
+    images = load.load(source, DataOptions())
     looked, drawn, walk = [], [], sampler.Sampler.walk
     made = features.NETWORKS["pixels"](torch.device("cpu"))
 
@@ -616,14 +620,16 @@ def test_a_run_is_measured_and_a_second_time_nothing_is_drawn_or_looked_at(train
     assert result.exit_code == 0, result.output
     assert "40 images on each side" in result.output
     assert drawn == [16, 16, 8]
-    assert sum(looked) == 40 + 40 + len(digits.train)
+    assert sum(looked) == 40 + 40 + len(images.train)
     report = json.loads((run / "metrics-pixels.json").read_text())
     assert report["images"] == 40
-    assert report["searched"] == len(digits.train)
+    assert report["searched"] == len(images.train)
     assert report["drawing"]["times"][0] == 1000
     sides = report["metrics"]["fd-pixels"]
     assert sides["floor"]["value"] < sides["train"]["value"]
-    test, train = (torch.from_numpy(one.spread(40).images.reshape(40, -1)) / 255 for one in (digits.test, digits.train))
+    test, train = (
+        torch.from_numpy(one.spread(40).images[:].reshape(40, -1)) / 255 for one in (images.test, images.train)
+    )
     assert sides["floor"] == {
         "value": value(frechet(train), test)["fd"],
         "standard_error": sides["floor"]["standard_error"],
@@ -650,7 +656,7 @@ def test_a_run_is_measured_and_a_second_time_nothing_is_drawn_or_looked_at(train
     result = run_command(
         "metrics",
         run / "samples",
-        "digits",
+        source,
         *QUICK[:2],
         "--num-images",
         40,
