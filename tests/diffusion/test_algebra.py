@@ -444,6 +444,8 @@ def test_schedules_by_their_definitions():
     assert torch.allclose(schedule.sigmoid(100).alpha_bar(torch.arange(1, 101)), sigmoid, atol=2e-9)
     levels = schedule.linear_log_snr(100).log_snr(torch.arange(1, 101))
     assert torch.allclose(levels, 13.3 - 18.3 * u, rtol=1e-9)
+    root = np.linspace(8.5e-4**0.5, 0.012**0.5, 1000)
+    assert schedule.scaled_linear().beta.numpy() == pytest.approx(root**2, rel=1e-9)
     # Zero terminal SNR: sqrt(alpha_bar) moved and scaled, the first kept and the last 0.
     plain, shifted = schedule.linear(100), schedule.linear(100).zero_terminal_snr()
     t = torch.arange(1, 101)
