@@ -442,6 +442,17 @@ def test_schedules_by_their_definitions():
     high, low = 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(3))
     sigmoid = (high - (6 * u - 3).sigmoid()) / (high - low)
     assert torch.allclose(schedule.sigmoid(100).alpha_bar(torch.arange(1, 101)), sigmoid, atol=2e-9)
+    high, low = 1 / (1 + math.exp(-6)), 1 / (1 + math.exp(6))
+    sharper = 0.1 + 0.9 * (high - ((6 * u - 3) / 0.5).sigmoid()) / (high - low)
+    found = schedule.sigmoid(100, tau=0.5, floor=0.1).alpha_bar(torch.arange(1, 101))
+    assert torch.allclose(found, sharper, rtol=1e-12)
+    assert {make().T for make in (schedule.sigmoid, schedule.linear_log_snr, schedule.ve, schedule.cosine)} == {1000}
+    for made, t, sigma in (
+        (schedule.ve(), [1, 1000], [0.01, 50]),
+        (schedule.ve(3, 0.01, 100), [1, 2, 3], [0.01, 1, 100]),
+    ):
+        level = made.noise(torch.tensor(t)) / made.signal(torch.tensor(t))
+        assert level.tolist() == pytest.approx(sigma, rel=1e-12)
     levels = schedule.linear_log_snr(100).log_snr(torch.arange(1, 101))
     assert torch.allclose(levels, 13.3 - 18.3 * u, rtol=1e-9)
     root = np.linspace(8.5e-4**0.5, 0.012**0.5, 1000)

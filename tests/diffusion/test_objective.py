@@ -487,6 +487,15 @@ def test_the_last_time_is_drawn_where_the_sum_rounds_below_one():
     assert found
 
 
+def test_importance_draws_a_time_from_its_share_on_and_needs_a_loss_for_each():
+    sampler = LossImportance(range(4, -1, -1))
+    index, weight = sampler.draw(torch.tensor([0.0, 0.25, 0.5, 0.75], dtype=torch.float64))
+    assert index.tolist() == [0, 1, 2, 3]
+    assert weight.tolist() == [1.0] * 4
+    with pytest.raises(ValueError, match="shorter"):
+        sampler.update(torch.tensor([0, 1]), torch.tensor([1.0]))
+
+
 def test_importance_goes_on_from_its_state():
     sampler, _ = learned_sampler(rounds=13)
     copy = LossImportance(grids.full(schedule.linear(6)))
