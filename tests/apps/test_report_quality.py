@@ -155,7 +155,11 @@ def test_the_fall_at_the_end_of_a_training():
     # n^-0.2: twice as long is 2^-0.2 of the loss.
     power = quality_training.course(records((1.0 + np.arange(4000)) ** -0.2))
     assert power is not None
-    assert power.gain == pytest.approx(1 - 2**-0.2, rel=0.01)
+    for times in (2, 4, 20):
+        assert power.gain(times).value == pytest.approx(1 - times**-0.2, rel=0.01)
+    # Its error, by falls that are this far off.
+    ends = [replace(flat, fell=flat.fell + way * flat.fell_error / 100).gain(4).value for way in (-1, 1)]
+    assert flat.gain(4).error == pytest.approx(50 * (ends[1] - ends[0]), rel=1e-3)
 
 
 def test_a_model_from_elsewhere_goes_on_from_itself():

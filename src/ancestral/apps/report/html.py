@@ -18,6 +18,7 @@ from ancestral.apps.report.mathematics import equation, inline
 from ancestral.apps.report.part import Number, Part, Text, Words
 from ancestral.runs.report_links import PAGE
 from ancestral.runtime.text import shown
+from ancestral.sampling.round_trip import HOLD
 
 _HERE = files("ancestral.apps.report")
 _CHINESE_LINES = re.compile(
@@ -63,6 +64,12 @@ def _environment(**settings: Any) -> Environment:
 def _word(text: str) -> str:
     """As HTML, on one line; no control character is left, of which two mark the slots."""
     return escape(shown(text))
+
+
+def _typed(text: str) -> str:
+    """A command or a name, which breaks into lines between its words."""
+    words = (f'<span class="word">{_word(word)}</span>' for word in text.split(" "))
+    return f"<code>{' '.join(words)}</code>"
 
 
 def _heading(text: str) -> str:
@@ -129,7 +136,7 @@ class _Section:
 
     def code(self, text: str) -> Text:
         """A command or a name as it is typed."""
-        return self.keep(f"<code>{_word(text)}</code>")
+        return self.keep(_typed(text))
 
     def lines(self, program: str) -> Text:
         """Lines of a program, for a block of code."""
@@ -180,7 +187,7 @@ class _Section:
         found = re.search(r'data-wide="([\d.]+)"', strip)
         assert found is not None
         wide, frames = float(found[1]), strip.count("<use ")
-        sizes = f"--frames:{frames};--frame:{wide / frames:g}px"
+        sizes = f"--frames:{frames};--frame:{wide / frames:g}px;--hold:{HOLD[0] - 1}"
         strip = strip.replace("<svg", f'<svg role="img" aria-label="{escape(alt)}" class="strip"', 1)
         hold = f'<label><input type="checkbox"> {escape(self.words["page"]["hold"])}</label>'
         return self.keep(
@@ -257,11 +264,11 @@ class _Section:
         if not self.used:
             return ""
         rows = "".join(
-            f"<dt><code>{_word(how)}</code></dt><dd>{'; '.join(map(self.listed, named.items()))}</dd>"
+            f"<dt>{_typed(how)}</dt><dd>{'; '.join(map(self.listed, named.items()))}</dd>"
             for how, named in self.used.items()
         )
         vocabulary = self.words["page"]
-        every = escape(vocabulary["numbers"]).format(command=f"<code>{_word(self.all_numbers)}</code>")
+        every = escape(vocabulary["numbers"]).format(command=_typed(self.all_numbers))
         title = escape(vocabulary["again"])
         return f'<details class="again"><summary>{title}</summary><p>{every}</p><dl>{rows}</dl></details>'
 

@@ -75,13 +75,13 @@ def logarithmic(axis: Axis) -> None:
     """A logarithmic axis with plain text for numbers, which the page's fonts draw; few decades have some between."""
     (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
 
-    def between(value: float, index: int) -> str:
+    def few() -> bool:
         low, high = axis.get_view_interval()
-        return f"{value:g}" if high < 30 * low else ""
+        return high < 30 * low
 
     axis.set_minor_locator(LogLocator(subs=(2, 5)))
-    axis.set_minor_formatter(FuncFormatter(between))
-    axis.set_major_formatter(FuncFormatter(lambda value, index: power_of_ten(value)))
+    axis.set_minor_formatter(FuncFormatter(lambda value, index: f"{value:g}" if few() else ""))
+    axis.set_major_formatter(FuncFormatter(lambda value, index: f"{value:g}" if few() else power_of_ten(value)))
     axis.set_tick_params(which="minor", labelsize=8, colors=INK, color=FAINT)
 
 

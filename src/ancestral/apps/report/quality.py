@@ -16,6 +16,7 @@ from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.objectives.statistics import Estimate, mean_and_error
 from ancestral.evaluation import image_formats
 from ancestral.runs import build
+from ancestral.training import model_size
 
 STEPS, COMPARED = 16, 192  # of the chain on which training and held-out images are compared; images of each side
 TERMS, FEW = 20, 64  # terms an image, and images, on which another variance is measured
@@ -34,6 +35,7 @@ def part(subject: Subject) -> Part:
     _course(subject, found)
     case = _case(subject, found)
     found.facts["advice"] = advise(case)
+    _expected(subject, case, found)
     found.facts["say"] = lambda words, n, code, cite, rule: said(rule, case, words, n, code, cite)
     found.facts["measured"] = set(found.numbers)
     return found
@@ -49,7 +51,11 @@ def said(
 ) -> Text:
     """A rule's advice in one language, with the numbers that it rests on, its source and its command."""
     parts = {name: n(name) for name in rule.quotes} | ({"source": cite(rule.source)} if rule.source else {})
-    return Text(words["advice"][rule.name].format(do=code(rule.do(case)), **parts))
+    text = words["advice"][rule.name].format(do=code(rule.do(case)), **parts)
+    if rule.longer and "gain" not in rule.quotes:
+        expected = "longer" in case.numbers
+        text += words["longer"]["expected"].format(gain=n("longer")) if expected else words["longer"]["unknown"]
+    return Text(text)
 
 
 def _samples(subject: Subject, drawn: quality_samples.Drawn, found: Part) -> None:
@@ -180,7 +186,7 @@ def _course(subject: Subject, found: Part) -> None:
     course = quality_training.course(log)
     if course is not None:
         found.numbers["fell"] = Number(100 * course.fell, "%", again, 100 * course.fell_error)
-        found.numbers["gain"] = Number(100 * course.gain, "%", again, digits=2)
+        found.numbers["gain"] = Number(100 * course.gain(2).value, "%", again, digits=2)
         found.numbers["spike"] = Number(course.spike, "", again)
         found.numbers["left_out"] = Number(course.left_out, "", again)
         found.numbers["rose"] = Number(-100 * course.fell, "%", again, 100 * course.fell_error)
@@ -201,6 +207,25 @@ def _case(subject: Subject, found: Part) -> Case:
             )
     run = "RUN" if subject.run is None else str(subject.run)
     return Case(run, subject.config, None if saved is None else saved.images, found.numbers)
+
+
+def _expected(subject: Subject, case: Case, found: Part) -> None:
+    """What as long a training as is advised takes off the loss, by this run's records or, without, by runs like it."""
+    times = next((rule.longer(case) for rule in found.facts["advice"] if rule.longer), None)
+    if times is None or subject.saved is None:
+        return
+    course, law = quality_training.course(subject.log), model_size.law(subject.config, subject.saved.facts)
+    if course is not None:
+        gain = course.gain(times)
+        found.numbers["longer"] = Number(
+            100 * gain.value, "%", "ancestral.apps.report.quality_training.Course.gain", 100 * gain.error
+        )
+    elif law is not None:
+        now, then = (law.loss(subject.config.model.width, subject.saved.images * one) for one in (1, times))
+        if now < 1:  # that of a network which knows nothing: from fewer images on the law was not fitted
+            found.numbers["longer"] = Number(
+                100 * (1 - then / now), "%", "ancestral.training.model_size.Law.loss", digits=2
+            )
 
 
 def _estimate(one: Estimate, again: str) -> Number:

@@ -63,6 +63,7 @@ class Rule:
         do: the command to try.
         source: of `sources.toml`, where it knows more than was measured here.
         anew: whether that trains another network or another process, which a model from elsewhere does not begin.
+        longer: how many times as long a training it asks for, where it asks for nothing else.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Rule:
     do: Callable[[Case], str]
     source: str = ""
     anew: bool = False
+    longer: Callable[[Case], float] | None = None
 
 
 def applies(rule: Rule, case: Case) -> bool:
@@ -139,6 +141,12 @@ def _varied(case: Case) -> bool:
     return recall.value + 3 * (recall.error or 0.0) >= _value(case, "recall_floor")
 
 
+def _train_longer(
+    name: str, quotes: tuple[str, ...], holds: Callable[[Case], bool], times: Callable[[Case], float]
+) -> Rule:
+    return Rule(name, quotes, holds, lambda case: case.again(seen=times(case)), longer=times)
+
+
 def _regularised(case: Case) -> str:
     return case.again(f"model.dropout={min(case.config.model.dropout + 0.1, 0.5):g}")
 
@@ -188,14 +196,14 @@ RULES: tuple[Rule, ...] = (
         lambda case: _trained(case) and (_value(case, "spike") > 10 or _value(case, "left_out") > 0),
         lambda case: case.again(f"train.learning_rate={case.config.train.learning_rate / 2:g}"),
     ),
-    Rule(
+    _train_longer(
         "few-epochs",
         ("epochs", "train_images"),
         lambda case: _trained(case) and _value(case, "epochs") < 1,
-        lambda case: case.again(seen=10 / _value(case, "epochs")),
+        lambda case: 10 / _value(case, "epochs"),
     ),
-    Rule("unfinished", ("fell", "gain"), _falls, lambda case: case.again(seen=2)),
-    Rule("unsettled", ("kid", "kid_floor"), _is_far_and_not_settled, lambda case: case.again(seen=4)),
+    _train_longer("unfinished", ("fell", "gain"), _falls, lambda case: 2),
+    _train_longer("unsettled", ("kid", "kid_floor"), _is_far_and_not_settled, lambda case: 4),
     Rule(
         "few-images",
         ("train_images",),

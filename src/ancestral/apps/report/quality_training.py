@@ -11,6 +11,7 @@ import numpy as np
 
 from ancestral.apps.report import plots
 from ancestral.apps.report.part import Words
+from ancestral.diffusion.objectives.statistics import Estimate
 from ancestral.runs.metrics_log import leg_starts
 from ancestral.runtime.plots import ACCENT, SECOND, mark_legs
 
@@ -39,13 +40,13 @@ class Course:
     left_out: int
     risen: float
 
-    @property
-    def gain(self) -> float:
-        """The share of the loss that training twice as long takes off, if it falls on as a power of the images seen.
+    def gain(self, times: float) -> Estimate:
+        """The share of the loss that training so many times as long takes off, if it falls on as a power of the images.
 
         The tenths that `fell` compares lie at 0.75 and 0.95 of the run.
         """
-        return 1 - 2 ** (math.log1p(-self.fell) / math.log(0.95 / 0.75)) if self.fell < 1 else 1.0
+        left, power = max(1 - self.fell, 0.0), math.log(times) / math.log(0.95 / 0.75)
+        return Estimate(1 - left**power, power * left ** (power - 1) * self.fell_error)
 
     @property
     def ending(self) -> str:

@@ -33,6 +33,19 @@ export function fill(range, share) {
   range.style.setProperty("--share", `${100 * (share ?? (range.value - range.min) / (range.max - range.min || 1))}%`);
 }
 
+// A button that plays and pauses: `roll` calls `play` with what each frame does.
+export function player(button, roll) {
+  let timer = null;
+  const set = (next) => {
+    clearInterval(timer);
+    timer = next;
+    button.textContent = timer ? "Pause" : "Play";
+  };
+  const pause = () => set(null);
+  button.addEventListener("click", () => (timer ? pause() : roll()));
+  return { play: (frame, wait) => set(setInterval(frame, wait)), pause };
+}
+
 // One tab stop for many buttons: arrows, Home and End move within the group.
 export function roving(group) {
   group.addEventListener("keydown", (event) => {

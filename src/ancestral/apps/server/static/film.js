@@ -1,7 +1,7 @@
 // The reverse process as it comes in: x_t beside the predicted x0, and a slider over the steps received.
 
 import { closeup } from "./closeup.js";
-import { $, $$, clone, columns, fill, roving, tiles } from "./dom.js";
+import { $, $$, clone, columns, fill, player, roving, tiles } from "./dom.js";
 
 const FRAME = 66; // milliseconds a frame, played
 const MOST = 240; // frames kept
@@ -11,23 +11,21 @@ export class Film {
   #shown = -1;
   #follow = true; // the newest frame, until another is looked at
   #due = false;
-  #timer = null;
 
   constructor(root) {
     this.root = root;
     root.append(clone("film"));
     [this.left, this.right] = $$(".grid", root);
     this.range = $("input", root);
-    this.play = $(".play", root);
+    this.player = player($(".play", root), () => this.#roll());
     for (const grid of [this.left, this.right]) roving(grid);
     this.range.addEventListener("input", () => this.#seek(this.#nearest(Number(this.range.value))));
     this.range.addEventListener("keydown", (event) => this.#key(event));
-    this.play.addEventListener("click", () => (this.#timer ? this.#pause() : this.#roll()));
     this.begin();
   }
 
   begin() {
-    this.#pause();
+    this.player.pause();
     this.#frames = [];
     this.#shown = -1;
     this.#follow = true;
@@ -110,21 +108,9 @@ export class Film {
     if (this.#frames.length < 2) return;
     if (this.#shown >= this.#frames.length - 1) this.#seek(0);
     this.#follow = false;
-    this.#press(true);
-    this.#timer = setInterval(() => {
-      if (this.#shown >= this.#frames.length - 1) this.#pause();
+    this.player.play(() => {
+      if (this.#shown >= this.#frames.length - 1) this.player.pause();
       else this.#seek(this.#shown + 1);
     }, FRAME);
-  }
-
-  #pause() {
-    clearInterval(this.#timer);
-    this.#timer = null;
-    this.#press(false);
-  }
-
-  #press(playing) {
-    this.play.textContent = playing ? "Pause" : "Play";
-    this.play.setAttribute("aria-pressed", playing);
   }
 }

@@ -1,21 +1,19 @@
 // The first film: an image that was held out goes to noise, and another comes back from there, as in the report.
 
 import { patiently } from "./api.js";
-import { $, fill, say, show } from "./dom.js";
+import { $, fill, player, say, show } from "./dom.js";
 
 const FRAME = 160; // milliseconds a frame, as in the report
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 
 export class FirstFilm {
   #frames = [];
-  #timer = null;
 
   constructor(root) {
     this.root = root;
     this.range = $("input", root);
-    this.play = $(".play", root);
-    this.range.addEventListener("input", () => (this.#pause(), this.#seek(Number(this.range.value))));
-    this.play.addEventListener("click", () => (this.#timer ? this.#pause() : this.#roll()));
+    this.player = player($(".play", root), () => this.#roll());
+    this.range.addEventListener("input", () => (this.player.pause(), this.#seek(Number(this.range.value))));
   }
 
   // Where images would be fetched from elsewhere, only when that is asked for.
@@ -27,7 +25,7 @@ export class FirstFilm {
   }
 
   end() {
-    this.#pause();
+    this.player.pause();
     this.root.hidden = true;
   }
 
@@ -61,20 +59,8 @@ export class FirstFilm {
   async #roll() {
     if (this.#frames.length === 0) await this.#load();
     if (this.#frames.length === 0 || this.root.hidden) return;
-    this.#press(true);
-    this.#timer = setInterval(() => {
+    this.player.play(() => {
       if (!document.hidden) this.#seek((Number(this.range.value) + 1) % this.#frames.length);
     }, FRAME);
-  }
-
-  #pause() {
-    clearInterval(this.#timer);
-    this.#timer = null;
-    this.#press(false);
-  }
-
-  #press(playing) {
-    this.play.textContent = playing ? "Pause" : "Play";
-    this.play.setAttribute("aria-pressed", playing);
   }
 }

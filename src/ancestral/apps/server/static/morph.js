@@ -1,14 +1,13 @@
 // Morph: frames between two pictures, looked through by slider or as a film that goes to and fro.
 
 import { closeup } from "./closeup.js";
-import { $, $$, enter, fill, offerClasses, offerSeeds, offerShell, roving, shell, show, tiles } from "./dom.js";
+import { $, $$, enter, fill, offerClasses, offerSeeds, offerShell, player, roving, shell, show, tiles } from "./dom.js";
 import { Task } from "./task.js";
 import { Hand, Well } from "./well.js";
 
 const FRAME = 140; // milliseconds a frame, played
 
 export class Morph {
-  #timer = null;
   #way = 1;
 
   constructor(panel, model) {
@@ -17,10 +16,9 @@ export class Morph {
     this.#offer(model);
     this.reel = $(".reel", panel);
     this.range = $("input", this.reel);
-    this.play = $(".play", panel);
+    this.player = player($(".play", panel), () => this.#roll());
     roving($(".strip", panel));
     this.range.addEventListener("input", () => this.#seek(Number(this.range.value)));
-    this.play.addEventListener("click", () => (this.#timer ? this.#pause() : this.#roll()));
     $(".big", panel).addEventListener("click", () => closeup(this.frames[this.range.value]));
     new Task(panel, "morph", {
       restore: ({ a, b }) => (this.ends.a.put(a), this.ends.b.put(b)),
@@ -30,7 +28,7 @@ export class Morph {
         return { a, b, ...found };
       },
       begin: () => {
-        this.#pause();
+        this.player.pause();
         shell(panel, null);
       },
       step: ({ x0 }) => this.#take(x0),
@@ -83,19 +81,10 @@ export class Morph {
   }
 
   #roll() {
-    this.play.textContent = "Pause";
-    this.play.setAttribute("aria-pressed", true);
-    this.#timer = setInterval(() => {
+    this.player.play(() => {
       const place = Number(this.range.value);
       if (!this.frames[place + this.#way]) this.#way = -this.#way;
       this.#seek(place + this.#way);
     }, FRAME);
-  }
-
-  #pause() {
-    clearInterval(this.#timer);
-    this.#timer = null;
-    this.play.textContent = "Play";
-    this.play.setAttribute("aria-pressed", false);
   }
 }
