@@ -230,6 +230,17 @@ def test_how_a_training_ended(losses, ending):
     assert made.ending == ending
 
 
+def test_a_single_look_at_held_out_images_is_no_curve():
+    axes = html.words("en")["axes"]
+    for looked, panels in ((0, 1), (1, 1), (2, 2)):
+        log = records(np.linspace(1, 0.1, 30))
+        for one in log[:looked]:
+            one["held_out_bits_per_dim"] = 3.0
+        drawn = quality_training.draw(log, html.words("en"))
+        assert drawn.count(f">{axes['seen']}<") == panels
+        assert drawn.count(f">{axes['bits']}<") == panels - 1
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_copies_are_found_and_smooth_images_are_none(channels):
     chance = np.random.default_rng(0)

@@ -68,8 +68,9 @@ def _word(text: str) -> str:
 
 def _typed(text: str) -> str:
     """A command or a name, which breaks into lines between its words."""
-    words = (f'<span class="word">{_word(word)}</span>' for word in text.split(" "))
-    return f"<code>{' '.join(words)}</code>"
+    words = [_word(word) for word in text.split(" ")]
+    spans = words if len(words) == 1 else [f'<span class="word">{word}</span>' for word in words]
+    return f"<code>{' '.join(spans)}</code>"
 
 
 def _heading(text: str) -> str:

@@ -182,7 +182,7 @@ def _overfitting(subject: Subject, found: Part) -> None:
 def _course(subject: Subject, found: Part) -> None:
     log, again = subject.log, "ancestral.runs.metrics_log.read_metrics"
     found.figures["course"] = lambda words: quality_training.draw(log, words)
-    found.facts["log"] = bool(log)
+    found.facts.update(log=bool(log), looked=bool(quality_training.looks(log)))
     course = quality_training.course(log)
     if course is not None:
         found.numbers["fell"] = Number(100 * course.fell, "%", again, 100 * course.fell_error)

@@ -78,9 +78,15 @@ def course(log: Log) -> Course | None:
     )
 
 
+def looks(log: Log) -> Log:
+    """The records with held-out bits; none where a single one is all, which shows no course."""
+    looked = [one for one in log if "held_out_bits_per_dim" in one]
+    return looked if len(looked) > 1 else []
+
+
 def draw(log: Log, words: Words) -> str:
     """The loss by tenth of t, and the held-out bits where they were looked at."""
-    looked = [one for one in log if "held_out_bits_per_dim" in one]
+    looked = looks(log)
     figure, panels = plots.axes(words["axes"]["seen"], words["axes"]["loss"], 2 if looked else 1, 2.4)
     for tenth, colour in zip(TENTHS, (ACCENT, SECOND, plots.THIRD, plots.FAINT), strict=True):
         seen = [(one["images"], one["loss_by_tenth_of_t"][tenth]) for one in log]
