@@ -21,7 +21,7 @@ from ancestral.runs import build
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.facts import Facts
 
-SHOWN = 16  # channels of a layer's features
+SHOWN = 17  # channels of a layer's features: with x_t three full rows
 DRAWN = 128  # times of the embedding's picture
 UNETS, TORCH = "ancestral.networks.unet.UNet", "torch.nn.Module.register_forward_hook"
 
