@@ -5,6 +5,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ import torch
 
 from ancestral.apps.report import LANGUAGES, html, quality, quality_advice, quality_samples, quality_training
 from ancestral.apps.report.exact_subject import exact
-from ancestral.apps.report.part import Number
+from ancestral.apps.report.part import Number, Part
 from ancestral.apps.report.quality_advice import Case
 from ancestral.apps.report.subject import of_run
 from ancestral.evaluation import features
 from ancestral.runs import config
+from ancestral.runs.facts import Facts
+from ancestral.training import model_size
 from conftest import RUNS
 
 LINEAR = config.resolve("mnist", "cifar10", {"diffusion.variance": "beta", "train.flip": False})
@@ -209,6 +212,28 @@ def test_every_model_gets_a_next_step(name, request):
         advice = quality_advice.advise(Case("run", subject.config, round(epochs * images), numbers))
         assert advice
         assert ("few-epochs" in [rule.name for rule in advice]) == (epochs < 1)
+
+
+@pytest.mark.parametrize("by", ["records", "law", "nothing"])
+def test_a_longer_training_says_what_it_is_expected_to_give(by):
+    """Of four times 20,000 images, by a loss that falls as n^-0.2, by the law of runs like it, or not at all."""
+    settings = config.resolve("mnist", "images", {"model.width": 16})
+    log = records((1.0 + np.arange(4000)) ** -0.2) if by == "records" else records([1.0] * 5)
+    saved = SimpleNamespace(facts=Facts((1, 8, 8) if by == "nothing" else (1, 28, 28)), images=20_000)
+    one, found = case(BOTH_SIDES["unsettled"][0], settings), Part(facts={"advice": [RULES["unsettled"]]})
+    quality._expected(SimpleNamespace(log=log, saved=saved, config=settings), one, found)
+    law = json.loads(model_size.FILE.read_text())["grey"]
+    (a, p), (b, q) = law["width"], law["images"]
+    now, then = (law["floor"] + a * 0.5**-p + b * images**-q for images in (0.2, 0.8))
+    expected = {"records": 1 - 4**-0.2, "law": 1 - then / now}
+    assert {name: number.value for name, number in found.numbers.items()} == (
+        {} if by == "nothing" else {"longer": pytest.approx(100 * expected[by], rel=0.01)}
+    )
+    said = quality.said(
+        RULES["unsettled"], replace(one, numbers=one.numbers | found.numbers), html.words("en"), str, str, str
+    )
+    assert ("lower by longer" in said) == (by != "nothing")
+    assert ("too few to say" in said) == (by == "nothing")
 
 
 def test_a_model_without_a_fault_is_told_to_measure_more_surely():
