@@ -71,7 +71,7 @@ def main(runs: list[Path]) -> None:
     held_out = np.asarray(splits.test.images)[np.linspace(0, len(splits.test) - 1, 6).astype(int)]
     panels["lower half drawn anew, 3 ways"] = panel(inpainted(model, held_out))
     found = json.loads((runs[1] / "evaluation.json").read_text())["bits_per_dim"]
-    whole = Image.new("RGB", (width, 2 * (HEAD + GAP) + SIDE + film.height + GAP), "white")
+    whole = Image.new("RGB", (width, 2 * (HEAD + GAP) + SIDE + film.height), "white")
     draw = ImageDraw.Draw(whole)
     for column, (name, sheet) in enumerate(panels.items()):
         left = GAP + column * (SIDE + GAP)
