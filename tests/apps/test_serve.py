@@ -33,7 +33,7 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("sklearn")
 
-from ancestral.apps.server import data_uri, main, nearest, schemas, security  # noqa: E402
+from ancestral.apps.server import data_uri, main, nearest, schemas, security, session  # noqa: E402
 from ancestral.apps.server import events as stream  # noqa: E402
 from ancestral.apps.server.app import create_app  # noqa: E402
 from ancestral.apps.server.batched_network import Calls, Shared, rounding_alike  # noqa: E402
@@ -45,6 +45,10 @@ from ancestral.data.dataset import DataOptions  # noqa: E402
 from ancestral.diffusion.processes.streams import Streams  # noqa: E402
 from ancestral.errors import UserError  # noqa: E402
 from ancestral.evaluation import features  # noqa: E402
+from ancestral.runs.compute_format import ComputeFormat  # noqa: E402
+from ancestral.runs.sampling_options import SamplingOptions  # noqa: E402
+from ancestral.sampling import sampler  # noqa: E402
+from ancestral.sampling.sampler import Sampler  # noqa: E402
 
 
 @contextmanager
@@ -336,6 +340,33 @@ def test_a_network_that_fails_fails_its_callers_only():
         shared(torch.zeros(1, 2), torch.zeros(1))
     assert shared(torch.ones(1, 2), torch.zeros(1)).sum() == 2
     calls.close()
+
+
+def test_pages_draw_in_the_format_of_an_accelerator_each_time_and_files_in_the_weights_own(trained_run, monkeypatch):
+    """Autocast is a thread's own, and the network computes in another than the walk; before, a walk wrapped it anew."""
+    chosen = ComputeFormat("bfloat16", channels_last=True)
+    options = SamplingOptions(steps=2)
+    expected = Sampler(trained_run, SamplingOptions(steps=2, precision="bfloat16"), "cpu")
+    plain = Sampler(trained_run, options, "cpu")
+    monkeypatch.setattr(session, "rounding_alike", lambda *given: {})
+    monkeypatch.setattr(session, "for_drawing", lambda *given: chosen)
+    monkeypatch.setattr(sampler, "for_drawing", lambda *given: chosen)
+    served = open_served_run(trained_run, "cpu", None)
+    network = served.model.network
+
+    def drawn(by):
+        (*_, last) = by.walk(range(3), {}, lambda _: None)
+        return last.x_s
+
+    try:
+        first, second = (drawn(served.sampler(options)) for _ in range(2))
+        assert torch.equal(first, second)
+        assert (first - drawn(expected)).norm() < 0.02 * (first - drawn(plain)).norm()
+        assert served.model.network is network
+        x, t = torch.zeros(1, *served.shape), torch.tensor([5])
+        assert torch.allclose(served.model.output(x, t), plain.model.output(x, t), atol=1e-5)
+    finally:
+        served.calls.close()
 
 
 def test_noise_is_the_forward_process(live):

@@ -173,6 +173,7 @@ def test_a_lower_precision_is_near_and_its_output_is_float32():
     exact = model.output(x, t)
     assert computed_in(model, ComputeFormat("float32", channels_last=False)).network is network
     output = computed_in(model, ComputeFormat("bfloat16", channels_last=False)).output(x, t)
+    assert model.network is network
     assert output.dtype == torch.float32
     error = (output - exact).norm() / exact.norm()
     assert 1e-5 < error < 0.03  # eight bits of mantissa: neither none nor much

@@ -164,9 +164,7 @@ def widened(model: Denoiser) -> Denoiser:
 
     Measured on a network of 0.7 million weights: 1.5 times the time of float32 for one image, 3 times in batches.
     """
-    wide = copy.copy(model)
-    wide._modules = {**model._modules, "network": copy.deepcopy(model.network).double()}
-    return wide
+    return model.with_network(copy.deepcopy(model.network).double())
 
 
 @torch.no_grad()

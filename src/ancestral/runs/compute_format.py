@@ -201,7 +201,6 @@ class Lowered(nn.Module):
 
 
 def computed_in(model: Denoiser, chosen: ComputeFormat) -> Denoiser:
-    """The model with its network in this format."""
+    """The model with its network in this format; the one given computes as before."""
     network = laid_out(model.network, chosen.channels_last) if chosen.channels_last else model.network
-    model.network = network if chosen.precision == "float32" else Lowered(network, chosen.dtype)
-    return model
+    return model.with_network(network if chosen.precision == "float32" else Lowered(network, chosen.dtype))

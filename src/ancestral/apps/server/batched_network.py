@@ -27,13 +27,16 @@ class _Call:
     def __init__(self, network: nn.Module, inputs: Inputs, alike: dict[int, int]) -> None:
         self.network, self.inputs, self.alike = network, inputs, alike
         self.rows = len(inputs["x"])
+        kind = inputs["x"].device.type
+        # The walk's own, as torch keeps it for each thread.
+        self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
         self.output: Tensor | None = None
         self.error: Exception | None = None
         self.done = threading.Event()
 
     def joins(self, other: _Call) -> bool:
         """Whether the two could be one call, but for their sizes."""
-        return self.network is other.network and all(
+        return (self.network, self.autocast) == (other.network, other.autocast) and all(
             name in other.inputs and value.shape[1:] == other.inputs[name].shape[1:]
             for name, value in self.inputs.items()
         ) and len(self.inputs) == len(other.inputs)  # fmt: skip
@@ -89,7 +92,7 @@ class Calls:
     def _run(self) -> None:
         while group := self._next():
             try:
-                with torch.no_grad():
+                with torch.no_grad(), torch.autocast(*group[0].autocast):
                     outputs = _computed(group)
                 for call, output in zip(group, outputs, strict=True):
                     call.output = output

@@ -22,6 +22,7 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.errors import UserError
 from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.compute_format import computed_in, for_drawing
 from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.text import quoted
@@ -112,10 +113,12 @@ def open_served_run(run: Path, device: str, average_width: float | None) -> Serv
     saved, model = open_gaussian(run, device, average_width)
     if saved.config.model.embedding:
         raise UserError(f"{run}: this model takes vectors, which a page cannot give; use ancestral sample --embeddings")
-    calls, example = Calls(), _example(saved, model)
-    network = model.network
-    alike = rounding_alike(lambda **inputs: calls.ask(network, inputs, {}), example)
-    model.network = Shared(network, calls, alike)
+    calls, network = Calls(), model.network
+    # As the page's images are drawn.
+    drawing = for_drawing("device", saved, device_of(model))
+    alone = computed_in(model.with_network(Shared(network, calls, {})), drawing)
+    alike = rounding_alike(alone.network, _example(saved, model))
+    model = model.with_network(Shared(network, calls, alike))
     return ServedRun(run, saved, model, alike, calls, average_width, device)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -103,6 +104,12 @@ class Denoiser(nn.Module):
         super().__init__()
         target.check(schedule)
         self.network, self.schedule, self.target, self.clip, self.clock = network, schedule, target, clip, clock
+
+    def with_network(self, network: nn.Module) -> Denoiser:
+        """The same with another network; this one is left as it is."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "network": network}
+        return other
 
     def output(self, x_t: Tensor, t: Time, **cond: Tensor) -> Tensor:
         """The network's raw output, in x_t's type. x_t: (B, C, H, W)."""
