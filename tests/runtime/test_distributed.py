@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from ancestral.data import shared
+from ancestral.errors import UserError
 from ancestral.runtime import distributed
+from ancestral.training.gradient_sync import Fsdp
 from forked import several
 
 
@@ -36,6 +38,34 @@ def test_on_a_gpu_the_device_is_set_first_and_named_and_the_cpu_has_gloo(monkeyp
     calls.clear()
     distributed.join(torch.device("cpu"))
     assert calls[0] == ("init_process_group", ("gloo",), {"timeout": minutes, "device_id": None})
+
+
+def test_one_process_sets_its_gpu_and_several_have_one_each(monkeypatch):
+    """torch's seeds are for the GPU that is set: with cuda:1 dropout would be another each time."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(str(device)))
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert distributed.join(torch.device("cuda", 1)).size == 1
+    assert calls == ["cuda:1"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(UserError, match="--device cuda:0: each of the 2 processes has a GPU of its own"):
+        distributed.join(torch.device("cuda", 0))
+
+
+def test_weights_are_divided_on_the_device_that_computes(monkeypatch):
+    """torch's own choice is the machine's accelerator, so that a CPU's weights would go through NCCL or not at all."""
+    from torch import distributed as group
+
+    monkeypatch.setattr(torch._C, "_get_accelerator", lambda: torch.device("cuda"))
+    group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+    try:
+        linear, none = torch.nn.Linear(4, 2), torch.nn.Identity()
+        Fsdp(linear, distributed.Processes(), none, torch.float32, torch.device("cpu"))
+        assert linear.weight.device_mesh.device_type == "cpu"
+        assert linear(torch.ones(1, 4)).shape == (1, 2)
+    finally:
+        group.destroy_process_group()
 
 
 LATE = """

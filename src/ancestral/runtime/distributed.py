@@ -139,14 +139,16 @@ def tree_sum(parts: Sequence[Tensor]) -> Tensor:
 def join(device: torch.device, patience: timedelta = PATIENCE) -> Processes:
     """Join the other processes that torchrun started, if it did; none waits for another longer than `patience`."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if size > 1 and device.type == "mps":
+        raise UserError("--processes: there is one mps device, and no library joins processes on it; use --device cpu")
+    bound = device if device.type == "cuda" else None
+    if bound is not None:
+        if size > 1 and bound.index != local_rank:
+            raise UserError(f"--device {bound}: each of the {size} processes has a GPU of its own; use --device cuda")
+        torch.cuda.set_device(bound)  # torch's seeds are for this one, and "cuda" means it
     if size == 1:
         return Processes()
-    if device.type == "mps":
-        raise UserError("--processes: there is one mps device, and no library joins processes on it; use --device cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    bound = torch.device("cuda", local_rank) if device.type == "cuda" else None
-    if bound is not None:
-        torch.cuda.set_device(bound)  # "cuda" then means this process's own
     if not distributed.is_initialized():
         backend = "gloo" if bound is None else "cpu:gloo,cuda:nccl"
         distributed.init_process_group(backend, timeout=patience, device_id=bound)

@@ -127,16 +127,26 @@ class Fsdp(Averaging):
     In bfloat16 they are gathered so, half as many bytes; gradients are added in float32.
     """
 
-    def __init__(self, network: nn.Module, processes: Processes, auxiliary: nn.Module, precision: torch.dtype) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        processes: Processes,
+        auxiliary: nn.Module,
+        precision: torch.dtype,
+        device: torch.device,
+    ) -> None:
         super().__init__(network, processes, auxiliary)
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard  # 0.6 s, which only this engine needs
 
+        # The default is the accelerator of the machine, whatever computes.
+        mesh = init_device_mesh(device.type, (processes.size,))
         lower = MixedPrecisionPolicy(precision, torch.float32, torch.float32, cast_forward_inputs=False)
         policy = lower if precision == torch.bfloat16 else MixedPrecisionPolicy()
         for layers in [module for module in network.modules() if isinstance(module, nn.ModuleList)]:
             for layer in layers:
-                fully_shard(layer, mp_policy=policy)
-        self.module = fully_shard(network, mp_policy=policy)
+                fully_shard(layer, mesh=mesh, mp_policy=policy)
+        self.module = fully_shard(network, mesh=mesh, mp_policy=policy)
 
     def part(self, last: bool) -> AbstractContextManager[object]:
         """Gradients are synchronised in the last micro-batch only."""
@@ -145,7 +155,12 @@ class Fsdp(Averaging):
 
 
 def engine(
-    network: nn.Module, processes: Processes, options: TrainOptions, auxiliary: nn.Module, precision: torch.dtype
+    network: nn.Module,
+    processes: Processes,
+    options: TrainOptions,
+    auxiliary: nn.Module,
+    precision: torch.dtype,
+    device: torch.device,
 ) -> Engine:
     """The engine of these options; a single process has nothing to divide or to wrap.
 
@@ -155,7 +170,7 @@ def engine(
     if options.exact_shards:
         return Exact(network, processes, auxiliary, options.exact_shards)
     if divides(options, processes):
-        return Fsdp(network, processes, auxiliary, precision)
+        return Fsdp(network, processes, auxiliary, precision, device)
     second = any(True for _ in auxiliary.parameters())
     overlaps = options.parallel == "ddp" or (options.parallel == "auto" and not second)
     return (Ddp if overlaps and processes.size > 1 else Engine)(network, processes, auxiliary)

@@ -172,7 +172,7 @@ class Training:
         with _torch_draws(key(options.seed, "auxiliary"), device):
             self.objective = build.objective(config, facts, len(grid) - 1)
         auxiliary = laid_out(self.objective.auxiliary.to(device), self.format.channels_last)
-        self.engine = engine(self.network, self.processes, options, auxiliary, self.format.dtype)
+        self.engine = engine(self.network, self.processes, options, auxiliary, self.format.dtype, device)
         self.denoiser.network = self.engine.module
         if self.divided:
             self.network.to_empty(device=device)
