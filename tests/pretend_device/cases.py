@@ -15,8 +15,9 @@ from PIL import Image
 
 from pretend_device import device
 
-FORMATS = {"bfloat16": "train.precision=bfloat16", "float16": "train.precision=float16"}
 PLAIN = ("--preset", "tiny", "--steps", "3", "--set", "train.snapshots=2")
+HOST = ("train.stream=numpy", "train.precision=float32")
+AHEAD = ("train.channels_last=true", "model.patch=2", "train.workers=1")
 SMALL = ("model.width=8", "train.batch_size=8", "diffusion.T=20", "train.micro_batch=4", "data.holdout=0.4")
 
 
@@ -29,22 +30,27 @@ def runs(folder):
         "learned": ("colour", ("diffusion.variance=learned", "diffusion.objective=hybrid", "diffusion.target=eps")),
         "bound": ("grey", ("diffusion.objective=bound", "diffusion.times=loss-importance")),
         "x0": ("colour", ("diffusion.target=x0", "diffusion.objective=min-snr", "model.fourier=6,7")),
-        "eps": ("grey", ("diffusion.target=eps", "diffusion.objective=p2", "diffusion.schedule=linear")),
-        "score": ("grey", ("diffusion.objective=score-matching", "train.recompute=true")),
-        "numpy": ("colour", ("train.stream=numpy", "train.precision=float32", "train.deterministic=true")),
-        "muon": ("colour", ("train.optimizer=muon", "model.width=16", "diffusion.times=log-normal")),
-        "dropout": ("grey", ("model.dropout=0.2", "train.channels_last=true", "model.patch=2", "train.workers=1")),
+        "eps": (
+            "grey",
+            ("diffusion.target=eps", "diffusion.objective=p2", "diffusion.schedule=linear", "train.precision=bfloat16"),
+        ),
+        "score": ("grey", ("diffusion.objective=score-matching", "train.recompute=true", "train.precision=float16")),
+        "numpy": ("colour", (*HOST, "diffusion.target=flow", "train.deterministic=true")),
+        "muon": (
+            "colour",
+            ("train.optimizer=muon", "model.width=16", "diffusion.target=edm", "diffusion.times=log-normal"),
+        ),
+        "dropout": ("grey", ("model.dropout=0.2", "diffusion.target=mean", *AHEAD)),
         "absorbing": ("colour", ()),
         "softmax": ("grey", ("diffusion.values=softmax", "diffusion.levels=8")),
+        "independent": ("grey", ("diffusion.chain=absorbing-independent", "diffusion.levels=8")),
     }
-    for name, setting in FORMATS.items():
-        made[name] = ("colour", (setting,))
     return {name: (folder / f"{data}.npz", settings) for name, (data, settings) in made.items()}
 
 
 def training(name, data, settings, folder):
     """The command that trains a model."""
-    absorbing = name in ("absorbing", "softmax")
+    absorbing = name in ("absorbing", "softmax", "independent")
     preset = ("--preset", "absorbing", *PLAIN[2:]) if absorbing else PLAIN
     given = [one for assignment in (*SMALL, *settings) for one in ("--set", assignment)]
     return ["train", str(data), "--out", str(folder / name), *preset, *given]
@@ -54,6 +60,8 @@ def commands(folder):
     """{name: arguments} of every command on the trained models, in an order in which each finds what it needs."""
     made = {f"train {name}": training(name, *one, folder) for name, one in runs(folder).items()}
     made["train on"] = [*made["train plain"]]  # a complete run is read again
+    for name in ("muon", "score"):  # and goes on, with its optimiser's state and its loss scale
+        made[f"train on {name}"] = ["train", made[f"train {name}"][1], "--out", str(folder / name), "--steps", "+2"]
     plain, labels, colour = (str(folder / name) for name in ("plain", "labels", "colour"))
     image, other, mask = (str(folder / f"{name}.png") for name in ("grey", "other", "mask"))
     few = ("--num-images", "3")
@@ -83,6 +91,17 @@ def commands(folder):
     given = [one for assignment in SMALL[1:2] + SMALL[3:] for one in ("--set", assignment)]
     made["distill"] = ["distill", colour, "--out", str(folder / "fast"), "--steps", "3", *given]
     made["sample distilled"] = ["sample", str(folder / "fast"), *few]
+    critic = ("--set", "diffusion.objective=adversarial")
+    made["distill with a critic"] = [
+        "distill",
+        colour,
+        "--out",
+        str(folder / "judged"),
+        "--steps",
+        "3",
+        *given,
+        *critic,
+    ]
     made["train --from"] = [*training("further", folder / "colour.npz", (), folder), "--from", colour]
     made["evaluate exact"] = ["evaluate", plain, *few, "--exact"]
     made["evaluate per image"] = ["evaluate", colour, *few, "--per-image", "--out", str(folder / "scores")]
@@ -90,6 +109,9 @@ def commands(folder):
         made[f"likelihood {run}"] = ["likelihood", str(folder / run), "--num-images", "2", "--rtol", "0.1"]
         made[f"metrics {run}"] = ["metrics", str(folder / run), "--num-images", "20", "--steps", "2", "--train-images"]
         made[f"metrics {run}"] += ["20", "--cache", str(folder / "features"), "--network", "pixels"]
+    for network in ("lite0", "classifier"):
+        made[f"metrics {network}"] = ["metrics", colour, "--num-images", "20", "--steps", "2", "--train-images", "20"]
+        made[f"metrics {network}"] += ["--cache", str(folder / "features"), "--network", network]
     made["tune-steps"] = ["tune-steps", plain, "--steps", "3", "--num-images", "2"]
     made["sample tuned"] = ["sample", plain, *few, "--steps", "3", "--grid", "tuned"]
     made["rd"] = ["rd", plain, "--num-images", "2", "--steps", "4"]
@@ -121,6 +143,38 @@ def commands(folder):
     made["restore colour"] = ["edit", "restore", colour, str(folder / "colour.png"), "--task", "colour", "--method"]
     made["restore colour"] += ["ddrm", *edits, "--out", str(folder / "coloured.png")]
     return made
+
+
+def codec(folder):
+    """The commands that need float64, which MPS refuses."""
+    plain, file = str(folder / "plain"), str(folder / "image.anc")
+    packed = ["compress", plain, str(folder / "grey.png"), "--out", file, "--profile", "quick"]
+    return {"compress": packed, "decompress": ["decompress", plain, file, "--out", str(folder / "back.png")]}
+
+
+def long(folder):
+    """What takes as long as many others: only when it is named."""
+    return {"explain": ["explain", str(folder / "plain"), "--out", str(folder / "report.html")]}
+
+
+def page(kind, run):
+    """A page's drawing: the walk in one thread, its network in another."""
+    from ancestral.apps.server import batched_network, session
+    from ancestral.runs.sampling_options import SamplingOptions
+
+    compute = batched_network.Calls._run
+
+    def pretended(calls):
+        with device.Pretended():
+            compute(calls)
+
+    batched_network.Calls._run = pretended
+    served = session.open_served_run(run, kind, None)
+    try:
+        (*_, last) = served.sampler(SamplingOptions(steps=2)).walk(range(2), {}, lambda _: None)
+        session.finished(last.x_s, "")
+    finally:
+        served.calls.close()
 
 
 def energies(kind, leapfrogs):
@@ -171,7 +225,10 @@ PLANTED = {one.__name__: one for one in (table_on_the_cpu, missing_to, to_numpy,
 
 
 def make_data(folder):
-    """Grey and coloured images with labels, and single ones to edit."""
+    """A classifier soon trained; grey and coloured images with labels, and single ones to edit."""
+    from ancestral.evaluation import set_classifier
+
+    set_classifier.UPDATES = 2
     random = np.random.default_rng(0)
     for name, channels in (("grey", 1), ("colour", 3)):
         images = random.integers(0, 256, (60, 8, 8, channels), dtype=np.uint8)
@@ -190,16 +247,21 @@ def run(arguments, kind):
 
 
 def main(kind, guard, folder, *names):
-    """All cases, or those named."""
+    """All cases but the long ones, or those named."""
     folder = Path(folder)
     device.install(kind, guard)
     torch.set_num_threads(1)
     make_data(folder)
     cases = {f"planted {name}": (fault, (kind,)) for name, fault in PLANTED.items()}
     cases |= {name: (run, (arguments, kind)) for name, arguments in commands(folder).items()}
+    if kind == "cuda":
+        cases |= {name: (run, (arguments, kind)) for name, arguments in codec(folder).items()}
+    seldom = long(folder)
+    cases |= {name: (run, (arguments, kind)) for name, arguments in seldom.items()}
+    cases |= {"page": (page, (kind, folder / "plain"))}
     cases |= {"energies MALA": (energies, (kind, 1)), "energies HMC": (energies, (kind, 3))}
     for name, (work, arguments) in cases.items():
-        if names and name not in names:
+        if name not in (names or cases.keys() - seldom.keys()):
             continue
         device.COUNTS.clear()
         wrong = None

@@ -22,7 +22,7 @@ from torch import Tensor
 from ancestral.compression import residual_tables
 from ancestral.compression.errors import CodecError
 from ancestral.compression.residual_tables import ResidualTable
-from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.denoisers.denoiser import Denoiser, with_network
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint
@@ -164,7 +164,7 @@ def widened(model: Denoiser) -> Denoiser:
 
     Measured on a network of 0.7 million weights: 1.5 times the time of float32 for one image, 3 times in batches.
     """
-    return model.with_network(copy.deepcopy(model.network).double())
+    return with_network(model, copy.deepcopy(model.network).double())
 
 
 @torch.no_grad()

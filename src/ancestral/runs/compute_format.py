@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.denoisers.denoiser import Denoiser, with_network
 from ancestral.networks.unet import Attention, Downsample, ResidualBlock, Stage
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
@@ -203,4 +203,4 @@ class Lowered(nn.Module):
 def computed_in(model: Denoiser, chosen: ComputeFormat) -> Denoiser:
     """The model with its network in this format; the one given computes as before."""
     network = laid_out(model.network, chosen.channels_last) if chosen.channels_last else model.network
-    return model.with_network(network if chosen.precision == "float32" else Lowered(network, chosen.dtype))
+    return with_network(model, network if chosen.precision == "float32" else Lowered(network, chosen.dtype))

@@ -18,7 +18,7 @@ from ancestral.apps.server.data_uri import decoded, uri_of
 from ancestral.apps.server.job import Record
 from ancestral.data.bit_depth import WIDEST
 from ancestral.data.pixels import to_bytes
-from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.denoisers.denoiser import Denoiser, with_network
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.errors import UserError
 from ancestral.runs.checkpoint import Checkpoint
@@ -116,9 +116,9 @@ def open_served_run(run: Path, device: str, average_width: float | None) -> Serv
     calls, network = Calls(), model.network
     # As the page's images are drawn.
     drawing = for_drawing("device", saved, device_of(model))
-    alone = computed_in(model.with_network(Shared(network, calls, {})), drawing)
+    alone = computed_in(with_network(model, Shared(network, calls, {})), drawing)
     alike = rounding_alike(alone.network, _example(saved, model))
-    model = model.with_network(Shared(network, calls, alike))
+    model = with_network(model, Shared(network, calls, alike))
     return ServedRun(run, saved, model, alike, calls, average_width, device)
 
 

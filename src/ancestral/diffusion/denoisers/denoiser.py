@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from ancestral.diffusion.denoisers.targets import Target
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.types import Time, on, over
 
+Model = TypeVar("Model", bound=nn.Module)
 Clip = Callable[[Tensor], Tensor]
 
 Clock = Callable[[Tensor, int], Tensor]  # what a network is given for t, given T
@@ -77,6 +78,13 @@ def within(clip: Clip, limit: float) -> Clip:
 CLIPS: dict[str, Clip] = {"none": unclipped, "static": clip_static, "dynamic": clip_dynamic}
 
 
+def with_network(model: Model, network: nn.Module) -> Model:
+    """A model (a Denoiser, or with its face) with another network; the one given is left as it is."""
+    other = copy.copy(model)
+    vars(other)["_modules"] = dict(model.named_children()) | {"network": network}
+    return other
+
+
 class Denoiser(nn.Module):
     """A network as a predictor of x0.
 
@@ -104,12 +112,6 @@ class Denoiser(nn.Module):
         super().__init__()
         target.check(schedule)
         self.network, self.schedule, self.target, self.clip, self.clock = network, schedule, target, clip, clock
-
-    def with_network(self, network: nn.Module) -> Denoiser:
-        """The same with another network; this one is left as it is."""
-        other = copy.copy(self)
-        other._modules = {**self._modules, "network": network}
-        return other
 
     def output(self, x_t: Tensor, t: Time, **cond: Tensor) -> Tensor:
         """The network's raw output, in x_t's type. x_t: (B, C, H, W)."""
