@@ -1,9 +1,12 @@
 """The templates in deploy/: as far as they can be checked without a cluster."""
 
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -110,3 +113,33 @@ def test_the_time_limit_signal_reaches_the_trap():
     assert options["signal"].startswith("B:USR1@")
     assert "requeue" in options
     assert re.search(r"trap '.*kill -TERM.*' USR1 TERM", SLURM)
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="no bash")
+@pytest.mark.parametrize(("told", "code"), [(True, 0), (False, 3)], ids=["its time is nearly up", "it fails"])
+def test_the_job_waits_for_the_save_and_queues_itself_again(tmp_path, told, code):
+    """With an srun and an scontrol that write down what they are asked: no SLURM is here."""
+    log = tmp_path / "log"
+    step = "trap 'echo saved >> \"$LOG\"; exit 75' TERM\nsleep 20 &\nwait" if told else "exit 3"
+    for name, body in {
+        "srun": f'echo "$*" >> "$LOG"\n{step}',
+        "scontrol": 'if [[ $1 == show ]]; then echo node-1; else echo "scontrol $*" >> "$LOG"; fi',
+    }.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "7", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_NODELIST": "node-[1-2]"}
+    env = {**os.environ, **slurm, "LOG": str(log), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with subprocess.Popen(["bash", DEPLOY / "slurm.sbatch", "data", "run"], env=env) as job:
+        try:
+            while told and not log.exists():
+                time.sleep(0.02)
+            time.sleep(0.2 * told)  # for its trap
+            if told:
+                job.send_signal(signal.SIGUSR1)
+            assert job.wait(15) == code
+        finally:
+            job.kill()
+    asked, *after = log.read_text().splitlines()
+    assert asked.startswith("torchrun --nnodes=2 --nproc-per-node=4")
+    assert "--rdzv-endpoint=node-1:29500 --rdzv-id=7.0 -m ancestral train data --out run" in asked
+    assert after == (["saved", "scontrol requeue 7"] if told else [])

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ancestral.compression import exact_pixels, tiles
+from ancestral.compression import compress_command, exact_pixels, tiles
 from ancestral.compression.bit_io import Reader, Writer, read_varint, varint
 from ancestral.compression.completion import FINISHES
 from ancestral.compression.errors import CodecError
@@ -21,6 +21,7 @@ from ancestral.compression.progressive import Row, _moved, send, skip
 from ancestral.diffusion.denoisers.denoiser import predict
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.samplers.loop import Move
+from ancestral.errors import UserError
 from codec_toy import GOLDEN, TIMES, VARIANCE, Toy, codebook, codec, golden, image
 
 
@@ -372,3 +373,9 @@ def test_the_number_of_calls_is_known_beforehand():
     contents += coder.encode(originals[:1], 0)
     codec(predictor=decoder).decode(contents)
     assert decoder.calls == codec().decoding_calls(contents, list("abcde"))
+
+
+def test_mps_is_refused_before_the_run_is_opened(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(UserError, match="float64, which mps does not have; use --device cpu"):
+        compress_command.opened(tmp_path / "none", "mps")
