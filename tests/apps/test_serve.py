@@ -45,9 +45,7 @@ from ancestral.data.dataset import DataOptions  # noqa: E402
 from ancestral.diffusion.processes.streams import Streams  # noqa: E402
 from ancestral.errors import UserError  # noqa: E402
 from ancestral.evaluation import features  # noqa: E402
-from ancestral.runs.compute_format import ComputeFormat  # noqa: E402
 from ancestral.runs.sampling_options import SamplingOptions  # noqa: E402
-from ancestral.sampling import sampler  # noqa: E402
 from ancestral.sampling.sampler import Sampler  # noqa: E402
 
 
@@ -342,16 +340,13 @@ def test_a_network_that_fails_fails_its_callers_only():
     calls.close()
 
 
-def test_pages_draw_in_the_format_of_an_accelerator_each_time_and_files_in_the_weights_own(trained_run, monkeypatch):
+def test_a_page_draws_in_its_precision_each_time_and_makes_files_in_the_weights_own(trained_run, monkeypatch):
     """Autocast is a thread's own, and the network computes in another than the walk; before, a walk wrapped it anew."""
-    chosen = ComputeFormat("bfloat16", channels_last=True)
-    options = SamplingOptions(steps=2)
-    expected = Sampler(trained_run, SamplingOptions(steps=2, precision="bfloat16"), "cpu")
-    plain = Sampler(trained_run, options, "cpu")
     monkeypatch.setattr(session, "rounding_alike", lambda *given: {})
-    monkeypatch.setattr(session, "for_drawing", lambda *given: chosen)
-    monkeypatch.setattr(sampler, "for_drawing", lambda *given: chosen)
-    served = open_served_run(trained_run, "cpu", None)
+    expected, plain = (
+        Sampler(trained_run, SamplingOptions(steps=2, precision=p), "cpu") for p in ("bfloat16", "device")
+    )
+    served = open_served_run(trained_run, "cpu", None, "bfloat16")
     network = served.model.network
 
     def drawn(by):
@@ -359,12 +354,15 @@ def test_pages_draw_in_the_format_of_an_accelerator_each_time_and_files_in_the_w
         return last.x_s
 
     try:
-        first, second = (drawn(served.sampler(options)) for _ in range(2))
+        first, second = (drawn(served.sampler(SamplingOptions(steps=2))) for _ in range(2))
         assert torch.equal(first, second)
-        assert (first - drawn(expected)).norm() < 0.02 * (first - drawn(plain)).norm()
+        assert torch.equal(first, drawn(expected))
+        assert not torch.equal(first, drawn(plain))
+        assert served.again("sample", "run").endswith("--device cpu --precision bfloat16")
+        assert "precision" not in served.again("compress", "run")
         assert served.model.network is network
         x, t = torch.zeros(1, *served.shape), torch.tensor([5])
-        assert torch.allclose(served.model.output(x, t), plain.model.output(x, t), atol=1e-5)
+        assert torch.equal(served.model.output(x, t), plain.model.output(x, t))
     finally:
         served.calls.close()
 

@@ -75,7 +75,7 @@ class Server(uvicorn.Server):
 
 def serve(
     run: Path, *, host: str, port: int, token: str | None, open_page: bool, queue: int, average_width: float | None,
-    device: str,
+    device: str, precision: str,
 ) -> None:  # fmt: skip
     """Serve the page until stopped.
 
@@ -85,7 +85,7 @@ def serve(
     listening = listen(host, port)
     try:
         rules = rules_for(host, token)
-        served = open_served_run(run, device, average_width)
+        served = open_served_run(run, device, average_width, precision)
         jobs = JobQueue(served.calls, Limits(queue=queue))
         address = url_of(listening, host, rules.token)
         server = Server(configured(create_app(served, jobs, rules)), jobs, address if open_page else None)

@@ -44,6 +44,7 @@ class ServedRun:
     calls: Calls  # where networks compute
     average_width: float | None = None  # of the weights' average, if it is not the run's own
     device: str = "auto"  # by the name that was asked for
+    precision: str = "device"  # that it draws in, by the name that was asked for
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -56,6 +57,7 @@ class ServedRun:
         Raises:
             UserError: when an option has no meaning for it.
         """
+        options = replace(options, precision=self.precision)
         return Sampler(self.run, options, str(device_of(self.model)), self.opened)
 
     def editor(self, options: SamplingOptions) -> Editor:
@@ -64,9 +66,8 @@ class ServedRun:
         Raises:
             UserError: when an option has no meaning for it.
         """
-        return Editor(
-            self.run, replace(options, label=self.label(options.label)), str(device_of(self.model)), self.opened
-        )
+        options = replace(options, label=self.label(options.label), precision=self.precision)
+        return Editor(self.run, options, str(device_of(self.model)), self.opened)
 
     def label(self, named: str | None) -> str | None:
         """The class of a given image: the first, for a model with classes when none is named."""
@@ -77,6 +78,7 @@ class ServedRun:
         here = {
             "average_width": self.average_width,
             "device": None if self.device == "auto" else self.device,
+            "precision": self.precision if words[0] in ("sample", "edit") and self.precision != "device" else None,
         }
         named = [(f"--{name.replace('_', '-')}", value) for name, value in (options | here).items()]
         given = [part for name, value in named if value is not None for part in (name, value)]
@@ -104,7 +106,7 @@ class ServedRun:
         return self.saved, self.model
 
 
-def open_served_run(run: Path, device: str, average_width: float | None) -> ServedRun:
+def open_served_run(run: Path, device: str, average_width: float | None, precision: str = "device") -> ServedRun:
     """Open a run and measure which batches may be joined.
 
     Raises:
@@ -115,11 +117,11 @@ def open_served_run(run: Path, device: str, average_width: float | None) -> Serv
         raise UserError(f"{run}: this model takes vectors, which a page cannot give; use ancestral sample --embeddings")
     calls, network = Calls(), model.network
     # As the page's images are drawn.
-    drawing = for_drawing("device", saved, device_of(model))
+    drawing = for_drawing(precision, saved, device_of(model))
     alone = computed_in(with_network(model, Shared(network, calls, {})), drawing)
     alike = rounding_alike(alone.network, _example(saved, model))
     model = with_network(model, Shared(network, calls, alike))
-    return ServedRun(run, saved, model, alike, calls, average_width, device)
+    return ServedRun(run, saved, model, alike, calls, average_width, device, precision)
 
 
 def _example(saved: Checkpoint, model: Denoiser) -> dict[str, Tensor]:
