@@ -3,6 +3,8 @@
 import io
 import time
 
+from rich.progress import BarColumn, SpinnerColumn
+
 from ancestral.runtime import console
 
 
@@ -21,6 +23,13 @@ def test_a_line_tells_what_how_far_and_how_long_it_takes_yet(monkeypatch):
     assert bar.lines() == ["counting, 20%, 40:00 left", "learned, 50%, 0:00 left", "of unknown length, 0%, -:-- left"]
     bar.update(learned, ends=now[0] + 7325)
     assert bar.lines()[1] == "learned, 50%, 2:02:05 left"
+
+
+def test_a_spinner_is_no_part_of_a_line():
+    columns = (SpinnerColumn(), console.TextColumn("{task.description}"), BarColumn())
+    bar = console.Progress(*columns, console=console.Screen(file=io.StringIO()))
+    bar.add_task("drawing", total=10)
+    assert bar.lines() == ["drawing"]
 
 
 def test_the_lines_are_printed_while_a_command_lasts(monkeypatch):

@@ -91,7 +91,8 @@ class Progress(progress.Progress):
 
     def lines(self) -> list[str]:
         """What the bars show, in words: a line for each task that is under way."""
-        columns = [column for column in self.columns if isinstance(column, progress.ProgressColumn)]
+        still = (str, progress.SpinnerColumn)  # say nothing of a task
+        columns = [column for column in self.columns if not isinstance(column, still)]
         rows = [[column(task) for column in columns] for task in self.tasks if task.visible and not task.finished]
         return [", ".join(str(cell).strip() for cell in row if isinstance(cell, Text) and cell) for row in rows]
 
