@@ -329,7 +329,9 @@ def _train_with_progress(run: Run, stop_requested: Callable[[], bool]) -> None:
     ) as bar:
         task = bar.add_task("starting", total=1.0)
         for progress in run.train(stop_requested):
-            bits = "" if progress.held_out_bits is None else f", held out {progress.held_out_bits:.2f} bits/dim"
+            bits = (
+                "" if progress.held_out_bits is None else f", last held-out bound {progress.held_out_bits:.2f} bits/dim"
+            )
             text = progress.doing or (
                 f"{progress.images:,} of {progress.total:,} images, loss {progress.loss:.4f}{bits}, "
                 f"{progress.images_per_second:.0f} images/s"
