@@ -31,14 +31,12 @@ class Course:
         fell_error: its standard error, by the spread of the records.
         spike: the largest gradient norm after the first tenth, over the median.
         left_out: updates that were left out.
-        risen: the loss at the end, over its lowest.
     """
 
     fell: float
     fell_error: float
     spike: float
     left_out: int
-    risen: float
 
     def gain(self, times: float) -> Estimate:
         """The share of the loss that training so many times as long takes off, if it falls on as a power of the images.
@@ -74,7 +72,6 @@ def course(log: Log) -> Course | None:
         fell_error=float(off),
         spike=float(norms.max() / np.median(norms)),
         left_out=sum(one["updates_left_out"] for one in log),
-        risen=float(made[-1]["loss_over_lowest"]),
     )
 
 
