@@ -59,6 +59,16 @@ def test_a_loss_that_falls_and_one_that_does_not(falls):
     assert health.ends([1.0] * 9) == (None, None)
 
 
+def test_a_loss_that_falls_at_once_has_fallen():
+    """Most of the first fifth lies on the way down, so that its spread is larger than the fall of its mean."""
+    losses = 0.08 + np.exp(-np.arange(100.0)) + 0.001 * np.random.default_rng(1).standard_normal(100)
+    first, last = health.ends(losses.tolist())
+    assert first is not None
+    assert last is not None
+    assert first.value - last.value < 2 * first.error
+    assert health.Health(first, last, 0, None, {}).findings == []
+
+
 @pytest.fixture(scope="module", params=[1, 3], ids=["grey", "colour"])
 def one_brightness(request, tmp_path_factory):
     """Images of one brightness each and a little noise: a pixel alone says little, PNG cannot use it, a model can."""
