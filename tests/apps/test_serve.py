@@ -510,13 +510,13 @@ def test_the_queue_is_bounded_and_in_order_and_a_cancelled_job_frees_its_slot(na
     assert full.status_code == 429
     assert int(full.headers["retry-after"]) >= 1
     assert "full" in full.json()["detail"]
-    assert [state(narrow, job)["index"] for job in (first, second, third)] == [0, 1, 2]
+    assert [state(narrow, job)["place"] for job in (first, second, third)] == [0, 1, 2]
     assert [name for _, name, _ in follow(narrow, third, most=1)] == ["queued"]
     records = [narrow.jobs.find(job) for job in (first, second, third)]
     assert narrow.client.delete(f"/api/jobs/{second}").status_code == 204
     assert (records[1].state, records[1].result()) == ("cancelled", {})
     assert narrow.client.get(f"/api/jobs/{second}").status_code == 404
-    assert state(narrow, third)["index"] == 1
+    assert state(narrow, third)["place"] == 1
     until(lambda: state(narrow, first)["step"] > 0)
     assert narrow.client.delete(f"/api/jobs/{first}").status_code == 204
     step = records[0].step
