@@ -77,8 +77,9 @@ def live(trained_run):
         yield server
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def live_in_colour(colour_run):
+    """It goes before the other server starts more threads."""
     with serving_at(colour_run) as server:
         yield server
 
