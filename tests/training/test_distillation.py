@@ -113,7 +113,9 @@ def test_both_networks_go_on_from_a_checkpoint_to_the_bit(pair, dropout, labels)
 
 
 @pytest.mark.parametrize(
-    "engine", [gradient_sync.Ddp, partial(gradient_sync.Fsdp, precision=torch.float32)], ids=["Ddp", "Fsdp"]
+    "engine",
+    [gradient_sync.Ddp, partial(gradient_sync.Fsdp, precision=torch.float32, device=torch.device("cpu"))],
+    ids=["Ddp", "Fsdp"],
 )
 def test_engines_that_wrap_one_network_refuse_two(engine):
     with pytest.raises(UserError, match="two learn; use all-reduce"):
