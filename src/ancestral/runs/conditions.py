@@ -71,8 +71,8 @@ def in_turn(facts: Facts, numbers: Sequence[int]) -> Tensor:
 
 def blank(config: Config, facts: Facts, count: int) -> Conditions:
     """Conditions of the kinds that the model takes which mean nothing: the first class, a vector of zeros."""
-    labels, embedding = torch.zeros(count, dtype=torch.int64), torch.zeros(count, facts.embedding)
-    return for_model({"labels": labels, "embedding": embedding}, config)
+    cond = {"labels": torch.zeros(count, dtype=torch.int64)} if config.model.labels else {}
+    return cond | ({"embedding": torch.zeros(count, facts.embedding)} if config.model.embedding else {})
 
 
 def all_of(images: ImageSet) -> Conditions:

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ancestral.errors import UserError
 from ancestral.runs import build
+from ancestral.runs.conditions import blank
 from ancestral.runs.config import Config, Facts
 from ancestral.runtime import system
 
@@ -81,8 +82,7 @@ def _predict(config: Config, facts: Facts, counted: AbstractContextManager[Any])
     with torch.device("meta"):
         network = build.network(config, facts)
         inputs, _ = build.chain(config).channels(facts.shape[0], config.diffusion)
-        cond = {"labels": torch.empty(1, dtype=torch.int64)} if config.model.labels else {}
-        cond |= {"embedding": torch.empty(1, facts.embedding)} if config.model.embedding else {}
+        cond = blank(config, facts, 1)
         with counted:
             network(torch.empty(1, inputs, *facts.shape[1:]), torch.empty(1), **cond)
     return {_storage(one) for one in network.parameters()}

@@ -165,20 +165,18 @@ def train(
         )
         if line:
             _say(line)
-        together = settings.train.batch_size // processes.size
-        need_for_training(
-            *(settings, facts(images.train), min(together, settings.train.micro_batch or together), torch_device)
-        )
+        data_facts, together = facts(images.train), settings.train.batch_size // processes.size
+        need_for_training(settings, data_facts, min(together, settings.train.micro_batch or together), torch_device)
         images_per_second = None
         if begin_with is None and not length.further:
             train_set = images.train
             settings, images_per_second = model_size.sized(
-                *(settings, given, length.seconds, facts(train_set), own_settings),
+                *(settings, given, length.seconds, data_facts, own_settings),
                 lambda config: cost.speed_with(config, train_set, torch_device, processes),
                 _say,
             )
         if begin_with is not None and begun is None:
-            for line in begin_with.check(settings, facts(images.train), given):
+            for line in begin_with.check(settings, data_facts, given):
                 _say(line)
         run = Run(
             *(folder, settings, images, torch_device, str(length), processes, _warn),

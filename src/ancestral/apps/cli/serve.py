@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import POSITIVE, average_option, device_option, run_argument
+from ancestral.apps.cli.options import POSITIVE, average_option, device_option, run_argument, sampling_option
 from ancestral.errors import UserError, missing
 
 
@@ -28,13 +28,7 @@ from ancestral.errors import UserError, missing
 @click.option("--queue", type=POSITIVE, default=32, show_default=True, help="Jobs that may wait.")
 @average_option
 @device_option
-@click.option(
-    "--precision",
-    type=click.Choice(["device", "float32", "bfloat16", "auto"]),
-    default="device",
-    show_default=True,
-    help="What the network draws in, as of ancestral sample.",
-)
+@sampling_option("precision")
 def serve(run: Path, token: str | None, **options: Any) -> None:
     """Draw, edit and compress with the model in RUN on a page in the browser, from this machine alone."""
     absent = [name for name in ("constriction", "fastapi", "uvicorn") if find_spec(name) is None]

@@ -12,6 +12,7 @@ from ancestral.diffusion.denoisers.calibrated import X0_EDGES
 from ancestral.errors import UserError
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.conditions import blank
 from ancestral.runs.config import Config
 from ancestral.runs.facts import Facts
 from ancestral.runs.process_kinds import chain
@@ -60,8 +61,7 @@ def passed(saved: Checkpoint) -> Checkpoint:
         finite(fitting({"x0_var": saved.calibration}, {"x0_var": table}, name), name)
     channels, *sides = facts.shape
     taken = chain(config).channels(channels, config.diffusion)[0]
-    cond = {"labels": torch.zeros(1, dtype=torch.long)} if config.model.labels else {}
-    cond |= {"embedding": torch.zeros(1, facts.embedding)} if config.model.embedding else {}
+    cond = blank(config, facts, 1)
     try:
         network = build.ready(config, facts, saved.weights).network
         small = [min(side, 2 * config.model.patch * 2 ** (len(config.model.multipliers) - 1)) for side in sides]
