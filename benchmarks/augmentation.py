@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from common import WORK, Results, options, origin, parsed, publish, table
+from common import MEASURED, WORK, Results, options, origin, parsed, publish, table
 from recipe import trial
 
 from ancestral.data.dataset import ImageSet, Splits
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=240.0)
     parser.add_argument("--name", default="fashion", help="of the data, in the table")
     given = parsed(parser)
-    results = Results(WORK / "augmentation.jsonl", ("data", "seconds", "size", "augment"))
+    results = Results(MEASURED / "augmentation.jsonl", ("data", "seconds", "size", "augment"))
     for size in map(int, given.sizes.split(",")):
         for augment in map(float, given.probabilities.split(",")):
             sheet = WORK / "augmentation" / f"{given.name}-{size}-{augment:g}.png"

@@ -15,7 +15,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from common import WORK, Results, options, parsed, publish, table
+from common import MEASURED, Results, options, parsed, publish, table
 
 from ancestral.runs.metrics_log import read_metrics
 
@@ -66,7 +66,7 @@ def main() -> None:
     given = parsed(parser)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     os.environ["OMP_NUM_THREADS"] = str(given.threads)
-    results = Results(WORK / "budgets.jsonl", KEYS)
+    results = Results(MEASURED / "budgets.jsonl", KEYS)
     with tempfile.TemporaryDirectory() as work:
         for number in given.cases:
             name, seconds, disturbed = CASES[number]

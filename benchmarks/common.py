@@ -19,6 +19,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results.md"
 WORK = ROOT / "runs" / "benchmarks"
+MEASURED = ROOT / "benchmarks" / "measured"  # committed: a table grows over days and machines
 
 
 def options(description: str) -> argparse.ArgumentParser:
@@ -40,7 +41,7 @@ def commit() -> str:
     """Of this tree, and whether its code differs from it."""
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     changes = subprocess.run(
-        ["git", "status", "--porcelain", "src", "benchmarks"], cwd=ROOT, capture_output=True
+        ["git", "status", "--porcelain", "src", "benchmarks", ":!benchmarks/measured"], cwd=ROOT, capture_output=True
     ).stdout
     return (head.strip() or "unknown") + (" with changes" if changes else "")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import WORK, Results, options, parsed, publish, table
+from common import MEASURED, WORK, Results, options, parsed, publish, table
 from guidance import classifier, rate
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -150,7 +150,7 @@ if __name__ == "__main__":
         found = seen(x, f"{name.replace(' ', '-')}-{sampler}")
         return {"found": [sum(int((found == digit).sum()) for digit in BOTH), len(x)], "accepted": accepted}
 
-    results = Results(WORK / "composition.jsonl", ("what", "sampler", "strength", "model", "images"))
+    results = Results(MEASURED / "composition.jsonl", ("what", "sampler", "strength", "model", "images"))
     rows, lines = [], []
     for strength in (0.0, 0.25, 0.5, 1.0):
         key = {"what": "negation", "sampler": "steps", "strength": strength, "model": digest, "images": given.images}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import WORK, Results, options, parsed, publish, table
+from common import MEASURED, Results, options, parsed, publish, table
 from PIL import Image
 
 from ancestral.compression import compress_command
@@ -224,7 +224,7 @@ def main() -> None:
     parser.add_argument("--archived", type=int, default=256, help="that are archived, a square number")
     parser.add_argument("--otherwise", type=int, default=16, help="that are written one a call on two threads, too")
     parser.add_argument("--steps", type=int, default=20, help="of the archive")
-    parser.add_argument("--results", type=Path, default=WORK / "compression.jsonl")
+    parser.add_argument("--results", type=Path, default=MEASURED / "compression.jsonl")
     parser.add_argument("--parts", nargs="*", default=["rivals", "bounds", "fine", "files", "archive", "otherwise"])
     given = parsed(parser)
     torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from baselines.training import fitting
-from common import WORK, Results, options, parsed, publish, shown, table
+from common import MEASURED, WORK, Results, options, parsed, publish, shown, table
 from generators import DRAWN, Baseline, Chain, Draw
 
 from ancestral.data import load, pictures
@@ -145,7 +145,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=5.0, help="of training the model")
     parser.add_argument("--tuning", type=float, default=10.0, help="minutes of tuning it")
     given = parsed(parser)
-    results = Results(WORK / "distillation.jsonl", KEYS)
+    results = Results(MEASURED / "distillation.jsonl", KEYS)
     for source in given.data:
         if source not in load.BUILT_IN and not Path(source).exists():
             sys.exit(f"{source}: not here, so it is left out")

@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from common import WORK, Results, interleaved, options, parsed, publish, spread, table
+from common import MEASURED, Results, interleaved, options, parsed, publish, spread, table
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import nn
@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--drawn", type=int, default=500)
     given = parsed(parser)
-    results = Results(WORK / "exports.jsonl", ("run", "what"))
+    results = Results(MEASURED / "exports.jsonl", ("run", "what"))
     tables: list[list[dict]] = [[], []]
     sized = (given.threads, given.batch, given.repeats, given.drawn)
     for run in given.runs:

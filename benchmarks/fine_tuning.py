@@ -1,10 +1,10 @@
 """Beginning with another model against beginning anew, and a run that goes on against one that was planned so long.
 
-Run: .venv/bin/python benchmarks/fine_tuning.py MODEL DATA [--images 60000] [--rates 0.25,1] [--drawn 1000] [--no-legs].
-All see equally many images of DATA with the preset `images`, so that all take the same time: anew; from MODEL at these
-shares of the preset's learning rate; a run of the images and another leg of as many; and one of twice as many. MODEL
-may be a diffusers folder (`diffusers_model.py` writes one): anew then means with its network and process, as far as
-they can be set.
+Run: .venv/bin/python benchmarks/fine_tuning.py MODEL DATA [--length 10m] [--rates 0.25,1] [--drawn 1000] [--no-legs].
+All train on DATA with the preset `images`, for a time (10m: starting and saving included) or a number of images: anew;
+from MODEL at these shares of the preset's learning rate; a run and another leg of the same length; and one of twice
+that length. MODEL may be a diffusers folder (`diffusers_model.py` writes one): anew then means with its network and
+process, as far as they can be set.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from common import WORK, Results, options, parsed, publish, shown, table
+from common import MEASURED, WORK, Results, options, parsed, publish, shown, table
 
 from ancestral.runs.config import IMPORTED, PRESETS, resolve
 from ancestral.runs.hub import hub
 
-KEYS = ("model", "data", "images", "row")
-MEASURED = ("fd-lite0", "kid-lite0", "precision-lite0", "recall-lite0")
+KEYS = ("model", "data", "length", "row")
+METRICS = ("fd-lite0", "kid-lite0", "precision-lite0", "recall-lite0")
 
 
 def ancestral(*arguments: object) -> None:
@@ -37,7 +37,7 @@ def measure(run: Path, drawn: int) -> dict[str, list[float]]:
     ancestral("metrics", run, "--num-images", drawn, "--train-images", drawn)
     ancestral("evaluate", run, "--num-images", 256, "--terms", 100)
     found = json.loads((run / "metrics-lite0.json").read_text())["metrics"]
-    made = {name: [found[name]["test"][part] for part in ("value", "standard_error")] for name in MEASURED}
+    made = {name: [found[name]["test"][part] for part in ("value", "standard_error")] for name in METRICS}
     total = json.loads((run / "evaluation.json").read_text())["bits_per_dim"]["bound, bits/dim"]
     return {**made, "bits_per_dim": [total["mean"], total["standard_error"]]}
 
@@ -52,22 +52,24 @@ def settings_of(model: str) -> Iterator[str]:
 
 
 def rows(
-    model: str, data: str, images: int, rates: list[float], legs: bool, work: Path
+    model: str, data: str, length: str, rates: list[float], legs: bool, work: Path
 ) -> Mapping[str, list[list[object]]]:
     """{name of a row: its commands, after `ancestral`}; the run lies in a folder of that name."""
     rate = PRESETS["images"]["train.learning_rate"]
+    number = length.rstrip("smh")
+    unit = length.removeprefix(number)
 
-    def train(name: str, count: object, *more: object) -> list[object]:
-        return ["train", data, "--out", work / name, "--images", count, *more]
+    def train(name: str, how_long: str, *more: object) -> list[object]:
+        return ["train", data, "--out", work / name, "--budget" if unit else "--images", how_long, *more]
 
-    made = {"anew": [train("anew", images, *settings_of(model))]}
+    made = {"anew": [train("anew", length, *settings_of(model))]}
     for share in rates:
         name = f"from the model, {share:g} of the rate"
-        made[name] = [train(name, images, "--from", model, "--learning-rate", share * rate)]
+        made[name] = [train(name, length, "--from", model, "--learning-rate", share * rate)]
     if legs:
-        name = "and as many further"
-        made[name] = [train(name, images), train(name, f"+{images}")]
-        made["twice as many"] = [train("twice as many", 2 * images)]
+        name = "and as long further"
+        made[name] = [train(name, length), train(name, f"+{length}")]
+        made["twice as long"] = [train("twice as long", f"{2 * int(number)}{unit}")]
     return made
 
 
@@ -76,17 +78,17 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.add_argument("model")
     parser.add_argument("data")
-    parser.add_argument("--images", type=int, default=60_000)
+    parser.add_argument("--length", default="60000", help="of a training: a number of images, or a time: 10m")
     parser.add_argument("--rates", default="0.25,1")
     parser.add_argument("--drawn", type=int, default=1000)
     parser.add_argument("--legs", action=argparse.BooleanOptionalAction, default=True, help="the rows of two legs")
     given = parsed(parser)
-    results = Results(WORK / "fine_tuning.jsonl", KEYS)
-    key = {"model": Path(given.model).name, "data": Path(given.data).stem, "images": given.images}
+    results = Results(MEASURED / "fine_tuning.jsonl", KEYS)
+    key = {"model": Path(given.model).name, "data": Path(given.data).stem, "length": given.length}
     work = WORK / "fine-tuning" / "-".join(map(str, key.values()))
     work.mkdir(parents=True, exist_ok=True)
     rates = json.loads(f"[{given.rates}]")
-    for row, commands in rows(given.model, given.data, given.images, rates, given.legs, work).items():
+    for row, commands in rows(given.model, given.data, given.length, rates, given.legs, work).items():
 
         def trained(row: str = row, commands: list[list[object]] = commands) -> dict[str, list[float]]:
             shutil.rmtree(work / row, ignore_errors=True)  # of a run of this benchmark that was stopped
@@ -95,18 +97,18 @@ def main() -> None:
             return measure(work / row, given.drawn)
 
         results.once(trained, row=row, **key)
-    digits = {**dict.fromkeys(MEASURED, 3), "fd-lite0": 1, "bits_per_dim": 3}
+    digits = {**dict.fromkeys(METRICS, 3), "fd-lite0": 1, "bits_per_dim": 3}
     lines = [
         [
             line["model"],
             line["data"],
-            f"{line['images']:,}",
+            line["length"] if line["length"][-1] in "smh" else f"{int(line['length']):,} images",
             line["row"],
             *(shown(line[k], n) for k, n in digits.items()),
         ]
         for line in results.lines
     ]
-    headings = ("model", "data", "images", "", "fd-lite0", "kid-lite0", "precision", "recall", "bits/dim")
+    headings = ("model", "data", "trained for", "", "fd-lite0", "kid-lite0", "precision", "recall", "bits/dim")
     publish("fine-tuning", table(headings, lines), given.docs, results.lines)
 
 

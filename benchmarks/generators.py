@@ -20,7 +20,7 @@ from typing import Any
 import baselines
 import numpy as np
 import torch
-from common import WORK, Results, options, parsed
+from common import MEASURED, WORK, Results, options, parsed
 from generators_page import published
 from time_to_quality import Ours
 
@@ -220,7 +220,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES, help="what is to be measured now")
     given = parsed(parser)
-    results = Results(WORK / "generators.jsonl", KEYS)
+    results = Results(MEASURED / "generators.jsonl", KEYS)
     for source in given.data:
         if source not in load.BUILT_IN and not Path(source).exists():
             sys.exit(f"{source}: not here, so it is left out")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import WORK, Results, options, parsed, publish, shown, table
+from common import MEASURED, WORK, Results, options, parsed, publish, shown, table
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -102,7 +102,7 @@ if __name__ == "__main__":
         pictures.save_sheet(WORK / f"guidance-{scale:g}-{rescale:g}-{interval[0]:g}.png", images[:100], 10)
         return judged(judge, images, labels)
 
-    results = Results(WORK / "guidance.jsonl", ("model", "images", "steps", "scale", "rescale", "interval"))
+    results = Results(MEASURED / "guidance.jsonl", ("model", "images", "steps", "scale", "rescale", "interval"))
     lines = []
     for scale, rescale, interval in ROWS:
         key = {"scale": scale, "rescale": rescale, "interval": [str(end) for end in interval]}

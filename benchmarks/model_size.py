@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
+from common import MEASURED, ROOT, WORK, Results, publish, shown, table
 from common import RESULTS as RESULTS_PAGE
-from common import ROOT, WORK, Results, publish, shown, table
 from matplotlib.figure import Figure
 from recipe import CPU, apart, trained
 from scipy.optimize import nnls
@@ -38,7 +38,7 @@ from ancestral.training.model_size import FILE, IMAGES, UNIT, WIDTHS, Law
 from ancestral.training.trainer import Training
 
 KEYS = ("data", "name", "seconds")
-RESULTS = Results(WORK / "model_size.jsonl", KEYS)
+RESULTS = Results(MEASURED / "model_size.jsonl", KEYS)
 DRAWN, HELD_OUT, DRAWS = 1000, 1000, 4
 OTHERS = {"grey": ("mnist",), "colour": ("emoji-32",)}  # of which no law is made
 KINDS = {"grey": "fashion-mnist-28", "colour": "tiles-32"}  # the set that a law is fitted to

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import WORK, Results, options, parsed, publish, table
+from common import MEASURED, Results, options, parsed, publish, table
 from peers import write_pngs
 
 CHILD = """
@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=list(OTHERS))
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
     given = parsed(parser)
-    results = Results(WORK / "processes.jsonl", ("processes", "engine", "what"))
+    results = Results(MEASURED / "processes.jsonl", ("processes", "engine", "what"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_pngs(np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8), folder / "images")

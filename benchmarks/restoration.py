@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import WORK, Results, options, parsed, publish, shown, table
+from common import MEASURED, Results, options, parsed, publish, shown, table
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--images", type=int, default=64)
     given = parsed(parser)
-    results = Results(WORK / "restoration.jsonl", ("model", "task", "way", "calls", "images"))
+    results = Results(MEASURED / "restoration.jsonl", ("model", "task", "way", "calls", "images"))
     lines, rows = [], []
     for run in given.runs:
         bench = Bench(run, given.images)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from common import WORK, Results, options, parsed, publish, quality, shown, steps_of, table
+from common import MEASURED, Results, options, parsed, publish, quality, shown, steps_of, table
 from torch import Tensor
 
 from ancestral.data import load
@@ -109,7 +109,7 @@ def main() -> None:
         draws |= theirs(saved, given.run, given.images)
     except UserError:  # it has what diffusers' network has not
         block = "steps"
-    results = Results(WORK / "steps.jsonl", ("model", "name", "calls", "images"))
+    results = Results(MEASURED / "steps.jsonl", ("model", "name", "calls", "images"))
     every = len(build.training_grid(saved.config)) - 1
     found: dict[str, list[dict]] = {}
     for name, draw in draws.items():

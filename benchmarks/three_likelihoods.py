@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from common import WORK, Results, options, parsed, publish, shown, table
+from common import MEASURED, WORK, Results, options, parsed, publish, shown, table
 
 from ancestral.apps.cli.main import main
 from ancestral.data import load
@@ -60,7 +60,7 @@ if __name__ == "__main__":
     np.savez(file, train_images=images, test_images=images)
     digest = hashlib.sha256(images.tobytes()).hexdigest()[:16]
 
-    results = Results(WORK / "three_likelihoods.jsonl", ("command", "model", "images"))
+    results = Results(MEASURED / "three_likelihoods.jsonl", ("command", "model", "images"))
     facts, lines = [], []
     for verb, run in (("evaluate", given.gaussian), ("likelihood", given.gaussian), ("evaluate", given.absorbing)):
         saved, _ = checkpoint.open_run(run)

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from common import WORK, Results, options, parsed, publish, quality, shown, table
+from common import MEASURED, WORK, Results, options, parsed, publish, quality, shown, table
 from peers import Edm, Lucid, Script, Small, cropped, padded, script_network, write_pngs
 from PIL import Image
 
@@ -315,7 +315,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="to draw and to compare")
     parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
     given = parsed(parser)
-    results = Results(WORK / "time_to_quality.jsonl", KEYS)
+    results = Results(MEASURED / "time_to_quality.jsonl", KEYS)
     if given.data is not None:
         if given.data not in load.BUILT_IN and not Path(given.data).exists():
             sys.exit(f"{given.data}: not here, so it is left out")
