@@ -8,7 +8,7 @@ Run: benchmarks/composition.py RUN. RUN is a class-conditional model of the buil
 Of RUN's classes each is negated in turn. For the product two small energy networks (perceptrons: training
 differentiates twice, which convolutions make slow on a CPU) are trained here, one on the even digits and one on those
 above 4: their product is 6 and 8, which each of them draws two times in five. What is measured is kept under
-runs/benchmarks and not measured again. The table is written into benchmarks/results.md.
+benchmarks/measured and not measured again. The table is written into benchmarks/results.md.
 """
 
 from __future__ import annotations

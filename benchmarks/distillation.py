@@ -3,8 +3,8 @@
 Minutes are the processor's, of updates alone: each is given as many images as fit at a speed measured beforehand.
 
 Run: .venv/bin/python benchmarks/distillation.py DATA ... [--minutes 5] [--tuning 10]. What is measured is kept under
-runs/benchmarks and not measured again; without DATA only the table is written into benchmarks/results.md. Samples of
-each row are kept as a picture beside the runs, to look at.
+benchmarks/measured and not measured again; without DATA only the table is written into benchmarks/results.md. Samples
+of each row are kept as a picture beside the runs, to look at.
 """
 
 from __future__ import annotations

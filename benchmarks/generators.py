@@ -2,7 +2,7 @@
 
 Run: .venv/bin/python benchmarks/generators.py DATA ... [--minutes 5]. The last two are `ancestral train DATA --preset
 absorbing` and `--preset images`; the others are in benchmarks/baselines. What is measured is kept under
-runs/benchmarks and not measured again. The table is written into benchmarks/results.md, and the numbers and a few
+benchmarks/measured and not measured again. The table is written into benchmarks/results.md, and the numbers and a few
 samples of each into src/ancestral/apps/report/generators; without DATA only these are written.
 """
 

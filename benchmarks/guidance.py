@@ -5,8 +5,8 @@ Run: benchmarks/guidance.py RUN. RUN is a model of grey images with classes that
     ancestral train mnist --out RUN --set model.labels=true --set model.condition_dropout=0.15
 
 The classifier is a small convolutional network, trained here on the same training images and nothing else; its rate on
-the held-out ones is the first row. What is measured is kept under runs/benchmarks and not measured again. The table is
-written into benchmarks/results.md.
+the held-out ones is the first row. What is measured is kept under benchmarks/measured and not measured again. The table
+is written into benchmarks/results.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Run: .venv-peers/bin/python benchmarks/steps.py RUN. Of a run that `ancestral export` cannot write only ours are
 measured; one that it can is trained with --preset tiny --set diffusion.clock=zero-based --set model.groups=8. What is
-measured is kept under runs/benchmarks and not measured again. Each kind of run has its table in benchmarks/results.md.
+measured is kept under benchmarks/measured and not measured again. Each kind of run has its table in
+benchmarks/results.md.
 """
 
 from __future__ import annotations

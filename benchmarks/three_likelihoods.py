@@ -6,7 +6,7 @@ Run: benchmarks/three_likelihoods.py GAUSSIAN ABSORBING, two runs on the same im
     ancestral train mnist --preset absorbing --set diffusion.T=784 --images 28800 --out ABSORBING
 
 What is measured are images that neither run was trained on, each by the command of its row. What is measured is kept
-under runs/benchmarks and not measured again. The table is written into benchmarks/results.md.
+under benchmarks/measured and not measured again. The table is written into benchmarks/results.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Quality after the same wall time: ours, and the others by their own training code and samplers.
 
 Run: .venv-peers/bin/python benchmarks/time_to_quality.py DATA [--minutes 15 30 60]. What is measured is kept under
-runs/benchmarks and not measured again; without DATA only the table is written into benchmarks/results.md.
+benchmarks/measured and not measured again; without DATA only the table is written into benchmarks/results.md.
 """
 
 from __future__ import annotations
