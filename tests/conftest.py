@@ -19,6 +19,10 @@ settings.load_profile("exact")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["ANCESTRAL_STRICT"] = "1"  # see ancestral.runtime.side_tasks
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when datasets is imported
+if sys.dont_write_bytecode:  # every process that a test starts would compile torch, and most of its time go into that
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = str(Path(sys.prefix) / "bytecode")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def run_command(*arguments):
