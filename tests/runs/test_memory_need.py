@@ -1,8 +1,11 @@
 """What does not fit into memory is refused before it is tried, by a bound from below of what it takes."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import ancestral
 from ancestral.data import load
 from ancestral.errors import UserError
 from ancestral.runs import config, memory_need
@@ -11,7 +14,7 @@ from ancestral.runs.facts import Facts
 from ancestral.runtime import system
 from ancestral.training import cost
 from ancestral.training.trainer import Training
-from conftest import run_command
+from conftest import run_command, save
 
 CPU = torch.device("cpu")
 
@@ -61,6 +64,55 @@ def test_a_million_images_at_a_time_are_one_line(trained_run, tmp_path, monkeypa
             assert "GB of memory at least, and this machine has 1.0 GB free; take " in line
     settings = config.resolve("digits", "tiny", {"train.batch_size": 1_000_000})
     memory_need.need_for_training(settings, Facts((1, 8, 8)), 8, CPU)  # as with train.micro_batch=8
+
+
+@pytest.fixture
+def pictures(tmp_path, any_run):
+    """An image of the model's size, and a mask."""
+    channels = 1 if any_run.name == "digits" else 3
+    save(tmp_path / "image.png", 0, channels)
+    Image.fromarray(np.pad(np.full((4, 4), 255, np.uint8), 2)).save(tmp_path / "mask.png")
+    return tmp_path / "image.png", tmp_path / "mask.png"
+
+
+def test_every_command_that_draws_in_batches_refuses_what_does_not_fit(any_run, pictures, tmp_path, monkeypatch):
+    image, mask = pictures
+    out, wide = ("--out", tmp_path / "out.png"), ("--num-images", 50, "--batch-size", 50)
+    asked = {
+        "--batch-size: 50": [
+            ("sample", any_run, *wide, "--out", tmp_path / "drawn"),
+            ("evaluate", any_run, *wide),
+            ("likelihood", any_run, *wide),
+            ("rd", any_run, *wide),
+            ("metrics", any_run, *wide),
+            ("edit", "inpaint", any_run, image, "--mask", mask, *out, *wide),
+            ("edit", "vary", any_run, image, *out, *wide),
+            ("edit", "interpolate", any_run, image, image, *out, "--frames", 50, "--batch-size", 50),
+            ("edit", "restore", any_run, image, "--task", "missing", *out, *wide),
+        ],
+        "--num-images: 50": [("tune-steps", any_run, "--steps", 3, "--num-images", 50)],
+        f"{any_run}: 64": [
+            ("archive", any_run, image, "--out", tmp_path / "a.anc"),
+            ("unarchive", any_run, tmp_path / "a.anc", "--out", tmp_path / "back"),
+            ("agree", any_run),
+        ],
+    }
+    before = sorted(any_run.iterdir())
+    monkeypatch.setattr(system, "free_memory", lambda: 100_000)
+    for named, commands in asked.items():
+        for command in commands:
+            result = run_command(*command)
+            assert result.exit_code == 2, result.output
+            (line,) = [one for one in result.output.splitlines() if one.startswith("error: ")]
+            count = named.split()[-1]
+            assert line.startswith(f"error: {named} images, {count} at a time, need 0.0 GB of memory at least"), line
+    assert sorted(tmp_path.iterdir()) == sorted(pictures)
+    assert sorted(any_run.iterdir()) == before
+    model = ancestral.load(any_run, device="cpu")
+    with pytest.raises(UserError, match="batch_size: 50 images, 50 at a time"):
+        model.bits_per_dim(num_images=50, batch_size=50)
+    with pytest.raises(UserError, match="count: 50 images, 50 at a time"):
+        model.film(50)
 
 
 def test_what_the_machine_says_is_no_more_than_it_has():

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ancestral.compression.archive_format import Archive, Block, Setting, rows_of
+from ancestral.compression.archive_format import MOST, Archive, Block, Setting, rows_of
 from ancestral.compression.block_coder import Coder
 from ancestral.compression.errors import CodecError
 from ancestral.data import load, pictures
@@ -29,7 +29,8 @@ from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import need_none
 from ancestral.runs.datasets import facts
-from ancestral.runs.open import open_gaussian
+from ancestral.runs.memory_need import need_for_drawing
+from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.console import advancing, screen
 from ancestral.runtime.distributed import process_group
@@ -52,12 +53,14 @@ def open_coder(run: Path) -> tuple[Checkpoint, Predictor]:
     """The model of a run as the coder wants it: on the CPU, its own error known.
 
     Raises:
-        UserError: for a model with labels, or one whose error was not measured.
+        UserError: for a model with labels, one whose error was not measured, or one too large for this machine.
     """
     saved, model = open_gaussian(run, "cpu", None)
     need_none(saved.config, str(run))
     if saved.calibration is None:
         raise UserError(f"{run}: its error was not measured, as is done when training ends; finish the training")
+    mend = "an archive is coded so many at a time: free memory, or code it on a larger machine"
+    need_for_drawing(saved.config, saved.facts, MOST, device_of(model), option=str(run), mend=mend)
     return saved, build.predictor(model, saved.calibration)
 
 

@@ -31,7 +31,11 @@ Measure = Callable[[Predictor, Tensor, range, Advance], Tensors]
 
 @dataclass(frozen=True)
 class Measurement:
-    """What is measured, and what its result depends on."""
+    """What is measured, and what its result depends on.
+
+    Raises:
+        UserError: where the images of a batch do not fit into memory.
+    """
 
     # the run's checkpoint, with the model's own error measured where the result depends on it
     saved: checkpoint.Checkpoint
@@ -40,6 +44,10 @@ class Measurement:
     images: ImageSet  # to measure it on
     batch_size: int  # images in a batch
     seed: int  # of every draw
+
+    def __post_init__(self) -> None:
+        images = min(self.batch_size, len(self.images))
+        need_for_drawing(self.saved.config, self.saved.facts, images, device_of(self.model))
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -76,9 +84,6 @@ class Measurement:
             files: of the results, called in every process; those of the first are written.
         """
         with process_group(device_of(self.model), LONG) as processes, held(out, name, processes) as results:
-            need_for_drawing(
-                self.saved.config, self.saved.facts, min(self.batch_size, len(self.images)), device_of(self.model)
-            )
             warn_of_untrained(self.saved.facts.untrained, self.images)
             job = Job(out / f".{name}", settings, processes)
             with advancing(what, processes.most(len(self.images)) * each) as advance:

@@ -34,9 +34,22 @@ def need_for_training(config: Config, facts: Facts, images: int, device: torch.d
     _need("train.batch_size", images, config, facts, device, lambda: _saved(config, facts) * number, others)
 
 
-def need_for_drawing(config: Config, facts: Facts, images: int, device: torch.device, number: int = 4) -> None:
-    """Refuse to predict so many images at a time, with numbers of so many bytes, where they do not fit."""
-    _need("--batch-size", images, config, facts, device, lambda: _largest(config, facts) * number)
+def need_for_drawing(
+    config: Config,
+    facts: Facts,
+    images: int,
+    device: torch.device,
+    number: int = 4,
+    option: str = "--batch-size",
+    mend: str | None = None,
+) -> None:
+    """Refuse to predict so many images at a time, with numbers of so many bytes, where they do not fit.
+
+    Args:
+        option: that says how many, or what does.
+        mend: what to do; to take fewer when left out.
+    """
+    _need(option, images, config, facts, device, lambda: _largest(config, facts) * number, mend=mend)
 
 
 def _need(
@@ -47,6 +60,7 @@ def _need(
     device: torch.device,
     of_an_image: Callable[[], int],
     others: int = 0,
+    mend: str | None = None,
 ) -> None:
     free = system.free_memory() if device.type == "cpu" else None
     _, height, width = facts.shape
@@ -55,10 +69,11 @@ def _need(
     each = of_an_image()
     if images * each + others > free:
         instead = ", or --set train.micro_batch= as many" if option == "train.batch_size" and not others else ""
+        mend = mend or f"take {max(1, free // (2 * each)):,} or fewer{instead}"
         raise UserError(
             f"{option}: {images + others // prod(facts.shape):,} images, {images:,} at a time, need "
             f"{(images * each + others) / 1e9:,.1f} GB of memory at least, and this machine has {free / 1e9:,.1f} GB "
-            f"free; take {max(1, free // (2 * each)):,} or fewer{instead}"
+            f"free; {mend}"
         )
 
 

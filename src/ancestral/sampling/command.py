@@ -21,6 +21,7 @@ from ancestral.diffusion.samplers.sample import film as keep_frames
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, tuned_times
 from ancestral.runs.conditions import Conditions, class_of, in_turn
+from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime import array_files
@@ -127,6 +128,7 @@ def tune_steps(
 ) -> None:
     """Find the best times for so few steps, and keep them with the run."""
     saved, model = open_model(folder, device, average_width)
+    need_for_drawing(saved.config, saved.facts, num_images, device_of(model), option="--num-images")
     kind = build.chain(saved.config)
     fine = build.sampling_grid(saved.config, kind.fine, min(FINE, len(build.training_grid(saved.config)) - 1))
     cond = conditions(saved, None, embeddings, num_images)

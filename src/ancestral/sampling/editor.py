@@ -118,8 +118,8 @@ class Editor:
         pairs = [(row, variant) for row in range(jobs) for variant in range(variants)]
         drawn = []
         with advancing(f"{calls} steps", len(pairs) * calls) as advance:
-            for first in range(0, len(pairs), self.options.batch_size):
-                part = pairs[first : first + self.options.batch_size]
+            for piece in self.sampler.pieces(len(pairs)):
+                part = pairs[piece.start : piece.stop]
                 rows = torch.tensor([row for row, _ in part], device=device_of(self.model))
 
                 def watched(steps: Iterator[Step], count: int = len(part)) -> Iterator[Step]:

@@ -29,6 +29,8 @@ from ancestral.evaluation.measurement import Measurement
 from ancestral.runs import build, calibration, checkpoint
 from ancestral.runs.datasets import fitting, images_for
 from ancestral.runs.hub import hub
+from ancestral.runs.memory_need import need_for_drawing
+from ancestral.runs.open import device_of
 from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runs.registry import suggest
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
@@ -147,6 +149,7 @@ class Model:
         options = _options(steps=steps, seed=seed, guidance=guidance, label=label, **drawing)
         sampler = Sampler(self.folder, options, self.device, self._open)
         cond = command.conditions(sampler.saved, options.label, None, count)
+        need_for_drawing(sampler.saved.config, sampler.saved.facts, count, device_of(sampler.model), option="count")
         times = command.film_times(sorted(set(sampler.visits), reverse=True))
         frames = film(sampler.walk(range(count), cond, lambda _: None), times)
         shown = frames._replace(x_t=[sampler.model.schedule.shown(x_t) for x_t in frames.x_t])
