@@ -202,6 +202,33 @@ def test_a_stop_during_the_last_update_loses_nothing(images, tmp_path, monkeypat
     assert again.total == first.total
 
 
+def test_a_stop_in_the_last_update_leaves_the_rest_of_the_budget(images, tmp_path, monkeypatch):
+    """Planned while the machine was busy, one update is all; the command that goes on has the time for others."""
+    first = run_of(tmp_path / "run", images, 300.0, clock := Pretended(lambda now: 1), monkeypatch)
+    begin(first, 100.0)
+    list(first.train(lambda: True))
+    assert (first.training.images, first.total, first.complete) == (BATCH, BATCH, False)
+    clock.now += 1000  # between processes
+    again = run_of(tmp_path / "run", images, 300.0, clock, monkeypatch, began=clock.now)
+    monkeypatch.setattr(command.cost, "measure_speed", lambda training, data: 1 / IMAGE)
+    command._train_owned(again, command.Length(300.0), (), {}, None)
+    assert again.complete
+    assert again.seconds == pytest.approx(300, rel=0.05)
+    resumed = run_of(tmp_path / "run", images, 300.0, clock, monkeypatch)
+    resumed.resume()
+    assert resumed.plan == again.plan
+
+
+def test_a_stop_in_the_last_update_with_nothing_left_adds_none(images, tmp_path, monkeypatch):
+    first = run_of(tmp_path / "run", images, 60.0, clock := Pretended(lambda now: 1), monkeypatch)
+    begin(first)
+    list(first.train(lambda: first.training.images >= first.total))
+    again = run_of(tmp_path / "run", images, 60.0, clock, monkeypatch, began=clock.now)
+    command._train_owned(again, command.Length(60.0), (), {}, 1 / IMAGE)
+    assert again.complete
+    assert again.total == first.total
+
+
 @pytest.mark.parametrize(("part", "number"), [("calibration", 1), ("calibration", 2), ("health", 2)])
 def test_a_stop_at_the_end_of_a_run_saves_what_is_trained(images, tmp_path, monkeypatch, part, number):
     """One stop is heeded after what it met; a second one ends that at once."""

@@ -82,12 +82,22 @@ class Length:
 def planned(run: Run, length: Length, images_per_second: float) -> int:
     """Images that a leg of a run is to train on, a whole number of batches; the first process decides."""
     options = run.config.train
-    run.pace.trained(images_per_second * cost.SECONDS, cost.SECONDS)
+    _paced(run, images_per_second)
     if run.budget is None:
         return length.counted(options.batch_size)
     run.time_prediction()
     images = run.pace.images(run.seconds_left, options.batch_size, options.snapshots)
     return int(run.training.processes.from_first(images))
+
+
+def _paced(run: Run, images_per_second: float) -> None:
+    """Tell a run how fast this machine trains."""
+    run.pace.trained(images_per_second * cost.SECONDS, cost.SECONDS)
+
+
+def _stopped_at_its_end(run: Run) -> bool:
+    """Whether a leg has a budget of which what is left was not looked at: a stop in the last update is heeded first."""
+    return run.budget is not None and run.training.images >= run.total
 
 
 def bought(run: Run, length: Length, images: int) -> str:
@@ -248,6 +258,9 @@ def _train_owned(
             _say(bought(run, length, run.total - run.training.images))
         if processes.first:
             verified_folder.write_file(folder / "config.json", json_bytes(run.document))
+    elif _stopped_at_its_end(run):
+        _paced(run, images_per_second or cost.measure_speed(run.training, images.train))
+        run.correct(run.training.images)
     height, width, channels = images.train.shape
     parameters = sum(value.numel() for value in run.training.network.parameters())
     with catch_stop() as stop_requested:
@@ -381,6 +394,8 @@ def _describe(settings: config.Config, run: Run, length: Length) -> None:
     law, width = model_size.law(settings, run.facts), settings.model.width
     total = planned(run, length, speed)
     if not run.needs_leg:
+        if _stopped_at_its_end(run):
+            run.correct(run.training.images)
         total = run.total - run.training.images
         screen.print(f"{run.folder}: goes on; {run.training.images:,} of {run.total:,} images seen")
     for key in config.known_keys():

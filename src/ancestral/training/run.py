@@ -265,7 +265,7 @@ class Run:
             reports, ends = record.images - reported >= leg.spaced / 100, record.images >= self.total
             steering = self.budget is not None and not stopping
             if steering and (ends or ((late or reports) and not self.pace.warming)):
-                self._correct(record.images)
+                self.correct(record.images)
                 last_check = now
             if reports or record.images >= self.total or stopping:
                 yield self._report(new)
@@ -279,7 +279,7 @@ class Run:
             before = clock()
         yield from self._finish(stop)
 
-    def _correct(self, images: int) -> None:
+    def correct(self, images: int) -> None:
         """Move the end of the leg to where its budget will be used up, if it is not there nearly; the first decides.
 
         The plan goes on from the update just made: where that was the leg's first, it is planned anew. At its end
