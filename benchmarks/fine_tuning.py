@@ -20,6 +20,7 @@ from pathlib import Path
 
 from common import MEASURED, WORK, Results, options, parsed, publish, shown, table
 
+from ancestral.runs import checkpoint
 from ancestral.runs.config import IMPORTED, PRESETS, resolve
 from ancestral.runs.hub import hub
 
@@ -32,14 +33,18 @@ def ancestral(*arguments: object) -> None:
     subprocess.run([sys.executable, "-m", "ancestral", *map(str, arguments), "--device", "cpu"], check=True)
 
 
-def measure(run: Path, drawn: int) -> dict[str, list[float]]:
-    """Each metric of the samples against the test images, and bits/dim, with standard errors."""
+def measure(run: Path, drawn: int) -> dict[str, object]:
+    """Images seen; each metric of the samples against the test images, and bits/dim, with standard errors."""
     ancestral("metrics", run, "--num-images", drawn, "--train-images", drawn)
     ancestral("evaluate", run, "--num-images", 256, "--terms", 100)
     found = json.loads((run / "metrics-lite0.json").read_text())["metrics"]
     made = {name: [found[name]["test"][part] for part in ("value", "standard_error")] for name in METRICS}
     total = json.loads((run / "evaluation.json").read_text())["bits_per_dim"]["bound, bits/dim"]
-    return {**made, "bits_per_dim": [total["mean"], total["standard_error"]]}
+    return {
+        "seen": checkpoint.open_run(run)[0].images,
+        **made,
+        "bits_per_dim": [total["mean"], total["standard_error"]],
+    }
 
 
 def settings_of(model: str) -> Iterator[str]:
@@ -90,7 +95,7 @@ def main() -> None:
     rates = json.loads(f"[{given.rates}]")
     for row, commands in rows(given.model, given.data, given.length, rates, given.legs, work).items():
 
-        def trained(row: str = row, commands: list[list[object]] = commands) -> dict[str, list[float]]:
+        def trained(row: str = row, commands: list[list[object]] = commands) -> dict[str, object]:
             shutil.rmtree(work / row, ignore_errors=True)  # of a run of this benchmark that was stopped
             for command in commands:
                 ancestral(*command)
@@ -104,11 +109,23 @@ def main() -> None:
             line["data"],
             line["length"] if line["length"][-1] in "smh" else f"{int(line['length']):,} images",
             line["row"],
+            f"{line['seen']:,}",
             *(shown(line[k], n) for k, n in digits.items()),
         ]
         for line in results.lines
     ]
-    headings = ("model", "data", "trained for", "", "fd-lite0", "kid-lite0", "precision", "recall", "bits/dim")
+    headings = (
+        "model",
+        "data",
+        "trained for",
+        "",
+        "images seen",
+        "fd-lite0",
+        "kid-lite0",
+        "precision",
+        "recall",
+        "bits/dim",
+    )
     publish("fine-tuning", table(headings, lines), given.docs, results.lines)
 
 
