@@ -1,14 +1,15 @@
-"""A model in 20 calls, what it is tuned into in 1, 2 and 4, and a GAN trained for as long as both together.
+"""A model in 20 calls and in few, what it is tuned into, and a GAN trained for as long as both together.
 
 Minutes are the processor's, of updates alone: each is given as many images as fit at a speed measured beforehand.
 
-Run: .venv/bin/python benchmarks/distillation.py DATA ... [--minutes 5] [--tuning 10]. What is measured is kept under
-benchmarks/measured and not measured again; without DATA only the table is written into benchmarks/results.md. Samples
-of each row are kept as a picture beside the runs, to look at.
+Run: .venv/bin/python benchmarks/distillation.py DATA ... [--minutes 10] [--tuning 5] [--rows NAME ...]. What is
+measured is kept under benchmarks/measured and not measured again; without DATA only the table is written into
+benchmarks/results.md. Samples of each row are kept as a picture beside the runs, to look at.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
 from pathlib import Path
@@ -29,7 +30,11 @@ from ancestral.training import command, distillation
 from ancestral.training.origin import Origin
 from ancestral.training.run import Run
 
-CRITIC = {"diffusion.objective": "adversarial"}
+TUNED = {  # {name: (settings of `ancestral distill`, numbers of calls that one run is for)}
+    "progressive": ({}, [(1,), (2,), (4,)]),
+    "critic": ({"diffusion.objective": "adversarial"}, [(1, 2, 4)]),
+}
+UNTUNED = (20, 4, 2, 1)
 KEYS = ("data", "minutes", "tuning", "row")
 BATCH, SHOWN = 64, 64
 HEADINGS = ("", "calls", "minutes", "fd-lite0", "kid-lite0", "precision", "recall")
@@ -57,19 +62,22 @@ class Model(Chain):
 
 
 class Tuned(Model):
-    """A run by `ancestral distill` of another."""
+    """A run by `ancestral distill` of another; `calls` where it is for one number of them."""
 
     command: ClassVar = "distill"
 
-    def __init__(self, model: Path, splits: Splits, work: Path, threads: int) -> None:
+    def __init__(
+        self, model: Path, chosen: dict[str, Any], calls: int | None, splits: Splits, work: Path, threads: int
+    ) -> None:
         super().__init__(str(model), splits, work, threads)
-        chosen = [word for key, value in CRITIC.items() for word in ("--set", f"{key}={value}")]
-        self.options = ("--device", "cpu", *chosen)
+        self.chosen, self.calls = chosen, calls
+        words = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
+        self.options = ("--device", "cpu", *(() if calls is None else ("--calls", str(calls))), *words)
 
     def settings(self, minutes: float) -> Config:
         """Of the run."""
-        folder = self.folder(minutes)
-        return distillation.settings(Origin(self.source), CRITIC, folder, data=None, fresh=False)[0]
+        how = {"calls": self.calls, "data": None, "fresh": False}
+        return distillation.settings(Origin(self.source), self.chosen, self.folder(minutes), **how)[0]
 
 
 def _fitting(settings: Config, splits: Splits, seconds: float) -> int:
@@ -90,29 +98,34 @@ def _compared(draw: Draw, splits: Splits, picture: Path) -> dict[str, Any]:
     return {"images": count, **{name: list(one) for name, one in found.items()}}
 
 
-def measure(source: str, minutes: float, tuning: float, threads: int, results: Results) -> None:
-    """Every row of one data set that is not there yet."""
+def measure(source: str, given: argparse.Namespace, results: Results) -> None:
+    """Every row of one data set that is asked for and not there yet."""
     name, splits = Path(source).stem, load.load(source, DataOptions())
+    minutes, tuning = given.minutes, given.tuning
     work = WORK / "distillation" / f"{name}-{minutes:g}-{tuning:g}"
     work.mkdir(parents=True, exist_ok=True)
-    model = Model(source, splits, work / "model", threads)
-    fast = Tuned(model.folder(minutes), splits, work / "tuned", threads)
-    gan = Baseline("gan", source, splits, work / "gan", threads)
-    model.train(minutes)
-    fast.train(tuning)
-    gan.train(minutes + tuning)
-    rows = {"model, 20": (model, minutes, "20"), "GAN, 1": (gan, minutes + tuning, "draw")}
-    rows |= {f"tuned, {calls}": (fast, tuning, str(calls)) for calls in (1, 2, 4)}
-    for row, (one, length, how) in rows.items():
-        draw, calls = one.drawing(length, how)
-        picture = work / f"{row.replace(', ', '-')}.png"
-        results.once(
-            lambda draw=draw, calls=calls, picture=picture: {"calls": calls, **_compared(draw, splits, picture)},
-            data=name,
-            minutes=minutes,
-            tuning=tuning,
-            row=row,
-        )
+
+    def once(row: str, calls: int, one: Model | Baseline, length: float, how: str) -> None:
+        def look() -> dict[str, Any]:
+            one.train(length)
+            draw, made = one.drawing(length, how)
+            return {"calls": made, **_compared(draw, splits, work / f"{row}-{calls}.png")}
+
+        results.once(look, data=name, minutes=minutes, tuning=tuning, row=f"{row}, {calls}")
+
+    model = Model(source, splits, work / "model", given.threads)
+    for calls in UNTUNED if "model" in given.rows else ():
+        once("model", calls, model, minutes, str(calls))
+    for kind, (chosen, runs) in TUNED.items():
+        for counts in runs if kind in given.rows else ():
+            only = counts[0] if len(counts) == 1 else None
+            folder = work / kind if only is None else work / f"{kind}-{only}"
+            for calls in sorted(set(counts) & set(given.calls)):
+                model.train(minutes)
+                tuned = Tuned(model.folder(minutes), chosen, only, splits, folder, given.threads)
+                once(kind, calls, tuned, tuning, str(calls))
+    if "GAN" in given.rows:
+        once("GAN", 1, Baseline("gan", source, splits, work / "gan", given.threads), minutes + tuning, "draw")
 
 
 def text(results: Results) -> str:
@@ -120,7 +133,8 @@ def text(results: Results) -> str:
     parts = []
     for data, minutes, tuning in dict.fromkeys((one["data"], one["minutes"], one["tuning"]) for one in results.lines):
         lines = results.find(data=data, minutes=minutes, tuning=tuning)
-        spent = {"model": f"{minutes:g}", "tuned": f"{minutes:g} + {tuning:g}", "GAN": f"{minutes + tuning:g}"}
+        spent = {"model": f"{minutes:g}", "GAN": f"{minutes + tuning:g}"}
+        spent |= dict.fromkeys(TUNED, f"{minutes:g} + {tuning:g}")
         rows = [
             (
                 kind := one["row"].partition(",")[0],
@@ -142,14 +156,16 @@ def main() -> None:
     parser = options(__doc__ or "")
     parser.set_defaults(threads=1)
     parser.add_argument("data", nargs="*", help="as `ancestral train` takes it: mnist, or a .npz file")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of training the model")
-    parser.add_argument("--tuning", type=float, default=10.0, help="minutes of tuning it")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training the model")
+    parser.add_argument("--tuning", type=float, default=5.0, help="minutes of tuning it")
+    parser.add_argument("--rows", nargs="+", default=["model", *TUNED, "GAN"], help="which kinds")
+    parser.add_argument("--calls", type=int, nargs="+", default=[1, 2, 4], help="of tuned models")
     given = parsed(parser)
     results = Results(MEASURED / "distillation.jsonl", KEYS)
     for source in given.data:
         if source not in load.BUILT_IN and not Path(source).exists():
             sys.exit(f"{source}: not here, so it is left out")
-        measure(source, given.minutes, given.tuning, given.threads, results)
+        measure(source, given, results)
     publish("distillation", text(results), given.docs, results.lines)
 
 

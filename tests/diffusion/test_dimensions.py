@@ -18,7 +18,7 @@ from ancestral.diffusion.denoisers.targets import X0, V
 from ancestral.diffusion.objectives.calibration import calibrate
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
-from ancestral.diffusion.objectives.losses import OBJECTIVES
+from ancestral.diffusion.objectives.losses import OBJECTIVES, Networks
 from ancestral.diffusion.objectives.probability_flow import every_direction, log_density, transport
 from ancestral.diffusion.processes import schedule
 from ancestral.diffusion.processes.gaussian import Gaussian
@@ -192,7 +192,7 @@ def test_every_loss_is_that_of_the_flat_data(name, shape):
             return torch.cat([0.5 * x, x.tanh()], 1)
 
     q = schedule.cosine(30)
-    loss = OBJECTIVES[name](Ancestral(fixedsmall), 30, torch.nn.Identity)
+    loss = OBJECTIVES[name](Ancestral(fixedsmall), 30, Networks(torch.nn.Identity, Twice))
     x0, eps = torch.randn(2, count, *shape, dtype=F64, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     t = torch.arange(2, 2 + count)
     array, flat = (

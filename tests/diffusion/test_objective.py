@@ -16,6 +16,7 @@ from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.losses import (
     OBJECTIVES,
     Hybrid,
+    Networks,
     VariationalBound,
     Weighted,
     elbo_weight,
@@ -63,7 +64,7 @@ def batch(count=6):
 def test_every_objective_serves_every_target(name, target):
     variance = learned if name in ("hybrid", "bound") else fixedsmall
     denoiser = Denoiser(Affine(4 if variance is learned else 2), SCHEDULE, target)
-    objective = OBJECTIVES[name](Ancestral(variance), 20, nn.Identity)
+    objective = OBJECTIVES[name](Ancestral(variance), 20, Networks(nn.Identity, Affine))
     losses = objective(denoiser, *batch())
     assert losses.shape == (6,)
     losses.mean().backward()
@@ -288,7 +289,7 @@ def test_every_objective_serves_any_pair_of_times(name, target):
     x0, *_, eps = batch()
     for t, s in (([20, 20, 7, 3, 2, 1], [0, 5, 2, 0, 1, 0]), ([1, 2, 5, 10, 19, 20], [0] * 6)):
         denoiser = Denoiser(Affine(4 if variance is learned else 2), SCHEDULE, target)
-        losses = OBJECTIVES[name](Ancestral(variance), 6, nn.Identity)(
+        losses = OBJECTIVES[name](Ancestral(variance), 6, Networks(nn.Identity, Affine))(
             denoiser, x0, torch.tensor(t), torch.tensor(s), eps
         )
         losses.sum().backward()

@@ -89,8 +89,10 @@ def commands(folder):
         made[f"sample {name}"] = ["sample", str(folder / name), *few, "--steps", "4"]
         made[f"evaluate {name}"] = ["evaluate", str(folder / name), *few, "--terms", "4"]
     given = [one for assignment in SMALL[1:2] + SMALL[3:] for one in ("--set", assignment)]
-    made["distill"] = ["distill", colour, "--out", str(folder / "fast"), "--steps", "3", *given]
+    made["distill"] = ["distill", colour, "--out", str(folder / "fast"), "--steps", "2", *given]
     made["sample distilled"] = ["sample", str(folder / "fast"), *few]
+    consistency = ("--set", "diffusion.objective=consistency")
+    made["distill by consistency"] = [*made["distill"][:3], str(folder / "one"), *made["distill"][4:], *consistency]
     critic = ("--set", "diffusion.objective=adversarial")
     made["distill with a critic"] = [
         "distill",

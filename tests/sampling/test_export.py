@@ -192,14 +192,20 @@ def test_what_the_files_would_not_heed_is_refused(named, trained_run, tmp_path):
 
 
 def test_a_model_of_few_calls_leaves_with_its_own_steps(trained_run, tmp_path):
-    result = run_command("distill", trained_run, "--out", tmp_path / "fast", "--steps", 2)
-    assert result.exit_code == 0, result.output
-    sampler = Sampler(tmp_path / "fast", SamplingOptions(), "cpu", export.opened)
-    whole = TableSampler(sampler.model.network, sampler)
-    assert whole.draws == 2
-    first, last = whole.rows.next  # of x, x0, noise: Song et al. 2023, algorithm 1
-    schedule, (_, between, _) = sampler.model.schedule, sampler.visits
-    assert torch.allclose(
-        first, torch.tensor([0, float(schedule.signal(between)), float(schedule.noise(between))]).double()
-    )
-    assert last.tolist() == [[0, 1, 0]]
+    for name, objective in (("again", "consistency"), ("fast", "progressive")):
+        chosen = ("--set", f"diffusion.objective={objective}")
+        result = run_command("distill", trained_run, "--out", tmp_path / name, "--steps", 1, *chosen)
+        assert result.exit_code == 0, result.output
+        sampler = Sampler(tmp_path / name, SamplingOptions(), "cpu", export.opened)
+        whole = TableSampler(sampler.model.network, sampler)
+        schedule, (start, between, _) = sampler.model.schedule, sampler.visits
+        signal, noise = float(schedule.signal(between)), float(schedule.noise(between))
+        kept = noise / float(schedule.noise(start))
+        expected = {  # of x, x0, noise: Song et al. 2023, algorithm 1; Song et al. 2021, Eq. 12 with eta = 0
+            "consistency": (2, [0, signal, noise]),
+            "progressive": (1, [kept, signal - float(schedule.signal(start)) * kept, 0]),
+        }
+        first, last = whole.rows.next
+        assert whole.draws == expected[objective][0]
+        assert torch.allclose(first, torch.tensor(expected[objective][1]).double())
+        assert torch.allclose(last, torch.tensor([[0, 1, 0]]).double())

@@ -27,13 +27,14 @@ from ancestral.training.trainer import Training
 from conftest import run_command
 
 CPU = torch.device("cpu")
+CONSISTENCY = ("--set", "diffusion.objective=consistency")
 
 
 @pytest.fixture(scope="module", params=["trained_run", "colour_run"])
 def pair(request, tmp_path_factory):
     """A model and what it was tuned into by 12 updates, half of them after a stop."""
     model, fast = request.getfixturevalue(request.param), tmp_path_factory.mktemp("fast") / "run"
-    result = run_command("distill", model, "--out", fast, "--steps", 12)
+    result = run_command("distill", model, "--out", fast, "--steps", 12, *CONSISTENCY)
     assert result.exit_code == 0, result.output
     return model, fast, result.output
 
@@ -51,8 +52,8 @@ def test_it_begins_with_the_model_and_says_so(pair):
     )
     moved = [(after.weights[name] - value).abs().max() for name, value in before.weights.items()]
     assert 0 < max(moved) < 0.5  # a few small updates away, not a network begun anew
-    assert run_command("distill", model, "--out", fast, "--steps", 12).exit_code == 0  # is complete
-    other = run_command("distill", model, "--out", fast, "--steps", 13)
+    assert run_command("distill", model, "--out", fast, "--steps", 12, *CONSISTENCY).exit_code == 0  # is complete
+    other = run_command("distill", model, "--out", fast, "--steps", 13, *CONSISTENCY)
     assert other.exit_code == 2
     assert "another length" in other.output
 
@@ -174,7 +175,7 @@ def test_what_needs_the_mean_of_x0_is_refused(pair, command, options, said):
 
 def test_from_python_it_is_the_command(pair, tmp_path):
     model, fast, _ = pair
-    run = ancestral.distill(model, tmp_path / "fast", steps=12)
+    run = ancestral.distill(model, tmp_path / "fast", steps=12, objective="consistency")
     assert run.complete
     weights = checkpoint.open_newest(fast).weights
     assert all(torch.equal(value, weights[name]) for name, value in run.model().saved.weights.items())
@@ -204,9 +205,9 @@ def test_only_targets_that_give_clean_images_back_can_be_tuned(tmp_path):
 def test_a_run_that_goes_on_needs_its_model_no_more(pair, tmp_path, monkeypatch):
     model, _, _ = pair
     there, fast = shutil.copytree(model, tmp_path / "model"), tmp_path / "fast"
-    assert run_command("distill", there, "--out", fast, "--steps", 2).exit_code == 0
+    assert run_command("distill", there, "--out", fast, "--steps", 2, *CONSISTENCY).exit_code == 0
     there.rename(tmp_path / "moved")
-    again = run_command("distill", there, "--out", fast, "--steps", 2)
+    again = run_command("distill", there, "--out", fast, "--steps", 2, *CONSISTENCY)
     assert (again.exit_code, "is complete" in again.output) == (0, True), again.output
     seen, earlier = [], Consistency.earlier
     monkeypatch.setattr(Consistency, "earlier", lambda *given: seen.append(given[-1]) or earlier(*given))
@@ -232,6 +233,121 @@ def test_a_critic_brings_its_times_and_a_further_leg_keeps_it(pair, tmp_path):
     for length in (2, "+1"):
         result = run_command("distill", fast, "--out", model, "--steps", length)
         assert (result.exit_code, "was not distilled" in result.output) == (2, True), result.output
+
+
+@pytest.fixture(scope="module", params=["trained_run", "colour_run"])
+def progressive(request, tmp_path_factory):
+    """A model and what it was tuned into for three calls."""
+    model, fast = request.getfixturevalue(request.param), tmp_path_factory.mktemp("progressive") / "run"
+    result = run_command("distill", model, "--out", fast, "--calls", 3, "--steps", 2)
+    assert result.exit_code == 0, result.output
+    return model, fast
+
+
+def test_progressive_distillation_is_for_its_calls_with_the_model_as_teacher(progressive):
+    model, fast = progressive
+    before, after = checkpoint.open_newest(model), checkpoint.open_newest(fast)
+    own = after.config.diffusion
+    assert (own.objective, own.chain, own.times, own.train_steps) == ("progressive", "progressive", "stratified", 3)
+    assert build.training_grid(after.config) == trailing(build.schedule(after.config), 3)
+    assert any(not torch.equal(value, before.weights[name]) for name, value in after.weights.items())
+    training = Training(after.config, after.facts, CPU)
+    training.load(after.tensors, after.images, "here")
+    teacher = training.objective.auxiliary.state_dict()
+    assert all(torch.equal(value, before.weights[name]) for name, value in teacher.items())
+    assert list(training.learners) == [""]
+
+
+def test_images_are_drawn_by_the_steps_that_were_tuned(progressive, tmp_path):
+    """DDIM with eta = 0 at the times of training, written out."""
+    from ancestral.data.pixels import to_bytes
+    from ancestral.diffusion.processes.streams import Streams
+
+    result = run_command("sample", progressive[1], "--num-images", 3, "--out", tmp_path, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert "3 images, 3 network calls each" in result.output
+    saved, model = open_model(progressive[1], "cpu", None)
+    x, q = Streams(0, "latent", range(3)).normal(saved.facts.shape), model.schedule
+    times = trailing(q, 3)
+    for place, t in enumerate(times[:-1]):
+        with torch.no_grad():
+            x0 = model(x, t).x0
+        eps = (x - q.signal(t) * x0) / q.noise(t)
+        s = times[place + 1]
+        x = q.signal(s) * x0 + q.noise(s) * eps
+    for number, expected in enumerate(to_bytes(x)):
+        found = np.asarray(Image.open(tmp_path / f"{number:06d}.png")).reshape(expected.shape)
+        assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+
+
+def test_the_teacher_goes_on_from_a_checkpoint_to_the_bit(progressive):
+    """And parts of a batch add up to the whole; dropout is the pupil's alone."""
+    saved = checkpoint.open_newest(progressive[1])
+    data = load.load(saved.config.source, saved.config.data).train
+    config, known = replace(saved.config, model=replace(saved.config.model, dropout=0.3)), facts(data)
+    first, straight, second, parted = (
+        Training(replace(config, train=replace(config.train, micro_batch=parts)), known, CPU)
+        for parts in (None, None, None, 3)
+    )
+    weights = checkpoint.open_newest(progressive[0]).weights
+    for one in (first, straight, parted):
+        one.begin_with(weights, "the model")
+    losses = [one.step(data, 0.1).losses for one in (first, straight)]
+    assert torch.equal(*losses)
+    second.load({name: value.clone() for name, value in first.tensors().items()}, first.images, "here")
+    for one in (straight, second):
+        one.step(data, 0.5)
+    expected = straight.tensors()
+    assert all(torch.equal(value, expected[name]) for name, value in second.tensors().items())
+    assert all(torch.equal(expected[f"auxiliary-network/{name}"], value) for name, value in weights.items())
+    assert parted.step(data, 0.1).losses.shape == losses[0].shape
+
+
+def test_a_further_leg_keeps_the_teacher_and_needs_its_model_no_more(progressive, tmp_path):
+    model, fast = progressive
+    there = shutil.copytree(fast, tmp_path / "fast")
+    result = run_command("distill", model, "--out", there, "--steps", "+1")
+    assert (result.exit_code, "leg 2 of" in result.output) == (0, True), result.output
+    states = [checkpoint.open_newest(run).tensors for run in (fast, there)]
+    names = [name for name in states[0] if name.startswith("auxiliary-network/")]
+    assert names
+    assert all(torch.equal(states[0][name], states[1][name]) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "said"),
+    [
+        ("sample", ("--steps", 2), "tuned to draw in 3, and in no other number; .*--calls 2"),
+        ("sample", ("--solver", "heun"), "--solver: a run of chain 'progressive' has one reverse step"),
+        ("sample", ("--guidance", 2), "--guidance: needs a run .* predicts the mean"),
+        ("tune-steps", ("--steps", 2), "tune-steps: "),
+        ("evaluate", (), "has no bound"),
+        ("likelihood", (), "predicts the mean"),
+        ("explain", ("--out", "page.html"), "predicts the mean"),
+        ("distill", ("--out", "other"), "predicts the mean"),
+    ],
+)
+def test_what_a_model_for_few_calls_cannot_do_is_refused(progressive, command, options, said):
+    result = run_command(command, progressive[1], *options)
+    assert result.exit_code == 2, result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert re.search(said, result.output), result.output
+
+
+def test_a_teacher_and_a_number_of_calls_are_needed(progressive, tmp_path):
+    few = ("--set", "diffusion.chain=progressive", "--set", "diffusion.objective=progressive")
+    tiny = ("train", "digits", "--preset", "tiny", "--out", tmp_path / "run", "--steps", 1, *few)
+    for given, said in (
+        (tiny, "diffusion.train_steps: progressive distillation is for one number of network calls"),
+        (
+            (*tiny, "--set", "diffusion.train_steps=2"),
+            "tunes a trained model, and none is named; use ancestral distill",
+        ),
+        (("distill", progressive[0], "--out", tmp_path / "fast", "--calls", 2, *CONSISTENCY), "--calls: a model of"),
+    ):
+        result = run_command(*given)
+        assert (result.exit_code, said in result.output) == (2, True), result.output
+        assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_what_cannot_be_tuned_is_one_line_with_its_mend(pair, tmp_path):

@@ -14,7 +14,7 @@ from torch import nn
 from ancestral.data import augmentation
 from ancestral.diffusion.denoisers.calibrated import Calibrated
 from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Predictor
-from ancestral.diffusion.objectives.losses import OBJECTIVES
+from ancestral.diffusion.objectives.losses import OBJECTIVES, Networks
 from ancestral.diffusion.objectives.objective import Objective
 from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
 from ancestral.diffusion.processes.gaussian import Gaussian
@@ -42,7 +42,7 @@ from ancestral.networks.unet import UNet
 from ancestral.networks.unet_layers import UNetVariant
 from ancestral.runs import checkpoint, conditions
 from ancestral.runs.config import Config, Facts, ModelOptions, TrainOptions
-from ancestral.runs.process_kinds import OF_CONSISTENCY, chain
+from ancestral.runs.process_kinds import FEW_CALLS, chain
 from ancestral.runs.registry import choose
 from ancestral.runtime.tensor_files import fitting
 
@@ -254,6 +254,12 @@ def sampling_grid(config: Config, name: str, steps: int | None) -> list[int]:
     make = choose(GRIDS, name, "--grid")
     if config.diffusion.train_steps is None:
         return _grid(make, schedule(config), steps, "--steps")
+    only = FEW_CALLS.get(config.diffusion.objective)
+    if only is not None and only.counted and steps != len(times) - 1:
+        raise UserError(
+            f"--steps: the model was tuned to draw in {len(times) - 1}, and in no other number; leave it out, or use "
+            f"ancestral distill MODEL --calls {steps}"
+        )
     if steps >= len(times):
         raise UserError(f"--steps: the model was trained at {len(times) - 1} times, so that is the most, got {steps}")
     return [*(times[round(index * (len(times) - 1) / steps)] for index in range(steps)), 0]
@@ -272,7 +278,7 @@ def objective(config: Config, facts: Facts, terms: int) -> Objective:
     """The training loss. The bound needs a variance that does not itself need a trained model."""
     make = choose(OBJECTIVES, config.diffusion.objective, "diffusion.objective")
     choose(TIME_SAMPLERS, config.diffusion.times, "diffusion.times")
-    few = OF_CONSISTENCY.get(config.diffusion.objective)
+    few = FEW_CALLS.get(config.diffusion.objective)
     if few is not None and few.only and config.diffusion.times not in (few.times, "uniform"):
         raise UserError(
             f"diffusion.times: objective '{config.diffusion.objective}' chooses its own few times from evenly drawn "
@@ -280,7 +286,8 @@ def objective(config: Config, facts: Facts, terms: int) -> Objective:
         )
     variance = choose(VARIANCES, config.diffusion.variance, "diffusion.variance")
     transition = chain(config).reverse or Ancestral(fixedsmall if variance is optimal else variance)
-    loss = make(transition, terms, partial(critic, config, facts))
+    beside = Networks(partial(critic, config, facts), partial(network, config, facts))
+    loss = make(transition, terms, beside)
     if variance is learned and not loss.teaches_variance:
         raise UserError("diffusion.variance: 'learned' is not taught by this objective; use diffusion.objective=hybrid")
     return loss

@@ -22,6 +22,7 @@ from ancestral.diffusion.samplers.loop import Draw, from_model
 from ancestral.diffusion.samplers.reveal import Reveal
 from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS, SOLVERS
 from ancestral.diffusion.samplers.transitions import (
+    DDIM,
     VARIANCES,
     Ancestral,
     Planned,
@@ -36,22 +37,27 @@ from ancestral.runs.registry import choose
 
 
 class FewCalls(NamedTuple):
-    """What goes with an objective of the chain `consistency`.
+    """What goes with an objective that tunes a model to draw in few calls.
 
     Args:
+        chain: that it draws by.
         grid: of a few steps.
         times: how t is drawn in training.
         only: whether it asks for these times.
+        counted: whether it is for one number of calls, which are all of the times that it trains at.
     """
 
+    chain: str
     grid: str
     times: str
     only: bool = False
+    counted: bool = False
 
 
-OF_CONSISTENCY = {
-    "adversarial": FewCalls("refining", "stratified", only=True),
-    "consistency": FewCalls("trailing", "log-normal-wide"),
+FEW_CALLS = {
+    "progressive": FewCalls("progressive", "trailing", "stratified", counted=True),
+    "consistency": FewCalls("consistency", "trailing", "log-normal-wide"),
+    "adversarial": FewCalls("consistency", "refining", "stratified", only=True),
 }
 _WHOLE = "the whole chain, of {every:,} steps: --steps all"
 
@@ -81,9 +87,10 @@ class Chain:
 
 
 def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
-    if config.diffusion.objective in OF_CONSISTENCY:
+    few = FEW_CALLS.get(config.diffusion.objective)
+    if few is not None:
         raise UserError(
-            f"diffusion.objective: {config.diffusion.objective} is of diffusion.chain=consistency, which draws in few "
+            f"diffusion.objective: {config.diffusion.objective} is of diffusion.chain={few.chain}, which draws in few "
             "steps; use that, or another objective, such as simple"
         )
     return _denoiser(network, process, config)
@@ -106,13 +113,21 @@ def _denoiser(network: nn.Module, process: NoiseSchedule, config: Config) -> Den
         raise UserError(f"diffusion.target: {error}") from None
 
 
-def _consistency(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
+def _few_calls(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
     options = config.diffusion
-    if options.objective not in OF_CONSISTENCY:
+    own = [name for name, few in FEW_CALLS.items() if few.chain == options.chain]
+    if options.objective not in own:
+        raise UserError(f"diffusion.objective: chain '{options.chain}' is trained by its own; use {' or '.join(own)}")
+    if FEW_CALLS[options.objective].counted and options.train_steps is None:
         raise UserError(
-            f"diffusion.objective: chain 'consistency' is trained by its own; use {' or '.join(OF_CONSISTENCY)}"
+            f"diffusion.train_steps: {options.objective} distillation is for one number of network calls; name it, "
+            "such as 2 (ancestral distill --calls 2)"
         )
-    made = _denoiser(network, process, config)
+    return _denoiser(network, process, config)
+
+
+def _consistency(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
+    options, made = config.diffusion, _few_calls(network, process, config, facts)
     if not made.target.is_identity_at_0(made.schedule):
         raise UserError(
             f"diffusion.target: at t = 0 a consistency model gives back x_t, whatever its network says, which target "
@@ -122,7 +137,7 @@ def _consistency(network: nn.Module, process: NoiseSchedule, config: Config, fac
 
 
 def _none_better(predictor: Any, start: Tensor, fine: Sequence[int], steps: int) -> list[int]:
-    raise UserError("tune-steps: measures how straight the flow is, which a consistency model does not follow")
+    raise UserError("tune-steps: measures how straight the flow is, which a model for few calls does not follow")
 
 
 def _gaussian_channels(channels: int, options: DiffusionOptions) -> tuple[int, int]:
@@ -190,19 +205,30 @@ _GAUSSIAN = Chain(
     more=_WHOLE,
 )
 
+_FEW = replace(
+    _GAUSSIAN,
+    denoiser=_few_calls,
+    reverse=DDIM(),
+    measured=None,  # its last step is certain: the bound is infinite
+    quick=DDIM(),
+    calibrated=False,
+    named=lambda variance: "the step to where the model's many end",
+    grid=lambda config: FEW_CALLS[config.diffusion.objective].grid,
+    best=_none_better,
+    more="in another number: ancestral distill MODEL --calls N",
+    whole="--steps all: the {every:,} that the model was tuned to draw in",
+)
+
 CHAINS: dict[str, Chain] = {
     "gaussian": _GAUSSIAN,
+    "progressive": _FEW,
     "consistency": replace(
-        _GAUSSIAN,
+        _FEW,
         denoiser=_consistency,
         reverse=Renoised(),
-        measured=None,  # its last step is certain: the bound is infinite
         quick=Renoised(),
-        calibrated=False,
         named=lambda variance: "the predicted image with fresh noise",
         calls=2,
-        grid=lambda config: OF_CONSISTENCY[config.diffusion.objective].grid,
-        best=_none_better,
         more="in one step, or in four: --steps 1, --steps 4",
         whole="--steps all: {every:,} times to an image and back to fresh noise, of a model for few; --steps 2, or 4",
     ),
@@ -217,7 +243,7 @@ def need_gaussian(config: Config, what: str) -> None:
         raise UserError(
             f"{what}: needs a run with Gaussian noise that predicts the mean of x0; this one's diffusion.chain is "
             f"{config.diffusion.chain}; use one of diffusion.chain=gaussian"
-            + (", such as the model that it was tuned from" if config.diffusion.chain == "consistency" else "")
+            + (", such as the model that it was tuned from" if config.diffusion.objective in FEW_CALLS else "")
         )
 
 

@@ -92,7 +92,7 @@ class SamplingOptions:
 
     steps: int | str | None = _option(
         None,
-        "Network calls an image, 20 when left out (2 of a distilled run); all: the whole chain, as with --variance.",
+        "Network calls an image, 20 when left out (of a distilled run its own); all: the whole chain, as --variance.",
         read=steps_of,
         metavar="N",
         card=True,

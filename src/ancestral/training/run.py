@@ -208,7 +208,16 @@ class Run:
             )
 
     def take_weights(self) -> None:
-        """Begin with the weights of the model that was named, if one was."""
+        """Begin with the weights of the model that was named, if one was.
+
+        Raises:
+            UserError: where the objective needs one and none was.
+        """
+        if self.begin_with is None and self.origin is None and self.training.objective.needs_model:
+            raise UserError(
+                f"diffusion.objective: {self.config.diffusion.objective} tunes a trained model, and none is named; use "
+                "ancestral distill MODEL"
+            )
         if self.begin_with is not None:
             new = {name: whole(value) for name, value in self.training.network.state_dict().items()}
             weights = self.begin_with.weights(self.config, self.facts, new)

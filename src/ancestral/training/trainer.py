@@ -172,7 +172,9 @@ class Training:
         with _torch_draws(key(options.seed, "auxiliary"), device):
             self.objective = build.objective(config, facts, len(grid) - 1)
         auxiliary = laid_out(self.objective.auxiliary.to(device), self.format.channels_last)
-        self.engine = engine(self.network, self.processes, options, auxiliary, self.format.dtype, device)
+        learns = any(one.requires_grad for one in auxiliary.parameters())
+        beside = auxiliary if learns else nn.Identity()
+        self.engine = engine(self.network, self.processes, options, beside, self.format.dtype, device)
         self.denoiser.network = self.engine.module
         if self.divided:
             self.network.to_empty(device=device)
@@ -183,7 +185,8 @@ class Training:
         self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid, self.denoiser.schedule)
         self.earlier = partial(self.objective.earlier, self.denoiser.schedule, self.sampler.t, self.sampler.s)
         self.learners = {"": Learner(self.network, build.optimizer(self.network, options), options.learning_rate)}
-        if any(True for _ in auxiliary.parameters()):
+        self.networks = {"": self.network, "auxiliary-": auxiliary}  # of a checkpoint
+        if learns:
             rate = build.AUXILIARY_RATE * options.learning_rate
             self.learners["auxiliary-"] = Learner(auxiliary, build.auxiliary_optimizer(auxiliary, rate), rate)
         self.autocast = torch.autocast(device.type, self.format.dtype, self.format.precision != "float32")
@@ -379,8 +382,8 @@ class Training:
         """Those of `tensors` that are there, with their final shapes, before the first update too."""
         named = {
             f"{prefix}network/{name}": value
-            for prefix, one in self.learners.items()
-            for name, value in one.network.state_dict().items()
+            for prefix, network in self.networks.items()
+            for name, value in network.state_dict().items()
         }
         for average in self.averages:
             named |= {f"average-{average.width:g}/{name}": value for name, value in average.weights.items()}
@@ -419,6 +422,7 @@ class Training:
         own = self.network.state_dict()
         fitting(dict(weights), own, where)
         self.network.load_state_dict({name: like(weights[name], value) for name, value in own.items()})
+        self.objective.begin_with(weights)
         for average in self.averages:
             for name, value in average.weights.items():
                 value.copy_(like(weights[name], value))
@@ -431,11 +435,12 @@ class Training:
         """
         self._check(shapes_of(tensors), where)
         try:
-            for prefix, one in self.learners.items():
-                own = one.network.state_dict()
-                one.network.load_state_dict(
+            for prefix, network in self.networks.items():
+                own = network.state_dict()
+                network.load_state_dict(
                     {name: like(value, own[name]) for name, value in under(f"{prefix}network/", tensors).items()}
                 )
+            for prefix, one in self.learners.items():
                 optimizer, parameters = one.optimizer.state_dict(), list(one.network.parameters())
                 optimizer["state"] = {}
                 for name, value in under(f"{prefix}optimizer/", tensors).items():

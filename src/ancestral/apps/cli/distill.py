@@ -26,6 +26,11 @@ from ancestral.apps.cli.options import (
 @click.command(short_help="Tune a model to draw in few calls.")
 @click.argument("model")
 @out_option
+@click.option(
+    "--calls",
+    type=click.IntRange(min=1),
+    help="Network calls to draw an image that it is tuned for, such as 1, 2 or 4; 2 when left out.",
+)
 @click.option("--data", help="Images to tune on; those that the model was trained on when left out.")
 @budget_option
 @images_option
@@ -42,7 +47,7 @@ from ancestral.apps.cli.options import (
 @dry_run_option
 @fresh_option
 def distill(model: str, run: Path, assignments: tuple[str, ...], seed: int, **options: Any) -> None:
-    """Tune MODEL into one that draws in 1, 2 or 4 network calls: a run, a published or diffusers folder, hf:NAME."""
+    """Tune MODEL into one that draws in few network calls: a run, a published or diffusers folder, hf:NAME."""
     from ancestral.runs import config
 
     overrides = {"train.seed": seed, **config.parse_assignments(assignments)}
@@ -55,7 +60,7 @@ def distill(model: str, run: Path, assignments: tuple[str, ...], seed: int, **op
 
     length = command.Length.of(**{name: options[name] for name in ("budget", "images", "steps")})
     begin_with = Origin(model)
-    how = {"data": options["data"], "fresh": options["fresh"], "further": length.further}
+    how = {"calls": options["calls"], "data": options["data"], "fresh": options["fresh"], "further": length.further}
     resolved, given = distillation.settings(begin_with, overrides, run, **how)
     chosen = {name: options[name] for name in ("dry_run", "fresh")} | {"given": given, "begin_with": begin_with}
     chosen["began"] = click.get_current_context().find_object(float)

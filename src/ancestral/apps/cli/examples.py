@@ -15,7 +15,7 @@ All commands: ancestral --help. One of them, with an example: ancestral train --
 """
 EXAMPLES = {
     "train": "ancestral train photos/ --out runs/photos --size 32 --budget 1h",
-    "distill": "ancestral distill runs/photos --out runs/fast --budget 10m",
+    "distill": "ancestral distill runs/photos --out runs/fast --calls 2 --budget 10m",
     "sample": "ancestral sample runs/photos --num-images 64 --steps 20 --film",
     "tune-steps": "ancestral tune-steps runs/photos --steps 6",
     "inpaint": "ancestral edit inpaint runs/photos a.png --mask mask.png --fit --out b.png",

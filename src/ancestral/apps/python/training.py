@@ -104,6 +104,7 @@ def distill(
     model: str | Path,
     out: str | Path,
     *,
+    calls: int | None = None,
     data: str | Path | None = None,
     budget: str | float | None = None,
     images: int | str | None = None,
@@ -113,11 +114,12 @@ def distill(
     fresh: bool = False,
     **settings: Any,
 ) -> Run:
-    """Tune a model into one that draws in 1, 2 or 4 network calls, as `ancestral distill` does.
+    """Tune a model into one that draws in few network calls, as `ancestral distill` does.
 
     Args:
         model: to begin with, as `load` takes it.
         out: the run folder.
+        calls: of the network to draw an image, that it is tuned for; 2 when left out.
         data: images to tune on; those that the model was trained on when left out.
         budget: wall time to plan for, "10m" or seconds; ten minutes when no length is given; "+10m" goes on with a
             finished run.
@@ -134,7 +136,7 @@ def distill(
     folder, length, begin_with = _folder(out), _length(budget, images, steps), _origin("model", model)
     overrides = {"train.seed": seed, **{_key(name): value for name, value in settings.items()}}
     source = None if data is None else _path("data", data, "a path, or a name that `ancestral train` takes,")
-    how = {"data": source, "fresh": fresh, "further": length.further}
+    how = {"calls": calls, "data": source, "fresh": fresh, "further": length.further}
     resolved, given = distillation.settings(begin_with, overrides, folder, **how)
     chosen = {"dry_run": False, "fresh": fresh, "given": given, "begin_with": begin_with}
     return Run(folder, command.train(resolved, folder, length, device, **chosen))

@@ -25,13 +25,14 @@ from torch.nn import functional
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.objectives.consistency import Consistency
+from ancestral.diffusion.objectives.objective import FromAnywhere
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.grids import trailing
 
 
 @dataclass(frozen=True)
-class Adversarial:
+class Adversarial(FromAnywhere):
     """The loss of consistency while s < t, then L_D + L_G; the norm's square a mean over dimensions.
 
     Args:

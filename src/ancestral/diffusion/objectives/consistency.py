@@ -22,13 +22,13 @@ from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.denoisers.targets import EDM
-from ancestral.diffusion.objectives.objective import OnePart
+from ancestral.diffusion.objectives.objective import Alone, OnePart
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import over, untyped
 
 
 @dataclass(frozen=True)
-class Consistency(OnePart):
+class Consistency(OnePart, Alone):
     """w(t) (sqrt(||f(x_t, t) - sg f(x_s, s)||^2 + c^2) - c), the norm's square a mean over dimensions.
 
     Args:

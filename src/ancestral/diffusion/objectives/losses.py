@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,21 +20,11 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction
 from ancestral.diffusion.denoisers.targets import Target
 from ancestral.diffusion.objectives.adversarial import Adversarial
 from ancestral.diffusion.objectives.consistency import Consistency
-from ancestral.diffusion.objectives.objective import Objective, OnePart
+from ancestral.diffusion.objectives.objective import Alone, Objective, OfNeighbours
+from ancestral.diffusion.objectives.progressive import Progressive
 from ancestral.diffusion.processes.gaussian import Gaussian
-from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.transitions import Transition
-
-
-class OfNeighbours(OnePart):
-    """A loss of steps of the grid: each s is the time next to t in it."""
-
-    teaches_variance: ClassVar[bool] = False
-
-    def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
-        """s, throughout the run."""
-        return s
 
 
 def elbo_weight(schedule: Gaussian, t: Tensor, s: Tensor) -> Tensor:
@@ -67,7 +57,7 @@ def score_matching(schedule: Gaussian, target: Target, t: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Weighted(OfNeighbours):
+class Weighted(OfNeighbours, Alone):
     """weight(t) ||output - target||^2, the mean over dimensions; `unweighted` is L_simple (Algorithm 1)."""
 
     weight: Weight = unweighted
@@ -85,7 +75,7 @@ class Weighted(OfNeighbours):
 
 
 @dataclass(frozen=True)
-class VariationalBound(OfNeighbours):
+class VariationalBound(OfNeighbours, Alone):
     """The bound itself, L_{t-1} or L_0 at the drawn t, per dimension, times the number of terms: an estimate of L.
 
     Its value in nats per dimension leaves out L_T, which has no parameters.
@@ -110,7 +100,7 @@ class VariationalBound(OfNeighbours):
 
 
 @dataclass(frozen=True)
-class Hybrid(OfNeighbours):
+class Hybrid(OfNeighbours, Alone):
     """L_simple + scale L, the bound teaching only the variance (Nichol and Dhariwal 2021, section 3.1)."""
 
     teaches_variance: ClassVar[bool] = True
@@ -128,15 +118,23 @@ class Hybrid(OfNeighbours):
         return self.simple.of_output(denoiser, output, x0, t, eps) + self.scale * elbo
 
 
-Make = Callable[[Transition, int, Callable[[], nn.Module]], Objective]  # of a step, terms of the bound, a new critic
+class Networks(NamedTuple):
+    """How to make a network that an objective has beside the denoiser's."""
+
+    critic: Callable[[], nn.Module]  # of images
+    alike: Callable[[], nn.Module]  # of the denoiser's kind
+
+
+Make = Callable[[Transition, int, Networks], Objective]  # of a step, terms of the bound, networks beside
 
 OBJECTIVES: dict[str, Make] = {
-    "simple": lambda transition, terms, critic: Weighted(unweighted),
-    "min-snr": lambda transition, terms, critic: Weighted(min_snr),
-    "score-matching": lambda transition, terms, critic: Weighted(score_matching),
-    "p2": lambda transition, terms, critic: Weighted(p2),
-    "bound": lambda transition, terms, critic: VariationalBound(transition, terms),
-    "consistency": lambda transition, terms, critic: Consistency(),
-    "adversarial": lambda transition, terms, critic: Adversarial(critic()),
-    "hybrid": lambda transition, terms, critic: Hybrid(Weighted(unweighted), VariationalBound(transition, terms)),
+    "simple": lambda transition, terms, beside: Weighted(unweighted),
+    "min-snr": lambda transition, terms, beside: Weighted(min_snr),
+    "score-matching": lambda transition, terms, beside: Weighted(score_matching),
+    "p2": lambda transition, terms, beside: Weighted(p2),
+    "bound": lambda transition, terms, beside: VariationalBound(transition, terms),
+    "consistency": lambda transition, terms, beside: Consistency(),
+    "adversarial": lambda transition, terms, beside: Adversarial(beside.critic()),
+    "progressive": lambda transition, terms, beside: Progressive(beside.alike()),
+    "hybrid": lambda transition, terms, beside: Hybrid(Weighted(unweighted), VariationalBound(transition, terms)),
 }

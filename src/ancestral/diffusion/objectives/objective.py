@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -15,10 +15,15 @@ class Objective(Protocol):
     """A loss per image."""
 
     teaches_variance: ClassVar[bool]  # whether its gradient reaches a learned variance
+    needs_model: ClassVar[bool]  # whether it has no meaning for a run that begins with no model
 
     @property
     def auxiliary(self) -> nn.Module:
-        """A network that learns beside the denoiser's, from the same loss; one without weights where none does."""
+        """A network beside the denoiser's, which learns from the same loss or is held; without weights: none."""
+        ...
+
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Told once, before the first update, of the weights that the denoiser's network begins with."""
         ...
 
     @property
@@ -35,15 +40,38 @@ class Objective(Protocol):
         ...
 
 
-class OnePart:
-    """A loss that is the same from first to last, of the denoiser's network alone."""
+class FromAnywhere:
+    """A loss that takes whatever weights the network begins with."""
 
-    @property
-    def auxiliary(self) -> nn.Module:
-        """None."""
-        return nn.Identity()
+    needs_model: ClassVar[bool] = False
+
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Nothing to keep."""
+
+
+class OnePart:
+    """A loss that is the same from first to last."""
 
     @property
     def starts(self) -> Sequence[float]:
         """One part."""
         return (0.0,)
+
+
+class OfNeighbours(OnePart):
+    """A loss of steps of the grid: each s is the time next to t in it."""
+
+    teaches_variance: ClassVar[bool] = False
+
+    def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
+        """s, throughout the run."""
+        return s
+
+
+class Alone(FromAnywhere):
+    """A loss of the denoiser's network alone."""
+
+    @property
+    def auxiliary(self) -> nn.Module:
+        """None."""
+        return nn.Identity()

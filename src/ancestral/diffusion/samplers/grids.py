@@ -78,6 +78,11 @@ def refining(schedule: NoiseSchedule, steps: int) -> list[int]:
     return [fine[0], *fine[len(fine) - steps :]]
 
 
+def between(t: int, s: int, steps: int) -> list[int]:
+    """From t down to s in even steps, so many or as many as there are integers."""
+    return [round(time) for time in numbers(torch.linspace(t, s, min(steps, t - s) + 1, dtype=torch.float64))]
+
+
 def explicit(schedule: NoiseSchedule, times: Sequence[int]) -> list[int]:
     """A list of one's own.
 

@@ -29,7 +29,11 @@ images = model.sample(16{vectors}){comment}
 
 {measured}
 """
-_MADE = {"gaussian": "by denoising diffusion", "consistency": "in 1, 2 or 4 network calls by a consistency model"}
+_MADE = {
+    "gaussian": "by denoising diffusion",
+    "progressive": "in few network calls by progressive distillation",
+    "consistency": "in 1, 2 or 4 network calls by a consistency model",
+}
 
 
 def table(one: Measured) -> str:
