@@ -1,12 +1,118 @@
-"""Several processes of one training, forked from one that has imported everything: `in_processes(4, body)`."""
+"""Processes forked from one that has imported everything: what `python ...` takes to begin is spent once.
 
+`Python` is one that runs what such a command line would; `several` a script in one, within which
+`in_processes(4, body)` are four of one training.
+"""
+
+import multiprocessing
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(
+    ["pytest", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint", "scipy.special"]
+    + ["sklearn.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "ancestral.apps.cli.main"]
+    + [f"ancestral.{name}" for name in ("training.command", "sampling.command", "evaluation.elbo_command")]
+)
+
+
+class Python:
+    """`python ARGUMENTS` with one thread: its output as it comes, and once it has ended its errors and its code."""
+
+    def __init__(self, *arguments, **environment):
+        self._reading, writing = SERVER.Pipe(duplex=False)
+        self._errors = tempfile.NamedTemporaryFile("r")  # noqa: SIM115 # closed with this
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+        given = ([str(one) for one in arguments], os.getcwd(), environment, writing, self._errors.name)
+        self._process = SERVER.Process(target=_run, args=given)
+        self._process.start()
+        writing.close()
+        self.pid, self.terminate, self.kill = self._process.pid, self._process.terminate, self._process.kill
+        self.stdout = os.fdopen(os.dup(self._reading.fileno()))
+
+    def wait(self, seconds):
+        """Its exit code; that of one that takes longer than so many seconds is of being killed."""
+        late = threading.Timer(seconds, self.kill)
+        late.start()
+        try:
+            self._process.join()
+        finally:
+            late.cancel()
+        return self._process.exitcode
+
+    def ended(self, seconds):
+        """(exit code, stdout, stderr) of the whole."""
+        late = threading.Timer(seconds, self.kill)
+        late.start()
+        output = self.stdout.read()
+        late.cancel()
+        return self.wait(seconds), output, self._errors.read()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._process.kill()
+        self._process.join()
+        for one in (self.stdout, self._reading, self._errors, self._process):
+            one.close()
+
+
+def _run(arguments, folder, environment, output, errors):
+    """What a process does that was forked to be `python ARGUMENTS`."""
+    import torch
+
+    from ancestral.apps.cli import main
+
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.path[:0] = [one for one in environment.get("PYTHONPATH", "").split(os.pathsep) if one]
+    with open(errors, "ab", 0) as file:
+        os.dup2(file.fileno(), 2)
+    os.dup2(output.fileno(), 1)
+    output.close()
+    main.BEGAN = time.monotonic()
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    how, *rest = arguments
+    sys.argv = [how, *rest[how in ("-c", "-m") :]]
+    if how == "-c":
+        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
+    elif how == "-m":
+        runpy.run_module(rest[0], run_name="__main__")
+    else:
+        runpy.run_path(how, run_name="__main__")
+
+
+def run(*arguments, seconds=240, **environment):
+    """(exit code, stdout, stderr) of `python ARGUMENTS`."""
+    with Python(*arguments, **environment) as started:
+        return started.ended(seconds)
+
+
+def ranks(count, *arguments, seconds=240):
+    """The same of each of several processes of `python ARGUMENTS`, begun as torchrun does."""
+    group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with ExitStack() as stack:
+        numbers = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+        started = [stack.enter_context(Python(*arguments, **group, **number)) for number in numbers]
+        return [one.ended(seconds) for one in started]
+
+
+def free_port():
+    """One that nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def several(script, *arguments, seconds):
@@ -32,9 +138,7 @@ def in_processes(count, body, **options):
 
     from ancestral.runtime import distributed
 
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     sys.stdout.flush()
     children = []
     for rank in range(count):

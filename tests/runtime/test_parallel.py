@@ -17,6 +17,7 @@ from ancestral.runtime import distributed
 from ancestral.runtime.distributed import Processes, tree_sum
 from ancestral.training.gradient_sync import open_formats
 from conftest import TINY, run_command
+from forked import ranks
 
 pytest.importorskip("sklearn")
 ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -41,6 +42,13 @@ def command(*arguments, processes=1):
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=ONE_THREAD, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def shared(*arguments):
+    """What two processes of `ancestral ...` print, forked as torchrun begins them."""
+    codes, printed, errors = zip(*ranks(2, "-m", "ancestral", *arguments), strict=True)
+    assert codes == (0, 0), printed + errors
+    return "".join(printed)
 
 
 @pytest.fixture
@@ -144,11 +152,11 @@ def pictures(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.png"))}
 
 
-def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(trained_run, tmp_path):
+def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(any_run, tmp_path):
     size = ("--steps", 3, "--batch-size", 4, "--device", "cpu", "--variance", "fixedsmall")
     job = ("--num-images", 20, *size, "--film")
-    command("sample", trained_run, *job, "--out", tmp_path / "one")
-    command("sample", trained_run, *job, "--out", tmp_path / "two", processes=2)
+    command("sample", any_run, *job, "--out", tmp_path / "one")
+    shared("sample", any_run, *job, "--out", tmp_path / "two")
     assert len(pictures(tmp_path / "one")) == 22  # and the sheets
     assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
 
@@ -156,24 +164,24 @@ def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(trained
     (tmp_path / "two" / "000009.png").unlink()
     (tmp_path / "two" / ".job" / "00000008-00000011" / "000009.png").write_bytes(b"half a picture")
     shutil.rmtree(tmp_path / "two" / ".job" / "00000016-00000019")
-    command("sample", trained_run, *job, "--out", tmp_path / "two")
+    command("sample", any_run, *job, "--out", tmp_path / "two")
     assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
     again = {int(path.stem) for path, time in before.items() if path.stat().st_mtime_ns != time}
     assert again == {*range(8, 12), *range(16, 20)}
 
-    command("sample", trained_run, "--num-images", 8, *size, "--out", tmp_path / "two", "--seed", 1)
+    command("sample", any_run, "--num-images", 8, *size, "--out", tmp_path / "two", "--seed", 1)
     drawn = {name: content for name, content in pictures(tmp_path / "two").items() if name[0] == "0"}
     assert len(drawn) == 8  # none of the other job's are left
     assert not set(pictures(tmp_path / "one").values()) & set(drawn.values())
 
     measure = ("--num-images", 30, "--terms", 5, "--batch-size", 4, "--device", "cpu")
-    printed = [command("evaluate", trained_run, *measure, processes=processes) for processes in (1, 2)]
+    printed = [ask("evaluate", any_run, *measure) for ask in (command, shared)]
     assert printed[0] == printed[1]
 
     compare = ("--network", "pixels", "--num-images", 30, "--steps", 3, "--batch-size", 4, "--device", "cpu")
     places = {name: ("--out", tmp_path / name, "--cache", tmp_path / f"{name}-cache") for name in ("one", "two")}
-    command("metrics", trained_run, *compare, *places["one"])
-    command("metrics", trained_run, *compare, *places["two"], processes=2)
+    command("metrics", any_run, *compare, *places["one"])
+    shared("metrics", any_run, *compare, *places["two"])
     assert len({(tmp_path / name / "metrics-pixels.json").read_bytes() for name in ("one", "two")}) == 1
 
 
