@@ -4,7 +4,7 @@ Run: .venv/bin/python benchmarks/fine_tuning.py MODEL DATA [--length 10m] [--rat
 All train on DATA with the preset `images`, for a time (10m: starting and saving included) or a number of images: anew;
 from MODEL at these shares of the preset's learning rate; a run and another leg of the same length; and one of twice
 that length. MODEL may be a diffusers folder (`diffusers_model.py` writes one): anew then means with its network and
-process, as far as they can be set.
+process, as far as they can be set. Without MODEL only the table is written.
 """
 
 from __future__ import annotations
@@ -78,17 +78,8 @@ def rows(
     return made
 
 
-def main() -> None:
-    """Measure what is missing, then write the table."""
-    parser = options(__doc__ or "")
-    parser.add_argument("model")
-    parser.add_argument("data")
-    parser.add_argument("--length", default="60000", help="of a training: a number of images, or a time: 10m")
-    parser.add_argument("--rates", default="0.25,1")
-    parser.add_argument("--drawn", type=int, default=1000)
-    parser.add_argument("--legs", action=argparse.BooleanOptionalAction, default=True, help="the rows of two legs")
-    given = parsed(parser)
-    results = Results(MEASURED / "fine_tuning.jsonl", KEYS)
+def compare(given: argparse.Namespace, results: Results) -> None:
+    """Every row of a model and data that is not there yet."""
     key = {"model": Path(given.model).name, "data": Path(given.data).stem, "length": given.length}
     work = WORK / "fine-tuning" / "-".join(map(str, key.values()))
     work.mkdir(parents=True, exist_ok=True)
@@ -102,6 +93,21 @@ def main() -> None:
             return measure(work / row, given.drawn)
 
         results.once(trained, row=row, **key)
+
+
+def main() -> None:
+    """Measure what is missing, then write the table."""
+    parser = options(__doc__ or "")
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--length", default="60000", help="of a training: a number of images, or a time: 10m")
+    parser.add_argument("--rates", default="0.25,1")
+    parser.add_argument("--drawn", type=int, default=1000)
+    parser.add_argument("--legs", action=argparse.BooleanOptionalAction, default=True, help="the rows of two legs")
+    given = parsed(parser)
+    results = Results(MEASURED / "fine_tuning.jsonl", KEYS)
+    if given.model is not None:
+        compare(given, results)
     digits = {**dict.fromkeys(METRICS, 3), "fd-lite0": 1, "bits_per_dim": 3}
     lines = [
         [
