@@ -132,7 +132,9 @@ def text(results: Results) -> str:
     """A table for each data set and times."""
     parts = []
     for data, minutes, tuning in dict.fromkeys((one["data"], one["minutes"], one["tuning"]) for one in results.lines):
+        kinds = ["model", "GAN", *TUNED]
         lines = results.find(data=data, minutes=minutes, tuning=tuning)
+        lines.sort(key=lambda line: (kinds.index(line["row"].partition(",")[0]), -line["calls"]))
         spent = {"model": f"{minutes:g}", "GAN": f"{minutes + tuning:g}"}
         spent |= dict.fromkeys(TUNED, f"{minutes:g} + {tuning:g}")
         rows = [
