@@ -36,6 +36,7 @@ class Pace:
     keeping: float = 0.0  # seconds of the averages
     forward: float = FORWARD  # of the time of training an image: predicting one
     previewing: float | None = None  # seconds of a preview
+    called: bool = field(default=False, init=False)  # whether a call of the network was timed
     warming: bool = field(default=False, init=False)  # whether all that was timed is the first update of a process
     _images: float = field(default=0.0, init=False)
     _seconds: float = field(default=0.0, init=False)
@@ -63,9 +64,15 @@ class Pace:
         self._images, self._seconds = self._images * kept + images, self._seconds * kept + seconds
 
     def predicted(self, calls: int, seconds: float) -> None:
-        """So many predictions of an image took this time."""
+        """So many predictions of an image in one call took this time."""
         if self.timed and seconds > 0:
-            self.forward = seconds / calls / self.image
+            self.forward, self.called = seconds / calls / self.image, True
+
+    def previewed(self, seconds: float) -> None:
+        """A preview took this time; its predictions are in small calls and slower, and count where none was timed."""
+        self.previewing = seconds
+        if self.timed and seconds > 0 and not self.called:
+            self.forward = seconds / self.showing / self.image
 
     def _predictions(self, calls: int) -> float:
         return calls * self.forward * self.image

@@ -15,6 +15,7 @@ from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.samplers.sample import beginning, latents, sample
 from ancestral.runs import build
+from ancestral.runs.calibration import CALIBRATED
 from ancestral.runs.conditions import blank, conditions_of, in_turn
 from ancestral.runs.config import Config, Facts
 from ancestral.runs.open import state_type
@@ -66,12 +67,12 @@ def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, d
 
 
 def predict_once(config: Config, facts: Facts, model: Denoiser, device: torch.device) -> int:
-    """One call of the network with as many images as are drawn, from noise; how many."""
-    noise = latents(facts.shape, 0, range(SAMPLES), build.streams(config, device)).to(device, state_type(model))
-    cond = {name: value.to(device) for name, value in blank(config, facts, SAMPLES).items()}
+    """One call of the network with as many images as the variances are calibrated on, from noise; how many."""
+    noise = latents(facts.shape, 0, range(CALIBRATED), build.streams(config, device)).to(device, state_type(model))
+    cond = {name: value.to(device) for name, value in blank(config, facts, CALIBRATED).items()}
     with torch.inference_mode():
         build.predictor(model, None, **cond)(beginning(model.schedule, noise), model.schedule.T)
-    return SAMPLES
+    return CALIBRATED
 
 
 def by_tenth_of_t(index: Tensor, losses: Tensor, steps: int) -> list[float | None]:

@@ -445,8 +445,7 @@ class Run:
                 self.preview = preview.preview(self.config, self.facts, model, self.data.test, self.training.device)
                 self.held_out_bits = self.preview.bits_per_dim
                 pictures.save_sheet(self.folder / "previews" / f"{images:09d}.png", self.preview.images)
-            self.pace.previewing = self.clock() - kept
-            self.pace.predicted(preview.calls(self.config), self.pace.previewing)
+            self.pace.previewed(self.clock() - kept)
         self.preview_seconds += self.clock() - started
 
     def _model(self, averages: list[PowerAverage]) -> Denoiser:
