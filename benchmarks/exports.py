@@ -3,8 +3,8 @@
 Run: .venv/bin/python benchmarks/exports.py RUN ... [--alone PYTHON] [--batch 64] [--repeats 20] [--drawn 500]. PYTHON
 is of an environment of three packages: python -m venv alone && alone/bin/pip install numpy onnxruntime pillow. Each
 contender makes the same call in turns; milliseconds are of the processor, all threads together, and the ratio is ours
-in float32 over its own. 8 bits are onnxruntime's static quantisation of convolutions (weights by channel, activations
-calibrated on the model's own walks) and its dynamic one of everything. Images are drawn from the same noise.
+in float32 over its own. 8 bits are those of `ancestral export --precision int8`, with other convolutions and calls left
+out too, and onnxruntime's dynamic ones of everything. Images are drawn from the same noise.
 """
 
 from __future__ import annotations
@@ -20,18 +20,16 @@ from time import process_time
 from typing import Any
 
 import numpy as np
-import onnx
 import onnxruntime
 import torch
 from common import MEASURED, Results, interleaved, options, parsed, publish, spread, table
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from onnxruntime.quantization import quantize_dynamic
 from torch import nn
 
 from ancestral.data.pixels import to_bytes
-from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.evaluation import features
+from ancestral.networks import int8
 from ancestral.runs.datasets import images_for
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.sampling import export
@@ -46,8 +44,7 @@ OURS, MIXED = "ancestral, float32", "8 bits, static, but for ends and shortcuts"
 AUTO, DYNAMIC = "ancestral, --precision auto", "8 bits, dynamic"
 FIRST = "20 calls"
 WAYS: dict[str, dict[str, Any]] = {FIRST: {}, "8 calls, eta 1": {"steps": 8, "eta": 1.0}}
-CALIBRATED = 32  # images whose walks calibrate 8 bits
-LATE = (2, 5)  # calls at the end that stay in float32, of two contenders
+LATE = (export.LAST, 5)  # calls at the end that stay in float32, of two contenders
 ALONE = (
     "import sys; sys.modules['ancestral'] = None; import draw, numpy as np, pathlib\n"
     "np.save('out.npy', draw.draw(pathlib.Path(), dict(np.load('in.npz'))))"
@@ -78,17 +75,6 @@ def of_torch(network: Callable[..., torch.Tensor]) -> Call:
     return call
 
 
-class States(CalibrationDataReader):
-    """What a network was given on a walk, a batch at each time."""
-
-    def __init__(self, met: Sequence[Inputs]) -> None:
-        self.batches = iter(met)
-
-    def get_next(self) -> Inputs:
-        """The next batch; nothing after the last."""
-        return next(self.batches, {}) or None  # pyright: ignore[reportReturnType]  # as onnxruntime's own readers do
-
-
 class Called(nn.Module):
     """A network for the table; what it is given is kept."""
 
@@ -108,8 +94,7 @@ def draw(calls: Sequence[Call], sampler: Sampler, numbers: range) -> tuple[np.nd
     whole = TableSampler(sampler.model.network, sampler)
     states = whole.start(noise)
     for call, row in zip(calls, zip(*whole.rows, strict=True), strict=True):
-        whole.network = Called(call, met)
-        states = whole.step(states, Row(*row), noise, {})
+        states = whole.step(Called(call, met), states, Row(*row), noise, {})
     return states[0].numpy(), met
 
 
@@ -132,25 +117,17 @@ def _elsewhere(run: Path, way: dict[str, Any], out: Path, file: str, python: Pat
     exported(run, out, way)
     sampler = Sampler(run, SamplingOptions(**way), "cpu")
     cond = conditions(sampler.saved, None, None, count)
-    images = finish(sampler.walk(range(count), cond, lambda count: None)).numpy()
-    shape, noise = sampler.saved.facts.shape, Streams(0, "reverse", range(count))
-    noises = torch.stack([latents(shape, 0, range(count)), *(noise.normal(shape) for _ in sampler.visits)])
+    images = finish(sampler.walk(range(count), cond, lambda count: None))
     draws = json.loads((out / "sampler.json").read_text())["draws"]
-    np.savez(out / "in.npz", noise=noises[:draws].float().numpy(), **{one: cond[one].numpy() for one in cond})
+    np.savez(out / "in.npz", **export.given(sampler, draws, range(count)))
     subprocess.run([python.absolute(), "-c", ALONE], cwd=out, check=True)
     found = np.load(out / "out.npy")
-    differ = apart(found, images)
+    differ = export.apart(torch.from_numpy(found), images)
     return [
         f"{(out / file).stat().st_size / 1e6:.1f}",
-        f"{np.abs(found - images).max():.1g}",
+        f"{np.abs(found - images.numpy()).max():.1g}",
         f"{np.count_nonzero(differ)} of {differ.size:,}, by {differ.max()} at most",
     ]
-
-
-def apart(images: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """How many steps of a byte lie between these images."""
-    one, other = (to_bytes(torch.from_numpy(each)).astype(int) for each in (images, others))
-    return np.abs(one - other)
 
 
 def contenders(run: Path, folder: Path, threads: int, sampler: Sampler) -> tuple[dict[str, Call], dict[str, float]]:
@@ -167,26 +144,14 @@ def contenders(run: Path, folder: Path, threads: int, sampler: Sampler) -> tuple
         "torch.export": of_torch(torch.export.load(files["torch.export"]).module()),
         "onnxruntime": of_onnx(files["onnxruntime"], threads),
     }
-    met = draw([calls["onnxruntime"]] * sampler.steps, sampler, range(10**6, 10**6 + CALIBRATED))[1]
-    prepared = folder / "prepared.onnx"
-    quant_pre_process(files["onnxruntime"], prepared, skip_symbolic_shape=True)
-    convolutions = {node.name: node.input[1] for node in onnx.load(prepared).graph.node if node.op_type == "Conv"}
-    ends = [*convolutions][:: len(convolutions) - 1]
-    shortcuts = [name for name, weight in convolutions.items() if ".shortcut." in weight]
-    for name, kept in (("8 bits, static", []), (MIXED, [*ends, *shortcuts])):
-        files[name] = folder / f"{len(kept)}.onnx"
-        quantize_static(
-            prepared,
-            files[name],
-            States(met),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv"],
-            per_channel=True,
-            nodes_to_exclude=kept,
-        )
+    network, met = sampler.model.network, export.calibrated(Sampler(run, SamplingOptions(seed=export.SEED), "cpu"))[0]
+    for name, left_out in (("8 bits, static", []), (MIXED, int8.delicate(met))):
+        files[name] = folder / f"{len(left_out)}.onnx"
+        made = int8.quantized(network, met, left_out)
+        files[name].write_bytes(export.onnx_bytes(made, export.network_inputs(sampler)))
         calls[name] = of_onnx(files[name], threads)
     files[DYNAMIC] = folder / "dynamic.onnx"
-    quantize_dynamic(prepared, files[DYNAMIC])
+    quantize_dynamic(files["onnxruntime"], files[DYNAMIC])
     calls[DYNAMIC] = of_onnx(files[DYNAMIC], threads)
     return calls, {name: file.stat().st_size / 1e6 for name, file in files.items()}
 
@@ -223,7 +188,7 @@ def measure(run: Path, folder: Path, threads: int, batch: int, repeats: int, dra
             f"{sum(made()[1][one] for one in dict.fromkeys(walks[name])):.1f}" if walks[name][0] in made()[1] else "",
             f"{1e3 * np.median(taken):.1f}",
             spread(seconds()[OURS] / taken),
-            f"{apart(images(name), images(OURS)).mean():.2g}",
+            f"{export.apart(*(torch.from_numpy(images(one)) for one in (name, OURS))).mean():.2g}",
             *(f"{one.value:.4g} ± {one.error:.2g}" for one in (quality["fd-lite0"], quality["kid-lite0"])),
         ]
 

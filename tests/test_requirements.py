@@ -68,6 +68,7 @@ def test_what_the_tests_import_stands_in_the_test_extra_and_in_the_lock():
         ("constriction", "serve .", "serve"),
         ("constriction", "explain --out nothing.html", "compress"),
         ("onnxscript", "export . --out nothing --format onnx", "onnx"),
+        ("onnxruntime", "export . --out nothing --format onnx --precision int8", "onnx"),
         ("latex2mathml", "explain --out nothing.html", "explain"),
     ],
 )

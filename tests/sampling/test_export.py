@@ -103,6 +103,64 @@ def test_files_draw_the_same_images_where_this_package_is_not(form, run, options
         assert shown.mode == {1: "L", 3: "RGB"}[images.shape[1]]
 
 
+def graphs(graph):
+    """A graph of ONNX, and those inside its nodes."""
+    yield graph
+    for node in graph:
+        for attribute in node.attributes.values():
+            if attribute.type.name == "GRAPH":
+                yield from graphs(attribute.as_graph())
+
+
+def convolutions(graph):
+    """The type and the name of the weights of each convolution; those in 8 bits must be the graph's own."""
+    for node in graph:
+        if node.op_type == "Conv":
+            weight = node.inputs[1]
+            if (from_ := weight.producer()) is not None:
+                assert from_.op_type == "DequantizeLinear"
+                assert node.inputs[0].producer().op_type == "DequantizeLinear"
+                assert [one.op_type for one, _ in node.outputs[0].uses()] == ["QuantizeLinear"]
+                weight = from_.inputs[0]
+                assert weight.name in graph.initializers  # elsewhere onnxruntime computes in float32
+            yield weight.const_value.dtype.name, weight.name
+
+
+NEAR = 1.5  # of 255 on average, from the images in float32
+
+
+@pytest.mark.parametrize(("run", "options"), [("trained_run", {}), ("guidable", {**FAR, "guidance_interval": "-2:5"})])
+def test_an_export_in_8_bits_has_whole_numbers_for_weights_and_draws_nearly_the_same(run, options, request, tmp_path):
+    pytest.importorskip("onnxruntime")
+    ir, run = pytest.importorskip("onnxscript").ir, request.getfixturevalue(run)
+    named = [str(part) for name, one in options.items() for part in (f"--{name.replace('_', '-')}", one)]
+    result = run_command("export", run, "--out", tmp_path, "--format", "onnx", "--precision", "int8", *named)
+    assert result.exit_code == 0, result.output
+    options = {**options, **({"guidance_interval": (-2.0, 5.0)} if options else {})}
+    sampler = Sampler(run, SamplingOptions(**options), "cpu")
+    facts = json.loads((tmp_path / "sampler.json").read_text())
+    assert facts["int8_calls"] == len(facts["steps"]) - 2 == sampler.steps - 2
+    (network,) = graphs(ir.load(tmp_path / "network-int8.onnx").graph)
+    found = list(convolutions(network))
+    names = [name for kind, name in found if kind == "FLOAT"]
+    assert [name for _, name in (found[0], found[-1])] == [names[0], names[-1]]  # the ends
+    assert all(".shortcut." in name for name in names[1:-1])
+    assert {kind for kind, _ in found} == {"FLOAT", "INT8"}
+    per_graph = [[kind for kind, _ in convolutions(one)] for one in graphs(ir.load(tmp_path / "sampler.onnx").graph)]
+    expected = [kind for kind, _ in found]
+    calls = [expected] * sampler.guidance.calls + [["FLOAT"] * len(expected)] * sampler.guidance.calls
+    assert [one for one in per_graph if one] == calls  # a graph for each network, and for each that guides it
+    images, labels, noise = drawn(run, 3, **options)
+    given = {"noise": noise[: facts["draws"]].astype(np.float32)} | ({"labels": labels} if facts["classes"] else {})
+    np.savez(tmp_path / "in.npz", **given)
+    probe = "import sys; sys.modules |= dict.fromkeys(('ancestral', 'torch')); import numpy as np, draw, pathlib\n"
+    probe += "np.save('out.npy', draw.draw(pathlib.Path(), dict(np.load('in.npz'))))\n"
+    subprocess.run([sys.executable, "-c", probe], cwd=tmp_path, check=True, timeout=120)
+    apart = np.abs(np.load(tmp_path / "out.npy") - images).mean() * 127.5
+    assert 0 < apart < NEAR
+    assert f"int8 in {sampler.steps - 2} of {sampler.steps} calls: images are" in result.output
+
+
 WAYS = [
     *({"solver": name} for name in SOLVERS),
     {"variance": "fixedlarge", "steps": "all"},
@@ -147,6 +205,12 @@ def test_the_table_of_every_solver_takes_its_steps(way, guidable):
         (("--steps", 5), "--steps: a diffusers folder has no solver of ours"),
         (("--grid", "karras"), "--grid: a diffusers folder has no solver of ours"),
         (("--format", "tflite"), "tflite"),
+        (("--format", "torch", "--precision", "int8"), "--precision int8: is of --format onnx"),
+        (("--precision", "int8"), "--precision int8: is of --format onnx; a diffusers folder has float32 weights"),
+        (
+            ("--format", "onnx", "--precision", "int8", "--steps", 2),
+            "--precision int8: the last 2 calls stay in float32, and this sampler has 2 in all",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_refused_by_name(named, said, trained_run, tmp_path):
@@ -179,7 +243,7 @@ def test_runs_that_cannot_be_exported_are_refused(data, train, said, form, tmp_p
 
 
 def test_weights_too_large_for_a_file_are_refused(trained_run, tmp_path, monkeypatch):
-    monkeypatch.setitem(export.FORMATS, "onnx", replace(export.FORMATS["onnx"], limit=1000, needs=None))
+    monkeypatch.setitem(export.FORMATS, "onnx", replace(export.FORMATS["onnx"], limit=1000, needs=()))
     with pytest.raises(UserError, match="GB of weights, too many for a file of --format onnx; use torch"):
         export.export(trained_run, tmp_path / "out", SamplingOptions(), "onnx")
 

@@ -1,4 +1,8 @@
-"""A run as files that draw without this package: its network, and its whole sampler, as ONNX or torch.export."""
+"""A run as files that draw without this package: its network, and its whole sampler, as ONNX or torch.export.
+
+In 8 bits the network's convolutions are quantised by what they meet when the run itself draws; where images get their
+last details, in the last calls, the network stays as it is.
+"""
 
 from __future__ import annotations
 
@@ -8,64 +12,144 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import Denoiser, clip_dynamic
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.errors import UserError, missing
+from ancestral.networks import int8
 from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import open_model
 from ancestral.runs.process_kinds import not_exported
 from ancestral.runs.sampling_options import EXPORTED, SamplingOptions
 from ancestral.runtime.console import advancing
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
+from ancestral.runtime.resumable_job import pieces
 from ancestral.runtime.text import quoted
+from ancestral.sampling.command import conditions
 from ancestral.sampling.sampler import Sampler
 from ancestral.sampling.table import TableSampler
 
 SAMPLER = 2  # times as long as its network alone the sampler takes to write, about
 BATCH = 2  # of the images that a network is traced with; any other works as well
+PRECISIONS = ("float32", "int8")
+CALIBRATING = ("onnxruntime",)  # packages that 8 bits need too, to be compared
+IMAGES, TOGETHER = 32, 8  # drawn to calibrate 8 bits, and so many at a time
+SEED = 2**32 - 1  # of these: hardly anybody's own
+LAST = 2  # calls that stay in float32: fd was 0.6 % worse so, and 23 % with all 20 in 8 bits (benchmarks/results.md)
 
 
-def export(run: Path, out: Path, options: SamplingOptions, form: str) -> str:
+def export(run: Path, out: Path, options: SamplingOptions, form: str, precision: str = "float32") -> list[str]:
     """Write the network and the sampler of a run, and the script that draws with them; returns what to say.
 
     Raises:
         UserError: naming what these files cannot hold.
     """
     chosen = FORMATS[form]
-    if chosen.needs is not None and util.find_spec(chosen.needs) is None:
-        raise missing(f"--format {form}", chosen.needs, "onnx")
+    if precision not in chosen.precisions:
+        raise UserError(f"--precision {precision}: is of --format onnx; leave it out with --format {form}")
+    needs = {f"--format {form}": chosen.needs, "--precision int8": CALIBRATING if precision == "int8" else ()}
+    for option, packages in needs.items():
+        for package in packages:
+            if util.find_spec(package) is None:
+                raise missing(option, package, "onnx")
     for name in options.given:
         if name not in EXPORTED:
             raise UserError(f"{name}: is not exported; leave it out")
-    sampler = Sampler(run, options, "cpu", opened)
-    weights = sum(one.nbytes for one in sampler.model.network.state_dict().values())
-    if weights > chosen.limit:
+    sampler = Sampler(run, replace(options, seed=SEED), "cpu", opened)
+    network, early = sampler.model.network, sampler.steps - LAST
+    weights = sum(one.nbytes for one in network.state_dict().values())
+    if weights * (1.25 if precision == "int8" else 1) > chosen.limit:
         raise UserError(
             f"{run}: has {weights / 1e9:.1f} GB of weights, too many for a file of --format {form}; use torch"
         )
     if sampler.model.clip is clip_dynamic:
         raise UserError(f"{run}: dynamic clipping is not exported; use --clip static or --clip none")
-    whole = TableSampler(sampler.model.network, sampler)
-    network, drawn = f"network.{chosen.suffix}", f"sampler.{chosen.suffix}"
-    with advancing(f"{network} and {drawn}", 1 + SAMPLER) as done:
-        files = {network: chosen.write(sampler.model.network, _network_inputs(sampler))}
-        done(1)
-        files[drawn] = chosen.write(whole, _inputs(sampler, whole))
+    if precision == "int8" and early < 1:
+        raise UserError(
+            f"--precision int8: the last {LAST} calls stay in float32, and this sampler has {sampler.steps} in all; "
+            "leave it out, or give more --steps"
+        )
+    whole, inputs, images = TableSampler(network, sampler), network_inputs(sampler), None
+    modules = {"network": (network, inputs)}
+    if precision == "int8":
+        met, images = calibrated(sampler)
+        made = int8.quantized(network, met, int8.delicate(met))
+        whole = TableSampler(network, sampler, made, early)
+        modules["network-int8"] = (made, inputs)
+    modules["sampler"] = (whole, _inputs(sampler, whole))
+    files, drawn = dict[str, bytes](), f"sampler.{chosen.suffix}"
+    with advancing(f"{', '.join(modules)}: {form}", len(modules) - 1 + SAMPLER) as done:
+        for name, (module, traced) in modules.items():
+            files[f"{name}.{chosen.suffix}"] = chosen.write(module, traced)
+            done(SAMPLER if module is whole else 1)
     files["sampler.json"] = json_bytes(facts(sampler, whole))
     files["draw.py"] = Path(__file__).with_name("draw.py").read_bytes()
     with held(out, "export") as results:
         results.need_free(files)
         results.replace(files.items())
     size, calls = len(files[drawn]) / 1e6, sampler.steps
-    return f"exported: {out / drawn}, {size:.1f} MB, {calls} network calls; now: python {quoted(out / 'draw.py')} 16"
+    said = f"exported: {out / drawn}, {size:.1f} MB, {calls} network calls; now: python {quoted(out / 'draw.py')} 16"
+    return [said] if images is None else [said, _compared(sampler, whole, files[drawn], images)]
+
+
+def calibrated(sampler: Sampler) -> tuple[dict[str, int8.Met], Tensor]:
+    """What the convolutions of the network meet as it draws, and the images (IMAGES, C, H, W).
+
+    Raises:
+        UserError: where they do not fit into memory.
+    """
+    saved, mend = sampler.saved, "free memory, or leave it out"
+    need_for_drawing(saved.config, saved.facts, TOGETHER, torch.device("cpu"), option="--precision int8", mend=mend)
+    cond = conditions(saved, None, None, IMAGES)
+    with int8.watched(sampler.model.network) as met, advancing("calibration", IMAGES * sampler.steps) as done:
+        images = [finish(sampler.walk(part, cond, done)) for part in pieces(IMAGES, TOGETHER)]
+    return met, torch.cat(images)
+
+
+def given(sampler: Sampler, draws: int, numbers: range) -> dict[str, np.ndarray]:
+    """What the exported sampler takes to draw the images of these numbers as the run does."""
+    shape, seed = sampler.saved.facts.shape, sampler.options.seed
+    reverse = Streams(seed, "reverse", numbers)
+    noise = [latents(shape, seed, numbers), *(reverse.normal(shape) for _ in range(draws - 1))]
+    cond = conditions(sampler.saved, None, None, numbers.stop)
+    return {"noise": torch.stack(noise).float().numpy()} | {
+        name: one[numbers.start :].numpy() for name, one in cond.items()
+    }
+
+
+def _compared(sampler: Sampler, whole: TableSampler, content: bytes, images: Tensor) -> str:
+    """How far images of a sampler in 8 bits are from these in float32, of the same noise."""
+    from onnxruntime import InferenceSession
+
+    session, found = InferenceSession(content, providers=["CPUExecutionProvider"]), list[np.ndarray]()
+    with advancing("comparison", len(images)) as done:
+        for number in range(len(images)):
+            one = given(sampler, whole.draws, range(number, number + 1))
+            found.append(np.asarray(session.run(None, one)[0]))
+            done(1)
+    differ = apart(torch.from_numpy(np.concatenate(found)), images)
+    return (
+        f"int8 in {whole.calls} of {sampler.steps} calls: images are {differ.mean():.2f} of 255 from those in float32, "
+        f"{differ.max()} at most ({len(images)} images)"
+    )
+
+
+def apart(images: Tensor, others: Tensor) -> np.ndarray:
+    """How many steps of a byte lie between these images."""
+    one, other = (to_bytes(each).astype(int) for each in (images, others))
+    return np.abs(one - other)
 
 
 def opened(run: Path, device: str, average_width: float | None) -> tuple[Checkpoint, Denoiser]:
@@ -84,11 +168,13 @@ def facts(sampler: Sampler, whole: TableSampler) -> dict[str, Any]:
         "classes": list(sampler.saved.facts.class_names) if sampler.saved.config.model.labels else [],
         "draws": whole.draws,
         "limit": whole.limit,
+        **({"int8_calls": whole.calls} if whole.calls else {}),
         "steps": [dict(zip(whole.rows._fields, row, strict=True)) for row in zip(*columns, strict=True)],
     }
 
 
-def _network_inputs(sampler: Sampler) -> dict[str, Tensor]:
+def network_inputs(sampler: Sampler) -> dict[str, Tensor]:
+    """What the network of a sampler is traced with."""
     options, shape = sampler.saved.config.model, sampler.saved.facts.shape
     inputs = {"x": torch.zeros(BATCH, *shape), "time": torch.ones(BATCH)}
     if options.labels:
@@ -99,7 +185,7 @@ def _network_inputs(sampler: Sampler) -> dict[str, Tensor]:
 
 
 def _inputs(sampler: Sampler, whole: TableSampler) -> dict[str, Tensor]:
-    of_network = _network_inputs(sampler)
+    of_network = network_inputs(sampler)
     labels = {"labels": of_network["labels"]} if "labels" in of_network else {}
     return {"noise": torch.zeros(whole.draws, *of_network["x"].shape), **labels}
 
@@ -137,14 +223,60 @@ def torch_bytes(module: nn.Module, inputs: dict[str, Tensor]) -> bytes:
 
 def onnx_bytes(module: nn.Module, inputs: dict[str, Tensor]) -> bytes:
     """A module as ONNX, its weights inside."""
-    from onnxscript import optimizer
+    from onnxscript import opset18, optimizer
 
     with _quiet():
         traced, names = _traced(module, inputs), list(inputs)
-        program = torch.onnx.export(traced, input_names=names, output_names=["output"], dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            traced,
+            input_names=names,
+            output_names=["output"],
+            dynamo=True,
+            verbose=False,
+            custom_translation_table={
+                torch.ops.ancestral.quantize.default: lambda x, scale, zero: opset18.QuantizeLinear(x, scale, zero),
+                torch.ops.ancestral.dequantize.default: lambda q, scale, zero: opset18.DequantizeLinear(
+                    q, scale, zero, axis=0
+                ),
+            },
+        )
     assert program is not None
     optimizer.remove_unused_nodes(program.model)  # onnxruntime warns of those that the exporter leaves
-    return program.model_proto.SerializeToString()
+    proto = program.model_proto
+    _take_in(proto.graph)
+    return proto.SerializeToString()
+
+
+def _take_in(graph: Any) -> None:
+    """Give each inner graph the 8-bit weights that its nodes use: onnxruntime computes in 8 bits with its own only."""
+    outer = {one.name: one for one in graph.initializer}
+    taken, kept = set[str](), {name for node in graph.node for name in node.input}
+
+    def visit(inner: Any, place: str) -> None:
+        own = dict[str, str]()
+        for number, node in enumerate(inner.node):
+            for index, name in enumerate(node.input):
+                if name not in outer:
+                    continue
+                if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+                    kept.add(name)
+                    continue
+                if name not in own:
+                    own[name] = f"{name}.{place}"
+                    inner.initializer.add().CopyFrom(outer[name])
+                    inner.initializer[-1].name = own[name]
+                node.input[index] = own[name]
+            for index, attribute in enumerate(node.attribute):
+                if attribute.HasField("g"):
+                    visit(attribute.g, f"{place}.{number}.{index}")
+        taken.update(own)
+
+    for number, node in enumerate(graph.node):
+        for index, attribute in enumerate(node.attribute):
+            if attribute.HasField("g"):
+                visit(attribute.g, f"{number}.{index}")
+    for one in [one for one in graph.initializer if one.name in taken - kept]:
+        graph.initializer.remove(one)
 
 
 @dataclass(frozen=True)
@@ -154,14 +286,19 @@ class Format:
     Args:
         suffix: of its files.
         write: the module, traced with these inputs, as bytes.
-        needs: the package that an extra brings.
+        needs: packages that an extra brings.
         limit: of the weights, in bytes.
+        precisions: of the network.
     """
 
     suffix: str
     write: Callable[[nn.Module, dict[str, Tensor]], bytes]
-    needs: str | None = None
+    needs: tuple[str, ...] = ()
     limit: float = math.inf
+    precisions: tuple[str, ...] = ("float32",)
 
 
-FORMATS = {"onnx": Format("onnx", onnx_bytes, "onnxscript", 2e9), "torch": Format("pt2", torch_bytes)}
+FORMATS = {
+    "onnx": Format("onnx", onnx_bytes, ("onnxscript",), 2e9, PRECISIONS),
+    "torch": Format("pt2", torch_bytes),
+}

@@ -117,11 +117,13 @@ class TableSampler(nn.Module):
     Args:
         network: takes x, time, and labels and dropped if it is conditioned.
         sampler: whose table it is.
+        early: the network of the first calls, if that is another.
+        calls: how many of them.
     """
 
-    def __init__(self, network: nn.Module, sampler: Sampler) -> None:
+    def __init__(self, network: nn.Module, sampler: Sampler, early: nn.Module | None = None, calls: int = 0) -> None:
         super().__init__()
-        self.network, self.rows = network, table(sampler)
+        self.network, self.early, self.calls, self.rows = network, early, calls, table(sampler)
         for name, column in self.rows._asdict().items():
             self.register_buffer(name, column)
         clip, options = sampler.model.clip, sampler.saved.config.model
@@ -133,13 +135,13 @@ class TableSampler(nn.Module):
         """The states held before the first step, (M, B, C, H, W): x and what no row looks at."""
         return noise[:1].double().repeat(self.rows.next.shape[1], 1, 1, 1, 1)
 
-    def step(self, states: Tensor, row: Row, noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
-        """The states held after a step."""
+    def step(self, network: nn.Module, states: Tensor, row: Row, noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
+        """The states held after a step with this network."""
         x, inputs = states[0], {"time": row.time.expand(states.shape[1]), **cond}
 
         def output(x: Tensor, dropped: bool) -> Tensor:
             given = {"dropped": torch.full(x.shape[:1], dropped)} if self.droppable else {}
-            return self.network(x=x.float(), **inputs, **given)[:, : x.shape[1]].double()
+            return network(x=x.float(), **inputs, **given)[:, : x.shape[1]].double()
 
         def guided(x: Tensor, found: Tensor) -> Tensor:
             weak = output(x, True)
@@ -162,8 +164,16 @@ class TableSampler(nn.Module):
         """
         cond = {} if labels is None else {"labels": labels}
 
-        def step(states: Tensor, row: Any) -> tuple[Tensor, Tensor]:
-            return self.step(states, Row(*row), noise, cond), row[0].clone()
+        states, rows = self.start(noise), [getattr(self, name) for name in Row._fields]
+        if self.early is not None:
+            states = self._scanned(self.early, states, [one[: self.calls] for one in rows], noise, cond)
+            rows = [one[self.calls :] for one in rows]
+        return self._scanned(self.network, states, rows, noise, cond)[0].float()
 
-        states, _ = scan(step, self.start(noise), tuple(getattr(self, name) for name in Row._fields))
-        return states[0].float()
+    def _scanned(
+        self, network: nn.Module, states: Tensor, rows: list[Tensor], noise: Tensor, cond: dict[str, Tensor]
+    ) -> Tensor:
+        def step(states: Tensor, row: Any) -> tuple[Tensor, Tensor]:
+            return self.step(network, states, Row(*row), noise, cond), row[0].clone()
+
+        return scan(step, states, tuple(rows))[0]

@@ -54,12 +54,20 @@ def import_model(source: str, run: Path, scheduler: Path | None, null_class: int
     type=click.Choice(["leading", "trailing", "linspace"]),
     help="Of a diffusers folder; as an imported model had it, or as leaves no noise, when left out.",
 )
+@click.option(
+    "--precision",
+    type=click.Choice(["float32", "int8"]),
+    default="float32",
+    show_default=True,
+    help="Of an ONNX network; int8: convolutions in 8 bits, but for the last 2 calls.",
+)
 @sampling_options(*EXPORTED)
-def export(run: Path, folder: Path, form: str, spacing: str | None, options: SamplingOptions) -> None:
+def export(run: Path, folder: Path, form: str, spacing: str | None, precision: str, options: SamplingOptions) -> None:
     """Write the model in RUN as a folder that diffusers' DDPMPipeline opens, or for onnxruntime or torch alone.
 
     --format onnx (or torch) writes the network, the whole sampler, and draw.py, which draws with it where this package
-    is not installed. The options of sampling are those of `sample`, and are of these two formats.
+    is not installed. The options of sampling are those of `sample`, and are of these two formats. --precision int8
+    calibrates the 8 bits on images that the run itself draws, and says how far the exported sampler's are from them.
     """
     if form == "diffusers":
         from ancestral.runs.hub import diffusers
@@ -67,6 +75,8 @@ def export(run: Path, folder: Path, form: str, spacing: str | None, options: Sam
         if options.given:
             name = options.given[0].replace("_", "-")
             raise UserError(f"--{name}: a diffusers folder has no solver of ours; use --format onnx or torch")
+        if precision != "float32":
+            raise UserError(f"--precision {precision}: is of --format onnx; a diffusers folder has float32 weights")
         for line in [f"exported: {folder}", *diffusers.export_run(run, folder, spacing)]:
             click.echo(shown(line))
     elif spacing is not None:
@@ -74,7 +84,8 @@ def export(run: Path, folder: Path, form: str, spacing: str | None, options: Sam
     else:
         from ancestral.sampling import export
 
-        click.echo(shown(export.export(run, folder, options, form)))
+        for line in export.export(run, folder, options, form, precision):
+            click.echo(shown(line))
 
 
 @click.command(short_help="Publish a model on the hub, with its card.")

@@ -57,17 +57,19 @@ def sampling_options(*names: str, **changes: dict[str, Any]) -> Callable[[Callab
         changes: by name, to the attributes that click is given of an option.
     """
 
+    taken = names or [name for name in OPTIONS if name != "label"]
+
     def add(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
         def with_options(*args: Any, **values: Any) -> Any:
-            chosen = {name: values.pop(name) for name in OPTIONS if name in values}
+            chosen = {name: values.pop(name) for name in (*taken, "label") if name in values}
             try:
                 one_way_to_step(chosen, "--")
             except ValueError as error:
                 raise click.UsageError(str(error)) from None
             return command(*args, options=SamplingOptions(**chosen), **values)
 
-        for name in reversed(names or [name for name in OPTIONS if name != "label"]):
+        for name in reversed(taken):
             with_options = sampling_option(name, **changes.get(name, {}))(with_options)
         return with_options
 
