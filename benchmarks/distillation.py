@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,14 +27,12 @@ from ancestral.data.dataset import DataOptions, Splits
 from ancestral.evaluation import features
 from ancestral.runs import config
 from ancestral.runs.config import Config
+from ancestral.runs.process_kinds import FEW_CALLS
 from ancestral.training import command, distillation
 from ancestral.training.origin import Origin
 from ancestral.training.run import Run
 
-TUNED = {  # {name: (settings of `ancestral distill`, numbers of calls that one run is for)}
-    "progressive": ({}, [(1,), (2,), (4,)]),
-    "critic": ({"diffusion.objective": "adversarial"}, [(1, 2, 4)]),
-}
+TUNED = {"progressive": "progressive", "critic": "adversarial"}  # {name: diffusion.objective}
 UNTUNED = (20, 4, 2, 1)
 KEYS = ("data", "minutes", "tuning", "row")
 BATCH, SHOWN = 64, 64
@@ -62,17 +61,23 @@ class Model(Chain):
 
 
 class Tuned(Model):
-    """A run by `ancestral distill` of another; `calls` where it is for one number of them."""
+    """A run by `ancestral distill` of another, trained when it is needed; for one number of calls or, None, for any."""
 
     command: ClassVar = "distill"
 
     def __init__(
-        self, model: Path, chosen: dict[str, Any], calls: int | None, splits: Splits, work: Path, threads: int
+        self, model: Model, minutes: float, objective: str, calls: int | None, splits: Splits, work: Path, threads: int
     ) -> None:
-        super().__init__(str(model), splits, work, threads)
-        self.chosen, self.calls = chosen, calls
-        words = [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
-        self.options = ("--device", "cpu", *(() if calls is None else ("--calls", str(calls))), *words)
+        super().__init__(str(model.folder(minutes)), splits, work, threads)
+        self.begin = partial(model.train, minutes)
+        self.chosen, self.calls = {"diffusion.objective": objective}, calls
+        counted = () if calls is None else ("--calls", str(calls))
+        self.options = ("--device", "cpu", *counted, "--set", f"diffusion.objective={objective}")
+
+    def train(self, minutes: float) -> None:
+        """After the model."""
+        self.begin()
+        super().train(minutes)
 
     def settings(self, minutes: float) -> Config:
         """Of the run."""
@@ -116,14 +121,11 @@ def measure(source: str, given: argparse.Namespace, results: Results) -> None:
     model = Model(source, splits, work / "model", given.threads)
     for calls in UNTUNED if "model" in given.rows else ():
         once("model", calls, model, minutes, str(calls))
-    for kind, (chosen, runs) in TUNED.items():
-        for counts in runs if kind in given.rows else ():
-            only = counts[0] if len(counts) == 1 else None
-            folder = work / kind if only is None else work / f"{kind}-{only}"
-            for calls in sorted(set(counts) & set(given.calls)):
-                model.train(minutes)
-                tuned = Tuned(model.folder(minutes), chosen, only, splits, folder, given.threads)
-                once(kind, calls, tuned, tuning, str(calls))
+    for kind, objective in TUNED.items():
+        for calls in given.calls if kind in given.rows else ():
+            only, folder = (calls, f"{kind}-{calls}") if FEW_CALLS[objective].counted else (None, kind)
+            tuned = Tuned(model, minutes, objective, only, splits, work / folder, given.threads)
+            once(kind, calls, tuned, tuning, str(calls))
     if "GAN" in given.rows:
         once("GAN", 1, Baseline("gan", source, splits, work / "gan", given.threads), minutes + tuning, "draw")
 

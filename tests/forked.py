@@ -1,6 +1,6 @@
 """Processes forked from one that has imported everything: what `python ...` takes to begin is spent once.
 
-`Python` is one that runs what such a command line would; `several` a script in one, within which
+`ranks` are several that run one command; `several` is a script in a Python of its own, within which
 `in_processes(4, body)` are four of one training.
 """
 
@@ -26,7 +26,7 @@ SERVER.set_forkserver_preload(
 
 
 class Python:
-    """`python ARGUMENTS` with one thread: its output as it comes, and once it has ended its errors and its code."""
+    """`python -m MODULE ARGUMENTS` with one thread."""
 
     def __init__(self, *arguments, **environment):
         self._reading, writing = SERVER.Pipe(duplex=False)
@@ -36,26 +36,18 @@ class Python:
         self._process = SERVER.Process(target=_run, args=given)
         self._process.start()
         writing.close()
-        self.pid, self.terminate, self.kill = self._process.pid, self._process.terminate, self._process.kill
         self.stdout = os.fdopen(os.dup(self._reading.fileno()))
-
-    def wait(self, seconds):
-        """Its exit code; that of one that takes longer than so many seconds is of being killed."""
-        late = threading.Timer(seconds, self.kill)
-        late.start()
-        try:
-            self._process.join()
-        finally:
-            late.cancel()
-        return self._process.exitcode
 
     def ended(self, seconds):
         """(exit code, stdout, stderr) of the whole."""
-        late = threading.Timer(seconds, self.kill)
+        late = threading.Timer(seconds, self._process.kill)
         late.start()
-        output = self.stdout.read()
-        late.cancel()
-        return self.wait(seconds), output, self._errors.read()
+        try:
+            output = self.stdout.read()
+            self._process.join()
+        finally:
+            late.cancel()
+        return self._process.exitcode, output, self._errors.read()
 
     def __enter__(self):
         return self
@@ -68,7 +60,7 @@ class Python:
 
 
 def _run(arguments, folder, environment, output, errors):
-    """What a process does that was forked to be `python ARGUMENTS`."""
+    """What a process does that was forked to be `python -m MODULE ARGUMENTS`."""
     import torch
 
     from ancestral.apps.cli import main
@@ -76,31 +68,18 @@ def _run(arguments, folder, environment, output, errors):
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.path[:0] = [one for one in environment.get("PYTHONPATH", "").split(os.pathsep) if one]
     with open(errors, "ab", 0) as file:
         os.dup2(file.fileno(), 2)
     os.dup2(output.fileno(), 1)
     output.close()
     main.BEGAN = time.monotonic()
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    how, *rest = arguments
-    sys.argv = [how, *rest[how in ("-c", "-m") :]]
-    if how == "-c":
-        exec(compile(rest[0], "<string>", "exec"), {"__name__": "__main__"})
-    elif how == "-m":
-        runpy.run_module(rest[0], run_name="__main__")
-    else:
-        runpy.run_path(how, run_name="__main__")
-
-
-def run(*arguments, seconds=240, **environment):
-    """(exit code, stdout, stderr) of `python ARGUMENTS`."""
-    with Python(*arguments, **environment) as started:
-        return started.ended(seconds)
+    sys.argv = arguments
+    runpy.run_module(arguments[0], run_name="__main__")
 
 
 def ranks(count, *arguments, seconds=240):
-    """The same of each of several processes of `python ARGUMENTS`, begun as torchrun does."""
+    """`Python.ended` of each of several processes of `python -m MODULE ARGUMENTS`, begun as torchrun does."""
     group = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     with ExitStack() as stack:
         numbers = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]

@@ -46,7 +46,7 @@ def command(*arguments, processes=1):
 
 def shared(*arguments):
     """What two processes of `ancestral ...` print, forked as torchrun begins them."""
-    codes, printed, errors = zip(*ranks(2, "-m", "ancestral", *arguments), strict=True)
+    codes, printed, errors = zip(*ranks(2, "ancestral", *arguments), strict=True)
     assert codes == (0, 0), printed + errors
     return "".join(printed)
 

@@ -13,7 +13,9 @@ from PIL import Image
 
 import ancestral
 from ancestral.data import load
+from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.objectives.consistency import Consistency
+from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grids import trailing
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
@@ -28,6 +30,20 @@ from conftest import run_command
 
 CPU = torch.device("cpu")
 CONSISTENCY = ("--set", "diffusion.objective=consistency")
+
+
+def refused(result, said):
+    """One line, with this in it."""
+    assert result.exit_code == 2, result.output
+    assert len(result.output.strip().splitlines()) == 1
+    assert re.search(said, result.output), result.output
+
+
+def are_drawn(x, folder):
+    """The pictures of a folder are these images, up to a rounding."""
+    for number, expected in enumerate(to_bytes(x)):
+        found = np.asarray(Image.open(folder / f"{number:06d}.png")).reshape(expected.shape)
+        assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
 
 
 @pytest.fixture(scope="module", params=["trained_run", "colour_run"])
@@ -126,9 +142,6 @@ def test_engines_that_wrap_one_network_refuse_two(engine):
 @pytest.mark.parametrize("steps", [None, 1, 2, 4])
 def test_images_are_drawn_by_predicting_and_renoising(pair, steps, tmp_path):
     """Algorithm 1 of Song et al. 2023, written out with the same streams."""
-    from ancestral.data.pixels import to_bytes
-    from ancestral.diffusion.processes.streams import Streams
-
     _, fast, _ = pair
     chosen = () if steps is None else ("--steps", steps)
     result = run_command("sample", fast, "--num-images", 3, "--out", tmp_path, *chosen, "--device", "cpu")
@@ -147,9 +160,7 @@ def test_images_are_drawn_by_predicting_and_renoising(pair, steps, tmp_path):
         x = model.schedule.signal(s) * x0
         if s:
             x = x + model.schedule.noise(s) * noise.normal(saved.facts.shape)
-    for number, expected in enumerate(to_bytes(x)):
-        found = np.asarray(Image.open(tmp_path / f"{number:06d}.png")).reshape(expected.shape)
-        assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+    are_drawn(x, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -167,10 +178,7 @@ def test_images_are_drawn_by_predicting_and_renoising(pair, steps, tmp_path):
     ],
 )
 def test_what_needs_the_mean_of_x0_is_refused(pair, command, options, said):
-    result = run_command(command, pair[1], *options)
-    assert result.exit_code == 2, result.output
-    assert len(result.output.strip().splitlines()) == 1
-    assert re.search(said, result.output)
+    refused(run_command(command, pair[1], *options), said)
 
 
 def test_from_python_it_is_the_command(pair, tmp_path):
@@ -260,9 +268,6 @@ def test_progressive_distillation_is_for_its_calls_with_the_model_as_teacher(pro
 
 def test_images_are_drawn_by_the_steps_that_were_tuned(progressive, tmp_path):
     """DDIM with eta = 0 at the times of training, written out."""
-    from ancestral.data.pixels import to_bytes
-    from ancestral.diffusion.processes.streams import Streams
-
     result = run_command("sample", progressive[1], "--num-images", 3, "--out", tmp_path, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert "3 images, 3 network calls each" in result.output
@@ -275,32 +280,33 @@ def test_images_are_drawn_by_the_steps_that_were_tuned(progressive, tmp_path):
         eps = (x - q.signal(t) * x0) / q.noise(t)
         s = times[place + 1]
         x = q.signal(s) * x0 + q.noise(s) * eps
-    for number, expected in enumerate(to_bytes(x)):
-        found = np.asarray(Image.open(tmp_path / f"{number:06d}.png")).reshape(expected.shape)
-        assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+    are_drawn(x, tmp_path)
 
 
 def test_the_teacher_goes_on_from_a_checkpoint_to_the_bit(progressive):
     """And parts of a batch add up to the whole; dropout is the pupil's alone."""
     saved = checkpoint.open_newest(progressive[1])
     data = load.load(saved.config.source, saved.config.data).train
-    config, known = replace(saved.config, model=replace(saved.config.model, dropout=0.3)), facts(data)
-    first, straight, second, parted = (
-        Training(replace(config, train=replace(config.train, micro_batch=parts)), known, CPU)
-        for parts in (None, None, None, 3)
-    )
-    weights = checkpoint.open_newest(progressive[0]).weights
-    for one in (first, straight, parted):
-        one.begin_with(weights, "the model")
-    losses = [one.step(data, 0.1).losses for one in (first, straight)]
-    assert torch.equal(*losses)
+    known, weights = facts(data), checkpoint.open_newest(progressive[0]).weights
+
+    def begun(dropout, micro_batch=None):
+        config = replace(saved.config, model=replace(saved.config.model, dropout=dropout))
+        training = Training(replace(config, train=replace(config.train, micro_batch=micro_batch)), known, CPU)
+        training.begin_with(weights, "the model")
+        return training
+
+    first, straight, second = begun(0.3), begun(0.3), begun(0.3)
+    assert torch.equal(*(one.step(data, 0.1).losses for one in (first, straight)))
     second.load({name: value.clone() for name, value in first.tensors().items()}, first.images, "here")
     for one in (straight, second):
         one.step(data, 0.5)
     expected = straight.tensors()
     assert all(torch.equal(value, expected[name]) for name, value in second.tensors().items())
     assert all(torch.equal(expected[f"auxiliary-network/{name}"], value) for name, value in weights.items())
-    assert parted.step(data, 0.1).losses.shape == losses[0].shape
+    whole, parted = begun(0.0), begun(0.0, 3)
+    assert torch.allclose(parted.step(data, 0.1).losses, whole.step(data, 0.1).losses, atol=1e-4)
+    for one, other in zip(whole.network.parameters(), parted.network.parameters(), strict=True):
+        assert torch.allclose(one.grad, other.grad, atol=1e-4)
 
 
 def test_a_further_leg_keeps_the_teacher_and_needs_its_model_no_more(progressive, tmp_path):
@@ -328,10 +334,7 @@ def test_a_further_leg_keeps_the_teacher_and_needs_its_model_no_more(progressive
     ],
 )
 def test_what_a_model_for_few_calls_cannot_do_is_refused(progressive, command, options, said):
-    result = run_command(command, progressive[1], *options)
-    assert result.exit_code == 2, result.output
-    assert len(result.output.strip().splitlines()) == 1
-    assert re.search(said, result.output), result.output
+    refused(run_command(command, progressive[1], *options), said)
 
 
 def test_a_teacher_and_a_number_of_calls_are_needed(progressive, tmp_path):

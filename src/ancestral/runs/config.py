@@ -98,9 +98,7 @@ class DiffusionOptions:
     """The forward process, what is predicted, and the reverse process."""
 
     T: Annotated[int, Meta(ge=1, le=10**6)] = 1000  # number of noise levels
-    chain: str = (
-        "gaussian"  # absorbing: values are masked, and revealed in any order; progressive, consistency: few calls
-    )
+    chain: str = "gaussian"  # absorbing: masked values, revealed in any order; progressive, consistency: few calls
     schedule: str = "linear"  # of the noise
     target: str = "eps"  # what the network's output means
     objective: str = "simple"  # the loss

@@ -76,14 +76,14 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str, precision:
         )
     if sampler.model.clip is clip_dynamic:
         raise UserError(f"{run}: dynamic clipping is not exported; use --clip static or --clip none")
-    if precision == "int8" and early < 1:
-        raise UserError(
-            f"--precision int8: the last {LAST} calls stay in float32, and this sampler has {sampler.steps} in all; "
-            "leave it out, or give more --steps"
-        )
     whole, inputs, images = TableSampler(network, sampler), network_inputs(sampler), None
     modules = {"network": (network, inputs)}
     if precision == "int8":
+        if early < 1:
+            raise UserError(
+                f"--precision int8: the last {LAST} calls stay in float32, and this sampler has {sampler.steps} in "
+                "all; leave it out, or give more --steps"
+            )
         met, images = calibrated(sampler)
         made = int8.quantized(network, met, int8.delicate(met))
         whole = TableSampler(network, sampler, made, early)
@@ -135,10 +135,9 @@ def _compared(sampler: Sampler, whole: TableSampler, content: bytes, images: Ten
 
     session, found = InferenceSession(content, providers=["CPUExecutionProvider"]), list[np.ndarray]()
     with advancing("comparison", len(images)) as done:
-        for number in range(len(images)):
-            one = given(sampler, whole.draws, range(number, number + 1))
-            found.append(np.asarray(session.run(None, one)[0]))
-            done(1)
+        for part in pieces(len(images), TOGETHER):
+            found.append(np.asarray(session.run(None, given(sampler, whole.draws, part))[0]))
+            done(len(part))
     differ = apart(torch.from_numpy(np.concatenate(found)), images)
     return (
         f"int8 in {whole.calls} of {sampler.steps} calls: images are {differ.mean():.2f} of 255 from those in float32, "
