@@ -32,7 +32,7 @@ from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Predic
 from ancestral.diffusion.denoisers.energy import EnergyNetwork, Learned
 from ancestral.diffusion.denoisers.targets import EPS
 from ancestral.diffusion.objectives.losses import Weighted
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.langevin import Corrected
 from ancestral.diffusion.samplers.loop import from_model
@@ -46,7 +46,7 @@ UPDATES, BATCH, PEAK, WIDTH = 6_000, 64, 1e-3, 512
 LEVELS, ROUND = 30, 100
 PARTS = {"even": {0, 2, 4, 6, 8}, "above 4": {5, 6, 7, 8, 9}}
 BOTH = {6, 8}
-Q = schedule.cosine(1000)
+Q = schedules.cosine(1000)
 
 
 class Perceptron(nn.Module):

@@ -32,7 +32,7 @@ from ancestral.evaluation import features
 from ancestral.networks import int8
 from ancestral.runs.datasets import images_for
 from ancestral.runs.sampling_options import SamplingOptions
-from ancestral.sampling import export
+from ancestral.sampling import export, traced
 from ancestral.sampling.command import conditions
 from ancestral.sampling.sampler import Sampler
 from ancestral.sampling.table import Row, TableSampler
@@ -148,7 +148,7 @@ def contenders(run: Path, folder: Path, threads: int, sampler: Sampler) -> tuple
     for name, left_out in (("8 bits, static", []), (MIXED, int8.delicate(met))):
         files[name] = folder / f"{len(left_out)}.onnx"
         made = int8.quantized(network, met, left_out)
-        files[name].write_bytes(export.onnx_bytes(made, export.network_inputs(sampler)))
+        files[name].write_bytes(traced.onnx_bytes(made, export.network_inputs(sampler)))
         calls[name] = of_onnx(files[name], threads)
     files[DYNAMIC] = folder / "dynamic.onnx"
     quantize_dynamic(files["onnxruntime"], files[DYNAMIC])

@@ -325,9 +325,10 @@ def main() -> None:
     headings = ["minutes", "", "million weights", "images seen", "sampler", "fd-lite0, train", "test"]
     headings += ["kid-lite0, train", "test", *JUDGED_TOO, "bits/dim", "seconds to draw"]
     parts = []
-    for name, images in dict.fromkeys((line["data"], line["images"]) for line in results.lines):
-        found = lines(results.find(data=name, images=images))
-        parts.append(f"{name}, {images} images drawn by each:\n\n{table(headings, found)}")
+    for images, name in sorted({(line["images"], line["data"]) for line in results.lines}, reverse=True):
+        found = results.find(data=name, images=images)
+        where = "; ".join(", ".join(dict.fromkeys(one[key] for one in found)) for key in ("date", "machine"))
+        parts.append(f"{name}, {images} images drawn by each ({where}):\n\n{table(headings, lines(found))}")
     publish("time-to-quality", "\n\n".join(parts), given.docs, results.lines)
 
 

@@ -17,7 +17,7 @@ from ancestral.diffusion.denoisers.targets import V
 from ancestral.diffusion.objectives.calibration import calibrate
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import mean_and_error
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
@@ -71,7 +71,7 @@ def middle(gaps):
 def gaussian(x0, test):
     """Nats per dimension of the Gaussian of the same mean and covariance, with the ridge that suits `test` best."""
     flat, x = x0.flatten(1).double(), test.flatten(1).double()
-    fitted, nats = Correlated(schedule.cosine(1), flat.mean(0), flat.T.cov()), []
+    fitted, nats = Correlated(schedules.cosine(1), flat.mean(0), flat.T.cov()), []
     spread = fitted.variances.clamp(min=0)
     for power in range(-5, 0):
         fitted.variances = spread + 10.0**power
@@ -83,7 +83,7 @@ def main(updates=700, count=96, seed=0, picture="signals.png"):
     training, held_out = windows(TRAINING), windows(HELD_OUT)
     mean, std = training.mean(), training.std()
     x0, test = (training - mean) / std, ((held_out - mean) / std)[::32]
-    denoiser = Denoiser(network(seed), schedule.cosine(100), V)
+    denoiser = Denoiser(network(seed), schedules.cosine(100), V)
     for update, loss in enumerate(fit(denoiser, x0, updates, seed=seed)):
         if update % 250 == 0:
             print(f"update {update}: loss {loss:.4f}")

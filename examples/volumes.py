@@ -17,7 +17,7 @@ from ancestral.diffusion.denoisers.targets import V
 from ancestral.diffusion.objectives.calibration import calibrate
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import mean_and_error
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
@@ -71,7 +71,7 @@ def correlations(x):
 def gaussian(x0, test):
     """Nats per dimension of the Gaussian of the same mean and covariance, with the ridge that suits `test` best."""
     flat, x = x0.flatten(1).double(), test.flatten(1).double()
-    fitted, nats = Correlated(schedule.cosine(1), flat.mean(0), flat.T.cov()), []
+    fitted, nats = Correlated(schedules.cosine(1), flat.mean(0), flat.T.cov()), []
     spread = fitted.variances.clamp(min=0)
     for power in (-2.0, -1.5, -1.0, -0.5):
         fitted.variances = spread + 10.0**power
@@ -83,7 +83,7 @@ def main(updates=480, count=32, seed=0, picture="volumes.png", halves=None):
     training, held_out = (blocks(half) for half in (scan() if halves is None else halves))
     mean, std = training.mean(), training.std()
     x0, test = (training - mean) / std, ((held_out - mean) / std)[:: max(len(held_out) // 32, 1)]
-    denoiser = Denoiser(network(seed), schedule.cosine(50), V)
+    denoiser = Denoiser(network(seed), schedules.cosine(50), V)
     print(f"{len(x0)} blocks to train on, {len(held_out)} held out")
     for update, loss in enumerate(fit(denoiser, x0, updates, batch_size=16, peak=2e-3, seed=seed)):
         if update % 80 == 0:

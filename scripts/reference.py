@@ -22,7 +22,7 @@ from ancestral.diffusion.denoisers.targets import TARGETS
 from ancestral.diffusion.objectives.losses import OBJECTIVES
 from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
 from ancestral.diffusion.processes.levels import VALUES
-from ancestral.diffusion.processes.schedule import SCHEDULES
+from ancestral.diffusion.processes.schedules import SCHEDULES
 from ancestral.diffusion.samplers.transitions import VARIANCES
 from ancestral.runs.build import OPTIMIZERS
 from ancestral.runs.config import IMPORTED, PRESETS, Config

@@ -29,7 +29,7 @@ from ancestral.compression.archive_format import Archive, Block, Setting
 from ancestral.compression.block_coder import Coder, canary
 from ancestral.compression.file_header import MAGIC, MOST_PIXELS, VERSION, Exact, Header, parse
 from ancestral.diffusion.denoisers.analytic import gaussian
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
 from ancestral.errors import UserError
 from ancestral.runtime import file_names
@@ -46,7 +46,7 @@ class Flat:
     """An exact denoiser of vectors as one of images."""
 
     def __init__(self):
-        forward = schedule.linear_log_snr(20, log_snr_max=9.0)
+        forward = schedules.linear_log_snr(20, log_snr_max=9.0)
         self.oracle = gaussian(forward, torch.zeros(16, dtype=torch.float64), 0.09)
         self.schedule = forward
 

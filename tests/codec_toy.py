@@ -15,7 +15,7 @@ from ancestral.compression.quantiser_cells import FRACTIONS, SLOPES, ZONES
 from ancestral.compression.residual_tables import ESCAPE, REACH, TOTAL, ResidualTable
 from ancestral.compression.step_planning import BUCKETS
 from ancestral.diffusion.denoisers.denoiser import predict
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.types import over
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -27,7 +27,7 @@ class Toy:
     """E[x0 | x_t] and Var[x0 | x_t] of N(0, VARIANCE) in every pixel; `shift` moves every prediction."""
 
     def __init__(self, shift=lambda x0: 0.0):
-        self.schedule, self.shift, self.calls = schedule.cosine(100), shift, 0
+        self.schedule, self.shift, self.calls = schedules.cosine(100), shift, 0
 
     def __call__(self, x_t, t):
         self.calls += 1
@@ -39,7 +39,7 @@ class Toy:
 
 def bits_of_step(t, s):
     """KL of a step in bits a pixel: the error of the exact denoiser is known."""
-    forward = schedule.cosine(100)
+    forward = schedules.cosine(100)
     error = VARIANCE * forward.noise_var(t) / (forward.signal(t) ** 2 * VARIANCE + forward.noise_var(t))
     return float(torch.log2(1 + error * (forward.snr(s) - forward.snr(t))) / 2)
 

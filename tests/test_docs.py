@@ -12,7 +12,7 @@ import torch
 
 from ancestral.apps.cli.examples import FIRST
 from ancestral.apps.cli.main import EXIT_CODES
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import standard_normal_like
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,7 @@ def test_code_on_the_page_runs(page, monkeypatch, tmp_path):
     from ancestral.diffusion.samplers import grids, solvers, transitions
     from ancestral.evaluation import features
 
-    tables = (schedule.SCHEDULES, targets.TARGETS, transitions.VARIANCES, grids.GRIDS, objective.OBJECTIVES)
+    tables = (schedules.SCHEDULES, targets.TARGETS, transitions.VARIANCES, grids.GRIDS, objective.OBJECTIVES)
     tables += (load.BUILT_IN, features.NETWORKS, features.TRAINED, solvers.SOLVERS)
     before = [dict(table) for table in tables]
     torch.manual_seed(0)
@@ -268,7 +268,7 @@ def standalone():
 
 def test_the_standalone_script_imports_nothing_of_ours_and_agrees(standalone):
     assert "ancestral" not in (ROOT / "examples/standalone.py").read_text()
-    ours = schedule.cosine(standalone.T)
+    ours = schedules.cosine(standalone.T)
     ab = standalone.alpha_bars()
     assert torch.allclose(ab, ours.log_alpha_bar.exp(), atol=1e-12)
     x0, x_t = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(0)).double()
@@ -284,7 +284,7 @@ def test_the_standalone_script_learns(standalone, capsys):
     losses, (prior, rate, decoder), images = standalone.main(steps=300)
     assert sum(losses[-30:]) < 0.4 * sum(losses[:10]) * 3
     x0 = torch.tensor(standalone.load_digits().data[-200:] / 8 - 1)
-    ours = schedule.cosine(standalone.T).marginal(x0, standalone.T).kl(standard_normal_like(x0)).sum(1).mean()
+    ours = schedules.cosine(standalone.T).marginal(x0, standalone.T).kl(standard_normal_like(x0)).sum(1).mean()
     assert prior == pytest.approx(float(ours) / 64 / math.log(2), rel=1e-6)
     assert 0 < rate + decoder < math.log2(17) * 1.5
     assert images.shape == (8, 8, 8)

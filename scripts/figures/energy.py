@@ -13,7 +13,7 @@ from PIL import Image
 
 from ancestral.diffusion.denoisers.analytic import Mixture
 from ancestral.diffusion.denoisers.composition import OneOf, Product, negation
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.langevin import Corrected
 from ancestral.diffusion.samplers.mcmc import adjusted
@@ -27,7 +27,7 @@ SIDE, COUNT, POINTS = 1.5, 500, 140
 
 def main() -> None:
     """Write it."""
-    q = schedule.cosine(200)
+    q = schedules.cosine(200)
     turns = torch.arange(10, dtype=torch.float64) * math.pi / 5
     ring = Mixture(q, 0.9 * torch.stack([turns.cos(), turns.sin()], 1), torch.full((10,), 0.02).double())
     heights = torch.linspace(-1.2, 1.2, 7, dtype=torch.float64)

@@ -17,7 +17,7 @@ from ancestral.data import pictures
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.analytic import Mixture
 from ancestral.diffusion.denoisers.guidance import Guided, beside, conditional
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.sample import sample
 from ancestral.diffusion.samplers.solvers import SOLVERS
@@ -32,7 +32,7 @@ SHOWN = (0.0, 1.0, 2.0, 3.0, 5.0)
 
 def mixture() -> None:
     """Two classes of three Gaussians each, side by side; the right one asked for."""
-    q = schedule.cosine(300)
+    q = schedules.cosine(300)
     left = torch.tensor([[-0.55, 0.5], [-0.15, 0.0], [-0.55, -0.5]]).double()
     right = torch.tensor([[0.55, 0.5], [0.15, 0.0], [0.55, -0.5]]).double()
     one = Mixture(q, right, torch.full((3,), 0.02).double())

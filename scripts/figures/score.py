@@ -15,7 +15,7 @@ from PIL import Image
 from ancestral.diffusion.denoisers.analytic import Mixture
 from ancestral.diffusion.denoisers.denoiser import score
 from ancestral.diffusion.objectives.probability_flow import transport
-from ancestral.diffusion.processes import gaussian, schedule
+from ancestral.diffusion.processes import gaussian, schedules
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.langevin import langevin
@@ -88,7 +88,7 @@ def _density(axes: Axes, oracle: Mixture, t: int) -> None:
 
 def main() -> None:
     """Write both."""
-    q = schedule.cosine(1000)
+    q = schedules.cosine(1000)
     means = torch.tensor([[-0.9, 0.4], [0.7, -0.6], [0.5, 0.9]], dtype=torch.float64)
     plane = Mixture(q, means, torch.tensor([0.02, 0.04, 0.03], dtype=torch.float64))
     line = Mixture(q, torch.tensor([[-0.9], [0.8]]).double(), torch.tensor([0.01, 0.03]).double())

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ancestral.diffusion.processes.gaussian import Gaussian
     from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
     from ancestral.diffusion.processes.normal import Normal
-    from ancestral.diffusion.processes.schedule import SCHEDULES, cosine, linear
+    from ancestral.diffusion.processes.schedules import SCHEDULES, cosine, linear
     from ancestral.diffusion.samplers.loop import walk
     from ancestral.diffusion.samplers.sample import latents, trajectory
     from ancestral.diffusion.samplers.solvers import SOLVERS
@@ -66,7 +66,7 @@ _ROOMS = {
     "diffusion.processes.normal": "Normal",
     "diffusion.processes.gaussian": "Gaussian",
     "diffusion.processes.noise_schedule": "NoiseSchedule",
-    "diffusion.processes.schedule": "SCHEDULES cosine linear",
+    "diffusion.processes.schedules": "SCHEDULES cosine linear",
     "diffusion.samplers.loop": "walk",
     "diffusion.samplers.sample": "latents trajectory",
     "diffusion.samplers.solvers": "SOLVERS",

@@ -15,7 +15,7 @@ from ancestral.apps.report import html as page
 from ancestral.apps.report.exact_subject import exact
 from ancestral.apps.report.mathematics import mathml
 from ancestral.apps.report.part import Number, Part
-from ancestral.diffusion.processes.schedule import SCHEDULES
+from ancestral.diffusion.processes.schedules import SCHEDULES
 from ancestral.runs.report_links import PAGE
 from conftest import run_command
 

@@ -5,14 +5,14 @@ import torch
 
 from ancestral.apps.report import notes_code as notes
 from ancestral.diffusion.denoisers.denoiser import predict
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers.transitions import VARIANCES, Ancestral
 
 T = 40
 SHAPES = [(2, 1, 4, 4), (2, 3, 4, 4)]  # grey and colour
 
 
-@pytest.mark.parametrize(("theirs", "ours"), [("linear", schedule.linear), ("cosine", schedule.cosine)])
+@pytest.mark.parametrize(("theirs", "ours"), [("linear", schedules.linear), ("cosine", schedules.cosine)])
 def test_schedules(theirs, ours):
     betas = getattr(notes, f"{theirs}_beta_schedule")(1000)
     assert torch.allclose(betas, ours(1000).beta, rtol=1e-9)
@@ -26,7 +26,7 @@ def guess(x_t, t):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_draw_a_loss_and_a_step(shape):
-    q, generator = schedule.cosine(T), torch.Generator().manual_seed(0)
+    q, generator = schedules.cosine(T), torch.Generator().manual_seed(0)
     alphas_bar = notes.alphas_bar_of(notes.cosine_beta_schedule(T))
     x0, eps, z = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
     for t in (1, 2, 20, T):
@@ -44,7 +44,7 @@ def step(q, x_t, t):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_loop(shape):
-    alphas_bar, q = notes.alphas_bar_of(notes.cosine_beta_schedule(T)), schedule.cosine(T)
+    alphas_bar, q = notes.alphas_bar_of(notes.cosine_beta_schedule(T)), schedules.cosine(T)
     found = notes.p_sample_loop(guess, shape, alphas_bar, torch.Generator().manual_seed(1))
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -29,7 +29,7 @@ from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.denoisers.denoiser import predict
 from ancestral.diffusion.objectives.statistics import mean_and_error
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.samplers import transitions
 from ancestral.diffusion.samplers.solvers import FEW_STEPS, SOLVERS
@@ -59,9 +59,9 @@ def of_schedule(name, T=50):
     return subject
 
 
-@pytest.mark.parametrize("name", schedule.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_single_steps_compose_to_the_closed_form(name):
-    assert max(forward_chain.composed(schedule.SCHEDULES[name](200))) < 1e-14
+    assert max(forward_chain.composed(schedules.SCHEDULES[name](200))) < 1e-14
 
 
 def test_the_simulation_agrees_and_would_notice_a_wrong_step(toy):
@@ -73,7 +73,7 @@ def test_the_simulation_agrees_and_would_notice_a_wrong_step(toy):
         """Closed form of one process, steps of another."""
 
         def transition(self, x_s, s, t):
-            return schedule.linear(1000).transition(x_s, s, t)
+            return schedules.linear(1000).transition(x_s, s, t)
 
     subject = exact(num_images=16, seed=0)
     vars(subject)["schedule"] = Other(toy.schedule.log_alpha_bar)
@@ -109,7 +109,7 @@ def test_the_forward_numbers_are_the_schedules(toy, explained):
     assert number["bayes_gap"] < 1e-12
 
 
-@pytest.mark.parametrize("name", schedule.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_the_posterior_is_bayes_rule_under_every_schedule(name):
     found = forward_posterior.bayes(of_schedule(name), [2, 20, 49, 50])
     assert found.gap.abs().max() < 1e-10

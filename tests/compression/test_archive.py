@@ -21,7 +21,7 @@ from ancestral.data.decode import BadImage
 from ancestral.data.load import load
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams, stream
 from ancestral.diffusion.samplers import grids
@@ -34,7 +34,7 @@ from conftest import run_command
 from oracles import dataset
 
 F64 = torch.float64
-NOISY = partial(schedule.linear_log_snr, log_snr_max=9.0)  # at t = 1 the noise is 1.4 times the step between two bytes
+NOISY = partial(schedules.linear_log_snr, log_snr_max=9.0)  # at t = 1 the noise is 1.4 times the step between two bytes
 
 
 class Flat:
@@ -103,7 +103,7 @@ def test_the_exact_cost_is_the_entropy_of_a_finite_set():
     """Two images of 32 values, equally likely: one bit an image on average, and not less."""
     points = torch.stack([torch.full((32,), -0.6), torch.full((32,), 0.6)]).double()
     points = ((points + 1) * 127.5).round() / 127.5 - 1
-    oracle = dataset(schedule.cosine(1000), points)
+    oracle = dataset(schedules.cosine(1000), points)
     pixels = ((points + 1) * 127.5).round().long()[torch.arange(80) % 2]
     bits, chain = stack(10000), Chain(oracle, grids.uniform(oracle.schedule, 100), Ancestral(optimal), bins=2)
     before = len(bits)
@@ -115,7 +115,7 @@ def test_the_exact_cost_is_the_entropy_of_a_finite_set():
 
 @pytest.mark.parametrize("bins", [0.5, 1.0, 4.0])
 def test_the_stack_is_as_it_was_after_decoding(bins):
-    oracle = gaussian(schedule.cosine(30), torch.zeros(16, dtype=F64), 0.1)
+    oracle = gaussian(schedules.cosine(30), torch.zeros(16, dtype=F64), 0.1)
     pixels = torch.randint(0, 256, (5, 16), generator=torch.Generator().manual_seed(0))
     bits, chain = stack(), Chain(oracle, [30, 12, 5, 1, 0], Ancestral(optimal), bins)
     before = bits.words()
@@ -164,7 +164,7 @@ def test_blocks_come_back_and_only_the_first_image_pays_for_its_latents():
 
 
 def test_values_far_from_what_the_model_expects_are_coded_all_the_same():
-    oracle = Flat(gaussian(schedule.cosine(50), torch.zeros(16, dtype=F64), 1e-6))
+    oracle = Flat(gaussian(schedules.cosine(50), torch.zeros(16, dtype=F64), 1e-6))
     pixels = torch.tensor([0, 255]).repeat(2, 8).reshape(2, 1, 4, 4)
     coder = Coder(oracle, setting(oracle, (1, 4, 4)))
     assert torch.equal(coder.decode(coder.encode(pixels)[0], 2), pixels)

@@ -33,7 +33,7 @@ from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.denoisers.calibrated import Calibrated
 from ancestral.diffusion.objectives.elbo import elbo
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grids import log_snr
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
@@ -48,7 +48,7 @@ WALKS = [(50, 20, 8, 3), (50, 40, 30, 22, 15, 10, 6, 3, 1), (7,)]
 
 
 def normal_data(variance=0.09):
-    return gaussian(schedule.cosine(50), torch.zeros(48, dtype=F64), variance)
+    return gaussian(schedules.cosine(50), torch.zeros(48, dtype=F64), variance)
 
 
 @pytest.mark.parametrize("times", WALKS, ids=len)
@@ -84,7 +84,7 @@ def test_the_plan_is_the_best_of_all_walks():
     times, draw = (50, 41, 33, 25, 18, 12, 7, 4, 2), np.random.default_rng(0)
     x0_var = torch.from_numpy(draw.uniform(0.01, 0.1, (9, 3)))  # no exact predictor's: with one all walks cost the same
     errors = Errors(times, x0_var, torch.tensor([[0.5, 0.3, 0.2]], dtype=F64).expand(9, 3))
-    moves = move_costs(schedule.cosine(50), errors, 1.15)
+    moves = move_costs(schedules.cosine(50), errors, 1.15)
     end = np.where(np.arange(9) > 4, draw.uniform(1, 2, 9), np.inf)
     costs = Costs(draw.uniform(0, 0.5, 9), moves, end)
     plans = plan(times, costs, 9)

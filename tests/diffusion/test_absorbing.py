@@ -19,7 +19,7 @@ from ancestral.diffusion.objectives.autoregressive import (
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.losses import VariationalBound
 from ancestral.diffusion.objectives.statistics import mean_and_error
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.absorbing import MASK, Absorbing, Independent, hidden
 from ancestral.diffusion.processes.levels import VALUES, Logistic, Softmax, level_of, snap, value_of
 from ancestral.diffusion.processes.streams import Streams
@@ -35,7 +35,7 @@ KINDS = (Absorbing, Independent)
 
 
 def process(T, levels=2, kind=Absorbing, name="even"):
-    return kind(schedule.SCHEDULES[name](T).log_alpha_bar, levels)
+    return kind(schedules.SCHEDULES[name](T).log_alpha_bar, levels)
 
 
 def states(positions, levels=2):
@@ -376,7 +376,7 @@ def test_the_monotone_fit_is_the_isotonic_regression():
 
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="everything must be hidden"):
-        Absorbing(schedule.cosine(10).log_alpha_bar)
+        Absorbing(schedules.cosine(10).log_alpha_bar)
     with pytest.raises(ValueError, match="levels"):
         process(3, 1)
     oracle = joint()

@@ -9,12 +9,12 @@ from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser
 from ancestral.diffusion.denoisers.targets import V
 from ancestral.diffusion.objectives.adversarial import Adversarial
 from ancestral.diffusion.objectives.consistency import Consistency
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grids import full, trailing
 
 F64 = torch.float64
-SCHEDULE = schedule.cosine(40)
+SCHEDULE = schedules.cosine(40)
 
 
 class Affine(nn.Module):

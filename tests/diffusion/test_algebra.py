@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ancestral.diffusion.denoisers.targets import EPS, MEAN, SCORE, TARGETS, X0, V
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.normal import Normal, log_ndtr
-from ancestral.diffusion.processes.schedule import from_betas
+from ancestral.diffusion.processes.schedules import from_betas
 from ancestral.diffusion.samplers import grids
 
 F64 = torch.float64
@@ -73,7 +73,7 @@ def test_at_the_clean_end_the_posterior_is_x0(beta):
 
 
 def test_posterior_at_zero_terminal_snr():
-    noise_schedule = schedule.linear(10).zero_terminal_snr()
+    noise_schedule = schedules.linear(10).zero_terminal_snr()
     assert float(noise_schedule.alpha_bar(10)) == 0
     q = noise_schedule.posterior(values(3.0), values(0.5), 10, 9)
     plain = noise_schedule.marginal(values(0.5), 9)  # x_T is pure noise, so it says nothing
@@ -83,7 +83,7 @@ def test_posterior_at_zero_terminal_snr():
 
 def test_the_papers_posterior_formula():
     """Eq. 7 with its own symbols."""
-    noise_schedule = schedule.linear(1000)
+    noise_schedule = schedules.linear(1000)
     t = torch.arange(2, 1001)
     ab, before = noise_schedule.alpha_bar(t), noise_schedule.alpha_bar(t - 1)
     beta = 1 - ab / before
@@ -110,7 +110,7 @@ def test_every_target_gives_x0_back(target, beta, data):
 
 def test_the_edm_target_is_of_variance_one_and_owes_the_input_nothing():
     # What Karras et al. 2022 derive F from (appendix B.6), for data of standard deviation 1/2; -v is the case of 1.
-    noise_schedule = schedule.cosine(100)
+    noise_schedule = schedules.cosine(100)
     t = torch.arange(1, 101)
     a, b = TARGETS["edm"].coefficients(noise_schedule, t)
     signal, noise = noise_schedule.signal(t), noise_schedule.noise(t)
@@ -120,7 +120,7 @@ def test_the_edm_target_is_of_variance_one_and_owes_the_input_nothing():
 
 
 def test_targets_by_their_definitions():
-    noise_schedule, t = schedule.cosine(50), 20
+    noise_schedule, t = schedules.cosine(50), 20
     x0, eps = values(0.3, -0.6)[None], values(1.2, 0.1)[None]
     x_t = noise_schedule.marginal(x0, t).sample(eps)
     signal, noise = noise_schedule.signal(t), noise_schedule.noise(t)
@@ -134,9 +134,9 @@ def test_targets_by_their_definitions():
 def test_eps_is_refused_where_it_says_nothing():
     for target in (EPS, SCORE):
         with pytest.raises(ValueError, match="use 'v'"):
-            target.check(schedule.linear(10).zero_terminal_snr())
+            target.check(schedules.linear(10).zero_terminal_snr())
     for target in (V, X0):
-        target.check(schedule.linear(10).zero_terminal_snr())
+        target.check(schedules.linear(10).zero_terminal_snr())
 
 
 def test_published_tables():
@@ -144,35 +144,35 @@ def test_published_tables():
     linear = {0: 0.99990, 1: 0.99978, 250: 0.521423, 500: 0.0777967, 750: 0.00330016, 998: 4.11819e-5, 999: 4.03583e-5}
     cosine = {0: 0.9999587, 250: 0.845888, 500: 0.492285, 750: 0.143179, 998: 2.42877e-6, 999: 2.42873e-9}
     for index, expected in linear.items():
-        assert float(schedule.linear().alpha_bar(index + 1)) == pytest.approx(expected, rel=1e-5)
+        assert float(schedules.linear().alpha_bar(index + 1)) == pytest.approx(expected, rel=1e-5)
     for index, expected in cosine.items():
-        assert float(schedule.cosine().alpha_bar(index + 1)) == pytest.approx(expected, rel=1e-4)
-    assert float(schedule.scaled_linear().alpha_bar(1000)) == pytest.approx(0.00466010, rel=1e-5)
-    assert float(schedule.linear().zero_terminal_snr().alpha_bar(501)) == pytest.approx(0.0752462, rel=1e-5)
-    beta = schedule.linear().beta
+        assert float(schedules.cosine().alpha_bar(index + 1)) == pytest.approx(expected, rel=1e-4)
+    assert float(schedules.scaled_linear().alpha_bar(1000)) == pytest.approx(0.00466010, rel=1e-5)
+    assert float(schedules.linear().zero_terminal_snr().alpha_bar(501)) == pytest.approx(0.0752462, rel=1e-5)
+    beta = schedules.linear().beta
     assert float(beta[0]) == pytest.approx(1e-4, rel=1e-9)
     assert float(beta[-1]) == pytest.approx(0.02, rel=1e-9)
     # L_T of the paper's schedule is about 1e-5 bits/dim (section 4).
-    prior = schedule.linear().marginal(torch.full((1,), 0.5, dtype=F64), 1000).kl(Normal(values(0.0), values(1.0)))
+    prior = schedules.linear().marginal(torch.full((1,), 0.5, dtype=F64), 1000).kl(Normal(values(0.0), values(1.0)))
     assert float(prior) / math.log(2) == pytest.approx(7.3e-6, rel=0.02)
 
 
-@pytest.mark.parametrize("name", schedule.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 @pytest.mark.parametrize("T", [1, 2, 3, 5, 19, 20, 21, 50, 1000, 4000])
 def test_every_schedule_is_valid_at_every_length(name, T):
     if T == 1 and "zero" in name:
         with pytest.raises(ValueError, match="T >= 2"):
-            schedule.SCHEDULES[name](T)
+            schedules.SCHEDULES[name](T)
         return
-    made = schedule.SCHEDULES[name](T)
+    made = schedules.SCHEDULES[name](T)
     assert made.T == T
     assert bool((made.beta > 0).all())
     assert bool((made.beta <= 1).all())
     if name in ("linear", "scaled-linear"):
-        end = schedule.SCHEDULES[name](1000).log_alpha_bar[-1]
+        end = schedules.SCHEDULES[name](1000).log_alpha_bar[-1]
         assert float(made.log_alpha_bar[-1]) == pytest.approx(float(end), rel=1e-9)
         if T == 4000:
-            assert torch.allclose(made.log_alpha_bar[::4], schedule.SCHEDULES[name](1000).log_alpha_bar, rtol=1e-6)
+            assert torch.allclose(made.log_alpha_bar[::4], schedules.SCHEDULES[name](1000).log_alpha_bar, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_byte_probability_has_finite_gradients():
 @given(st.sampled_from(sorted(grids.GRIDS)), st.sampled_from(["linear", "cosine", "linear-zero-snr"]), st.data())
 def test_grids_have_as_many_steps_as_asked(name, kind, data):
     T = data.draw(st.integers(2, 300))
-    noise_schedule = schedule.SCHEDULES[kind](T)
+    noise_schedule = schedules.SCHEDULES[kind](T)
     steps = data.draw(st.one_of(st.integers(1, T), st.just(T)))
     grid = grids.GRIDS[name](noise_schedule, steps)
     assert len(grid) == steps + 1
@@ -291,7 +291,7 @@ def test_grids_have_as_many_steps_as_asked(name, kind, data):
 
 def test_grids_are_the_published_ones():
     """diffusers' tables for 10 of 1000 steps; its t is ours minus 1."""
-    noise_schedule = schedule.linear()
+    noise_schedule = schedules.linear()
     tables = {
         "leading": list(range(900, -1, -100)),
         "trailing": list(range(999, 0, -100)),
@@ -302,7 +302,7 @@ def test_grids_are_the_published_ones():
 
 
 def test_even_grids_are_even():
-    noise_schedule = schedule.linear_log_snr(10000)
+    noise_schedule = schedules.linear_log_snr(10000)
     t = torch.tensor(grids.log_snr(noise_schedule, 9)[:-1])
     assert torch.allclose(noise_schedule.log_snr(t).diff(), values(18.3 / 8), atol=0.01)
     sigma = (-noise_schedule.log_snr(torch.tensor(grids.karras(noise_schedule, 9)[:-1])) / 2).exp() ** (1 / 7)
@@ -312,13 +312,13 @@ def test_even_grids_are_even():
 @pytest.mark.parametrize("times", [[], [5], [5, 5, 0], [3, 4, 0], [5, 1], [11, 0]])
 def test_wrong_grids_are_refused(times):
     with pytest.raises(ValueError, match="times must fall strictly"):
-        grids.explicit(schedule.linear(10), times)
+        grids.explicit(schedules.linear(10), times)
 
 
 @pytest.mark.parametrize("steps", [0, 11])
 def test_steps_outside_the_schedule_are_refused(steps):
     with pytest.raises(ValueError, match="between 1 and T = 10"):
-        grids.trailing(schedule.linear(10), steps)
+        grids.trailing(schedules.linear(10), steps)
 
 
 @given(betas.filter(lambda b: len(b) > 2), st.data())
@@ -351,7 +351,7 @@ def test_both_ways_to_write_the_joint_density_agree(beta, data, x0, x_s, x_t):
 
 def test_posterior_by_integration():
     """The moments of prior times likelihood on a fine grid of x_s, no formula for products of Gaussians."""
-    noise_schedule, x0, x_t = schedule.cosine(20), values(0.4), values(-0.7)
+    noise_schedule, x0, x_t = schedules.cosine(20), values(0.4), values(-0.7)
     x_s = torch.linspace(-8, 8, 40_001, dtype=F64)
     for t, s in ((20, 1), (20, 19), (15, 6), (2, 1)):
         log_density = noise_schedule.marginal(x0, s).log_prob(x_s) + noise_schedule.transition(x_s, s, t).log_prob(x_t)
@@ -364,7 +364,7 @@ def test_posterior_by_integration():
 
 def test_posterior_coefficients_identities():
     """A clean chain stays on its line, and the posterior's spread plus what x_t carries is the marginal's."""
-    for noise_schedule in (schedule.linear(50), schedule.cosine(50), schedule.linear(50).zero_terminal_snr()):
+    for noise_schedule in (schedules.linear(50), schedules.cosine(50), schedules.linear(50).zero_terminal_snr()):
         t, s = torch.tensor([(t, s) for t in range(1, 51) for s in range(t)]).T
         of_x_t, of_x0 = noise_schedule.posterior_coefficients(t, s)
         signal, noise_var = noise_schedule.signal(t), noise_schedule.noise_var(t)
@@ -399,7 +399,7 @@ def test_tiny_steps_keep_their_digits():
 
 @given(st.sampled_from(sorted(TARGETS)), st.sampled_from(sorted(TARGETS)), st.integers(1, 50))
 def test_any_target_can_be_read_as_any_other(one, other, t):
-    noise_schedule = schedule.cosine(50)
+    noise_schedule = schedules.cosine(50)
     x0, eps = torch.randn(2, 1, 4, dtype=F64, generator=torch.Generator().manual_seed(t))
     x_t = noise_schedule.marginal(x0, t).sample(eps)
     guess = x0 + 0.3 * eps  # any estimate, with the eps that agrees with it
@@ -417,7 +417,7 @@ def test_any_target_can_be_read_as_any_other(one, other, t):
 
 def test_v_by_the_papers_formulas():
     """x0 = signal x_t - noise v and eps = noise x_t + signal v (Salimans and Ho 2022, appendix D)."""
-    noise_schedule, v = schedule.linear(), values(0.4, -1.1)[None]
+    noise_schedule, v = schedules.linear(), values(0.4, -1.1)[None]
     x_t = values(0.9, 0.2)[None]
     for t in (1, 300, 1000):
         signal, noise = noise_schedule.signal(t), noise_schedule.noise(t)
@@ -428,37 +428,39 @@ def test_v_by_the_papers_formulas():
 
 def test_more_published_tables():
     """Cosine at 0-based 1; diffusers' sigmoid of beta over [-6, 6] at 500; the end of a zero-terminal-SNR table."""
-    assert float(schedule.cosine().alpha_bar(2)) == pytest.approx(0.9999126, abs=5e-8)
+    assert float(schedules.cosine().alpha_bar(2)) == pytest.approx(0.9999126, abs=5e-8)
     beta = torch.linspace(-6, 6, 1000, dtype=F64).sigmoid() * (0.02 - 1e-4) + 1e-4
     assert float(from_betas(beta).alpha_bar(501)) == pytest.approx(0.298888, abs=1e-6)
-    assert float(schedule.cosine().beta[-1]) == pytest.approx(0.999, rel=1e-12)
-    assert float(schedule.linear().zero_terminal_snr().alpha_bar(1000)) == 0
+    assert float(schedules.cosine().beta[-1]) == pytest.approx(0.999, rel=1e-12)
+    assert float(schedules.linear().zero_terminal_snr().alpha_bar(1000)) == 0
 
 
 def test_schedules_by_their_definitions():
     u = torch.arange(1, 101, dtype=F64) / 100
     cosine = (torch.cos((u + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)) ** 2
-    assert torch.allclose(schedule.cosine(100).alpha_bar(torch.arange(1, 100)), cosine[:-1], rtol=1e-9)
+    assert torch.allclose(schedules.cosine(100).alpha_bar(torch.arange(1, 100)), cosine[:-1], rtol=1e-9)
     high, low = 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(3))
     sigmoid = (high - (6 * u - 3).sigmoid()) / (high - low)
-    assert torch.allclose(schedule.sigmoid(100).alpha_bar(torch.arange(1, 101)), sigmoid, atol=2e-9)
+    assert torch.allclose(schedules.sigmoid(100).alpha_bar(torch.arange(1, 101)), sigmoid, atol=2e-9)
     high, low = 1 / (1 + math.exp(-6)), 1 / (1 + math.exp(6))
     sharper = 0.1 + 0.9 * (high - ((6 * u - 3) / 0.5).sigmoid()) / (high - low)
-    found = schedule.sigmoid(100, tau=0.5, floor=0.1).alpha_bar(torch.arange(1, 101))
+    found = schedules.sigmoid(100, tau=0.5, floor=0.1).alpha_bar(torch.arange(1, 101))
     assert torch.allclose(found, sharper, rtol=1e-12)
-    assert {make().T for make in (schedule.sigmoid, schedule.linear_log_snr, schedule.ve, schedule.cosine)} == {1000}
+    assert {make().T for make in (schedules.sigmoid, schedules.linear_log_snr, schedules.ve, schedules.cosine)} == {
+        1000
+    }
     for made, t, sigma in (
-        (schedule.ve(), [1, 1000], [0.01, 50]),
-        (schedule.ve(3, 0.01, 100), [1, 2, 3], [0.01, 1, 100]),
+        (schedules.ve(), [1, 1000], [0.01, 50]),
+        (schedules.ve(3, 0.01, 100), [1, 2, 3], [0.01, 1, 100]),
     ):
         level = made.noise(torch.tensor(t)) / made.signal(torch.tensor(t))
         assert level.tolist() == pytest.approx(sigma, rel=1e-12)
-    levels = schedule.linear_log_snr(100).log_snr(torch.arange(1, 101))
+    levels = schedules.linear_log_snr(100).log_snr(torch.arange(1, 101))
     assert torch.allclose(levels, 13.3 - 18.3 * u, rtol=1e-9)
     root = np.linspace(8.5e-4**0.5, 0.012**0.5, 1000)
-    assert schedule.scaled_linear().beta.numpy() == pytest.approx(root**2, rel=1e-9)
+    assert schedules.scaled_linear().beta.numpy() == pytest.approx(root**2, rel=1e-9)
     # Zero terminal SNR: sqrt(alpha_bar) moved and scaled, the first kept and the last 0.
-    plain, shifted = schedule.linear(100), schedule.linear(100).zero_terminal_snr()
+    plain, shifted = schedules.linear(100), schedules.linear(100).zero_terminal_snr()
     t = torch.arange(1, 101)
     first, last = plain.signal(1), plain.signal(100)
     assert torch.allclose(shifted.signal(t), (plain.signal(t) - last) * first / (first - last), atol=1e-14)
@@ -470,7 +472,7 @@ def test_between_the_entries_of_a_table_the_rate_is_linear(T):
     low, high = 1e-9, 1e-6
     k = torch.arange(T + 1, dtype=F64) * 1000 / T
     exact = -(low * k + (high - low) / 999 * k * (k - 1) / 2)
-    assert torch.allclose(schedule.linear(T, low, high).log_alpha_bar, exact, rtol=1e-5, atol=0)
+    assert torch.allclose(schedules.linear(T, low, high).log_alpha_bar, exact, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("beta", [[], [0.0], [-0.1, 0.2], [1.0, 0.5], [0.5, 1.5], [math.nan]])
@@ -479,11 +481,11 @@ def test_wrong_betas_are_refused(beta):
         from_betas(torch.tensor(beta, dtype=F64))
 
 
-@pytest.mark.parametrize("name", schedule.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_no_schedule_has_no_steps(name):
     message = "at least 2 entries" if "cosine" in name else "T must be at least 1, got 0"
     with pytest.raises(ValueError, match=message):
-        schedule.SCHEDULES[name](0)
+        schedules.SCHEDULES[name](0)
 
 
 def test_a_matrix_is_no_schedule():
@@ -578,32 +580,32 @@ def test_end_bins_are_open():
         assert float(p.sum()) == pytest.approx(1, abs=1e-12)
 
 
-@given(st.sampled_from(sorted(grids.GRIDS)), st.sampled_from(sorted(schedule.SCHEDULES)), st.data())
+@given(st.sampled_from(sorted(grids.GRIDS)), st.sampled_from(sorted(schedules.SCHEDULES)), st.data())
 def test_every_grid_falls_strictly_on_every_schedule(name, kind, data):
     T = data.draw(st.one_of(st.integers(1 if "zero" not in kind else 2, 12), st.sampled_from([100, 1000])))
     steps = data.draw(st.one_of(st.just(1), st.just(T), st.integers(1, T)))
-    grid = grids.GRIDS[name](schedule.SCHEDULES[kind](T), steps)
+    grid = grids.GRIDS[name](schedules.SCHEDULES[kind](T), steps)
     assert len(set(grid[:-1])) == steps
     assert all(t > s for t, s in itertools.pairwise(grid))
     assert grid[-1] == 0
     assert grid[0] <= T
     assert all(type(t) is int for t in grid)
     if steps == T:
-        assert grid == grids.full(schedule.SCHEDULES[kind](T)) == list(range(T, -1, -1))
+        assert grid == grids.full(schedules.SCHEDULES[kind](T)) == list(range(T, -1, -1))
 
 
 @given(st.integers(1, 40), st.integers(1, 25))
 def test_trailing_strides_are_equal_where_they_can_be(steps, stride):
     T = steps * stride
-    assert grids.trailing(schedule.linear(T), steps) == [T - k * stride for k in range(steps)] + [0]
-    assert grids.leading(schedule.linear(T), steps) == [1 + k * stride for k in reversed(range(steps))] + [0]
+    assert grids.trailing(schedules.linear(T), steps) == [T - k * stride for k in range(steps)] + [0]
+    assert grids.leading(schedules.linear(T), steps) == [1 + k * stride for k in reversed(range(steps))] + [0]
 
 
 @given(st.integers(1, 1000), st.data())
 def test_leading_is_whole_strides(T, data):
     """diffusers: the multiples of T // steps, whatever is left over at the noisy end."""
     steps = data.draw(st.integers(1, T))
-    assert [t - 1 for t in grids.leading(schedule.linear(T), steps)[:-1]] == [k * (T // steps) for k in range(steps)][
+    assert [t - 1 for t in grids.leading(schedules.linear(T), steps)[:-1]] == [k * (T // steps) for k in range(steps)][
         ::-1
     ]
 
@@ -611,7 +613,7 @@ def test_leading_is_whole_strides(T, data):
 @pytest.mark.parametrize("kind", ["linear", "linear-zero-snr"])
 def test_noise_level_grids_by_brute_force(kind):
     """Each time is the nearest to its level; with zero terminal SNR the levels span what is finite, the start is T."""
-    noise_schedule, steps = schedule.SCHEDULES[kind](1000), 8
+    noise_schedule, steps = schedules.SCHEDULES[kind](1000), 8
     level = [float(noise_schedule.log_snr(t)) for t in range(1, 1001)]
     high, low = level[0], level[-1] if math.isfinite(level[-1]) else level[-2]
     even = [low + (high - low) * k / (steps - 1) for k in range(steps)]
@@ -624,4 +626,4 @@ def test_noise_level_grids_by_brute_force(kind):
 
 
 def test_quadratic_grid_is_squares():
-    assert grids.quadratic(schedule.linear(100**2), 12) == [k * k for k in range(100, 0, -9)] + [0]
+    assert grids.quadratic(schedules.linear(100**2), 12) == [k * k for k in range(100, 0, -9)] + [0]

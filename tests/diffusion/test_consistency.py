@@ -9,7 +9,7 @@ from torch import nn
 from ancestral.diffusion.denoisers.denoiser import Denoiser, predict
 from ancestral.diffusion.denoisers.targets import TARGETS, V
 from ancestral.diffusion.objectives.consistency import Consistency
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.grids import full, refining, trailing
@@ -18,7 +18,7 @@ from ancestral.networks.unet import UNet
 from ancestral.training import simple
 
 F64 = torch.float64
-SCHEDULE = schedule.cosine(1000)
+SCHEDULE = schedules.cosine(1000)
 MEAN, STD = 0.3, 0.4
 
 
@@ -159,7 +159,7 @@ STEPS = 12
 
 def test_tuning_finds_the_flow_that_the_posterior_mean_has():
     """Begun as E[x0 | x_t], each f_t becomes E[f_s(x_s) | x_t], which for lines is a step of DDIM with that mean."""
-    coarse = schedule.cosine(STEPS)
+    coarse = schedules.cosine(STEPS)
     t = torch.arange(1, STEPS + 1)
     signal, noise = coarse.signal(t), coarse.noise(t)
     gain = signal * STD**2 / (signal**2 * STD**2 + noise**2)  # E[x0 | x_t] = m + gain (x_t - signal m)
@@ -183,6 +183,6 @@ def test_tuning_finds_the_flow_that_the_posterior_mean_has():
 
 
 def test_few_calls_refine_where_little_noise_is_left():
-    cosine = schedule.cosine(1000)
+    cosine = schedules.cosine(1000)
     assert [refining(cosine, calls) for calls in (1, 2, 4)] == [[1000, 0], [1000, 50, 0], [1000, 150, 100, 50, 0]]
     assert all(refining(cosine, calls) == trailing(cosine, calls) for calls in (1, 20, 21, 1000))

@@ -13,7 +13,7 @@ from ancestral.diffusion.objectives.elbo_derivation import (
     noise_variance,
     random_terms_variance,
 )
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
@@ -21,7 +21,7 @@ from ancestral.diffusion.samplers.transitions import Ancestral, beta, fixedsmall
 
 F64 = torch.float64
 MIXTURE = Mixture(
-    schedule.linear(50), torch.tensor([[-0.7, 0.2], [0.6, -0.1]]).double(), torch.full((2,), 0.02).double()
+    schedules.linear(50), torch.tensor([[-0.7, 0.2], [0.6, -0.1]]).double(), torch.full((2,), 0.02).double()
 )
 
 
@@ -37,7 +37,7 @@ def chains_of(count, move=PAPER, model=MIXTURE, seed=0):
 @pytest.mark.parametrize("name", ["linear", "cosine", "linear-zero-snr"])
 @pytest.mark.parametrize("variance", [fixedsmall, beta, optimal])
 def test_lines_before_the_last_are_one_number(name, variance):
-    model = Mixture(schedule.SCHEDULES[name](50), MIXTURE.means, torch.full((2,), 0.02).double())
+    model = Mixture(schedules.SCHEDULES[name](50), MIXTURE.means, torch.full((2,), 0.02).double())
     lines = chains_of(20, Ancestral(variance), model)[0].lines
     for name in list(lines)[:-1]:
         torch.testing.assert_close(lines[name], lines["joint"], rtol=1e-9, atol=1e-8)
@@ -65,7 +65,7 @@ def test_the_variance_of_a_log_ratio():
 
 
 def test_with_the_exact_reverse_process_a_chain_gives_the_log_likelihood_itself():
-    model = gaussian(schedule.linear(200), torch.tensor([0.3, -0.2]).double(), 1.0)
+    model = gaussian(schedules.linear(200), torch.tensor([0.3, -0.2]).double(), 1.0)
     data = model.sample(torch.Generator().manual_seed(2), 8)
     noise = Streams(0, "chains", range(8))
     lines = along_chains(model, data, grids.full(model.schedule), Ancestral(optimal), noise, Normal.log_prob).lines
@@ -110,7 +110,9 @@ def test_random_terms_have_unbiased_counts():
     assert torch.allclose(counted, torch.ones(50).double(), atol=5 * float(weights.max() / many) ** 0.5)
 
 
-@pytest.mark.parametrize("made", [schedule.cosine(1000), schedule.linear(1000), schedule.linear_log_snr(1000, 13, -5)])
+@pytest.mark.parametrize(
+    "made", [schedules.cosine(1000), schedules.linear(1000), schedules.linear_log_snr(1000, 13, -5)]
+)
 def test_strata_cover_every_step_but_the_last_once(made):
     for grid in (grids.full(made), grids.trailing(made, 7), [made.T, 1, 0]):
         steps = len(grid) - 1
@@ -124,7 +126,7 @@ def test_strata_cover_every_step_but_the_last_once(made):
 
 def test_strata_make_the_bound_surer_than_equal_ones():
     """A Gaussian of variance 1, whose terms fall as 1/t: unequal strata must leave much less to the draw."""
-    made = schedule.linear(1000)
+    made = schedules.linear(1000)
     oracle, many, count = gaussian(made, torch.zeros(4, dtype=F64), 1.0), 2, 20
     grid, noise = grids.full(made), Streams(0, "sure", range(2 * many))
     x0 = torch.randn(many, 4, generator=torch.Generator().manual_seed(0), dtype=F64).repeat(2, 1)

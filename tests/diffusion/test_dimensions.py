@@ -20,7 +20,7 @@ from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.losses import OBJECTIVES, Networks
 from ancestral.diffusion.objectives.probability_flow import every_direction, log_density, transport
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
@@ -117,7 +117,7 @@ class Shaped:
 
 def exact(shape, steps=30):
     mean = torch.linspace(-1, 1, math.prod(shape), dtype=F64)
-    return gaussian(schedule.cosine(steps), mean, 0.25)
+    return gaussian(schedules.cosine(steps), mean, 0.25)
 
 
 def data_of(oracle, shape, count):
@@ -145,7 +145,7 @@ def test_samples_have_the_covariance_between_positions(shape):
     size, count = math.prod(shape), 4000
     place = torch.arange(size, dtype=F64)
     covariance = 0.5 * 0.8 ** (place[:, None] - place).abs()
-    oracle = Correlated(schedule.cosine(100), torch.linspace(-1, 1, size, dtype=F64), covariance)
+    oracle = Correlated(schedules.cosine(100), torch.linspace(-1, 1, size, dtype=F64), covariance)
     grid = grids.full(oracle.schedule)
     for transition in (Ancestral(fixedsmall), DDIM()):
         x = sample(Shaped(oracle), shape, count, grid, transition, batch_size=count)
@@ -191,7 +191,7 @@ def test_every_loss_is_that_of_the_flat_data(name, shape):
         def forward(self, x, time):
             return torch.cat([0.5 * x, x.tanh()], 1)
 
-    q = schedule.cosine(30)
+    q = schedules.cosine(30)
     loss = OBJECTIVES[name](Ancestral(fixedsmall), 30, Networks(torch.nn.Identity, Twice))
     x0, eps = torch.randn(2, count, *shape, dtype=F64, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     t = torch.arange(2, 2 + count)
@@ -205,7 +205,7 @@ def test_every_loss_is_that_of_the_flat_data(name, shape):
 
 def test_the_density_of_correlated_data():
     covariance = torch.tensor([[1.0, 0.6], [0.6, 0.5]], dtype=F64)
-    oracle = Correlated(schedule.cosine(10), torch.tensor([0.3, -1.0], dtype=F64), covariance)
+    oracle = Correlated(schedules.cosine(10), torch.tensor([0.3, -1.0], dtype=F64), covariance)
     x = torch.randn(5, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
     for t in (0, 4):
         spread = oracle.schedule.alpha_bar(t) * covariance + oracle.schedule.noise_var(t) * torch.eye(2)
@@ -243,7 +243,7 @@ def test_fitting_finds_the_best_network_and_is_a_function_of_the_seed():
 
 def test_fitting_stops_at_what_is_not_finite():
     with pytest.raises(ArithmeticError, match="at update 0"):
-        list(fit(Denoiser(Scaled(), schedule.linear(5), V), torch.full((4, 1, 4), math.nan), 3))
+        list(fit(Denoiser(Scaled(), schedules.linear(5), V), torch.full((4, 1, 4), math.nan), 3))
 
 
 def example(name):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ancestral.diffusion.denoisers.analytic import Correlated, Mixture, gaussian
 from ancestral.diffusion.editing.edits import Resampled, below, inverted, known_region, mix, slerp
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.loop import from_model, from_model_to_the_end, walk
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
@@ -33,7 +33,7 @@ class Noise:
 
 SHARES = 0.9
 PAIR = Correlated(
-    schedule.cosine(200), torch.zeros(2, dtype=F64), torch.tensor([[0.5, 0.5 * SHARES], [0.5 * SHARES, 0.5]]).double()
+    schedules.cosine(200), torch.zeros(2, dtype=F64), torch.tensor([[0.5, 0.5 * SHARES], [0.5 * SHARES, 0.5]]).double()
 )
 
 
@@ -86,7 +86,7 @@ def test_the_walk_is_the_published_one_with_its_way_up_in_one_step(jump, resampl
 
 def test_a_jump_keeps_the_law_of_the_walk():
     """With exact variances every step keeps q(x_s), and so does the forward process: resampling changes nothing."""
-    oracle = gaussian(schedule.cosine(50), torch.tensor([0.3], dtype=F64), 0.25)
+    oracle = gaussian(schedules.cosine(50), torch.tensor([0.3], dtype=F64), 0.25)
     method = Resampled(Ancestral(optimal), jump=4, resamples=3)
     step, visits = method.begin(oracle.schedule, grids.trailing(oracle.schedule, 17))
     signal, noise_var = oracle.schedule.signal(visits[0]), oracle.schedule.noise_var(visits[0])
@@ -127,7 +127,7 @@ def test_sdedit_from_the_top_is_sampling_and_from_the_bottom_the_image(solver):
 
 def test_sdedit_keeps_the_law_of_the_data():
     """Data noised to any t and taken back by exact steps are data again."""
-    oracle = gaussian(schedule.cosine(100), torch.tensor([0.3], dtype=F64), 0.25)
+    oracle = gaussian(schedules.cosine(100), torch.tensor([0.3], dtype=F64), 0.25)
     x0 = oracle.sample(torch.Generator().manual_seed(0), 4000)
     times = below(oracle.schedule, grids.trailing(oracle.schedule, 25), 60)
     start = oracle.schedule.marginal(x0, 60).sample(Noise(4000, 1).normal([1]))
@@ -137,7 +137,7 @@ def test_sdedit_keeps_the_law_of_the_data():
 
 
 MODES = Mixture(
-    schedule.linear_log_snr(2048, 10, -8),
+    schedules.linear_log_snr(2048, 10, -8),
     torch.tensor([[-0.7, 0.2], [0.6, -0.5]], dtype=F64),
     torch.tensor([0.05, 0.1], dtype=F64),
 )
@@ -154,9 +154,9 @@ def test_inversion_comes_back_at_order_one():
     assert orders[-1] == pytest.approx(1, abs=0.2), (errors, orders)
 
 
-@pytest.mark.parametrize("name", schedule.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_inversion_is_finite_for_every_schedule_and_near_a_normal_latent(name):
-    oracle = gaussian(schedule.SCHEDULES[name](200), torch.tensor([0.3, -0.2], dtype=F64), 0.25)
+    oracle = gaussian(schedules.SCHEDULES[name](200), torch.tensor([0.3, -0.2], dtype=F64), 0.25)
     x0 = oracle.sample(torch.Generator().manual_seed(0), 500)
     z = inverted(oracle, x0, grids.full(oracle.schedule))
     assert torch.isfinite(z).all()

@@ -14,7 +14,7 @@ from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, score
 from ancestral.diffusion.denoisers.energy import EnergyNetwork, Learned
 from ancestral.diffusion.denoisers.targets import EPS, TARGETS, X0, V
 from ancestral.diffusion.objectives.losses import Weighted
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.langevin import Corrected, langevin
 from ancestral.diffusion.samplers.loop import Move, from_model, walk
@@ -25,7 +25,7 @@ from ancestral.networks.unet import UNet
 from oracles import score_of
 
 F64 = torch.float64
-Q = schedule.cosine(50)
+Q = schedules.cosine(50)
 LINE = torch.linspace(-9, 9, 6001, dtype=F64)[:, None]
 
 
@@ -50,7 +50,7 @@ class Ideal(nn.Module):
         self.target, self.variance, self.unused = target, variance, nn.Parameter(torch.zeros((), dtype=F64))
 
     def forward(self, x, time):
-        q, t = schedule.cosine(1000), time.round().long()
+        q, t = schedules.cosine(1000), time.round().long()
         a, b = self.target.coefficients(q, t)
         total = q.alpha_bar(t) * self.variance + q.noise_var(t)
         slope = (a * q.signal(t) * self.variance + b * q.noise(t)) / total
@@ -59,7 +59,7 @@ class Ideal(nn.Module):
 
 @pytest.mark.parametrize("target", [EPS, X0, V], ids=lambda target: target.name)
 def test_the_density_of_an_ideal_energy_network_is_the_marginal(target):
-    q = schedule.cosine(1000)
+    q = schedules.cosine(1000)
     model = Learned(Denoiser(EnergyNetwork(Ideal(target, 0.25)), q, target))
     exact = gaussian(q, torch.zeros(4, dtype=F64), 0.25)
     x = torch.randn(6, 1, 2, 2, generator=torch.Generator().manual_seed(0), dtype=F64)
@@ -188,7 +188,7 @@ def test_a_mixture_of_mixtures_is_one_at_every_level():
 
 def test_independent_attributes_multiply_exactly():
     """q(x | A) q(x | B) / q(x) = q(x | A, B) where A and B are of different coordinates; at zero terminal SNR too."""
-    q = schedule.cosine(50).zero_terminal_snr()
+    q = schedules.cosine(50).zero_terminal_snr()
     corners, spread = double([-1, -1], [-1, 1], [1, -1], [1, 1]), double(*[0.1] * 4)
     everything = Mixture(q, corners, spread)
     right, upper = Mixture(q, corners[2:], spread[2:]), Mixture(q, corners[1::2], spread[1::2])
@@ -203,7 +203,7 @@ def test_independent_attributes_multiply_exactly():
 
 def test_what_cannot_be_composed_is_refused():
     with pytest.raises(ValueError, match="part 1 has another forward process"):
-        Product([LEFT, gaussian(schedule.linear(50), double(0.0), 1.0)])
+        Product([LEFT, gaussian(schedules.linear(50), double(0.0), 1.0)])
     with pytest.raises(ValueError, match="one weight a part"):
         Product([LEFT, RIGHT], [1.0])
     with pytest.raises(ValueError, match="positive weights"):

@@ -25,7 +25,7 @@ from ancestral.diffusion.objectives.probability_flow import (
     transport,
 )
 from ancestral.diffusion.objectives.statistics import mean_and_error
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import HALF_BIN, Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
@@ -33,7 +33,7 @@ from conftest import TINY, run_command
 
 F64 = torch.float64
 SHARP = Adaptive("DOP853", 1e-10, 1e-10)
-ENDS_IN_NOISE = schedule.cosine(50).zero_terminal_snr()  # q(x_T) is N(0, I) itself
+ENDS_IN_NOISE = schedules.cosine(50).zero_terminal_snr()  # q(x_T) is N(0, I) itself
 
 
 def mixture(noise_schedule=ENDS_IN_NOISE):
@@ -46,9 +46,9 @@ def drawn(oracle, count, t=1):
     return oracle.schedule.marginal(x0, t).sample(Streams(0, "x", range(count)).normal([x0.shape[1]]))
 
 
-@pytest.mark.parametrize("name", schedule.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_times_in_between_are_those_of_the_table_at_integers_and_fall_between_them(name):
-    noise_schedule = schedule.SCHEDULES[name](50)
+    noise_schedule = schedules.SCHEDULES[name](50)
     t = torch.arange(51)
     assert torch.allclose(noise_schedule.log_alpha_bar_at(t.double()), noise_schedule.log_alpha_bar, rtol=1e-9)
     fine = noise_schedule.log_alpha_bar_at(torch.linspace(0, 50, 501, dtype=F64))
@@ -62,10 +62,10 @@ def test_times_in_between_are_those_of_the_table_at_integers_and_fall_between_th
     assert torch.allclose(noise_schedule.noise(u), angle.sin(), atol=1e-12)
 
 
-@pytest.mark.parametrize("name", schedule.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_the_flow_of_a_gaussian_is_a_change_of_scale(name):
     """x_t - signal_t mean moves with the standard deviation of x_t, up and down."""
-    noise_schedule, mean = schedule.SCHEDULES[name](50), torch.tensor([0.3, -0.4], dtype=F64)
+    noise_schedule, mean = schedules.SCHEDULES[name](50), torch.tensor([0.3, -0.4], dtype=F64)
     oracle = gaussian(noise_schedule, mean, 0.25)
 
     def standard(x, t):
@@ -80,7 +80,7 @@ def test_the_flow_of_a_gaussian_is_a_change_of_scale(name):
 
 @pytest.mark.parametrize(("method", "order", "steps"), [("RK23", 3, 64), ("RK45", 5, 16), ("DOP853", 8, 8)])
 def test_orders_of_convergence(method, order, steps):
-    oracle = mixture(schedule.linear_log_snr(50, 3, -6))
+    oracle = mixture(schedules.linear_log_snr(50, 3, -6))
     x_1, ends = drawn(oracle, 8), oracle.schedule.angle(torch.tensor([1, 50]))
     truth, errors = transport(oracle, x_1, 1, 50, Adaptive("DOP853", 1e-12, 1e-12)).x, []
     for count in (steps, 2 * steps):
@@ -110,7 +110,7 @@ def test_the_latents_of_the_data_are_standard_normal():
 @pytest.mark.parametrize("t", [1, 17])
 @pytest.mark.parametrize("name", ["linear-zero-snr", "cosine-zero-snr"])
 def test_the_density_is_that_of_the_marginal(name, t):
-    noise_schedule = schedule.SCHEDULES[name](50)
+    noise_schedule = schedules.SCHEDULES[name](50)
     for oracle in (mixture(noise_schedule), gaussian(noise_schedule, torch.tensor([0.3, -0.4], dtype=F64), 0.25)):
         x_t = drawn(oracle, 16, t)
         found = log_density(oracle, x_t, t, every_direction(x_t), SHARP)
@@ -122,7 +122,7 @@ def test_the_density_is_that_of_the_marginal(name, t):
 
 def test_a_chain_that_does_not_end_in_noise_is_measured_from_the_prior_that_it_is_sampled_with():
     """A Gaussian's own flow, begun from N(0, I) instead of q(x_T): a Gaussian with another variance."""
-    oracle = gaussian(schedule.linear_log_snr(50, 6, -1), torch.zeros(2, dtype=F64), 0.25)
+    oracle = gaussian(schedules.linear_log_snr(50, 6, -1), torch.zeros(2, dtype=F64), 0.25)
     q = oracle.schedule
     first, last = (q.alpha_bar(t) * 0.25 + q.noise_var(t) for t in (1, 50))
     x_1 = drawn(oracle, 8)
@@ -188,7 +188,7 @@ def every_byte(predictor, lift, copies):
 
 
 def test_the_bytes_of_a_wrong_network_add_up_to_one():
-    predictor = Denoiser(Wrong(), schedule.linear(40), V)
+    predictor = Denoiser(Wrong(), schedules.linear(40), V)
     p, error, nats = every_byte(predictor, Noised(), 40)
     assert float(p.sum()) == pytest.approx(1, abs=5 * float(error.square().sum().sqrt()))
     assert float(error.square().sum().sqrt()) < 0.02
@@ -213,7 +213,7 @@ def test_uniform_bins_hold_the_density():
 
 def test_the_flow_is_no_worse_than_the_chain_that_it_replaces():
     """On exact data both are bounds of one NLL; the chain's has the gap of its Gaussian steps on top."""
-    oracle = mixture(schedule.cosine(12).zero_terminal_snr())
+    oracle = mixture(schedules.cosine(12).zero_terminal_snr())
     x0 = oracle.sample(torch.Generator().manual_seed(0), 3200)
     chain = along_chains(
         oracle, x0, list(range(12, -1, -1)), Ancestral(optimal), Streams(0, "chain", range(3200)), Normal.log_prob
@@ -238,7 +238,7 @@ def test_a_clipped_and_a_calibrated_network_have_a_flow():
         def forward(self, x, time):
             return self.conv(x)
 
-    denoiser = Denoiser(Net(), schedule.cosine(20), V, clip_static).requires_grad_(requires_grad=False)
+    denoiser = Denoiser(Net(), schedules.cosine(20), V, clip_static).requires_grad_(requires_grad=False)
     predictor = Calibrated(denoiser, torch.full((21, 13), 0.01, dtype=F64))
     x0 = torch.randint(0, 256, (3, 1, 4, 4), generator=torch.Generator().manual_seed(0)).double() / 127.5 - 1
     for make in LIFTS.values():

@@ -15,7 +15,7 @@ from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
 from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Prediction, clip_static, predict, score
 from ancestral.diffusion.denoisers.guidance import ClassifierGuided, Guided, beside, conditional
 from ancestral.diffusion.denoisers.targets import TARGETS
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.sample import finish, trajectory
@@ -67,7 +67,7 @@ def points(count=6, seed=0):
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("t", [1, 40, 100])
 def test_the_guided_score_is_the_line_through_both(scale, t):
-    q, x = schedule.linear(100), points()
+    q, x = schedules.linear(100), points()
     strong, weak = of_class(q, 0), everything(q)
     guided = Guided(beside(strong, weak), weak, scale)(x, t)
     line = (1 - scale) * score(weak(x, t), q, t) + scale * score(strong(x, t), q, t)
@@ -76,7 +76,7 @@ def test_the_guided_score_is_the_line_through_both(scale, t):
 
 
 def test_scale_one_is_the_conditional_to_the_bit_and_zero_the_unconditional():
-    q, x, t = schedule.cosine(100), points(), torch.tensor([1, 7, 30, 60, 99, 100])
+    q, x, t = schedules.cosine(100), points(), torch.tensor([1, 7, 30, 60, 99, 100])
     strong, weak = of_class(q, 1), everything(q)
     for rescale in (0.0, 0.3, 0.7, 1.0):
         one = Guided(beside(strong, weak), weak, 1.0, rescale)(x, t)
@@ -91,7 +91,7 @@ def test_scale_one_is_the_conditional_to_the_bit_and_zero_the_unconditional():
 )
 def test_a_guided_walk_between_gaussians_is_the_walk_of_the_gaussian_beyond(transition):
     """p1^w p0^(1-w) of two Gaussians of one variance has the mean w m1 + (1 - w) m0, at every t."""
-    q, scale = schedule.cosine(60), 2.5
+    q, scale = schedules.cosine(60), 2.5
     m0, m1 = torch.tensor([0.1, -0.2], dtype=F64), torch.tensor([0.4, 0.3], dtype=F64)
     weak, strong = gaussian(q, m0, 0.2), gaussian(q, m1, 0.2)
     beyond = gaussian(q, scale * m1 + (1 - scale) * m0, 0.2)
@@ -124,7 +124,7 @@ class Exact(torch.nn.Module):
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
 def test_every_target_is_guided_alike(name, kind):
-    q, t = schedule.SCHEDULES[kind](50), torch.tensor([2, 9, 17, 25, 33, 45])
+    q, t = schedules.SCHEDULES[kind](50), torch.tensor([2, 9, 17, 25, 33, 45])
     x, labels = points(), torch.tensor([0, 1, 0, 1, 1, 0])
     denoiser = Denoiser(Exact(q, TARGETS[name]), q, TARGETS[name], clip_static)
     for scale in SCALES:
@@ -136,7 +136,7 @@ def test_every_target_is_guided_alike(name, kind):
 
 
 def test_outside_its_interval_guidance_is_the_conditional_to_the_bit():
-    q, x = schedule.linear(100), points()
+    q, x = schedules.linear(100), points()
     strong, weak = of_class(q, 0), everything(q)
     low, high = float(q.log_snr(70)), float(q.log_snr(30))
     guided = Guided(beside(strong, weak), weak, 3.0, 0.7, (low, high))
@@ -153,7 +153,7 @@ def test_outside_its_interval_guidance_is_the_conditional_to_the_bit():
 @pytest.mark.parametrize("phi", [0.0, 0.25, 0.7, 1.0])
 def test_rescaling_mixes_the_standard_deviations(phi):
     """std of phi rescaled + (1 - phi) guided = phi std of the conditional + (1 - phi) std of the guided, an image."""
-    q, x = schedule.linear(100), 2 * points()
+    q, x = schedules.linear(100), 2 * points()
     strong, weak = of_class(q, 0), everything(q)
     plain = Guided(beside(strong, weak), weak, 4.0)(x, 60).x0
     scaled = Guided(beside(strong, weak), weak, 4.0, phi)(x, 60).x0
@@ -164,7 +164,7 @@ def test_rescaling_mixes_the_standard_deviations(phi):
 
 
 def test_an_image_without_contrast_is_left_alone():
-    q = schedule.linear(100)
+    q = schedules.linear(100)
     flat = gaussian(q, torch.tensor([0.3], dtype=F64), 0.1)
     guided = Guided(beside(flat, gaussian(q, torch.tensor([0.0], dtype=F64), 0.1)), flat, 2.0, 0.7)
     assert guided(torch.zeros(2, 1, dtype=F64), 50).x0.isfinite().all()
@@ -172,7 +172,7 @@ def test_an_image_without_contrast_is_left_alone():
 
 def test_what_is_guided_is_unclipped_and_the_result_is_clipped():
     """x0 of 2 and 1 at scale 0.5 is 1.5, clipped to 1, also where clipping both first would give 1 at every scale."""
-    q, x = schedule.linear(100), torch.zeros(1, 2, 1, 1, dtype=F64)
+    q, x = schedules.linear(100), torch.zeros(1, 2, 1, 1, dtype=F64)
     said = {"strong": torch.tensor([1.6, -0.9]), "weak": torch.tensor([3.0, -1.5])}
 
     class Says(torch.nn.Module):
@@ -194,7 +194,7 @@ def test_what_is_guided_is_unclipped_and_the_result_is_clipped():
 @pytest.mark.parametrize("kind", ["linear", "cosine", "linear-zero-snr"])
 @pytest.mark.parametrize("label", [0, 1])
 def test_the_exact_classifier_makes_the_exact_conditional(kind, label):
-    q, x = schedule.SCHEDULES[kind](100), points()
+    q, x = schedules.SCHEDULES[kind](100), points()
     labels = torch.full((6,), label)
     guided = ClassifierGuided(everything(q), class_log_prob(q), labels)
     t = torch.tensor([1, 5, 30, 60, 90, 99])
@@ -208,7 +208,7 @@ def test_the_exact_classifier_makes_the_exact_conditional(kind, label):
 
 
 def test_classifier_guidance_draws_one_class_and_works_in_inference_mode():
-    q = schedule.cosine(40)
+    q = schedules.cosine(40)
     guided = ClassifierGuided(everything(q), class_log_prob(q), torch.ones(200, dtype=torch.long))
     with torch.inference_mode():
         x0 = finish(trajectory(guided, points(200), grids.full(q), DDIM(), seed=0))
@@ -245,7 +245,7 @@ def test_dropped_conditions_say_nothing_and_the_others_are_untouched():
 
 
 def test_a_guided_image_does_not_depend_on_its_batch():
-    denoiser = Denoiser(conditional_network(), schedule.cosine(100), TARGETS["v"], clip_static)
+    denoiser = Denoiser(conditional_network(), schedules.cosine(100), TARGETS["v"], clip_static)
     x, t, labels = torch.randn(4, 1, 4, 4, dtype=F64), torch.tensor([3, 40, 80, 100]), torch.tensor([0, 1, 2, 1])
 
     def guided(part, scale=3.0):
@@ -261,7 +261,7 @@ def test_a_guided_image_does_not_depend_on_its_batch():
 
 
 def test_what_is_known_of_the_variance_stays_the_conditionals():
-    q, x = schedule.linear(100), points()
+    q, x = schedules.linear(100), points()
     mix = torch.full((6, 2), 0.3, dtype=F64)
 
     def with_mix(x_t, t):

@@ -20,7 +20,7 @@ from ancestral.diffusion.editing.inverse_problems import (
     from_spectrum,
 )
 from ancestral.diffusion.editing.operators import Known, Separable, box_means, gaussian_blur, grey
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.loop import from_model, walk
 from ancestral.diffusion.samplers.sample import finish
@@ -148,12 +148,12 @@ def seen(rows, y_var=Y_VAR):
     return Measurement(A, Y.expand(rows, -1), y_var)
 
 
-ROUND = gaussian(schedule.cosine(1000), MEAN, 0.5)
-LONG = Correlated(schedule.cosine(1000), MEAN, COVARIANCE)
+ROUND = gaussian(schedules.cosine(1000), MEAN, 0.5)
+LONG = Correlated(schedules.cosine(1000), MEAN, COVARIANCE)
 EXACT = [
     (partial(Ddnm, spread=known_spread), ROUND, 0.5 * torch.eye(3, dtype=F64)),
     (partial(PiGdm, spread=known_spread), ROUND, 0.5 * torch.eye(3, dtype=F64)),
-    (PiGdm, gaussian(schedule.cosine(1000), MEAN, 1.0), torch.eye(3, dtype=F64)),
+    (PiGdm, gaussian(schedules.cosine(1000), MEAN, 1.0), torch.eye(3, dtype=F64)),
     (lambda predictor, y: Mmps(predictor, y, iterations=2), LONG, COVARIANCE),
 ]
 IDS = ["ddnm", "pigdm", "pigdm-unit", "mmps"]
@@ -228,7 +228,7 @@ def test_dps_goes_to_the_measurement_and_is_not_the_posterior():
 
 def test_ddrm_keeps_what_was_measured_without_noise():
     count = 50
-    oracle = gaussian(schedule.cosine(200), MEAN, 0.5)
+    oracle = gaussian(schedules.cosine(200), MEAN, 0.5)
     exactly = seen(count, 0.0)
     draw = from_spectrum(exactly, oracle, Noise(count))
     x0 = finish(walk(oracle, drawn(count, 3), grids.trailing(oracle.schedule, 20), DDIM(), draw))
@@ -248,7 +248,7 @@ def test_ddrm_that_saw_nothing_is_ddim():
 @pytest.mark.parametrize("name", sorted(set(METHODS) - {"dps"}))
 @pytest.mark.parametrize("kind", ["cosine", "linear-zero-snr"])
 def test_every_method_comes_nearer_to_the_truth_than_sampling(name, kind):
-    oracle = Correlated(schedule.SCHEDULES[kind](300), MEAN, COVARIANCE)
+    oracle = Correlated(schedules.SCHEDULES[kind](300), MEAN, COVARIANCE)
     truth = MEAN + drawn(400, 3) @ torch.linalg.cholesky(COVARIANCE).mT
     y = A(truth) + Y_VAR**0.5 * drawn(400, 2, seed=1)
     start, grid = drawn(400, 3, seed=2), grids.trailing(oracle.schedule, 100)

@@ -7,7 +7,7 @@ import torch
 
 from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
 from ancestral.diffusion.denoisers.denoiser import score
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.langevin import Corrected, Langevin, langevin
@@ -35,7 +35,7 @@ def stationary(oracle, t, share):
 @pytest.mark.parametrize("t", [1, 20, 50])
 def test_the_bias_of_a_step_on_a_gaussian(t):
     """x + h score + sqrt(2h) z on N(m, s^2) settles at N(m, s^2 / (1 - h / (2 s^2))): off by h / 2, of order one."""
-    oracle = gaussian(schedule.cosine(50), torch.tensor([0.3], dtype=F64), 0.25)
+    oracle = gaussian(schedules.cosine(50), torch.tensor([0.3], dtype=F64), 0.25)
     q = oracle.schedule
     true = float(q.alpha_bar(t) * 0.25 + q.noise_var(t))
     biases = []
@@ -50,7 +50,7 @@ def test_the_bias_of_a_step_on_a_gaussian(t):
 
 
 def test_the_drawn_variance_is_the_stationary_one():
-    oracle, count, t, share = gaussian(schedule.cosine(50), torch.zeros(4, dtype=F64), 0.25), 1000, 30, 0.5
+    oracle, count, t, share = gaussian(schedules.cosine(50), torch.zeros(4, dtype=F64), 0.25), 1000, 30, 0.5
     x, noise = latents([4], 0, range(count)), Streams(0, "reverse", range(count))
     for _ in range(40):
         x = langevin(oracle.schedule, x, oracle(x, t), t, share).sample(noise.normal([4]))
@@ -60,7 +60,7 @@ def test_the_drawn_variance_is_the_stationary_one():
     assert abs(true - exact) > 6 * exact * (2 / x.numel()) ** 0.5  # so that the bias is seen
 
 
-VE = schedule.ve(12, 0.05, 20.0)
+VE = schedules.ve(12, 0.05, 20.0)
 
 
 def test_the_ve_chain_is_geometric_in_sigma():
@@ -130,7 +130,7 @@ def test_predictor_corrector_is_the_published_one_in_its_own_coordinates():
     ("method", "steps"), [(Langevin(8, 0.1), 60), (Corrected(steps=2, snr=0.2), 30)], ids=["langevin", "pc"]
 )
 def test_moments_of_what_is_drawn(method, steps):
-    noise_schedule = schedule.ve(200, 0.01, 20.0)
+    noise_schedule = schedules.ve(200, 0.01, 20.0)
     oracle, count = mixture(noise_schedule), 2000
     grid = grids.log_snr(noise_schedule, steps)
     drawn = finish(trajectory(oracle, latents([2], 0, range(count)), grid, method))
@@ -152,7 +152,7 @@ def far(drawn, true):
 @pytest.mark.parametrize("predictor", [DDIM(1.0), DDIM(0.0)], ids=str)
 def test_correcting_helps_the_same_few_predictor_steps(predictor):
     """At a lower level, where the data have a width of their own; each step is then two network calls."""
-    noise_schedule, count, end = schedule.cosine(200), 2000, 10
+    noise_schedule, count, end = schedules.cosine(200), 2000, 10
     means, variances = torch.tensor([[-0.8], [0.6]], dtype=F64), torch.tensor([0.01, 0.04], dtype=F64)
     oracle = Mixture(noise_schedule, means, variances, torch.tensor([0.3, 0.7], dtype=F64))
     x0, noise = oracle.sample(torch.Generator().manual_seed(0), 20_000), Streams(0, "true", range(20_000))

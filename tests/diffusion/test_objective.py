@@ -26,7 +26,7 @@ from ancestral.diffusion.objectives.losses import (
     unweighted,
 )
 from ancestral.diffusion.objectives.time_sampling import UNIFORMS, LogNormal, LossImportance, TimeSampler
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
@@ -34,7 +34,7 @@ from ancestral.diffusion.samplers.transitions import Ancestral, fixedsmall, lear
 from oracles import dataset
 
 F64 = torch.float64
-SCHEDULE = schedule.linear(20)
+SCHEDULE = schedules.linear(20)
 
 
 class Affine(nn.Module):
@@ -240,7 +240,7 @@ def test_indices_cover_the_grid_evenly():
 
 def test_log_normal_draws_the_noise_levels_of_its_name():
     # Karras et al. 2022, Table 1: ln sigma ~ N(-1.2, 1.2^2), as far as the grid is fine.
-    noise_schedule = schedule.cosine(1000)
+    noise_schedule = schedules.cosine(1000)
     sampler = LogNormal(grids.full(noise_schedule), noise_schedule)
     index, weight = sampler.draw(torch.arange(0.5, 20_000, dtype=F64) / 20_000)
     log_sigma = -noise_schedule.log_snr(sampler.t[index]) / 2
@@ -254,7 +254,7 @@ def test_log_normal_draws_the_noise_levels_of_its_name():
 
 
 def test_loss_importance_follows_the_losses_and_stays_unbiased():
-    sampler = LossImportance(grids.full(schedule.linear(4)))
+    sampler = LossImportance(grids.full(schedules.linear(4)))
     true = torch.tensor([1.0, 2.0, 3.0, 10.0], dtype=F64)
     for _ in range(9):
         sampler.update(torch.arange(4), true)
@@ -264,7 +264,7 @@ def test_loss_importance_follows_the_losses_and_stays_unbiased():
     index, weight = sampler.draw(torch.linspace(0, 1 - 1e-9, 100_000, dtype=F64))
     assert torch.allclose(index.bincount().double() / 100_000, sampler.probabilities(), atol=1e-4)
     assert float((true[index] * weight).mean()) == pytest.approx(4.0, rel=1e-3)
-    copy = LossImportance(grids.full(schedule.linear(4)))
+    copy = LossImportance(grids.full(schedules.linear(4)))
     copy.load_state(sampler.state())
     copy.update(torch.tensor([0]), torch.tensor([50.0]))
     assert copy.probabilities()[0] > sampler.probabilities()[0]
@@ -328,7 +328,7 @@ def test_p2_for_the_other_targets():
 @given(st.lists(st.floats(1e-4, 0.6), min_size=3, max_size=10), st.data())
 def test_kl_term_on_any_stretch_of_any_schedule(beta, data):
     """(SNR_s - SNR_t)/2 times the squared error of x0, the SNRs from the betas by hand."""
-    made = schedule.from_betas(torch.tensor(beta, dtype=F64))
+    made = schedules.from_betas(torch.tensor(beta, dtype=F64))
     t = data.draw(st.integers(2, len(beta)))
     s = data.draw(st.integers(1, t - 1))
     ab = (1 - torch.tensor(beta, dtype=F64)).cumprod(0)
@@ -435,7 +435,7 @@ def test_numbers_do_not_depend_on_how_batches_are_cut(name, sizes):
 
 
 def learned_sampler(steps=6, rounds=10, seed=0):
-    sampler = LossImportance(grids.full(schedule.linear(steps)))
+    sampler = LossImportance(grids.full(schedules.linear(steps)))
     losses = torch.rand(rounds, steps, dtype=F64, generator=torch.Generator().manual_seed(seed)) ** 2
     for row in losses:
         sampler.update(torch.arange(steps), row)
@@ -499,7 +499,7 @@ def test_importance_draws_a_time_from_its_share_on_and_needs_a_loss_for_each():
 
 def test_importance_goes_on_from_its_state():
     sampler, _ = learned_sampler(rounds=13)
-    copy = LossImportance(grids.full(schedule.linear(6)))
+    copy = LossImportance(grids.full(schedules.linear(6)))
     copy.load_state({name: value.clone() for name, value in sampler.state().items()})
     index, loss = torch.tensor([0, 0, 4]), torch.tensor([3.0, 1.0, 2.0])
     sampler.update(index, loss)
@@ -507,7 +507,7 @@ def test_importance_goes_on_from_its_state():
     assert torch.equal(sampler.probabilities(), copy.probabilities())
     u = UNIFORMS["uniform"](0, range(100))
     assert all(torch.equal(a, b) for a, b in zip(sampler.draw(u), copy.draw(u), strict=True))
-    loaded, held = LossImportance(grids.full(schedule.linear(6))), sampler.state()
+    loaded, held = LossImportance(grids.full(schedules.linear(6))), sampler.state()
     loaded.load_state(held)
     loaded.update(index, loss * 9)
     assert not torch.equal(loaded.probabilities(), sampler.probabilities())  # a copy, not the same memory

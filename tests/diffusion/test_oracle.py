@@ -17,7 +17,7 @@ from ancestral.diffusion.objectives.calibration import LEAST_ERROR, calibrate
 from ancestral.diffusion.objectives.elbo import elbo, random_terms, strata
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.statistics import largest_share, mean_and_error
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
@@ -30,7 +30,7 @@ F64 = torch.float64
 
 
 def normal_data(T, variance=0.25, mean=(0.3, -0.4)):
-    return gaussian(schedule.cosine(T), torch.tensor(mean, dtype=F64), variance)
+    return gaussian(schedules.cosine(T), torch.tensor(mean, dtype=F64), variance)
 
 
 def reverse_moments(oracle, grid, transition, mean, variance):
@@ -54,13 +54,13 @@ GRIDS = [list(range(50, -1, -1)), [50, 33, 20, 11, 4, 1, 0], [50, 0]]
 
 @pytest.mark.parametrize("grid", GRIDS, ids=len)
 def test_exact_variance_reproduces_the_data_on_any_grid(grid):
-    oracle = gaussian(schedule.cosine(50), torch.tensor([0.3], dtype=F64), 0.25)
+    oracle = gaussian(schedules.cosine(50), torch.tensor([0.3], dtype=F64), 0.25)
     assert reverse_moments(oracle, grid, Ancestral(optimal), 0.3, 0.25) == pytest.approx((0.3, 0.25), abs=1e-12)
 
 
 @pytest.mark.parametrize("T", [1, 2, 20, 1000])
 def test_large_variance_is_exact_for_standard_normal_data_and_small_for_one_point(T):
-    unit = gaussian(schedule.linear(T), torch.zeros(1, dtype=F64), 1.0)
+    unit = gaussian(schedules.linear(T), torch.zeros(1, dtype=F64), 1.0)
     grid = grids.full(unit.schedule)
     assert reverse_moments(unit, grid, Ancestral(beta), 0.0, 1.0) == pytest.approx((0.0, 1.0), abs=1e-9)
     point = dataset(unit.schedule, torch.tensor([[0.7]], dtype=F64))
@@ -73,7 +73,7 @@ def test_large_variance_is_exact_for_standard_normal_data_and_small_for_one_poin
 @pytest.mark.parametrize("grid", GRIDS, ids=len)
 @pytest.mark.parametrize("name", ["linear", "cosine", "sigmoid", "linear-log-snr"])
 def test_bound_equals_true_nll_with_the_exact_reverse_variance(grid, name):
-    oracle = gaussian(schedule.SCHEDULES[name](50), torch.tensor([0.3, -0.4], dtype=F64), 0.25)
+    oracle = gaussian(schedules.SCHEDULES[name](50), torch.tensor([0.3, -0.4], dtype=F64), 0.25)
     x0 = oracle.sample(torch.Generator().manual_seed(0), 64)
     streams = Streams(0, "test", range(64))
     # For Gaussian data the naive form is the NLL for every single chain, up to the gap of p(x_T) = N(0, I):
@@ -87,7 +87,7 @@ def test_bound_equals_true_nll_with_the_exact_reverse_variance(grid, name):
 @given(st.data())
 def test_bound_equals_true_nll_at_any_length_and_on_any_grid(data):
     T = data.draw(st.integers(1, 1200))
-    oracle = gaussian(schedule.linear(T), torch.tensor([0.3, -0.4], dtype=F64), data.draw(st.floats(0.01, 2)))
+    oracle = gaussian(schedules.linear(T), torch.tensor([0.3, -0.4], dtype=F64), data.draw(st.floats(0.01, 2)))
     inner = data.draw(st.sets(st.integers(1, T), min_size=1, max_size=8))
     grid = grids.explicit(oracle.schedule, [*sorted(inner, reverse=True), 0])
     x0 = oracle.sample(torch.Generator().manual_seed(0), 8)
@@ -116,7 +116,7 @@ def expected_bound(oracle, grid, transition, mean, variance):
 
 @pytest.mark.parametrize("grid", GRIDS, ids=len)
 def test_kl_form_has_the_same_expectation(grid):
-    oracle = gaussian(schedule.cosine(50), torch.tensor([0.3], dtype=F64), 0.25)
+    oracle = gaussian(schedules.cosine(50), torch.tensor([0.3], dtype=F64), 0.25)
     total, prior = expected_bound(oracle, grid, Ancestral(optimal), 0.3, 0.25)
     entropy = 0.5 * math.log(2 * math.pi * math.e * 0.25)
     # What is left over is KL(q(x_T) || N(0, I)) of the aggregate, while L_T is the mean KL of each image.
@@ -131,7 +131,7 @@ def test_kl_form_has_the_same_expectation(grid):
 def test_gap_of_the_fixed_variances_is_what_theory_says(T):
     """KL of two zero-mean-difference Gaussians, summed over the steps: known from variances alone."""
     variance = 0.25
-    oracle = gaussian(schedule.linear(T), torch.zeros(1, dtype=F64), variance)
+    oracle = gaussian(schedules.linear(T), torch.zeros(1, dtype=F64), variance)
     grid = grids.full(oracle.schedule)
     exact, _ = expected_bound(oracle, grid, Ancestral(optimal), 0.0, variance)
     for fixed in (beta, fixedsmall):
@@ -153,7 +153,7 @@ def test_sampled_moments_of_a_mixture():
     """Ancestral sampling of a bimodal density with the exact variance at many steps: mean, variance, mode shares."""
     means = torch.tensor([[-0.8], [0.6]], dtype=F64)
     oracle = Mixture(
-        schedule.cosine(200),
+        schedules.cosine(200),
         means,
         torch.tensor([0.01, 0.04], dtype=F64),
         torch.tensor([0.3, 0.7], dtype=F64),
@@ -175,7 +175,7 @@ def test_sampled_moments_of_a_mixture():
 
 def test_samples_of_a_finite_set_are_its_points():
     points = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [0.5, 0.5]], dtype=F64)
-    oracle = dataset(schedule.cosine(200), points)
+    oracle = dataset(schedules.cosine(200), points)
     start = latents([2], 1, range(300))
     noise = Streams(1, "reverse", range(300))
     x0 = finish(walk(oracle, start, grids.full(oracle.schedule), Ancestral(fixedsmall), from_model(noise)))
@@ -186,7 +186,7 @@ def test_samples_of_a_finite_set_are_its_points():
 
 def test_ddim_converges_to_the_probability_flow_at_order_one():
     """For N(0, v) data the flow maps x_T to x_T sqrt(v / (alpha_bar_T v + 1 - alpha_bar_T)) exactly."""
-    noise_schedule = schedule.linear_log_snr(4096, 8, -8)
+    noise_schedule = schedules.linear_log_snr(4096, 8, -8)
     oracle = gaussian(noise_schedule, torch.zeros(1, dtype=F64), 0.25)
     end = noise_schedule.alpha_bar(4096) * 0.25 + noise_schedule.noise_var(4096)
     x = torch.ones(1, 1, dtype=F64)
@@ -218,7 +218,7 @@ def test_subset_of_terms_is_unbiased_and_its_error_bar_is_honest():
 @pytest.mark.parametrize("name", ["linear", "cosine"])
 def test_every_step_counts_exactly_once_in_expectation(name, steps, count):
     """The expectation over the drawn places as a finite sum: uniform numbers on a lattice that each stratum divides."""
-    noise_schedule = schedule.SCHEDULES[name](50)
+    noise_schedule = schedules.SCHEDULES[name](50)
     grid = grids.trailing(noise_schedule, steps)
     _, widths = strata(noise_schedule, grid, count)
     images = math.lcm(*widths.tolist())
@@ -243,7 +243,7 @@ def test_every_step_counts_exactly_once_in_expectation(name, steps, count):
 def test_kl_form_has_less_variance_than_monte_carlo():
     """Reduced variance (the paper's section 3 and appendix A), on data that no Gaussian reverse step fits."""
     means, variances = torch.tensor([[-0.7], [0.7]], dtype=F64), torch.full((2,), 0.01, dtype=F64)
-    oracle = Mixture(schedule.linear(100), means, variances)
+    oracle = Mixture(schedules.linear(100), means, variances)
     x0 = oracle.sample(torch.Generator().manual_seed(0), 2000)
     grid = grids.full(oracle.schedule)
     kl = elbo(oracle, x0, grid, Ancestral(beta), Streams(0, "a", range(2000)), Normal.log_prob)
@@ -272,7 +272,7 @@ def test_calibrated_variance_finds_the_exact_one():
 class Black:
     """Predicts black, whatever it sees."""
 
-    schedule = schedule.cosine(20)
+    schedule = schedules.cosine(20)
 
     def __call__(self, x_t, t):
         return predict(torch.full_like(x_t, -1.0), x_t, self.schedule, t)
@@ -325,7 +325,7 @@ def test_a_claimed_error_is_the_spread_over_four_hundred_seeds(values, terms):
     expectation; its chance and that of the spread are small at 400 seeds.
     """
     seeds, images, generator = 400, 12, torch.Generator().manual_seed(5)
-    model = gaussian(schedule.cosine(40), torch.zeros(values, dtype=F64), 0.25)
+    model = gaussian(schedules.cosine(40), torch.zeros(values, dtype=F64), 0.25)
     grid = [40, 33, 25, 17, 10, 5, 2, 1, 0]
     found = []
     for seed in range(seeds):
@@ -353,7 +353,7 @@ def test_the_largest_share_is_the_part_of_one_image_in_the_sum():
 def test_bytes_bound_is_above_the_entropy_of_bytes():
     """Two grey levels with equal odds need one bit; a bound may not promise less, and the exact oracle comes near."""
     levels = torch.tensor([[10 / 127.5 - 1], [200 / 127.5 - 1]], dtype=F64)
-    oracle = dataset(schedule.cosine(1000), levels)
+    oracle = dataset(schedules.cosine(1000), levels)
     x0 = levels[torch.arange(400) % 2]
     result = elbo(oracle, x0, grids.full(oracle.schedule), Ancestral(optimal), Streams(0, "bytes", range(400)))
     mean, error = mean_and_error(result.bits_per_dim)
@@ -362,7 +362,7 @@ def test_bytes_bound_is_above_the_entropy_of_bytes():
 
 def test_score_is_the_gradient_of_the_log_density():
     oracle = Mixture(
-        schedule.linear(100),
+        schedules.linear(100),
         torch.tensor([[-0.7, 0.1], [0.7, 0.2]], dtype=F64),
         torch.full((2,), 0.1, dtype=F64),
     )

@@ -9,7 +9,7 @@ from torch import nn
 from ancestral.diffusion.denoisers.denoiser import Denoiser, clip_static
 from ancestral.diffusion.denoisers.targets import X0, V
 from ancestral.diffusion.objectives.progressive import Progressive
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.grids import between, trailing
@@ -18,7 +18,7 @@ from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.diffusion.samplers.transitions import DDIM
 
 F64 = torch.float64
-SCHEDULE = schedule.cosine(1000)
+SCHEDULE = schedules.cosine(1000)
 MEAN, STD = 0.1, 0.15
 
 

@@ -20,7 +20,7 @@ from test_reference import LINEAR, Dummy, noised, ramp, run
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction, predict, unclipped
 from ancestral.diffusion.denoisers.targets import EPS, V
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers import grids
@@ -54,7 +54,7 @@ class Levels:
 def table(T):
     """Their sigma at t = 0 .. T-1 of the linear betas."""
     betas = torch.linspace(1e-4, 0.02, T, dtype=torch.float64)
-    return torch.exp(-schedule.from_betas(betas).log_snr(torch.arange(1, T + 1)) / 2).numpy()
+    return torch.exp(-schedules.from_betas(betas).log_snr(torch.arange(1, T + 1)) / 2).numpy()
 
 
 def linspace(steps, T=1000):
@@ -250,7 +250,7 @@ def test_a_noised_state_without_width():
 )
 def test_pndm(beta_start, end, total):
     """Three steps of Runge and Kutta with DDIM as the transfer, then iPNDM-4's: both published weights are the same."""
-    noise_schedule, x = schedule.linear(1000, beta_start), ramp()
+    noise_schedule, x = schedules.linear(1000, beta_start), ramp()
     denoiser, times = Denoiser(Dummy(), noise_schedule, EPS), grids.leading(noise_schedule, 10)
     solver = Ipndm(noise_schedule, times, 4)
 
@@ -275,7 +275,7 @@ def test_pndm(beta_start, end, total):
 )
 def test_ddim_inversion(beta_start, first, target, total):
     """From data up, with the network asked at the level to reach; its step is the marginal at the eps that it gave."""
-    noise_schedule, x = schedule.linear(1000, beta_start), ramp()
+    noise_schedule, x = schedules.linear(1000, beta_start), ramp()
     for t in range(1, 1000, 100):
         s = max(t - 100, first)
         output = Dummy()(x, torch.tensor(float(t)))

@@ -10,13 +10,13 @@ from torch import nn
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser, clip_dynamic, clip_static, unclipped
 from ancestral.diffusion.denoisers.targets import EPS, X0, V
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.loop import walk
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, beta, fixedsmall, learned
 
-LINEAR = schedule.linear(1000)
+LINEAR = schedules.linear(1000)
 
 
 def ramp():
@@ -81,7 +81,7 @@ def test_published_values_from_a_noised_start():
 
 
 def test_published_value_with_another_beta():
-    result = run(DDIM(), grids.leading(LINEAR, 10), noise_schedule=schedule.linear(1000, beta_start=0.01)).abs()
+    result = run(DDIM(), grids.leading(LINEAR, 10), noise_schedule=schedules.linear(1000, beta_start=0.01)).abs()
     assert float(result.sum()) == pytest.approx(149.8295, abs=1e-2)
 
 
@@ -199,7 +199,7 @@ def theirs_noise(scheduler, t, output, x, eps):
 def test_published_value_with_their_other_last_step():
     """set_alpha_to_one off: the last alpha_bar is that of their t = 0, so the last step stays at our t = 1."""
     times = [*grids.leading(LINEAR, 10)[:-1], 1]
-    result = run(DDIM(), times, noise_schedule=schedule.linear(1000, beta_start=0.01)).abs()
+    result = run(DDIM(), times, noise_schedule=schedules.linear(1000, beta_start=0.01)).abs()
     assert float(result.sum()) == pytest.approx(149.0784, abs=1e-2)
 
 
@@ -230,8 +230,8 @@ class TwoHeads(nn.Module):
         return torch.cat([self.mean(x, time), torch.sin(3 * x + time.reshape(-1, 1, 1, 1).to(x) / 90)], 1)
 
 
-ZERO_SNR = schedule.linear(1000).zero_terminal_snr()
-SCALED = schedule.scaled_linear(1000)
+ZERO_SNR = schedules.linear(1000).zero_terminal_snr()
+SCALED = schedules.scaled_linear(1000)
 WHOLE_RUNS = {
     "DDPM small": ("DDPM", {"variance_type": "fixed_small"}, LINEAR, EPS, clip_static, Ancestral(fixedsmall), 1000),
     "DDPM large": ("DDPM", {"variance_type": "fixed_large"}, LINEAR, EPS, clip_static, Ancestral(beta), 100),
@@ -248,7 +248,7 @@ WHOLE_RUNS = {
     ),
     "DDPM cosine": (
         "DDPM", {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"},
-        schedule.cosine(1000), V, clip_static, Ancestral(fixedsmall), 100,
+        schedules.cosine(1000), V, clip_static, Ancestral(fixedsmall), 100,
     ),
     "DDIM eta 0": ("DDIM", {"clip_sample": False}, LINEAR, EPS, unclipped, DDIM(0.0), 50),
     "DDIM eta 1/2": ("DDIM", {"clip_sample": False}, LINEAR, EPS, unclipped, DDIM(0.5), 20),
@@ -316,7 +316,7 @@ def test_the_network_hears_the_papers_time():
             return x
 
     x = torch.zeros(2, 1, 2, 2)
-    Denoiser(Listens(), schedule.linear(50), X0)(x, 25)
-    Denoiser(Listens(), schedule.linear(50), X0)(x, torch.tensor([1, 50]))
+    Denoiser(Listens(), schedules.linear(50), X0)(x, 25)
+    Denoiser(Listens(), schedules.linear(50), X0)(x, torch.tensor([1, 50]))
     assert [time.tolist() for time in heard] == [[500.0, 500.0], [20.0, 1000.0]]
     assert all(time.dtype == torch.float32 for time in heard)

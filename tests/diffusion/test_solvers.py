@@ -10,7 +10,7 @@ from test_reference import run
 
 from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
 from ancestral.diffusion.denoisers.targets import EPS
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
@@ -22,7 +22,7 @@ from ancestral.diffusion.samplers.solvers import SOLVERS, Euler, Heun, Multistep
 from ancestral.diffusion.samplers.transitions import DDIM, VARIANCES, Ancestral, begin, fixedsmall, learned
 
 F64 = torch.float64
-FINE = schedule.linear_log_snr((1 << 14) + 1, 6, -6)
+FINE = schedules.linear_log_snr((1 << 14) + 1, 6, -6)
 
 
 def mixture(noise_schedule):
@@ -102,7 +102,7 @@ def test_the_exact_flow_of_a_gaussian():
 
 def test_heun_is_nearer_than_euler_from_any_sigma():
     """On a grid for other solvers its first steps fall by orders of magnitude in sigma."""
-    cosine = schedule.cosine(1000)
+    cosine = schedules.cosine(1000)
     assert math.exp(-float(cosine.log_snr(cosine.T)) / 2) > 1e3
     oracle, x = mixture(cosine), latents([2], 0, range(8))
     truth = ends(oracle, SOLVERS["unipc3"], grids.full(cosine), x)
@@ -114,7 +114,7 @@ def test_heun_is_nearer_than_euler_from_any_sigma():
 
 @pytest.mark.parametrize("method", [Multistep(DpmSde, 2), Heun(0.3)], ids=str)
 def test_stochastic_solvers_draw_the_data(method):
-    noise_schedule = schedule.linear_log_snr(2000, 8, -8)
+    noise_schedule = schedules.linear_log_snr(2000, 8, -8)
     mean = torch.tensor([0.3, -0.4], dtype=F64)
     oracle, count = gaussian(noise_schedule, mean, 0.25), 4000
     x = latents([2], 0, range(count))
@@ -233,9 +233,9 @@ def test_bh1_ends_at_clean_data_too():
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", schedule.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_finite_for_every_schedule_and_number_of_steps(name, solver):
-    noise_schedule = schedule.SCHEDULES[name](24)
+    noise_schedule = schedules.SCHEDULES[name](24)
     oracle = mixture(noise_schedule)
     x = latents([2], 0, range(3))
     for steps in range(1, 25):
@@ -245,10 +245,10 @@ def test_finite_for_every_schedule_and_number_of_steps(name, solver):
 
 
 @pytest.mark.parametrize("place", grids.GRIDS)
-@pytest.mark.parametrize("name", schedule.SCHEDULES)
+@pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_a_walk_starts_at_the_top_takes_each_level_from_the_list_and_ends_at_no_noise(name, place):
     """Elsewhere: a first time below T, a next level computed as t - T // steps, the last sigma twice."""
-    noise_schedule = schedule.SCHEDULES[name](24)
+    noise_schedule = schedules.SCHEDULES[name](24)
     oracle, x = mixture(noise_schedule), latents([2], 0, range(3))
     for steps in range(1, 25):
         steps_taken = list(trajectory(oracle, x, grids.GRIDS[place](noise_schedule, steps), DDIM()))
@@ -262,7 +262,7 @@ def test_a_walk_starts_at_the_top_takes_each_level_from_the_list_and_ends_at_no_
 @pytest.mark.parametrize("name", ["linear", "cosine", "linear-zero-snr", "cosine-zero-snr"])
 def test_finite_where_others_are_not(name):
     """Their own lists of 1 to 20 of 1000 times, of which they lose some: every solver and every reverse variance."""
-    noise_schedule = schedule.SCHEDULES[name](1000)
+    noise_schedule = schedules.SCHEDULES[name](1000)
     oracle, x = mixture(noise_schedule), latents([2], 0, range(2))
     ancestral = [Ancestral(variance) for variance in VARIANCES.values() if variance is not learned]
     for steps in (1, 2, 4, 5, 8, 10, 11, 20):
@@ -285,7 +285,7 @@ def ratio(noise_schedule, t):
 
 def test_euler_names_are_what_they_say():
     """Euler in sigma is DDIM, and its ancestral form is the small variance (EDM's algebra against the paper's)."""
-    noise_schedule = schedule.linear(50)
+    noise_schedule = schedules.linear(50)
     oracle, x = mixture(noise_schedule), latents([2], 0, range(3))
     grid = grids.trailing(noise_schedule, 7)
     first, second = (
@@ -320,7 +320,7 @@ def test_walks_do_not_share_a_memory():
 
 
 def test_calls_are_counted_as_visited():
-    noise_schedule = schedule.linear(100)
+    noise_schedule = schedules.linear(100)
     grid = grids.trailing(noise_schedule, 8)
     assert len(begin(SOLVERS["unipc3"], noise_schedule, grid)[1]) - 1 == 8
     assert len(begin(Heun(), noise_schedule, grid)[1]) - 1 == 15

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ancestral.diffusion.denoisers.analytic import Mixture
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.grid_search import GROWTH, jumps, shortest
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
@@ -40,7 +40,7 @@ def test_a_path_needs_points():
 
 
 def test_a_jump_over_one_time_misses_nothing():
-    noise_schedule = schedule.linear(100)
+    noise_schedule = schedules.linear(100)
     means = torch.tensor([[-1.0, 0.4], [0.6, -0.5]], dtype=F64)
     oracle = Mixture(noise_schedule, means, torch.tensor([0.01, 0.02], dtype=F64))
     cost = jumps(oracle, latents([2], 0, range(8)), grids.full(noise_schedule))
@@ -49,7 +49,7 @@ def test_a_jump_over_one_time_misses_nothing():
 
 
 def test_tuned_times_are_near_the_best_fixed_grid_and_better_than_the_default():
-    noise_schedule = schedule.linear(1000)
+    noise_schedule = schedules.linear(1000)
     means = torch.tensor([[-1.0, 0.4], [0.6, -0.5], [0.2, 0.9]], dtype=F64)
     oracle = Mixture(noise_schedule, means, torch.tensor([0.01, 0.02, 0.01], dtype=F64))
     fine = grids.karras(noise_schedule, 60)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ancestral.diffusion.denoisers.denoiser import Prediction
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers.transitions import VARIANCES
 from ancestral.errors import UserError
 from ancestral.runs import config
@@ -40,7 +40,7 @@ def of_diffusers(name, betas):
 
 
 def ours(name, betas, t):
-    made = schedule.from_betas(torch.from_numpy(betas))
+    made = schedules.from_betas(torch.from_numpy(betas))
     x = torch.zeros(1, 1, 2, 2, dtype=torch.float64)
     return float(VARIANCES[name](made, Prediction(x, x), t, t - 1).flatten()[0])
 

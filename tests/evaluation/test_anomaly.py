@@ -12,7 +12,7 @@ from ancestral.data.load import load
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.objectives.anomaly import SCORES, Trace, Traced, auroc, p_values, restoration_error, trace
 from ancestral.diffusion.objectives.elbo import elbo, error_per_image, repeated
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
@@ -72,7 +72,7 @@ def test_p_values_of_the_same_kind_are_rarely_small():
 
 
 DIMENSIONS = 48
-ORACLE = gaussian(schedule.cosine(100), torch.zeros(DIMENSIONS, dtype=F64), 0.01)
+ORACLE = gaussian(schedules.cosine(100), torch.zeros(DIMENSIONS, dtype=F64), 0.01)
 GRID = grids.quadratic(ORACLE.schedule, 12)
 
 

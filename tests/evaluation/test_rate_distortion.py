@@ -16,7 +16,7 @@ from ancestral.diffusion.objectives.elbo import Elbo
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.rate_distortion import curve
 from ancestral.diffusion.objectives.statistics import image_psnr, mean_and_error, psnr
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
@@ -30,7 +30,7 @@ VARIANCE, COUNT, DIMENSIONS = 0.25, 3000, 8
 
 @pytest.fixture(scope="module", params=[25, 100])
 def gaussian_chain(request):
-    oracle = gaussian(schedule.cosine(100), torch.zeros(DIMENSIONS, dtype=F64), VARIANCE)
+    oracle = gaussian(schedules.cosine(100), torch.zeros(DIMENSIONS, dtype=F64), VARIANCE)
     grid = grids.trailing(oracle.schedule, request.param)
     x0 = oracle.sample(torch.Generator().manual_seed(0), COUNT)
     return (

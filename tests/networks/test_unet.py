@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.denoisers.targets import V
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers.transitions import Ancestral, beta, fixedsmall, learned
 from ancestral.networks.unet import Attention, ResidualBlock, UNet
 
@@ -174,7 +174,7 @@ def test_dropout_keeps_the_mean_and_draws_only_in_training():
 
 def test_learned_variance_has_its_own_channels():
     """2C channels: at the zero start the variance is the geometric mean of its bounds, and then moves with them."""
-    noise_schedule = schedule.linear(50)
+    noise_schedule = schedules.linear(50)
     network = UNet(2, 4, **TINY)
     denoiser, x = Denoiser(network, noise_schedule, V), torch.randn(2, 2, 8, 8).double()
     with torch.no_grad():

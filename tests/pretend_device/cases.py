@@ -15,10 +15,10 @@ from PIL import Image
 
 from pretend_device import device
 
-PLAIN = ("--preset", "tiny", "--steps", "3", "--set", "train.snapshots=2")
+PLAIN = ("--preset", "tiny", "--steps", "2", "--set", "train.snapshots=1")
 HOST = ("train.stream=numpy", "train.precision=float32")
 AHEAD = ("train.channels_last=true", "model.patch=2", "train.workers=1")
-SMALL = ("model.width=8", "train.batch_size=8", "diffusion.T=20", "train.micro_batch=4", "data.holdout=0.4")
+SMALL = ("model.width=8", "train.batch_size=8", "diffusion.T=12", "train.micro_batch=4", "data.holdout=0.4")
 
 
 def runs(folder):
@@ -106,7 +106,16 @@ def commands(folder):
     ]
     made["train --from"] = [*training("further", folder / "colour.npz", (), folder), "--from", colour]
     made["evaluate exact"] = ["evaluate", plain, *few, "--exact"]
-    made["evaluate per image"] = ["evaluate", colour, *few, "--per-image", "--out", str(folder / "scores")]
+    made["evaluate per image"] = [
+        "evaluate",
+        colour,
+        *few,
+        "--terms",
+        "4",
+        "--per-image",
+        "--out",
+        str(folder / "scores"),
+    ]
     for run in ("labels", "colour"):
         made[f"likelihood {run}"] = ["likelihood", str(folder / run), "--num-images", "2", "--rtol", "0.1"]
         made[f"metrics {run}"] = ["metrics", str(folder / run), "--num-images", "20", "--steps", "2", "--train-images"]
@@ -184,7 +193,7 @@ def energies(kind, leapfrogs):
     from ancestral.diffusion.denoisers.denoiser import Denoiser
     from ancestral.diffusion.denoisers.energy import EnergyNetwork, Learned
     from ancestral.diffusion.denoisers.targets import TARGETS
-    from ancestral.diffusion.processes.schedule import SCHEDULES
+    from ancestral.diffusion.processes.schedules import SCHEDULES
     from ancestral.diffusion.samplers.grids import trailing
     from ancestral.diffusion.samplers.langevin import Corrected
     from ancestral.diffusion.samplers.mcmc import adjusted
@@ -227,10 +236,12 @@ PLANTED = {one.__name__: one for one in (table_on_the_cpu, missing_to, to_numpy,
 
 
 def make_data(folder):
-    """A classifier soon trained; grey and coloured images with labels, and single ones to edit."""
+    """A classifier soon trained, and no plots; grey and coloured images with labels, and single ones to edit."""
     from ancestral.evaluation import set_classifier
+    from ancestral.runtime import plots
 
     set_classifier.UPDATES = 2
+    plots._as_png = lambda figure: b""
     random = np.random.default_rng(0)
     for name, channels in (("grey", 1), ("colour", 3)):
         images = random.integers(0, 256, (60, 8, 8, channels), dtype=np.uint8)

@@ -92,25 +92,37 @@ def mapped(change, value):
     """A nest of lists, tuples and dictionaries with its tensors changed."""
     if isinstance(value, torch.Tensor):
         return change(value)
-    if type(value) in (list, tuple):
-        return type(value)(mapped(change, one) for one in value)
-    return {name: mapped(change, one) for name, one in value.items()} if type(value) is dict else value
+    kind = type(value)
+    if kind is list or kind is tuple:
+        return kind([mapped(change, one) for one in value])
+    return {name: mapped(change, one) for name, one in value.items()} if kind is dict else value
+
+
+def held(tensor):
+    """A tensor's true values."""
+    return tensor.true if isinstance(tensor, OnDevice) else tensor
 
 
 def true(value):
     """A nest with the true values of its tensors."""
-    return mapped(lambda tensor: tensor.true if isinstance(tensor, OnDevice) else tensor, value)
+    return mapped(held, value)
 
 
-def claimed(value):
-    """A nest whose tensors claim to be on the device."""
-    return mapped(lambda tensor: tensor if isinstance(tensor, OnDevice) else OnDevice(tensor), value)
+def claim(tensor):
+    """A tensor that claims to be on the device."""
+    return tensor if isinstance(tensor, OnDevice) else OnDevice(tensor)
 
 
-def tensors(value):
-    """All tensors of a nest."""
-    found = []
-    mapped(lambda tensor: found.append(tensor) or tensor, value)
+def tensors(values):
+    """All tensors of nested values."""
+    found, queue = [], list(values)
+    for one in queue:
+        if isinstance(one, torch.Tensor):
+            found.append(one)
+        elif type(one) in (list, tuple):
+            queue.extend(one)
+        elif type(one) is dict:
+            queue.extend(one.values())
     return found
 
 
@@ -123,7 +135,7 @@ def here(device):
 def dispatch(function, args, kwargs):
     """Run an operator on the true values, as far as the device would."""
     name = function._schema.name.partition("::")[2]
-    given = tensors([list(args), kwargs])
+    given = tensors((*args, *kwargs.values()))
     ours = [one for one in given if isinstance(one, OnDevice)]
     others = [one for one in given if not isinstance(one, OnDevice)]
     asked = kwargs.get("device")
@@ -156,9 +168,9 @@ def dispatch(function, args, kwargs):
         return result
     if name not in VIEWS:
         COUNTS["kernels"] += 1
-    for one in tensors(result):
+    for one in tensors((result,)):
         _check_mps(function, one)
-    return _aliased(function, name, args, kwargs, claimed(result), ours)
+    return _aliased(function, name, args, kwargs, mapped(claim, result), ours)
 
 
 def _aliased(function, name, args, kwargs, result, ours):
@@ -235,7 +247,10 @@ def kernels():
     import torchgen
 
     table = Path(torchgen.__file__).parent / "packaged" / "ATen" / "native" / "native_functions.yaml"
-    entries = {entry["func"].partition("(")[0]: entry for entry in yaml.safe_load(table.read_text())}
+    entries = {
+        entry["func"].partition("(")[0]: entry
+        for entry in yaml.load(table.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    }
 
     def keys(entry):
         delegate = entry.get("structured_delegate")

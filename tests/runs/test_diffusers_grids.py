@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ancestral.diffusion.processes.schedule import linear
+from ancestral.diffusion.processes.schedules import linear
 from ancestral.diffusion.samplers import grids
 
 diffusers = pytest.importorskip("diffusers")

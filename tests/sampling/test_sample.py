@@ -15,7 +15,7 @@ from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser, clip_dynamic, clip_static
 from ancestral.diffusion.denoisers.targets import V
-from ancestral.diffusion.processes import schedule
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes import streams as rng
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
@@ -31,7 +31,7 @@ from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.sampling.sampler import Sampler
 
 F64 = torch.float64
-ORACLE = gaussian(schedule.cosine(30), torch.tensor([0.3, -0.2, 0.0], dtype=F64), 0.5)
+ORACLE = gaussian(schedules.cosine(30), torch.tensor([0.3, -0.2, 0.0], dtype=F64), 0.5)
 GRID = grids.trailing(ORACLE.schedule, 10)
 
 
@@ -168,7 +168,7 @@ def test_a_lower_precision_is_near_and_its_output_is_float32():
     network = UNet(1, 1, 16, (1, 2), 1)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    model = Denoiser(network, schedule.cosine(30), V).eval().requires_grad_(requires_grad=False)
+    model = Denoiser(network, schedules.cosine(30), V).eval().requires_grad_(requires_grad=False)
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 20])
     exact = model.output(x, t)
     assert computed_in(model, ComputeFormat("float32", channels_last=False)).network is network
@@ -432,7 +432,7 @@ def test_the_last_draw():
 @pytest.mark.parametrize("steps", [0, -1, 11])
 def test_a_grid_of_no_or_too_many_steps_is_one_line(name, steps):
     with pytest.raises(ValueError, match=f"steps must be between 1 and T = 10, got {steps}"):
-        grids.GRIDS[name](schedule.linear(10), steps)
+        grids.GRIDS[name](schedules.linear(10), steps)
 
 
 def test_an_array_holds_the_images_of_the_files_and_is_read_as_data(any_run, command, tmp_path):

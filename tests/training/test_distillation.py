@@ -219,6 +219,8 @@ def test_a_run_that_goes_on_needs_its_model_no_more(pair, tmp_path, monkeypatch)
     assert (again.exit_code, "is complete" in again.output) == (0, True), again.output
     seen, earlier = [], Consistency.earlier
     monkeypatch.setattr(Consistency, "earlier", lambda *given: seen.append(given[-1]) or earlier(*given))
+    wrong = run_command("distill", there, "--out", fast, "--calls", 2, "--steps", "+2")
+    assert (wrong.exit_code, "draws in any number of calls" in wrong.output) == (2, True), wrong.output
     further = run_command("distill", there, "--out", fast, "--steps", "+2")
     assert (further.exit_code, "leg 2 of" in further.output) == (0, True), further.output
     assert seen == [1, 1]  # not again from the denoising that its stages begin with
@@ -312,7 +314,9 @@ def test_the_teacher_goes_on_from_a_checkpoint_to_the_bit(progressive):
 def test_a_further_leg_keeps_the_teacher_and_needs_its_model_no_more(progressive, tmp_path):
     model, fast = progressive
     there = shutil.copytree(fast, tmp_path / "fast")
-    result = run_command("distill", model, "--out", there, "--steps", "+1")
+    wrong = run_command("distill", model, "--out", there, "--calls", 4, "--steps", "+1")
+    assert (wrong.exit_code, "draws in 3 calls, which a further leg keeps" in wrong.output) == (2, True), wrong.output
+    result = run_command("distill", model, "--out", there, "--calls", 3, "--steps", "+1")
     assert (result.exit_code, "leg 2 of" in result.output) == (0, True), result.output
     states = [checkpoint.open_newest(run).tensors for run in (fast, there)]
     names = [name for name in states[0] if name.startswith("auxiliary-network/")]

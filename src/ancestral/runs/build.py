@@ -20,7 +20,7 @@ from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.philox import PhiloxStreams
-from ancestral.diffusion.processes.schedule import SCHEDULES, from_betas
+from ancestral.diffusion.processes.schedules import SCHEDULES, from_betas
 from ancestral.diffusion.processes.streams import OpenStreams, Streams
 from ancestral.diffusion.samplers.grids import GRIDS, full, trailing
 from ancestral.diffusion.samplers.solvers import SOLVERS

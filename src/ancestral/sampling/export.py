@@ -6,12 +6,8 @@ last details, in the last calls, the network stays as it is.
 
 from __future__ import annotations
 
-import io
-import logging
 import math
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import util
 from pathlib import Path
@@ -40,9 +36,8 @@ from ancestral.runtime.text import quoted
 from ancestral.sampling.command import conditions
 from ancestral.sampling.sampler import Sampler
 from ancestral.sampling.table import TableSampler
+from ancestral.sampling.traced import BATCH, onnx_bytes, torch_bytes
 
-SAMPLER = 2  # times as long as its network alone the sampler takes to write, about
-BATCH = 2  # of the images that a network is traced with; any other works as well
 PRECISIONS = ("float32", "int8")
 CALIBRATING = ("onnxruntime",)  # packages that 8 bits need too, to be compared
 IMAGES, TOGETHER = 32, 8  # drawn to calibrate 8 bits, and so many at a time
@@ -70,7 +65,7 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str, precision:
     sampler = Sampler(run, replace(options, seed=SEED), "cpu", opened)
     network, early = sampler.model.network, sampler.steps - LAST
     weights = sum(one.nbytes for one in network.state_dict().values())
-    if weights * (1.25 if precision == "int8" else 1) > chosen.limit:
+    if weights * (2 if precision == "int8" else 1) > chosen.limit:  # both networks, of 8 bits only the convolutions
         raise UserError(
             f"{run}: has {weights / 1e9:.1f} GB of weights, too many for a file of --format {form}; use torch"
         )
@@ -90,10 +85,11 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str, precision:
         modules["network-int8"] = (made, inputs)
     modules["sampler"] = (whole, _inputs(sampler, whole))
     files, drawn = dict[str, bytes](), f"sampler.{chosen.suffix}"
-    with advancing(f"{', '.join(modules)}: {form}", len(modules) - 1 + SAMPLER) as done:
+    steps = len(whole.phases())  # traced, each with a network of its own
+    with advancing(f"{', '.join(modules)}: {form}", len(modules) - 1 + steps) as done:
         for name, (module, traced) in modules.items():
             files[f"{name}.{chosen.suffix}"] = chosen.write(module, traced)
-            done(SAMPLER if module is whole else 1)
+            done(steps if module is whole else 1)
     files["sampler.json"] = json_bytes(facts(sampler, whole))
     files["draw.py"] = Path(__file__).with_name("draw.py").read_bytes()
     with held(out, "export") as results:
@@ -187,95 +183,6 @@ def _inputs(sampler: Sampler, whole: TableSampler) -> dict[str, Tensor]:
     of_network = network_inputs(sampler)
     labels = {"labels": of_network["labels"]} if "labels" in of_network else {}
     return {"noise": torch.zeros(whole.draws, *of_network["x"].shape), **labels}
-
-
-def _traced(module: nn.Module, inputs: dict[str, Tensor]) -> torch.export.ExportedProgram:
-    batch = torch.export.Dim("batch")
-    shapes = {name: {1 if name == "noise" else 0: batch} for name in inputs}
-    program = torch.export.export(module, (), inputs, dynamic_shapes=shapes)
-    for part in program.graph_module.modules():
-        for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # larger than the weights, with paths of this machine
-    return program
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters warn of their own insides."""
-    logger, level = logging.getLogger("torch.onnx"), logging.getLogger("torch.onnx").level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
-
-
-def torch_bytes(module: nn.Module, inputs: dict[str, Tensor]) -> bytes:
-    """A module as torch.export has it, a .pt2 file."""
-    file = io.BytesIO()
-    with _quiet():
-        torch.export.save(_traced(module, inputs), file)
-    return file.getvalue()
-
-
-def onnx_bytes(module: nn.Module, inputs: dict[str, Tensor]) -> bytes:
-    """A module as ONNX, its weights inside."""
-    from onnxscript import opset18, optimizer
-
-    with _quiet():
-        traced, names = _traced(module, inputs), list(inputs)
-        program = torch.onnx.export(
-            traced,
-            input_names=names,
-            output_names=["output"],
-            dynamo=True,
-            verbose=False,
-            custom_translation_table={
-                torch.ops.ancestral.quantize.default: lambda x, scale, zero: opset18.QuantizeLinear(x, scale, zero),
-                torch.ops.ancestral.dequantize.default: lambda q, scale, zero: opset18.DequantizeLinear(
-                    q, scale, zero, axis=0
-                ),
-            },
-        )
-    assert program is not None
-    optimizer.remove_unused_nodes(program.model)  # onnxruntime warns of those that the exporter leaves
-    proto = program.model_proto
-    _take_in(proto.graph)
-    return proto.SerializeToString()
-
-
-def _take_in(graph: Any) -> None:
-    """Give each inner graph the 8-bit weights that its nodes use: onnxruntime computes in 8 bits with its own only."""
-    outer = {one.name: one for one in graph.initializer}
-    taken, kept = set[str](), {name for node in graph.node for name in node.input}
-
-    def visit(inner: Any, place: str) -> None:
-        own = dict[str, str]()
-        for number, node in enumerate(inner.node):
-            for index, name in enumerate(node.input):
-                if name not in outer:
-                    continue
-                if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
-                    kept.add(name)
-                    continue
-                if name not in own:
-                    own[name] = f"{name}.{place}"
-                    inner.initializer.add().CopyFrom(outer[name])
-                    inner.initializer[-1].name = own[name]
-                node.input[index] = own[name]
-            for index, attribute in enumerate(node.attribute):
-                if attribute.HasField("g"):
-                    visit(attribute.g, f"{place}.{number}.{index}")
-        taken.update(own)
-
-    for number, node in enumerate(graph.node):
-        for index, attribute in enumerate(node.attribute):
-            if attribute.HasField("g"):
-                visit(attribute.g, f"{number}.{index}")
-    for one in [one for one in graph.initializer if one.name in taken - kept]:
-        graph.initializer.remove(one)
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,11 @@ class TableSampler(nn.Module):
         """The states held before the first step, (M, B, C, H, W): x and what no row looks at."""
         return noise[:1].double().repeat(self.rows.next.shape[1], 1, 1, 1, 1)
 
+    def phases(self) -> list[tuple[nn.Module, slice]]:
+        """Its networks in turn, each with the rows that it is for."""
+        early = [] if self.early is None else [(self.early, slice(self.calls))]
+        return [*early, (self.network, slice(self.calls, None))]
+
     def step(self, network: nn.Module, states: Tensor, row: Row, noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
         """The states held after a step with this network."""
         x, inputs = states[0], {"time": row.time.expand(states.shape[1]), **cond}
@@ -162,18 +167,35 @@ class TableSampler(nn.Module):
             noise: float32 (draws, B, C, H, W): the start, then one for each step that adds noise.
             labels: int64 (B,), of a model with classes.
         """
-        cond = {} if labels is None else {"labels": labels}
+        cond, states = {} if labels is None else {"labels": labels}, self.start(noise)
+        columns = [getattr(self, name) for name in Row._fields]
+        for network, part in self.phases():
 
-        states, rows = self.start(noise), [getattr(self, name) for name in Row._fields]
-        if self.early is not None:
-            states = self._scanned(self.early, states, [one[: self.calls] for one in rows], noise, cond)
-            rows = [one[self.calls :] for one in rows]
-        return self._scanned(self.network, states, rows, noise, cond)[0].float()
+            def step(states: Tensor, row: Any, network: nn.Module = network) -> tuple[Tensor, Tensor]:
+                return self.step(network, states, Row(*row), noise, cond), row[0].clone()
 
-    def _scanned(
-        self, network: nn.Module, states: Tensor, rows: list[Tensor], noise: Tensor, cond: dict[str, Tensor]
+            states = scan(step, states, tuple(one[part] for one in columns))[0]
+        return states[0].float()
+
+
+class Step(nn.Module):
+    """One step of a table sampler with one of its networks, for whatever loops over modules that it has traced."""
+
+    def __init__(self, whole: TableSampler, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.step = network, whole.step
+
+    def forward(
+        self,
+        states: Tensor,
+        time: Tensor,
+        x0: Tensor,
+        guidance: Tensor,
+        next: Tensor,  # the table's name
+        draw: Tensor,
+        noise: Tensor,
+        labels: Tensor | None = None,
     ) -> Tensor:
-        def step(states: Tensor, row: Any) -> tuple[Tensor, Tensor]:
-            return self.step(network, states, Row(*row), noise, cond), row[0].clone()
-
-        return scan(step, states, tuple(rows))[0]
+        """The states held after it, from those before, a row, and what the sampler is given."""
+        cond = {} if labels is None else {"labels": labels}
+        return self.step(self.network, states, Row(time, x0, guidance, next, draw), noise, cond)

@@ -43,7 +43,7 @@ def settings(
 
     Raises:
         UserError: for a model that does not predict the mean of x0, images that are not there, a run in the folder that
-            was not distilled, and as `config.changed`.
+            was not distilled or is for other calls, and as `config.changed`.
     """
     begun = None if fresh else checkpoint.latest(folder)[0]
     own = model.model.config if begun is None else begun.config
@@ -54,6 +54,12 @@ def settings(
     elif own.diffusion.objective not in FEW_CALLS:
         raise UserError(f"{folder}: holds a run that was not distilled; choose another --out")
     if begun is not None and further:
+        if calls not in (None, own.diffusion.train_steps):
+            kept = own.diffusion.train_steps or "any number of"
+            raise UserError(
+                f"--calls: {folder} draws in {kept} calls, which a further leg keeps; leave it out, or choose another "
+                "--out"
+            )
         different = {key: value for key, value in overrides.items() if (key, value) != ("train.seed", 0)}
     else:
         different = {**_tuned(overrides, calls), "train.learning_rate": rate, **overrides}

@@ -18,7 +18,7 @@ from msgspec import Meta
 from torch import Tensor
 
 from ancestral.diffusion.processes.gaussian import Gaussian
-from ancestral.diffusion.processes.schedule import SCHEDULES, cosine, from_betas
+from ancestral.diffusion.processes.schedules import SCHEDULES, cosine, from_betas
 from ancestral.errors import UserError
 from ancestral.runs import build
 from ancestral.runs.build import WITHOUT_NAME
