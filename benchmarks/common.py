@@ -41,7 +41,7 @@ def commit() -> str:
     """Of this tree, and whether its code differs from it."""
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
     changes = subprocess.run(
-        ["git", "status", "--porcelain", "src", "benchmarks", ":!benchmarks/measured"], cwd=ROOT, capture_output=True
+        ["git", "status", "--porcelain", "src", "benchmarks", ":!benchmarks/measured", ":!benchmarks/*.md"], cwd=ROOT, capture_output=True
     ).stdout
     return (head.strip() or "unknown") + (" with changes" if changes else "")
 
