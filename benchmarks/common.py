@@ -40,9 +40,8 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
 def commit() -> str:
     """Of this tree, and whether its code differs from it."""
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout
-    changes = subprocess.run(
-        ["git", "status", "--porcelain", "src", "benchmarks", ":!benchmarks/measured", ":!benchmarks/*.md"], cwd=ROOT, capture_output=True
-    ).stdout
+    looked_at = ("src", "benchmarks", ":!benchmarks/measured", ":!benchmarks/*.md")  # results are no code
+    changes = subprocess.run(["git", "status", "--porcelain", *looked_at], cwd=ROOT, capture_output=True).stdout
     return (head.strip() or "unknown") + (" with changes" if changes else "")
 
 
