@@ -79,9 +79,14 @@ def offline(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
 
 
+def unmeasured(run, folder):
+    """A copy without what other tests have measured of a run that all share."""
+    return shutil.copytree(run, folder, ignore=shutil.ignore_patterns("evaluation.json", "metrics-*.json"))
+
+
 @pytest.fixture
 def evaluated(trained_run, tmp_path):
-    run = shutil.copytree(trained_run, tmp_path / "digits")
+    run = unmeasured(trained_run, tmp_path / "digits")
     assert run_command("evaluate", run, "--num-images", 8, "--terms", 4, "--device", "cpu").exit_code == 0
     return run
 
@@ -183,8 +188,7 @@ def test_the_card_holds_what_was_measured_and_only_that(evaluated, service):
 
 
 def test_a_card_of_nothing_measured_says_so_and_older_numbers_are_left_out(trained_run, service, tmp_path):
-    run = shutil.copytree(trained_run, tmp_path / "run")
-    (run / "evaluation.json").unlink(missing_ok=True)
+    run = unmeasured(trained_run, tmp_path / "run")
     old = run / "metrics-old.json"
     old.write_text(json.dumps({"fd": {"mean": 77.0}}))
     os.utime(old, (1, 1))
