@@ -54,10 +54,15 @@ def origin() -> dict[str, str]:
     return {"commit": commit(), "date": date, "machine": f"{machine}, torch {torch.__version__}"}
 
 
+def origins_of(lines: Sequence[Mapping[str, str]], *keys: str) -> str:
+    """All that these lines have under each key, each once."""
+    return "; ".join(", ".join(dict.fromkeys(one[key] for one in lines)) for key in keys)
+
+
 def publish(name: str, text: str, page: Path, origins: Iterable[Mapping[str, str]] = ()) -> None:
     """Print a text, and put it between `<!-- name -->` and `<!-- end name -->` of the page, with its origin."""
     known = list(origins) or [origin()]
-    stamp = "; ".join(", ".join(dict.fromkeys(one[key] for one in known)) for key in ("commit", "date", "machine"))
+    stamp = origins_of(known, "commit", "date", "machine")
     block = f"<!-- {name} -->\nCommit {stamp}.\n\n{text.strip()}\n<!-- end {name} -->"
     print(block)
     before, start, rest = page.read_text().partition(f"<!-- {name} -->")

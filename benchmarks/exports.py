@@ -94,7 +94,7 @@ def draw(calls: Sequence[Call], sampler: Sampler, numbers: range) -> tuple[np.nd
     whole = TableSampler(sampler.model.network, sampler)
     states = whole.start(noise)
     for call, row in zip(calls, zip(*whole.rows, strict=True), strict=True):
-        states = whole.step(Called(call, met), states, Row(*row), noise, {})
+        states = whole.step(Called(call, met), states, Row(*row), noise)
     return states[0].numpy(), met
 
 

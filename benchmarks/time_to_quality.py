@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from common import MEASURED, WORK, Results, options, parsed, publish, quality, shown, table
+from common import MEASURED, WORK, Results, options, origins_of, parsed, publish, quality, shown, table
 from peers import Edm, Lucid, Script, Small, cropped, padded, script_network, write_pngs
 from PIL import Image
 
@@ -327,7 +327,7 @@ def main() -> None:
     parts = []
     for images, name in sorted({(line["images"], line["data"]) for line in results.lines}, reverse=True):
         found = results.find(data=name, images=images)
-        where = "; ".join(", ".join(dict.fromkeys(one[key] for one in found)) for key in ("date", "machine"))
+        where = origins_of(found, "date", "machine")
         parts.append(f"{name}, {images} images drawn by each ({where}):\n\n{table(headings, lines(found))}")
     publish("time-to-quality", "\n\n".join(parts), given.docs, results.lines)
 

@@ -140,9 +140,10 @@ class TableSampler(nn.Module):
         early = [] if self.early is None else [(self.early, slice(self.calls))]
         return [*early, (self.network, slice(self.calls, None))]
 
-    def step(self, network: nn.Module, states: Tensor, row: Row, noise: Tensor, cond: dict[str, Tensor]) -> Tensor:
+    def step(self, network: nn.Module, states: Tensor, row: Row, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """The states held after a step with this network."""
-        x, inputs = states[0], {"time": row.time.expand(states.shape[1]), **cond}
+        x, inputs = states[0], {"time": row.time.expand(states.shape[1])}
+        inputs |= {} if labels is None else {"labels": labels}
 
         def output(x: Tensor, dropped: bool) -> Tensor:
             given = {"dropped": torch.full(x.shape[:1], dropped)} if self.droppable else {}
@@ -167,12 +168,11 @@ class TableSampler(nn.Module):
             noise: float32 (draws, B, C, H, W): the start, then one for each step that adds noise.
             labels: int64 (B,), of a model with classes.
         """
-        cond, states = {} if labels is None else {"labels": labels}, self.start(noise)
-        columns = [getattr(self, name) for name in Row._fields]
+        states, columns = self.start(noise), [getattr(self, name) for name in Row._fields]
         for network, part in self.phases():
 
             def step(states: Tensor, row: Any, network: nn.Module = network) -> tuple[Tensor, Tensor]:
-                return self.step(network, states, Row(*row), noise, cond), row[0].clone()
+                return self.step(network, states, Row(*row), noise, labels), row[0].clone()
 
             states = scan(step, states, tuple(one[part] for one in columns))[0]
         return states[0].float()
@@ -197,5 +197,4 @@ class Step(nn.Module):
         labels: Tensor | None = None,
     ) -> Tensor:
         """The states held after it, from those before, a row, and what the sampler is given."""
-        cond = {} if labels is None else {"labels": labels}
-        return self.step(self.network, states, Row(time, x0, guidance, next, draw), noise, cond)
+        return self.step(self.network, states, Row(time, x0, guidance, next, draw), noise, labels)
