@@ -11,31 +11,35 @@ from ancestral.runs import build, config
 RATES = {"lr": 0.01, "betas": (0.9, 0.99), "weight_decay": 0.1}
 
 
-@pytest.mark.parametrize("shape", [(5, 20, 64), (3, 64, 20), (1, 32, 32)])
-def test_the_orthogonal_factor_keeps_the_directions_and_levels_the_sizes(shape):
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = orthogonal(matrices)
-    left, sizes, right = torch.linalg.svd(matrices, full_matrices=False)
-    # The quintic is odd in X: singular vectors stay, in each of them only the singular value moves.
-    inside = left.mT @ found @ right.mT
-    levels = inside.diagonal(dim1=-2, dim2=-1)
-    assert torch.allclose(inside, torch.diag_embed(levels), atol=1e-10)
-    clear = sizes > 0.05 * sizes.norm(dim=1, keepdim=True)
-    assert ((levels > 0.6) & (levels < 1.3))[clear].all()
+def drawn(*shapes):
+    """Matrices of these shapes."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
 
 
-@pytest.mark.parametrize("shape", [(2, 32, 288), (2, 288, 32), (1, 48, 48)])
+def test_the_orthogonal_factor_keeps_the_directions_and_levels_the_sizes():
+    matrices = drawn((20, 64), (64, 20), (32, 32), (20, 30), (1, 40))
+    for matrix, found in zip(matrices, orthogonal(matrices), strict=True):
+        left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+        # The quintic is odd in X: singular vectors stay, in each of them only the singular value moves.
+        inside = left.mT @ found @ right.mT
+        levels = inside.diagonal()
+        assert torch.allclose(inside, torch.diag(levels), atol=1e-10)
+        clear = sizes > 0.05 * sizes.norm()
+        assert ((levels > 0.6) & (levels < 1.3))[clear].all()
+
+
+@pytest.mark.parametrize("shape", [(32, 288), (288, 32), (48, 48)])
 def test_steps_multiplied_with_each_other_are_those_taken_one_by_one(shape):
-    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    left, sizes, right = torch.linalg.svd(matrices, full_matrices=False)
-    sizes = sizes / sizes.norm(dim=1, keepdim=True) * torch.logspace(0, -4, sizes.shape[1], dtype=torch.float64)
-    hard = left * sizes[:, None] @ right  # singular values over five orders of magnitude
-    expected = hard / hard.norm(dim=(1, 2), keepdim=True)
+    left, sizes, right = torch.linalg.svd(drawn(shape)[0], full_matrices=False)
+    sizes = sizes / sizes.norm() * torch.logspace(0, -4, len(sizes), dtype=torch.float64)
+    hard = left * sizes @ right  # singular values over five orders of magnitude
+    expected = hard / hard.norm()
     for a, b, c in NEWTON_SCHULZ:
         gram = expected @ expected.mT
         expected = a * expected + b * gram @ expected + c * gram @ gram @ expected
-    assert torch.allclose(orthogonal(hard), expected, atol=1e-9)
-    assert torch.allclose(orthogonal(hard.float()).double(), expected, atol=1e-3)
+    assert torch.allclose(orthogonal([hard])[0], expected, atol=1e-9)
+    assert torch.allclose(orthogonal([hard.float()])[0].double(), expected, atol=1e-3)
 
 
 def test_a_matrix_moves_by_the_orthogonal_factor_of_its_momentum_and_a_vector_as_in_adamw():
@@ -53,7 +57,7 @@ def test_a_matrix_moves_by_the_orthogonal_factor_of_its_momentum_and_a_vector_as
             optimizer.step()
         momentum = MOMENTUM * momentum + (1 - MOMENTUM) * gradients[0]
         ahead = (1 - MOMENTUM) * gradients[0] + MOMENTUM * momentum  # Nesterov's
-        update = orthogonal(ahead.flatten(1)[None])[0].reshape(expected.shape)
+        update = orthogonal([ahead.flatten(1)])[0].reshape(expected.shape)
         expected = (1 - 0.01 * 0.1) * expected - 0.01 * SIZE * 144**0.5 * update
     assert torch.allclose(network[0].weight, expected, atol=1e-6)
     assert not torch.allclose(network[0].weight, twin[0].weight, atol=1e-3)

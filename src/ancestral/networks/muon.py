@@ -7,7 +7,7 @@ to the size that AdamW's have (Liu et al. 2025, section 2.2).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -20,22 +20,33 @@ NARROW = 16  # a matrix with a side below it is AdamW's
 NEWTON_SCHULZ = ((3.4445, -4.7750, 2.0315),) * 5  # coefficients of a quintic that brings singular values near 1
 
 
-def orthogonal(matrices: Tensor) -> Tensor:
-    """The orthogonal factor of each matrix, about: singular values between 0.7 and 1.2. (..., m, n) to the same.
+def orthogonal(matrices: Sequence[Tensor]) -> list[Tensor]:
+    """The orthogonal factor of each matrix (m, n), about: singular values between 0.7 and 1.2.
 
-    X <- (a + b G + c G^2) X with G = X X^T, five times. Each step is a polynomial of the first G, so they are
-    multiplied with each other, which are small and square, and meet X once.
+    X <- X / |X|, then X <- (a + b G + c G^2) X with G = X X^T, five times. Each step is a polynomial of the first G,
+    whose trace is |X|^2: they are multiplied with each other, which are small and square, all of one size at once, and
+    meet X once.
     """
-    wide = matrices.shape[-2] <= matrices.shape[-1]
-    x = matrices if wide else matrices.mT
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
-    gram = x @ x.mT
-    product = one = torch.eye(gram.shape[-1], dtype=x.dtype, device=x.device)
+    wide = [one if one.shape[0] <= one.shape[1] else one.mT for one in matrices]
+    by_side: dict[int, list[int]] = {}
+    for index, x in enumerate(wide):
+        by_side.setdefault(len(x), []).append(index)
+    for indices in by_side.values():
+        gram = torch.stack([wide[index] @ wide[index].mT for index in indices])
+        squared = gram.diagonal(dim1=1, dim2=2).sum(1)[:, None, None] + 1e-24
+        for index, one in zip(indices, _polynomial(gram / squared) * squared.rsqrt(), strict=True):
+            wide[index] = one @ wide[index]
+    return [x if x.shape == one.shape else x.mT for x, one in zip(wide, matrices, strict=True)]
+
+
+def _polynomial(gram: Tensor) -> Tensor:
+    """What the steps multiply X by, of its Gram matrix. (k, m, m) to the same."""
+    product = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device).expand_as(gram)
     for a, b, c in NEWTON_SCHULZ:
-        factor = a * one + b * gram + c * gram @ gram
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
         product, gram = factor @ product, factor @ gram @ factor
-    x = product @ x
-    return x if wide else x.mT
+    return product
 
 
 class Muon(torch.optim.AdamW):
@@ -54,24 +65,21 @@ class Muon(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update: the matrices by Muon, then the rest by AdamW."""
-        gradients = {one: one.grad for one in self.matrices if one.grad is not None}
-        rate, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
-        by_shape: dict[torch.Size, list[Tensor]] = {}
-        for one in gradients:
-            by_shape.setdefault(one.shape, []).append(one)
+        moved = [one for one in self.matrices if one.grad is not None]
+        gradients = [one.grad for one in moved]
+        for one in moved:
             one.grad = None
-        for shape, alike in by_shape.items():
-            for one in alike:
-                if not self.state[one]:  # AdamW looks for a step in every state that it loads
-                    self.state[one].update(step=torch.zeros(()), momentum=torch.zeros_like(one))
-            momenta, slopes = [self.state[one]["momentum"] for one in alike], [gradients[one] for one in alike]
-            untyped._foreach_lerp_(momenta, slopes, 1 - MOMENTUM)
-            sums = untyped._foreach_lerp(slopes, momenta, MOMENTUM)
-            updates = orthogonal(torch.stack([one.flatten(1) for one in sums]))
-            scale = SIZE * max(updates.shape[1:]) ** 0.5
-            untyped._foreach_mul_(alike, 1 - rate * decay)
-            untyped._foreach_add_(alike, [one.reshape(shape) for one in updates], alpha=-rate * scale)
+            if not self.state[one]:  # AdamW looks for a step in every state that it loads
+                self.state[one].update(step=torch.zeros(()), momentum=torch.zeros_like(one))
+        if moved:
+            rate, decay = self.param_groups[0]["lr"], self.param_groups[0]["weight_decay"]
+            momenta = [self.state[one]["momentum"] for one in moved]
+            untyped._foreach_lerp_(momenta, gradients, 1 - MOMENTUM)
+            updates = orthogonal([one.flatten(1) for one in untyped._foreach_lerp(gradients, momenta, MOMENTUM)])
+            updates = untyped._foreach_mul(updates, [-rate * SIZE * max(one.shape) ** 0.5 for one in updates])
+            untyped._foreach_mul_(moved, 1 - rate * decay)
+            untyped._foreach_add_(moved, [step.reshape(one.shape) for step, one in zip(updates, moved, strict=True)])
         result = super().step(closure)
-        for one, gradient in gradients.items():
+        for one, gradient in zip(moved, gradients, strict=True):
             one.grad = gradient
         return result
