@@ -1,0 +1,74 @@
+"""Autoguidance by an early average of the same run, at as many network calls as without it.
+
+Run: .venv-peers/bin/python benchmarks/autoguidance.py RUN ... What is measured is kept under benchmarks/measured and
+not measured again; without RUN only the table is written into benchmarks/results.md.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common import MEASURED, Results, options, parsed, publish, quality, shown, table
+
+import ancestral
+from ancestral.data import load
+from ancestral.runs import checkpoint
+
+CALLS = 24
+WAYS = (  # the guide's share of the run, the scale
+    (None, None),
+    (0.25, 1.25),
+    (0.25, 1.5),
+    (0.25, 2.0),
+    (0.125, 1.5),
+    (0.5, 1.5),
+)
+JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3}
+JUDGED |= {"kid-classifier": 4, "tv-classifier": 3}
+
+
+def early(run: Path, seen: int, share: float) -> Path:
+    """The kept average nearest to this share of the images seen."""
+    return min((run / "averages").iterdir(), key=lambda folder: abs(int(folder.name) - share * seen))
+
+
+def measure(run: Path, count: int, results: Results) -> None:
+    """Every line of a run that is not there yet."""
+    saved, _ = checkpoint.open_run(run)
+    train, model = load.load(saved.config.source, saved.config.data).train, ancestral.load(run)
+
+    def judged(share: float | None, scale: float | None) -> dict[str, object]:
+        how = {} if share is None else {"guide": str(early(run, saved.images, share)), "guidance": scale}
+        drawn = model.sample(count, steps=CALLS // 2 if how else CALLS, solver="unipc3", **how).array
+        return {"data": Path(saved.config.source).stem, "seen": saved.images, **quality(drawn, train, train)}
+
+    key = {"model": checkpoint.digest(saved)[:16], "calls": CALLS, "images": count}
+    for share, scale in WAYS:
+        results.once(lambda way=(share, scale): judged(*way), guide=share, scale=scale, **key)
+
+
+def main() -> None:
+    """Measure what is missing, then write the table."""
+    parser = options(__doc__ or "")
+    parser.add_argument("runs", type=Path, nargs="*")
+    parser.add_argument("--images", type=int, default=1000)
+    given = parsed(parser)
+    results = Results(MEASURED / "autoguidance.jsonl", ("model", "guide", "scale", "calls", "images"))
+    for run in given.runs:
+        measure(run, given.images, results)
+    rows = [
+        [
+            line["data"],
+            f"{line['seen']:,}",
+            "alone" if line["guide"] is None else f"at {line['guide']:g} of the run, {line['scale']:g}",
+            *(shown(line.get(name), digits) for name, digits in JUDGED.items()),
+        ]
+        for line in results.lines
+    ]
+    text = f"{CALLS} network calls of UniPC-3 an image, the same latents.\n\n"
+    headings = ["", "images seen", f"guided by the average, scale; {results.lines[0]['images']} images", *JUDGED]
+    publish("autoguidance", text + table(headings, rows), given.docs, results.lines)
+
+
+if __name__ == "__main__":
+    main()
