@@ -1,0 +1,65 @@
+"""Ten even steps and six tuned ones of UniPC-3 against every ancestral step, on one run of each data set.
+
+Run: .venv-peers/bin/python benchmarks/few_steps.py RUN ... What is measured is kept under benchmarks/measured and not
+measured again; without RUN only the table is written into benchmarks/results.md.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from common import MEASURED, Results, options, parsed, publish, quality, shown, table
+
+import ancestral
+from ancestral.data import load
+from ancestral.runs import checkpoint
+
+FEW = {"solver": "unipc3"}
+WAYS = {
+    "every ancestral step": {"steps": "all"},
+    "10 steps": {"steps": 10, **FEW},
+    "6 steps": {"steps": 6, **FEW},
+    "6 tuned steps": {"steps": 6, "grid": "tuned", **FEW},
+}
+JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3}
+
+
+def measure(run: Path, count: int, results: Results) -> None:
+    """Every line of a run that is not there yet; all are drawn in the precision that is the fastest here."""
+    saved, _ = checkpoint.open_run(run)
+    train, model = load.load(saved.config.source, saved.config.data).train, ancestral.load(run)
+
+    def judged(name: str) -> dict[str, object]:
+        if WAYS[name].get("grid") == "tuned":
+            subprocess.run([sys.executable, "-m", "ancestral", "tune-steps", str(run), "--steps", "6"], check=True)
+        drawn = model.sample(count, precision="auto", **WAYS[name]).array
+        return {"data": Path(saved.config.source).stem, "seen": saved.images, **quality(drawn, train, train)}
+
+    for name in reversed(WAYS):  # the quick ones first
+        results.once(lambda name=name: judged(name), model=checkpoint.digest(saved)[:16], way=name, images=count)
+
+
+def main() -> None:
+    """Measure what is missing, then write the table."""
+    parser = options(__doc__ or "")
+    parser.add_argument("runs", type=Path, nargs="*")
+    parser.add_argument("--images", type=int, default=1000)
+    given = parsed(parser)
+    results = Results(MEASURED / "few_steps.jsonl", ("model", "way", "images"))
+    for run in given.runs:
+        measure(run, given.images, results)
+    rows = []
+    for every in results.find(way="every ancestral step"):
+        for name in WAYS:
+            for line in results.find(model=every["model"], way=name, images=every["images"]):
+                ratio = line["fd-lite0"][0] / every["fd-lite0"][0]
+                judged = (shown(line.get(judge), digits) for judge, digits in JUDGED.items())
+                rows.append([line["data"], f"{line['seen']:,}", name, line["images"], f"{ratio:.3f}", *judged])
+    headings = ["", "images seen", "", "images drawn", "fd-lite0 of every step's", *JUDGED]
+    publish("few-steps", table(headings, rows), given.docs, results.lines)
+
+
+if __name__ == "__main__":
+    main()
