@@ -151,7 +151,7 @@ def soap(training: Training, images: ImageSet) -> Shown:
     from pytorch_optimizer import SOAP
 
     rate = training.config.train.learning_rate
-    optimizer = SOAP(training.network.parameters(), rate, (0.95, 0.95), weight_decay=0.0, merge_dims=True)
+    optimizer = SOAP(training.network.parameters(), rate, (0.95, 0.95), weight_decay=0.0)
     _with(training, optimizer, rate)
     return unaltered(training, images)
 

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +24,7 @@ from ancestral.diffusion.samplers.sample import finish, trajectory
 from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, optimal
 from ancestral.networks.unet import UNet
-from ancestral.runs import datasets
+from ancestral.runs import checkpoint, datasets
 from ancestral.runs.conditions import trained_with
 from ancestral.runs.config import Facts, resolve
 from ancestral.runs.hub.model_card import table
@@ -417,6 +419,27 @@ def test_a_model_guided_by_itself_is_itself_and_by_an_earlier_average_is_not(gui
     assert "guidance_rescale" not in how
 
 
+def test_early_is_the_average_at_a_quarter_of_the_run(guidable, tmp_path):
+    saved, _ = checkpoint.open_run(guidable)
+    quarter = checkpoint.early_average(saved, 0.25)
+    named = drawn(guidable, tmp_path / "named", "--guidance", 3, "--guide", quarter)
+    assert np.array_equal(drawn(guidable, tmp_path / "early", "--guidance", 3, "--guide", "early"), named)
+    how = ("--steps", 2, "--num-images", 2, "--device", "cpu", "--guidance", 3, "--guide", "early")
+    said = run_command("sample", guidable, *how, "--out", tmp_path / "said").output
+    assert f"--guide early: {quarter}" in said.replace("\n", "")
+    run = tmp_path / "run"
+    shutil.copytree(guidable, run, ignore=shutil.ignore_patterns("averages"))
+    result = run_command("sample", run, *how)
+    assert result.exit_code == 2
+    assert "no average of an earlier time" in result.output.replace("\n", " ")
+    later = saved.images + 10
+    for images in (*range(0, saved.images, saved.images // 16), later):
+        (run / "averages" / f"{images:09d}").mkdir(parents=True)
+    here = replace(saved, folder=run / "checkpoints" / saved.folder.name)
+    chosen = [int(checkpoint.early_average(here, share).name) / saved.images for share in (0.25, 0.5, 1.0)]
+    assert chosen == [0.25, 0.5, 0.9375]
+
+
 def test_images_that_are_there_are_not_guided(tmp_path):
     result = run_command("metrics", tmp_path, "digits", "--guidance-rescale", 0.5)
     assert result.exit_code == 2
@@ -449,6 +472,7 @@ def test_a_model_of_vectors_trains_draws_and_measures(tmp_path):
     ("options", "problem"),
     [
         (("--guidance", "2"), "trained without labels"),
+        (("--guidance", "2"), "--guide early"),
         (("--guide", "{run}"), "add --guidance"),
         (("--guidance-rescale", "0.5"), "add --guidance"),
         (("--guidance", "2", "--guide", "nowhere"), "no such run"),

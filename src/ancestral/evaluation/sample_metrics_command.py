@@ -171,8 +171,8 @@ def _of_run(
     if options.label is not None:
         raise UserError("label: the classes are drawn in the proportions of the data; leave it out")
     sampler = Sampler(folder, options, device)
-    if sampler.note:
-        screen.print(sampler.note)
+    for note in sampler.notes:
+        screen.print(note)
     saved = sampler.saved
     if images is None:
         data_source, images = images_for(saved, data_source)

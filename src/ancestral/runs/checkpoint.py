@@ -249,6 +249,19 @@ def is_average(folder: Path) -> bool:
     return folder.parent.name == "averages" and (folder.parent.parent / "checkpoints").is_dir()
 
 
+def early_average(saved: Checkpoint, share: float) -> Path:
+    """The kept average of the same run whose images are nearest to this share of the checkpoint's.
+
+    Raises:
+        UserError: when none of an earlier time is kept.
+    """
+    kept = saved.folder.parent.parent / "averages"
+    earlier = [folder for folder in _folders(kept) if int(folder.name) < saved.images]
+    if not earlier:
+        raise UserError(f"{kept}: holds no average of an earlier time; train one that does, or name a weaker model")
+    return min(earlier, key=lambda folder: abs(int(folder.name) - share * saved.images))
+
+
 def save_snapshot(run: Path, images: int, averages: list[ema.PowerAverage]) -> None:
     """Write both averages as they are now."""
     files = {f"{average.width:g}.safetensors": _pack(average.weights) for average in averages}

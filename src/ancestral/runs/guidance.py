@@ -25,6 +25,10 @@ _MEND = (  # for a model trained here, and for one of diffusers
     "train with --set model.condition_dropout=0.1",
     "where one of its classes stands for none of the others, import it again with --null-class N",
 )
+_OTHERWISE = "guide it by an early average of itself with --guide early, or by a weaker model with --guide RUN"
+
+EARLY = "early"  # in place of a path: an early average of the same run
+SHARE = 0.25  # of its images, which that average has seen
 
 
 class Guide:
@@ -85,13 +89,17 @@ class Guidance:
         elif path is None and not conditions.conditional:
             raise UserError(
                 "--guidance: this model was trained without labels; train with --set model.labels=true "
-                "--set model.condition_dropout=0.1, or name a weaker model with --guide"
+                f"--set model.condition_dropout=0.1, or {_OTHERWISE}"
             )
         elif path is None and not conditions.condition_dropout:
             raise UserError(
                 "--guidance: this model always had its conditions in training, so it has no unconditional half; "
-                f"{_MEND[saved.config.source.startswith('diffusers:')]}, or name a weaker model with --guide"
+                f"{_MEND[saved.config.source.startswith('diffusers:')]}, or {_OTHERWISE}"
             )
+        self.note = ""  # what was understood, where more was left open than a path
+        if path == EARLY:
+            path = checkpoint.early_average(saved, SHARE)
+            self.note = f"--guide {EARLY}: {path}, of {saved.images:,} images seen"
         self.guide = None if path is None else Guide(Path(path), chosen, saved, model)
 
     @property

@@ -148,8 +148,8 @@ class SamplingOptions:
     clip: str | None = _option(None, "Of each predicted x0: none, static or dynamic; the run's own when left out.")
     guide: str | None = _option(
         None,
-        "Guide by this weaker model, a run or RUN/averages/IMAGES of one.",
-        metavar="RUN",
+        "Guide by this weaker model, a run or RUN/averages/IMAGES of one; early: by the run's own at a quarter of it.",
+        metavar="RUN|early",
         needs="guidance",
         card=True,
     )

@@ -90,8 +90,8 @@ def sample(
         results.need_free([*pixels, GRID, *(FILM if film else ()), *named])
         if options.precision == "auto":
             screen.print(f"--precision auto: {sampler.format}")
-        if sampler.note:
-            screen.print(sampler.note)
+        for note in sampler.notes:
+            screen.print(note)
         kind = {"array": True} if array else {}
         job = Job(out / ".job", {**sampler.settings, "label": options.label, "embeddings": vectors, **kind}, processes)
         started = time.monotonic()

@@ -67,7 +67,8 @@ class Sampler:
         self.steps = len(self.visits) - 1
         self.calls = self.steps * self.guidance.calls  # of a network, an image
         self.solver, self.options = solver, options
-        self.note = kind.whole.format(every=self.every) if options.steps == "all" else ""  # before it draws
+        whole = kind.whole.format(every=self.every) if options.steps == "all" else ""
+        self.notes = [note for note in (self.guidance.note, whole) if note]  # to be said before it draws
 
     @property
     def settings(self) -> dict[str, Any]:
