@@ -1,4 +1,4 @@
-"""Ten even steps and six tuned ones of UniPC-3 against every ancestral step, on one run of each data set.
+"""Few steps of UniPC-3, even, tuned and guided, against every ancestral step, on one run of each data set.
 
 Run: .venv-peers/bin/python benchmarks/few_steps.py RUN ... What is measured is kept under benchmarks/measured and not
 measured again; without RUN only the table is written into benchmarks/results.md.
@@ -18,8 +18,13 @@ from ancestral.runs import checkpoint
 
 FEW = {"solver": "unipc3"}
 WAYS = {
-    "every ancestral step": {"steps": "all"},
+    "every ancestral step": {"steps": "all", "precision": "auto"},  # in float32 hours, and each step has fresh noise
+    "25 steps": {"steps": 25, **FEW},
+    "12 steps, --guide early --guidance 1.5": {"steps": 12, "guide": "early", "guidance": 1.5, **FEW},
+    "the same, --clip none": {"steps": 12, "guide": "early", "guidance": 1.5, "clip": "none", **FEW},
     "10 steps": {"steps": 10, **FEW},
+    "10 steps, --clip none": {"steps": 10, "clip": "none", **FEW},
+    "10 steps, bfloat16": {"steps": 10, "precision": "bfloat16", **FEW},
     "6 steps": {"steps": 6, **FEW},
     "6 tuned steps": {"steps": 6, "grid": "tuned", **FEW},
 }
@@ -27,17 +32,17 @@ JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3
 
 
 def measure(run: Path, count: int, results: Results) -> None:
-    """Every line of a run that is not there yet; all are drawn in the precision that is the fastest here."""
+    """Every line of a run that is not there yet."""
     saved, _ = checkpoint.open_run(run)
     train, model = load.load(saved.config.source, saved.config.data).train, ancestral.load(run)
 
     def judged(name: str) -> dict[str, object]:
         if WAYS[name].get("grid") == "tuned":
             subprocess.run([sys.executable, "-m", "ancestral", "tune-steps", str(run), "--steps", "6"], check=True)
-        drawn = model.sample(count, precision="auto", **WAYS[name]).array
+        drawn = model.sample(count, **WAYS[name]).array
         return {"data": Path(saved.config.source).stem, "seen": saved.images, **quality(drawn, train, train)}
 
-    for name in reversed(WAYS):  # the quick ones first
+    for name in reversed(WAYS):  # quick ones first
         results.once(lambda name=name: judged(name), model=checkpoint.digest(saved)[:16], way=name, images=count)
 
 

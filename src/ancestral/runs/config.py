@@ -184,6 +184,14 @@ _SMALL: _Preset = {
     "train.channels_last": "auto",
 }
 
+_IMAGES: _Preset = {
+    **_SMALL,
+    "model.width": 16,
+    "model.multipliers": (1, 2, 4),
+    "model.attention": (2,),
+    "model.patch": 1,
+}
+
 # Rows of settings. The first two are the paper's (appendix B); the others were chosen by trial (benchmarks/log.md):
 # `images` for sample quality, `likelihood` for bits/dim, `absorbing` reveals pixels in any order, `tiny` is for a few.
 PRESETS: dict[str, _Preset] = {
@@ -198,14 +206,8 @@ PRESETS: dict[str, _Preset] = {
         "train.learning_rate": 2e-5,
         "train.flip": True,
     },
-    "images": {
-        **_SMALL,
-        "model.width": 16,
-        "model.multipliers": (1, 2, 4),
-        "model.attention": (2,),
-        "model.patch": 1,
-    },
-    "likelihood": {**_SMALL, "model.fourier": (6, 7)},
+    "images": _IMAGES,
+    "likelihood": {**_IMAGES, "model.fourier": (6, 7)},
     "absorbing": {
         **_SMALL,
         "diffusion.chain": "absorbing",
