@@ -27,6 +27,8 @@ WAYS = {
     "10 steps, bfloat16": {"steps": 10, "precision": "bfloat16", **FEW},
     "6 steps": {"steps": 6, **FEW},
     "6 tuned steps": {"steps": 6, "grid": "tuned", **FEW},
+    "6 steps, bfloat16": {"steps": 6, "precision": "bfloat16", **FEW},
+    "6 tuned steps, bfloat16": {"steps": 6, "grid": "tuned", "precision": "bfloat16", **FEW},
 }
 JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3}
 
