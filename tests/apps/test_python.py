@@ -239,7 +239,7 @@ def test_mistakes_are_user_errors(run, tmp_path):
         (lambda: model.sample(1, eta=0, solver="heun"), "exclude each other"),
         (lambda: model.sample(1, stpes=3), "stpes"),
         (lambda: model.sample(1, label="cat"), "^label: .*without labels; train with labels=True$"),
-        (lambda: model.sample(1, guidance=2), "^guidance: .*with labels=True condition_dropout=0.1, or .* with guide$"),
+        (lambda: model.sample(1, guidance=2), '^guidance: .* condition_dropout=0.1, or .* with guide="early"$'),
         (lambda: model.sample(1, guidance_rescale=0.5), "^guidance_rescale: says how to guide; add guidance SCALE$"),
         (lambda: model.sample(1, grid="tuned", steps=2), "^grid tuned: .* ancestral tune-steps .* --steps 2$"),
         (lambda: model.sample(1, steps=10**6), "^steps: "),

@@ -25,7 +25,7 @@ _MEND = (  # for a model trained here, and for one of diffusers
     "train with --set model.condition_dropout=0.1",
     "where one of its classes stands for none of the others, import it again with --null-class N",
 )
-_OTHERWISE = "guide it by an early average of itself with --guide early, or by a weaker model with --guide RUN"
+_OTHERWISE = "name a weaker model with --guide, or an early average of this one with --guide early"
 
 EARLY = "early"  # in place of a path: an early average of the same run
 SHARE = 0.25  # of its images, which that average has seen

@@ -40,7 +40,7 @@ def in_python(message: str) -> str:
 def _spoken(text: str) -> str:
     text = re.sub(r"--set (?:\w+\.)?(\w+)", r"\1", text)
     text = re.sub(r"=(true|false)\b", lambda found: f"={found[1].capitalize()}", text)
-    text = re.sub(r"--(budget|images|steps) (\+\w+)", r'\1="\2"', text)
+    text = re.sub(r"--(budget|guide|images|steps) (\+\w+|early)", r'\1="\2"', text)
     return re.sub(r"--([a-z]+(?:-[a-z]+)*)", _parameter, text)
 
 
