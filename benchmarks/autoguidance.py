@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common import MEASURED, Results, options, parsed, publish, quality, shown, table
+from common import MEASURED, Results, judge, options, parsed, publish, shown, table
 
-import ancestral
-from ancestral.data import load
 from ancestral.runs import checkpoint
 
 CALLS = 24
@@ -27,24 +25,19 @@ JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3
 JUDGED |= {"kid-classifier": 4, "tv-classifier": 3}
 
 
-def early(run: Path, seen: int, share: float) -> Path:
-    """The kept average nearest to this share of the images seen."""
-    return min((run / "averages").iterdir(), key=lambda folder: abs(int(folder.name) - share * seen))
-
-
 def measure(run: Path, count: int, results: Results) -> None:
     """Every line of a run that is not there yet."""
     saved, _ = checkpoint.open_run(run)
-    train, model = load.load(saved.config.source, saved.config.data).train, ancestral.load(run)
+    judged = judge(run, count)
 
-    def judged(share: float | None, scale: float | None) -> dict[str, object]:
-        how = {} if share is None else {"guide": str(early(run, saved.images, share)), "guidance": scale}
-        drawn = model.sample(count, steps=CALLS // 2 if how else CALLS, solver="unipc3", **how).array
-        return {"data": Path(saved.config.source).stem, "seen": saved.images, **quality(drawn, train, train)}
+    def line(share: float | None, scale: float | None) -> dict[str, object]:
+        if share is None:
+            return judged(steps=CALLS)
+        return judged(steps=CALLS // 2, guide=str(checkpoint.early_average(saved, share)), guidance=scale)
 
     key = {"model": checkpoint.digest(saved)[:16], "calls": CALLS, "images": count}
     for share, scale in WAYS:
-        results.once(lambda way=(share, scale): judged(*way), guide=share, scale=scale, **key)
+        results.once(lambda way=(share, scale): line(*way), guide=share, scale=scale, **key)
 
 
 def main() -> None:

@@ -153,6 +153,25 @@ def quality(images: np.ndarray, reference, training=None) -> dict[str, list[floa
     return {name: list(found[name]) for name in JUDGED if name in found}
 
 
+def judge(run: Path, count: int) -> Callable[..., dict[str, object]]:
+    """What draws so many images of a run, with options of `ancestral sample`, and measures them by its training images.
+
+    Its lines name the data and the images seen.
+    """
+    import ancestral
+    from ancestral.data import load
+    from ancestral.runs import checkpoint
+
+    saved, _ = checkpoint.open_run(run)
+    train, model = load.load(saved.config.source, saved.config.data).train, ancestral.load(run)
+
+    def judged(**how) -> dict[str, object]:
+        drawn = model.sample(count, solver="unipc3" if how["steps"] != "all" else None, **how).array
+        return {"data": Path(saved.config.source).stem, "seen": saved.images, **quality(drawn, train, train)}
+
+    return judged
+
+
 def steps_of(solver: str, calls: int) -> int:
     """The most steps that need no more network calls: Heun's take two each, but for the last."""
     return (calls + 1) // 2 if solver.lower().startswith("heun") else calls

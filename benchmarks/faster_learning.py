@@ -32,33 +32,38 @@ SMALL = 16  # side of what is trained on first by the ways that begin smaller
 EARLY = 0.4  # share of the time that they begin with
 
 
-def paired(training: Training, images: ImageSet) -> Shown:
-    """Each batch's noise given to its images so that the squared distances add up to the least (Li et al. 2024)."""
+def _with_noise(training: Training, chosen: Callable[[Batch], Tensor]) -> None:
+    """Train on noise chosen for each batch."""
     make = training.prefetcher.make
 
-    def closest(*given: Any, **named: Any) -> Batch:
+    def changed(*given: Any, **named: Any) -> Batch:
         batch = make(*given, **named)
-        x0, eps = batch.x0(), batch.eps()
-        _, order = linear_sum_assignment(-(x0.flatten(1) @ eps.flatten(1).T).numpy())
-        return batch._replace(noise=lambda part: eps[order][part])
+        eps = chosen(batch)
+        return batch._replace(noise=lambda part: eps[part])
 
-    training.prefetcher.make = closest
+    training.prefetcher.make = changed
+
+
+def paired(training: Training, images: ImageSet) -> Shown:
+    """Each batch's noise given to its images so that the squared distances add up to the least (Li et al. 2024)."""
+
+    def closest(batch: Batch) -> Tensor:
+        eps = batch.eps()
+        return eps[linear_sum_assignment(-(batch.x0().flatten(1) @ eps.flatten(1).T).numpy())[1]]
+
+    _with_noise(training, closest)
     return unaltered(training, images)
 
 
 def nearest(training: Training, images: ImageSet, among: int = 8) -> Shown:
     """Each image's noise the nearest of several drawn for it."""
-    make = training.prefetcher.make
 
-    def chosen(*given: Any, **named: Any) -> Batch:
-        batch = make(*given, **named)
+    def closest(batch: Batch) -> Tensor:
         x0 = batch.x0()
         eps = torch.randn(among, *x0.shape, generator=torch.Generator().manual_seed(batch.rows[0] + training.images))
-        best = (eps * x0).flatten(2).sum(2).argmax(0)
-        eps = eps[best, torch.arange(len(x0))]
-        return batch._replace(noise=lambda part: eps[part])
+        return eps[(eps * x0).flatten(2).sum(2).argmax(0), torch.arange(len(x0))]
 
-    training.prefetcher.make = chosen
+    _with_noise(training, closest)
     return unaltered(training, images)
 
 

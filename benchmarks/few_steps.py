@@ -10,42 +10,37 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import MEASURED, Results, options, parsed, publish, quality, shown, table
+from common import MEASURED, Results, judge, options, parsed, publish, shown, table
 
-import ancestral
-from ancestral.data import load
 from ancestral.runs import checkpoint
 
-FEW = {"solver": "unipc3"}
 WAYS = {
     "every ancestral step": {"steps": "all", "precision": "auto"},  # in float32 hours, and each step has fresh noise
-    "25 steps": {"steps": 25, **FEW},
-    "12 steps, --guide early --guidance 1.5": {"steps": 12, "guide": "early", "guidance": 1.5, **FEW},
-    "the same, --clip none": {"steps": 12, "guide": "early", "guidance": 1.5, "clip": "none", **FEW},
-    "10 steps": {"steps": 10, **FEW},
-    "10 steps, --clip none": {"steps": 10, "clip": "none", **FEW},
-    "10 steps, bfloat16": {"steps": 10, "precision": "bfloat16", **FEW},
-    "6 steps": {"steps": 6, **FEW},
-    "6 tuned steps": {"steps": 6, "grid": "tuned", **FEW},
-    "6 steps, bfloat16": {"steps": 6, "precision": "bfloat16", **FEW},
-    "6 tuned steps, bfloat16": {"steps": 6, "grid": "tuned", "precision": "bfloat16", **FEW},
+    "25 steps": {"steps": 25},
+    "12 steps, --guide early --guidance 1.5": {"steps": 12, "guide": "early", "guidance": 1.5},
+    "the same, --clip none": {"steps": 12, "guide": "early", "guidance": 1.5, "clip": "none"},
+    "10 steps": {"steps": 10},
+    "10 steps, --clip none": {"steps": 10, "clip": "none"},
+    "10 steps, bfloat16": {"steps": 10, "precision": "bfloat16"},
+    "6 steps": {"steps": 6},
+    "6 tuned steps": {"steps": 6, "grid": "tuned"},
+    "6 steps, bfloat16": {"steps": 6, "precision": "bfloat16"},
+    "6 tuned steps, bfloat16": {"steps": 6, "grid": "tuned", "precision": "bfloat16"},
 }
 JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3}
 
 
 def measure(run: Path, count: int, results: Results) -> None:
     """Every line of a run that is not there yet."""
-    saved, _ = checkpoint.open_run(run)
-    train, model = load.load(saved.config.source, saved.config.data).train, ancestral.load(run)
+    model, judged = checkpoint.digest(checkpoint.open_run(run)[0])[:16], judge(run, count)
 
-    def judged(name: str) -> dict[str, object]:
+    def line(name: str) -> dict[str, object]:
         if WAYS[name].get("grid") == "tuned":
             subprocess.run([sys.executable, "-m", "ancestral", "tune-steps", str(run), "--steps", "6"], check=True)
-        drawn = model.sample(count, **WAYS[name]).array
-        return {"data": Path(saved.config.source).stem, "seen": saved.images, **quality(drawn, train, train)}
+        return judged(**WAYS[name])
 
     for name in reversed(WAYS):  # quick ones first
-        results.once(lambda name=name: judged(name), model=checkpoint.digest(saved)[:16], way=name, images=count)
+        results.once(lambda name=name: line(name), model=model, way=name, images=count)
 
 
 def main() -> None:
