@@ -47,28 +47,14 @@ def apart(images: ImageSet) -> Splits:
     return Splits(images.take([r for r in rows if r % every]), images.take([r for r in rows if r % every == 0]))
 
 
-Shown = Callable[[float], ImageSet]  # from a run's progress to the images that it trains on
-
-
-def unaltered(training: Training, images: ImageSet) -> Shown:
-    """The images as they are."""
-    return lambda progress: images
-
-
-def trained(
-    chosen: Config,
-    images: ImageSet,
-    seconds: float,
-    alter: Callable[[Training, ImageSet], Shown] = unaltered,
-) -> tuple[Training, cost.Cost, float]:
+def trained(chosen: Config, images: ImageSet, seconds: float) -> tuple[Training, cost.Cost, float]:
     """A training of so many seconds of the processor, what it costs, and the seconds that it had."""
-    training = Training(chosen, facts(images), CPU)
+    training, spent = Training(chosen, facts(images), CPU), 0.0
     spending = cost.measure(training, images)
-    shown, spent = alter(training, images), 0.0
     while spent < seconds:
         # The learning rate follows the time: where the run would end at the speed so far.
         began = time.process_time()
-        training.step(shown(spent / seconds), spent / seconds)
+        training.step(images, spent / seconds)
         spent += time.process_time() - began
     return training, spending, spent
 
