@@ -32,8 +32,8 @@ def measure(run: Path, count: int, results: Results) -> None:
 
     def line(share: float | None, scale: float | None) -> dict[str, object]:
         if share is None:
-            return judged(steps=CALLS)
-        return judged(steps=CALLS // 2, guide=str(checkpoint.early_average(saved, share)), guidance=scale)
+            return judged(steps=CALLS, clip="own")
+        return judged(steps=CALLS // 2, clip="own", guide=str(checkpoint.early_average(saved, share)), guidance=scale)
 
     key = {"model": checkpoint.digest(saved)[:16], "calls": CALLS, "images": count}
     for share, scale in WAYS:
@@ -58,7 +58,7 @@ def main() -> None:
         ]
         for line in results.lines
     ]
-    text = f"{CALLS} network calls of UniPC-3 an image, the same latents.\n\n"
+    text = f"{CALLS} network calls of UniPC-3 an image, each x0 clipped, the same latents.\n\n"
     headings = ["", "images seen", f"guided by the average, scale; {results.lines[0]['images']} images", *JUDGED]
     publish("autoguidance", text + table(headings, rows), given.docs, results.lines)
 

@@ -18,14 +18,10 @@ WAYS = {
     "every ancestral step": {"steps": "all", "precision": "auto"},  # in float32 hours, and each step has fresh noise
     "25 steps": {"steps": 25},
     "12 steps, --guide early --guidance 1.5": {"steps": 12, "guide": "early", "guidance": 1.5},
-    "the same, --clip none": {"steps": 12, "guide": "early", "guidance": 1.5, "clip": "none"},
     "10 steps": {"steps": 10},
-    "10 steps, --clip none": {"steps": 10, "clip": "none"},
-    "10 steps, bfloat16": {"steps": 10, "precision": "bfloat16"},
+    "10 steps, --clip own": {"steps": 10, "clip": "own"},
     "6 steps": {"steps": 6},
     "6 tuned steps": {"steps": 6, "grid": "tuned"},
-    "6 steps, bfloat16": {"steps": 6, "precision": "bfloat16"},
-    "6 tuned steps, bfloat16": {"steps": 6, "grid": "tuned", "precision": "bfloat16"},
 }
 JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3}
 

@@ -117,7 +117,7 @@ class Images(Ours):
     """Ours with its preset for sample quality."""
 
     options = ("--preset", "images")
-    samplers: ClassVar = {"25 unipc3": ("--steps", "25", "--solver", "unipc3")}
+    samplers: ClassVar = {"25 unipc3, unclipped": ("--steps", "25", "--solver", "unipc3", "--clip", "none")}
 
 
 class Likelihood(Images):

@@ -108,6 +108,16 @@ def test_every_target_gives_x0_back(target, beta, data):
     )
 
 
+@pytest.mark.parametrize("schedule", [schedules.cosine(1000), schedules.linear(1000)], ids=["cosine", "linear"])
+def test_which_targets_bound_x0(schedule):
+    """By the x0 that an output wrong by 1 stands for, at every time."""
+    t = torch.arange(1, 1001)
+    zero = torch.zeros(1000, 1, dtype=F64)
+    wrong = {name: target.x0(zero + 1, zero, schedule, t).abs().max() for name, target in TARGETS.items()}
+    assert {name for name, x0 in wrong.items() if x0 < 1 + 1e-9} == {"x0", "v", "flow", "edm"}
+    assert all(target.bounds_x0(schedule) == (wrong[name] < 1 + 1e-9) for name, target in TARGETS.items())
+
+
 def test_the_edm_target_is_of_variance_one_and_owes_the_input_nothing():
     # What Karras et al. 2022 derive F from (appendix B.6), for data of standard deviation 1/2; -v is the case of 1.
     noise_schedule = schedules.cosine(100)

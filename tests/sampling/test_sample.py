@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from ancestral.data import load, pictures
 from ancestral.data.dataset import DataOptions
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.analytic import gaussian
-from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser, clip_dynamic, clip_static
-from ancestral.diffusion.denoisers.targets import V
+from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser, clip_dynamic, clip_static, unclipped
+from ancestral.diffusion.denoisers.targets import TARGETS, V
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes import streams as rng
 from ancestral.diffusion.processes.streams import Streams
@@ -22,7 +23,7 @@ from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.loop import Move, from_model, from_model_to_the_end, from_posterior, walk
 from ancestral.diffusion.samplers.sample import film, finish, latents, sample, trajectory
 from ancestral.diffusion.samplers.solvers import SOLVERS
-from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, beta, fixedsmall, optimal
+from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, beta, fixedlarge, fixedsmall, optimal
 from ancestral.errors import UserError
 from ancestral.networks.unet import UNet
 from ancestral.runs import build, checkpoint, compute_format, config, open
@@ -290,16 +291,35 @@ def test_the_film_of_a_method_with_visits_of_its_own_has_a_frame_a_time(any_run,
     assert 7 <= columns <= 13  # times, and the image
 
 
-@pytest.mark.parametrize("name", CLIPS)
-def test_another_clipping_for_drawing(any_run, command, tmp_path, name):
-    result = command("sample", any_run, "--num-images", 4, "--steps", 5, "--clip", name, "--out", tmp_path)
+@pytest.mark.parametrize(
+    ("options", "clip", "move"),
+    [
+        *((("--clip", name), clip, SOLVERS["unipc3"]) for name, clip in {**CLIPS, "own": clip_static}.items()),
+        ((), unclipped, SOLVERS["unipc3"]),  # the target is v, which bounds x0
+        (("--solver", "dpm++2m"), unclipped, SOLVERS["dpm++2m"]),
+        (("--variance", "fixedlarge"), clip_static, Ancestral(fixedlarge)),
+        (("--variance", "fixedlarge", "--clip", "none"), unclipped, Ancestral(fixedlarge)),
+    ],
+)
+def test_what_is_done_to_each_predicted_image(any_run, command, tmp_path, options, clip, move):
+    result = command("sample", any_run, "--num-images", 4, "--steps", 5, *options, "--out", tmp_path)
     assert result.exit_code == 0, result.output
     saved, model = open.open_model(any_run, "cpu", None)
-    model.clip = CLIPS[name]
+    model.clip = clip
     times, predictor = grids.trailing(model.schedule, 5), build.predictor(model, saved.calibration)
-    images = to_bytes(sample(predictor, saved.facts.shape, 4, times, SOLVERS["unipc3"]))
+    images = to_bytes(sample(predictor, saved.facts.shape, 4, times, move))
     for number, image in enumerate(images):
         assert np.array_equal(np.atleast_3d(np.asarray(Image.open(tmp_path / f"{number:06d}.png"))), image)
+
+
+def test_a_model_of_noise_is_clipped_in_every_step(trained_run, tmp_path):
+    saved, model = open.open_model(trained_run, "cpu", None)
+    config = replace(saved.config, diffusion=replace(saved.config.diffusion, target="eps"))
+    noisy = Denoiser(model.network, model.schedule, TARGETS["eps"], clip_static)
+    for move in (*SOLVERS.values(), Ancestral()):
+        assert build.drawing(noisy, config, move).clip is clip_static
+        wanted = clip_static if isinstance(move, Ancestral) else unclipped
+        assert build.drawing(model, saved.config, move).clip is wanted
 
 
 def test_a_clipping_that_is_none_is_named(trained_run, command, tmp_path):

@@ -339,6 +339,16 @@ def trained(saved: checkpoint.Checkpoint, run: Path, on: torch.device, average_w
     return ready(saved.config, saved.facts, weights).to(on)
 
 
+def drawing(model: Denoiser, config: Config, move: Transition | Planned) -> Denoiser:
+    """The model as images are drawn from it by this step, where no clip is named.
+
+    The paper's step and those of models for few calls see x0 as the run clips it. For all others that is one more
+    error of the flow (`benchmarks/log.md`, 2026-11-30), and is left out where the target bounds x0 by itself.
+    """
+    free = chain(config).reverse is None and not isinstance(move, Ancestral)
+    return model.unclipped if free and model.target.bounds_x0(model.schedule) else model
+
+
 def predictor(model: Denoiser, calibration: torch.Tensor | None, **cond: torch.Tensor) -> Predictor:
     """The model under these conditions, with its own error where that was measured."""
     conditioned = Conditioned(model, **cond)

@@ -13,6 +13,7 @@ from typing import Any, get_args, get_type_hints
 from ancestral.errors import UserError
 
 WAYS_TO_STEP = ("solver", "eta", "variance")
+OWN = "own"  # --clip: the run's
 # What a sampler in a file of its own heeds.
 EXPORTED = ("steps", "grid", "solver", "eta", "variance", "clip", "guidance", "guidance_interval", "average_width")
 
@@ -145,7 +146,11 @@ class SamplingOptions:
         needs="guidance",
         card=True,
     )
-    clip: str | None = _option(None, "Of each predicted x0: none, static or dynamic; the run's own when left out.")
+    clip: str | None = _option(
+        None,
+        "Of each predicted x0: none, static, dynamic or own, the run's; left out: own in steps of the paper's chain "
+        "and where eps or the score is predicted, otherwise none.",
+    )
     guide: str | None = _option(
         None,
         "Guide by this weaker model, a run or RUN/averages/IMAGES of one; early: by the run's own at a quarter of it.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from ancestral.errors import UserError
 from ancestral.runs import build
 from ancestral.runs.conditions import Conditions, class_of
 from ancestral.runs.open import device_of, open_gaussian, state_type
-from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.runs.sampling_options import OWN, SamplingOptions
 from ancestral.runtime.console import advancing, screen
 from ancestral.runtime.result_files import held
 from ancestral.sampling.sampler import Opener, Sampler
@@ -55,7 +55,8 @@ class Editor:
     """
 
     def __init__(self, folder: Path, options: SamplingOptions, device: str, opener: Opener = open_gaussian) -> None:
-        self.options, self.sampler = options, Sampler(folder, options, device, opener)
+        clip = options.clip or OWN  # an x0 that is corrected runs away where nothing clips it
+        self.options, self.sampler = options, Sampler(folder, replace(options, clip=clip), device, opener)
         self.saved, self.model = self.sampler.saved, self.sampler.model
         self.schedule, self.shape = self.model.schedule, self.saved.facts.shape
         if self.saved.config.model.embedding:

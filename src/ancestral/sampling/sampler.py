@@ -7,21 +7,22 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser
+from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser, unclipped, within
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import beginning, latents, trajectory
 from ancestral.diffusion.samplers.solvers import FEW_STEPS
-from ancestral.diffusion.samplers.transitions import begin
+from ancestral.diffusion.samplers.transitions import Planned, Transition, begin
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, tuned_times
 from ancestral.runs.compute_format import computed_in, for_drawing
 from ancestral.runs.conditions import Conditions
+from ancestral.runs.config import Config
 from ancestral.runs.guidance import Guidance
 from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.process_kinds import need_gaussian
 from ancestral.runs.registry import choose
-from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.runs.sampling_options import OWN, SamplingOptions
 from ancestral.runtime.resumable_job import pieces
 
 Opener = Callable[[Path, str, float | None], tuple[checkpoint.Checkpoint, Denoiser]]  # as `open_model`
@@ -45,10 +46,6 @@ class Sampler:
         self.open_streams = build.streams(self.saved.config, device_of(self.model))
         self.format = for_drawing(options.precision, self.saved, device_of(self.model))
         self.model = computed_in(self.model, self.format)
-        if options.clip is not None:
-            need_gaussian(self.saved.config, "--clip")
-            self.model.clip = choose(CLIPS, options.clip, "--clip")
-        self.guidance = Guidance(options, self.saved, self.model, self.format)
         solver = options.solver
         kind = build.chain(self.saved.config)
         self.draw = kind.draw
@@ -57,6 +54,8 @@ class Sampler:
         if options.eta is options.variance is solver is kind.reverse is None and steps is not None:
             solver = FEW_STEPS  # the ODE wins below a hundred steps, the full chain above
         self.move = build.method(self.saved, solver, options.variance, options.eta)
+        self.model = _clipping(self.saved.config, self.model, options.clip, self.move)
+        self.guidance = Guidance(options, self.saved, self.model, self.format)
         if options.grid == "tuned":
             self.times = tuned_times.load(folder, self.saved, options.average_width, self.model.schedule, steps)
         elif steps is None and options.grid is not None:
@@ -80,6 +79,7 @@ class Sampler:
             **plain,
             **self.guidance.settings,
             "model": checkpoint.digest(self.saved),
+            "clip": "none" if own and self.model.clip is unclipped else self.options.clip,
             "times": self.times,
             "solver": self.solver,
             "variance": self.options.variance or config.diffusion.variance if own else None,
@@ -109,6 +109,16 @@ class Sampler:
         for step in trajectory(predictor, start, self.times, self.move, seed, numbers, self.draw, streams):
             progress(len(numbers))
             yield step
+
+
+def _clipping(config: Config, model: Denoiser, clip: str | None, move: Transition | Planned) -> Denoiser:
+    """The model with the clip of this name, OWN for the run's; with that of these steps where none is named."""
+    if clip is None:
+        return build.drawing(model, config, move)
+    need_gaussian(config, "--clip")
+    if clip != OWN:
+        model.clip = within(choose({**CLIPS, OWN: unclipped}, clip, "--clip"), config.diffusion.clip_range)
+    return model
 
 
 def _steps(options: SamplingOptions, calls: int) -> int | None:

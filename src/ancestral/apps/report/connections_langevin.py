@@ -90,7 +90,7 @@ def drawn(subject: Subject) -> dict[str, tuple[np.ndarray, int]]:
 def _drawn(subject: Subject, move: Transition | Planned, times: list[int], numbers: range) -> tuple[np.ndarray, int]:
     start = latents(subject.shape, subject.seed, numbers).to(subject.device, subject.dtype)
     visits = begin(move, subject.schedule, times)[1]
-    steps = trajectory(subject.drawn(numbers), start, times, move, subject.seed, numbers)
+    steps = trajectory(subject.drawn(numbers, move), start, times, move, subject.seed, numbers)
     return to_bytes(finish(steps)), len(visits) - 1
 
 

@@ -93,7 +93,7 @@ def exact(num_images: int, seed: int) -> Subject:
         conditioned=lambda shown: shapes,
         model=None,
         log_prob=lambda shown: shapes.log_prob(to_unit(shown.images)),
-        drawn=lambda numbers: shapes,
+        drawn=lambda numbers, move: shapes,
         num_images=num_images,
         seed=seed,
         average_width=None,

@@ -48,7 +48,7 @@ def part(subject: Subject) -> Part:
 def _affordable(subject: Subject) -> int | None:
     """None, every time, where the model is fast enough for it; otherwise how many steps of the few-step solver."""
     calls = len(subject.times) - 1
-    predictor, x_t = subject.drawn(range(SHOWN)), _latents(subject)
+    predictor, x_t = subject.drawn(range(SHOWN), subject.move), _latents(subject)
     seconds = []
     with torch.no_grad():
         for _ in range(4):  # the first call is slower than the others
@@ -66,7 +66,7 @@ def _latents(subject: Subject) -> Tensor:
 def drawn(subject: Subject, steps: int, move: Transition | Planned) -> Tensor:
     """The images of the first latents in so many steps, (SHOWN, C, H, W): those of `ancestral sample --steps`."""
     grid = build.sampling_grid(subject.config, "trailing", steps if steps < len(subject.times) - 1 else None)
-    walk = trajectory(subject.drawn(range(SHOWN)), _latents(subject), grid, move, subject.seed, range(SHOWN))
+    walk = trajectory(subject.drawn(range(SHOWN), move), _latents(subject), grid, move, subject.seed, range(SHOWN))
     return finish(walk).cpu()
 
 
@@ -123,7 +123,7 @@ def _few(subject: Subject, seen: Film, all_steps: int) -> Part:
 def _branches(subject: Subject, seen: Film, grid: Sequence[int]) -> Part:
     """From one state of the first trajectory, several reverse processes with noise of their own."""
     rows, table, labels = [], [], []
-    predictor = subject.drawn([0] * BRANCHES)
+    predictor = subject.drawn([0] * BRANCHES, subject.move)
     for index in range(0, len(seen.t), SHARED):
         t, start = seen.t[index], seen.x_t[index][:1]
         rest = grid[grid.index(t) :]

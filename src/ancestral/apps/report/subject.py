@@ -30,7 +30,7 @@ from ancestral.evaluation import image_formats
 from ancestral.evaluation.elbo_command import TERMS
 from ancestral.runs import build, calibration
 from ancestral.runs.checkpoint import Checkpoint
-from ancestral.runs.conditions import Conditions, conditions_of, in_turn
+from ancestral.runs.conditions import conditions_of, in_turn
 from ancestral.runs.config import Config
 from ancestral.runs.datasets import images_for
 from ancestral.runs.metrics_log import read_metrics
@@ -61,7 +61,8 @@ class Subject:
         conditioned: the predictor for these images, under their conditions.
         model: the network in its setting; None for the exact one.
         log_prob: log probability (N,) of images as bytes, in nats; None where nobody knows it.
-        drawn: the predictor for images to be drawn, by their numbers: classes in turn, as `ancestral sample` does.
+        drawn: the predictor for images to be drawn by these steps, by their numbers: classes in turn, and clipped, as
+            `ancestral sample` does.
         num_images: held-out images that the bound is measured on.
         seed: of every draw.
         average_width: of the weights' average, where another than the run's own was asked for.
@@ -80,7 +81,7 @@ class Subject:
     conditioned: Callable[[ImageSet], Predictor]
     model: Denoiser | None
     log_prob: Callable[[ImageSet], Tensor] | None
-    drawn: Callable[[Sequence[int]], Predictor]
+    drawn: Callable[[Sequence[int], Transition | Planned], Predictor]
     num_images: int
     seed: int
     average_width: float | None
@@ -190,7 +191,7 @@ class Subject:
         """The reverse process of the images with these numbers: those of `ancestral sample`, with the same seed."""
         start = latents(self.shape, self.seed, numbers).to(self.device, self.dtype)
         grid, move = self.method(steps)
-        return trajectory(self.drawn(numbers), start, grid, move, self.seed, numbers)
+        return trajectory(self.drawn(numbers, move), start, grid, move, self.seed, numbers)
 
     def command(self, verb: str, *options: str) -> str:
         """What gives a number again, with this report's data, seed and average; the exact subject has one for all."""
@@ -255,15 +256,12 @@ def of_run(
     saved = calibration.calibrated(saved, model, images.train)
     on = device_of(model)
 
-    def predictor(cond: Conditions) -> Predictor:
-        return build.predictor(model, saved.calibration, **cond)
-
-    def drawn(numbers: Sequence[int]) -> Predictor:
+    def drawn(numbers: Sequence[int], move: Transition | Planned) -> Predictor:
         cycle = images.train.take([number % len(images.train) for number in numbers])
         cond = conditions_of(cycle, saved.config, on)
         if "labels" in cond:
             cond["labels"] = in_turn(saved.facts, numbers).to(on)
-        return predictor(cond)
+        return build.predictor(build.drawing(model, saved.config, move), saved.calibration, **cond)
 
     return Subject(
         title=folder.resolve().name,
@@ -274,7 +272,7 @@ def of_run(
         source=source,
         move=build.transition(saved, None),
         variance=saved.config.diffusion.variance,
-        conditioned=lambda shown: predictor(conditions_of(shown, saved.config, on)),
+        conditioned=lambda shown: build.predictor(model, saved.calibration, **conditions_of(shown, saved.config, on)),
         model=model,
         log_prob=None,
         drawn=drawn,

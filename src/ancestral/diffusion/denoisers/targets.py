@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
@@ -51,6 +52,13 @@ class Target:
         it not.
         """
         return bool(self.error_scale(schedule, 1) > 1)
+
+    def bounds_x0(self, schedule: NoiseSchedule) -> bool:
+        """Whether an error of the output is at no time stretched into a larger one of x0.
+
+        So it is for x0, v, flow and edm; an error of eps is stretched by noise_t / signal_t.
+        """
+        return bool((self.error_scale(schedule, torch.arange(1, schedule.T + 1)) > 0.99).all())  # 1 for x0, rounded
 
     def check(self, schedule: NoiseSchedule) -> None:
         """Refuse a schedule on which the output does not determine x0.
