@@ -17,7 +17,7 @@ from PIL import Image
 
 from ancestral.apps.cli.main import main
 from ancestral.diffusion.samplers.grids import GRIDS
-from ancestral.diffusion.samplers.solvers import CALLS, FEW_STEPS
+from ancestral.diffusion.samplers.solvers import CALLS, usual
 from ancestral.runs.config import PRESETS
 from ancestral.runtime.signals import catch_stop
 from codec_toy import GOLDEN
@@ -87,7 +87,7 @@ def test_what_is_quick_is_drawn_and_the_whole_chain_where_it_is_asked_for(tmp_pa
     )
     assert trained.exit_code == 0, trained.output
     own = {"tiny": ("--variance", "optimal"), "absorbing": ()}[preset]
-    few = {"tiny": ("--solver", "unipc3"), "absorbing": ()}[preset]
+    few = {"tiny": ("--solver", usual(CALLS)), "absorbing": ()}[preset]
     drawn, calls = {}, {"default": 20, "few": 20, "all": 48, "own": 48}
     for name, options in {
         "default": (),
@@ -121,23 +121,28 @@ def test_all_that_names_the_default_names_the_same():
     for command in ("sample", "metrics"):
         assert f"{CALLS} when left out" in " ".join(run_command(command, "--help").output.split())
     root = Path(__file__).parents[2]
-    assert f"Left out, they are {CALLS} steps of `{FEW_STEPS}`" in (root / "docs" / "how-to" / "solvers.md").read_text()
+    assert (
+        f"Left out, they are {CALLS} steps of `{usual(CALLS)}`" in (root / "docs" / "how-to" / "solvers.md").read_text()
+    )
 
 
-def test_few_steps_are_unipcs_and_eta_0_is_ddim(any_run, tmp_path):
+def test_the_usual_solvers_and_eta_0_is_ddim(any_run, tmp_path):
     drawn = {}
     for name, options in {
-        "": (),
-        "unipc3": ("--solver", "unipc3"),
-        "eta": ("--eta", 0),
-        "euler": ("--solver", "euler"),
+        "19": ("--steps", 19),
+        "19 of the flow": ("--steps", 19, "--solver", "unipc3"),
+        "20": (),
+        "20 with noise": ("--steps", 20, "--solver", "dpm++2m-sde"),
+        "eta": ("--steps", 5, "--eta", 0),
+        "euler": ("--steps", 5, "--solver", "euler"),
     }.items():
-        arguments = ("--num-images", 2, "--steps", 5, *options, "--out", tmp_path / f"x{name}", "--device", "cpu")
+        arguments = ("--num-images", 2, *options, "--out", tmp_path / f"x{name}", "--device", "cpu")
         assert run_command("sample", any_run, *arguments).exit_code == 0
         drawn[name] = np.stack(pixels(tmp_path / f"x{name}"))
-    assert np.array_equal(drawn[""], drawn["unipc3"])
+    assert np.array_equal(drawn["19"], drawn["19 of the flow"])
+    assert np.array_equal(drawn["20"], drawn["20 with noise"])
     assert np.array_equal(drawn["eta"], drawn["euler"])
-    assert not np.array_equal(drawn[""], drawn["eta"])
+    assert len(np.unique([drawn[name] for name in ("19", "20", "eta")], axis=0)) == 3
 
 
 def test_the_same_command_again_says_it_is_complete(trained_run):

@@ -12,7 +12,7 @@ from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import from_model, walk
 from ancestral.diffusion.samplers.sample import finish
-from ancestral.diffusion.samplers.solvers import SOLVERS
+from ancestral.diffusion.samplers.solvers import FLOW, SOLVERS
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 
 CALLS = 12  # of the network, at most
@@ -28,7 +28,7 @@ def mean(predictor: Predictor, x_t: Tensor, t: int, x0: Tensor) -> Tensor:
 def ode(predictor: Predictor, x_t: Tensor, t: int, x0: Tensor) -> Tensor:
     """The deterministic flow down from x_t with UniPC: sharp, one picture for a file (Theis et al. 2022)."""
     times = down(predictor.schedule, t)
-    return finish(walk(predictor, x_t, times, SOLVERS["unipc3"], lambda move: move.p.mean))
+    return finish(walk(predictor, x_t, times, SOLVERS[FLOW], lambda move: move.p.mean))
 
 
 def sample(predictor: Predictor, x_t: Tensor, t: int, x0: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from ancestral.diffusion.objectives.statistics import psnr
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import Step, from_model, walk
+from ancestral.diffusion.samplers.solvers import FLOW
 from ancestral.diffusion.samplers.transitions import begin
 from ancestral.errors import UserError
 from ancestral.runs.registry import choose
@@ -32,6 +33,11 @@ ROUNDING = 1 / (255 * 3**0.5)  # standard deviation of a byte's rounding on [-1,
 def with_new_noise(options: SamplingOptions) -> SamplingOptions:
     """With new noise at each step where no way to step is named: what goes astray is then mended further down."""
     return options if options.step_named else replace(options, eta=1.0)
+
+
+def along_the_flow(options: SamplingOptions) -> SamplingOptions:
+    """By the flow where no way to step is named: what it encodes, it decodes."""
+    return options if options.step_named else replace(options, solver=FLOW)
 
 
 class Edit(NamedTuple):
@@ -112,7 +118,7 @@ def _inverted(editor: Editor, x0: Tensor, times: list[int], numbers: list[int]) 
 ENCODERS: dict[str, Encoder] = {
     "noise": Encoder(_noised("first", "second"), mix, 0.5, with_new_noise),  # the paper's
     "shared": Encoder(_noised("first", "first"), mix, 0.5, with_new_noise),
-    "inversion": Encoder(_inverted, slerp, 1.0, lambda options: options),  # what the flow encodes, the flow decodes
+    "inversion": Encoder(_inverted, slerp, 1.0, along_the_flow),
 }
 
 

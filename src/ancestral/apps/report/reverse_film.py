@@ -14,7 +14,7 @@ from ancestral.apps.report.part import Number, Part, Words
 from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.samplers.sample import Film, film, finish, latents, trajectory
-from ancestral.diffusion.samplers.solvers import FEW_STEPS, SOLVERS
+from ancestral.diffusion.samplers.solvers import FLOW, SOLVERS, usual
 from ancestral.diffusion.samplers.transitions import Planned, Transition
 from ancestral.runs import build
 
@@ -38,7 +38,7 @@ def part(subject: Subject) -> Part:
         Part(
             numbers={"film_steps": Number(len(grid) - 1, "", again), "film_images": Number(SHOWN, "", again)},
             figures={"film": lambda words: _film(seen, words)},
-            facts={"film_all": steps is None, "few_steps": FEW_STEPS},
+            facts={"film_all": steps is None, "few_steps": usual(len(grid) - 1), "flow": FLOW},
         )
         | _few(subject, seen, all_steps=len(grid) - 1)
         | _branches(subject, seen, grid)
@@ -46,7 +46,7 @@ def part(subject: Subject) -> Part:
 
 
 def _affordable(subject: Subject) -> int | None:
-    """None, every time, where the model is fast enough for it; otherwise how many steps of the few-step solver."""
+    """None, every time, where the model is fast enough for it; otherwise how many steps of the usual solver."""
     calls = len(subject.times) - 1
     predictor, x_t = subject.drawn(range(SHOWN), subject.move), _latents(subject)
     seconds = []
@@ -89,7 +89,7 @@ def mean_apart(images: Tensor) -> tuple[float, float]:
 def _few(subject: Subject, seen: Film, all_steps: int) -> Part:
     most = len(subject.times) - 1
     compared = [steps for steps in STEPS if steps < min(MANY, most)]
-    certain = {steps: drawn(subject, steps, SOLVERS[FEW_STEPS]) for steps in (*compared, min(MANY, most))}
+    certain = {steps: drawn(subject, steps, SOLVERS[FLOW]) for steps in (*compared, min(MANY, most))}
     noisy = {steps: drawn(subject, steps, subject.move) for steps in compared}
     many = certain[min(MANY, most)]
     ancestral = noisy | ({all_steps: seen.final} if all_steps == most else {})
@@ -97,7 +97,7 @@ def _few(subject: Subject, seen: Film, all_steps: int) -> Part:
     rows = []
     for steps in sorted(ancestral | certain):
         row: list[Number | str] = [str(steps)]
-        for images, how in ((certain, f"--solver {FEW_STEPS}"), (ancestral, variance)):
+        for images, how in ((certain, f"--solver {FLOW}"), (ancestral, variance)):
             if steps not in images or images[steps] is many:
                 row.append("reference" if steps in images else "")
                 continue

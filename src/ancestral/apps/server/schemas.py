@@ -214,7 +214,6 @@ class Default(BaseModel):
     """What is taken when nothing is said."""
 
     steps: int
-    solver: str
 
 
 class Schedule(BaseModel):

@@ -52,7 +52,6 @@ export class Draw {
     solver.append(new Option("automatic", ""));
     for (const { name, label: text } of model.solvers) solver.append(new Option(text, name));
     solver.append(new Option("DDIM, with eta", ETA));
-    solver.value = model.default.solver ?? "";
     offerClasses(label, model);
     guidance.closest("label").hidden = !model.guidance;
     offerSeeds(this.form);

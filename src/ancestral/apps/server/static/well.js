@@ -60,8 +60,8 @@ export class Well {
     if (this.root.dataset.state === "busy") return;
     this.#busy("Drawing one");
     const seed = Math.floor(Math.random() * 1e6);
-    const { steps, solver } = this.model.default;
-    const request = { seed, images: 1, steps, solver, eta: null, guidance: null, label: null };
+    const { steps } = this.model.default;
+    const request = { seed, images: 1, steps, solver: null, eta: null, guidance: null, label: null };
     Job.begun("draw", request, {
       waiting: (seconds) => this.#busy(`The queue is full; asking again in ${seconds} s`),
       queued: ({ place }) => this.#busy(place > 0 ? `Waiting: place ${place} in the queue` : "Drawing one"),
