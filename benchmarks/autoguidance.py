@@ -13,6 +13,7 @@ from common import MEASURED, Results, judge, options, parsed, publish, shown, ta
 from ancestral.runs import checkpoint
 
 CALLS = 24
+PLAIN = {"solver": "unipc3", "clip": "own"}
 WAYS = (  # the guide's share of the run, the scale
     (None, None),
     (0.25, 1.25),
@@ -32,8 +33,8 @@ def measure(run: Path, count: int, results: Results) -> None:
 
     def line(share: float | None, scale: float | None) -> dict[str, object]:
         if share is None:
-            return judged(steps=CALLS, clip="own")
-        return judged(steps=CALLS // 2, clip="own", guide=str(checkpoint.early_average(saved, share)), guidance=scale)
+            return judged(steps=CALLS, **PLAIN)
+        return judged(steps=CALLS // 2, **PLAIN, guide=str(checkpoint.early_average(saved, share)), guidance=scale)
 
     key = {"model": checkpoint.digest(saved)[:16], "calls": CALLS, "images": count}
     for share, scale in WAYS:

@@ -166,7 +166,7 @@ def judge(run: Path, count: int) -> Callable[..., dict[str, object]]:
     train, model = load.load(saved.config.source, saved.config.data).train, ancestral.load(run)
 
     def judged(**how) -> dict[str, object]:
-        drawn = model.sample(count, solver="unipc3" if how["steps"] != "all" else None, **how).array
+        drawn = model.sample(count, **how).array
         return {"data": Path(saved.config.source).stem, "seen": saved.images, **quality(drawn, train, train)}
 
     return judged

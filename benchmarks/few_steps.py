@@ -1,4 +1,4 @@
-"""Few steps of UniPC-3, even, tuned and guided, against every ancestral step, on one run of each data set.
+"""Few steps, even, tuned and guided, against every ancestral step, on one run of each data set.
 
 Run: .venv-peers/bin/python benchmarks/few_steps.py RUN ... What is measured is kept under benchmarks/measured and not
 measured again; without RUN only the table is written into benchmarks/results.md.
@@ -17,11 +17,14 @@ from ancestral.runs import checkpoint
 WAYS = {
     "every ancestral step": {"steps": "all", "precision": "auto"},  # in float32 hours, and each step has fresh noise
     "25 steps": {"steps": 25},
-    "12 steps, --guide early --guidance 1.5": {"steps": 12, "guide": "early", "guidance": 1.5},
-    "10 steps": {"steps": 10},
-    "10 steps, --clip own": {"steps": 10, "clip": "own"},
-    "6 steps": {"steps": 6},
-    "6 tuned steps": {"steps": 6, "grid": "tuned"},
+    "25 steps, bfloat16": {"steps": 25, "precision": "bfloat16"},
+    "25 steps of unipc3": {"steps": 25, "solver": "unipc3"},
+    "12 steps of unipc3, --guide early --guidance 1.5": {"steps": 12, "guide": "early", "guidance": 1.5},
+    "10 steps of dpm++2m-sde": {"steps": 10, "solver": "dpm++2m-sde"},
+    "10 steps of unipc3": {"steps": 10},
+    "10 steps of unipc3, --clip own": {"steps": 10, "clip": "own"},
+    "6 steps of unipc3": {"steps": 6},
+    "6 tuned steps of unipc3": {"steps": 6, "grid": "tuned"},
 }
 JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3}
 
