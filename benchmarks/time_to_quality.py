@@ -117,7 +117,7 @@ class Images(Ours):
     """Ours with its preset for sample quality."""
 
     options = ("--preset", "images")
-    samplers: ClassVar = {"25 unipc3, unclipped": ("--steps", "25", "--solver", "unipc3", "--clip", "none")}
+    samplers: ClassVar = {"25 dpm++2m-sde": ("--steps", "25", "--solver", "dpm++2m-sde")}
 
 
 class Likelihood(Images):
