@@ -17,7 +17,7 @@ from PIL import Image
 
 from ancestral.apps.cli.main import main
 from ancestral.diffusion.samplers.grids import GRIDS
-from ancestral.diffusion.samplers.solvers import CALLS, usual
+from ancestral.diffusion.samplers.solvers import CALLS, default_solver
 from ancestral.runs.config import PRESETS
 from ancestral.runtime.signals import catch_stop
 from codec_toy import GOLDEN
@@ -87,7 +87,7 @@ def test_what_is_quick_is_drawn_and_the_whole_chain_where_it_is_asked_for(tmp_pa
     )
     assert trained.exit_code == 0, trained.output
     own = {"tiny": ("--variance", "optimal"), "absorbing": ()}[preset]
-    few = {"tiny": ("--solver", usual(CALLS)), "absorbing": ()}[preset]
+    few = {"tiny": ("--solver", default_solver(CALLS)), "absorbing": ()}[preset]
     drawn, calls = {}, {"default": 20, "few": 20, "all": 48, "own": 48}
     for name, options in {
         "default": (),
@@ -120,13 +120,11 @@ def test_a_chain_shorter_than_the_default_is_drawn_whole(tmp_path):
 def test_all_that_names_the_default_names_the_same():
     for command in ("sample", "metrics"):
         assert f"{CALLS} when left out" in " ".join(run_command(command, "--help").output.split())
-    root = Path(__file__).parents[2]
-    assert (
-        f"Left out, they are {CALLS} steps of `{usual(CALLS)}`" in (root / "docs" / "how-to" / "solvers.md").read_text()
-    )
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "solvers.md").read_text()
+    assert f"Left out, they are {CALLS} steps of `{default_solver(CALLS)}`" in text
 
 
-def test_the_usual_solvers_and_eta_0_is_ddim(any_run, tmp_path):
+def test_the_default_solvers_and_eta_0_is_ddim(any_run, tmp_path):
     drawn = {}
     for name, options in {
         "19": ("--steps", 19),

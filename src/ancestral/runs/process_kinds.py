@@ -20,7 +20,7 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grid_search import jumps, shortest
 from ancestral.diffusion.samplers.loop import Draw, from_model
 from ancestral.diffusion.samplers.reveal import Reveal
-from ancestral.diffusion.samplers.solvers import CALLS, SOLVERS, usual
+from ancestral.diffusion.samplers.solvers import CALLS, SOLVERS, default_solver
 from ancestral.diffusion.samplers.transitions import (
     DDIM,
     VARIANCES,
@@ -195,7 +195,7 @@ _GAUSSIAN = Chain(
     draw=from_model,
     reverse=None,
     measured=Ancestral(fixedlarge),
-    quick=SOLVERS[usual(CALLS)],
+    quick=SOLVERS[default_solver(CALLS)],
     calibrated=True,
     fine="karras",
     named=lambda variance: f"{variance} variance",

@@ -14,7 +14,7 @@ from ancestral.apps.report.part import Number, Part, Words
 from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.samplers.sample import Film, film, finish, latents, trajectory
-from ancestral.diffusion.samplers.solvers import FLOW, SOLVERS, usual
+from ancestral.diffusion.samplers.solvers import FLOW, SOLVERS, default_solver
 from ancestral.diffusion.samplers.transitions import Planned, Transition
 from ancestral.runs import build
 
@@ -38,7 +38,7 @@ def part(subject: Subject) -> Part:
         Part(
             numbers={"film_steps": Number(len(grid) - 1, "", again), "film_images": Number(SHOWN, "", again)},
             figures={"film": lambda words: _film(seen, words)},
-            facts={"film_all": steps is None, "few_steps": usual(len(grid) - 1), "flow": FLOW},
+            facts={"film_all": steps is None, "few_steps": default_solver(len(grid) - 1), "flow": FLOW},
         )
         | _few(subject, seen, all_steps=len(grid) - 1)
         | _branches(subject, seen, grid)
@@ -46,7 +46,7 @@ def part(subject: Subject) -> Part:
 
 
 def _affordable(subject: Subject) -> int | None:
-    """None, every time, where the model is fast enough for it; otherwise how many steps of the usual solver."""
+    """None, every time, where the model is fast enough for it; otherwise how many steps of the default solver."""
     calls = len(subject.times) - 1
     predictor, x_t = subject.drawn(range(SHOWN), subject.move), _latents(subject)
     seconds = []

@@ -23,7 +23,7 @@ from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import latents, trajectory
-from ancestral.diffusion.samplers.solvers import SOLVERS, usual
+from ancestral.diffusion.samplers.solvers import SOLVERS, default_solver
 from ancestral.diffusion.samplers.transitions import Planned, Transition
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
@@ -183,9 +183,9 @@ class Subject:
         return along_chains(self.conditioned(shown), self.x0(shown), self.times, self.move, noise)
 
     def method(self, steps: int | None) -> tuple[list[int], Transition | Planned]:
-        """(times, step) of `ancestral sample --steps`: the usual solver, or every time and the run's own step."""
+        """(times, step) of `ancestral sample --steps`: the default solver, or every time and the run's own step."""
         grid = build.sampling_grid(self.config, "trailing", steps)
-        return grid, self.move if steps is None else SOLVERS[usual(steps)]
+        return grid, self.move if steps is None else SOLVERS[default_solver(steps)]
 
     def walk(self, numbers: Sequence[int], steps: int | None) -> Iterator[Step]:
         """The reverse process of the images with these numbers: those of `ancestral sample`, with the same seed."""

@@ -166,6 +166,6 @@ FLOW = "unipc3"  # what the flow is followed with, which draws no noise
 CALLS = 20  # an image, where nothing is said
 
 
-def usual(steps: int) -> str:
+def default_solver(steps: int) -> str:
     """The solver of so many steps where none is named: what new noise mends takes CALLS of them (benchmarks/log.md)."""
     return "dpm++2m-sde" if steps >= CALLS else FLOW
