@@ -66,6 +66,13 @@ RULES = {rule.name: rule for rule in quality_advice.RULES}
 ALSO = {"too-large": ["overfits"]}  # what holds of the same numbers
 
 
+def test_what_few_steps_lose_is_a_part_of_what_tells_two_images_apart():
+    """Few steps and many of the exact denoiser end near each other, as they follow one flow from the same noise."""
+    drawn = quality_samples.draw(exact(64, 0))
+    assert drawn.missed is not None
+    assert drawn.missed.mean() < 0.2 * drawn.apart
+
+
 def case(numbers, settings=LINEAR):
     made = {name: Number(value, "", "made up", error) for name, (value, error) in numbers.items()}
     return Case("runs/a b", settings, 1000, made)

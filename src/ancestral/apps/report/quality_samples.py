@@ -18,6 +18,8 @@ from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.objectives.statistics import Estimate
 from ancestral.diffusion.samplers.sample import finish
+from ancestral.diffusion.samplers.solvers import FLOW, SOLVERS
+from ancestral.diffusion.samplers.transitions import Planned, Transition
 from ancestral.evaluation import features
 from ancestral.evaluation.features import features_of, on_sides, unlabelled
 from ancestral.evaluation.sample_metrics import GROUPS, closest, copies, few, repeats
@@ -60,15 +62,18 @@ def draw(subject: Subject) -> Drawn:
     checked, fine, missed = min(CHECKED, count), subject.few(FINE), None
     first = torch.from_numpy(images[:checked]).flatten(1).double()
     if steps is not None and fine is not None:
-        again = torch.from_numpy(_images(subject, range(checked), fine)).flatten(1).double()
+        # STEPS follow the flow, which has the same end whatever their number; FINE would be taken with new noise.
+        again = torch.from_numpy(_images(subject, range(checked), fine, SOLVERS[FLOW])).flatten(1).double()
         missed = (again - first).square().mean(1).sqrt()
     apart = float((torch.pdist(first).square() / first.shape[1]).mean().sqrt()) if checked > 1 else 0.0
     return Drawn(unlabelled(images), steps or len(subject.times) - 1, count / seconds, missed, apart)
 
 
-def _images(subject: Subject, numbers: range, steps: int | None) -> np.ndarray:
+def _images(
+    subject: Subject, numbers: range, steps: int | None, move: Transition | Planned | None = None
+) -> np.ndarray:
     parts = [numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH)]
-    return np.concatenate([to_bytes(finish(subject.walk(part, steps))) for part in parts])
+    return np.concatenate([to_bytes(finish(subject.walk(part, steps, move))) for part in parts])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.samplers.sample import Film, film, finish, latents, trajectory
 from ancestral.diffusion.samplers.solvers import FLOW, SOLVERS, default_solver
 from ancestral.diffusion.samplers.transitions import Planned, Transition
-from ancestral.runs import build
 
 SHOWN = 6  # trajectories, by the numbers of the images
 COLUMNS = 12  # times of the film
@@ -65,9 +64,7 @@ def _latents(subject: Subject) -> Tensor:
 
 def drawn(subject: Subject, steps: int, move: Transition | Planned) -> Tensor:
     """The images of the first latents in so many steps, (SHOWN, C, H, W): those of `ancestral sample --steps`."""
-    grid = build.sampling_grid(subject.config, "trailing", steps if steps < len(subject.times) - 1 else None)
-    walk = trajectory(subject.drawn(range(SHOWN), move), _latents(subject), grid, move, subject.seed, range(SHOWN))
-    return finish(walk).cpu()
+    return finish(subject.walk(range(SHOWN), subject.few(steps), move)).cpu()
 
 
 def rmse(a: Tensor, b: Tensor) -> Tensor:

@@ -187,10 +187,16 @@ class Subject:
         grid = build.sampling_grid(self.config, "trailing", steps)
         return grid, self.move if steps is None else SOLVERS[default_solver(steps)]
 
-    def walk(self, numbers: Sequence[int], steps: int | None) -> Iterator[Step]:
-        """The reverse process of the images with these numbers: those of `ancestral sample`, with the same seed."""
+    def walk(
+        self, numbers: Sequence[int], steps: int | None, move: Transition | Planned | None = None
+    ) -> Iterator[Step]:
+        """The reverse process of the images with these numbers: those of `ancestral sample`, with the same seed.
+
+        In the default steps, where no others are named.
+        """
         start = latents(self.shape, self.seed, numbers).to(self.device, self.dtype)
-        grid, move = self.method(steps)
+        grid, default = self.method(steps)
+        move = move or default
         return trajectory(self.drawn(numbers, move), start, grid, move, self.seed, numbers)
 
     def command(self, verb: str, *options: str) -> str:
