@@ -14,7 +14,7 @@ from ancestral.data import load, pictures
 from ancestral.data.dataset import DataOptions
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.analytic import gaussian
-from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser, clip_dynamic, clip_static, unclipped
+from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser, clip_dynamic, clip_static, unclipped, within
 from ancestral.diffusion.denoisers.targets import TARGETS, V
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes import streams as rng
@@ -312,7 +312,13 @@ def test_what_is_done_to_each_predicted_image(any_run, command, tmp_path, option
         assert np.array_equal(np.atleast_3d(np.asarray(Image.open(tmp_path / f"{number:06d}.png"))), image)
 
 
-def test_a_model_of_noise_is_clipped_in_every_step(trained_run, tmp_path):
+def test_only_the_static_clip_has_a_range():
+    """What stands for none and for dynamic is known by itself, as by the exports."""
+    assert [within(CLIPS[name], 3.0) is CLIPS[name] for name in ("none", "static", "dynamic")] == [True, False, True]
+    assert within(clip_static, 3.0)(torch.tensor([-4.0, 2.0])).tolist() == [-3, 2]
+
+
+def test_a_model_of_noise_is_clipped_in_every_step(trained_run):
     saved, model = open.open_model(trained_run, "cpu", None)
     config = replace(saved.config, diffusion=replace(saved.config.diffusion, target="eps"))
     noisy = Denoiser(model.network, model.schedule, TARGETS["eps"], clip_static)

@@ -47,7 +47,8 @@ def part(subject: Subject) -> Part:
 def _affordable(subject: Subject) -> int | None:
     """None, every time, where the model is fast enough for it; otherwise how many steps of the default solver."""
     calls = len(subject.times) - 1
-    predictor, x_t = subject.drawn(range(SHOWN), subject.move), _latents(subject)
+    predictor = subject.drawn(range(SHOWN), subject.move)
+    x_t = latents(subject.shape, subject.seed, range(SHOWN)).to(subject.device, subject.dtype)
     seconds = []
     with torch.no_grad():
         for _ in range(4):  # the first call is slower than the others
@@ -56,10 +57,6 @@ def _affordable(subject: Subject) -> int | None:
             predictor(x_t, subject.times[0]).x0.cpu()
             seconds.append((time.process_time() - began) / torch.get_num_threads())
     return None if calls <= FEWER or calls * min(seconds) <= PATIENCE else FEWER
-
-
-def _latents(subject: Subject) -> Tensor:
-    return latents(subject.shape, subject.seed, range(SHOWN)).to(subject.device, subject.dtype)
 
 
 def drawn(subject: Subject, steps: int, move: Transition | Planned) -> Tensor:

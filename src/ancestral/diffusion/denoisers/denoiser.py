@@ -71,8 +71,8 @@ def clip_dynamic(x0: Tensor, quantile: float = 0.995) -> Tensor:
 
 
 def within(clip: Clip, limit: float) -> Clip:
-    """The same clip to [-limit, limit]."""
-    return clip if limit == 1 else lambda x0: clip(x0 / limit) * limit
+    """The same clip; the static one to [-limit, limit]."""
+    return clip if limit == 1 or clip is not clip_static else lambda x0: clip(x0 / limit) * limit
 
 
 CLIPS: dict[str, Clip] = {"none": unclipped, "static": clip_static, "dynamic": clip_dynamic}
