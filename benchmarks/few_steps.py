@@ -17,7 +17,6 @@ from ancestral.runs import checkpoint
 WAYS = {
     "every ancestral step": {"steps": "all", "precision": "auto"},  # in float32 hours, and each step has fresh noise
     "25 steps": {"steps": 25},
-    "25 steps, bfloat16": {"steps": 25, "precision": "bfloat16"},
     "25 steps of unipc3": {"steps": 25, "solver": "unipc3"},
     "12 steps of unipc3, --guide early --guidance 1.5": {"steps": 12, "guide": "early", "guidance": 1.5},
     "10 steps of dpm++2m-sde": {"steps": 10, "solver": "dpm++2m-sde"},

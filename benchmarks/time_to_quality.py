@@ -104,11 +104,15 @@ class Ours:
 
 
 class Plain(Ours):
-    """The paper's recipe in ours, on a network for small images: eps, linear, constant learning rate."""
+    """The paper's recipe in ours, on a network for small images: eps, linear, constant learning rate.
+
+    In the format that is fastest here, as ours are, so that what differs is the recipe.
+    """
 
     options = (
         *("--preset", "cifar10", "--batch-size", "64", "--set", "model.width=64", "--set", "model.multipliers=1,2,2"),
         *("--set", "model.dropout=0", "--set", "train.flip=false", "--set", "diffusion.variance=fixedsmall"),
+        *("--set", "train.precision=auto", "--set", "train.channels_last=auto"),
     )
     samplers: ClassVar = {"25 DDIM": ("--steps", "25", "--eta", "0")}
 

@@ -27,7 +27,7 @@ from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, beta, fixe
 from ancestral.errors import UserError
 from ancestral.networks.unet import UNet
 from ancestral.runs import build, checkpoint, compute_format, config, open
-from ancestral.runs.compute_format import ComputeFormat, computed_in
+from ancestral.runs.compute_format import ComputeFormat, Lowered
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.sampling.sampler import Sampler
 
@@ -171,13 +171,27 @@ def test_a_lower_precision_is_near_and_its_output_is_float32():
         torch.nn.init.normal_(parameter, std=0.05)
     model = Denoiser(network, schedules.cosine(30), V).eval().requires_grad_(requires_grad=False)
     x, t = torch.randn(2, 1, 8, 8), torch.tensor([3, 20])
-    exact = model.output(x, t)
-    assert computed_in(model, ComputeFormat("float32", channels_last=False)).network is network
-    output = computed_in(model, ComputeFormat("bfloat16", channels_last=False)).output(x, t)
-    assert model.network is network
-    assert output.dtype == torch.float32
-    error = (output - exact).norm() / exact.norm()
+    exact = model(x, t).x0
+    plain, half = (Lowered(model, ComputeFormat(one, channels_last=False), last=2) for one in ("float32", "bfloat16"))
+    assert torch.equal(plain(x, t).x0, exact)
+    lowered = half(x, t).x0
+    assert lowered.dtype == torch.float32
+    error = (lowered - exact).norm() / exact.norm()
     assert 1e-5 < error < 0.03  # eight bits of mantissa: neither none nor much
+    for late in (2, torch.tensor([2, 20])):
+        assert torch.equal(half(x, late).x0, model(x, late).x0)
+
+
+@pytest.mark.parametrize(("steps", "exact"), [(1, 1), (2, 1), (4, 1), (10, 2), (20, 3)])
+def test_the_last_calls_of_a_walk_are_in_float32(trained_run, monkeypatch, steps, exact):
+    """Every other one in the precision asked for, whatever the solver calls before it."""
+    sampler = Sampler(trained_run, SamplingOptions(steps=steps, precision="bfloat16"), "cpu")
+    low: list[bool] = []
+    sampler.model.network.register_forward_pre_hook(lambda *_: low.append(torch.is_autocast_enabled("cpu")))
+    for _ in sampler.walk(range(2), {}, lambda _: None):
+        pass
+    assert low == [True] * (steps - exact) + [False] * exact
+    assert sampler.notes[-1].endswith(f"the last {exact} of {steps} calls in float32")
 
 
 def drawing(folder, precision):

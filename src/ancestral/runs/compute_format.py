@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ancestral.diffusion.denoisers.denoiser import Denoiser, with_network
+from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.processes.types import Time
 from ancestral.networks.unet import Attention, Downsample, ResidualBlock, Stage
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
@@ -21,7 +22,8 @@ from ancestral.runs.config import Config, Facts, ModelOptions
 
 SECONDS = 0.2  # of measuring, after one repeat of each format
 LEAST = 2  # repeats of each that are timed, in turn; the quickest counts
-WORK = 1e9  # floating-point operations of a repeat, about
+WORK = 4e9  # floating-point operations of a repeat, about: less is mostly what no format changes
+IMAGES = 4  # of a repeat, at least: weights are converted and reordered once for all of a batch
 SIDE = 32  # of an image that is measured with, about, at most: attention asks for its square
 MARGIN = 1.03  # a plainer format that takes less than so many times the least is as fast
 
@@ -39,6 +41,10 @@ class ComputeFormat(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.precision} {'channels-last' if self.channels_last else 'contiguous'}"
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """Where networks compute in this precision what torch finds safe, from weights of float32."""
+        return torch.autocast(device.type, self.dtype, self.precision != "float32")
 
 
 FORMATS = [ComputeFormat(kind, last) for kind in ("float32", "bfloat16", "float16") for last in (False, True)]
@@ -136,7 +142,7 @@ def layers_of(config: Config, facts: Facts, device: torch.device, training: bool
         products = fine + coarse / (4 if len(options.multipliers) > 1 else 1)  # a pixel
         pixels = WORK / (2 * products * (3 if training else 1))  # of all images together
         height, width = (max(2, side // options.patch) for side in sides)
-        shrunk = min(1.0, (min(pixels, SIDE**2) / (height * width)) ** 0.5)
+        shrunk = min(1.0, (min(pixels / IMAGES, SIDE**2) / (height * width)) ** 0.5)
         height, width = (max(2, round(side * shrunk)) for side in (height, width))
         images = max(1, min(config.train.micro_batch or config.train.batch_size, int(pixels / (height * width))))
         x = torch.randn(images, channels, height, width, device=device)
@@ -147,7 +153,7 @@ def layers_of(config: Config, facts: Facts, device: torch.device, training: bool
         layout = torch.channels_last if one.channels_last else torch.contiguous_format
         shown = x.detach().contiguous(memory_format=layout).requires_grad_(training)
         started = time.perf_counter()
-        with torch.set_grad_enabled(training), torch.autocast(device.type, one.dtype, one.precision != "float32"):
+        with torch.set_grad_enabled(training), one.autocast(device):
             total = layers(shown, embedded_time).float().square().mean()
         if training:
             total.backward()
@@ -187,20 +193,28 @@ def laid_out(network: nn.Module, channels_last: bool) -> nn.Module:
     return network.to(memory_format=layout)  # pyright: ignore[reportCallIssue] # torch declares `to` without it
 
 
-class Lowered(nn.Module):
-    """A network computed in a lower precision where torch's autocast finds that safe; its output is float32."""
+class Lowered:
+    """A predictor whose networks compute in this format, but in float32 in the last calls of a walk.
 
-    def __init__(self, network: nn.Module, precision: torch.dtype) -> None:
-        super().__init__()
-        self.network, self.precision = network, precision
+    There rounding is not mended by a later call: it had cost digits a quarter of their fd (`benchmarks/log.md`).
 
-    def forward(self, x: Tensor, time: Tensor, **cond: Tensor) -> Tensor:
-        """As the network."""
-        with torch.autocast(x.device.type, self.precision):
-            return self.network(x, time, **cond).float()
+    Args:
+        predictor: of networks in float32.
+        chosen: the format.
+        last: time from which on all is float32.
+    """
+
+    def __init__(self, predictor: Predictor, chosen: ComputeFormat, last: float) -> None:
+        self.predictor, self.schedule, self.chosen, self.last = predictor, predictor.schedule, chosen, last
+
+    def __call__(self, x_t: Tensor, t: Time) -> Prediction:
+        """As the predictor."""
+        if float(torch.as_tensor(t).min()) <= self.last:
+            return self.predictor(x_t, t)
+        with self.chosen.autocast(x_t.device):
+            return self.predictor(x_t, t)
 
 
-def computed_in(model: Denoiser, chosen: ComputeFormat) -> Denoiser:
-    """The model with its network in this format; the one given computes as before."""
-    network = laid_out(model.network, chosen.channels_last) if chosen.channels_last else model.network
-    return with_network(model, network if chosen.precision == "float32" else Lowered(network, chosen.dtype))
+def last_calls(calls: int) -> int:
+    """How many calls of a walk stay in float32: fd is at most 2 % worse so, in 4, 10 and 20 calls."""
+    return calls // 10 + 1

@@ -13,7 +13,7 @@ from ancestral.diffusion.denoisers.guidance import EVERYWHERE, Guided, beside, c
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.checkpoint import Checkpoint
-from ancestral.runs.compute_format import ComputeFormat, computed_in
+from ancestral.runs.compute_format import laid_out
 from ancestral.runs.conditions import Conditions, for_model
 from ancestral.runs.config import Config
 from ancestral.runs.open import device_of
@@ -36,7 +36,7 @@ class Guide:
 
     Args:
         path: of the run or the average.
-        chosen: that its network is computed in.
+        channels_last: how its weights lie in memory.
         strong: the checkpoint that it guides.
         model: that checkpoint's model.
 
@@ -44,11 +44,12 @@ class Guide:
         UserError: when it cannot be opened, or is of other images, another forward process or other classes.
     """
 
-    def __init__(self, path: Path, chosen: ComputeFormat, strong: Checkpoint, model: Denoiser) -> None:
+    def __init__(self, path: Path, channels_last: bool, strong: Checkpoint, model: Denoiser) -> None:
         saved = checkpoint.open_average(path) if checkpoint.is_average(path) else checkpoint.open_run(path)[0]
         need_gaussian(saved.config, f"--guide {path}")
         self.config: Config = saved.config
-        self.model = computed_in(build.trained(saved, path, device_of(model)), chosen)
+        self.model = build.trained(saved, path, device_of(model))
+        laid_out(self.model.network, channels_last)
         self.digest = verified_folder.digest(saved.folder)
         if saved.facts.shape != strong.facts.shape:
             raise UserError(f"--guide {path}: its images are {saved.facts.shape}, the model's {strong.facts.shape}")
@@ -68,13 +69,13 @@ class Guidance:
         options: of drawing.
         saved: the checkpoint.
         model: its model.
-        chosen: that the guide is computed in, as the model is.
+        channels_last: how weights lie in memory, the model's and the guide's.
 
     Raises:
         UserError: when the model cannot be guided so.
     """
 
-    def __init__(self, options: SamplingOptions, saved: Checkpoint, model: Denoiser, chosen: ComputeFormat) -> None:
+    def __init__(self, options: SamplingOptions, saved: Checkpoint, model: Denoiser, channels_last: bool) -> None:
         self.scale = options.guidance
         self.rescale = options.guidance_rescale or 0.0
         self.interval = options.guidance_interval or EVERYWHERE
@@ -100,7 +101,7 @@ class Guidance:
         if path == EARLY:
             path = checkpoint.early_average(saved, SHARE)
             self.note = f"--guide {EARLY}: {path}, of {saved.images:,} images seen"
-        self.guide = None if path is None else Guide(Path(path), chosen, saved, model)
+        self.guide = None if path is None else Guide(Path(path), channels_last, saved, model)
 
     @property
     def calls(self) -> int:

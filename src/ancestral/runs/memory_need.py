@@ -24,12 +24,13 @@ from ancestral.runs.conditions import blank
 from ancestral.runs.config import Config, Facts
 from ancestral.runtime import system
 
+FLOAT32 = 4  # bytes of a number
 PLAINLY = 1600  # bytes of a pixel and channel of the network's width, more than any preset saves: 240 to 420
 
 
 def need_for_training(config: Config, facts: Facts, images: int, device: torch.device) -> None:
     """Refuse a batch of which so many images meet the network at a time, where they do not fit."""
-    number = 4 if config.train.precision == "float32" else 2  # bytes of one, at least
+    number = FLOAT32 if config.train.precision == "float32" else 2  # bytes of one, at least
     others = (config.train.batch_size - images) * prod(facts.shape)  # bytes of those that wait for their turn
     _need("train.batch_size", images, config, facts, device, lambda: _saved(config, facts) * number, others)
 
@@ -39,17 +40,16 @@ def need_for_drawing(
     facts: Facts,
     images: int,
     device: torch.device,
-    number: int = 4,
     option: str = "--batch-size",
     mend: str | None = None,
 ) -> None:
-    """Refuse to predict so many images at a time, with numbers of so many bytes, where they do not fit.
+    """Refuse to predict so many images at a time where they do not fit.
 
     Args:
         option: that says how many, or what does.
         mend: what to do; to take fewer when left out.
     """
-    _need(option, images, config, facts, device, lambda: _largest(config, facts) * number, mend=mend)
+    _need(option, images, config, facts, device, lambda: _largest(config, facts) * FLOAT32, mend=mend)
 
 
 def _need(

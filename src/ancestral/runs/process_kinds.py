@@ -75,7 +75,7 @@ class Chain:
     draw: Callable[[Streams], Draw[Any, Any]]  # how states are drawn when images are
     reverse: Any  # the only reverse step there is; None where a variance or a solver says which
     measured: Transition | None  # the step of quick looks at the bound; None where it has none
-    quick: Transition | Planned  # and at images
+    quick: Callable[[int], Transition | Planned]  # and at images, by how many steps they take
     calibrated: bool  # whether its own squared error is a parameter of the model
     fine: str  # the fine grid whose sub-grids `tune-steps` searches
     named: Callable[[str], str]  # the reverse step with this variance, as printed
@@ -177,7 +177,7 @@ def _absorbing(kind: type[Absorbing]) -> Chain:
         draw=from_p,
         reverse=reveal,
         measured=reveal,
-        quick=reveal,
+        quick=lambda steps: reveal,
         calibrated=False,
         fine="trailing",
         named=lambda variance: "positions revealed in any order",
@@ -195,7 +195,7 @@ _GAUSSIAN = Chain(
     draw=from_model,
     reverse=None,
     measured=Ancestral(fixedlarge),
-    quick=SOLVERS[default_solver(CALLS)],
+    quick=lambda steps: SOLVERS[default_solver(steps)],
     calibrated=True,
     fine="karras",
     named=lambda variance: f"{variance} variance",
@@ -210,7 +210,7 @@ _FEW = replace(
     denoiser=_few_calls,
     reverse=DDIM(),
     measured=None,  # its last step is certain: the bound is infinite
-    quick=DDIM(),
+    quick=lambda steps: DDIM(),
     calibrated=False,
     named=lambda variance: "the step to where the model's many end",
     grid=lambda config: FEW_CALLS[config.diffusion.objective].grid,
@@ -226,7 +226,7 @@ CHAINS: dict[str, Chain] = {
         _FEW,
         denoiser=_consistency,
         reverse=Renoised(),
-        quick=Renoised(),
+        quick=lambda steps: Renoised(),
         named=lambda variance: "the predicted image with fresh noise",
         calls=2,
         more="in one step, or in four: --steps 1, --steps 4",

@@ -122,7 +122,8 @@ class SamplingOptions:
     batch_size: int = _option(64, "Images at a time; changes no image.", low=1)
     precision: str = _option(
         "device",
-        "What the network computes in; auto: as its layers are fastest here; device: float32 on a CPU, auto elsewhere.",
+        "What the network computes in, the last calls (a tenth of them, and one) in float32; auto: as its layers are "
+        "fastest here; device: float32 on a CPU, auto elsewhere.",
         choices=("device", "float32", "bfloat16", "auto"),
     )
     average_width: float | None = _option(

@@ -133,7 +133,7 @@ def tune_steps(
     fine = build.sampling_grid(saved.config, kind.fine, min(FINE, len(build.training_grid(saved.config)) - 1))
     cond = conditions(saved, None, embeddings, num_images)
     on = {name: value.to(device_of(model)) for name, value in cond.items()}
-    predictor = build.predictor(build.drawing(model, saved.config, kind.quick), saved.calibration, **on)
+    predictor = build.predictor(build.drawing(model, saved.config, kind.quick(steps)), saved.calibration, **on)
     noise = latents(saved.facts.shape, seed, range(num_images), build.streams(saved.config, device_of(model))).to(
         device_of(model), state_type(model)
     )

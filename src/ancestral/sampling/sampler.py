@@ -14,7 +14,7 @@ from ancestral.diffusion.samplers.solvers import default_solver
 from ancestral.diffusion.samplers.transitions import Planned, Transition, begin
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, tuned_times
-from ancestral.runs.compute_format import computed_in, for_drawing
+from ancestral.runs.compute_format import Lowered, for_drawing, laid_out, last_calls
 from ancestral.runs.conditions import Conditions
 from ancestral.runs.config import Config
 from ancestral.runs.guidance import Guidance
@@ -45,7 +45,7 @@ class Sampler:
         self.saved, self.model = opener(folder, device, options.average_width)
         self.open_streams = build.streams(self.saved.config, device_of(self.model))
         self.format = for_drawing(options.precision, self.saved, device_of(self.model))
-        self.model = computed_in(self.model, self.format)
+        laid_out(self.model.network, self.format.channels_last)
         solver = options.solver
         kind = build.chain(self.saved.config)
         self.draw = kind.draw
@@ -55,7 +55,7 @@ class Sampler:
             solver = default_solver(steps)
         self.move = build.method(self.saved, solver, options.variance, options.eta)
         self.model = _clipping(self.saved.config, self.model, options.clip, self.move)
-        self.guidance = Guidance(options, self.saved, self.model, self.format)
+        self.guidance = Guidance(options, self.saved, self.model, self.format.channels_last)
         if options.grid == "tuned":
             self.times = tuned_times.load(folder, self.saved, options.average_width, self.model.schedule, steps)
         elif steps is None and options.grid is not None:
@@ -64,10 +64,15 @@ class Sampler:
             self.times = build.sampling_grid(self.saved.config, options.grid or kind.grid(self.saved.config), steps)
         self.visits = begin(self.move, self.model.schedule, self.times)[1]
         self.steps = len(self.visits) - 1
+        exact = last_calls(self.steps)
+        self.last = self.visits[-1 - exact]  # time from which on all is computed in float32
         self.calls = self.steps * self.guidance.calls  # of a network, an image
         self.solver, self.options = solver, options
-        whole = kind.whole.format(every=self.every) if options.steps == "all" else ""
-        self.notes = [note for note in (self.guidance.note, whole) if note]  # to be said before it draws
+        self.notes = [self.guidance.note] if self.guidance.note else []  # to be said before it draws
+        if options.steps == "all" and kind.whole:
+            self.notes.append(kind.whole.format(every=self.every))
+        if self.format.precision != "float32":
+            self.notes.append(f"computed in {self.format}, the last {exact} of {self.steps} calls in float32")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -85,6 +90,7 @@ class Sampler:
             "variance": self.options.variance or config.diffusion.variance if own else None,
             "precision": self.format.precision,  # what auto stands for here
             **({"channels_last": True} if self.format.channels_last else {}),
+            **({} if self.format.precision == "float32" else {"float32_from": self.last}),
         }
 
     def pieces(self, count: int) -> list[range]:
@@ -94,15 +100,14 @@ class Sampler:
             UserError: where so many at a time do not fit into memory.
         """
         saved, size = self.saved, self.options.batch_size
-        device, number = device_of(self.model), self.format.dtype.itemsize
-        need_for_drawing(saved.config, saved.facts, min(size, count), device, number)
+        need_for_drawing(saved.config, saved.facts, min(size, count), device_of(self.model))
         return pieces(count, size)
 
     def walk(self, numbers: range, cond: Conditions, progress: Callable[[int], object]) -> Iterator[Step]:
         """Draw images of these numbers, under their rows of `cond`; `progress` takes their count at each step."""
         device = device_of(self.model)
         own = {name: value[numbers.start : numbers.stop].to(device) for name, value in cond.items()}
-        predictor = self.guidance.predictor(own)
+        predictor = Lowered(self.guidance.predictor(own), self.format, self.last)
         seed, streams = self.options.seed, self.open_streams
         noise = latents(self.saved.facts.shape, seed, numbers, streams).to(device, state_type(self.model))
         start = beginning(self.model.schedule, noise)

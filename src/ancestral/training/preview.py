@@ -46,9 +46,10 @@ def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, d
     kind, cond = build.chain(config), conditions_of(held_out.take(np.arange(SAMPLES) % len(held_out)), config, device)
     if config.model.labels:
         cond["labels"] = in_turn(facts, range(SAMPLES)).to(device)
-    predictor = build.predictor(build.drawing(model, config, kind.quick), None, **cond)
     grid = build.sampling_grid(config, kind.grid(config), kind.calls if len(times) > kind.calls + 1 else None)
-    samples = sample(predictor, facts.shape, SAMPLES, grid, kind.quick, device=device, draw=kind.draw, streams=streams)
+    move = kind.quick(len(grid) - 1)
+    predictor = build.predictor(build.drawing(model, config, move), None, **cond)
+    samples = sample(predictor, facts.shape, SAMPLES, grid, move, device=device, draw=kind.draw, streams=streams)
     if kind.measured is None:
         return Preview(to_bytes(samples), None, [None] * 10)
     test = held_out.spread(MEASURED)

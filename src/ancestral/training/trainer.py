@@ -189,7 +189,7 @@ class Training:
         if learns:
             rate = build.AUXILIARY_RATE * options.learning_rate
             self.learners["auxiliary-"] = Learner(auxiliary, build.auxiliary_optimizer(auxiliary, rate), rate)
-        self.autocast = torch.autocast(device.type, self.format.dtype, self.format.precision != "float32")
+        self.autocast = self.format.autocast(device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.format.precision == "float16")
         self.starts = self.objective.starts
         self.monitors = [LossMonitor(options.spike) for _ in self.starts]

@@ -22,7 +22,7 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser, with_network
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.errors import UserError
 from ancestral.runs.checkpoint import Checkpoint
-from ancestral.runs.compute_format import computed_in, for_drawing
+from ancestral.runs.compute_format import for_drawing, laid_out
 from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.text import quoted
@@ -115,11 +115,20 @@ def open_served_run(run: Path, device: str, average_width: float | None, precisi
     saved, model = open_gaussian(run, device, average_width)
     if saved.config.model.embedding:
         raise UserError(f"{run}: this model takes vectors, which a page cannot give; use ancestral sample --embeddings")
-    calls, network = Calls(), model.network
-    # As the page's images are drawn.
-    drawing = for_drawing(precision, saved, device_of(model))
-    alone = computed_in(with_network(model, Shared(network, calls, {})), drawing)
-    alike = rounding_alike(alone.network, _example(saved, model))
+    calls, network, computing = Calls(), model.network, device_of(model)
+    drawing = for_drawing(precision, saved, computing)
+    laid_out(network, drawing.channels_last)
+    alone = Shared(network, calls, {})
+
+    def as_computed(**inputs: Tensor) -> Tensor:
+        """In the precision of drawing, and in float32, as its last calls and all else of the page are."""
+        outputs: list[Tensor] = []
+        for form in {drawing, drawing._replace(precision="float32")}:
+            with form.autocast(computing):
+                outputs.append(alone(**inputs).float())
+        return torch.cat(outputs, 1)
+
+    alike = rounding_alike(as_computed, _example(saved, model))
     model = with_network(model, Shared(network, calls, alike))
     return ServedRun(run, saved, model, alike, calls, average_width, device, precision)
 

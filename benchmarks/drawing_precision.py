@@ -1,0 +1,78 @@
+"""Drawing in bfloat16, throughout and but for the last calls, against float32: speed and distance to the data.
+
+Run: .venv-peers/bin/python benchmarks/drawing_precision.py RUN ... What is measured is kept under benchmarks/measured
+and not measured again; without RUN only the table is written into benchmarks/results.md.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import MEASURED, Results, options, parsed, publish, quality, shown, spread, table
+
+from ancestral.data import load
+from ancestral.data.pixels import to_bytes
+from ancestral.diffusion.samplers.sample import finish
+from ancestral.runs import checkpoint
+from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.runtime.resumable_job import pieces
+from ancestral.sampling.command import conditions
+from ancestral.sampling.sampler import Sampler
+
+STEPS = (4, 10, 20)
+THROUGHOUT = "bfloat16 throughout"
+WAYS = {"float32": "float32", THROUGHOUT: "bfloat16", "bfloat16, the last calls in float32": "bfloat16"}
+TOGETHER = 64
+JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3}
+
+
+def measure(run: Path, steps: int, count: int) -> dict[str, object]:
+    """Every way's distances, and its seconds a piece; pieces are drawn in turns."""
+    saved, _ = checkpoint.open_run(run)
+    train = load.load(saved.config.source, saved.config.data).train
+    samplers = {way: Sampler(run, SamplingOptions(steps=steps, precision=one), "cpu") for way, one in WAYS.items()}
+    samplers[THROUGHOUT].last = -1
+    cond, seconds = conditions(saved, None, None, count), {way: list[float]() for way in WAYS}
+    images = {way: list[np.ndarray]() for way in WAYS}
+    with torch.inference_mode():
+        for part in pieces(count, TOGETHER):
+            for way, sampler in samplers.items():
+                started = time.process_time()
+                images[way].append(to_bytes(finish(sampler.walk(part, cond, lambda _: None))))
+                seconds[way].append(time.process_time() - started)
+    found = {way: quality(np.concatenate(drawn), train, train) for way, drawn in images.items()}
+    return {"data": Path(saved.config.source).stem, "seen": saved.images, "seconds": seconds, "found": found}
+
+
+def main() -> None:
+    """Measure what is missing, then write the table."""
+    parser = options(__doc__ or "")
+    parser.add_argument("runs", type=Path, nargs="*")
+    parser.add_argument("--images", type=int, default=1000)
+    given = parsed(parser)
+    results = Results(MEASURED / "drawing_precision.jsonl", ("model", "steps", "images"))
+    for run in given.runs:
+        model = checkpoint.digest(checkpoint.open_run(run)[0])[:16]
+        for steps in STEPS:
+            key = {"model": model, "steps": steps, "images": given.images}
+            results.once(lambda run=run, steps=steps: measure(run, steps, given.images), **key)
+    rows = [
+        [
+            f"{line['data']}, {line['seen']:,}",
+            line["steps"],
+            way,
+            spread(np.array(line["seconds"]["float32"]) / np.array(line["seconds"][way])),
+            *(shown(found.get(judge), digits) for judge, digits in JUDGED.items()),
+        ]
+        for line in results.lines
+        for way, found in line["found"].items()
+    ]
+    headings = ["set, images seen", "calls", "", "speed", *JUDGED]
+    publish("drawing-precision", table(headings, rows), given.docs, results.lines)
+
+
+if __name__ == "__main__":
+    main()
