@@ -1,4 +1,4 @@
-"""Drawing in bfloat16, throughout and but for the last calls, against float32: speed and distance to the data.
+"""Drawing as `--precision auto`, throughout and with the last calls in float32: speed and distance to the data.
 
 Run: .venv-peers/bin/python benchmarks/drawing_precision.py RUN ... What is measured is kept under benchmarks/measured
 and not measured again; without RUN only the table is written into benchmarks/results.md.
@@ -23,8 +23,7 @@ from ancestral.sampling.command import conditions
 from ancestral.sampling.sampler import Sampler
 
 STEPS = (4, 10, 20)
-THROUGHOUT = "bfloat16 throughout"
-WAYS = {"float32": "float32", THROUGHOUT: "bfloat16", "bfloat16, the last calls in float32": "bfloat16"}
+WAYS = {"float32": "float32", "auto, throughout": "auto", "auto, the last calls in float32": "auto"}
 TOGETHER = 64
 JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3}
 
@@ -34,7 +33,7 @@ def measure(run: Path, steps: int, count: int) -> dict[str, object]:
     saved, _ = checkpoint.open_run(run)
     train = load.load(saved.config.source, saved.config.data).train
     samplers = {way: Sampler(run, SamplingOptions(steps=steps, precision=one), "cpu") for way, one in WAYS.items()}
-    samplers[THROUGHOUT].last = -1
+    samplers["auto, throughout"].last = -1
     cond, seconds = conditions(saved, None, None, count), {way: list[float]() for way in WAYS}
     images = {way: list[np.ndarray]() for way in WAYS}
     with torch.inference_mode():
@@ -44,7 +43,9 @@ def measure(run: Path, steps: int, count: int) -> dict[str, object]:
                 images[way].append(to_bytes(finish(sampler.walk(part, cond, lambda _: None))))
                 seconds[way].append(time.process_time() - started)
     found = {way: quality(np.concatenate(drawn), train, train) for way, drawn in images.items()}
-    return {"data": Path(saved.config.source).stem, "seen": saved.images, "seconds": seconds, "found": found}
+    formats = {way: str(sampler.format) for way, sampler in samplers.items()}
+    data = Path(saved.config.source).stem
+    return {"data": data, "seen": saved.images, "formats": formats, "seconds": seconds, "found": found}
 
 
 def main() -> None:
@@ -64,13 +65,14 @@ def main() -> None:
             f"{line['data']}, {line['seen']:,}",
             line["steps"],
             way,
+            line["formats"][way],
             spread(np.array(line["seconds"]["float32"]) / np.array(line["seconds"][way])),
             *(shown(found.get(judge), digits) for judge, digits in JUDGED.items()),
         ]
         for line in results.lines
         for way, found in line["found"].items()
     ]
-    headings = ["set, images seen", "calls", "", "speed", *JUDGED]
+    headings = ["set, images seen", "calls", "", "is", "speed", *JUDGED]
     publish("drawing-precision", table(headings, rows), given.docs, results.lines)
 
 

@@ -28,27 +28,28 @@ def calibration(
     train_images: ImageSet,
     device: torch.device,
     report: Callable[[int], object] = lambda images: None,
+    count: int = CALIBRATED,
 ) -> Tensor | None:
-    """The model's own squared error, measured on training images (`calibrate`); None where it has no use.
+    """The model's own squared error, measured on so many training images (`calibrate`); None where it has no use.
 
     `report` gets the number of images of each call of the network.
     """
     if not build.chain(config).calibrated:
         return None
-    images = train_images.spread(CALIBRATED)
+    images = train_images.spread(count)
     cond, streams = conditions_of(images, config, device), build.streams(config, device)
     watched = Watched(build.predictor(shown, None, **cond), report)
     return calibrate(watched, to_unit(images.images).to(device), streams(0, "calibrate", range(len(images))))
 
 
-def predictions(config: Config) -> int:
-    """How many predictions of an image `calibration` makes, at most."""
-    return CALIBRATED * min(POINTS, config.diffusion.T) if build.chain(config).calibrated else 0
+def calls(config: Config) -> int:
+    """How often `calibration` predicts an image, at most."""
+    return min(POINTS, config.diffusion.T) if build.chain(config).calibrated else 0
 
 
 def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Checkpoint:
     """The checkpoint with the model's own error, measured now where that was not done."""
     if saved.calibration is not None:
         return saved
-    with advancing("calibrating the variances", predictions(saved.config)) as report:
+    with advancing("calibrating the variances", CALIBRATED * calls(saved.config)) as report:
         return replace(saved, calibration=calibration(saved.config, model, train_images, device_of(model), report))

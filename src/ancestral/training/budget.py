@@ -10,10 +10,13 @@ import math
 from dataclasses import dataclass, field
 
 from ancestral.runs import calibration
+from ancestral.runs.calibration import CALIBRATED
 from ancestral.runs.config import Config
 from ancestral.training import health, preview
 
 PREVIEW_SHARE = 0.05  # of the run's time
+CALIBRATING_SHARE = 0.1  # of a budget, at most, on fewer images than CALIBRATED; not on fewer than
+LEAST_CALIBRATED = 8
 FORWARD = 0.5  # of the time of training an image: a prediction, before one was timed; a third of the work, in float32
 WINDOW = 0.05  # of a budget: how far back the pace of updates is looked at
 LEAST_WINDOW = 10.0  # seconds
@@ -29,9 +32,10 @@ class Pace:
 
     window: float  # seconds over which updates are averaged; those before count e times less
     spacing: int  # images from a save to the next
-    calibrating: int  # predictions of an image for the calibration at the end
+    calibrating: int  # predictions of each image for the calibration at the end
     measuring: int  # predictions of an image for the health at the end
     showing: int  # predictions of an image for a preview
+    budget: float | None = None  # in seconds
     saving: float = 0.0  # seconds of a checkpoint
     keeping: float = 0.0  # seconds of the averages
     forward: float = FORWARD  # of the time of training an image: predicting one
@@ -78,10 +82,18 @@ class Pace:
         return calls * self.forward * self.image
 
     @property
+    def calibrated(self) -> int:
+        """On how many images the variances are calibrated at the end: fewer where a budget is short for the network."""
+        each = self._predictions(self.calibrating)
+        if self.budget is None or each == 0:
+            return CALIBRATED
+        return min(CALIBRATED, max(LEAST_CALIBRATED, int(CALIBRATING_SHARE * self.budget / each)))
+
+    @property
     def ending(self) -> dict[str, float]:
         """Seconds of each thing that is done after the last update, in order."""
         return {
-            CALIBRATING: self._predictions(self.calibrating),
+            CALIBRATING: self._predictions(self.calibrating * self.calibrated),
             MEASURING: self._predictions(self.measuring),
             SAVING: self.keeping + self.saving + LAST,
         }
@@ -118,7 +130,8 @@ def pace(config: Config, held_out: int, planned: int, budget: float | None) -> P
     return Pace(
         window=max(LEAST_WINDOW, WINDOW * (budget or 0.0)),
         spacing=max(config.train.batch_size, planned // config.train.snapshots),
-        calibrating=calibration.predictions(config),
+        calibrating=calibration.calls(config),
         measuring=health.calls(config, held_out),
         showing=preview.calls(config),
+        budget=budget,
     )

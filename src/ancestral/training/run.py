@@ -465,7 +465,7 @@ class Run:
 
     def _end(self, stop: Callable[[], bool]) -> Iterator[Progress]:
         """Calibrate the variances on training images, measure the health of the run, and write the last checkpoint."""
-        averages, table = self.training.whole_averages(), None
+        averages, table, calibrated = self.training.whole_averages(), None, self.pace.calibrated
         first = self.training.processes.first
         yield self._ending(CALIBRATING)
         if first:
@@ -473,7 +473,7 @@ class Run:
                 checkpoint.save_snapshot(self.folder, self.training.images, averages)
             with beside("calibration", self.warn):
                 table = run_calibration.calibration(
-                    self.config, self._model(averages), self.data.train, self.training.device
+                    self.config, self._model(averages), self.data.train, self.training.device, count=calibrated
                 )
         if self.training.processes.any(stop()):
             self._save_last()
