@@ -8,7 +8,7 @@ import pytest
 from ancestral.runs import config
 from ancestral.runs.config import Facts
 from ancestral.training import model_size
-from ancestral.training.model_size import UNIT, WIDTHS, Law, curve, law, laws
+from ancestral.training.model_size import TIMED, UNIT, WIDTHS, Law, curve, law, laws
 
 LAW = Law(0.1, (0.03, 0.5), (0.05, 0.6), 1.6)
 KINDS = pytest.mark.parametrize("channels", [1, 3])
@@ -45,17 +45,55 @@ def test_more_time_or_a_faster_machine_never_asks_for_a_smaller_network(channels
     assert losses == sorted(losses, reverse=True)
 
 
+def machine(speed, s):
+    """One whose images per second fall by a power of the width, from so many at the preset's."""
+    return lambda width: speed * (width / plain().width) ** -s
+
+
+@pytest.mark.parametrize("s", [0.0, 0.4, 1.1, 1.5, 2.0])
+@pytest.mark.parametrize("seconds", [60, 600, 1e4, 1e6])
+@KINDS
+def test_the_width_is_the_best_of_all_on_a_machine_with_any_exponent(channels, seconds, s):
+    speed, known = machine(300.0, s), laws()["grey" if channels == 1 else "colour"]
+    best, found, per_second = model_size.timed(known, 16, seconds, speed)
+    assert found.seconds == pytest.approx(s, abs=1e-9)
+    assert per_second == pytest.approx(speed(32))
+    assert best == min(WIDTHS, key=lambda one: known.loss(one, seconds * speed(one)))
+
+
+@KINDS
+@pytest.mark.parametrize("seconds", [60, 600, 1e4, 1e6])
+def test_on_a_device_that_small_networks_leave_idle_it_is_near_the_best_after_few_measurements(channels, seconds):
+    asked, known = [], laws()["grey" if channels == 1 else "colour"]
+
+    def speed(width):
+        asked.append(width)
+        return 2000.0 / max(1, width / 64) ** 2
+
+    def loss(width):
+        return known.loss(width, seconds * speed(width))
+
+    best, found, per_second = model_size.timed(known, 16, seconds, speed)
+    assert len(asked) == len(set(asked)) <= TIMED
+    assert found.seen(best, 1, per_second) == pytest.approx(2000.0 / max(1, best / 64) ** 2)
+    assert loss(best) <= loss(known.best(seconds, known.per_second(16, 2000.0)))
+    assert loss(best) == pytest.approx(min(map(loss, WIDTHS)), rel=0.04)
+
+
 def sized(channels=3, side=32, seconds=600.0, speed=500.0, given=(), begun=None, preset="images", **changes):
     """The network's settings, and what was said."""
-    return timed(channels, side, seconds, speed, given, begun, preset, **changes)[:2]
+    return measured(channels, side, seconds, speed, given, begun, preset, **changes)[:2]
 
 
-def timed(channels=3, side=32, seconds=600.0, speed=500.0, given=(), begun=None, preset="images", **changes):
-    """And the images per second that it will train on."""
+def measured(channels=3, side=32, seconds=600.0, speed=500.0, given=(), begun=None, preset="images", **changes):
+    """And the images per second that it will train on, on a machine with an exponent of 1.2."""
     settings = config.resolve("data", preset, {key.replace("__", "."): value for key, value in changes.items()})
-    facts, lines = Facts((channels, side, side)), []
-    found, here = model_size.sized(settings, given, seconds, facts, begun, lambda config: speed, lines.append)
+    facts, lines, by = Facts((channels, side, side)), [], machine(speed, 1.2)
+    found, here, of = model_size.sized(
+        settings, given, seconds, facts, begun, lambda one: by(one.model.width), lines.append
+    )
     assert replace(found, model=settings.model) == settings
+    assert (of is None) == (law(found, facts) is None)
     return found.model, lines, here
 
 
@@ -68,25 +106,22 @@ def test_the_width_is_the_law_s_for_the_speed_that_was_measured(channels):
     one = law(config.resolve("data", "images", {}), Facts((channels, 32, 32)))
     assert one is not None
     for speed in (0.5, 500.0, 1e6):
-        own = one.per_second(plain().width, speed)
+        losses = {width: one.loss(width, 600.0 * machine(speed, 1.2)(width)) for width in WIDTHS}
         model, lines = sized(channels, speed=speed)
-        assert model == plain(width=one.best(600.0, own))
+        assert model == plain(width=min(losses, key=losses.get))
         if model != plain():
             (line,) = lines
             assert line.startswith(f"model.width={model.width}: ")
-            assert f"{one.loss(model.width, one.seen(model.width, 600.0, own)):.4f}" in line
+            assert f"{losses[model.width]:.4f}" in line
             assert "--set model.width=16" in line
 
 
 @KINDS
-def test_one_measurement_serves_the_width_and_the_plan(channels):
-    """What was timed is the preset's width; of the width that is chosen the plan takes the time by the law."""
-    one = law(config.resolve("data", "images", {}), Facts((channels, 32, 32)))
-    assert one is not None
-    model, _, here = timed(channels, speed=500.0)
-    assert here == pytest.approx(500.0 * (plain().width / model.width) ** one.seconds)
+def test_what_was_measured_for_the_width_serves_the_plan(channels):
+    model, _, here = measured(channels, speed=500.0)
+    assert here == pytest.approx(machine(500.0, 1.2)(model.width))
     for more in ({"seconds": None}, {"seconds": 59.0}, {"begun": config.resolve("data", "images", {})}):
-        assert timed(channels, **more)[2] is None
+        assert measured(channels, **more)[2] is None
 
 
 @KINDS

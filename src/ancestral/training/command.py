@@ -177,10 +177,10 @@ def train(
             _say(line)
         data_facts, together = facts(images.train), settings.train.batch_size // processes.size
         need_for_training(settings, data_facts, min(together, settings.train.micro_batch or together), torch_device)
-        images_per_second = None
+        images_per_second, law = None, model_size.law(settings, data_facts)
         if begin_with is None and not length.further:
             train_set = images.train
-            settings, images_per_second = model_size.sized(
+            settings, images_per_second, law = model_size.sized(
                 *(settings, given, length.seconds, data_facts, own_settings),
                 lambda config: cost.speed_with(config, train_set, torch_device, processes),
                 _say,
@@ -201,7 +201,7 @@ def train(
             need_free(folder, _warn)
             for problem in [] if fresh else run.take_up():
                 _warn(_PASSED_OVER.format(problem))
-            _describe(settings, run, length)
+            _describe(settings, run, length, law)
             return True
         run.owner = own(folder, _warn) if processes.first else None
         try:
@@ -382,8 +382,8 @@ def _prepare(run: Run) -> None:
         run.take_weights()
 
 
-def _describe(settings: config.Config, run: Run, length: Length) -> None:
-    """What `_train_owned` would do with this run, and the cost."""
+def _describe(settings: config.Config, run: Run, length: Length, law: model_size.Law | None) -> None:
+    """What `_train_owned` would do with this run, the cost, and by this law what other budgets would give."""
     _say_leg(run)
     if run.complete and not run.needs_leg:
         _say_complete(run)
@@ -391,13 +391,15 @@ def _describe(settings: config.Config, run: Run, length: Length) -> None:
     _prepare(run)
     costs = cost.measure(run.training, run.data.train)
     speed, batch = costs.images_per_second, settings.train.batch_size
-    law, width = model_size.law(settings, run.facts), settings.model.width
-    total = planned(run, length, speed)
+    total, curve = planned(run, length, speed), []
     if not run.needs_leg:
         if _stopped_at_its_end(run):
             run.correct(run.training.images)
         total = run.total - run.training.images
         screen.print(f"{run.folder}: goes on; {run.training.images:,} of {run.total:,} images seen")
+    if law is not None:
+        seconds, per_second = run.pace.seconds(total), law.per_second(settings.model.width, speed)
+        curve = [model_size.curve(law, seconds, per_second)]
     for key in config.known_keys():
         group, name = key.split(".")
         screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
@@ -413,6 +415,6 @@ def _describe(settings: config.Config, run: Run, length: Length) -> None:
         f"{total / len(run.data.train):.1f} epochs of {len(run.data.train):,} images, in about "
         f"{minutes(run.pace.seconds(total))} of training, previews, measuring and saving",
         bought(run, length, total),
-        *([] if law is None else [model_size.curve(law, run.pace.seconds(total), law.per_second(width, speed))]),
+        *curve,
     ):
         screen.print(line)

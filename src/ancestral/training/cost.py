@@ -17,7 +17,7 @@ from ancestral.runtime.distributed import Processes
 from ancestral.training.trainer import Training
 
 SECONDS = 4.0  # of measuring the speed
-SIZING = 2.0  # of measuring it where it only chooses a width
+SIZING = 1.0  # of measuring each of some widths, of which one is chosen
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 By a law of the loss of width w after n images, loss(w, n) = floor + a (w / 32)^-p + b (n / 10^5)^-q, as Hoffmann et al.
 2022 have it for language models (section 3.3), where an image takes (w / 32)^s of the time that it takes at width 32.
-It was fitted to the trials of benchmarks/model_size.py, which writes model_size.json.
+It was fitted to the trials of benchmarks/model_size.py, which writes model_size.json; s is the machine's own, measured
+where a width is chosen: between 16 and 32 it was 1.5 on an AMD EPYC, 1.1 on an Intel Xeon with AMX, and a GPU that such
+networks leave idle would have none.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +24,7 @@ WIDTHS = (16, 32, 48, 64, 96, 128)  # multiples of the preset's groups
 UNIT, IMAGES = 32, 1e5  # width and images that the law counts in
 SIDES = range(28, 33)  # of the images of the trials
 LEAST = 60.0  # seconds of a budget from which on the measuring of the speed is little
+TIMED = 4  # widths whose speed is measured, at most
 
 NETWORK = ("width", "multipliers", "blocks", "attention", "patch")  # settings that make its size
 
@@ -56,6 +60,43 @@ class Law:
     def best(self, seconds: float, per_second: float) -> int:
         """The width with the lowest loss after so many seconds, at so many images per second of width 32."""
         return min(WIDTHS, key=lambda width: self.loss(width, self.seen(width, seconds, per_second)))
+
+
+def timed(law: Law, width: int, seconds: float, speed: Callable[[int], float]) -> tuple[int, Law, float]:
+    """The best width for so many seconds on this machine, the law with its s, and its images per second of width 32.
+
+    Measured are this width, another, and whichever of WIDTHS is best by what is known until then.
+
+    Args:
+        law: with a first guess at s.
+        width: of the preset.
+        seconds: of the budget.
+        speed: measures the images per second of a width.
+    """
+    speeds = {width: speed(width)}
+
+    def expected(other: int) -> float:
+        one, *more = sorted(speeds, key=lambda known: abs(math.log(known / other)))
+        return speeds[one] * (other / one) ** -(_exponent(speeds, one, more[0]) if more else law.seconds)
+
+    def best(among: Collection[int]) -> int:
+        return min(among, key=lambda one: law.loss(one, seconds * expected(one)))
+
+    other = max(best(WIDTHS), WIDTHS[1])
+    while other not in speeds and len(speeds) < TIMED:
+        speeds[other] = speed(other)
+        other = best(WIDTHS)
+    chosen = best(speeds)
+    for one in [chosen, *speeds]:
+        if one != width:
+            law = replace(law, seconds=_exponent(speeds, width, one))
+            break
+    return chosen, law, law.per_second(width, speeds[width])
+
+
+def _exponent(speeds: Mapping[int, float], one: int, other: int) -> float:
+    """The s between two widths, of which the wider is not taken for the faster."""
+    return max(0.0, math.log(speeds[one] / speeds[other]) / math.log(other / one))
 
 
 def curve(law: Law, seconds: float, per_second: float) -> str:
@@ -101,11 +142,11 @@ def sized(
     begun: Config | None,
     speed: Callable[[Config], float],
     say: Callable[[str], object],
-) -> tuple[Config, float | None]:
+) -> tuple[Config, float | None, Law | None]:
     """The settings with the width for a budget on this machine; a run goes on with the network that it began with.
 
     Where a part of the network was set, or there is no law, they stay as they are. With them come the images per second
-    that they train on here, None where nothing was measured.
+    that they train on here, None where nothing was measured, and the law with what was.
 
     Args:
         settings: of a preset, with those that were set one by one.
@@ -118,22 +159,26 @@ def sized(
     """
     found, before = law(settings, facts), settings.model
     if found is None or any(f"model.{name}" in given for name in NETWORK):
-        return settings, None
+        return settings, None, found
     own, why, here = {name: getattr(before, name) for name in NETWORK}, "", None
     if begun is not None:
         own, why = {name: getattr(begun.model, name) for name in NETWORK}, "as the run was begun"
     elif seconds is not None and seconds >= LEAST:
-        per_second = found.per_second(before.width, speed(settings))
-        own["width"] = width = found.best(seconds, per_second)
-        here = found.seen(width, 1.0, per_second)
-        losses = [f"{found.loss(one, found.seen(one, seconds, per_second)):.4f}" for one in (width, before.width)]
+        own["width"], found, per_second = timed(
+            *(found, before.width, seconds),
+            lambda width: speed(replace(settings, model=replace(before, width=width))),
+        )
+        here = found.seen(own["width"], 1.0, per_second)
+        widths = own["width"], before.width
+        losses = [f"{found.loss(one, found.seen(one, seconds, per_second)):.4f}" for one in widths]
         why = f"for this budget here (expected held-out loss {losses[0]}, and {losses[1]} at width {before.width})"
     after = replace(before, **own)
     changed = [name for name in NETWORK if getattr(after, name) != getattr(before, name)]
     if changed:
         now, was = ([_setting(name, model) for name in changed] for model in (after, before))
         say(f"{' '.join(now)}: {why}; --set {' --set '.join(was)} is the preset's own")
-    return replace(settings, model=after), here
+    settings = replace(settings, model=after)
+    return settings, here, law(settings, facts) if here is None else found
 
 
 def _setting(name: str, model: ModelOptions) -> str:
