@@ -25,6 +25,7 @@ UNIT, IMAGES = 32, 1e5  # width and images that the law counts in
 SIDES = range(28, 33)  # of the images of the trials
 LEAST = 60.0  # seconds of a budget from which on the measuring of the speed is little
 TIMED = 4  # widths whose speed is measured, at most
+HOPEFUL = 0.5  # s of a machine that wide networks suit: where no other width is best even by it, none is timed
 
 NETWORK = ("width", "multipliers", "blocks", "attention", "patch")  # settings that make its size
 
@@ -65,7 +66,8 @@ class Law:
 def timed(law: Law, width: int, seconds: float, speed: Callable[[int], float]) -> tuple[int, Law, float]:
     """The best width for so many seconds on this machine, the law with its s, and its images per second of width 32.
 
-    Measured are this width, another, and whichever of WIDTHS is best by what is known until then.
+    Measured are this width and, where one could be better at all, another and whichever of WIDTHS is best by
+    what is known until then.
 
     Args:
         law: with a first guess at s.
@@ -82,6 +84,9 @@ def timed(law: Law, width: int, seconds: float, speed: Callable[[int], float]) -
     def best(among: Collection[int]) -> int:
         return min(among, key=lambda one: law.loss(one, seconds * expected(one)))
 
+    hopeful = replace(law, seconds=HOPEFUL)
+    if hopeful.best(seconds, hopeful.per_second(width, speeds[width])) == width:
+        return width, law, law.per_second(width, speeds[width])
     other = max(best(WIDTHS), WIDTHS[1])
     while other not in speeds and len(speeds) < TIMED:
         speeds[other] = speed(other)
