@@ -19,7 +19,7 @@ from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.langevin import Langevin, langevin
 from ancestral.diffusion.samplers.loop import from_model, walk
-from ancestral.diffusion.samplers.sample import finish, latents, trajectory
+from ancestral.diffusion.samplers.sample import finish, trajectory
 from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.diffusion.samplers.transitions import Planned, Transition, begin
 from ancestral.runs import build
@@ -88,9 +88,8 @@ def drawn(subject: Subject) -> dict[str, tuple[np.ndarray, int]]:
 
 
 def _drawn(subject: Subject, move: Transition | Planned, times: list[int], numbers: range) -> tuple[np.ndarray, int]:
-    start = latents(subject.shape, subject.seed, numbers).to(subject.device, subject.dtype)
     visits = begin(move, subject.schedule, times)[1]
-    steps = trajectory(subject.drawn(numbers, move), start, times, move, subject.seed, numbers)
+    steps = trajectory(subject.drawn(numbers, move), subject.latents(numbers), times, move, subject.seed, numbers)
     return to_bytes(finish(steps)), len(visits) - 1
 
 

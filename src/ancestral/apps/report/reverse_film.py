@@ -13,7 +13,7 @@ from ancestral.apps.report import plots
 from ancestral.apps.report.part import Number, Part, Words
 from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.objectives.statistics import mean_and_error
-from ancestral.diffusion.samplers.sample import Film, film, finish, latents, trajectory
+from ancestral.diffusion.samplers.sample import Film, film, finish, trajectory
 from ancestral.diffusion.samplers.solvers import FLOW, SOLVERS, default_solver
 from ancestral.diffusion.samplers.transitions import Planned, Transition
 
@@ -48,7 +48,7 @@ def _affordable(subject: Subject) -> int | None:
     """None, every time, where the model is fast enough for it; otherwise how many steps of the default solver."""
     calls = len(subject.times) - 1
     predictor = subject.drawn(range(SHOWN), subject.move)
-    x_t = latents(subject.shape, subject.seed, range(SHOWN)).to(subject.device, subject.dtype)
+    x_t = subject.latents(range(SHOWN))
     seconds = []
     with torch.no_grad():
         for _ in range(4):  # the first call is slower than the others

@@ -187,6 +187,10 @@ class Subject:
         grid = build.sampling_grid(self.config, "trailing", steps)
         return grid, self.move if steps is None else SOLVERS[default_solver(steps)]
 
+    def latents(self, numbers: Sequence[int]) -> Tensor:
+        """Where the images with these numbers begin, as in `ancestral sample` with the same seed."""
+        return latents(self.shape, self.seed, numbers).to(self.device, self.dtype)
+
     def walk(
         self, numbers: Sequence[int], steps: int | None, move: Transition | Planned | None = None
     ) -> Iterator[Step]:
@@ -194,10 +198,9 @@ class Subject:
 
         In the default steps, where no others are named.
         """
-        start = latents(self.shape, self.seed, numbers).to(self.device, self.dtype)
         grid, default = self.method(steps)
         move = move or default
-        return trajectory(self.drawn(numbers, move), start, grid, move, self.seed, numbers)
+        return trajectory(self.drawn(numbers, move), self.latents(numbers), grid, move, self.seed, numbers)
 
     def command(self, verb: str, *options: str) -> str:
         """What gives a number again, with this report's data, seed and average; the exact subject has one for all."""
