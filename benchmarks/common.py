@@ -182,6 +182,19 @@ def shown(value: Sequence[float] | None, digits: int) -> str:
     return "" if value is None else f"{value[0]:.{digits}f} ± {value[1]:.{digits}f}"
 
 
+class Computed(torch.nn.Module):
+    """A network in a format of ours; its output is float32."""
+
+    def __init__(self, network, chosen) -> None:
+        super().__init__()
+        self.network, self.chosen = network, chosen
+
+    def forward(self, x: torch.Tensor, time: torch.Tensor, **cond: torch.Tensor) -> torch.Tensor:
+        """As the network."""
+        with self.chosen.autocast(x.device):
+            return self.network(x, time, **cond).float()
+
+
 @contextlib.contextmanager
 def silence():
     """Without the bars and lines that the others print."""

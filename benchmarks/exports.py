@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from common import MEASURED, Results, interleaved, options, parsed, publish, spread, table
+from common import MEASURED, Computed, Results, interleaved, options, parsed, publish, spread, table
 from onnxruntime.quantization import quantize_dynamic
 from torch import nn
 
@@ -138,9 +138,10 @@ def contenders(run: Path, folder: Path, threads: int, sampler: Sampler) -> tuple
         "torch.export": exported(run, folder / "torch", {}) / "network.pt2",
         "onnxruntime": exported(run, folder / "onnx", {}) / "network.onnx",
     }
+    auto = Sampler(run, SamplingOptions(precision="auto"), "cpu")
     calls = {
         OURS: of_torch(sampler.model.network),
-        AUTO: of_torch(Sampler(run, SamplingOptions(precision="auto"), "cpu").model.network),
+        AUTO: of_torch(Computed(auto.model.network, auto.format)),
         "torch.export": of_torch(torch.export.load(files["torch.export"]).module()),
         "onnxruntime": of_onnx(files["onnxruntime"], threads),
     }

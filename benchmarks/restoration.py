@@ -30,7 +30,7 @@ from ancestral.diffusion.samplers.loop import walk
 from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.diffusion.samplers.transitions import DDIM
 from ancestral.runs import build, checkpoint
-from ancestral.runs.compute_format import computed_in, for_drawing
+from ancestral.runs.compute_format import Lowered, for_drawing, laid_out
 from ancestral.sampling.edit_command import measured
 
 # Of the network. A gradient costs two calls more, those of mmps six; DPS takes small steps and needs many.
@@ -100,8 +100,9 @@ class Bench:
     def __init__(self, run: Path, images: int) -> None:
         self.saved, _ = checkpoint.open_run(run)
         self.model = build.trained(self.saved, run, torch.device("cpu"))
-        self.model = computed_in(self.model, for_drawing("auto", self.saved, torch.device("cpu")))
-        self.predictor = build.predictor(self.model, self.saved.calibration)
+        chosen = for_drawing("auto", self.saved, torch.device("cpu"))
+        laid_out(self.model.network, chosen.channels_last)
+        self.predictor = Lowered(build.predictor(self.model, self.saved.calibration), chosen, last=0)
         self.shape, self.numbers = self.saved.facts.shape, range(images)
         held_out = load.load(self.saved.config.source, self.saved.config.data).test
         self.x0 = to_unit(held_out.spread(images).images[:])

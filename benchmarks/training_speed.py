@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import interleaved, options, parsed, publish, spread, table
+from common import Computed, interleaved, options, parsed, publish, spread, table
 from peers import SIDE, Script, lucidrains
 from torch import Tensor, nn
 from torch.nn import functional
@@ -67,7 +67,7 @@ class Sampled(nn.Module):
 
 def lowered(network: nn.Module, precision: str) -> nn.Module:
     """As `ancestral` computes it in this precision."""
-    return compute_format.Lowered(network, compute_format.candidates(precision, False, torch.device("cpu"))[-1].dtype)
+    return Computed(network, compute_format.candidates(precision, False, torch.device("cpu"))[-1])
 
 
 def accelerated(network: nn.Module, options: config.TrainOptions) -> nn.Module:
@@ -159,7 +159,7 @@ def same_architecture(widths: tuple[int, ...], batch: int, how: dict[str, object
     calls: dict[str, tuple[nn.Module, Call]] = {
         "diffusers": (eager, lambda x, t: eager(x, t).sample),
         "diffusers, compiled": (compiled, lambda x, t: compiled(x, t).sample),
-        "diffusers, bfloat16": (eager, compute_format.Lowered(Sampled(eager), torch.bfloat16)),
+        "diffusers, bfloat16": (eager, lowered(Sampled(eager), "bfloat16")),
         "ancestral, float32": (ours, ours),
         f"ancestral, {settings.train.precision}": (ours, lowered(ours, settings.train.precision)),
     }

@@ -33,7 +33,15 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("sklearn")
 
-from ancestral.apps.server import data_uri, main, nearest, schemas, security, session  # noqa: E402
+from ancestral.apps.server import (  # noqa: E402
+    batched_network,
+    data_uri,
+    main,
+    nearest,
+    schemas,
+    security,
+    session,
+)
 from ancestral.apps.server import events as stream  # noqa: E402
 from ancestral.apps.server.app import create_app  # noqa: E402
 from ancestral.apps.server.batched_network import Calls, Shared, rounding_alike  # noqa: E402
@@ -339,6 +347,34 @@ def test_a_network_that_fails_fails_its_callers_only():
         shared(torch.zeros(1, 2), torch.zeros(1))
     assert shared(torch.ones(1, 2), torch.zeros(1)).sum() == 2
     calls.close()
+
+
+def test_calls_in_float32_join_whatever_autocast_would_take():
+    def call():
+        return batched_network._Call(network, {"x": torch.ones(1, 2), "time": torch.ones(1)}, {})
+
+    network = torch.nn.Identity()
+    with torch.autocast("cpu", torch.float16, enabled=False):
+        early = call()
+    with torch.autocast("cpu", torch.bfloat16):
+        lower = call()
+    assert early.joins(call())
+    assert not lower.joins(call())
+
+
+def test_sizes_that_round_alike_are_those_of_both_precisions(trained_run, monkeypatch):
+    seen = []
+    monkeypatch.setattr(session, "rounding_alike", lambda network, example: seen.append((network, example)) or {})
+    served = open_served_run(trained_run, "cpu", None, "bfloat16")
+    try:
+        ((network, example),) = seen
+        with torch.no_grad():
+            low, exact = network(**example).chunk(2, 1)
+            plain = served.model.network(**example)
+        assert torch.equal(exact, plain)
+        assert 0 < (low - plain).abs().max() < 0.1
+    finally:
+        served.calls.close()
 
 
 def test_a_page_draws_in_its_precision_each_time_and_makes_files_in_the_weights_own(trained_run, monkeypatch):

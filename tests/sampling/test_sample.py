@@ -29,6 +29,7 @@ from ancestral.networks.unet import UNet
 from ancestral.runs import build, checkpoint, compute_format, config, open
 from ancestral.runs.compute_format import ComputeFormat, Lowered
 from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.sampling.editor import Editor
 from ancestral.sampling.sampler import Sampler
 
 F64 = torch.float64
@@ -182,16 +183,48 @@ def test_a_lower_precision_is_near_and_its_output_is_float32():
         assert torch.equal(half(x, late).x0, model(x, late).x0)
 
 
-@pytest.mark.parametrize(("steps", "exact"), [(1, 1), (2, 1), (4, 1), (10, 2), (20, 3)])
-def test_the_last_calls_of_a_walk_are_in_float32(trained_run, monkeypatch, steps, exact):
-    """Every other one in the precision asked for, whatever the solver calls before it."""
-    sampler = Sampler(trained_run, SamplingOptions(steps=steps, precision="bfloat16"), "cpu")
+def low_calls(model):
+    """Whether each call of the network that follows is made under autocast, as a list that grows."""
     low: list[bool] = []
-    sampler.model.network.register_forward_pre_hook(lambda *_: low.append(torch.is_autocast_enabled("cpu")))
+    model.network.register_forward_pre_hook(lambda *_: low.append(torch.is_autocast_enabled("cpu")))
+    return low
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "exact"),
+    [
+        *((None, steps, exact) for steps, exact in ((2, 1), (4, 1), (10, 2), (20, 3))),
+        *((one, steps, None) for one in ("heun", "heun-churn", "langevin", "pc") for steps in (4, 8, 10)),
+    ],
+)
+def test_the_last_calls_of_a_walk_are_in_float32(trained_run, solver, steps, exact):
+    """The others are in the precision asked for, whatever the solver; where it goes back and forth, fewer are."""
+    options = SamplingOptions(steps=steps, solver=solver, precision="bfloat16")
+    sampler = Sampler(trained_run, options, "cpu")
+    low = low_calls(sampler.model)
     for _ in sampler.walk(range(2), {}, lambda _: None):
         pass
-    assert low == [True] * (steps - exact) + [False] * exact
-    assert sampler.notes[-1].endswith(f"the last {exact} of {steps} calls in float32")
+    assert len(low) == sampler.steps
+    late = low.count(False)
+    assert late >= sampler.steps // 10 + 1 if exact is None else late == exact
+    assert not any(low[-(sampler.steps // 10 + 1) :])
+    assert any(low)
+    assert (
+        sampler.notes[-1] == f"--precision bfloat16: {sampler.format}, the last {late} of {len(low)} steps in float32"
+    )
+
+
+def test_one_step_is_in_float32_and_says_so(trained_run):
+    sampler = Sampler(trained_run, SamplingOptions(steps=1, precision="bfloat16"), "cpu")
+    assert (sampler.format.precision, sampler.notes) == ("float32", [])
+
+
+def test_an_edit_is_computed_in_the_precision_asked_for(trained_run):
+    editor = Editor(trained_run, SamplingOptions(steps=10, precision="bfloat16"), "cpu")
+    low, predictor, x = low_calls(editor.model), editor.predictor(1), editor.latents(range(1))
+    for t in editor.sampler.visits[:-1]:
+        predictor(x, t)
+    assert low == [True] * 8 + [False] * 2
 
 
 def drawing(folder, precision):

@@ -62,6 +62,15 @@ def test_the_width_is_the_best_of_all_on_a_machine_with_any_exponent(channels, s
 
 
 @KINDS
+def test_a_width_that_does_not_fit_into_memory_is_not_timed(channels):
+    asked, known, speed = [], laws()["grey" if channels == 1 else "colour"], machine(300.0, 0.4)
+    best, *_ = model_size.timed(known, 16, 1e5, lambda width: asked.append(width) or speed(width), [16, 32, 48])
+    assert best == 48
+    assert max(asked) == 48
+    assert model_size.timed(known, 16, 1e5, speed, [16])[0] == 16
+
+
+@KINDS
 def test_a_budget_too_short_for_another_width_times_none(channels):
     asked, known = [], laws()["grey" if channels == 1 else "colour"]
     speed = machine(100.0, 1.1)
@@ -99,7 +108,7 @@ def measured(channels=3, side=32, seconds=600.0, speed=500.0, given=(), begun=No
     settings = config.resolve("data", preset, {key.replace("__", "."): value for key, value in changes.items()})
     facts, lines, by = Facts((channels, side, side)), [], machine(speed, 1.2)
     found, here, of = model_size.sized(
-        settings, given, seconds, facts, begun, lambda one: by(one.model.width), lines.append
+        *(settings, given, seconds, facts, begun, lambda one: by(one.model.width), lambda one: True, lines.append)
     )
     assert replace(found, model=settings.model) == settings
     assert (of is None) == (law(found, facts) is None)

@@ -18,7 +18,7 @@ from ancestral.runs import build, checkpoint, compute_format, config, current_se
 from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
-from ancestral.training import command, cost, legs, loss_spikes, prefetch, preview, trainer
+from ancestral.training import command, cost, legs, loss_spikes, model_size, prefetch, preview, trainer
 from ancestral.training import run as training_run
 from conftest import TINY, run_command
 
@@ -711,6 +711,21 @@ def test_the_measurement_is_of_the_runs_layers_and_changes_nothing(monkeypatch, 
     assert counter.get_total_flops() < 4e7
     assert all(timed(one) > 0 for one in FOUR[1:])
     assert torch.equal(torch.rand(()), expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("width", model_size.WIDTHS)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 64, 64)])
+def test_the_measurement_is_of_several_images(monkeypatch, training, width, shape):
+    """One image would be mostly what a batch does once, such as converting the weights."""
+    shapes = []
+    monkeypatch.setattr(compute_format._Layers, "forward", lambda self, x, time: shapes.append(x.shape) or x)
+    configuration = config.resolve("data", "images", {"model.width": width})
+    compute_format.layers_of(configuration, config.Facts(shape), CPU, training)(FOUR[0])
+    ((images, channels, height, side),) = shapes
+    assert compute_format.IMAGES <= images <= configuration.train.batch_size
+    assert (channels, height) == (width, side)
+    assert side <= compute_format.SIDE
 
 
 def test_recomputing_keeps_less(digits):

@@ -35,6 +35,15 @@ def need_for_training(config: Config, facts: Facts, images: int, device: torch.d
     _need("train.batch_size", images, config, facts, device, lambda: _saved(config, facts) * number, others)
 
 
+def fits(config: Config, facts: Facts, images: int, device: torch.device) -> bool:
+    """Whether `need_for_training` lets it."""
+    try:
+        need_for_training(config, facts, images, device)
+    except UserError:
+        return False
+    return True
+
+
 def need_for_drawing(
     config: Config,
     facts: Facts,

@@ -88,8 +88,6 @@ def sample(
     with process_group(device_of(sampler.model), LONG) as processes, held(out, "sample", processes) as results:
         pixels = [ARRAY] if array else map(_png, range(num_images))
         results.need_free([*pixels, GRID, *(FILM if film else ()), *named])
-        if options.precision == "auto":
-            screen.print(f"--precision auto: {sampler.format}")
         for note in sampler.notes:
             screen.print(note)
         kind = {"array": True} if array else {}

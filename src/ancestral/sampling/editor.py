@@ -105,7 +105,7 @@ class Editor:
         cond: Conditions = {}
         if self.label is not None:
             cond["labels"] = torch.full((count,), self.label, device=device_of(self.model))
-        return self.sampler.guidance.predictor(cond)
+        return self.sampler.predictor(cond)
 
     def draw_variants(self, jobs: int, variants: int, calls: int, walk: Walk) -> Tensor:
         """The results (jobs, variants, C, H, W) of a walk for each of `jobs` rows and each variant, batch by batch.

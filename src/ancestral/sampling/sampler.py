@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser, unclipped, within
+from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser, Predictor, unclipped, within
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import beginning, latents, trajectory
 from ancestral.diffusion.samplers.solvers import default_solver
@@ -64,15 +64,18 @@ class Sampler:
             self.times = build.sampling_grid(self.saved.config, options.grid or kind.grid(self.saved.config), steps)
         self.visits = begin(self.move, self.model.schedule, self.times)[1]
         self.steps = len(self.visits) - 1
-        exact = last_calls(self.steps)
-        self.last = self.visits[-1 - exact]  # time from which on all is computed in float32
+        self.last = max(self.visits[-1 - last_calls(self.steps) :])  # time from which on all is computed in float32
+        exact = sum(t <= self.last for t in self.visits[:-1])
+        if exact == self.steps:
+            self.format = self.format._replace(precision="float32")
         self.calls = self.steps * self.guidance.calls  # of a network, an image
         self.solver, self.options = solver, options
         self.notes = [self.guidance.note] if self.guidance.note else []  # to be said before it draws
         if options.steps == "all" and kind.whole:
             self.notes.append(kind.whole.format(every=self.every))
-        if self.format.precision != "float32":
-            self.notes.append(f"computed in {self.format}, the last {exact} of {self.steps} calls in float32")
+        if options.precision == "auto" or self.format.precision != "float32":
+            late = "" if self.format.precision == "float32" else f", the last {exact} of {self.steps} steps in float32"
+            self.notes.append(f"--precision {options.precision}: {self.format}{late}")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -103,11 +106,15 @@ class Sampler:
         need_for_drawing(saved.config, saved.facts, min(size, count), device_of(self.model))
         return pieces(count, size)
 
+    def predictor(self, cond: Conditions) -> Predictor:
+        """The model under these conditions, guided as asked, computed in the precision asked for."""
+        return Lowered(self.guidance.predictor(cond), self.format, self.last)
+
     def walk(self, numbers: range, cond: Conditions, progress: Callable[[int], object]) -> Iterator[Step]:
         """Draw images of these numbers, under their rows of `cond`; `progress` takes their count at each step."""
         device = device_of(self.model)
         own = {name: value[numbers.start : numbers.stop].to(device) for name, value in cond.items()}
-        predictor = Lowered(self.guidance.predictor(own), self.format, self.last)
+        predictor = self.predictor(own)
         seed, streams = self.options.seed, self.open_streams
         noise = latents(self.saved.facts.shape, seed, numbers, streams).to(device, state_type(self.model))
         start = beginning(self.model.schedule, noise)

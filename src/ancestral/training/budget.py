@@ -82,7 +82,7 @@ class Pace:
         return calls * self.forward * self.image
 
     @property
-    def calibrated(self) -> int:
+    def calibration_images(self) -> int:
         """On how many images the variances are calibrated at the end: fewer where a budget is short for the network."""
         each = self._predictions(self.calibrating)
         if self.budget is None or each == 0:
@@ -93,7 +93,7 @@ class Pace:
     def ending(self) -> dict[str, float]:
         """Seconds of each thing that is done after the last update, in order."""
         return {
-            CALIBRATING: self._predictions(self.calibrating * self.calibrated),
+            CALIBRATING: self._predictions(self.calibrating * self.calibration_images),
             MEASURING: self._predictions(self.measuring),
             SAVING: self.keeping + self.saving + LAST,
         }
@@ -113,9 +113,10 @@ class Pace:
         """How many updates fit in between now and the end in so many seconds; one at least."""
         return max(1, round((seconds - sum(self.ending.values())) / (self.each * batch)))
 
-    def astray(self, images: int, left: float, budget: float) -> bool:
-        """Whether so many images would end too far from the time that is left of a budget."""
-        return abs(self.seconds(images) - left) > max(LEAST_ASTRAY * budget, ASTRAY * left)
+    def astray(self, images: int, left: float) -> bool:
+        """Whether so many images would end too far from the time that is left of the budget."""
+        assert self.budget is not None
+        return abs(self.seconds(images) - left) > max(LEAST_ASTRAY * self.budget, ASTRAY * left)
 
 
 def pace(config: Config, held_out: int, planned: int, budget: float | None) -> Pace:

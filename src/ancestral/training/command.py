@@ -23,7 +23,7 @@ from ancestral.runs.compute_format import FORMATS, Timed
 from ancestral.runs.datasets import facts, named_untrained
 from ancestral.runs.lock import FOLDER as OWNERS
 from ancestral.runs.lock import need_free, own
-from ancestral.runs.memory_need import need_for_training
+from ancestral.runs.memory_need import fits, need_for_training
 from ancestral.runs.metrics_log import leg_starts, read_metrics
 from ancestral.runtime import plots, verified_folder
 from ancestral.runtime.console import Progress, TextColumn, TimeLeft, screen
@@ -176,13 +176,15 @@ def train(
         if line:
             _say(line)
         data_facts, together = facts(images.train), settings.train.batch_size // processes.size
-        need_for_training(settings, data_facts, min(together, settings.train.micro_batch or together), torch_device)
+        together = min(together, settings.train.micro_batch or together)
+        need_for_training(settings, data_facts, together, torch_device)
         images_per_second, law = None, model_size.law(settings, data_facts)
         if begin_with is None and not length.further:
             train_set = images.train
             settings, images_per_second, law = model_size.sized(
                 *(settings, given, length.seconds, data_facts, own_settings),
                 lambda config: cost.speed_with(config, train_set, torch_device, processes),
+                lambda config: not processes.any(not fits(config, data_facts, together, torch_device)),
                 _say,
             )
         if begin_with is not None and begun is None:

@@ -63,10 +63,12 @@ class Law:
         return min(WIDTHS, key=lambda width: self.loss(width, self.seen(width, seconds, per_second)))
 
 
-def timed(law: Law, width: int, seconds: float, speed: Callable[[int], float]) -> tuple[int, Law, float]:
+def timed(
+    law: Law, width: int, seconds: float, speed: Callable[[int], float], widths: Collection[int] = WIDTHS
+) -> tuple[int, Law, float]:
     """The best width for so many seconds on this machine, the law with its s, and its images per second of width 32.
 
-    Measured are this width and, where one could be better at all, another and whichever of WIDTHS is best by
+    Measured are this width and, where another would be better with an s of HOPEFUL, the next and whichever is best by
     what is known until then.
 
     Args:
@@ -74,6 +76,7 @@ def timed(law: Law, width: int, seconds: float, speed: Callable[[int], float]) -
         width: of the preset.
         seconds: of the budget.
         speed: measures the images per second of a width.
+        widths: to choose from.
     """
     speeds = {width: speed(width)}
 
@@ -85,12 +88,12 @@ def timed(law: Law, width: int, seconds: float, speed: Callable[[int], float]) -
         return min(among, key=lambda one: law.loss(one, seconds * expected(one)))
 
     hopeful = replace(law, seconds=HOPEFUL)
-    if hopeful.best(seconds, hopeful.per_second(width, speeds[width])) == width:
+    if len(widths) < 2 or hopeful.best(seconds, hopeful.per_second(width, speeds[width])) == width:
         return width, law, law.per_second(width, speeds[width])
-    other = max(best(WIDTHS), WIDTHS[1])
+    other = max(best(widths), sorted(widths)[1])
     while other not in speeds and len(speeds) < TIMED:
         speeds[other] = speed(other)
-        other = best(WIDTHS)
+        other = best(widths)
     chosen = best(speeds)
     for one in [chosen, *speeds]:
         if one != width:
@@ -146,6 +149,7 @@ def sized(
     facts: Facts,
     begun: Config | None,
     speed: Callable[[Config], float],
+    fits: Callable[[Config], bool],
     say: Callable[[str], object],
 ) -> tuple[Config, float | None, Law | None]:
     """The settings with the width for a budget on this machine; a run goes on with the network that it began with.
@@ -160,6 +164,7 @@ def sized(
         facts: of the images to train on.
         begun: the configuration of the run that is there.
         speed: measures how many images per second are trained on with a configuration; to all processes the same.
+        fits: whether its training fits into memory; to all processes the same.
         say: takes a line that says what was chosen, and why.
     """
     found, before = law(settings, facts), settings.model
@@ -169,9 +174,11 @@ def sized(
     if begun is not None:
         own, why = {name: getattr(begun.model, name) for name in NETWORK}, "as the run was begun"
     elif seconds is not None and seconds >= LEAST:
+        of = {width: replace(settings, model=replace(before, width=width)) for width in WIDTHS}
         own["width"], found, per_second = timed(
             *(found, before.width, seconds),
-            lambda width: speed(replace(settings, model=replace(before, width=width))),
+            lambda width: speed(of[width]),
+            [width for width, one in of.items() if width == before.width or fits(one)],
         )
         here = found.seen(own["width"], 1.0, per_second)
         widths = own["width"], before.width

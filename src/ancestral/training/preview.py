@@ -15,7 +15,6 @@ from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.samplers.sample import beginning, latents, sample
 from ancestral.runs import build
-from ancestral.runs.calibration import CALIBRATED
 from ancestral.runs.conditions import blank, conditions_of, in_turn
 from ancestral.runs.config import Config, Facts
 from ancestral.runs.open import state_type
@@ -67,13 +66,12 @@ def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, d
     return Preview(to_bytes(samples), mean_and_error(measured.bits_per_dim)[0], by_tenth)
 
 
-def predict_once(config: Config, facts: Facts, model: Denoiser, device: torch.device) -> int:
-    """One call of the network with as many images as the variances are calibrated on, from noise; how many."""
-    noise = latents(facts.shape, 0, range(CALIBRATED), build.streams(config, device)).to(device, state_type(model))
-    cond = {name: value.to(device) for name, value in blank(config, facts, CALIBRATED).items()}
+def predict_once(config: Config, facts: Facts, model: Denoiser, count: int, device: torch.device) -> None:
+    """One call of the network with so many images, from noise."""
+    noise = latents(facts.shape, 0, range(count), build.streams(config, device)).to(device, state_type(model))
+    cond = {name: value.to(device) for name, value in blank(config, facts, count).items()}
     with torch.inference_mode():
         build.predictor(model, None, **cond)(beginning(model.schedule, noise), model.schedule.T)
-    return CALIBRATED
 
 
 def by_tenth_of_t(index: Tensor, losses: Tensor, steps: int) -> list[float | None]:

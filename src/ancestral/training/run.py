@@ -177,7 +177,8 @@ class Run:
             model = self._model(averages)
             for _ in range(2):  # the first allocates
                 started = self.clock()
-                images = preview.predict_once(self.config, self.facts, model, self.training.device)
+                images = self.pace.calibration_images
+                preview.predict_once(self.config, self.facts, model, images, self.training.device)
                 self.pace.predicted(images, self.clock() - started)
 
     @property
@@ -297,7 +298,7 @@ class Run:
         assert self.budget is not None
         options, first = self.config.train, self.training.processes.from_first
         batch, end = options.batch_size, self.total
-        astray = bool(first(float(self.pace.astray(end - images, self.seconds_left, self.budget))))
+        astray = bool(first(float(self.pace.astray(end - images, self.seconds_left))))
         if astray and images >= end:
             self.time_prediction()
         left = self.seconds_left
@@ -465,7 +466,7 @@ class Run:
 
     def _end(self, stop: Callable[[], bool]) -> Iterator[Progress]:
         """Calibrate the variances on training images, measure the health of the run, and write the last checkpoint."""
-        averages, table, calibrated = self.training.whole_averages(), None, self.pace.calibrated
+        averages, table, calibrated = self.training.whole_averages(), None, self.pace.calibration_images
         first = self.training.processes.first
         yield self._ending(CALIBRATING)
         if first:

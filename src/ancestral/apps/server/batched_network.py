@@ -29,7 +29,8 @@ class _Call:
         self.rows = len(inputs["x"])
         kind = inputs["x"].device.type
         # The walk's own, as torch keeps it for each thread.
-        self.autocast = kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)
+        lowered = torch.is_autocast_enabled(kind)
+        self.autocast = kind, torch.get_autocast_dtype(kind) if lowered else None, lowered
         self.output: Tensor | None = None
         self.error: Exception | None = None
         self.done = threading.Event()

@@ -121,9 +121,9 @@ def open_served_run(run: Path, device: str, average_width: float | None, precisi
     alone = Shared(network, calls, {})
 
     def as_computed(**inputs: Tensor) -> Tensor:
-        """In the precision of drawing, and in float32, as its last calls and all else of the page are."""
+        """In the precision of drawing, and in float32, as its last calls and the page's files are."""
         outputs: list[Tensor] = []
-        for form in {drawing, drawing._replace(precision="float32")}:
+        for form in dict.fromkeys((drawing, drawing._replace(precision="float32"))):
             with form.autocast(computing):
                 outputs.append(alone(**inputs).float())
         return torch.cat(outputs, 1)

@@ -100,7 +100,8 @@ class Softmax:
     @property
     def mean(self) -> Tensor:
         """E[x]."""
-        return self.log_p.exp() @ value_of(torch.arange(self.levels, device=self.log_p.device), self.levels, self.log_p)
+        values = value_of(torch.arange(self.levels, device=self.log_p.device), self.levels, self.log_p)
+        return (self.log_p.exp() * values).sum(-1)  # no product of matrices, which autocast would round
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log probability in nats, elementwise."""
