@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common import MEASURED, Results, judge, options, parsed, publish, shown, table
+from common import MEASURED, SHOWN, Results, cells, judge, of_runs, publish, table
 
 from ancestral.runs import checkpoint
 
@@ -22,8 +22,7 @@ WAYS = (  # the guide's share of the run, the scale
     (0.125, 1.5),
     (0.5, 1.5),
 )
-JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3}
-JUDGED |= {"kid-classifier": 4, "tv-classifier": 3}
+JUDGED = SHOWN | {"kid-classifier": 4, "tv-classifier": 3}
 
 
 def measure(run: Path, count: int, results: Results) -> None:
@@ -43,10 +42,7 @@ def measure(run: Path, count: int, results: Results) -> None:
 
 def main() -> None:
     """Measure what is missing, then write the table."""
-    parser = options(__doc__ or "")
-    parser.add_argument("runs", type=Path, nargs="*")
-    parser.add_argument("--images", type=int, default=1000)
-    given = parsed(parser)
+    given = of_runs(__doc__ or "")
     results = Results(MEASURED / "autoguidance.jsonl", ("model", "guide", "scale", "calls", "images"))
     for run in given.runs:
         measure(run, given.images, results)
@@ -55,7 +51,7 @@ def main() -> None:
             line["data"],
             f"{line['seen']:,}",
             "alone" if line["guide"] is None else f"at {line['guide']:g} of the run, {line['scale']:g}",
-            *(shown(line.get(name), digits) for name, digits in JUDGED.items()),
+            *cells(line, JUDGED),
         ]
         for line in results.lines
     ]

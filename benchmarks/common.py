@@ -30,6 +30,14 @@ def options(description: str) -> argparse.ArgumentParser:
     return made
 
 
+def of_runs(description: str) -> argparse.Namespace:
+    """The command line of a benchmark that draws so many images of each of some runs."""
+    parser = options(description)
+    parser.add_argument("runs", type=Path, nargs="*")
+    parser.add_argument("--images", type=int, default=1000)
+    return parsed(parser)
+
+
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """The command line, heeded where it concerns all."""
     given = parser.parse_args()
@@ -180,6 +188,14 @@ def steps_of(solver: str, calls: int) -> int:
 def shown(value: Sequence[float] | None, digits: int) -> str:
     """A value with its standard error."""
     return "" if value is None else f"{value[0]:.{digits}f} ± {value[1]:.{digits}f}"
+
+
+SHOWN = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3}
+
+
+def cells(found: Mapping[str, Sequence[float]], digits: Mapping[str, int] = SHOWN) -> list[str]:
+    """Of a table: what these judges found, each with so many digits."""
+    return [shown(found.get(name), number) for name, number in digits.items()]
 
 
 class Computed(torch.nn.Module):

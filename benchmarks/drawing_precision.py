@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import MEASURED, Results, options, parsed, publish, quality, shown, spread, table
+from common import MEASURED, SHOWN, Results, cells, of_runs, publish, quality, spread, table
 
 from ancestral.data import load
 from ancestral.data.pixels import to_bytes
@@ -25,7 +25,6 @@ from ancestral.sampling.sampler import Sampler
 STEPS = (4, 10, 20)
 WAYS = {"float32": "float32", "auto, throughout": "auto", "auto, the last calls in float32": "auto"}
 TOGETHER = 64
-JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3}
 
 
 def measure(run: Path, steps: int, count: int) -> dict[str, object]:
@@ -50,10 +49,7 @@ def measure(run: Path, steps: int, count: int) -> dict[str, object]:
 
 def main() -> None:
     """Measure what is missing, then write the table."""
-    parser = options(__doc__ or "")
-    parser.add_argument("runs", type=Path, nargs="*")
-    parser.add_argument("--images", type=int, default=1000)
-    given = parsed(parser)
+    given = of_runs(__doc__ or "")
     results = Results(MEASURED / "drawing_precision.jsonl", ("model", "steps", "images"))
     for run in given.runs:
         model = checkpoint.digest(checkpoint.open_run(run)[0])[:16]
@@ -67,12 +63,12 @@ def main() -> None:
             way,
             line["formats"][way],
             spread(np.array(line["seconds"]["float32"]) / np.array(line["seconds"][way])),
-            *(shown(found.get(judge), digits) for judge, digits in JUDGED.items()),
+            *cells(found),
         ]
         for line in results.lines
         for way, found in line["found"].items()
     ]
-    headings = ["set, images seen", "calls", "", "is", "speed", *JUDGED]
+    headings = ["set, images seen", "calls", "", "is", "speed", *SHOWN]
     publish("drawing-precision", table(headings, rows), given.docs, results.lines)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from common import MEASURED, Results, judge, options, parsed, publish, shown, table
+from common import MEASURED, SHOWN, Results, cells, judge, of_runs, publish, table
 
 from ancestral.runs import checkpoint
 
@@ -25,7 +25,6 @@ WAYS = {
     "6 steps of unipc3": {"steps": 6},
     "6 tuned steps of unipc3": {"steps": 6, "grid": "tuned"},
 }
-JUDGED = {"fd-lite0": 1, "kid-lite0": 4, "precision-lite0": 3, "recall-lite0": 3, "fd-classifier": 3}
 
 
 def measure(run: Path, count: int, results: Results) -> None:
@@ -43,10 +42,7 @@ def measure(run: Path, count: int, results: Results) -> None:
 
 def main() -> None:
     """Measure what is missing, then write the table."""
-    parser = options(__doc__ or "")
-    parser.add_argument("runs", type=Path, nargs="*")
-    parser.add_argument("--images", type=int, default=1000)
-    given = parsed(parser)
+    given = of_runs(__doc__ or "")
     results = Results(MEASURED / "few_steps.jsonl", ("model", "way", "images"))
     for run in given.runs:
         measure(run, given.images, results)
@@ -55,9 +51,8 @@ def main() -> None:
         for name in WAYS:
             for line in results.find(model=every["model"], way=name, images=every["images"]):
                 ratio = line["fd-lite0"][0] / every["fd-lite0"][0]
-                judged = (shown(line.get(judge), digits) for judge, digits in JUDGED.items())
-                rows.append([line["data"], f"{line['seen']:,}", name, line["images"], f"{ratio:.3f}", *judged])
-    headings = ["", "images seen", "", "images drawn", "fd-lite0 of every step's", *JUDGED]
+                rows.append([line["data"], f"{line['seen']:,}", name, line["images"], f"{ratio:.3f}", *cells(line)])
+    headings = ["", "images seen", "", "images drawn", "fd-lite0 of every step's", *SHOWN]
     publish("few-steps", table(headings, rows), given.docs, results.lines)
 
 

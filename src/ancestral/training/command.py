@@ -178,8 +178,9 @@ def train(
         data_facts, together = facts(images.train), settings.train.batch_size // processes.size
         together = min(together, settings.train.micro_batch or together)
         need_for_training(settings, data_facts, together, torch_device)
-        images_per_second, law = None, model_size.law(settings, data_facts)
-        if begin_with is None and not length.further:
+        if begin_with is not None or length.further:
+            images_per_second, law = None, model_size.law(settings, data_facts)
+        else:
             train_set = images.train
             settings, images_per_second, law = model_size.sized(
                 *(settings, given, length.seconds, data_facts, own_settings),
@@ -393,15 +394,12 @@ def _describe(settings: config.Config, run: Run, length: Length, law: model_size
     _prepare(run)
     costs = cost.measure(run.training, run.data.train)
     speed, batch = costs.images_per_second, settings.train.batch_size
-    total, curve = planned(run, length, speed), []
+    total, width = planned(run, length, speed), settings.model.width
     if not run.needs_leg:
         if _stopped_at_its_end(run):
             run.correct(run.training.images)
         total = run.total - run.training.images
         screen.print(f"{run.folder}: goes on; {run.training.images:,} of {run.total:,} images seen")
-    if law is not None:
-        seconds, per_second = run.pace.seconds(total), law.per_second(settings.model.width, speed)
-        curve = [model_size.curve(law, seconds, per_second)]
     for key in config.known_keys():
         group, name = key.split(".")
         screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
@@ -417,6 +415,6 @@ def _describe(settings: config.Config, run: Run, length: Length, law: model_size
         f"{total / len(run.data.train):.1f} epochs of {len(run.data.train):,} images, in about "
         f"{minutes(run.pace.seconds(total))} of training, previews, measuring and saving",
         bought(run, length, total),
-        *curve,
+        *([] if law is None else [model_size.curve(law, run.pace.seconds(total), law.per_second(width, speed))]),
     ):
         screen.print(line)

@@ -10,7 +10,7 @@ networks leave idle would have none.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class Law:
 
 
 def timed(
-    law: Law, width: int, seconds: float, speed: Callable[[int], float], widths: Collection[int] = WIDTHS
+    law: Law, width: int, seconds: float, speed: Callable[[int], float], widths: Iterable[int] = WIDTHS
 ) -> tuple[int, Law, float]:
     """The best width for so many seconds on this machine, the law with its s, and its images per second of width 32.
 
@@ -76,24 +76,25 @@ def timed(
         width: of the preset.
         seconds: of the budget.
         speed: measures the images per second of a width.
-        widths: to choose from.
+        widths: to choose from; looked at only where another than the preset's could be better.
     """
     speeds = {width: speed(width)}
 
     def expected(other: int) -> float:
-        one, *more = sorted(speeds, key=lambda known: abs(math.log(known / other)))
+        one, *more = sorted(speeds, key=lambda near: abs(math.log(near / other)))
         return speeds[one] * (other / one) ** -(_exponent(speeds, one, more[0]) if more else law.seconds)
 
     def best(among: Collection[int]) -> int:
         return min(among, key=lambda one: law.loss(one, seconds * expected(one)))
 
     hopeful = replace(law, seconds=HOPEFUL)
-    if len(widths) < 2 or hopeful.best(seconds, hopeful.per_second(width, speeds[width])) == width:
+    if hopeful.best(seconds, hopeful.per_second(width, speeds[width])) == width:
         return width, law, law.per_second(width, speeds[width])
-    other = max(best(widths), sorted(widths)[1])
+    known = sorted(widths)
+    other = max([best(known), *known[1:2]])
     while other not in speeds and len(speeds) < TIMED:
         speeds[other] = speed(other)
-        other = best(widths)
+        other = best(known)
     chosen = best(speeds)
     for one in [chosen, *speeds]:
         if one != width:
@@ -178,7 +179,7 @@ def sized(
         own["width"], found, per_second = timed(
             *(found, before.width, seconds),
             lambda width: speed(of[width]),
-            [width for width, one in of.items() if width == before.width or fits(one)],
+            (width for width, one in of.items() if width == before.width or fits(one)),
         )
         here = found.seen(own["width"], 1.0, per_second)
         widths = own["width"], before.width

@@ -466,7 +466,7 @@ class Run:
 
     def _end(self, stop: Callable[[], bool]) -> Iterator[Progress]:
         """Calibrate the variances on training images, measure the health of the run, and write the last checkpoint."""
-        averages, table, calibrated = self.training.whole_averages(), None, self.pace.calibration_images
+        averages, table = self.training.whole_averages(), None
         first = self.training.processes.first
         yield self._ending(CALIBRATING)
         if first:
@@ -474,7 +474,8 @@ class Run:
                 checkpoint.save_snapshot(self.folder, self.training.images, averages)
             with beside("calibration", self.warn):
                 table = run_calibration.calibration(
-                    self.config, self._model(averages), self.data.train, self.training.device, count=calibrated
+                    *(self.config, self._model(averages), self.data.train, self.training.device),
+                    count=self.pace.calibration_images,
                 )
         if self.training.processes.any(stop()):
             self._save_last()
