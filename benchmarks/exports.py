@@ -149,7 +149,7 @@ def contenders(run: Path, folder: Path, threads: int, sampler: Sampler) -> tuple
     for name, left_out in (("8 bits, static", []), (MIXED, int8.delicate(met))):
         files[name] = folder / f"{len(left_out)}.onnx"
         made = int8.quantized(network, met, left_out)
-        files[name].write_bytes(traced.onnx_bytes(made, export.network_inputs(sampler)))
+        files[name].write_bytes(traced.OnnxWriter()(made, export.network_inputs(sampler)))
         calls[name] = of_onnx(files[name], threads)
     files[DYNAMIC] = folder / "dynamic.onnx"
     quantize_dynamic(files["onnxruntime"], files[DYNAMIC])

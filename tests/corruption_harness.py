@@ -8,7 +8,6 @@ it read, which is counted apart. Prints each case that broke this, then the outc
 one only and shows what it said.
 """
 
-import importlib
 import json
 import os
 import random
@@ -32,6 +31,7 @@ from ancestral.apps.cli.main import main as ancestral
 from ancestral.runs import checkpoint, lock
 from ancestral.runs.hub import hub
 from ancestral.runtime import verified_folder
+from forked import import_all
 
 SECONDS = 20
 MEMORY = 6 * 2**30  # bytes of addresses
@@ -277,7 +277,7 @@ def files(folder):
 
 def originals(root):
     """The undamaged folders."""
-    importlib.import_module("ancestral.training.command")
+    import_all()
     checkpoint.KEEP = 3
     lock.PATIENCE = 2.0  # the watch over an owner whose record cannot be read, which says so
     for name, shape in RUNS.items():

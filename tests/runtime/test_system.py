@@ -12,7 +12,7 @@ from ancestral.runtime import system
 WINDOWS = '''
 import ctypes, os, shutil, signal, sys, types
 import matplotlib.font_manager, rich.console, scipy.special, torch, torch.utils.flop_counter, torch._dynamo
-import sklearn.datasets, multiprocessing as mp
+import multiprocessing as mp
 
 for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty"):
     sys.modules[name] = None

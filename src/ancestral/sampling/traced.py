@@ -20,9 +20,11 @@ from ancestral.sampling.table import Step, TableSampler
 
 if TYPE_CHECKING:
     from onnx import ModelProto
+    from onnxscript import ir
 
 Inputs = Mapping[str, Tensor]
 BATCHED = {"noise": 1, "states": 1}  # the axis of a batch, where it is not the first
+CALL = "ancestral::Network"  # a node that stands for all of a network
 BATCH = 2  # of the images that a module is traced with; any other works as well
 
 
@@ -34,9 +36,18 @@ def torch_bytes(module: nn.Module, inputs: Inputs) -> bytes:
     return file.getvalue()
 
 
-def onnx_bytes(module: nn.Module, inputs: Inputs) -> bytes:
-    """A module as ONNX, its weights inside."""
-    return (_scanned(module, inputs) if isinstance(module, TableSampler) else _onnx(module, inputs)).SerializeToString()
+class OnnxWriter:
+    """Modules as ONNX, their weights inside. A sampler comes after its networks, which are not traced again for it."""
+
+    def __init__(self) -> None:
+        self._networks: dict[nn.Module, ir.Model] = {}
+
+    def __call__(self, module: nn.Module, inputs: Inputs) -> bytes:
+        """The file of a module, traced with these inputs."""
+        if isinstance(module, TableSampler):
+            return _scanned(module, inputs, self._networks).SerializeToString()
+        self._networks[module] = made = _onnx(module, inputs)
+        return _as_proto(made).SerializeToString()
 
 
 def _traced(module: nn.Module, inputs: Inputs, fixed: tuple[str, ...] = ()) -> torch.export.ExportedProgram:
@@ -62,7 +73,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _onnx(module: nn.Module, inputs: Inputs, fixed: tuple[str, ...] = ()) -> ModelProto:
+def _onnx(module: nn.Module, inputs: Inputs, fixed: tuple[str, ...] = ()) -> ir.Model:
     from onnxscript import opset18, optimizer
 
     with _quiet():
@@ -81,9 +92,58 @@ def _onnx(module: nn.Module, inputs: Inputs, fixed: tuple[str, ...] = ()) -> Mod
         )
     assert program is not None
     optimizer.remove_unused_nodes(program.model)  # onnxruntime warns of those that the exporter leaves
-    made = program.model_proto
+    return program.model
+
+
+def _as_proto(model: ir.Model) -> ModelProto:
+    from onnxscript import ir
+
+    made = ir.to_proto(model)
     _take_in(made.graph)
     return made
+
+
+class _Call(nn.Module):
+    """Stands for a network whose nodes are known: one node, of these inputs and outputs."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        super().__init__()
+        shape = graph.outputs[0].shape
+        channels = None if shape is None else shape[1]
+        assert isinstance(channels, int)
+        self.names, self.channels = [str(one.name) for one in graph.inputs], channels
+
+    def forward(self, **given: Tensor) -> Tensor:
+        return _call([given[name] for name in self.names], self.channels)
+
+
+@torch.compiler.allow_in_graph  # also within a branch that torch traces in its other way
+def _call(inputs: list[Tensor], channels: int) -> Tensor:
+    x = inputs[0]
+    return torch.onnx.ops.symbolic(CALL, inputs, dtype=x.dtype, shape=(x.shape[0], channels, *x.shape[2:]))
+
+
+def _with_network(step: ir.Model, graph: ir.Graph) -> None:
+    """Put a network in the place of its calls; its graph is used up."""
+    from onnxscript import ir
+    from onnxscript.ir.passes import common
+
+    domain, name = CALL.split("::")
+    weights = [*graph.initializers.values()]
+    for one in (*weights, *(one for node in graph for one in node.outputs)):
+        one.name = f"network.{one.name}"  # which no value of the step is called
+    held = [ir.Value(name=one.name, type=one.type, shape=one.shape, const_value=one.const_value) for one in weights]
+    for one in held:
+        step.graph.register_initializer(one)
+    graph.initializers.clear()
+    graph.inputs.extend(weights)  # it becomes a function, which has no others
+    for node in [node for node in step.graph.all_nodes() if node.domain == domain]:
+        call = ir.Node(domain, name, [*node.inputs, *held])
+        assert node.graph is not None
+        ir.convenience.replace_nodes_and_values(node.graph, node, [node], [call], node.outputs, call.outputs)
+    step.functions[domain, name, ""] = ir.Function(domain, name, graph=graph, attributes=())
+    common.InlinePass()(step)
+    step.opset_imports.pop(domain)
 
 
 def _type_of(tensor: Tensor) -> int:
@@ -92,7 +152,7 @@ def _type_of(tensor: Tensor) -> int:
     return helper.np_dtype_to_tensor_dtype(tensor.numpy().dtype)
 
 
-def _scanned(whole: TableSampler, inputs: Inputs) -> ModelProto:
+def _scanned(whole: TableSampler, inputs: Inputs, networks: Mapping[nn.Module, ir.Model]) -> ModelProto:
     """The sampler: from the noise to the states, a `Scan` for each of its networks, and x of the last states."""
     from onnx import helper, numpy_helper
 
@@ -107,7 +167,10 @@ def _scanned(whole: TableSampler, inputs: Inputs) -> ModelProto:
     ]
     body, given = None, list[Any]()
     for number, (network, part) in enumerate(whole.phases(), 1):
-        body = _onnx(Step(whole, network), {"states": start, **row, **inputs}, tuple(row))
+        graph = networks[network].graph
+        step = _onnx(Step(whole, _Call(graph)), {"states": start, **row, **inputs}, tuple(row))
+        _with_network(step, graph)
+        body = _as_proto(step)
         given = [one for one in body.graph.input if one.name in inputs]  # the whole sampler's, seen from inside
         for one in given:
             body.graph.input.remove(one)
