@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ancestral.apps.cli.main import main
@@ -342,8 +343,8 @@ def test_a_full_disk(tmp_path):
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    script = (
-        "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    script = (  # without bytecode: Python takes a file that was cut short for written, and fails to read it ever after
+        "import resource, signal, sys; sys.dont_write_bytecode = True; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); from ancestral.apps.cli.main import main; main()"
     )
     command = [sys.executable, "-c", script, "train", "digits", "--preset", "tiny", "--steps", "2", *TINY]
@@ -570,3 +571,114 @@ def test_archives_that_are_none_end_in_one_line(hostile):
         result = run_command("unarchive", hostile / "run", hostile / "hostile" / name, "--out", out)
         assert (result.exit_code, out.exists()) == (2, False), result.output
         assert len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), MemoryError()],
+    ids=["device", "machine"],
+)
+def test_memory_that_runs_out_is_one_line(error, trained_run, tmp_path, monkeypatch):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("ancestral.networks.unet.UNet.forward", fails)
+    result = run_command("sample", trained_run, "--num-images", 1, "--steps", 1, "--out", tmp_path)
+    assert result.exit_code == 2
+    said = str(error).partition("\n")[0] or "MemoryError"
+    assert f"memory has run out ({said}); take fewer images at a time (--batch-size" in result.output
+
+
+def test_a_disk_that_is_full_names_no_file(trained_run, tmp_path, monkeypatch):
+    def fails(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("ancestral.networks.unet.UNet.forward", fails)
+    result = run_command("sample", trained_run, "--num-images", 1, "--steps", 1, "--out", tmp_path)
+    assert result.exit_code == 2
+    assert "error: cannot be read or written (No space left on device)" in result.output
+
+
+def test_the_folder_one_is_in_begins_anew(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for more in ((), ("--fresh",)):
+        result = run_command("train", "digits", "--preset", "tiny", "--steps", 1, *TINY, "--out", ".", *more)
+        assert result.exit_code == 0, result.output
+    assert len(list(tmp_path.glob("here-before-*/checkpoints/*"))) == 1
+
+
+def test_a_run_below_a_folder_that_is_no_text_is_refused_before_it_begins(tmp_path, monkeypatch):
+    """The path would be in the run's files, which could not be read again."""
+    folder = tmp_path / "caf\udce9" / "images"
+    folder.mkdir(parents=True)
+    for number in range(4):
+        Image.fromarray(np.full((8, 8), 60 * number, np.uint8)).save(folder / f"{number}.png")
+    monkeypatch.chdir(folder.parent)
+    result = run_command("train", "images", "--preset", "tiny", "--steps", 1, *TINY, "--out", tmp_path / "run")
+    assert result.exit_code == 2, result.output
+    assert "the path of the data is not UTF-8" in result.output
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("sample", "{run}", "--num-images", 1, "--guidance", "inf"),
+        ("sample", "{run}", "--num-images", 1, "--guidance", "1e30"),
+        ("sample", "{run}", "--num-images", 1, "--average-width", "nan"),
+        ("sample", "{run}", "--num-images", 10**20),
+        ("sample", "{run}", "--num-images", 1, "--processes", 100000),
+        ("train", "digits", "--learning-rate", "nan"),
+        ("train", "digits", "--dry-run", "--processes", 100000),
+        ("train", "{run}", "--dry-run", "--size", 8),
+        ("distill", "{run}", "--learning-rate", "inf"),
+        ("edit", "vary", "{run}", "a.png", "--strength", "nan"),
+        ("edit", "restore", "{run}", "a.png", "--task", "deblur", "--blur", "inf"),
+        ("edit", "restore", "{run}", "a.png", "--task", "deblur", "--blur", "1e9"),
+        ("edit", "restore", "{run}", "a.png", "--task", "missing", "--noise", "nan"),
+        ("edit", "restore", "{run}", "a.png", "--task", "missing", "--missing", "nan"),
+        ("likelihood", "{run}", "--rtol", "nan"),
+        ("likelihood", "{run}", "--atol", "nan"),
+    ],
+    ids=lambda line: " ".join(map(str, line)),
+)
+def test_numbers_that_no_command_can_use_are_refused(line, trained_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((8, 8), 99, np.uint8)).save("a.png")
+    line = [trained_run if word == "{run}" else word for word in line]
+    out = () if line[0] in ("likelihood",) else ("--out", "out.png" if line[0] == "edit" else "out")
+    result = run_command(*line, *out)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert not list(tmp_path.glob("out*/*"))
+    named = next((word.lstrip("-") for word in map(str, line[-2:]) if word.startswith("--")), "")
+    said = result.output.replace("_", "-").replace("\n", " ")
+    assert named in said or "images are more than" in said or "is a run" in said
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("edit", "vary", "{run}", "a.png", "--out", "a.png"),
+        ("edit", "inpaint", "{run}", "a.png", "--mask", "mask.png", "--out", "mask.png"),
+        ("edit", "vary", "{run}", "a/b.png", "--out", "a.png"),
+        ("archive", "{run}", "a.npy", "--out", "a.npy"),
+        ("unarchive", "{run}", "a.npz", "--out", "a.npz"),
+    ],
+    ids=" ".join,
+)
+def test_nothing_is_written_over_what_is_read(line, trained_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    picture = Image.fromarray(np.tile(np.uint8([0, 255]), (8, 4)))
+    Path("a").mkdir()
+    for name in ("a.png", "mask.png", "a/b.png"):
+        picture.save(name)
+    np.save("a.npy", np.zeros((4, 8, 8), np.uint8))
+    Path("a.npz").write_bytes(b"an archive")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    steps = ("--steps", 2) if line[0] != "unarchive" else ()
+    result = run_command(*(trained_run if word == "{run}" else word for word in line), *steps)
+    assert result.exit_code == 2, result.output
+    assert "files to be read" in result.output.replace("\n", " ")
+    assert {path: path.read_bytes() for path in before} == before

@@ -22,7 +22,10 @@ from ancestral.data.pixels import to_bytes
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint, conditions, config
 from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.sampling import export
 from ancestral.sampling.editor import FileEditor, Sources
+from ancestral.sampling.sampler import Sampler
+from ancestral.sampling.table import TableSampler
 from ancestral.training.run import Run
 from conftest import pixels, png16, save
 
@@ -335,6 +338,9 @@ def test_a_class_without_training_images_is_said_and_not_drawn(tmp_path, channel
     saved, _ = checkpoint.latest(tmp_path / "run")
     assert saved.facts.class_names == ("box", "disc", "star")
     assert conditions.in_turn(saved.facts, range(5)).tolist() == [1, 2, 1, 2, 1]
+    sampler = Sampler(tmp_path / "run", SamplingOptions(steps=2), "cpu", export.opened)
+    exported = export.facts(sampler, TableSampler(sampler.model.network, sampler))
+    assert exported["classes"] == {"disc": 1, "star": 2}  # of files that draw without this package
     before = config.to_json(saved.config, replace(saved.facts, untrained=()))
     assert "untrained" not in before["facts"]
     assert config.from_json(before, "")[1].trained == ("box", "disc", "star")

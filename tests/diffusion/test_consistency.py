@@ -9,7 +9,7 @@ from torch import nn
 from ancestral.diffusion.denoisers.denoiser import Denoiser, predict
 from ancestral.diffusion.denoisers.targets import TARGETS, V
 from ancestral.diffusion.objectives.consistency import Consistency
-from ancestral.diffusion.processes import schedules
+from ancestral.diffusion.processes import schedules, torch_generators
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.grids import full, refining, trailing
@@ -186,3 +186,20 @@ def test_few_calls_refine_where_little_noise_is_left():
     cosine = schedules.cosine(1000)
     assert [refining(cosine, calls) for calls in (1, 2, 4)] == [[1000, 0], [1000, 50, 0], [1000, 150, 100, 50, 0]]
     assert all(refining(cosine, calls) == trailing(cosine, calls) for calls in (1, 20, 21, 1000))
+
+
+def test_a_fork_puts_the_generators_of_the_cpu_and_of_mps_back(monkeypatch):
+    """There is no MPS here: its functions are stood in for."""
+    state, seeds = [torch.tensor([1])], []
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state[0])
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda value: state.append(value))
+    monkeypatch.setattr(torch.mps, "manual_seed", seeds.append)
+    before = torch.get_rng_state()
+    drawn = []
+    for _ in range(2):
+        with torch_generators.forked(torch.device("mps"), 7):
+            drawn.append(torch.rand(3))
+    assert torch.equal(*drawn)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert seeds == [7, 7]
+    assert state == [state[0]] * 3

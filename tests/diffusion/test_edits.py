@@ -365,3 +365,18 @@ def test_a_model_of_classes_asks_for_one(colour_run, command, tmp_path):
         result = command("edit", "vary", run, image, *label, "--device", "cpu", "--out", tmp_path / "out.png")
         assert result.exit_code == 2
         assert answer in result.output
+
+
+@pytest.mark.parametrize("method", ["ddrm", "ddnm", "pigdm", "mmps", "dps"])
+def test_what_is_painted_where_nothing_was_seen_changes_nothing(edit, pictures, tmp_path, method):
+    mask, image = np.zeros((8, 8), np.uint8), read(pictures / "a.png").astype(np.uint8)
+    mask[2:5, 2:5] = 255
+    Image.fromarray(mask).save(pictures / "unseen.png")
+    found = []
+    for name, colour in (("black", 0), ("white", 255)):
+        Image.fromarray(np.where(mask > 0, colour, image).astype(np.uint8)).save(pictures / f"{name}-box.png")
+        options = ("--task", "missing", "--mask", "unseen.png", "--degraded", "--method", method, "--steps", 4)
+        result = edit("restore", f"{name}-box.png", *options, out=f"{name}.png")
+        assert result.exit_code == 0, result.output
+        found.append(read(tmp_path / name / "000-000.png"))
+    assert np.array_equal(*found)

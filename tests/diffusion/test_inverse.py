@@ -256,3 +256,18 @@ def test_every_method_comes_nearer_to_the_truth_than_sampling(name, kind):
     found = finish(walk(means.predictor, start, grid, Ancestral(optimal), means.draw))
     free = finish(walk(oracle, start, grid, Ancestral(optimal), from_model(Noise(400))))
     assert (found - truth).square().mean() < 0.5 * (free - truth).square().mean()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_part_of_y_in_the_range_of_an_operator(channels):
+    """What A makes stays as it is; what no x gives is gone, and a second time changes nothing."""
+    shape = (channels, 6, 6)
+    seen = torch.rand(shape, generator=torch.Generator().manual_seed(0)) > 0.5
+    for operator in (Known(seen), box_means(shape, 3), gaussian_blur(shape, 1.0)):
+        x = torch.randn(2, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        assert torch.allclose(operator.in_range(operator(x)), operator(x), atol=1e-12)
+        y = torch.randn_like(operator(x))
+        part = operator.in_range(y)
+        assert torch.allclose(operator.in_range(part), part, atol=1e-12)
+        assert torch.allclose(operator.adjoint(part), operator.adjoint(y), atol=1e-12)
+    assert torch.equal(Known(seen).in_range(x), torch.where(seen, x, 0.0))

@@ -173,3 +173,17 @@ def test_traces_of_another_grid_are_not_taken(any_run, tmp_path, monkeypatch):
             3,
             len(grid) - 1,
         )
+
+
+def test_too_few_images_to_compare_with_are_said(any_run, tmp_path, command, monkeypatch):
+    """With n of them the least p-value is 1 / (n // 2 + 1); of one or two there is no standard deviation."""
+    arguments = ("--per-image", "--num-images", 2, "--terms", 3, "--device", "cpu", "--out", tmp_path)
+    assert 1 / (anomaly_scores.MAY_FLAG // 2 + 1) <= anomaly_scores.FLAGGED < 1 / (anomaly_scores.MAY_FLAG // 2)
+    monkeypatch.setattr(anomaly_scores, "REFERENCE", 6)
+    result = command("evaluate", any_run, *arguments)
+    assert result.exit_code == 0, result.output
+    assert "none can be flagged: that takes 198 training images" in " ".join(result.output.split())
+    monkeypatch.setattr(anomaly_scores, "REFERENCE", 3)
+    result = command("evaluate", any_run, *arguments)
+    assert result.exit_code == 2
+    assert "compares with 4 training images at least, and here are 3" in result.output

@@ -17,7 +17,7 @@ from ancestral.runs import build, checkpoint
 from ancestral.runs.config import PRESETS, Config, DiffusionOptions, Facts, ModelOptions, TrainOptions
 from ancestral.runs.hub import diffusers as interop
 from ancestral.runs.hub import diffusers_config, hub
-from conftest import run_command
+from conftest import TINY, run_command
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -325,3 +325,25 @@ def test_runs_that_diffusers_cannot_hold_are_refused_by_field(trained_run, tmp_p
     assert "groups" in result.output
     assert f"ancestral export {trained_run} --format onnx" in result.output.replace("\n", " ").replace("  ", " ")
     assert not (tmp_path / "x").exists()
+
+
+def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path):
+    names = ["000000064", "999999936", "1000000000"]
+    for name in names:
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [one.name for one in checkpoint.folders(tmp_path)] == names
+
+
+def test_an_imported_run_is_imported_again(colour_digits, tmp_path):
+    """Of a diffusers folder, which has no digests: what was read stays on record."""
+    groups = ("--set", "model.groups=4", "--set", "diffusion.clock=zero-based")  # as diffusers has them
+    run = ("train", colour_digits, "--preset", "tiny", "--steps", 1, "--out", tmp_path / "run", *TINY, *groups)
+    for line in (run, ("export", tmp_path / "run", "--out", tmp_path / "diffusers")):
+        made = run_command(*line)
+        assert made.exit_code == 0, made.output
+    for source, name in (("diffusers", "one"), ("one", "two")):
+        result = run_command("import", tmp_path / source, "--out", tmp_path / name)
+        assert result.exit_code == 0, result.output
+    one, two = (checkpoint.open_newest(tmp_path / name) for name in ("one", "two"))
+    assert one.state["read"] == two.state["read"]
+    assert one.state["checked"] == two.state["checked"]

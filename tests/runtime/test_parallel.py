@@ -15,7 +15,7 @@ from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, config, lock
 from ancestral.runtime import distributed
 from ancestral.runtime.distributed import Processes, tree_sum
-from ancestral.training.gradient_sync import open_formats
+from ancestral.training.gradient_sync import Exact, open_formats
 from conftest import TINY, run_command
 from forked import ranks
 
@@ -293,3 +293,17 @@ def test_processes_share_one_lock_and_a_second_command_is_refused_once(tmp_path,
     assert done.returncode == 2, done.stderr
     assert done.stderr.count(f"is being trained by process {os.getpid()}") == 1
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_network_that_an_objective_leaves_out_has_no_gradient(shards):
+    """As a critic while consistency comes first."""
+    network, critic = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    exact, x = Exact(network, Processes(), critic, shards), torch.arange(8.0).reshape(4, 2)
+    exact.begin()
+    for part in x.chunk(shards):
+        network(part).sum().backward()
+        exact.end_shard()
+    exact.finish()
+    assert torch.equal(network.weight.grad, x.sum(0, keepdim=True))
+    assert critic.weight.grad is None

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ancestral.apps.report.subject import of_run
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.diffusion.samplers.solvers import SOLVERS
@@ -19,6 +20,7 @@ from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.encode import json_bytes
 from ancestral.sampling import export
 from ancestral.sampling.command import conditions
+from ancestral.sampling.round_trip import round_trip
 from ancestral.sampling.sampler import Sampler
 from ancestral.sampling.table import TableSampler
 from conftest import TINY, run_command
@@ -273,3 +275,31 @@ def test_a_model_of_few_calls_leaves_with_its_own_steps(trained_run, tmp_path):
         assert whole.draws == expected[objective][0]
         assert torch.allclose(first, torch.tensor(expected[objective][1]).double())
         assert torch.allclose(last, torch.tensor([[0, 1, 0]]).double())
+
+
+@pytest.fixture(scope="module")
+def philox_run(tmp_path_factory):
+    """As one begun on an accelerator, where its random numbers are drawn."""
+    pytest.importorskip("sklearn")
+    run = tmp_path_factory.mktemp("philox") / "run"
+    options = ("--preset", "tiny", "--steps", 3, "--set", "train.stream=philox")
+    result = run_command("train", "digits", *options, "--out", run, *TINY)
+    assert result.exit_code == 0, result.output
+    return run
+
+
+def test_what_draws_beside_sample_begins_at_the_runs_own_noise(philox_run):
+    """Where 8 bits are compared, in a report, and in the film of the page."""
+    sampler = Sampler(philox_run, SamplingOptions(steps=4, seed=5), "cpu")
+    first = next(sampler.walk(range(2), {}, lambda count: None)).x_t
+    assert not torch.equal(first, latents(sampler.saved.facts.shape, 5, range(2)))
+    assert torch.equal(torch.from_numpy(export.given(sampler, 1, range(2))["noise"])[0], first.float())
+    subject = of_run(philox_run, None, 8, 5, "cpu", None)
+    assert torch.equal(subject.latents(range(2)), first)
+    steps = list(subject.walk(range(2), 4))
+    assert torch.equal(steps[-1].x_s, finish(sampler.walk(range(2), {}, lambda count: None)))
+    x0 = subject.x0(subject.test.take([0]))
+    film = round_trip(subject.schedule, x0, subject.latents([0]), subject.walk([0], 4))
+    T = subject.schedule.T
+    left = film.there[-1] - subject.schedule.signal(T) * x0[0]
+    assert torch.allclose(left / subject.schedule.noise(T), film.back[0], atol=1e-6)

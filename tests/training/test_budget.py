@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from ancestral.data import load
-from ancestral.runs import config, metrics_log
+from ancestral.diffusion.denoisers.denoiser import Conditioned, InParts
+from ancestral.runs import build, calibration, config, metrics_log
+from ancestral.runs.config import Facts
 from ancestral.runtime.signals import StopSignal
 from ancestral.training import budget, command, preview
 from ancestral.training import run as training_run
@@ -324,3 +326,18 @@ def test_it_is_saved_each_few_minutes_by_its_own_clock(images, tmp_path, monkeyp
     list(run.train(lambda: False))
     step = BATCH * IMAGE
     assert [saved[0], saved[1] - saved[0]] == pytest.approx([training_run.SAVE_EVERY] * 2, abs=2 * step + SAVE)
+
+
+def test_predictions_in_parts_are_those_of_all_at_once():
+    """Each image under its own conditions, at one time or at one of its own; large images one at a time."""
+    settings = config.resolve("digits", "tiny", {"model.width": 8, "model.labels": True, "diffusion.T": 20})
+    facts = Facts((1, 8, 8), tuple("01234"))
+    model = build.denoiser(settings, facts).eval()
+    x = torch.randn(5, *facts.shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 3, 4])
+    with torch.no_grad():
+        for t in (7, torch.tensor([1, 5, 9, 13, 20])):
+            whole, parts = Conditioned(model, labels=labels)(x, t), InParts(model, 2, labels=labels)(x, t)
+            assert torch.allclose(parts.x0, whole.x0, atol=1e-5)
+            assert torch.allclose(parts.eps, whole.eps, atol=1e-4)
+    assert [calibration.together(side, side) for side in (8, 64, 128, 256, 1024)] == [32, 32, 8, 2, 1]

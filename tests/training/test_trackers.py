@@ -109,3 +109,8 @@ def test_wandb_offline(tmp_path, monkeypatch):
     runs = [path.name for path in (tmp_path / "wandb").glob("offline-run-*")]
     assert 1 <= len(runs) <= 2  # named by the second
     assert all(name in run for run in runs)
+
+
+def test_a_record_of_a_moved_end_has_curves_of_the_rest():
+    entry = {"loss": 0.5, "loss_by_tenth_of_t": [0.25, None], "end_moved": [[640, 1280]], "grad_norm": None}
+    assert trackers.scalars(entry) == {"loss": 0.5, "loss_by_tenth_of_t/0": 0.25}

@@ -34,9 +34,10 @@ from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.console import advancing, screen
 from ancestral.runtime.distributed import process_group
-from ancestral.runtime.file_names import as_png, check
+from ancestral.runtime.file_names import as_png, check, need_other
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, pieces
+from ancestral.runtime.text import quoted
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def open_coder(run: Path) -> tuple[Checkpoint, Predictor]:
     saved, model = open_gaussian(run, "cpu", None)
     need_none(saved.config, str(run))
     if saved.calibration is None:
-        raise UserError(f"{run}: its error was not measured, as is done when training ends; finish the training")
+        mend = f"train on from it, with --from {quoted(run)}" if saved.state.get("complete") else "finish the training"
+        raise UserError(f"{run}: its error was not measured, as is done when a training ends; {mend}")
     mend = "an archive is coded so many at a time: free memory, or code it on a larger machine"
     need_for_drawing(saved.config, saved.facts, MOST, device_of(model), option=str(run), mend=mend)
     return saved, build.predictor(model, saved.calibration)
@@ -119,6 +121,7 @@ def compressed(
 
 def archive(run: Path, images: Path, *, out: Path, steps: int, grid: str, block: int) -> None:
     """Compress all images of a source into a file, and say what it has cost."""
+    need_other(out, images)
     saved, predictor = open_coder(run)
     pixels, names = _pictures(images, saved.facts.shape)
     check(list(map(as_png, names)), out.parent, images, "rename it, or archive a .npz file, which has no names")
@@ -196,6 +199,7 @@ def _natural(name: str) -> tuple[str, int, str]:
 
 def unarchive(run: Path, file: Path, *, out: Path, only: tuple[int, int] | None) -> None:
     """Write the images of a file as PNGs under their names, or as one .npz file."""
+    need_other(out, file)
     saved, predictor = open_coder(run)
     content = disk.read(file)
     try:

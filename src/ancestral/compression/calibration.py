@@ -17,12 +17,13 @@ from ancestral.compression.step_planning import Costs, Errors, bucket_sums, chan
 from ancestral.compression.trellis import CHANNELS
 from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.pixels import to_unit
-from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts
 from ancestral.diffusion.objectives.calibration import interpolated
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grids import log_snr
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
+from ancestral.runs.calibration import together
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
 from ancestral.runs.datasets import facts
@@ -118,16 +119,11 @@ def _nodes(config: Config) -> list[int]:
 
 def _predicted(model: Denoiser, config: Config, images: ImageSet, t: int, purpose: str) -> Tensor:
     """x0 predicted of each image from an x_t of its own, float32 on the CPU, in batches."""
-    device = device_of(model)
-    noise, parts = Streams(t, purpose, range(len(images))), []
+    device, noise = device_of(model), Streams(t, purpose, range(len(images)))
     x0 = to_unit(images.images)
     x_t = model.schedule.marginal(x0.double(), t).sample(noise.normal(x0.shape[1:])).float()
-    cond = conditions_of(images, config, device)
-    for start in range(0, len(x0), 32):
-        part = slice(start, start + 32)
-        predictor = build.predictor(model, None, **{name: values[part] for name, values in cond.items()})
-        parts.append(predictor(x_t[part].to(device), t).x0.float().cpu())
-    return torch.cat(parts)
+    predictor = InParts(model, together(*images.shape[:2]), **conditions_of(images, config, device))
+    return predictor(x_t.to(device), t).x0.float().cpu()
 
 
 def _errors(times: list[int], sums: list[tuple[Tensor, Tensor]]) -> Errors:

@@ -1,7 +1,7 @@
 """Images to files and back: `Codec.encode` and `Codec.decode`.
 
-A file is a header (`container`), the picture (`single`: bits in the order of the steps, and of the tiles in each) and
-the exact pixels given the picture (`exact`). Cut anywhere after the header it is a whole file of less.
+A file is a header (`file_header`), the picture (`progressive`: bits in the order of the steps, and of the tiles in
+each) and the exact pixels given the picture (`exact_pixels`). Cut anywhere after the header it is a whole file of less.
 """
 
 from __future__ import annotations

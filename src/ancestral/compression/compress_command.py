@@ -26,7 +26,7 @@ from ancestral.runs.conditions import need_none
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.console import Progress, screen
-from ancestral.runtime.file_names import as_png, check
+from ancestral.runtime.file_names import as_png, check, need_other
 from ancestral.runtime.result_files import held
 
 NO_FLOAT64 = "the codec computes in float64, which mps does not have"
@@ -180,8 +180,7 @@ def _targets(
         UserError: before any work, when two would be the same, one is there already, or the folder cannot be written.
     """
     if len(sources) == 1 and not out.is_dir() and out.suffix != "":
-        if out.resolve() == sources[0].resolve():
-            raise UserError(f"--out: {out} is one of the files to be read; choose another name")
+        need_other(out, sources[0])
         there = next(one for one in out.absolute().parents if one.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise UserError(f"{there}: is no folder that can be written; choose another --out")

@@ -2,7 +2,8 @@
 
     varint length   payload   4 CRC-32 of the pixels
 
-The payload is `residual`'s, or, where that could not be decoded again, zlib's of the pixels less their left neighbours.
+The payload is `residual_coder`'s, or, where that could not be decoded again, zlib's of the pixels less their left
+neighbours.
 """
 
 from __future__ import annotations

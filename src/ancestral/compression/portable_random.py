@@ -34,7 +34,7 @@ def normal_table() -> np.ndarray:
     """
     content = (files("ancestral.compression") / "normal.bin").read_bytes()
     if sha256(content).hexdigest() != _DIGEST:
-        raise RuntimeError("ancestral/codec/normal.bin: damaged (its digest is not the format's); install again")
+        raise RuntimeError("ancestral/compression/normal.bin: damaged (its digest is not the format's); install again")
     upper = np.frombuffer(content, "<u2").astype(np.int16)
     return np.concatenate([-upper[::-1], upper])
 

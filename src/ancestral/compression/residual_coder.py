@@ -1,6 +1,6 @@
 """Exact pixels, given what the model predicts of them: range coding with tables that integers choose.
 
-    which set of tables   a helper a value (`cells`)   pixel minus cell, a value (`tables`)
+    which set of tables   a helper a value (`quantiser_cells`)   pixel minus cell, a value (`residual_tables`)
 
 The helpers cost H2(2 guard n) bits a value, less where the neighbours are black or white. After them there are only
 integers, so that no float decides how the bits are read. Another image would be read, not the same one a little off,

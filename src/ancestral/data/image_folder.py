@@ -202,7 +202,7 @@ def of_one_size(items: Iterator[Item], source: str) -> Iterator[Item]:
             (height, width, _), (other_height, other_width, _) = first.pixels.shape, item.pixels.shape
             raise UserError(
                 f"{source}/{item.name}: {other_height}x{other_width} (height x width), but {first.name} is "
-                f"{height}x{width}; set one size for all: --set data.size=32"
+                f"{height}x{width}; scale them to one size (train: --set data.size=32)"
             )
         yield item
 

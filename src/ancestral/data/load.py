@@ -40,6 +40,8 @@ def load(source: str, options: DataOptions) -> Splits:
         splits = load_hub(source.removeprefix("hf:"), options)
     elif is_pattern(source):
         splits = load_shards(source, options)
+    elif path.is_dir() and (path / "checkpoints").is_dir():
+        raise UserError(f"{source}: is a run, and here images are wanted; name those that it was trained on, or others")
     elif path.is_dir():
         splits = load_folder(path, options)
     elif path.is_file() and path.suffix.lower() == ".npz":
@@ -77,9 +79,13 @@ def _limited(splits: Splits, limit: int) -> Splits:
 
 
 def settled(source: str) -> str:
-    """A source by a name that means the same from any folder: what lies here by its absolute path."""
+    """A source by a name that means the same from any folder: what lies here by its absolute path.
+
+    Raises:
+        UserError: for a path that no run could keep.
+    """
     here = source not in BUILT_IN and not source.startswith("hf:") and (is_pattern(source) or Path(source).exists())
-    return os.path.abspath(source) if here else source
+    return utf8(os.path.abspath(source), "the path of the data") if here else source
 
 
 def is_there(source: str) -> bool:

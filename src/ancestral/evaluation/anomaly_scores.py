@@ -17,6 +17,7 @@ from ancestral.data.dataset import ImageSet
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.anomaly import SCORES, Trace, Traced, concatenate, p_values, shared_grid, trace
 from ancestral.diffusion.objectives.elbo import Elbo, error_per_image
+from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
 from ancestral.evaluation.measurement import Advance, Measurement, Tensors
 from ancestral.runs import build
@@ -28,6 +29,7 @@ from ancestral.runtime.resumable_job import Job, cache_folder
 REPEATS = 4  # independent measurements of each image's bound, for its standard error
 REFERENCE = 512  # training images that scores are compared with
 BY, FLAGGED = "profile", 0.01  # an image is flagged whose p-value by this score is so small
+LEAST, MAY_FLAG = 4, 2 * (round(1 / FLAGGED) - 1)  # reference images, for scores, and for a p-value of FLAGGED
 LISTED, ON_SHEET, COLUMNS = 10, 48, 12
 
 
@@ -44,14 +46,20 @@ def score(images: Traced, reference: Traced) -> dict[str, tuple[Tensor, Tensor]]
 def score_files(
     measurement: Measurement, reference: ImageSet, bound: Elbo, cache: Path, processes: Processes
 ) -> dict[str, bytes]:
-    """Score the images, whose bound was measured `REPEATS` times, against reference images; CSV and picture sheet."""
+    """Score the images, whose bound was measured `REPEATS` times, against reference images; CSV and picture sheet.
+
+    Raises:
+        UserError: for fewer reference images than a standard deviation and a p-value can be had of.
+    """
+    if len(reference) < LEAST:
+        raise UserError(f"--per-image: compares with {LEAST} training images at least, and here are {len(reference)}")
     with Progress() as bar:
         task = bar.add_task("image by image", total=processes.most(len(measurement.images) + len(reference)))
         images, usual = (
             traced(one, cache, processes, partial(bar.advance, task))
             for one in (measurement, replace(measurement, images=reference))
         )
-    return _files(measurement.images, bound, score(images, usual)) if processes.first else {}
+    return _files(measurement.images, bound, score(images, usual), len(reference)) if processes.first else {}
 
 
 def traced(measurement: Measurement, cache: Path, processes: Processes, done: Callable[[int], object]) -> Traced:
@@ -74,7 +82,7 @@ def traced(measurement: Measurement, cache: Path, processes: Processes, done: Ca
     return Traced(concatenate([Trace(**one) for one in parts]), torch.from_numpy(shortest))
 
 
-def _files(test: ImageSet, elbo: Elbo, scores: dict[str, tuple[Tensor, Tensor]]) -> dict[str, bytes]:
+def _files(test: ImageSet, elbo: Elbo, scores: dict[str, tuple[Tensor, Tensor]], compared: int) -> dict[str, bytes]:
     columns: dict[str, list[float]] = {"bits_per_dim": elbo.bits_per_dim.tolist()}
     columns["standard_error"] = error_per_image(elbo, REPEATS).tolist()
     columns |= {name: values.tolist() for name, values in elbo.parts.items()}
@@ -83,7 +91,10 @@ def _files(test: ImageSet, elbo: Elbo, scores: dict[str, tuple[Tensor, Tensor]])
     values, p = scores[BY]
     flags = (p <= FLAGGED).long().tolist()
     order = values.argsort(descending=True, stable=True)[:ON_SHEET].numpy()
-    table = Table(title=f"most surprising by {BY}; {sum(flags)} of {len(test)} flagged", title_justify="left")
+    flagged = f"{sum(flags)} of {len(test)} flagged"
+    if 1 / (compared // 2 + 1) > FLAGGED:  # the least p-value that there can be
+        flagged = f"none can be flagged: that takes {MAY_FLAG} training images to compare with, and here are {compared}"
+    table = Table(title=f"most surprising by {BY}; {flagged}", title_justify="left")
     for heading in ("image", BY, "p", "bits/dim", "standard error"):
         table.add_column(heading, justify="left" if heading == "image" else "right")
     for row in order[:LISTED]:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from ancestral.data.dataset import ImageSet
 from ancestral.data.decode import adapt
 from ancestral.diffusion.processes.streams import permutation
+from ancestral.diffusion.processes.torch_generators import forked
 from ancestral.errors import UserError
 from ancestral.networks.classifier import FEATURES, GRID, WIDTH, Classifier
 from ancestral.runtime import user_cache
@@ -46,8 +47,7 @@ def trained(images: ImageSet, cache: Path, processes: Processes) -> Classifier:
     settings: dict[str, Any] = {"images": images.digest(), **recipe, **network}
     folder = cache_folder(cache / "classifiers", settings)
     user_cache.used(folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+    with forked(torch.device("cpu"), SEED):
         made = Classifier(shape, classes)
 
     def weights(_: range) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_unit
-from ancestral.diffusion.denoisers.denoiser import Denoiser, Watched
+from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts, Watched
 from ancestral.diffusion.objectives.calibration import POINTS, calibrate
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
@@ -19,6 +19,7 @@ from ancestral.runs.config import Config
 from ancestral.runs.open import device_of
 from ancestral.runtime.console import advancing
 
+TOGETHER = 32  # images, of 64x64 and smaller
 CALIBRATED = 128  # training images on which the model's own error is measured
 
 
@@ -38,8 +39,13 @@ def calibration(
         return None
     images = train_images.spread(count)
     cond, streams = conditions_of(images, config, device), build.streams(config, device)
-    watched = Watched(build.predictor(shown, None, **cond), report)
+    watched = Watched(InParts(shown, together(*images.shape[:2]), **cond), report)
     return calibrate(watched, to_unit(images.images).to(device), streams(0, "calibrate", range(len(images))))
+
+
+def together(height: int, width: int) -> int:
+    """How many images are predicted in one call of the network: less memory than training takes."""
+    return max(1, min(TOGETHER, TOGETHER * 64**2 // (height * width)))
 
 
 def calls(config: Config) -> int:

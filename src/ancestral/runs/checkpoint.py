@@ -24,6 +24,7 @@ import msgspec
 import safetensors.torch
 from torch import Tensor
 
+from ancestral.diffusion.denoisers.calibrated import X0_EDGES
 from ancestral.errors import OtherVersion, UserError
 from ancestral.networks import ema
 from ancestral.runs.config import Config, Facts, from_json, to_json
@@ -165,7 +166,7 @@ def description(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts,
     if "calibration.safetensors" not in parsed:
         return config, facts, None
     table = parsed["calibration.safetensors"].get("x0_var")
-    if table is None or table.ndim not in (1, 2) or len(table) != config.diffusion.T + 1:
+    if table is None or table.shape != (config.diffusion.T + 1, len(X0_EDGES) + 1):
         where = folder / "calibration.safetensors"
         raise verified_folder.Damaged(f"{where}: x0_var is not of a model with diffusion.T = {config.diffusion.T}")
     return config, facts, table
@@ -174,7 +175,9 @@ def description(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts,
 def save_imported(run: Path, saved: Checkpoint) -> Path:
     """Make a run of a model from elsewhere, to sample and evaluate. Returns the checkpoint's folder."""
     state = {"length": "imported", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": True}
-    state |= {name: saved.state[name] for name in ("read", "origin", "timestep_spacing") if name in saved.state}
+    state |= {
+        name: saved.state[name] for name in ("read", "checked", "origin", "timestep_spacing") if name in saved.state
+    }
     document = to_json(saved.config, saved.facts)
     return save(run, saved.images, document, saved.weights, {}, {"total": saved.images, **state}, saved.calibration)
 
@@ -308,7 +311,8 @@ def folders(run: Path) -> list[Path]:
 def _folders(parent: Path) -> list[Path]:
     if not parent.is_dir():
         return []
-    return sorted(folder for folder in parent.iterdir() if re.fullmatch("[0-9]{1,18}", folder.name))
+    found = (folder for folder in parent.iterdir() if re.fullmatch("[0-9]{1,18}", folder.name))
+    return sorted(found, key=lambda folder: int(folder.name))
 
 
 def _pack(tensors: Mapping[str, Tensor]) -> bytes:

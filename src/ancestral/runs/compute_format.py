@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.processes.torch_generators import forked
 from ancestral.diffusion.processes.types import Time
 from ancestral.networks.unet import Attention, Downsample, ResidualBlock, Stage
 from ancestral.runs import build
@@ -135,7 +136,7 @@ def layers_of(config: Config, facts: Facts, device: torch.device, training: bool
     Torch's own generator is left as it was, and no weight of the run is touched.
     """
     options, (_, *sides) = config.model, facts.shape
-    with torch.random.fork_rng(devices=[]):
+    with forked(device):
         layers = _Layers(options).to(device)
         channels = options.widths[0]
         fine, coarse = (sum(one.numel() for one in part.parameters()) for part in (layers.first, layers.last))

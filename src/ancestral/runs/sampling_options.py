@@ -78,7 +78,7 @@ class Option:
         low, high = -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
         kind, what = (Integral, "a whole number") if self.type is int else (Real, "a number")
         number: Any = value if isinstance(value, kind) and not isinstance(value, bool) else math.nan
-        if not low <= number <= high:
+        if not (math.isfinite(number) and low <= number <= high):
             raise UserError(f"{name}: must be {what} between {low} and {high}, got {value!r}")
         return self.type(number)
 
@@ -134,6 +134,7 @@ class SamplingOptions:
         None,
         "Scale, 0: unconditional, 1: conditional, above: more so; two calls a step. No guidance when left out.",
         low=0,
+        high=100,
         page=True,
         card=True,
     )

@@ -20,6 +20,16 @@ def as_png(name: str) -> str:
     return name if name.lower().endswith(".png") else f"{name}.png"
 
 
+def need_other(out: Path, read: Path) -> None:
+    """Refuse to write over, or into a folder that replaces, what is read.
+
+    Raises:
+        UserError: naming it.
+    """
+    if out.resolve() in (read.resolve(), read.resolve().parent):
+        raise UserError(f"--out: {out} is or holds one of the files to be read ({read}); choose another name")
+
+
 def check(names: Sequence[str], out: Path, source: Path, mend: str) -> None:
     """See that files of these names can be written below `out`, on any system and each to a path of its own.
 

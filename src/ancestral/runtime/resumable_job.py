@@ -16,11 +16,13 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from ancestral.errors import UserError
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.distributed import Processes
 
 Files = dict[str, bytes]
 TENSORS = "tensors.safetensors"
+MOST = 10**8  # images of a job
 
 
 def cache_folder(folder: Path, settings: Any) -> Path:
@@ -116,5 +118,11 @@ def _piece_folder(folder: Path, piece: range) -> Path:
 
 
 def pieces(count: int, size: int) -> list[range]:
-    """0..count-1 in pieces of `size`."""
+    """0..count-1 in pieces of `size`.
+
+    Raises:
+        UserError: for more than any disk would keep.
+    """
+    if count > MOST:
+        raise UserError(f"{count:,} images are more than could be kept; ask for {MOST:,} at most")
     return [range(first, min(first + size, count)) for first in range(0, count, size)]

@@ -31,6 +31,7 @@ if __name__ == "__main__":
         parser.error("a count from 1 on, a seed from 0 on, and the name of a class (see --help)")
     given = {"noise": np.random.default_rng(seed).standard_normal((facts["draws"], count, *facts["shape"]), np.float32)}
     if classes:
-        given["labels"] = np.array([classes.index(name) if name else i % len(classes) for i in range(count)])
+        wanted = [classes[name]] if name else sorted(classes.values())
+        given["labels"] = np.array([wanted[i % len(wanted)] for i in range(count)])
     images = np.rint((draw(Path(__file__).parent, given).clip(-1, 1) + 1) * 127.5).astype(np.uint8)
     Image.fromarray(np.concatenate([*images.transpose(0, 2, 3, 1)], 1).squeeze()).save("images.png")

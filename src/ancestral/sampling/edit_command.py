@@ -205,7 +205,8 @@ def measured(operator: Operator, x0: Tensor, noise: float, streams: Streams) -> 
 
 
 def _from_file(operator: Operator, y: Tensor, noise: float) -> Measurement:
-    return Measurement(operator, y, noise**2 + ROUNDING**2)
+    """Of what a file holds; where nothing was seen that may be anything, and none of it is taken."""
+    return Measurement(operator, operator.in_range(y), noise**2 + ROUNDING**2)
 
 
 def restore(folder: Path, sources: Sources, options: SamplingOptions, damage: Damage, *, method: str) -> None:

@@ -23,6 +23,7 @@ from ancestral.runs.conditions import Conditions, class_of
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runs.sampling_options import OWN, SamplingOptions
 from ancestral.runtime.console import advancing, screen
+from ancestral.runtime.file_names import need_other
 from ancestral.runtime.result_files import held
 from ancestral.sampling.sampler import Opener, Sampler
 
@@ -149,6 +150,8 @@ class FileEditor(Editor):
 
     def read(self, path: Path, shape: Sequence[int], white: int) -> np.ndarray:
         """The image as bytes (H, W, C) of this shape (C, H, W); `white` is 255 where values have more than 8 bits."""
+        for written in (self.sources.out, self.folder):
+            need_other(written, path)
         data, (channels, height, width) = self.saved.config.data, shape
         pixels = decode.decode(path, channels, None, data.background, data.max_pixels, white=white)
         if pixels.shape[:2] == (height, width):

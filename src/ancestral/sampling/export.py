@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import Denoiser, clip_dynamic
-from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.errors import UserError, missing
 from ancestral.networks import int8
 from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.config import Facts
 from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import open_model
 from ancestral.runs.process_kinds import not_exported
@@ -117,8 +117,8 @@ def calibrated(sampler: Sampler) -> tuple[dict[str, int8.Met], Tensor]:
 def given(sampler: Sampler, draws: int, numbers: range) -> dict[str, np.ndarray]:
     """What the exported sampler takes to draw the images of these numbers as the run does."""
     shape, seed = sampler.saved.facts.shape, sampler.options.seed
-    reverse = Streams(seed, "reverse", numbers)
-    noise = [latents(shape, seed, numbers), *(reverse.normal(shape) for _ in range(draws - 1))]
+    reverse = sampler.open_streams(seed, "reverse", numbers)
+    noise = [latents(shape, seed, numbers, sampler.open_streams), *(reverse.normal(shape) for _ in range(draws - 1))]
     cond = conditions(sampler.saved, None, None, numbers.stop)
     return {"noise": torch.stack(noise).float().numpy()} | {
         name: one[numbers.start :].numpy() for name, one in cond.items()
@@ -160,12 +160,17 @@ def facts(sampler: Sampler, whole: TableSampler) -> dict[str, Any]:
     columns = [column.tolist() for column in whole.rows]
     return {
         "shape": list(sampler.saved.facts.shape),
-        "classes": list(sampler.saved.facts.class_names) if sampler.saved.config.model.labels else [],
+        "classes": _classes(sampler.saved.facts) if sampler.saved.config.model.labels else {},
         "draws": whole.draws,
         "limit": whole.limit,
         **({"int8_calls": whole.calls} if whole.calls else {}),
         "steps": [dict(zip(whole.rows._fields, row, strict=True)) for row in zip(*columns, strict=True)],
     }
+
+
+def _classes(facts: Facts) -> dict[str, int]:
+    """The number of each class that was trained on."""
+    return {name: facts.class_names.index(name) for name in facts.trained}
 
 
 def network_inputs(sampler: Sampler) -> dict[str, Tensor]:

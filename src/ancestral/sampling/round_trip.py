@@ -13,7 +13,7 @@ from torch import Tensor
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.samplers.loop import Step
-from ancestral.diffusion.samplers.sample import film, latents
+from ancestral.diffusion.samplers.sample import film
 
 Frame = TypeVar("Frame")
 
@@ -31,8 +31,8 @@ class RoundTrip:
 
     Args:
         times: 0 .. T.
-        there: x_t of an image by Eq. 4 at these times (F, C, H, W), with the noise that `sample` begins image 0 at.
-        back: x_t of that image 0 as it is drawn, from T to 0.
+        there: x_t of an image by Eq. 4 at these times (F, C, H, W), with the noise that another is drawn from.
+        back: x_t of that other as it is drawn, from T to 0.
     """
 
     times: list[int]
@@ -40,12 +40,11 @@ class RoundTrip:
     back: Tensor
 
 
-def round_trip(schedule: Gaussian, x0: Tensor, seed: int, steps: Iterable[Step]) -> RoundTrip:
-    """Of an image (1, C, H, W), and of the steps that draw image 0 of this seed."""
+def round_trip(schedule: Gaussian, x0: Tensor, eps: Tensor, steps: Iterable[Step]) -> RoundTrip:
+    """Of an image (1, C, H, W), and of the steps that draw another from this noise."""
     seen = film(steps)
     times = seen.t[::-1]
-    eps = latents(tuple(x0.shape[1:]), seed, [0]).to(x0)
-    there = [x0, *(schedule.marginal(x0, t).sample(eps) for t in times)]
+    there = [x0, *(schedule.marginal(x0, t).sample(eps.to(x0)) for t in times)]
     return RoundTrip([0, *times], torch.cat(there).cpu(), torch.cat([*seen.x_t, seen.final]))
 
 

@@ -224,7 +224,8 @@ def _set_aside(folder: Path) -> None:
         (path for path in folder.iterdir() if path.name != OWNERS), key=lambda one: one.name == "checkpoints"
     )
     if there:
-        aside = folder.with_name(f"{folder.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
+        whole = folder.resolve()  # "." has no name
+        aside = whole.with_name(f"{whole.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
         aside.mkdir()
         for path in there:
             path.rename(aside / path.name)

@@ -36,6 +36,7 @@ class Engine:
         self.processes = processes
         self.learning = nn.ModuleList([network, auxiliary])
         self.module: Any = network  # that the forward pass calls
+        self._learned: list[nn.Parameter] = []  # that have a gradient: an objective may leave out one of two networks
 
     def begin(self) -> None:
         """Called before the first micro-batch, also when the share is repeated."""
@@ -57,11 +58,12 @@ class Engine:
 
     def _gradient(self) -> Tensor:
         """All gradients as one vector."""
-        return torch.cat([one.grad.flatten() for one in self.learning.parameters() if one.grad is not None])
+        self._learned = [one for one in self.learning.parameters() if one.grad is not None]
+        return torch.cat([one.grad.flatten() for one in self._learned if one.grad is not None])
 
     def _set_gradient(self, gradient: Tensor) -> None:
-        parameters = list(self.learning.parameters())
-        for parameter, part in zip(parameters, gradient.split([one.numel() for one in parameters]), strict=True):
+        sizes = [one.numel() for one in self._learned]
+        for parameter, part in zip(self._learned, gradient.split(sizes), strict=True):
             # Laid out as the weight: the fused optimiser goes through memory and looks at no strides.
             parameter.grad = torch.empty_like(parameter).copy_(part.reshape(parameter.shape))
 

@@ -24,7 +24,7 @@ from ancestral.runs.config import Config, Facts
 from ancestral.runs.hub import hub
 from ancestral.runs.registry import choose
 from ancestral.runtime.tensor_files import Tensors
-from ancestral.runtime.text import quoted
+from ancestral.runtime.text import quoted, utf8
 
 # What may change: conditions are carried over below; the rest says how is trained or drawn, not what an output means.
 _FREE = {f"model.{name}" for name in ("labels", "embedding", "condition_dropout", "dropout")} | {
@@ -45,7 +45,8 @@ class Origin:
         if not name:
             raise UserError("--from: no model is named to begin with; name a run, a folder or hf:USER/NAME")
         self.given = name
-        self.name = os.path.abspath(name) if Path(name).is_dir() else hub.PREFIX + name.removeprefix(hub.PREFIX)
+        here = Path(name).is_dir()
+        self.name = utf8(os.path.abspath(name), "its path") if here else hub.PREFIX + name.removeprefix(hub.PREFIX)
 
     @cached_property
     def model(self) -> Checkpoint:

@@ -175,9 +175,9 @@ class Run:
         averages = self.training.whole_averages()
         if self.training.processes.first:
             model = self._model(averages)
+            images = run_calibration.together(*self.facts.shape[1:])
             for _ in range(2):  # the first allocates
                 started = self.clock()
-                images = self.pace.calibration_images
                 preview.predict_once(self.config, self.facts, model, images, self.training.device)
                 self.pace.predicted(images, self.clock() - started)
 

@@ -28,11 +28,11 @@ CLOSE_TIMEOUT = 10.0  # seconds
 
 
 def scalars(entry: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a record by name; the k-th of a list is NAME/k."""
+    """The numbers of a record by name; the k-th of a list is NAME/k. What is no curve, as a moved end, is left out."""
     flat: dict[str, float] = {}
     for name, value in entry.items():
         values = {f"{name}/{k}": one for k, one in enumerate(value)} if isinstance(value, list) else {name: value}
-        flat |= {key: float(one) for key, one in values.items() if one is not None}
+        flat |= {key: float(one) for key, one in values.items() if isinstance(one, int | float)}
     return flat
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ancestral.data.dataset import ImageSet
 from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS, UNIFORMS
 from ancestral.diffusion.processes.streams import key
+from ancestral.diffusion.processes.torch_generators import forked
 from ancestral.diffusion.processes.types import on
 from ancestral.errors import UserError
 from ancestral.networks.ema import PowerAverage
@@ -42,19 +43,6 @@ from ancestral.training.prefetch import Batch, Prefetcher, batch
 
 MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"})  # of a parameter: AdamW's, Muon's
 SKIPS_IN_A_ROW = 10  # updates, before a run that may skip those that are not finite stops all the same
-
-
-@contextmanager
-def _torch_draws(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's own draws, initial weights and dropout, and restore its global generator afterwards."""
-    own: list[Any] = [getattr(torch, device.type)] if device.type in ("cuda", "mps") else []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for generator in (
-            torch.default_generator,
-            *own,
-        ):  # torch's function of all formats a stack for each absent kind
-            generator.manual_seed(seed)
-        yield
 
 
 @contextmanager
@@ -160,7 +148,7 @@ class Training:
                 network = build.network(config, facts)
             self.denoiser = build.setting(config, facts, nn.Identity()).to(device)
         else:
-            with _torch_draws(key(options.seed, "weights"), device):
+            with forked(device, key(options.seed, "weights")):
                 self.denoiser = build.denoiser(config, facts).to(device)
             network = self.denoiser.network
         self.formats = open_formats(options, device, self.processes)
@@ -169,7 +157,7 @@ class Training:
         if options.compile:
             self.network.compile()
         grid = build.training_grid(config)
-        with _torch_draws(key(options.seed, "auxiliary"), device):
+        with forked(device, key(options.seed, "auxiliary")):
             self.objective = build.objective(config, facts, len(grid) - 1)
         auxiliary = laid_out(self.objective.auxiliary.to(device), self.format.channels_last)
         learns = any(one.requires_grad for one in auxiliary.parameters())
@@ -203,7 +191,7 @@ class Training:
         """The initial weights of one process: the first draws them on its CPU, each takes its part of each."""
         drawn = {}
         if self.processes.first:
-            with _torch_draws(key(self.config.train.seed, "weights"), torch.device("cpu")):
+            with forked(torch.device("cpu"), key(self.config.train.seed, "weights")):
                 drawn = build.network(self.config, self.facts).state_dict()
         own = self.network.state_dict()
         with torch.no_grad():
@@ -273,7 +261,8 @@ class Training:
         raise NotFinite(
             f"the loss ({loss:.4g}) {what} at image {self.images} (batch: {', '.join(names[:8])}, ...), "
             f"{self.skipped} time(s) in a row: the run has diverged and stops before the weights are touched; "
-            "lower train.learning_rate, or use train.precision=float32",
+            "lower train.learning_rate"
+            + (", or use train.precision=float32" if self.format.precision != "float32" else ""),
             {
                 "images": self.images,
                 "loss": loss,
@@ -330,7 +319,7 @@ class Training:
         offset = self.processes.rank * len(batch.share.rows)  # of this share in the whole batch
         index = batch.index[offset + part.start : offset + part.stop]
         importance = batch.importance[offset + part.start : offset + part.stop]
-        with _torch_draws(key(options.seed, "dropout", self.images + offset + part.start), self.device), self.autocast:
+        with forked(self.device, key(options.seed, "dropout", self.images + offset + part.start)), self.autocast:
             losses = self.objective(
                 self.denoiser,
                 batch.share.x0(part, self.device),

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ancestral.apps.cli.options import (
+    Number,
     budget_option,
     device_option,
     dry_run_option,
@@ -37,7 +38,7 @@ from ancestral.apps.cli.options import (
 @steps_option
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Peak, no unit; a third of the model's when left out.",
 )
 @seed_option

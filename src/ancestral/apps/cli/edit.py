@@ -9,6 +9,7 @@ import click
 
 from ancestral.apps.cli.options import (
     POSITIVE,
+    Number,
     combined,
     device_option,
     run_argument,
@@ -99,7 +100,7 @@ def interpolate(run: Path, first: Path, second: Path, **given: Any) -> None:
 @at_option
 @click.option(
     "--strength",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     help="t as a share of T, 1 keeps nothing; 0.5 when left out, without --at.",
 )
 @edit_options(steps=100)
@@ -129,14 +130,14 @@ def vary(run: Path, **given: Any) -> None:
 )
 @click.option(
     "--blur",
-    type=click.FloatRange(0, min_open=True),
+    type=Number(0, 1000, min_open=True),
     default=1.5,
     show_default=True,
     help="deblur: the Gaussian's width (std) in pixels.",
 )
 @click.option(
     "--missing",
-    type=click.FloatRange(0, 1, max_open=True),
+    type=Number(0, 1, max_open=True),
     default=0.5,
     show_default=True,
     help="missing: share of the pixels.",
@@ -144,7 +145,7 @@ def vary(run: Path, **given: Any) -> None:
 @click.option("--mask", type=FILE, help="missing: the pixels, white in an image; at random when left out.")
 @click.option(
     "--noise",
-    type=click.FloatRange(0),
+    type=Number(0),
     default=0.0,
     show_default=True,
     help="Noise of the damage: its std on the scale [-1, 1].",

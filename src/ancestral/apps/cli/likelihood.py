@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import POSITIVE, held_out, measuring_options, share
+from ancestral.apps.cli.options import POSITIVE, Number, held_out, measuring_options, share
 
-TOLERANCE = click.FloatRange(min=1e-12, max=1)
+TOLERANCE = Number(min=1e-12, max=1)
 
 
 @click.command(short_help="Measure bits/dim by the probability flow.")

@@ -46,6 +46,7 @@ KEPT = {  # what is said when a command is stopped
     **dict.fromkeys(("sample", "evaluate", "metrics", "rd", "likelihood", "archive"), IN_PIECES),
     "agree": "the archive's blocks that are done are kept; the same command measures the rest anew",
 }
+FEWER = "take fewer images at a time (--batch-size, --num-images), or another --device"
 ANEW = "what was there is as it was; the same command begins anew"
 EXIT_CODES = """\b
 Exit codes:
@@ -82,6 +83,7 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from ancestral.errors import UserError
         from ancestral.runtime.launch import reported_exit
+        from ancestral.runtime.system import out_of_memory
 
         try:
             with raise_on_stop(), _plain():
@@ -92,8 +94,8 @@ class _Group(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed at the end goes nowhere
             return ctx.exit(BROKEN_PIPE)
         except OSError as error:
-            problem = f"{error.filename}: cannot be read or written ({error.strerror})"
-            return _end(ctx, 2, f"error: {problem}")
+            named = "" if error.filename is None else f"{error.filename}: "  # a full disk names no file
+            return _end(ctx, 2, f"error: {named}cannot be read or written ({error.strerror or error})")
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, StopSignal) else signal.SIGINT
             verb = str(ctx.invoked_subcommand)
@@ -101,7 +103,10 @@ class _Group(click.Group):
             return _end(ctx, code, f"stopped: {KEPT.get(verb, ANEW)}")
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+                said = str(error).strip().partition("\n")[0] or type(error).__name__
+                return _end(ctx, 2, f"error: memory has run out ({said}); {FEWER}")
             if (code := reported_exit()) is None:  # or another process has said why this one cannot go on
                 raise
             return ctx.exit(code)

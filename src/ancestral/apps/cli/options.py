@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -33,6 +35,15 @@ class Parsed(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
+class Number(click.FloatRange):
+    """A finite number in a range: neither nan, which is in every range, nor inf."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As of any range."""
+        number = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is no finite number", param, ctx)
+
+
 def sampling_option(name: str, **changes: Any) -> Any:
     """An option of `SamplingOptions` by its name; with changes to the attributes that click is given of it."""
     option, kind = OPTIONS[name], None
@@ -41,9 +52,9 @@ def sampling_option(name: str, **changes: Any) -> Any:
     elif option.read is not None:
         kind = Parsed(str(option.metavar), option.read)
     elif option.low is not None or option.high is not None:
-        kind = (click.IntRange if option.type is int else click.FloatRange)(option.low, option.high)  # pyright: ignore[reportArgumentType] # whole for int
+        kind = (click.IntRange if option.type is int else Number)(option.low, option.high)  # pyright: ignore[reportArgumentType] # whole for int
     elif option.type is not str:
-        kind = option.type
+        kind = Number() if option.type is float else option.type
     attributes: dict[str, Any] = {"type": kind, "help": option.help, "metavar": option.metavar}
     attributes |= {"default": option.default, "show_default": option.default is not None}
     return click.option(f"--{name.replace('_', '-')}", **{**attributes, **changes})
@@ -88,6 +99,7 @@ def combined(*options: Any) -> Callable[[Any], Any]:
 
 
 POSITIVE = click.IntRange(min=1)
+A_CORE = 8  # processes, at most
 PROFILE = click.Choice(["chunks", "quick", "small", "smallest"])  # of the codec
 DURATION = Parsed("[+]TIME", lambda text: amount(text, seconds))  # in seconds once it is read: 90s, 10m, 2h
 COUNT = Parsed("[+]N", lambda text: amount(text, count))
@@ -137,8 +149,11 @@ def held_out(num_images: int) -> Any:
 
 
 def share(processes: int, restarts: int = 0) -> None:
-    """Hand this command to several processes, unless this is one of them."""
+    """Hand this command to several processes, unless this is one of them; they take turns on a core, to a limit."""
     from ancestral.runtime.launch import is_child, launch
 
+    most = A_CORE * (os.cpu_count() or 1)
+    if processes > most:
+        raise click.UsageError(f"--processes: {processes} are too many here; {most} at most, {A_CORE} a core")
     if processes > 1 and not is_child():
         sys.exit(launch(processes, restarts, sys.argv[1:]))

@@ -10,6 +10,7 @@ import click
 
 from ancestral.apps.cli.options import (
     POSITIVE,
+    Number,
     budget_option,
     device_option,
     dry_run_option,
@@ -36,7 +37,7 @@ from ancestral.apps.cli.options import (
 @click.option("--batch-size", type=POSITIVE, help="Images an update; the preset's when left out.")
 @click.option(
     "--learning-rate",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Number(min=0, min_open=True),
     help="Peak learning rate, no unit; the preset's when left out.",
 )
 @click.option(

@@ -15,6 +15,7 @@ from ancestral.apps.report import plots
 from ancestral.apps.report.part import Number, Part, Words
 from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.torch_generators import forked
 from ancestral.networks.unet import Attention, Stage, UNet
 from ancestral.networks.unet_layers import time_embedding
 from ancestral.runs import build
@@ -156,8 +157,7 @@ def _hooked(layers: dict[str, nn.Module], outputs: dict[str, Tensor]) -> Iterato
 
 
 def _untrained(subject: Subject) -> UNet:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(subject.seed)
+    with forked(torch.device("cpu"), subject.seed):
         height, width, channels = subject.images.test.shape
         return build.network(subject.config, Facts((channels, height, width), ()))
 

@@ -22,7 +22,7 @@ def part(subject: Subject) -> Part:
     """The film and the diagram: a held-out image by Eq. 4 with the noise that image 0 of `sample` starts from."""
     steps = subject.few(FRAMES)
     x0 = subject.x0(subject.test.take([0]))
-    made = round_trip(subject.schedule, x0, subject.seed, subject.walk([0], steps))
+    made = round_trip(subject.schedule, x0, subject.latents([0]), subject.walk([0], steps))
     there, back, times = small(made.there), small(made.back), made.times[1:]
     again = subject.command("sample", "--num-images 1", "--film", *([f"--steps {steps}"] if steps else []))
     nodes = _nodes(subject, times)

@@ -20,7 +20,7 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate, elbo, strata
 from ancestral.diffusion.objectives.elbo_derivation import Chains, along_chains
 from ancestral.diffusion.processes.gaussian import Gaussian
-from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.streams import OpenStreams, Streams
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import latents, trajectory
 from ancestral.diffusion.samplers.solvers import SOLVERS, default_solver
@@ -153,9 +153,9 @@ class Subject:
 
     def bound(self, images: ImageSet, move: Transition, grid: Sequence[int], terms: int | None) -> Elbo:
         """The bound of images on a grid: so many terms of each, or all."""
-        parts, streams = [], build.streams(self.config, self.device)
+        parts = []
         for numbers in pieces(len(images), BATCH):
-            shown, noise = images.take(numbers), streams(self.seed, "evaluate", numbers)
+            shown, noise = images.take(numbers), self.streams(self.seed, "evaluate", numbers)
             parts.append(elbo(self.conditioned(shown), self.x0(shown), grid, move, noise, terms=terms))
         return concatenate(parts)
 
@@ -187,9 +187,14 @@ class Subject:
         grid = build.sampling_grid(self.config, "trailing", steps)
         return grid, self.move if steps is None else SOLVERS[default_solver(steps)]
 
+    @cached_property
+    def streams(self) -> OpenStreams:
+        """Where random numbers of the run's own commands come from."""
+        return build.streams(self.config, self.device)
+
     def latents(self, numbers: Sequence[int]) -> Tensor:
         """Where the images with these numbers begin, as in `ancestral sample` with the same seed."""
-        return latents(self.shape, self.seed, numbers).to(self.device, self.dtype)
+        return latents(self.shape, self.seed, numbers, self.streams).to(self.device, self.dtype)
 
     def walk(
         self, numbers: Sequence[int], steps: int | None, move: Transition | Planned | None = None
@@ -200,7 +205,8 @@ class Subject:
         """
         grid, default = self.method(steps)
         move = move or default
-        return trajectory(self.drawn(numbers, move), self.latents(numbers), grid, move, self.seed, numbers)
+        start, drawn = self.latents(numbers), self.drawn(numbers, move)
+        return trajectory(drawn, start, grid, move, self.seed, numbers, streams=self.streams)
 
     def command(self, verb: str, *options: str) -> str:
         """What gives a number again, with this report's data, seed and average; the exact subject has one for all."""

@@ -53,7 +53,7 @@ class FirstFilm:
         x0 = editor.to_state(to_unit(images.spread(HELD_OUT).take([0]).images[:]))
         cond = conditions(self.served.saved, None, None, 1)
         walk = _stoppable(sampler.walk(range(1), cond, _nothing))
-        made = round_trip(self.served.model.schedule, x0, options.seed, walk)
+        made = round_trip(self.served.model.schedule, x0, editor.latents([0]), walk)
         frames, ways = played([*map(uri_of, small(made.there))], [*map(uri_of, small(made.back))], made.times)
         return {"frames": [{"image": one, "way": way, "t": t} for one, (way, t) in zip(frames, ways, strict=True)]}
 

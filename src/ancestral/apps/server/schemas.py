@@ -19,7 +19,6 @@ def _whole(value: Any) -> Any:
 
 WHOLE = BeforeValidator(_whole)
 JUMP, RESAMPLES = 5, 5  # of inpainting, as `ancestral edit inpaint` has them
-MOST = {"guidance": 100}  # of an option of drawing, where the commands have no limit
 MOST_IMAGES = 64  # of a request: a batch of `ancestral sample`
 _URI = 4 * (MOST_BYTES // 3 + 1) + 30
 Seed = Annotated[
@@ -57,7 +56,7 @@ def _field(option: Option, most: float | None) -> Any:
     return Annotated[kind | None, Field(description=option.help)], option.default
 
 
-_fields = {name: _field(option, option.high or MOST.get(name)) for name, option in OPTIONS.items() if option.page}
+_fields = {name: _field(option, option.high) for name, option in OPTIONS.items() if option.page}
 
 
 class Draw(create_model("Sampling", __base__=Body, **_fields)):

@@ -48,6 +48,10 @@ class Operator:
         """A x. x: (B, ...)."""
         return self.from_left(self.singular.to(x) * self.to_right(x))
 
+    def in_range(self, y: Tensor) -> Tensor:
+        """The part of y that is A x of some x: U U^T y, of the singular values above 0."""
+        return self.from_left(torch.where(self.singular.to(y) > 0, self.to_left(y), 0.0))
+
     def adjoint(self, y: Tensor) -> Tensor:
         """A^T y. y: (B, ...)."""
         return self.from_right(self.singular.to(y) * self.to_left(y))

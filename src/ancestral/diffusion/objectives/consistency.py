@@ -24,7 +24,8 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.denoisers.targets import EDM
 from ancestral.diffusion.objectives.objective import Alone, OnePart
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
-from ancestral.diffusion.processes.types import over, untyped
+from ancestral.diffusion.processes.torch_generators import forked
+from ancestral.diffusion.processes.types import over
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Consistency(OnePart, Alone):
             return denoiser.interpret(denoiser.output(x, time, **cond), x, time).x0
 
         # Both have the same dropout: a fork puts torch's generators back to where they were.
-        with torch.no_grad(), untyped.random.fork_rng([x0.device] if x0.device.type == "cuda" else []):
+        with torch.no_grad(), forked(x0.device):
             aim = torch.where(over((s > 0).double(), x0) > 0, end(s.clamp(min=1)), x0)
         distance = (end(t) - aim).square().flatten(1).mean(1)
         weight = EDM.error_scale(schedule, t) ** 2

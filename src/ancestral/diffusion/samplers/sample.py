@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
+from ancestral.diffusion.processes.normal import widest
 from ancestral.diffusion.processes.process import Process
 from ancestral.diffusion.processes.streams import OpenStreams, Streams
 from ancestral.diffusion.samplers.loop import GaussianDraw, GaussianStep, Step, from_model, walk
@@ -67,7 +68,7 @@ def sample(
 
     The state is float64 where the device has it, float32 on MPS.
     """
-    dtype = torch.float32 if torch.device(device).type == "mps" else torch.float64
+    dtype = widest(torch.device(device))
     batches: list[Tensor] = []
     for first in range(0, count, batch_size):
         numbers = range(first, min(first + batch_size, count))
