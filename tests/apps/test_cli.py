@@ -682,3 +682,38 @@ def test_nothing_is_written_over_what_is_read(line, trained_run, tmp_path, monke
     assert result.exit_code == 2, result.output
     assert "files to be read" in result.output.replace("\n", " ")
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ("evaluate", "{run}", "--exact", "--terms", 5),
+        ("metrics", "{run}", "--no-cache", "--cache", "c"),
+        ("train", "digits", "--out", "out", "--restarts", 2),
+        ("edit", "restore", "{run}", "a.png", "--out", "o.png", "--task", "missing", "--factor", 3),
+        ("edit", "restore", "{run}", "a.png", "--out", "o.png", "--task", "colour", "--blur", 1.5),
+        (
+            "edit",
+            "restore",
+            "{run}",
+            "a.png",
+            "--out",
+            "o.png",
+            "--task",
+            "missing",
+            "--mask",
+            "a.png",
+            "--missing",
+            0.5,
+        ),
+    ],
+    ids=lambda line: " ".join(map(str, line)),
+)
+def test_options_that_would_do_nothing_are_refused(line, trained_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((8, 8), 255, np.uint8)).save("a.png")
+    result = run_command(*(trained_run if word == "{run}" else word for word in line))
+    assert result.exit_code == 2, result.output
+    assert f"{line[-2]}: " in result.output
+    assert "leave it out" in result.output.replace("\n", " ")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -146,6 +146,8 @@ def checked_images(images: np.ndarray, called: str) -> np.ndarray:
         raise UserError(
             f"{called}: must be uint8 (0..255) or uint16 (see data.white), not {images.dtype}; convert it to one"
         )
+    if images.shape[:1] == (0,):
+        raise UserError(f"{called}: holds no images")
     shaped = images[..., None] if images.ndim == 3 else images
     if shaped.ndim != 4 or shaped.shape[3] not in (1, 3, 4) or 0 in shaped.shape:
         raise UserError(f"{called}: must be (N, H, W) or (N, H, W, C) with C 1, 3 or 4, not {images.shape}")

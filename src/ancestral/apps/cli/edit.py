@@ -12,6 +12,7 @@ from ancestral.apps.cli.options import (
     Number,
     combined,
     device_option,
+    need_not_given,
     run_argument,
     sampling_option,
     sampling_options,
@@ -154,6 +155,11 @@ def vary(run: Path, **given: Any) -> None:
 @edit_options(steps=50)
 def restore(run: Path, method: str, **given: Any) -> None:
     """Undo a known damage of each IMAGE. Sheet: input, the damaged image, results."""
+    for name, task in {"factor": "super-resolution", "blur": "deblur", "missing": "missing"}.items():
+        if given["task"] != task:
+            need_not_given(f"is of --task {task}", name)
+    if given["mask"] is not None:
+        need_not_given("--mask says which pixels are missing", "missing")
     from ancestral.sampling import edit_command
 
     options, read = given.pop("options"), sources(given)

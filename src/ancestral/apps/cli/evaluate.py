@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import POSITIVE, held_out, machine_options, measuring_options, sampling_options, share
+from ancestral.apps.cli.options import (
+    POSITIVE,
+    held_out,
+    machine_options,
+    measuring_options,
+    need_not_given,
+    sampling_options,
+    share,
+)
 
 
 @click.command(short_help="Measure the variational bound, in bits/dim.")
@@ -22,6 +30,8 @@ from ancestral.apps.cli.options import POSITIVE, held_out, machine_options, meas
 @measuring_options
 def evaluate(run: Path, processes: int, **options: Any) -> None:
     """Measure the variational bound of the model in RUN on the held-out part of DATA, in bits per dimension."""
+    if options["exact"]:
+        need_not_given("--exact measures every term", "terms")
     share(processes)
     from ancestral.evaluation import elbo_command
 
@@ -58,6 +68,8 @@ def metrics(source: Path, processes: int, **given: Any) -> None:
     SOURCE is a run, from which samples are drawn and whose own data are DATA when left out; or images, as a folder,
     .npz or .npy file, that are compared as they are.
     """
+    if given["no_cache"]:
+        need_not_given("--no-cache keeps nothing", "cache")
     share(processes)
     from ancestral.evaluation import sample_metrics_command
 

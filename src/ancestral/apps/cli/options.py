@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions, one_way_to_step
 from ancestral.runtime.text import amount, count, seconds
@@ -148,6 +149,14 @@ def held_out(num_images: int) -> Any:
     return combined(run_argument, click.argument("data_source", metavar="[DATA]", required=False), count)
 
 
+def need_not_given(reason: str, *names: str) -> None:
+    """Refuse options of this command that were given and would do nothing."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')}: {reason}; leave it out")
+
+
 def share(processes: int, restarts: int = 0) -> None:
     """Hand this command to several processes, unless this is one of them; they take turns on a core, to a limit."""
     from ancestral.runtime.launch import is_child, launch
@@ -155,5 +164,7 @@ def share(processes: int, restarts: int = 0) -> None:
     most = A_CORE * (os.cpu_count() or 1)
     if processes > most:
         raise click.UsageError(f"--processes: {processes} are too many here; {most} at most, {A_CORE} a core")
+    if processes == 1 and restarts:
+        need_not_given("is of --processes 2 and more", "restarts")
     if processes > 1 and not is_child():
         sys.exit(launch(processes, restarts, sys.argv[1:]))
