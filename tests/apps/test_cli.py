@@ -717,3 +717,38 @@ def test_options_that_would_do_nothing_are_refused(line, trained_run, tmp_path, 
     assert f"{line[-2]}: " in result.output
     assert "leave it out" in result.output.replace("\n", " ")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.fixture(scope="module")
+def short_chain(tmp_path_factory):
+    run = tmp_path_factory.mktemp("short") / "run"
+    options = ("--preset", "tiny", "--steps", 2, "--set", "diffusion.T=8", *TINY)
+    result = run_command("train", "digits", *options, "--out", run)
+    assert result.exit_code == 0, result.output
+    return run
+
+
+SHORT = {
+    "archive": ("archive", "{run}", "a.npy", "--out", "a.archive"),
+    "agree": ("agree", "{run}", "--num-images", 2),
+    "vary": ("edit", "vary", "{run}", "a.png", "--out", "b.png"),
+    "inpaint": ("edit", "inpaint", "{run}", "a.png", "--mask", "half.png", "--out", "b.png"),
+    "interpolate": ("edit", "interpolate", "{run}", "a.png", "half.png", "--frames", 2, "--out", "b.png"),
+    "restore": ("edit", "restore", "{run}", "a.png", "--task", "deblur", "--out", "b.png"),
+}
+
+
+@pytest.mark.parametrize("line", SHORT.values(), ids=SHORT)
+def test_a_chain_shorter_than_the_steps_of_a_command(line, short_chain, tmp_path, monkeypatch):
+    """It takes all of them where no number is named, and refuses more that are named."""
+    monkeypatch.chdir(tmp_path)
+    picture = np.tile(np.uint8([0, 0, 0, 0, 255, 255, 255, 255]), (8, 1))
+    np.save("a.npy", picture[None].repeat(2, 0))
+    for name in ("a.png", "half.png"):
+        Image.fromarray(picture).save(name)
+    line = [short_chain if word == "{run}" else word for word in line]
+    result = run_command(*line)
+    assert result.exit_code == 0, result.output
+    result = run_command(*line, "--steps", 9)
+    assert result.exit_code == 2
+    assert "--steps: steps must be between 1 and T = 8, got 9" in result.output

@@ -28,6 +28,7 @@ from ancestral.errors import UserError
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import need_none
+from ancestral.runs.config import Config
 from ancestral.runs.datasets import facts
 from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import device_of, open_gaussian
@@ -38,6 +39,8 @@ from ancestral.runtime.file_names import as_png, check, need_other
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, pieces
 from ancestral.runtime.text import quoted
+
+CALLS = 20  # of the network an image, where there are so many times
 
 
 @dataclass(frozen=True)
@@ -119,13 +122,18 @@ def compressed(
     )
 
 
-def archive(run: Path, images: Path, *, out: Path, steps: int, grid: str, block: int) -> None:
+def calls(config: Config) -> int:
+    """Network calls an image, where no number is named."""
+    return min(CALLS, len(build.training_grid(config)) - 1)
+
+
+def archive(run: Path, images: Path, *, out: Path, steps: int | None, grid: str, block: int) -> None:
     """Compress all images of a source into a file, and say what it has cost."""
     need_other(out, images)
     saved, predictor = open_coder(run)
     pixels, names = _pictures(images, saved.facts.shape)
     check(list(map(as_png, names)), out.parent, images, "rename it, or archive a .npz file, which has no names")
-    times = build.sampling_grid(saved.config, grid, steps)
+    times = build.sampling_grid(saved.config, grid, steps or calls(saved.config))
     with held(out.parent, f"archive-{sha256(os.fsencode(out.name)).hexdigest()[:16]}"):
         made = compressed(saved, predictor, pixels, names, times, block, out.with_name(f".{out.name}.job"))
         content = made.content.to_bytes()

@@ -12,7 +12,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from ancestral.compression.archive_command import Archived, compressed, expanded, open_coder
+from ancestral.compression.archive_command import Archived, calls, compressed, expanded, open_coder
 from ancestral.compression.archive_format import Archive
 from ancestral.compression.block_coder import MOST
 from ancestral.data.pixels import to_unit
@@ -69,13 +69,14 @@ def rows(bits_by_measure: dict[str, Tensor]) -> dict[str, Row]:
 
 
 def agree(
-    folder: Path, *, data_source: str | None, num_images: int, steps: int, grid: str, block: int, seed: int
+    folder: Path, *, data_source: str | None, num_images: int, steps: int | None, grid: str, block: int, seed: int
 ) -> None:
     """Measure the bound in each way, write the archive, read it back, and print one table of all."""
     saved, predictor = open_coder(folder)
     need_every_time(saved.config, str(folder))
     data_source, images = images_for(saved, data_source)
     test = images.test.spread(num_images)
+    steps = steps or calls(saved.config)
     times, pixels = build.sampling_grid(saved.config, grid, steps), np.asarray(test.images[:])
     name = f"agreement-{steps}"
     with held(folder, name) as results:

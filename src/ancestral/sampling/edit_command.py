@@ -58,9 +58,11 @@ def _below(schedule: Gaussian, grid: list[int], t: int) -> list[int]:
         raise UserError(f"--at: {error}") from None
 
 
-def inpaint(folder: Path, sources: Sources, options: SamplingOptions, *, mask: Path, jump: int, resamples: int) -> None:
+def inpaint(
+    folder: Path, sources: Sources, options: SamplingOptions, calls: int, *, mask: Path, jump: int, resamples: int
+) -> None:
     """Draw what is white in a mask anew and keep the rest to the byte (RePaint)."""
-    editor = FileEditor(folder, with_new_noise(options), sources)
+    editor = FileEditor(folder, with_new_noise(options), sources, calls)
     x0, known = editor.read_all(), editor.read_mask(mask)
     edit = repainted(editor, x0, known, jump, resamples)
     editor.write({"image": x0, "kept": torch.where(known, x0, 0.0)}, editor.draw(len(x0), *edit))
@@ -123,11 +125,11 @@ ENCODERS: dict[str, Encoder] = {
 
 
 def interpolate(
-    folder: Path, sources: Sources, options: SamplingOptions, *, at: int | None, frames: int, encoder: str
+    folder: Path, sources: Sources, options: SamplingOptions, calls: int, *, at: int | None, frames: int, encoder: str
 ) -> None:
     """Go from one image to the other through mixed states at t (the paper's section 4.3): a row for each variant."""
     way = choose(ENCODERS, encoder, "--encoder")
-    editor = FileEditor(folder, way.step(options), sources)
+    editor = FileEditor(folder, way.step(options), sources, calls)
     ends = editor.read_all()
     edit = between(editor, ends, way, at, frames, sources.num_images)
     mixed = editor.draw(frames, *edit).transpose(0, 1)
@@ -154,9 +156,11 @@ def between(editor: Editor, ends: Tensor, way: Encoder, at: int | None, frames: 
     return Edit(_calls(editor, times), steps)
 
 
-def vary(folder: Path, sources: Sources, options: SamplingOptions, *, at: int | None, strength: float) -> None:
+def vary(
+    folder: Path, sources: Sources, options: SamplingOptions, calls: int, *, at: int | None, strength: float
+) -> None:
     """Noise the images up to t and draw them down from there (SDEdit)."""
-    editor = FileEditor(folder, with_new_noise(options), sources)
+    editor = FileEditor(folder, with_new_noise(options), sources, calls)
     x0, top = editor.read_all(), editor.schedule.T
     times = _below(editor.schedule, editor.sampler.times, max(1, round(strength * top)) if at is None else at)
 
@@ -209,14 +213,16 @@ def _from_file(operator: Operator, y: Tensor, noise: float) -> Measurement:
     return Measurement(operator, operator.in_range(y), noise**2 + ROUNDING**2)
 
 
-def restore(folder: Path, sources: Sources, options: SamplingOptions, damage: Damage, *, method: str) -> None:
+def restore(
+    folder: Path, sources: Sources, options: SamplingOptions, calls: int, damage: Damage, *, method: str
+) -> None:
     """Sample the images that may have been before they were damaged; first damage them, unless they are."""
     make, way = choose(TASKS, damage.task, "--task"), choose(METHODS, method, "--method")
     if damage.mask is not None and damage.task != "missing":
         raise UserError(f"--mask: says which pixels are missing, and --task is {damage.task}; leave it out")
     if method == "ddrm" and options.step_named:
         raise UserError("--method ddrm: has steps of its own; leave out --solver, --eta and --variance")
-    editor = FileEditor(folder, with_new_noise(options), sources)
+    editor = FileEditor(folder, with_new_noise(options), sources, calls)
     try:
         operator = make(editor, damage)
     except ValueError as error:

@@ -50,14 +50,22 @@ class Editor:
         options: of drawing.
         device: by name.
         opener: of the run.
+        calls: steps where the options name none, as of a `Sampler`.
 
     Raises:
         UserError: when the run cannot be used.
     """
 
-    def __init__(self, folder: Path, options: SamplingOptions, device: str, opener: Opener = open_gaussian) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: SamplingOptions,
+        device: str,
+        opener: Opener = open_gaussian,
+        calls: int | None = None,
+    ) -> None:
         clip = options.clip or OWN  # an x0 that is corrected runs away where nothing clips it
-        self.options, self.sampler = options, Sampler(folder, replace(options, clip=clip), device, opener)
+        self.options, self.sampler = options, Sampler(folder, replace(options, clip=clip), device, opener, calls)
         self.saved, self.model = self.sampler.saved, self.sampler.model
         self.schedule, self.shape = self.model.schedule, self.saved.facts.shape
         if self.saved.config.model.embedding:
@@ -141,11 +149,11 @@ class FileEditor(Editor):
         UserError: when the run or an image cannot be used.
     """
 
-    def __init__(self, folder: Path, options: SamplingOptions, sources: Sources) -> None:
+    def __init__(self, folder: Path, options: SamplingOptions, sources: Sources, calls: int) -> None:
         if sources.out.suffix.lower() != ".png":
             raise UserError(f"--out: the sheet is a PNG file, and {sources.out} does not end with .png")
         self.sources = sources
-        super().__init__(folder, options, sources.device)
+        super().__init__(folder, options, sources.device, calls=calls)
         self.folder = sources.out.with_suffix("")
 
     def read(self, path: Path, shape: Sequence[int], white: int) -> np.ndarray:

@@ -36,12 +36,20 @@ class Sampler:
         options: of drawing.
         device: by name.
         opener: of the run; `open_gaussian` refuses another chain before the options are looked at.
+        calls: steps where the options name none, as far as there are so many; as many as the chain's own when left out.
 
     Raises:
         UserError: when the run cannot be opened, or an option has no meaning for it.
     """
 
-    def __init__(self, folder: Path, options: SamplingOptions, device: str, opener: Opener = open_model) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: SamplingOptions,
+        device: str,
+        opener: Opener = open_model,
+        calls: int | None = None,
+    ) -> None:
         self.saved, self.model = opener(folder, device, options.average_width)
         self.open_streams = build.streams(self.saved.config, device_of(self.model))
         self.format = for_drawing(options.precision, self.saved, device_of(self.model))
@@ -50,7 +58,7 @@ class Sampler:
         kind = build.chain(self.saved.config)
         self.draw = kind.draw
         self.every = len(build.training_grid(self.saved.config)) - 1
-        steps = _steps(options, min(kind.calls, self.every))
+        steps = _steps(options, min(calls or kind.calls, self.every))
         if options.eta is options.variance is solver is kind.reverse is None and steps is not None:
             solver = default_solver(steps)
         self.move = build.method(self.saved, solver, options.variance, options.eta)

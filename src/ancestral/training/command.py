@@ -19,6 +19,7 @@ from ancestral.data.shared import load_once
 from ancestral.data.source_paths import public
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, compute_format, config, current_settings
+from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.compute_format import FORMATS, Timed
 from ancestral.runs.datasets import facts, named_untrained
 from ancestral.runs.lock import FOLDER as OWNERS
@@ -27,7 +28,7 @@ from ancestral.runs.memory_need import fits, need_for_training
 from ancestral.runs.metrics_log import leg_starts, read_metrics
 from ancestral.runtime import plots, verified_folder
 from ancestral.runtime.console import Progress, TextColumn, TimeLeft, screen
-from ancestral.runtime.distributed import process_group
+from ancestral.runtime.distributed import Processes, process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import catch_stop
@@ -145,28 +146,8 @@ def train(
     trackers.check(track)
     torch_device = build.device(device)
     with process_group(torch_device) as processes:
-        begun = checkpoint.latest(folder)[0] if not fresh and (length.further or begin_with) else None
-        if length.further:
-            if begun is None:
-                raise UserError(
-                    f"{legs.typed(str(length))}: there is no run in {folder} to go on with; leave out the +"
-                    + (", or --fresh, which begins anew" if fresh else "")
-                )
-            settings = legs.own_settings(settings, given, begun.config)
-        elif begin_with is not None:
-            begin_with.need_other_than(folder)
-            saved = begin_with.model if begun is None else begun
-            settings = origin.settings(settings, given, saved.config)
-        source, options = load.settled(settings.source), settings.data
-        settings = replace(settings, source=source)
-        images = images or load_once(processes, lambda: load.load(source, options), options.cache)
-        if images.reading.white is not None:  # kept, so that later images of this run are read alike
-            settings = replace(settings, data=replace(settings.data, white=images.reading.white))
-        if settings.model.labels and images.train.class_names != images.test.class_names:
-            raise UserError(
-                f"{settings.source}: the images held out have other classes, or none ({images.reading.classes}); label "
-                "them like those to train on, or train without: --set model.labels=false"
-            )
+        settings, begun = _of_beginning(settings, folder, length, fresh=fresh, given=given, begin_with=begin_with)
+        settings, images = _read(settings, images, processes)
         summary = inventory.summary(images) if processes.first else {}
         for line in inventory.paragraph(images, summary) if summary else []:
             _say(line)
@@ -216,6 +197,53 @@ def train(
             run.writer.close()
             if run.owner is not None:
                 run.owner.release()
+
+
+def _of_beginning(
+    settings: config.Config,
+    folder: Path,
+    length: Length,
+    *,
+    fresh: bool,
+    given: Collection[str],
+    begin_with: Origin | None,
+) -> tuple[config.Config, Checkpoint | None]:
+    """The settings as the run that goes on has them, or the model that it begins with; and that run, where it is there.
+
+    Raises:
+        UserError: where there is nothing to go on with, or a setting does not suit it.
+    """
+    if not length.further and begin_with is None:
+        return settings, None
+    begun = None if fresh else checkpoint.latest(folder)[0]
+    if begin_with is not None and not length.further:
+        begin_with.need_other_than(folder)
+        return origin.settings(settings, given, (begun or begin_with.model).config), begun
+    if begun is None:
+        raise UserError(
+            f"{legs.typed(str(length))}: there is no run in {folder} to go on with; leave out the +"
+            + (", or --fresh, which begins anew" if fresh else "")
+        )
+    return legs.own_settings(settings, given, begun.config), begun
+
+
+def _read(settings: config.Config, images: Splits | None, processes: Processes) -> tuple[config.Config, Splits]:
+    """The images, those of the settings' source where none are given; and the settings with what was read in them.
+
+    Raises:
+        UserError: where they cannot be read, or those held out have other classes.
+    """
+    settings = replace(settings, source=load.settled(settings.source))
+    source, options = settings.source, settings.data
+    images = images or load_once(processes, lambda: load.load(source, options), options.cache)
+    if images.reading.white is not None:  # kept, so that later images of this run are read alike
+        settings = replace(settings, data=replace(settings.data, white=images.reading.white))
+    if settings.model.labels and images.train.class_names != images.test.class_names:
+        raise UserError(
+            f"{settings.source}: the images held out have other classes, or none ({images.reading.classes}); label "
+            "them like those to train on, or train without: --set model.labels=false"
+        )
+    return settings, images
 
 
 def _set_aside(folder: Path) -> None:

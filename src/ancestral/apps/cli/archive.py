@@ -18,7 +18,9 @@ def rows_of(text: str) -> tuple[int, int]:
     return int(first), int(last)
 
 
-steps_option = click.option("--steps", type=POSITIVE, default=20, show_default=True, help="Network calls an image.")
+steps_option = click.option(
+    "--steps", type=POSITIVE, help="Network calls an image; 20 when left out, or T where that is fewer."
+)
 grid_option = click.option("--grid", default="quadratic", show_default=True, help="How these are spread over time.")
 block_option = click.option(
     "--block", type=POSITIVE, default=256, show_default=True, help="Images that are decoded together."

@@ -19,18 +19,19 @@ from ancestral.apps.cli.options import (
 )
 
 FILE = click.Path(path_type=Path)
+CALLS = {"inpaint": 50, "interpolate": 100, "vary": 100, "restore": 50}  # where no other number is named
 images_argument = click.argument("paths", metavar="IMAGE...", type=FILE, nargs=-1, required=True)
 at_option = click.option(
     "--at", type=POSITIVE, help="Noise level t of the paper, 1 to T; T/2 when left out, T for inversion."
 )
 
 
-def edit_options(steps: int) -> Any:
-    """What every edit takes: how images are drawn in so many steps, and how they are read and written."""
-    taken = {"type": POSITIVE, "default": steps, "show_default": True, "metavar": None}
+def edit_options(calls: int) -> Any:
+    """What every edit takes: how images are drawn, in so many steps, and how they are read and written."""
+    text = f"Steps from T to clean images; {calls} when left out, or T where that is fewer."
     return combined(
         sampling_options(
-            steps={**taken, "help": "Steps from T to clean images."},
+            steps={"type": POSITIVE, "default": None, "metavar": None, "help": text},
             solver={
                 "help": "dpm++3m, ipndm4, heun, ... (docs/how-to/solvers.md); without a way to step --eta 1, "
                 "and unipc3 for --encoder inversion."
@@ -64,12 +65,12 @@ def edit() -> None:
 @click.option("--mask", type=FILE, required=True, help="Image of the same size; white is drawn anew, black is kept.")
 @click.option("--jump", type=POSITIVE, default=5, show_default=True, help="Steps gone up again at a time.")
 @click.option("--resamples", type=POSITIVE, default=5, show_default=True, help="Times each stretch is walked; 1: once.")
-@edit_options(steps=50)
+@edit_options(CALLS["inpaint"])
 def inpaint(run: Path, **given: Any) -> None:
     """Draw the white of a mask anew in each IMAGE (RePaint). Sheet: input, what is kept, results."""
     from ancestral.sampling import edit_command
 
-    edit_command.inpaint(run, sources(given), **given)
+    edit_command.inpaint(run, sources(given), calls=CALLS["inpaint"], **given)
 
 
 @edit.command()
@@ -86,13 +87,13 @@ def inpaint(run: Path, **given: Any) -> None:
     show_default=True,
     help="noise: each its own noise, as in the paper; shared: one noise for both; inversion: the flow, upwards.",
 )
-@edit_options(steps=100)
+@edit_options(CALLS["interpolate"])
 def interpolate(run: Path, first: Path, second: Path, **given: Any) -> None:
     """Go from image A to image B through mixed states at t (the paper's Figure 8); t is T/2, or T for inversion."""
     from ancestral.sampling import edit_command
 
     given["paths"] = (first, second)
-    edit_command.interpolate(run, sources(given), **given)
+    edit_command.interpolate(run, sources(given), calls=CALLS["interpolate"], **given)
 
 
 @edit.command()
@@ -104,7 +105,7 @@ def interpolate(run: Path, first: Path, second: Path, **given: Any) -> None:
     type=Number(0, 1, min_open=True),
     help="t as a share of T, 1 keeps nothing; 0.5 when left out, without --at.",
 )
-@edit_options(steps=100)
+@edit_options(CALLS["vary"])
 def vary(run: Path, **given: Any) -> None:
     """Noise each IMAGE up to t and draw it from there (SDEdit). Sheet: input, results."""
     if None not in (given["at"], given["strength"]):
@@ -112,7 +113,7 @@ def vary(run: Path, **given: Any) -> None:
     given["strength"] = given["strength"] or 0.5
     from ancestral.sampling import edit_command
 
-    edit_command.vary(run, sources(given), **given)
+    edit_command.vary(run, sources(given), calls=CALLS["vary"], **given)
 
 
 @edit.command()
@@ -152,7 +153,7 @@ def vary(run: Path, **given: Any) -> None:
     help="Noise of the damage: its std on the scale [-1, 1].",
 )
 @click.option("--degraded", is_flag=True, help="IMAGE is damaged already; when left out it is damaged first.")
-@edit_options(steps=50)
+@edit_options(CALLS["restore"])
 def restore(run: Path, method: str, **given: Any) -> None:
     """Undo a known damage of each IMAGE. Sheet: input, the damaged image, results."""
     for name, task in {"factor": "super-resolution", "blur": "deblur", "missing": "missing"}.items():
@@ -163,4 +164,4 @@ def restore(run: Path, method: str, **given: Any) -> None:
     from ancestral.sampling import edit_command
 
     options, read = given.pop("options"), sources(given)
-    edit_command.restore(run, read, options, edit_command.Damage(**given), method=method)
+    edit_command.restore(run, read, options, CALLS["restore"], edit_command.Damage(**given), method=method)
