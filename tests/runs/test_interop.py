@@ -346,4 +346,3 @@ def test_an_imported_run_is_imported_again(colour_digits, tmp_path):
         assert result.exit_code == 0, result.output
     one, two = (checkpoint.open_newest(tmp_path / name) for name in ("one", "two"))
     assert one.state["read"] == two.state["read"]
-    assert one.state["checked"] == two.state["checked"]

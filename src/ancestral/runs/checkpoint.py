@@ -175,9 +175,7 @@ def description(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts,
 def save_imported(run: Path, saved: Checkpoint) -> Path:
     """Make a run of a model from elsewhere, to sample and evaluate. Returns the checkpoint's folder."""
     state = {"length": "imported", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": True}
-    state |= {
-        name: saved.state[name] for name in ("read", "checked", "origin", "timestep_spacing") if name in saved.state
-    }
+    state |= {name: saved.state[name] for name in ("read", "origin", "timestep_spacing") if name in saved.state}
     document = to_json(saved.config, saved.facts)
     return save(run, saved.images, document, saved.weights, {}, {"total": saved.images, **state}, saved.calibration)
 

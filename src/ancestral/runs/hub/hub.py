@@ -107,7 +107,7 @@ def import_model(source: str, run: Path, scheduler: Path | None = None, null_cla
     finally:
         owner.release()
     lines = [f"imported: {folder}; now: ancestral sample {quoted(run)}", *saved.state.get("notes", [])]
-    if "read" in saved.state and not saved.state.get("checked", True):
+    if "read" in saved.state and not saved.state.get("checked", True):  # a run has digests
         lines.append(UNCHECKED)
         lines += [f"  {digest}  {name}" for name, digest in saved.state["read"].items()]
     return lines
