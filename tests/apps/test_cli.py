@@ -647,7 +647,7 @@ def test_numbers_that_no_command_can_use_are_refused(line, trained_run, tmp_path
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.full((8, 8), 99, np.uint8)).save("a.png")
     line = [trained_run if word == "{run}" else word for word in line]
-    out = () if line[0] in ("likelihood",) else ("--out", "out.png" if line[0] == "edit" else "out")
+    out = () if line[0] == "likelihood" else ("--out", "out.png" if line[0] == "edit" else "out")
     result = run_command(*line, *out)
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit)

@@ -312,6 +312,14 @@ def test_the_commands(any_run, tmp_path):
     folder = tmp_path / "pictures"
     assert run_command("unarchive", any_run, file, "--out", folder, "--only", "2:5").exit_code == 0
     assert sorted(path.name for path in folder.iterdir()) == ["000002.png", "000003.png", "000004.png"]
+    beside = tmp_path / "beside"  # what an archive lies in may take its images
+    beside.mkdir()
+    (beside / file.name).write_bytes(file.read_bytes())
+    assert run_command("unarchive", any_run, beside / file.name, "--out", beside, "--only", "2:5").exit_code == 0
+    assert sorted(path.name for path in beside.iterdir() if path.is_file()) == [
+        *sorted(path.name for path in folder.iterdir()),
+        file.name,
+    ]
     again = tmp_path / "again.archive"
     assert run_command("archive", any_run, folder, "--out", again, "--steps", 4).exit_code == 0
     assert run_command("unarchive", any_run, again, "--out", tmp_path / "twice").exit_code == 0

@@ -43,16 +43,22 @@ def score(images: Traced, reference: Traced) -> dict[str, tuple[Tensor, Tensor]]
     return {name: (values, p_values(values, others)) for name, (values, others) in found.items()}
 
 
+def reference_of(images: ImageSet) -> ImageSet:
+    """Those of some usual images that scores are compared with.
+
+    Raises:
+        UserError: for fewer than a standard deviation and a p-value can be had of.
+    """
+    found = images.spread(REFERENCE)
+    if len(found) < LEAST:
+        raise UserError(f"--per-image: compares with {LEAST} training images at least, and here are {len(found)}")
+    return found
+
+
 def score_files(
     measurement: Measurement, reference: ImageSet, bound: Elbo, cache: Path, processes: Processes
 ) -> dict[str, bytes]:
-    """Score the images, whose bound was measured `REPEATS` times, against reference images; CSV and picture sheet.
-
-    Raises:
-        UserError: for fewer reference images than a standard deviation and a p-value can be had of.
-    """
-    if len(reference) < LEAST:
-        raise UserError(f"--per-image: compares with {LEAST} training images at least, and here are {len(reference)}")
+    """Score the images, whose bound was measured `REPEATS` times, against reference images; CSV and picture sheet."""
     with Progress() as bar:
         task = bar.add_task("image by image", total=processes.most(len(measurement.images) + len(reference)))
         images, usual = (
@@ -92,7 +98,7 @@ def _files(test: ImageSet, elbo: Elbo, scores: dict[str, tuple[Tensor, Tensor]],
     flags = (p <= FLAGGED).long().tolist()
     order = values.argsort(descending=True, stable=True)[:ON_SHEET].numpy()
     flagged = f"{sum(flags)} of {len(test)} flagged"
-    if 1 / (compared // 2 + 1) > FLAGGED:  # the least p-value that there can be
+    if compared < MAY_FLAG:  # even the least p-value that there can be is larger
         flagged = f"none can be flagged: that takes {MAY_FLAG} training images to compare with, and here are {compared}"
     table = Table(title=f"most surprising by {BY}; {flagged}", title_justify="left")
     for heading in ("image", BY, "p", "bits/dim", "standard error"):

@@ -67,7 +67,7 @@ def evaluate(
     norm = None
     if per_image:
         _, usual = images_for(saved, reference, "name them: --reference DATA", (data_source, images))
-        norm = usual.train.spread(anomaly_scores.REFERENCE)
+        norm = anomaly_scores.reference_of(usual.train)
     saved = calibration.calibrated(saved, model, train)
     times, move = build.training_grid(saved.config), build.transition(saved, variance)
     terms = measured_terms(len(times) - 1, terms, exact, "--terms")

@@ -21,13 +21,13 @@ def as_png(name: str) -> str:
 
 
 def need_other(out: Path, read: Path) -> None:
-    """Refuse to write over, or into a folder that replaces, what is read.
+    """Refuse to write over what is read.
 
     Raises:
         UserError: naming it.
     """
-    if out.resolve() in (read.resolve(), read.resolve().parent):
-        raise UserError(f"--out: {out} is or holds one of the files to be read ({read}); choose another name")
+    if out.resolve() == read.resolve():
+        raise UserError(f"--out: {out} is one of the files to be read; choose another name")
 
 
 def check(names: Sequence[str], out: Path, source: Path, mend: str) -> None:

@@ -25,9 +25,11 @@ _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 
 
-def out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: Exception) -> bool:
     """Whether a device or the machine has no more memory."""
-    return any(words in str(error) for words in _OUT_OF_MEMORY)
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def free_memory() -> int | None:

@@ -158,8 +158,9 @@ class FileEditor(Editor):
 
     def read(self, path: Path, shape: Sequence[int], white: int) -> np.ndarray:
         """The image as bytes (H, W, C) of this shape (C, H, W); `white` is 255 where values have more than 8 bits."""
-        for written in (self.sources.out, self.folder):
-            need_other(written, path)
+        need_other(self.sources.out, path)
+        if self.folder.resolve() == path.resolve().parent:  # it is replaced whole
+            raise UserError(f"--out: {self.folder} holds one of the files to be read, {path}; choose another name")
         data, (channels, height, width) = self.saved.config.data, shape
         pixels = decode.decode(path, channels, None, data.background, data.max_pixels, white=white)
         if pixels.shape[:2] == (height, width):

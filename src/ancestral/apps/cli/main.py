@@ -83,7 +83,6 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         from ancestral.errors import UserError
         from ancestral.runtime.launch import reported_exit
-        from ancestral.runtime.system import out_of_memory
 
         try:
             with raise_on_stop(), _plain():
@@ -104,7 +103,9 @@ class _Group(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and out_of_memory(error)):
+            from ancestral.runtime.system import out_of_memory
+
+            if out_of_memory(error):
                 said = str(error).strip().partition("\n")[0] or type(error).__name__
                 return _end(ctx, 2, f"error: memory has run out ({said}); {FEWER}")
             if (code := reported_exit()) is None:  # or another process has said why this one cannot go on
