@@ -359,7 +359,7 @@ def test_a_run_reads_what_it_is_given_later_in_the_range_of_its_images(tmp_path,
     png16(mask, np.repeat([[[0], [65535]]], 4, 1).repeat(8, 0).astype(np.uint16))
     expected = nearest(made["0.png"], 4095)
     sources = Sources([file], fit=False, out=tmp_path / "x.png", num_images=1, device="cpu")
-    editor = FileEditor(tmp_path / "run", SamplingOptions(batch_size=4), sources)
+    editor = FileEditor(tmp_path / "run", SamplingOptions(batch_size=4), sources, calls=1)
     assert (to_bytes(editor.read_all())[0] == expected).all()
     assert editor.read_mask(mask).float().mean() == 0.5
     served = session.open_served_run(tmp_path / "run", "cpu", None)
