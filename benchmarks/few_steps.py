@@ -24,6 +24,12 @@ WAYS = {
     "10 steps of unipc3, --clip own": {"steps": 10, "clip": "own"},
     "6 steps of unipc3": {"steps": 6},
     "6 tuned steps of unipc3": {"steps": 6, "grid": "tuned"},
+    "6 tuned steps of unipc3, --guide early --guidance 1.5": {
+        "steps": 6,
+        "grid": "tuned",
+        "guide": "early",
+        "guidance": 1.5,
+    },
 }
 
 

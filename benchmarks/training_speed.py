@@ -1,6 +1,7 @@
 """Training and sampling steps against diffusers' network with the same weights, and lucidrains' at equal operations.
 
-Run: .venv-peers/bin/python benchmarks/training_speed.py. Writes its tables into benchmarks/results.md.
+Run: .venv-peers/bin/python benchmarks/training_speed.py. Writes its table into benchmarks/results.md, where each maker
+of processors has one.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Computed, interleaved, options, parsed, publish, spread, table
+from common import Computed, interleaved, options, origin, parsed, publish, spread, table
 from peers import SIDE, Script, lucidrains
 from torch import Tensor, nn
 from torch.nn import functional
@@ -234,7 +235,8 @@ def main() -> None:
     note = (
         f"{given.repeats} repeats in turns; ratio: median [quartiles]; ours with {', '.join(given.set) or 'defaults'}."
     )
-    publish("training-speed", f"{note}\n\n{text}", given.docs)
+    maker = origin()["machine"].partition(" ")[0].partition("(")[0].lower()  # what is fast differs between them
+    publish(f"training-speed-{maker}", f"{note}\n\n{text}", given.docs)
 
 
 if __name__ == "__main__":

@@ -14,4 +14,19 @@ class OtherVersion(UserError):
 
 def missing(what: str, package: str, extra: str) -> UserError:
     """That something needs a package which is not installed, and how to install it."""
-    return UserError(f'{what}: needs {package}; pip install "ancestral[{extra}]"')
+    packages = " ".join(f'"{one}"' for one in _packages(extra))
+    return UserError(f"{what}: needs {package}; pip install {packages}")
+
+
+def _packages(extra: str) -> list[str]:
+    """What an extra of this package installs, by name: an index may know no package of ours, or another's."""
+    from importlib.metadata import requires
+
+    found, own = [], "ancestral["
+    for line in requires("ancestral") or ():
+        package, _, condition = line.partition("; ")
+        if condition != f'extra == "{extra}"':
+            continue
+        extras = package.removeprefix(own).removesuffix("]").split(",") if package.startswith(own) else []
+        found += [each for one in extras for each in _packages(one)] or [package]
+    return found

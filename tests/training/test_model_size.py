@@ -23,13 +23,21 @@ def test_the_loss_is_its_formula_and_the_images_needed_are_its_inverse():
 
 
 @pytest.mark.parametrize("seconds", [1, 60, 300, 1e3, 1e4, 1e5, 1e9])
-def test_the_best_width_is_next_to_where_the_derivative_is_zero(seconds):
+def test_the_width_is_the_narrowest_near_the_least_loss_which_is_where_the_derivative_is_zero(seconds):
     # With r = w / 32 the loss is a r^-p + b (n r^-s)^-q: least where a p r^-p = b s q n^-q r^(s q).
     (a, p), (b, q), s = LAW.width, LAW.images, LAW.seconds
     n = 500 * seconds / 1e5
     exact = UNIT * (a * p / (b * s * q * n**-q)) ** (1 / (p + s * q))
-    below, above = [w for w in WIDTHS if w <= exact] or [WIDTHS[0]], [w for w in WIDTHS if w > exact] or [WIDTHS[-1]]
-    assert LAW.best(seconds, 500) in (below[-1], above[0])
+    best = LAW.best(seconds, 500)
+
+    def loss(width):
+        return LAW.loss(width, LAW.seen(width, seconds, 500))
+
+    assert loss(best) <= 1.02 * min(map(loss, WIDTHS))
+    assert all(loss(width) > 1.02 * min(map(loss, WIDTHS)) for width in WIDTHS if width < best)
+    # At equal losses it would be one of the two neighbours; never is it wider.
+    assert best <= min([w for w in WIDTHS if w > exact], default=WIDTHS[-1])
+    assert loss(exact) <= min(map(loss, WIDTHS))
 
 
 @KINDS
@@ -45,6 +53,17 @@ def test_more_time_or_a_faster_machine_never_asks_for_a_smaller_network(channels
     assert losses == sorted(losses, reverse=True)
 
 
+def narrowest(losses):
+    """Of the widths with these losses the first whose is at most 2 % above the least."""
+    return next(width for width in sorted(losses) if losses[width] <= 1.02 * min(losses.values()))
+
+
+def test_a_wider_network_must_promise_more_than_the_law_s_error():
+    assert model_size.narrowest({32: 1.0, 16: 1.0199, 48: 1.1}) == 16
+    assert model_size.narrowest({32: 1.0, 16: 1.0201, 48: 0.99}) == 32
+    assert model_size.narrowest({16: 1.5, 64: 1.0}) == 64
+
+
 def machine(speed, s):
     """One whose images per second fall by a power of the width, from so many at the preset's."""
     return lambda width: speed * (width / plain().width) ** -s
@@ -58,7 +77,7 @@ def test_the_width_is_the_best_of_all_on_a_machine_with_any_exponent(channels, s
     best, found, per_second = model_size.timed(known, 16, seconds, speed)
     assert found.seconds == pytest.approx(s, abs=1e-9)
     assert per_second == pytest.approx(speed(32))
-    assert best == min(WIDTHS, key=lambda one: known.loss(one, seconds * speed(one)))
+    assert best == narrowest({one: known.loss(one, seconds * speed(one)) for one in WIDTHS})
 
 
 @KINDS
@@ -94,7 +113,7 @@ def test_on_a_device_that_small_networks_leave_idle_it_is_near_the_best_after_fe
     best, found, per_second = model_size.timed(known, 16, seconds, speed)
     assert len(asked) == len(set(asked)) <= TIMED
     assert found.seen(best, 1, per_second) == pytest.approx(2000.0 / max(1, best / 64) ** 2)
-    assert loss(best) <= loss(known.best(seconds, known.per_second(16, 2000.0)))
+    assert loss(best) <= 1.02 * loss(known.best(seconds, known.per_second(16, 2000.0)))
     assert loss(best) == pytest.approx(min(map(loss, WIDTHS)), rel=0.04)
 
 
@@ -126,7 +145,7 @@ def test_the_width_is_the_law_s_for_the_speed_that_was_measured(channels):
     for speed in (0.5, 500.0, 1e6):
         losses = {width: one.loss(width, 600.0 * machine(speed, 1.2)(width)) for width in WIDTHS}
         model, lines = sized(channels, speed=speed)
-        assert model == plain(width=min(losses, key=losses.get))
+        assert model == plain(width=narrowest(losses))
         if model != plain():
             (line,) = lines
             assert line.startswith(f"model.width={model.width}: ")

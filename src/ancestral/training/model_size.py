@@ -1,4 +1,4 @@
-"""Size follows budget: which width of the preset `images` has the lowest held-out loss after so much time.
+"""Size follows budget: which width of the preset `images` to train for so much time.
 
 By a law of the loss of width w after n images, loss(w, n) = floor + a (w / 32)^-p + b (n / 10^5)^-q, as Hoffmann et al.
 2022 have it for language models (section 3.3), where an image takes (w / 32)^s of the time that it takes at width 32.
@@ -25,6 +25,7 @@ UNIT, IMAGES = 32, 1e5  # width and images that the law counts in
 SIDES = range(28, 33)  # of the images of the trials
 LEAST = 60.0  # seconds of a budget from which on the measuring of the speed is little
 TIMED = 4  # widths whose speed is measured, at most
+MARGIN = 0.02  # of the loss, which the law has right to 1 %; and a narrower network draws in less time
 HOPEFUL = 0.5  # s of a machine that wide networks suit: where no other width is best even by it, none is timed
 
 NETWORK = ("width", "multipliers", "blocks", "attention", "patch")  # settings that make its size
@@ -59,8 +60,14 @@ class Law:
         return measured * (width / UNIT) ** self.seconds
 
     def best(self, seconds: float, per_second: float) -> int:
-        """The width with the lowest loss after so many seconds, at so many images per second of width 32."""
-        return min(WIDTHS, key=lambda width: self.loss(width, self.seen(width, seconds, per_second)))
+        """The width for so many seconds, at so many images per second of width 32."""
+        return narrowest({width: self.loss(width, self.seen(width, seconds, per_second)) for width in WIDTHS})
+
+
+def narrowest(losses: Mapping[int, float]) -> int:
+    """The narrowest of the widths with these losses that is within MARGIN of the least."""
+    enough = (1 + MARGIN) * min(losses.values())
+    return min(width for width, loss in losses.items() if loss <= enough)
 
 
 def timed(
@@ -84,8 +91,8 @@ def timed(
         one, *more = sorted(speeds, key=lambda near: abs(math.log(near / other)))
         return speeds[one] * (other / one) ** -(_exponent(speeds, one, more[0]) if more else law.seconds)
 
-    def best(among: Collection[int]) -> int:
-        return min(among, key=lambda one: law.loss(one, seconds * expected(one)))
+    def best(among: Iterable[int]) -> int:
+        return narrowest({one: law.loss(one, seconds * expected(one)) for one in among})
 
     hopeful = replace(law, seconds=HOPEFUL)
     if hopeful.best(seconds, hopeful.per_second(width, speeds[width])) == width:
