@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +15,7 @@ from ancestral.data import cache, pictures
 from ancestral.data.pictures import Labels
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import Watched
-from ancestral.diffusion.samplers.sample import Film, beginning, latents
+from ancestral.diffusion.samplers.sample import beginning, latents
 from ancestral.diffusion.samplers.sample import film as keep_frames
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, tuned_times
@@ -24,21 +23,16 @@ from ancestral.runs.conditions import Conditions, class_of, in_turn
 from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.sampling_options import SamplingOptions
-from ancestral.runtime import array_files
 from ancestral.runtime.console import Progress, advancing, screen
 from ancestral.runtime.distributed import LONG, process_group
-from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
-from ancestral.runtime.resumable_job import Job
-from ancestral.runtime.system import each
+from ancestral.runtime.resumable_job import Files, Job
 from ancestral.runtime.text import quoted
+from ancestral.sampling.drawn_files import FILM, Array, ImageFiles, Pngs, film_files, film_times
 from ancestral.sampling.sampler import Sampler
 
-GRID, FILM, CLASSES = "grid.png", ("film.png", "film.gif"), "labels.json"
-ARRAY, ARRAY_CLASSES = "images.npy", "images.labels.npy"  # as a training reads them
+GRID = "grid.png"
 SHOWN = 256  # images on the contact sheet
-FRAMES = 12  # of a film
-FILMED = 8  # images in a film
 FINE = 60  # network calls of the walk that few steps are tuned to
 
 
@@ -57,52 +51,40 @@ def sample(
     sampler = Sampler(folder, options, device)
     work = sampler.pieces(num_images)
     out = out or folder / "samples"
+    kind: ImageFiles = Array() if array else Pngs()
     cond = conditions(sampler.saved, options.label, embeddings, num_images)
     classes = [sampler.saved.facts.class_names[int(number)] for number in cond.get("labels", ())]
-    named = {CLASSES: json_bytes({_png(i): name for i, name in enumerate(classes)})} if classes else {}
-    if array and classes:
-        named = {ARRAY_CLASSES: array_files.packed(cond["labels"].numpy())}
+    named = kind.classes(cond["labels"], classes) if classes else {}
     vectors = sha256(cond["embedding"].numpy().tobytes()).hexdigest() if "embedding" in cond else None
     channels, *sides = sampler.saved.facts.shape
     shape = (*sides, channels)
 
-    def draw(advance: Callable[[int], object], numbers: range) -> dict[str, bytes]:
+    def draw(advance: Callable[[int], object], numbers: range) -> Files:
         keep = film_times(sorted(set(sampler.visits), reverse=True)) if film and numbers.start == 0 else ()
         frames = keep_frames(sampler.walk(numbers, cond, advance), keep)
-        images = to_bytes(frames.final)
-        if array:
-            drawn = {ARRAY: array_files.packed(images)}
-        else:
-            drawn = dict(zip(map(_png, numbers), each(pictures.png, images), strict=True))
+        drawn = kind.packed(numbers, to_bytes(frames.final))
         if keep:
             seen = [sampler.model.schedule.shown(x_t) for x_t in frames.x_t]
             drawn |= film_files(frames._replace(x_t=seen))
         return drawn
 
-    def whole(numbers: range, kept: dict[str, bytes]) -> bool:
+    def whole(numbers: range, kept: Files) -> bool:
         filmed = not film or numbers.start > 0 or set(FILM) <= kept.keys()
-        if array:
-            return filmed and array_files.is_packed(kept.get(ARRAY, b""), (len(numbers), *shape))
-        return filmed and all(pictures.is_png(kept.get(_png(number), b""), shape) for number in numbers)
+        return filmed and kind.whole(numbers, kept, shape)
 
     with process_group(device_of(sampler.model), LONG) as processes, held(out, "sample", processes) as results:
-        pixels = [ARRAY] if array else map(_png, range(num_images))
-        results.need_free([*pixels, GRID, *(FILM if film else ()), *named])
+        results.need_free([*kind.names(num_images), GRID, *(FILM if film else ()), *named])
         for note in sampler.notes:
             screen.print(note)
-        kind = {"array": True} if array else {}
-        job = Job(out / ".job", {**sampler.settings, "label": options.label, "embeddings": vectors, **kind}, processes)
+        settings = {**sampler.settings, "label": options.label, "embeddings": vectors, **kind.settings}
+        job = Job(out / ".job", settings, processes)
         started = time.monotonic()
         with Progress() as bar:
             task = bar.add_task(f"{sampler.steps} steps", total=processes.most(num_images) * sampler.steps)
             job.run(work, partial(draw, partial(bar.advance, task)), whole)
         if processes.first:
-            drawn = {path.name: path for path in job.files(work)}
-            if array:
-                drawn[ARRAY] = _joined(job, work, shape)
-                first = np.asarray(array_files.mapped(drawn[ARRAY])[:SHOWN])
-            else:
-                first = np.stack([pictures.read_png(drawn[_png(number)]) for number in range(min(num_images, SHOWN))])
+            drawn = kind.joined(job, work, shape)
+            first = kind.first(drawn, min(num_images, SHOWN))
             grid = pictures.sheet(first, labels=Labels(images=classes[: len(first)]))
             for path in results.replace({**drawn, **named, GRID: grid}.items(), covers=(GRID, *FILM)):
                 screen.print(f"kept, as it was changed since it was drawn: {path}")
@@ -146,21 +128,6 @@ def tune_steps(
     screen.print(f"{', '.join(map(str, times))}; now: ancestral sample {quoted(folder)} --steps {steps} --grid tuned")
 
 
-def _joined(job: Job, work: list[range], shape: tuple[int, ...]) -> Path:
-    """One array of the images of all pieces, as a file in the job's folder."""
-    path = job.folder / ARRAY
-    path.unlink(missing_ok=True)  # it may be a link to what was drawn before
-    whole = np.lib.format.open_memmap(path, "w+", np.uint8, (work[-1].stop, *shape))
-    for piece, files in zip(work, job.results(work), strict=True):
-        whole[piece.start : piece.stop] = np.load(io.BytesIO(files[ARRAY]), allow_pickle=False)
-    whole.flush()
-    return path
-
-
-def _png(number: int) -> str:
-    return f"{number:06d}.png"
-
-
 def conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Path | None, count: int) -> Conditions:
     """The conditions of so many images: one class or all in turn, the vectors of a file in turn.
 
@@ -186,23 +153,3 @@ def conditions(saved: checkpoint.Checkpoint, label: str | None, embeddings: Path
     elif embeddings is not None:
         raise UserError("--embeddings: this model was trained without; train with --set model.embedding=true")
     return cond
-
-
-def film_times(times: Sequence[int]) -> set[int]:
-    """About a dozen times, closer together towards the end, where the picture is made."""
-    share = 1 - (1 - np.linspace(0, 1, FRAMES)) ** 1.5
-    return {times[round(float(part) * (len(times) - 2))] for part in share}
-
-
-def film_files(frames: Film) -> dict[str, bytes]:
-    """Rows of pairs: x_t above the x0 predicted from it, one image a pair of rows, the times above; and as a film."""
-    rows = []
-    for image in range(min(FILMED, len(frames.final))):
-        final = frames.final[image]
-        rows += [*(x[image] for x in frames.x_t), final, *(x[image] for x in frames.x0), final]
-    names = [f"t = {t}" for t in (*frames.t, 0)]
-    labels = Labels(columns=names, rows=["x_t", "x0"] * (len(rows) // len(names) // 2))
-    sheet = pictures.sheet(to_bytes(torch.stack(rows)), len(names), labels)
-    states = zip(names, (*frames.x_t, frames.final), strict=True)
-    stills = [pictures.contact_sheet(to_bytes(x[:16]), labels=Labels(title=name)) for name, x in states]
-    return dict(zip(FILM, (sheet, pictures.animation(stills)), strict=True))

@@ -267,7 +267,7 @@ def _train_owned(
 
     Its speed is measured where a plan asks for it and it is None.
     """
-    folder, images, settings, processes = run.folder, run.data, run.config, run.training.processes
+    folder, images, processes = run.folder, run.data, run.training.processes
     for problem in run.resume():
         _warn(_PASSED_OVER.format(problem))
     _say_leg(run)
@@ -279,20 +279,7 @@ def _train_owned(
         _say_complete(run)
         return True
     _prepare(run)
-    if run.needs_leg:
-        # Only a length in time needs to know how fast this machine is.
-        run.begin(
-            length.counted(settings.train.batch_size)
-            if run.budget is None
-            else planned(run, length, images_per_second or cost.measure_speed(run.training, images.train))
-        )
-        if run.budget is not None:
-            _say(bought(run, length, run.total - run.training.images))
-        if processes.first:
-            verified_folder.write_file(folder / "config.json", json_bytes(run.document))
-    elif _stopped_at_its_end(run):
-        _paced(run, images_per_second or cost.measure_speed(run.training, images.train))
-        run.correct(run.training.images)
+    _begin_leg(run, length, images_per_second)
     height, width, channels = images.train.shape
     parameters = sum(value.numel() for value in run.training.network.parameters())
     with catch_stop() as stop_requested:
@@ -303,7 +290,7 @@ def _train_owned(
         )
         if processes.first:
             with beside("trackers", _warn):
-                shown = {**trackers.flat(run.document), "config.source": public(settings.source)}
+                shown = {**trackers.flat(run.document), "config.source": public(run.config.source)}
                 run.tracker = trackers.open_trackers(track, folder, shown, _warn)
         _train_with_progress(run, stop_requested)
     if run.tracker is not None:
@@ -312,19 +299,42 @@ def _train_owned(
     if not run.complete:
         _say(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
         return False
-    if not processes.first:
-        return True
-    _draw_loss(folder)
-    advice = f"now: ancestral sample {quoted(folder)}"
+    if processes.first:
+        _draw_loss(folder)
+        _say_trained(run)
+    return True
+
+
+def _begin_leg(run: Run, length: Length, images_per_second: float | None) -> None:
+    """Begin the leg that is asked for, or go on with that which was stopped: how many images it sees."""
+
+    def speed() -> float:  # only a length in time needs to know how fast this machine is
+        return images_per_second or cost.measure_speed(run.training, run.data.train)
+
+    if run.needs_leg:
+        if run.budget is None:
+            run.begin(length.counted(run.config.train.batch_size))
+        else:
+            run.begin(planned(run, length, speed()))
+            _say(bought(run, length, run.total - run.training.images))
+        if run.training.processes.first:
+            verified_folder.write_file(run.folder / "config.json", json_bytes(run.document))
+    elif _stopped_at_its_end(run):
+        _paced(run, speed())
+        run.correct(run.training.images)
+
+
+def _say_trained(run: Run) -> None:
+    """What took how long, what is wrong with it, and what to do now."""
+    advice = f"now: ancestral sample {quoted(run.folder)}"
     for finding in [] if run.health is None else run.health.findings:
         _warn(finding)
         advice = (
-            f"what it draws will not look like the images yet: see loss.png in {folder}, then train it longer, with "
-            "--budget +10m as the length in the same command, or with --fresh and another learning rate "
-            f"(train.learning_rate={settings.train.learning_rate:g} now)"
+            f"what it draws will not look like the images yet: see loss.png in {run.folder}, then train it longer, "
+            "with --budget +10m as the length in the same command, or with --fresh and another learning rate "
+            f"(train.learning_rate={run.config.train.learning_rate:g} now)"
         )
     _say(f"trained in {run.seconds / 60:.1f} min; {advice}")
-    return True
 
 
 def _draw_loss(folder: Path) -> None:

@@ -75,8 +75,8 @@ def timed(
 ) -> tuple[int, Law, float]:
     """The best width for so many seconds on this machine, the law with its s, and its images per second of width 32.
 
-    Measured are this width and, where another would be better with an s of HOPEFUL, the next and whichever is best by
-    what is known until then.
+    Measured are this width and, where another would be better with an s of HOPEFUL, the next, whichever has the least
+    loss by what is known until then, and that which is chosen.
 
     Args:
         law: with a first guess at s.
@@ -91,23 +91,32 @@ def timed(
         one, *more = sorted(speeds, key=lambda near: abs(math.log(near / other)))
         return speeds[one] * (other / one) ** -(_exponent(speeds, one, more[0]) if more else law.seconds)
 
-    def best(among: Iterable[int]) -> int:
-        return narrowest({one: law.loss(one, seconds * expected(one)) for one in among})
+    def losses(among: Iterable[int]) -> dict[int, float]:
+        return {one: law.loss(one, seconds * expected(one)) for one in among}
 
     hopeful = replace(law, seconds=HOPEFUL)
     if hopeful.best(seconds, hopeful.per_second(width, speeds[width])) == width:
         return width, law, law.per_second(width, speeds[width])
     known = sorted(widths)
-    other = max([best(known), *known[1:2]])
-    while other not in speeds and len(speeds) < TIMED:
-        speeds[other] = speed(other)
-        other = best(known)
-    chosen = best(speeds)
+    second = max([_least(losses(known)), *known[1:2]])
+    if second not in speeds:
+        speeds[second] = speed(second)
+    for pick in (_least, narrowest):
+        while (other := pick(losses(known))) not in speeds and len(speeds) < TIMED:
+            speeds[other] = speed(other)
+    chosen = narrowest(losses(known))
+    if chosen not in speeds:
+        chosen = narrowest(losses(speeds))
     for one in [chosen, *speeds]:
         if one != width:
             law = replace(law, seconds=_exponent(speeds, width, one))
             break
     return chosen, law, law.per_second(width, speeds[width])
+
+
+def _least(losses: Mapping[int, float]) -> int:
+    """The width of the least loss."""
+    return min(losses, key=losses.__getitem__)
 
 
 def _exponent(speeds: Mapping[int, float], one: int, other: int) -> float:

@@ -35,7 +35,7 @@ from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runs.registry import suggest
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
 from ancestral.runtime.console import advancing, screen
-from ancestral.sampling import command, edit_command
+from ancestral.sampling import command, drawn_files, edit_command
 from ancestral.sampling.editor import Editor
 from ancestral.sampling.sampler import Sampler
 
@@ -150,10 +150,10 @@ class Model:
         sampler = Sampler(self.folder, options, self.device, self._open)
         cond = command.conditions(sampler.saved, options.label, None, count)
         need_for_drawing(sampler.saved.config, sampler.saved.facts, count, device_of(sampler.model), option="count")
-        times = command.film_times(sorted(set(sampler.visits), reverse=True))
+        times = drawn_files.film_times(sorted(set(sampler.visits), reverse=True))
         frames = film(sampler.walk(range(count), cond, lambda _: None), times)
         shown = frames._replace(x_t=[sampler.model.schedule.shown(x_t) for x_t in frames.x_t])
-        png, gif = (command.film_files(shown)[name] for name in command.FILM)
+        png, gif = (drawn_files.film_files(shown)[name] for name in drawn_files.FILM)
         states = np.stack([to_bytes(x_t) for x_t in (*shown.x_t, frames.final)])
         return Film(Images(states[-1]), states, png, gif)
 
