@@ -140,6 +140,22 @@ def test_a_model_without_a_measured_variance_takes_it_from_the_training_part(run
     assert model.bits_per_dim(images, terms=4) == model.bits_per_dim(str(tmp_path / "images.npz"), terms=4)
 
 
+def test_all_images_in_memory_are_measured_of_a_chain_without_a_variance(run, tmp_path):
+    images = run[1][:3]
+    model = ancestral.train(images, tmp_path / "run", steps=1, **{**TINY, "preset": "absorbing"}).model("cpu")
+    assert model.bits_per_dim(images, exact=True).value > 0
+    one = [model.bits_per_dim(images[row : row + 1], terms=4) for row in range(3)]  # a tenth of one is none
+    assert all(found.value > 0 for found in one)
+
+
+def test_of_a_short_chain_inpainting_takes_all_steps(run, tmp_path):
+    images = run[1]
+    model = ancestral.train(images, tmp_path / "run", steps=1, T=12, **TINY).model("cpu")
+    mask = np.zeros((8, 8), bool)
+    mask[:4] = True
+    assert np.array_equal(model.edit.inpaint(images[0], mask, resamples=1).array[0, 4:], images[0, 4:])
+
+
 def test_compressing_gives_the_pixels_back(run, tmp_path):
     """Of a model trained on images in memory, which it is measured on once."""
     run, images = run

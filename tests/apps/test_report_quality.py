@@ -88,6 +88,15 @@ def test_each_rule_from_both_sides(name):
         assert not quality_advice.applies(RULES[name], case(without))
 
 
+@pytest.mark.parametrize(
+    ("own", "copies", "overfits"), [(0.0, 0.2, 0.1), (0.2, 0.3, 0.3), (0.3, 0.4, 0.4), (0.5, 0.5, 0.5)]
+)
+def test_more_dropout_is_never_less(own, copies, overfits):
+    settings = replace(LINEAR, model=replace(LINEAR.model, dropout=own))
+    for name, dropout in (("memorises", copies), ("overfits", overfits)):
+        assert f"model.dropout={dropout:g} " in RULES[name].do(case(BOTH_SIDES[name][0], settings)) + " "
+
+
 def test_rules_that_need_a_training_say_nothing_without_one():
     for name, (numbers, _) in BOTH_SIDES.items():
         held = quality_advice.advise(replace(case(numbers), seen=None))

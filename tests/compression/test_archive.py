@@ -352,6 +352,17 @@ def test_a_folder_whose_files_hold_more_than_is_kept_is_refused(trained_run, tmp
     assert not (tmp_path / "x.archive").exists()
 
 
+def test_grey_pixels_are_colours_to_a_model_of_these(tmp_path):
+    grey = np.random.default_rng(0).integers(0, 256, (5, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "x.npy", grey)
+    np.savez(tmp_path / "x.npz", grey)
+    for name in ("x.npy", "x.npz"):
+        found = archive_command.everything(tmp_path / name, (3, 8, 8))
+        assert np.array_equal(found.images[:], np.repeat(grey[..., None], 3, -1))
+    with pytest.raises(UserError, match="the model's are"):
+        archive_command.everything(tmp_path / "x.npy", (3, 8, 9))
+
+
 def test_shards_whose_images_would_be_rounded_are_refused(trained_run, tmp_path):
     shard = tmp_path / "images.tar"
     shard.touch()

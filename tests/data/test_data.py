@@ -296,9 +296,15 @@ def test_a_single_train_folder_is_the_set(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="names are bytes only there")
 def test_names_that_are_not_unicode(tmp_path):
-    grey_folder(tmp_path, 4)
-    os.rename(tmp_path / "00.png", os.fsencode(tmp_path) + b"/\xff.png")
-    assert len(load(str(tmp_path), DataOptions()).train) >= 2
+    images, cache = tmp_path / "images", tmp_path / "cache"
+    grey_folder(images, 4)
+    os.rename(images / "00.png", os.fsencode(images) + b"/\xff.png")
+    plain = load(str(images), DataOptions())
+    for _ in range(2):  # decoded, and found again
+        kept = load(str(images), DataOptions(cache=str(cache)))
+        assert kept.train.names == plain.train.names
+        assert kept.test.names == plain.test.names
+        assert (kept.train.images[:] == plain.train.images).all()
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")

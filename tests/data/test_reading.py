@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import ancestral
 from ancestral.apps.server import session
 from ancestral.apps.server.data_uri import as_uri
 from ancestral.data.bit_depth import scaled, white_for
@@ -221,6 +222,33 @@ def test_labels_of_dataset_json(tmp_path, channels):
 
 
 @grey_and_colour
+def test_parts_whose_classes_are_numbers_in_one_and_names_in_another(tmp_path, channels):
+    for part, kind in (("train", "00000"), ("test", "cat")):
+        save(tmp_path / part / kind / "1.png", 1, channels)
+    (tmp_path / "train" / "dataset.json").write_text('{"labels": [["00000/1.png", 3]]}')
+    with pytest.raises(UserError, match=r"from dataset\.json, as numbers, another from the folders"):
+        load(str(tmp_path), DataOptions())
+    (tmp_path / "test" / "dataset.json").write_text('{"labels": [["cat/1.png", 12]]}')
+    splits = load(str(tmp_path), DataOptions())
+    assert splits.train.class_names == ("3", "12")
+    assert (splits.train.labels.tolist(), splits.test.labels.tolist()) == ([0], [1])
+
+
+@grey_and_colour
+def test_a_class_that_comes_to_another_part_moves_no_cached_label(tmp_path, channels):
+    """Labels are numbers that count the classes of all parts."""
+    for part in ("train", "test"):
+        for kind in ("cat", "dog"):
+            save(tmp_path / "set" / part / kind / "1.png", 1, channels)
+    options = DataOptions(cache=str(tmp_path / "cache"))
+    assert load(str(tmp_path / "set"), options).train.labels.tolist() == [0, 1]
+    save(tmp_path / "set" / "test" / "ant" / "1.png", 1, channels)
+    splits = load(str(tmp_path / "set"), options)
+    assert splits.train.class_names == ("ant", "cat", "dog")
+    assert splits.train.labels.tolist() == [1, 2]
+
+
+@grey_and_colour
 def test_all_that_pillow_reads_and_the_rest_by_kind(tmp_path, channels):
     suffixes = ("png", "ppm", "jp2", "jfif", "tga", "avif", "pcx", "qoi", "sgi", "ico")
     used = [suffix for suffix in suffixes if f".{suffix}" in SUFFIXES]
@@ -362,6 +390,8 @@ def test_a_run_reads_what_it_is_given_later_in_the_range_of_its_images(tmp_path,
     editor = FileEditor(tmp_path / "run", SamplingOptions(batch_size=4), sources, calls=1)
     assert (to_bytes(editor.read_all())[0] == expected).all()
     assert editor.read_mask(mask).float().mean() == 0.5
+    model = ancestral.load(tmp_path / "run", "cpu")
+    assert (model.edit.inpaint(file, mask, steps=6).array[0][:, :4] == expected[:, :4]).all()
     served = session.open_served_run(tmp_path / "run", "cpu", None)
     assert (served.decoded(as_uri(file.read_bytes(), "image/png"), "image") == expected).all()
     assert served.mask(as_uri(mask.read_bytes(), "image/png"), "mask").mean() == 127.5

@@ -328,6 +328,28 @@ def test_parquet_and_imagefolder(tmp_path):
         assert len(found) == len(PIXELS)
 
 
+def test_cells_that_are_empty_or_damaged(tmp_path):
+    """No image in a cell is a bad image, no number in one of labels no class; the first that can be read is grey."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["a", "b"])})
+    whole = [{"bytes": encoded(pixels[..., 0]), "path": None} for pixels in PIXELS]
+    rows = {"picture": [{"bytes": b"none", "path": None}, None, *whole], "kind": [0, 1, *[1] * len(PIXELS)]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "x.parquet"))
+    with pytest.raises(UserError, match=r"2 bad images: .*x\.parquet/train\[0\].*train\[1\]"):
+        load(f"hf:{tmp_path}/x.parquet", DataOptions())
+    read = load(f"hf:{tmp_path}/x.parquet", DataOptions(bad_images="skip"))
+    assert len(read.train) + len(read.test) == len(PIXELS)
+    assert read.train.shape == (4, 4, 1)
+    made = datasets.Dataset.from_dict({"picture": whole, "kind": [None, *[1] * 39]}, features=features)
+    made.to_parquet(str(tmp_path / "y.parquet"))
+    assert load(f"hf:{tmp_path}/y.parquet", DataOptions()).train.labels is None  # as not every image has one
+    whole[3] = {"bytes": encoded(np.zeros((5, 4), np.uint8)), "path": None}
+    made = datasets.Dataset.from_dict({"picture": whole}, features=datasets.Features({"picture": datasets.Image()}))
+    made.to_parquet(str(tmp_path / "z.parquet"))
+    with pytest.raises(UserError, match=rf"^hf:{tmp_path}/z\.parquet/train\[3\]: 5x4"):
+        load(f"hf:{tmp_path}/z.parquet", DataOptions())
+
+
 def test_data_set_errors(tmp_path):
     datasets = pytest.importorskip("datasets")
     datasets.Dataset.from_dict({"text": ["a"]}).to_parquet(str(tmp_path / "x.parquet"))

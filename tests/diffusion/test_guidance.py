@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import ancestral
 from ancestral.data import load
 from ancestral.data.dataset import DataOptions
 from ancestral.data.pictures import read_png
@@ -459,6 +460,8 @@ def test_a_model_of_vectors_trains_draws_and_measures(tmp_path):
     vectors = np.array([[2.0, 0, 0], [-2.0, 0, 0]])
     np.save(tmp_path / "v.npy", vectors)
     images = drawn(run, tmp_path / "s", "--embeddings", tmp_path / "v.npy", "--guidance", 2)
+    film = ancestral.load(run, "cpu").film(6, steps=5, guidance=2, embeddings=tmp_path / "v.npy")
+    assert np.array_equal(film.images.array.reshape(images.shape), images)
     np.save(tmp_path / "w.npy", vectors[::-1])
     other = drawn(run, tmp_path / "t", "--embeddings", tmp_path / "w.npy", "--guidance", 2)
     assert (images != other).any()

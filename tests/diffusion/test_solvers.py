@@ -235,10 +235,10 @@ def test_bh1_ends_at_clean_data_too():
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_finite_for_every_schedule_and_number_of_steps(name, solver):
-    noise_schedule = schedules.SCHEDULES[name](24)
+    noise_schedule = schedules.SCHEDULES[name](12)
     oracle = mixture(noise_schedule)
     x = latents([2], 0, range(3))
-    for steps in range(1, 25):
+    for steps in range(1, 13):
         for grid in (grids.trailing(noise_schedule, steps), grids.uniform(noise_schedule, steps)):
             final = finish(trajectory(oracle, x, grid, SOLVERS[solver]))
             assert final.isfinite().all(), grid
@@ -248,12 +248,12 @@ def test_finite_for_every_schedule_and_number_of_steps(name, solver):
 @pytest.mark.parametrize("name", schedules.SCHEDULES)
 def test_a_walk_starts_at_the_top_takes_each_level_from_the_list_and_ends_at_no_noise(name, place):
     """Elsewhere: a first time below T, a next level computed as t - T // steps, the last sigma twice."""
-    noise_schedule = schedules.SCHEDULES[name](24)
+    noise_schedule = schedules.SCHEDULES[name](12)
     oracle, x = mixture(noise_schedule), latents([2], 0, range(3))
-    for steps in range(1, 25):
+    for steps in range(1, 13):
         steps_taken = list(trajectory(oracle, x, grids.GRIDS[place](noise_schedule, steps), DDIM()))
         assert len(steps_taken) == steps
-        assert steps_taken[0].t == (1 + 24 // steps * (steps - 1) if place == "leading" else 24)
+        assert steps_taken[0].t == (1 + 12 // steps * (steps - 1) if place == "leading" else 12)
         assert steps_taken[-1].s == 0
         assert all(step.s == following.t < step.t for step, following in itertools.pairwise(steps_taken))
         assert torch.allclose(steps_taken[-1].x_s, steps_taken[-1].prediction.x0, atol=1e-12)

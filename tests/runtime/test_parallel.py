@@ -13,7 +13,7 @@ import torch
 
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, config, lock
-from ancestral.runtime import distributed
+from ancestral.runtime import distributed, launch
 from ancestral.runtime.distributed import Processes, tree_sum
 from ancestral.training.gradient_sync import Exact, open_formats
 from conftest import TINY, run_command
@@ -217,6 +217,19 @@ def until(happened, seconds=60):
 
 def children(process):
     return [int(name) for name in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def test_a_launcher_says_75_of_who_saves_when_stopped_and_of_no_other(monkeypatch):
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    def stopped(*arguments):
+        raise SignalException("stopped", signal.SIGTERM)
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda plan, program: stopped)
+    for name in ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # and as before again
+    for arguments, code in ((("train", "x"), 75), (("distill", "x"), 75), (("sample", "train"), 143)):
+        assert launch.launch(2, 0, arguments) == code
 
 
 def test_a_tree_has_one_order():

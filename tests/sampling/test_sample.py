@@ -526,8 +526,9 @@ def test_an_array_holds_the_images_of_the_files_and_is_read_as_data(any_run, com
         "images.npy",
     ]
     assert (tmp_path / "array" / "grid.png").read_bytes() == (tmp_path / "files" / "grid.png").read_bytes()
-    read = load.load(str(tmp_path / "array" / "images.npy"), DataOptions())
-    assert len(read.train) + len(read.test) == 5
+    for name in ("array/images.npy", "files"):
+        read = load.load(str(tmp_path / name), DataOptions())
+        assert len(read.train) + len(read.test) == 5
     shutil.rmtree(next((tmp_path / "array" / ".job").glob("00000002-*")))
     drawn("array", "--array")  # the piece that is missing is drawn again
     assert np.array_equal(np.load(tmp_path / "array" / "images.npy"), files)

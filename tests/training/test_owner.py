@@ -82,6 +82,21 @@ def test_on_another_machine_the_heartbeat_decides(tmp_path, impatient):
         own.check()
 
 
+def test_a_record_that_cannot_be_read_for_a_moment_is_no_death(tmp_path, impatient, monkeypatch):
+    """As on a network file system: the owner still beats."""
+    own, read, times = lock.own(tmp_path), lock._read, []
+    path = replaced(tmp_path, machine="another", host="far", process=1)
+
+    def now_and_then(asked):
+        times.append(asked == path)
+        return None if sum(times) == 2 and times[-1] else read(asked)
+
+    monkeypatch.setattr(lock, "_read", now_and_then)
+    with pytest.raises(UserError, match="process 1 on far since"):
+        lock.own(tmp_path, lambda line: None)
+    own._left.set()
+
+
 def test_a_record_that_cannot_be_read_is_watched(tmp_path, impatient):
     lock.own(tmp_path)._left.set()
     replaced(tmp_path).write_text("{")

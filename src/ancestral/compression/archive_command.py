@@ -20,7 +20,7 @@ from ancestral.compression.block_coder import Coder
 from ancestral.compression.errors import CodecError
 from ancestral.data import load, pictures
 from ancestral.data.dataset import DataOptions, ImageSet, joined
-from ancestral.data.decode import SUFFIXES, exact
+from ancestral.data.decode import SUFFIXES, adapt_all, exact
 from ancestral.data.folder_listing import listed_below
 from ancestral.data.inventory import listed
 from ancestral.diffusion.denoisers.denoiser import Predictor
@@ -182,10 +182,9 @@ def everything(source: Path, shape: tuple[int, int, int]) -> ImageSet:
     Raises:
         UserError: when they are not of the model's shape.
     """
-    options = DataOptions(holdout=0)
-    whole = _all_of(source, options)
+    whole = _all_of(source, DataOptions(holdout=0))
     if facts(whole).shape[0] == 1 and shape[0] == 3:
-        whole = _all_of(source, replace(options, channels=3))
+        whole = replace(whole, images=adapt_all(whole.images, DataOptions(channels=3)))
     if facts(whole).shape != shape:
         raise UserError(f"{source}: images of {facts(whole).shape} (channels, height, width), the model's are {shape}")
     return whole.take(sorted(range(len(whole)), key=lambda row: _natural(whole.names[row])))

@@ -13,7 +13,7 @@ from rich.progress import TimeElapsedColumn
 
 from ancestral.data.dataset import MOST_CLASSES, ImageSet, Item, Rows, labelled
 from ancestral.errors import UserError
-from ancestral.runtime import array_files, disk, verified_folder
+from ancestral.runtime import array_files, verified_folder
 from ancestral.runtime.console import Progress, TextColumn
 from ancestral.runtime.resumable_job import cache_folder
 
@@ -86,12 +86,17 @@ def cached(
         return compute()
     folder = cache_folder(Path(cache), key)
     try:
-        return disk.parsed(verified_folder.read(folder, ["found.json"])["found.json"], "found.json")
+        return _ours(folder, "found.json")
     except verified_folder.Damaged:
         found = compute()
         if lasting(found):
             verified_folder.write(folder, {"found.json": json.dumps(found).encode()})
         return found
+
+
+def _ours(folder: Path, name: str) -> Any:
+    """JSON that was written here: in it a file name that is not UTF-8 stands as in Python, which is no one else's."""
+    return json.loads(verified_folder.read(folder, [name])[name])
 
 
 def _need(count: int, source: str, skipped: list[str]) -> None:
@@ -102,7 +107,7 @@ def _need(count: int, source: str, skipped: list[str]) -> None:
 def _index(folder: Path) -> Any:
     """The index of a folder in the cache, or None where it is absent, damaged or not whole."""
     try:
-        index = disk.parsed(verified_folder.read(folder, ["index.json"])["index.json"], "index.json")
+        index = _ours(folder, "index.json")
         size = int(np.prod([len(index["names"]), *index["shape"]]))
         return index if (folder / "images.bin").stat().st_size == size else None
     except (verified_folder.Damaged, OSError, KeyError, ValueError, TypeError):

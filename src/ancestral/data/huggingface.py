@@ -11,7 +11,7 @@ from typing import Any
 from ancestral.data.cache import gather, listing
 from ancestral.data.dataset import DataOptions, Item, Splits, split_off
 from ancestral.data.folder_listing import TEST, TRAIN
-from ancestral.data.image_folder import channels_of, decoded, of_one_size, read_as, refuse_bad, streamed
+from ancestral.data.image_folder import channels_of_first, decoded, of_one_size, read_as, refuse_bad, streamed
 from ancestral.data.inventory import BAD, listed
 from ancestral.errors import UserError, missing
 
@@ -53,10 +53,12 @@ def load_hub(name: str, options: DataOptions) -> Splits:
     for part in parts:
         image, label, class_names = _columns(name, splits[part].features)
         rows = splits[part].cast_column(image, datasets.Image(decode=False))
-        channels = options.channels or channels_of(_bytes(next(iter(rows))[image]), options, f"hf:{name}")
-        read = partial(_read, rows, image, label, f"hf:{name}/{part}", channels, options)
+        source = f"hf:{name}/{part}"
+        files_in = ((_bytes(row[image]), source) for row in rows)
+        channels = options.channels or channels_of_first(files_in, options, source)
+        read = partial(_read, rows, image, label, source, channels, options)
         key = [name, part, listing(files), channels, asdict(options)]
-        sets.append(gather(read, class_names, f"hf:{name}/{part}", options.cache, key, skipped))
+        sets.append(gather(read, class_names, source, options.cache, key, skipped))
     refuse_bad(skipped, options)
     result = Splits(sets[0], sets[1]) if len(sets) == 2 else split_off(sets[0], options.holdout, f"hf:{name}")
     more = [split for split in splits if split not in parts]
@@ -75,6 +77,8 @@ def load_hub(name: str, options: DataOptions) -> Splits:
 
 def _columns(name: str, features: Any) -> tuple[str, str | None, tuple[str, ...] | None]:
     """(column of images, column of labels or None, names of the classes or None)."""
+    if features is None:
+        raise UserError(f"hf:{name}: does not say what its columns hold, so that none is known to be of images")
     kinds = {column: type(kind).__name__ for column, kind in features.items()}
     images = [column for column, kind in kinds.items() if kind == "Image"]
     labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
@@ -84,6 +88,9 @@ def _columns(name: str, features: Any) -> tuple[str, str | None, tuple[str, ...]
 
 
 def _bytes(value: Any) -> bytes:
+    """The file of a cell; an empty one, which is no image, where the cell is."""
+    if value is None:
+        return b""
     return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
 
 
@@ -95,6 +102,7 @@ def _read(
             called = f"{name}[{number}]"
             pixels = decoded(_bytes(row[image]), channels, options, skipped, called)
             if pixels is not None:
-                yield Item(pixels, None if label is None or row[label] < 0 else row[label], called)
+                number = None if label is None else row[label]  # below 0, or none: it has no class
+                yield Item(pixels, None if number is None or number < 0 else number, called)
 
     return of_one_size(items(), name)

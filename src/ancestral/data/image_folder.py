@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -31,14 +32,15 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
     """
     parts = parts_of(root)
     labels = [label(part.root, part.images) for part in parts.folders]
-    class_names = in_order((one for part in labels for one in part.by_file.values()), labels[0].source)
+    class_names = in_order(root, labels)
     skipped: list[str] = []
     seen = _survey(root, parts.folders, options, skipped)
     sets = []
     for part, (by_file, _) in zip(parts.folders, labels, strict=True):
         files = [file for file in by_file if str(part.root / file) not in seen.bad]
         settings = asdict(replace(options, white=seen.white))  # found or given, they are the same images
-        key = [listing(part.root / file for file in files), [by_file[file] for file in files], settings, seen.channels]
+        named = [by_file[file] for file in files], class_names  # numbers are kept, which count all parts' classes
+        key = [listing(part.root / file for file in files), named, settings, seen.channels]
         read = partial(_read, part.root, {file: by_file[file] for file in files}, class_names, seen, options)
         sets.append(gather(read, class_names, str(part.root), options.cache, key, skipped))
     refuse_bad(skipped, options)
@@ -189,6 +191,18 @@ def channels_of(file: bytes, options: DataOptions, name: str) -> int:
     return 1 if (pixels == pixels[..., :1]).all() else 3
 
 
+def channels_of_first(files: Iterable[tuple[bytes, str]], options: DataOptions, source: str) -> int:
+    """`channels_of` the first file, of (content, name), that can be read: looking at all would read a source twice.
+
+    Raises:
+        UserError: when there is none.
+    """
+    for content, name in files:
+        with suppress(BadImage):
+            return channels_of(content, options, name)
+    raise UserError(f"{source}: no image can be read")
+
+
 def of_one_size(items: Iterator[Item], source: str) -> Iterator[Item]:
     """The items, as long as they are of the first one's size.
 
@@ -200,8 +214,9 @@ def of_one_size(items: Iterator[Item], source: str) -> Iterator[Item]:
         first = first or item
         if item.pixels.shape != first.pixels.shape:
             (height, width, _), (other_height, other_width, _) = first.pixels.shape, item.pixels.shape
+            named = item.name if item.name.startswith(source) else f"{source}/{item.name}"
             raise UserError(
-                f"{source}/{item.name}: {other_height}x{other_width} (height x width), but {first.name} is "
+                f"{named}: {other_height}x{other_width} (height x width), but {first.name} is "
                 f"{height}x{width}; scale them to one size (train: --set data.size=32)"
             )
         yield item

@@ -40,10 +40,25 @@ def label(root: Path, files: list[str]) -> Labels:
     return _by_folder(files)
 
 
-def in_order(labels: Iterable[str | None], source: str) -> tuple[str, ...]:
-    """The classes: numbers by size where dataset.json gives them, otherwise names as texts."""
-    found = {utf8(label, "the name of a class") for label in labels if label is not None}
-    return tuple(sorted(found, key=int) if source == DATASET else sorted(found))
+def in_order(root: Path, parts: Iterable[Labels]) -> tuple[str, ...]:
+    """The classes of all parts: numbers by size where dataset.json gives them, otherwise names as texts.
+
+    Raises:
+        UserError: when some parts count their classes and others name them.
+    """
+    found: set[str] = set()
+    sources: set[str] = set()
+    for part in parts:
+        if names := {utf8(label, "the name of a class") for label in part.by_file.values() if label is not None}:
+            found |= names
+            sources.add(part.source)
+    if DATASET in sources and len(sources) > 1:
+        (other,) = {*sources} - {DATASET}
+        raise UserError(
+            f"{root}: of its parts one has its classes from {DATASET}, as numbers, another from {other}, as names; "
+            f"give each a {DATASET}"
+        )
+    return tuple(sorted(found, key=int) if DATASET in sources else sorted(found))
 
 
 def _by_folder(files: list[str]) -> Labels:

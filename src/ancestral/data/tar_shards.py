@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,8 +16,8 @@ from typing import Any
 
 from ancestral.data.cache import gather, listing
 from ancestral.data.dataset import MOST_CLASSES, DataOptions, Item, Splits, split_off
-from ancestral.data.decode import SUFFIXES, BadImage
-from ancestral.data.image_folder import channels_of, decoded, of_one_size, read_as, refuse_bad, streamed
+from ancestral.data.decode import SUFFIXES
+from ancestral.data.image_folder import channels_of_first, decoded, of_one_size, read_as, refuse_bad, streamed
 from ancestral.data.inventory import BAD
 from ancestral.errors import UserError
 from ancestral.runtime import disk
@@ -161,12 +160,8 @@ def _image(name: str, parts: dict[str, bytes]) -> tuple[bytes, str]:
 
 
 def _channels(shards: list[Path], options: DataOptions) -> int:
-    """Of the first image: looking at all would read every shard twice."""
-    for name, parts in _samples(shards):
-        with suppress(BadImage):
-            content, suffix = _image(name, parts)
-            return channels_of(content, options, name + suffix)
-    raise UserError(f"{shards[0]}: no image can be read")
+    files = ((content, name + suffix) for name, parts in _samples(shards) for content, suffix in [_image(name, parts)])
+    return channels_of_first(files, options, str(shards[0]))
 
 
 def _read(shards: list[Path], channels: int, options: DataOptions, skipped: list[str]) -> Iterator[Item]:

@@ -144,10 +144,11 @@ def _need_gone(run: Path, path: Path, warn: Callable[[str], None]) -> None:
         beat, end = _beat_of(path), time.monotonic() + PATIENCE
         while alive is None and time.monotonic() < end:
             time.sleep(BEAT / 10)
-            if (now := _read(path)) != record:
-                record, alive = now, now is not None and _alive(now) is not False
-            elif _beat_of(path) != beat:
-                alive = True
+            now = _read(path)
+            if now == record:
+                alive = True if _beat_of(path) != beat else None
+            elif now is not None:  # what cannot be read now may be so again
+                record, alive = now, _alive(now) is not False
     if alive:
         raise UserError(f"{run}: is being trained by {_who(record, path)}; stop that one, or choose another --out")
 

@@ -12,6 +12,9 @@ from typing import Any, get_args, get_type_hints
 
 from ancestral.errors import UserError
 
+EDIT_CALLS = {"inpaint": 50, "interpolate": 100, "vary": 100, "restore": 50}  # where no other number is named
+JUMP, RESAMPLES = 5, 5  # of inpainting: steps gone up again at a time, and times that each stretch is walked
+
 WAYS_TO_STEP = ("solver", "eta", "variance")
 OWN = "own"  # --clip: the run's
 # What a sampler in a file of its own heeds.
@@ -99,7 +102,9 @@ class SamplingOptions:
         card=True,
     )
     grid: str | None = _option(
-        None, "trailing, uniform, quadratic, log-snr, karras, leading, refining, tuned; trailing when left out."
+        None,
+        "trailing, uniform, quadratic, log-snr, karras, leading, refining, tuned; trailing when left out (of a "
+        "distilled run its own).",
     )
     solver: str | None = _option(
         None,
@@ -127,7 +132,10 @@ class SamplingOptions:
         choices=("device", "float32", "bfloat16", "auto"),
     )
     average_width: float | None = _option(
-        None, "Rebuild the weights' average as wide as this share of the run; the run's own when left out."
+        None,
+        "Rebuild the weights' average as wide as this share of the run; the run's own when left out.",
+        low=0,
+        high=0.28,
     )
     seed: int = _option(0, "Seed of every draw, a whole number.", low=0, high=2**32 - 1)
     guidance: float | None = _option(

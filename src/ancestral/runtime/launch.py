@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from ancestral.runtime.signals import STOPPED
+from ancestral.runtime.signals import STOPPED, TRAINING
 
 EXIT_FILE = "ANCESTRAL_EXIT_FILE"  # holds the exit code of the first process to end in order
 
@@ -49,7 +49,7 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
         codes = {failure.exitcode for failure in error.failures.values()}
         return STOPPED if codes == {STOPPED} else 1
     except SignalException as stop:
-        return STOPPED if "train" in arguments else 128 + stop.sigval
+        return STOPPED if arguments[0] in TRAINING else 128 + stop.sigval
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         del os.environ[EXIT_FILE]

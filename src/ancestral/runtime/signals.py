@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+TRAINING = ("train", "distill")  # commands that save when they are told to stop
 STOPPED = 75  # exit code of a run that was stopped and saved: run the same command again
 BROKEN_PIPE = 141  # exit code of a command whose reader went away, as the shell has it
 _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGBREAK") if hasattr(signal, name)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,6 @@ from ancestral.data.pictures import Labels
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.samplers.sample import Film
 from ancestral.runtime import array_files
-from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.resumable_job import Files, Job
 from ancestral.runtime.system import each
 
@@ -46,7 +46,7 @@ class ImageFiles(Protocol):
         """Whether these are the files of a piece, of images of this shape (H, W, C)."""
         ...
 
-    def joined(self, job: Job, work: Sequence[range], shape: tuple[int, ...]) -> dict[str, Path]:
+    def joined(self, job: Job, work: list[range], shape: tuple[int, ...]) -> dict[str, Path]:
         """All files of the pieces, as they belong into the folder of the images."""
         ...
 
@@ -65,8 +65,9 @@ class Pngs:
         return map(_png, range(count))
 
     def classes(self, labels: Tensor, names: Sequence[str]) -> Files:
-        """{"000000.png": "seven"}, as a training reads it."""
-        return {"labels.json": json_bytes({_png(number): name for number, name in enumerate(names)})}
+        """Lines of {"file_name": "000000.png", "label": "seven"}, as a training reads them."""
+        rows = ({"file_name": _png(number), "label": name} for number, name in enumerate(names))
+        return {"metadata.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}
 
     def packed(self, numbers: range, images: np.ndarray) -> Files:
         """Each as PNG."""
@@ -76,7 +77,7 @@ class Pngs:
         """Whether every image is there."""
         return all(pictures.is_png(files.get(_png(number), b""), shape) for number in numbers)
 
-    def joined(self, job: Job, work: Sequence[range], shape: tuple[int, ...]) -> dict[str, Path]:
+    def joined(self, job: Job, work: list[range], shape: tuple[int, ...]) -> dict[str, Path]:
         """As they are."""
         return {path.name: path for path in job.files(work)}
 
@@ -107,7 +108,7 @@ class Array:
         """Whether the array is that of so many images."""
         return array_files.is_packed(files.get(self.name, b""), (len(numbers), *shape))
 
-    def joined(self, job: Job, work: Sequence[range], shape: tuple[int, ...]) -> dict[str, Path]:
+    def joined(self, job: Job, work: list[range], shape: tuple[int, ...]) -> dict[str, Path]:
         """One array, written in the job's folder."""
         path = job.folder / self.name
         path.unlink(missing_ok=True)  # it may be a link to what was drawn before

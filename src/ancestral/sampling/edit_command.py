@@ -127,7 +127,7 @@ ENCODERS: dict[str, Encoder] = {
 def interpolate(
     folder: Path, sources: Sources, options: SamplingOptions, calls: int, *, at: int | None, frames: int, encoder: str
 ) -> None:
-    """Go from one image to the other through mixed states at t (the paper's section 4.3): a row for each variant."""
+    """Go from one image to the other through mixed states at t (the paper's section 4.4): a row for each variant."""
     way = choose(ENCODERS, encoder, "--encoder")
     editor = FileEditor(folder, way.step(options), sources, calls)
     ends = editor.read_all()

@@ -92,8 +92,7 @@ def health(
     """
     first, last = ends([entry["loss"] for entry in log if entry["loss"] is not None])
     held_out = images.test.spread(IMAGES)
-    measured = build.chain(config).measured
-    if len(held_out) < MIN_IMAGES or config.diffusion.levels != 256 or measured is None:
+    if not calls(config, len(held_out)):
         return Health(first, last, 0, None, {})
     own = held_out_bits(config, model, table, held_out)
     files, container = sizes(held_out.images[:], "png")

@@ -17,25 +17,24 @@ from ancestral.apps.cli.options import (
     sampling_option,
     sampling_options,
 )
+from ancestral.runs.sampling_options import EDIT_CALLS, JUMP, RESAMPLES
 
 FILE = click.Path(path_type=Path)
-CALLS = {"inpaint": 50, "interpolate": 100, "vary": 100, "restore": 50}  # where no other number is named
+AT = "Noise level t of the paper, 1 to T"
 images_argument = click.argument("paths", metavar="IMAGE...", type=FILE, nargs=-1, required=True)
-at_option = click.option(
-    "--at", type=POSITIVE, help="Noise level t of the paper, 1 to T; T/2 when left out, T for inversion."
-)
 
 
-def edit_options(calls: int) -> Any:
+WAYS = "dpm++3m, ipndm4, heun, ... (docs/how-to/solvers.md); without a way to step --eta 1"
+
+
+def edit_options(calls: int, solver: str = f"{WAYS}.") -> Any:
     """What every edit takes: how images are drawn, in so many steps, and how they are read and written."""
     text = f"Steps from T to clean images; {calls} when left out, or T where that is fewer."
     return combined(
         sampling_options(
             steps={"type": POSITIVE, "default": None, "metavar": None, "help": text},
-            solver={
-                "help": "dpm++3m, ipndm4, heun, ... (docs/how-to/solvers.md); without a way to step --eta 1, "
-                "and unipc3 for --encoder inversion."
-            },
+            solver={"help": solver},
+            clip={"help": "Of each x0: none, static, dynamic, or own, the run's, which is taken when left out."},
         ),
         click.option("--num-images", type=POSITIVE, default=1, show_default=True, help="Variants of each image."),
         sampling_option("label", help="Class of the images, by name, for a model with labels."),
@@ -63,21 +62,23 @@ def edit() -> None:
 @run_argument
 @images_argument
 @click.option("--mask", type=FILE, required=True, help="Image of the same size; white is drawn anew, black is kept.")
-@click.option("--jump", type=POSITIVE, default=5, show_default=True, help="Steps gone up again at a time.")
-@click.option("--resamples", type=POSITIVE, default=5, show_default=True, help="Times each stretch is walked; 1: once.")
-@edit_options(CALLS["inpaint"])
+@click.option("--jump", type=POSITIVE, default=JUMP, show_default=True, help="Steps gone up again at a time.")
+@click.option(
+    "--resamples", type=POSITIVE, default=RESAMPLES, show_default=True, help="Times each stretch is walked; 1: once."
+)
+@edit_options(EDIT_CALLS["inpaint"], "euler or euler-ancestral; without a way to step --eta 1.")
 def inpaint(run: Path, **given: Any) -> None:
     """Draw the white of a mask anew in each IMAGE (RePaint). Sheet: input, what is kept, results."""
     from ancestral.sampling import edit_command
 
-    edit_command.inpaint(run, sources(given), calls=CALLS["inpaint"], **given)
+    edit_command.inpaint(run, sources(given), calls=EDIT_CALLS["inpaint"], **given)
 
 
 @edit.command()
 @run_argument
 @click.argument("first", metavar="A", type=FILE)
 @click.argument("second", metavar="B", type=FILE)
-@at_option
+@click.option("--at", type=POSITIVE, help=f"{AT}; T/2 when left out, T for inversion.")
 @click.option(
     "--frames", type=click.IntRange(min=2), default=9, show_default=True, help="Images from A to B, both included."
 )
@@ -87,25 +88,25 @@ def inpaint(run: Path, **given: Any) -> None:
     show_default=True,
     help="noise: each its own noise, as in the paper; shared: one noise for both; inversion: the flow, upwards.",
 )
-@edit_options(CALLS["interpolate"])
+@edit_options(EDIT_CALLS["interpolate"], f"{WAYS}, and unipc3 for --encoder inversion.")
 def interpolate(run: Path, first: Path, second: Path, **given: Any) -> None:
     """Go from image A to image B through mixed states at t (the paper's Figure 8); t is T/2, or T for inversion."""
     from ancestral.sampling import edit_command
 
     given["paths"] = (first, second)
-    edit_command.interpolate(run, sources(given), calls=CALLS["interpolate"], **given)
+    edit_command.interpolate(run, sources(given), calls=EDIT_CALLS["interpolate"], **given)
 
 
 @edit.command()
 @run_argument
 @images_argument
-@at_option
+@click.option("--at", type=POSITIVE, help=f"{AT}; T/2 when left out.")
 @click.option(
     "--strength",
     type=Number(0, 1, min_open=True),
     help="t as a share of T, 1 keeps nothing; 0.5 when left out, without --at.",
 )
-@edit_options(CALLS["vary"])
+@edit_options(EDIT_CALLS["vary"])
 def vary(run: Path, **given: Any) -> None:
     """Noise each IMAGE up to t and draw it from there (SDEdit). Sheet: input, results."""
     if None not in (given["at"], given["strength"]):
@@ -113,7 +114,7 @@ def vary(run: Path, **given: Any) -> None:
     given["strength"] = given["strength"] or 0.5
     from ancestral.sampling import edit_command
 
-    edit_command.vary(run, sources(given), calls=CALLS["vary"], **given)
+    edit_command.vary(run, sources(given), calls=EDIT_CALLS["vary"], **given)
 
 
 @edit.command()
@@ -153,7 +154,7 @@ def vary(run: Path, **given: Any) -> None:
     help="Noise of the damage: its std on the scale [-1, 1].",
 )
 @click.option("--degraded", is_flag=True, help="IMAGE is damaged already; when left out it is damaged first.")
-@edit_options(CALLS["restore"])
+@edit_options(EDIT_CALLS["restore"])
 def restore(run: Path, method: str, **given: Any) -> None:
     """Undo a known damage of each IMAGE. Sheet: input, the damaged image, results."""
     for name, task in {"factor": "super-resolution", "blur": "deblur", "missing": "missing"}.items():
@@ -164,4 +165,4 @@ def restore(run: Path, method: str, **given: Any) -> None:
     from ancestral.sampling import edit_command
 
     options, read = given.pop("options"), sources(given)
-    edit_command.restore(run, read, options, CALLS["restore"], edit_command.Damage(**given), method=method)
+    edit_command.restore(run, read, options, EDIT_CALLS["restore"], edit_command.Damage(**given), method=method)

@@ -28,7 +28,7 @@ from ancestral.apps.cli import (
     serve,
     train,
 )
-from ancestral.runtime.signals import BROKEN_PIPE, STOPPED, StopSignal, raise_on_stop
+from ancestral.runtime.signals import BROKEN_PIPE, STOPPED, TRAINING, StopSignal, raise_on_stop
 from ancestral.runtime.text import shown
 
 VERBS = (
@@ -39,7 +39,6 @@ VERBS = (
 )
 
 
-TRAINING = ("train", "distill")
 IN_PIECES = "the pieces that are done are kept; the same command does what is missing"
 KEPT = {  # what is said when a command is stopped
     **dict.fromkeys(TRAINING, "the last checkpoint, where there is one, is kept; the same command goes on from it"),

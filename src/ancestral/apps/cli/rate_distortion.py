@@ -14,7 +14,12 @@ from ancestral.apps.cli.options import POSITIVE, PROFILE, held_out, measuring_op
 @held_out(64)
 @click.option("--profile", type=PROFILE, help="Measure prefixes of files too: at most 64, as `compress` has them.")
 @click.option("--steps", type=POSITIVE, help="Steps of the reverse process; every time step when left out.")
-@click.option("--grid", default="trailing", show_default=True, help="Where fewer steps lie (see ancestral sample).")
+@click.option(
+    "--grid",
+    default="trailing",
+    show_default=True,
+    help="Where fewer steps lie: as of ancestral sample, but for tuned.",
+)
 @click.option("--variance", help="Reverse variance to measure with; the run's own when left out.")
 @click.option("--batch-size", type=POSITIVE, default=16, show_default=True, help="Images at a time; changes no number.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the results; RUN when left out.")

@@ -17,7 +17,8 @@ from ancestral.apps.python.images import Film, Images
 from ancestral.apps.python.words import names_parameters
 from ancestral.data import decode, memory, pictures
 from ancestral.data import load as reading
-from ancestral.data.dataset import ImageSet
+from ancestral.data.bit_depth import WIDEST
+from ancestral.data.dataset import DataOptions, ImageSet
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.objectives.elbo import concatenate, elbo
@@ -33,7 +34,7 @@ from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import device_of
 from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runs.registry import suggest
-from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
+from ancestral.runs.sampling_options import EDIT_CALLS, JUMP, OPTIONS, RESAMPLES, SamplingOptions
 from ancestral.runtime.console import advancing, screen
 from ancestral.sampling import command, drawn_files, edit_command
 from ancestral.sampling.editor import Editor
@@ -142,13 +143,14 @@ class Model:
         seed: int = 0,
         label: Label = None,
         guidance: float | None = None,
+        embeddings: str | os.PathLike[str] | None = None,
         **drawing: Any,
     ) -> Film:
         """Draw images and keep how they were made; options as of `sample`."""
         _need_count(count)
         options = _options(steps=steps, seed=seed, guidance=guidance, label=label, **drawing)
         sampler = Sampler(self.folder, options, self.device, self._open)
-        cond = command.conditions(sampler.saved, options.label, None, count)
+        cond = command.conditions(sampler.saved, options.label, None if embeddings is None else Path(embeddings), count)
         need_for_drawing(sampler.saved.config, sampler.saved.facts, count, device_of(sampler.model), option="count")
         times = drawn_files.film_times(sorted(set(sampler.visits), reverse=True))
         frames = film(sampler.walk(range(count), cond, lambda _: None), times)
@@ -189,10 +191,11 @@ class Model:
         _need_count(batch_size, "batch_size")
         need_bound(self.saved.config, "bits_per_dim")
         model, saved = self.denoiser, self.saved
-        images = self._images(data)
-        if saved.calibration is None:
+        if saved.calibration is None and build.chain(saved.config).calibrated:
             splits = self._splits(data)
             images, saved = splits.test, calibration.calibrated(saved, model, splits.train)
+        else:
+            images = self._images(data)
         move, times = build.transition(saved, variance), build.training_grid(saved.config)
         terms = elbo_command.measured_terms(len(times) - 1, terms, exact, "terms")
         measurement = Measurement(saved, model, None, images.spread(num_images), batch_size, seed)
@@ -328,9 +331,9 @@ class Editing:
         *,
         count: int = 1,
         label: Label = None,
-        steps: int | str = 50,
-        jump: int = 5,
-        resamples: int = 5,
+        steps: int | str | None = None,
+        jump: int = JUMP,
+        resamples: int = RESAMPLES,
         **drawing: Any,
     ) -> Images:
         """Draw what is white in a mask anew and keep the rest to the byte, as `ancestral edit inpaint`.
@@ -340,7 +343,7 @@ class Editing:
             mask: the same of one channel, or a bool array (H, W): white, or True, is drawn.
             count: variants.
             label: class of the image, for a model with labels.
-            steps: from T to clean images.
+            steps: from T to clean images; 50 when left out, or T where that is fewer.
             jump: steps gone up again at a time.
             resamples: times each stretch is walked.
             drawing: other options of drawing, as of `sample`.
@@ -352,10 +355,12 @@ class Editing:
         _need_count(count)
         need_gaussian(model.saved.config, "inpaint")
         options = edit_command.with_new_noise(_options(steps=steps, label=label, **drawing))
-        editor = Editor(model.folder, options, model.device, model._open)
+        editor = Editor(model.folder, options, model.device, model._open, EDIT_CALLS["inpaint"])
         channels, height, width = editor.shape
-        x0 = editor.to_state(to_unit(_pixels(image, channels, (height, width), "image", model)[None]))
-        known = editor.kept_region(_pixels(mask, 1, (height, width), "mask", model), "mask")
+        data = model.saved.config.data
+        white = data.white or WIDEST
+        x0 = editor.to_state(to_unit(_pixels(image, (height, width, channels), white, "image", data)[None]))
+        known = editor.kept_region(_pixels(mask, (height, width, 1), WIDEST, "mask", data), "mask")
         calls, walk = edit_command.repainted(editor, x0, known, jump, resamples)
         return Images(to_bytes(editor.draw_variants(1, count, calls, walk)[0]))
 
@@ -377,16 +382,16 @@ def _need_count(count: int, name: str = "count") -> None:
         raise UserError(f"{name}: must be a whole number, 1 or more, got {count!r}")
 
 
-def _pixels(image: object, channels: int, sides: Sequence[int], name: str, model: Model) -> np.ndarray:
-    """One image as bytes (H, W, C), of this size."""
-    options = model.saved.config.data
+def _pixels(image: object, shape: Sequence[int], white: int, name: str, options: DataOptions) -> np.ndarray:
+    """One image as bytes of this shape (H, W, C); `white` is 255 in a file whose values have more than 8 bits."""
+    *sides, channels = shape
     if isinstance(image, (str, os.PathLike)):
-        pixels = decode.decode(Path(image), channels, None, options.background, options.max_pixels)
+        pixels = decode.decode(Path(image), channels, None, options.background, options.max_pixels, white=white).copy()
     else:
         if isinstance(image, (np.ndarray, torch.Tensor)) and str(image.dtype).endswith("bool"):
             image = np.asarray(image).astype(np.uint8) * 255
         pixels = decode.from_pil(memory.picture(image, name), channels, None, options.background).copy()
-    if pixels.shape[:2] != tuple(sides):
+    if pixels.shape != tuple(shape):
         raise UserError(f"{name}: {pixels.shape[0]}x{pixels.shape[1]} pixels, the model's are {sides[0]}x{sides[1]}")
     return pixels
 

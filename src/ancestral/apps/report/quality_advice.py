@@ -147,8 +147,8 @@ def _train_longer(
     return Rule(name, quotes, holds, lambda case: case.again(seen=times(case)), longer=times)
 
 
-def _regularised(case: Case) -> str:
-    return case.again(f"model.dropout={min(case.config.model.dropout + 0.1, 0.5):g}")
+def _more_dropout(case: Case, least: float = 0.0) -> str:
+    return f"model.dropout={min(max(least, case.config.model.dropout + 0.1), 0.5):g}"
 
 
 RULES: tuple[Rule, ...] = (
@@ -174,7 +174,7 @@ RULES: tuple[Rule, ...] = (
         "memorises",
         ("copied", "copied_usual"),
         _copies,
-        lambda case: case.again("model.dropout=0.2", seen=0.5),
+        lambda case: case.again(_more_dropout(case, 0.2), seen=0.5),
         "ddpm",
     ),
     Rule(
@@ -189,7 +189,7 @@ RULES: tuple[Rule, ...] = (
         lambda case: case.again(f"model.width={case.config.model.width // 2}"),
         anew=True,
     ),
-    Rule("overfits", ("gap", "bound_train"), _overfits, _regularised, "ddpm"),
+    Rule("overfits", ("gap", "bound_train"), _overfits, lambda case: case.again(_more_dropout(case)), "ddpm"),
     Rule(
         "spikes",
         ("spike", "left_out"),

@@ -18,7 +18,7 @@ from ancestral.apps.server.session import ServedRun, finished, shown, uris
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.runs.open import device_of
-from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.runs.sampling_options import JUMP, RESAMPLES, SamplingOptions
 from ancestral.sampling.command import conditions
 from ancestral.sampling.edit_command import ENCODERS, Edit, between, repainted, with_new_noise
 from ancestral.sampling.editor import VARIANTS, Editor
@@ -62,7 +62,7 @@ def inpaint(served: ServedRun, body: schemas.Inpaint) -> Task:
     editor = served.editor(with_new_noise(SamplingOptions(**body.options)))
     x0 = _placed(editor, served.decoded(body.image, "image"))
     known = editor.kept_region(served.mask(body.mask, "mask"), "mask")
-    edit = repainted(editor, x0, known, schemas.JUMP, schemas.RESAMPLES)
+    edit = repainted(editor, x0, known, JUMP, RESAMPLES)
     flags = {"mask": "mask.png", "seed": body.seed, "num_images": body.images, "steps": body.steps}
     flags |= {"label": served.label(body.label), "out": "out.png"}
     again = served.again("edit", "inpaint", served.run, "image.png", "--fit", **flags)

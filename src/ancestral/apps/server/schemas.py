@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from ancestral.apps.server import job
 from ancestral.apps.server.data_uri import MOST_BYTES
-from ancestral.runs.sampling_options import OPTIONS, Option, one_way_to_step
+from ancestral.runs.sampling_options import JUMP, OPTIONS, Option, one_way_to_step
 
 
 def _whole(value: Any) -> Any:
@@ -18,7 +18,6 @@ def _whole(value: Any) -> Any:
 
 
 WHOLE = BeforeValidator(_whole)
-JUMP, RESAMPLES = 5, 5  # of inpainting, as `ancestral edit inpaint` has them
 MOST_IMAGES = 64  # of a request: a batch of `ancestral sample`
 _URI = 4 * (MOST_BYTES // 3 + 1) + 30
 Seed = Annotated[

@@ -102,7 +102,7 @@ class Resampled:
 
 
 def mix(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
-    """(1 - share) a + share b: how the paper mixes two noised images (section 4.3, Figure 8)."""
+    """(1 - share) a + share b: how the paper mixes two noised images (section 4.4, Figure 8)."""
     return (1 - share) * a + share * b
 
 

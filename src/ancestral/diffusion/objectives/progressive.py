@@ -9,7 +9,8 @@ is what the network learns to predict (Salimans and Ho 2022, Eq. 8; there the nu
 here N is reached at once, with a solver of second order in between). At s = 0 it is the image itself. One x_t has one
 aim: nothing is averaged over images, as it is in E[x0 | x_t].
 
-    L = w(t) ||clip(x0_hat(x_t, t)) - aim||^2,   w(t) = 1 / sigma_t^2 + 1 / sigma_data^2,   sigma_t = noise_t / signal_t
+    L = w(t) ||clip(x0_hat(x_t, t)) - clip(aim)||^2,
+    w(t) = 1 / sigma_t^2 + 1 / sigma_data^2,   sigma_t = noise_t / signal_t
 
 Drawing clips, so what is clipped away costs nothing; the gradient passes the clip as if it were none.
 """
