@@ -32,6 +32,16 @@ def run_command(*arguments):
     return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=True)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def few_calibrated():
+    """Trainings in this process calibrate their variances on 16 images for 128, which takes half of a short one."""
+    from ancestral.training import budget
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(budget, "CALIBRATED", 16)
+        yield
+
+
 @pytest.fixture
 def command():
     return run_command

