@@ -87,7 +87,7 @@ def cached(
     folder = cache_folder(Path(cache), key)
     try:
         return _ours(folder, "found.json")
-    except verified_folder.Damaged:
+    except (verified_folder.Damaged, ValueError):
         found = compute()
         if lasting(found):
             verified_folder.write(folder, {"found.json": json.dumps(found).encode()})

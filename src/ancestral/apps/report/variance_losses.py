@@ -11,6 +11,7 @@ from torch import Tensor
 from ancestral.apps.report import plots
 from ancestral.apps.report.part import Number, Words, tenths
 from ancestral.apps.report.subject import BATCH, Subject
+from ancestral.diffusion.objectives.elbo import tenth
 from ancestral.diffusion.objectives.losses import Weighted, score_matching
 from ancestral.diffusion.objectives.objective import Objective
 from ancestral.diffusion.objectives.statistics import mean_and_error
@@ -120,19 +121,19 @@ def measured(subject: Subject) -> Effort:
         losses = _losses(subject, some, sampler.t[index[rows]], sampler.s[index[rows]])
         simple[rows], own[rows] = (values.cpu().double() for values in losses)
     found, last = subject.elbo, subject.times[0]
-    tenth = ((sampler.t[index] - 1) * 10 // last).clamp(max=9)
+    of_each = tenth(sampler.t[index], last)
     chance, importance = _choice(subject)
     elbo_t, elbo_nats = found.per_t(found.terms / found.dimensions)
-    grid_tenth = ((sampler.t - 1) * 10 // last).clamp(max=9)
+    of_grid = tenth(sampler.t, last)
     return Effort(
         times=sampler.t[index],
         simple=simple,
         elbo_t=elbo_t,
         elbo_nats=elbo_nats,
         elbo_share=_shares(found.by_tenth(found.terms * found.weight, last).sum(0)),
-        simple_share=_shares(_sums(tenth, simple)),
-        drawn_share=_shares(_sums(grid_tenth, chance)),
-        own_share=_shares(_sums(tenth, own * (chance * importance)[index])),
+        simple_share=_shares(_sums(of_each, simple)),
+        drawn_share=_shares(_sums(of_grid, chance)),
+        own_share=_shares(_sums(of_each, own * (chance * importance)[index])),
         last=last,
         run=subject.model is not None,
     )

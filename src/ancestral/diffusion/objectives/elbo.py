@@ -23,6 +23,11 @@ from ancestral.diffusion.processes.types import untyped
 from ancestral.diffusion.samplers.transitions import Transition
 
 
+def tenth(t: Tensor, last: int) -> Tensor:
+    """The tenth of the times 1..last that each t lies in, 0 to 9."""
+    return ((t - 1) * 10 // last).clamp(max=9)
+
+
 @dataclass(frozen=True)
 class Elbo:
     """The terms of the bound in nats, one row an image. float64, on the CPU.
@@ -68,8 +73,8 @@ class Elbo:
 
     def by_tenth(self, values: Tensor, last: int) -> Tensor:
         """Sums over the terms of `values` (B, K) in each tenth of t = 1..last, least noise first: (B, 10)."""
-        tenth = ((self.t - 1) * 10 // last).clamp(max=9)
-        return torch.zeros(len(values), 10, dtype=torch.float64).scatter_add_(1, tenth, values.double())
+        of_ten = torch.zeros(len(values), 10, dtype=torch.float64)
+        return of_ten.scatter_add_(1, tenth(self.t, last), values.double())
 
     def tensors(self) -> dict[str, Tensor]:
         """All fields as tensors, to be kept."""
