@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -54,6 +55,7 @@ FOLDED = {
 # leave no residual, and no other kind has as many.
 WIDTH_POWER, IMAGES_POWER = 0.8, 0.5
 BUDGETS = (2, 10, 30, 60, 480)  # minutes
+PLOTTED = "AMD EPYC"  # whose time the plot has
 PLOT = ROOT / "docs" / "img" / "model_size.png"
 
 
@@ -117,8 +119,8 @@ def fitted(lines: Sequence[dict]) -> Law:
     loss = np.array([line["loss"][0] for line in lines])
     terms = np.stack([np.ones_like(loss), width**-WIDTH_POWER, seen**-IMAGES_POWER], 1)
     floor, a, b = (round(float(one), 5) for one in nnls(terms / loss[:, None], np.ones_like(loss))[0])
-    power = np.polyfit(np.log(width), -np.log([line["images_per_second"] for line in lines]), 1)[0]
-    return Law(floor, (a, WIDTH_POWER), (b, IMAGES_POWER), round(float(power), 3))
+    powers = [speeds_of(found)[1] for found in by_machine(lines).values()]
+    return Law(floor, (a, WIDTH_POWER), (b, IMAGES_POWER), round(float(np.mean(powers)), 3))
 
 
 def write() -> None:
@@ -126,7 +128,7 @@ def write() -> None:
     rows, found, parts = [], {}, []
     for kind, data in KINDS.items():
         lines = [line for line in RESULTS.lines if line["data"] == data]
-        found[kind] = law = fitted([line for line in lines if of_law(line) and not checks(line)])
+        found[kind] = law = fitted(fits(kind))
         lines.sort(key=lambda line: (of_law(line), width_of(line), line["spent"]))
         for line in [*lines, *(line for line in RESULTS.lines if line["data"] in OTHERS[kind])]:
             width = width_of(line)
@@ -138,6 +140,7 @@ def write() -> None:
                     f"{line['spent']:.0f}",
                     f"{line['images']:,}",
                     f"{line['images_per_second']:.0f}",
+                    processor(line),
                     shown(line["loss"], 4),
                     f"{law.loss(width, line['images']):.4f}" if plain else "",
                     ("checked" if checks(line) else "fitted") if plain else "",
@@ -146,15 +149,17 @@ def write() -> None:
                 ]
             )
         (a, p), (b, q) = law.width, law.images
-        speed = speed_of(law, kind)
-        widths = ", ".join(str(law.best(60 * minutes, speed)) for minutes in BUDGETS)
-        parts.append(
-            f"{kind}: loss(w, n) = {law.floor:.4f} + {a:.4f} (w / 32)^-{p:.2f} + {b:.4f} (n / 10^5)^-{q:.2f}; an image "
-            f"takes (w / 32)^{law.seconds:.2f} of its time at width 32. Best widths after "
-            f"{', '.join(map(str, BUDGETS))} minutes at {speed:.0f} images/s of width 32: {widths}."
-        )
+        part = f"{kind}: loss(w, n) = {law.floor:.4f} + {a:.4f} (w / 32)^-{p:.2f} + {b:.4f} (n / 10^5)^-{q:.2f}."
+        for machine, trials in by_machine(fits(kind)).items():
+            speed, power = speeds_of(trials)
+            widths = (replace(law, seconds=power).best(60 * minutes, speed) for minutes in BUDGETS)
+            part += (
+                f" On {machine} width 32 sees {speed:.0f} images/s, and an image takes (w / 32)^{power:.2f} of its "
+                f"time: widths after {', '.join(map(str, BUDGETS))} minutes: {', '.join(map(str, widths))}."
+            )
+        parts.append(part)
     FILE.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
-    head = ["data", "settings", "s", "images", "images/s", "held-out loss", "law", "", "fd-lite0", "kid-lite0"]
+    head = ["data", "settings", "s", "images", "images/s", "on", "held-out loss", "law", "", "fd-lite0", "kid-lite0"]
     publish("model-size", "\n\n".join([*parts, table(head, rows)]), RESULTS_PAGE, RESULTS.lines)
     PLOT.write_bytes(plot(found))
 
@@ -175,10 +180,29 @@ def checks(line: dict) -> bool:
     return line["name"].startswith("check")
 
 
-def speed_of(law: Law, kind: str) -> float:
-    """Images per second of width 32 in the trials of the fit, which are of one machine."""
-    lines = [line for line in RESULTS.lines if line["data"] == KINDS[kind] and of_law(line) and not checks(line)]
-    return float(np.median([law.per_second(width_of(line), line["images_per_second"]) for line in lines]))
+def fits(kind: str) -> list[dict]:
+    """The trials that the law of a kind of images is fitted to."""
+    return [line for line in RESULTS.lines if line["data"] == KINDS[kind] and of_law(line) and not checks(line)]
+
+
+def by_machine(lines: Sequence[dict]) -> dict[str, list[dict]]:
+    """Trials by the processor that they ran on."""
+    found: dict[str, list[dict]] = {}
+    for line in lines:
+        found.setdefault(processor(line), []).append(line)
+    return found
+
+
+def processor(line: dict) -> str:
+    """That a trial ran on."""
+    return line["machine"].partition(",")[0]
+
+
+def speeds_of(lines: Sequence[dict]) -> tuple[float, float]:
+    """(images per second of width 32, power of the width that an image's time grows with) of trials on one machine."""
+    widths, speeds = zip(*((width_of(line) / UNIT, line["images_per_second"]) for line in lines), strict=True)
+    power, at_unit = np.polyfit(np.log(widths), np.log(speeds), 1)
+    return float(np.exp(at_unit)), -float(power)
 
 
 def plot(found: Mapping[str, Law]) -> bytes:
@@ -186,22 +210,23 @@ def plot(found: Mapping[str, Law]) -> bytes:
     figure = Figure(figsize=(9, 3.6), dpi=130, layout="constrained")
     minutes = np.geomspace(1, 480, 100)
     for axes, (kind, law) in zip(figure.subplots(1, len(found)), found.items(), strict=True):
+        speed, power = speeds_of(by_machine(fits(kind))[PLOTTED])
+        law = replace(law, seconds=power)
         for width in WIDTHS:
-            losses = [law.loss(width, law.seen(width, 60 * one, speed_of(law, kind))) for one in minutes]
+            losses = [law.loss(width, law.seen(width, 60 * one, speed)) for one in minutes]
             axes.plot(minutes, losses, label=f"width {width}", linewidth=1.3)
         for line in RESULTS.lines:
             if line["data"] == KINDS[kind] and of_law(line):
-                axes.plot(
-                    line["spent"] / 60, line["loss"][0], "o", color=f"C{WIDTHS.index(width_of(line))}", markersize=4
-                )
+                taken = line["images"] / law.seen(width_of(line), 60, speed)  # on this machine
+                axes.plot(taken, line["loss"][0], "o", color=f"C{WIDTHS.index(width_of(line))}", markersize=4)
         axes.set_xscale("log")
         axes.set_title(f"{kind}, 28 to 32 px", loc="left", fontsize=10)
-        axes.set_xlabel("minutes of one core")
+        axes.set_xlabel(f"minutes of one core, {PLOTTED}")
         axes.set_xticks([1, 2, 5, 10, 30, 60, 120, 480], ["1", "2", "5", "10", "30", "60", "120", "480"])
         axes.minorticks_off()
         axes.set_ylabel("held-out loss per dimension")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.set_ylim(top=law.loss(32, law.seen(32, 60, speed_of(law, kind))))
+        axes.set_ylim(top=law.loss(32, law.seen(32, 60, speed)))
     axes.legend(frameon=False, fontsize=8)
     file = io.BytesIO()
     figure.savefig(file, format="png")

@@ -24,9 +24,9 @@ WIDTHS = (16, 32, 48, 64, 96, 128)  # multiples of the preset's groups
 UNIT, IMAGES = 32, 1e5  # width and images that the law counts in
 SIDES = range(28, 33)  # of the images of the trials
 LEAST = 60.0  # seconds of a budget from which on the measuring of the speed is little
-TIMED = 4  # widths whose speed is measured, at most
+TIMED = 4  # widths whose speed is measured to find that of the least loss, at most
 MARGIN = 0.02  # of the loss, which the law has right to 1 %; and a narrower network draws in less time
-HOPEFUL = 0.5  # s of a machine that wide networks suit: where no other width is best even by it, none is timed
+HOPEFUL = 0.3  # s of a machine that wide networks suit: where no other width is best even by it, none is timed
 
 NETWORK = ("width", "multipliers", "blocks", "attention", "patch")  # settings that make its size
 
@@ -101,12 +101,13 @@ def timed(
     second = max([_least(losses(known)), *known[1:2]])
     if second not in speeds:
         speeds[second] = speed(second)
-    for pick in (_least, narrowest):
-        while (other := pick(losses(known))) not in speeds and len(speeds) < TIMED:
-            speeds[other] = speed(other)
-    chosen = narrowest(losses(known))
-    if chosen not in speeds:
-        chosen = narrowest(losses(speeds))
+    while len(speeds) < TIMED:
+        near = [one for one in known if one <= 2 * max(speeds)]  # further than that a guess is worth little
+        if (other := _least(losses(near))) in speeds:
+            break
+        speeds[other] = speed(other)
+    while (chosen := narrowest(losses(known))) not in speeds:
+        speeds[chosen] = speed(chosen)
     for one in [chosen, *speeds]:
         if one != width:
             law = replace(law, seconds=_exponent(speeds, width, one))
