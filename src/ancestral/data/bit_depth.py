@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
+from ancestral.data import pictures
+
 _WIDE = re.compile(r"(?<=;16)[BLN]")  # in the names of Pillow's raw modes: two bytes a value, which first
 _OTHER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 WIDEST = 65535  # white in a single file of more than 8 bits, where nothing else is known
@@ -98,7 +100,7 @@ def to_bytes(found: np.ndarray, white: int, opened: Image.Image) -> Image.Image:
         opacity = np.where((found == np.array(clear)).all(-1, keepdims=True), 0, 255).astype(np.uint8)
     if opacity.shape[2]:
         colour = np.concatenate([np.broadcast_to(colour, (*colour.shape[:2], 3)), opacity], 2)
-    image = Image.fromarray(colour.squeeze(2) if colour.shape[2] == 1 else colour)
+    image = pictures.to_pil(colour)
     orientation = opened.getexif().get(0x0112)
     if orientation is not None:
         image.getexif()[0x0112] = orientation

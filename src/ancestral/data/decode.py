@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageColor, ImageFile, ImageOps
 
-from ancestral.data import bit_depth
+from ancestral.data import bit_depth, pictures
 from ancestral.data.dataset import DataOptions, Rows
 from ancestral.errors import UserError
 
@@ -195,7 +195,7 @@ def _frames(image: Image.Image, name: str) -> int:
 
 def adapt(pixels: np.ndarray, channels: int, size: int | None, background: str) -> np.ndarray:
     """An array (H, W, C) as a file of it would be decoded."""
-    return from_pil(Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels), channels, size, background)
+    return from_pil(pictures.to_pil(pixels), channels, size, background)
 
 
 def adapt_all(images: np.ndarray | Rows, options: DataOptions) -> np.ndarray | Rows:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from ancestral.data import pictures
 
 Settings = dict[str, Any]  # of Pillow's save
 
@@ -20,7 +21,7 @@ LOSSLESS: dict[str, Settings] = {
 def encoded(image: np.ndarray, kind: str, settings: Mapping[str, Any]) -> bytes:
     """An image (H, W, C) uint8 as a file."""
     buffer = io.BytesIO()
-    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, kind, **settings)
+    pictures.to_pil(image).save(buffer, kind, **settings)
     return buffer.getvalue()
 
 

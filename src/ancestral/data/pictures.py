@@ -96,7 +96,7 @@ def contact_sheet(
         sheet[..., 3] = 255  # letters on what is seen through could be read on some pages only
     for image, (top, left) in zip(images, corners, strict=True):
         sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    picture = Image.fromarray(sheet.squeeze(2) if channels == 1 else sheet[..., : 4 if channels == 4 else 3])
+    picture = to_pil(sheet if channels in (1, 4) else sheet[..., :3])
     draw = ImageDraw.Draw(picture)
     _write(draw, gap, 0, labels.title, right)
     for column, text in enumerate(labels.columns):
@@ -116,10 +116,15 @@ def animation(frames: Sequence[Image.Image], milliseconds: int = 120) -> bytes:
     return file.getvalue()
 
 
+def to_pil(image: np.ndarray) -> Image.Image:
+    """An image (H, W, C) for Pillow, to which grey has no third axis."""
+    return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+
+
 def png(image: np.ndarray) -> bytes:
     """One image (H, W, C) at its own size, as the bytes of a PNG file."""
     file = io.BytesIO()
-    Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(file, "png")
+    to_pil(image).save(file, "png")
     return file.getvalue()
 
 

@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ancestral.data import pictures
 from ancestral.data.dataset import ImageSet
 from ancestral.data.decode import adapt
 from ancestral.diffusion.objectives.statistics import Estimate
@@ -69,7 +70,7 @@ def resized(images: np.ndarray, side: int) -> Tensor:
 
     def one(image: np.ndarray) -> np.ndarray:
         opaque = adapt(image, 1 if image.shape[2] == 1 else 3, None, "white")
-        picture = Image.fromarray(opaque.squeeze(2) if opaque.shape[2] == 1 else opaque)
+        picture = pictures.to_pil(opaque)
         return np.atleast_3d(np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC)))
 
     made = map(one, images) if len(images) <= BATCH else each(one, images)

@@ -37,7 +37,7 @@ class Images:
         image = self.array[number]
         if isinstance(number, slice):
             return Images(image)
-        return Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+        return pictures.to_pil(image)
 
     def __iter__(self) -> Iterator[Image.Image]:
         return (self[number] for number in range(len(self)))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from base64 import b64encode
 from html import escape
-from io import BytesIO
 
 import numpy as np
-from PIL import Image
 
 from ancestral.apps.report import plots
 from ancestral.apps.report.part import Number, Part
 from ancestral.apps.report.subject import Subject
+from ancestral.data import pictures
 from ancestral.sampling.round_trip import FRAMES, played, round_trip, small
 
 NODES = 5  # of the diagram
@@ -95,8 +94,6 @@ def _arrow(start: float, end: float, y: float, name: str, colour: str, above: fl
 
 
 def _picture(pixels: np.ndarray, x: float, y: float, tall: float) -> str:
-    file = BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "png")
-    source = escape("data:image/png;base64," + b64encode(file.getvalue()).decode())
+    source = escape("data:image/png;base64," + b64encode(pictures.png(pixels)).decode())
     size = f'x="{x:g}" y="{y:g}" width="{NODE}" height="{tall:g}"'
     return f'<image {size} preserveAspectRatio="none" style="image-rendering:pixelated" href="{source}"/>'
