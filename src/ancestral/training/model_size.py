@@ -25,7 +25,7 @@ UNIT, IMAGES = 32, 1e5  # width and images that the law counts in
 SIDES = range(28, 33)  # of the images of the trials
 LEAST = 60.0  # seconds of a budget from which on the measuring of the speed is little
 TIMED = 4  # widths whose speed is measured to find that of the least loss, at most
-MARGIN = 0.02  # of the loss, which the law has right to 1 %; and a narrower network draws in less time
+MARGIN = 0.02  # of the loss, as far as the law errs; and a narrower network draws in less time
 HOPEFUL = 0.3  # s of a machine that wide networks suit: where no other width is best even by it, none is timed
 
 NETWORK = ("width", "multipliers", "blocks", "attention", "patch")  # settings that make its size
