@@ -62,6 +62,11 @@ def origin() -> dict[str, str]:
     return {"commit": commit(), "date": date, "machine": f"{machine}, torch {torch.__version__}"}
 
 
+def processor(line: Mapping[str, str]) -> str:
+    """That a number was measured on, by its origin."""
+    return line["machine"].partition(",")[0]
+
+
 def origins_of(lines: Sequence[Mapping[str, str]], *keys: str) -> str:
     """All that these lines have under each key, each once."""
     return "; ".join(", ".join(dict.fromkeys(one[key] for one in lines)) for key in keys)

@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import torch
-from common import MEASURED, ROOT, WORK, Results, publish, shown, table
+from common import MEASURED, ROOT, WORK, Results, processor, publish, shown, table
 from common import RESULTS as RESULTS_PAGE
 from matplotlib.figure import Figure
 from recipe import CPU, apart, trained
@@ -191,11 +191,6 @@ def by_machine(lines: Sequence[dict]) -> dict[str, list[dict]]:
     for line in lines:
         found.setdefault(processor(line), []).append(line)
     return found
-
-
-def processor(line: dict) -> str:
-    """That a trial ran on."""
-    return line["machine"].partition(",")[0]
 
 
 def speeds_of(lines: Sequence[dict]) -> tuple[float, float]:

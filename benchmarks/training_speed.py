@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Computed, interleaved, options, origin, parsed, publish, spread, table
+from common import Computed, interleaved, options, origin, parsed, processor, publish, spread, table
 from peers import SIDE, Script, lucidrains
 from torch import Tensor, nn
 from torch.nn import functional
@@ -235,7 +235,7 @@ def main() -> None:
     note = (
         f"{given.repeats} repeats in turns; ratio: median [quartiles]; ours with {', '.join(given.set) or 'defaults'}."
     )
-    maker = origin()["machine"].partition(" ")[0].partition("(")[0].lower()  # what is fast differs between them
+    maker = processor(origin()).partition(" ")[0].partition("(")[0].lower()  # what is fast differs between them
     publish(f"training-speed-{maker}", f"{note}\n\n{text}", given.docs)
 
 

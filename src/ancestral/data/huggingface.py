@@ -105,4 +105,4 @@ def _read(
                 number = None if label is None else row[label]  # below 0, or none: it has no class
                 yield Item(pixels, None if number is None or number < 0 else number, called)
 
-    return of_one_size(items(), name)
+    return of_one_size(items())

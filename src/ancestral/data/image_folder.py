@@ -171,7 +171,7 @@ def _read(
             if pixels is not None:
                 yield Item(pixels, None if name is None else number[name], file)
 
-    return of_one_size(items(), str(root))
+    return of_one_size(items(), f"{root}/")
 
 
 def decoded(
@@ -203,8 +203,8 @@ def channels_of_first(files: Iterable[tuple[bytes, str]], options: DataOptions, 
     raise UserError(f"{source}: no image can be read")
 
 
-def of_one_size(items: Iterator[Item], source: str) -> Iterator[Item]:
-    """The items, as long as they are of the first one's size.
+def of_one_size(items: Iterator[Item], within: str = "") -> Iterator[Item]:
+    """The items, as long as they are of the first one's size; `within` is what their names lack to be found.
 
     Raises:
         UserError: naming the two that differ.
@@ -214,9 +214,8 @@ def of_one_size(items: Iterator[Item], source: str) -> Iterator[Item]:
         first = first or item
         if item.pixels.shape != first.pixels.shape:
             (height, width, _), (other_height, other_width, _) = first.pixels.shape, item.pixels.shape
-            named = item.name if item.name.startswith(source) else f"{source}/{item.name}"
             raise UserError(
-                f"{named}: {other_height}x{other_width} (height x width), but {first.name} is "
+                f"{within}{item.name}: {other_height}x{other_width} (height x width), but {first.name} is "
                 f"{height}x{width}; scale them to one size (train: --set data.size=32)"
             )
         yield item

@@ -53,7 +53,7 @@ def in_order(root: Path, parts: Iterable[Labels]) -> tuple[str, ...]:
             found |= names
             sources.add(part.source)
     if DATASET in sources and len(sources) > 1:
-        (other,) = {*sources} - {DATASET}
+        (other,) = sources - {DATASET}
         raise UserError(
             f"{root}: of its parts one has its classes from {DATASET}, as numbers, another from {other}, as names; "
             f"give each a {DATASET}"

@@ -172,4 +172,4 @@ def _read(shards: list[Path], channels: int, options: DataOptions, skipped: list
             if pixels is not None:
                 yield Item(pixels, _label(name, parts), name)
 
-    return of_one_size(items(), str(shards[0].parent))
+    return of_one_size(items(), f"{shards[0].parent}/")

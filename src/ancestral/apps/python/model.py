@@ -155,7 +155,8 @@ class Model:
         times = drawn_files.film_times(sorted(set(sampler.visits), reverse=True))
         frames = film(sampler.walk(range(count), cond, lambda _: None), times)
         shown = frames._replace(x_t=[sampler.model.schedule.shown(x_t) for x_t in frames.x_t])
-        png, gif = (drawn_files.film_files(shown)[name] for name in drawn_files.FILM)
+        files = drawn_files.film_files(shown)
+        png, gif = (files[name] for name in drawn_files.FILM)
         states = np.stack([to_bytes(x_t) for x_t in (*shown.x_t, frames.final)])
         return Film(Images(states[-1]), states, png, gif)
 
