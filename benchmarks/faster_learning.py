@@ -218,7 +218,7 @@ WAYS = {
     "nearest of 8 noises": Way(alter=nearest),
     "16 px first": Way(alter=coarse),
     "patches of 16 px first": Way(alter=patches),
-    "dispersive loss": Way(alter=dispersed),
+    "dispersive loss": Way({"train.spike": None}, dispersed),
     "uncertainty weighting": Way(alter=uncertain),
     "batches of 32": Way({"train.batch_size": 32}),
     "batches of 32, 0.7 of the rate": Way({"train.batch_size": 32, "train.learning_rate": 4.2e-3}),

@@ -18,7 +18,7 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from common import MEASURED, WORK, Results, options, origins_of, parsed, publish, quality, shown, table
+from common import MEASURED, WORK, Results, options, origins_of, parsed, processor, publish, quality, shown, table
 from peers import Edm, Lucid, Script, Small, cropped, padded, script_network, write_pngs
 from PIL import Image
 
@@ -297,6 +297,7 @@ def lines(found: list[dict]) -> Iterator[list[str]]:
         yield [
             f"{one['minutes']:g}" if one["minutes"] else "",
             one["contender"],
+            processor(one),
             f"{one['weights'] / 1e6:.1f}" if "weights" in one else "",
             f"{one['seen']:,}" if "seen" in one else "",
             one["sampler"],
@@ -326,12 +327,12 @@ def main() -> None:
         splits = load.load(given.data, DataOptions())
         for name in given.contenders:
             measure(given, splits, name, results)
-    headings = ["minutes", "", "million weights", "images seen", "sampler", "fd-lite0, train", "test"]
+    headings = ["minutes", "", "on", "million weights", "images seen", "sampler", "fd-lite0, train", "test"]
     headings += ["kid-lite0, train", "test", *JUDGED_TOO, "bits/dim", "seconds to draw"]
     parts = []
     for images, name in sorted({(line["images"], line["data"]) for line in results.lines}, reverse=True):
         found = results.find(data=name, images=images)
-        where = origins_of(found, "date", "machine")
+        where = origins_of(found, "date")
         parts.append(f"{name}, {images} images drawn by each ({where}):\n\n{table(headings, lines(found))}")
     publish("time-to-quality", "\n\n".join(parts), given.docs, results.lines)
 

@@ -329,7 +329,7 @@ def test_times_for_few_steps_are_the_best_there_are():
 
     assert total(times) == pytest.approx(float(nats.sum()))
     for steps in range(1, 7):
-        best = [times[index] for index in shortest(cost, steps, growth=1)]
+        best = [times[index] for index in shortest(cost, steps)]
         every = [[6, *inner, 0] for inner in itertools.combinations(range(5, 0, -1), steps - 1)]
         assert total(best) == pytest.approx(min(map(total, every)))
     assert total([6, 0]) > total(times) + 0.1
@@ -351,7 +351,7 @@ def test_times_that_reveal_nothing_are_on_no_path(kind):
     start = torch.full((8, 1, 2, 2), MASK, dtype=F64)
     cost = imagined_costs(oracle, start, times)
     assert not np.isnan(cost).any()
-    path = [times[index] for index in shortest(cost, 4, growth=1)]
+    path = [times[index] for index in shortest(cost, 4)]
     counts = [float(oracle.schedule.expected(t, 4)) for t in path]
     assert all(later < earlier for earlier, later in itertools.pairwise(counts))
     assert path[0] == 40
@@ -359,7 +359,7 @@ def test_times_that_reveal_nothing_are_on_no_path(kind):
     if kind is Absorbing:
         assert counts == [4, 3, 2, 1, 0]
         with pytest.raises(ValueError, match="use fewer"):
-            shortest(cost, 5, growth=1)
+            shortest(cost, 5)
 
 
 def test_the_monotone_fit_is_the_isotonic_regression():

@@ -1,4 +1,4 @@
-"""Tuned times: the path is the best one, and near a curved flow's best fixed grid, whichever that is."""
+"""Tuned times: the path is the best one, and steps end nearer to a curved flow than on any fixed grid."""
 
 import itertools
 import json
@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from ancestral.diffusion.denoisers.analytic import Mixture
+from ancestral.diffusion.denoisers.denoiser import Watched
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
-from ancestral.diffusion.samplers.grid_search import GROWTH, jumps, shortest
+from ancestral.diffusion.samplers.grid_search import by_ends, shortest
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
-from ancestral.diffusion.samplers.transitions import DDIM
+from ancestral.diffusion.samplers.solvers import SOLVERS
 from conftest import run_command
 
 F64 = torch.float64
@@ -24,10 +25,7 @@ def test_the_path_is_the_best_of_all(steps):
     cost[cost == 0] = np.inf
 
     def total(path):
-        missed = 0.0
-        for i, j in itertools.pairwise(path):
-            missed = GROWTH * missed + cost[i, j]
-        return missed
+        return sum(cost[i, j] for i, j in itertools.pairwise(path))
 
     every = [(0, *middle, 7) for middle in itertools.combinations(range(1, 7), steps - 1)]
     assert total(shortest(cost, steps)) == pytest.approx(min(map(total, every)), rel=1e-12)
@@ -39,32 +37,70 @@ def test_a_path_needs_points():
             shortest(np.ones((8, 8)), steps)
 
 
-def test_a_jump_over_one_time_misses_nothing():
-    noise_schedule = schedules.linear(100)
-    means = torch.tensor([[-1.0, 0.4], [0.6, -0.5]], dtype=F64)
-    oracle = Mixture(noise_schedule, means, torch.tensor([0.01, 0.02], dtype=F64))
-    cost = jumps(oracle, latents([2], 0, range(8)), grids.full(noise_schedule))
-    assert np.allclose(np.diagonal(cost, 1), 0, atol=1e-12)
-    assert np.isinf(cost[np.tril_indices(101)]).all()
-
-
-def test_tuned_times_are_near_the_best_fixed_grid_and_better_than_the_default():
-    noise_schedule = schedules.linear(1000)
+def oracle(T):
     means = torch.tensor([[-1.0, 0.4], [0.6, -0.5], [0.2, 0.9]], dtype=F64)
-    oracle = Mixture(noise_schedule, means, torch.tensor([0.01, 0.02, 0.01], dtype=F64))
-    fine = grids.karras(noise_schedule, 60)
-    cost = jumps(oracle, latents([2], 0, range(64)), fine)
-    other = latents([2], 1, range(200))  # images that the tuning has not seen
-    truth = finish(trajectory(oracle, other, grids.full(noise_schedule), DDIM()))
+    return Mixture(schedules.linear(T), means, torch.tensor([0.01, 0.02, 0.01], dtype=F64))
 
-    def error(grid):
-        return float((finish(trajectory(oracle, other, grid, DDIM())) - truth).square().mean().sqrt())
 
-    for steps in (4, 6, 8):
-        tuned = error([fine[place] for place in shortest(cost, steps)])
-        fixed = {name: error(make(noise_schedule, steps)) for name, make in grids.GRIDS.items()}
-        assert tuned < 1.15 * min(fixed.values()), steps
-        assert tuned < 0.8 * fixed["trailing"], steps
+def ends(denoiser, start, times, solver="unipc3"):
+    return finish(trajectory(denoiser, start, times, SOLVERS[solver]))
+
+
+def named(denoiser, steps):
+    found = (make(denoiser.schedule, steps) for make in grids.GRIDS.values())
+    return [times for times in found if times[0] == denoiser.schedule.T]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_the_times_are_nearly_the_best_of_all(steps):
+    denoiser, start = oracle(16), latents([2], 0, range(64))
+    every, fine = grids.full(denoiser.schedule), grids.trailing(denoiser.schedule, 16)
+    truth = ends(denoiser, start, fine)
+
+    def missed(times):
+        return float((ends(denoiser, start, times) - truth).square().mean().sqrt())
+
+    found = by_ends(SOLVERS["unipc3"]).best(denoiser, start, every, fine, named(denoiser, steps))
+    assert len(found) == steps + 1
+    least = min(missed([16, *middle, 0]) for middle in itertools.combinations(range(15, 0, -1), steps - 1))
+    assert missed(found) <= 1.1 * least
+
+
+def test_tuned_times_are_better_than_every_fixed_grid_on_other_images():
+    denoiser = oracle(1000)
+    every, fine = grids.full(denoiser.schedule), grids.trailing(denoiser.schedule, 100)
+    other = latents([2], 1, range(200))
+    for solver in ("unipc3", "euler"):
+        truth = ends(denoiser, other, every, "euler")
+
+        def error(times, solver=solver, truth=truth):
+            return float((ends(denoiser, other, times, solver) - truth).square().mean().sqrt())
+
+        for steps in (4, 6, 8):
+            start, begun = latents([2], 0, range(1000)), named(denoiser, steps)
+            found = by_ends(SOLVERS[solver]).best(denoiser, start, every, fine, begun)
+            assert error(found) < min(map(error, begun)), (solver, steps)
+
+
+def test_only_times_that_there_are_are_chosen_and_few_are_fewer_than_many():
+    denoiser, start = oracle(100), latents([2], 0, range(4))
+    every = grids.trailing(denoiser.schedule, 20)  # as of a model that was trained at these
+    found = by_ends(SOLVERS["unipc3"]).best(denoiser, start, every, every[:1] + every[2:], [every[:1] + every[-4:]])
+    assert set(found) <= set(every)
+    assert found == sorted(found, reverse=True)
+    with pytest.raises(ValueError, match="must be fewer than the 20"):
+        by_ends(SOLVERS["unipc3"]).best(denoiser, start, every, every, [every])
+
+
+def test_as_many_calls_are_promised_as_are_made_at_most():
+    denoiser, start = oracle(1000), latents([2], 0, range(4))
+    fine, search = grids.trailing(denoiser.schedule, 60), by_ends(SOLVERS["unipc3"])
+    for steps in (1, 2, 5):
+        watched = Watched(denoiser, lambda images: None)
+        begun = named(denoiser, steps)
+        search.best(watched, start, grids.full(denoiser.schedule), fine, begun)
+        promised = search.calls(60, steps, len(begun))
+        assert 0.8 * promised < watched.calls <= promised
 
 
 def test_the_command_stores_the_times_and_sampling_takes_them(any_run, tmp_path):

@@ -17,10 +17,10 @@ from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.levels import VALUES
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.samplers.grid_search import jumps, shortest
+from ancestral.diffusion.samplers.grid_search import Search, by_ends, shortest
 from ancestral.diffusion.samplers.loop import Draw, from_model
 from ancestral.diffusion.samplers.reveal import Reveal
-from ancestral.diffusion.samplers.solvers import CALLS, SOLVERS, default_solver
+from ancestral.diffusion.samplers.solvers import CALLS, FLOW, SOLVERS, default_solver
 from ancestral.diffusion.samplers.transitions import (
     DDIM,
     VARIANCES,
@@ -77,9 +77,8 @@ class Chain:
     measured: Transition | None  # the step of quick looks at the bound; None where it has none
     quick: Callable[[int], Transition | Planned]  # and at images, by how many steps they take
     calibrated: bool  # whether its own squared error is a parameter of the model
-    fine: str  # the fine grid whose sub-grids `tune-steps` searches
     named: Callable[[str], str]  # the reverse step with this variance, as printed
-    best: Callable[[Any, Tensor, Sequence[int], int], list[int]]  # indices into that grid of its best N-step sub-grid
+    search: Search  # how `tune-steps` finds the best times
     calls: int  # of the network, an image, where nothing is said
     grid: Callable[[Config], str]  # of a few steps, where nothing is said
     more: str  # how to draw in another number of steps
@@ -136,8 +135,17 @@ def _consistency(network: nn.Module, process: NoiseSchedule, config: Config, fac
     return made
 
 
-def _none_better(predictor: Any, start: Tensor, fine: Sequence[int], steps: int) -> list[int]:
-    raise UserError("tune-steps: measures how straight the flow is, which a model for few calls does not follow")
+def _cheapest(
+    predictor: Any, start: Tensor, every: Sequence[int], fine: Sequence[int], begun: Sequence[Sequence[int]]
+) -> list[int]:
+    """The times of the fine walk with which a chain that hides has the least bound."""
+    return [fine[index] for index in shortest(imagined_costs(predictor, start, fine), len(begun[0]) - 1)]
+
+
+def _none_better(
+    predictor: Any, start: Tensor, every: Sequence[int], fine: Sequence[int], begun: Sequence[Sequence[int]]
+) -> list[int]:
+    raise UserError("tune-steps: compares with the flow, which a model for few calls does not follow")
 
 
 def _gaussian_channels(channels: int, options: DiffusionOptions) -> tuple[int, int]:
@@ -179,9 +187,8 @@ def _absorbing(kind: type[Absorbing]) -> Chain:
         measured=reveal,
         quick=lambda steps: reveal,
         calibrated=False,
-        fine="trailing",
         named=lambda variance: "positions revealed in any order",
-        best=lambda predictor, start, fine, steps: shortest(imagined_costs(predictor, start, fine), steps, growth=1),
+        search=Search(_cheapest, lambda fine, steps, begun: 2 * fine),
         calls=CALLS,
         grid=lambda config: "trailing",
         more=_WHOLE,
@@ -197,9 +204,8 @@ _GAUSSIAN = Chain(
     measured=Ancestral(fixedlarge),
     quick=lambda steps: SOLVERS[default_solver(steps)],
     calibrated=True,
-    fine="karras",
     named=lambda variance: f"{variance} variance",
-    best=lambda predictor, start, fine, steps: shortest(jumps(predictor, start, fine), steps),
+    search=by_ends(SOLVERS[FLOW]),
     calls=CALLS,
     grid=lambda config: "trailing",
     more=_WHOLE,
@@ -214,7 +220,7 @@ _FEW = replace(
     calibrated=False,
     named=lambda variance: "the step to where the model's many end",
     grid=lambda config: FEW_CALLS[config.diffusion.objective].grid,
-    best=_none_better,
+    search=Search(_none_better, lambda fine, steps, begun: fine),
     more="in another number: ancestral distill MODEL --calls N",
     whole="--steps all: the {every:,} that the model was tuned to draw in",
 )

@@ -15,6 +15,7 @@ from ancestral.data import cache, pictures
 from ancestral.data.pictures import Labels
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import Watched
+from ancestral.diffusion.samplers.grids import GRIDS
 from ancestral.diffusion.samplers.sample import beginning, latents
 from ancestral.diffusion.samplers.sample import film as keep_frames
 from ancestral.errors import UserError
@@ -33,7 +34,7 @@ from ancestral.sampling.sampler import Sampler
 
 GRID = "grid.png"
 SHOWN = 256  # images on the contact sheet
-FINE = 60  # network calls of the walk that few steps are tuned to
+FINE = 60  # network calls of the walk that few steps are compared with
 
 
 def sample(
@@ -110,7 +111,10 @@ def tune_steps(
     saved, model = open_model(folder, device, average_width)
     need_for_drawing(saved.config, saved.facts, num_images, device_of(model), option="--num-images")
     kind = build.chain(saved.config)
-    fine = build.sampling_grid(saved.config, kind.fine, min(FINE, len(build.training_grid(saved.config)) - 1))
+    every = build.training_grid(saved.config)
+    fine = build.sampling_grid(saved.config, "trailing", min(FINE, len(every) - 1))
+    named = (build.sampling_grid(saved.config, name, steps) for name in GRIDS)
+    begun = list(dict.fromkeys(tuple(times) for times in named if times[0] == every[0]))
     cond = conditions(saved, None, embeddings, num_images)
     on = {name: value.to(device_of(model)) for name, value in cond.items()}
     predictor = build.predictor(build.drawing(model, saved.config, kind.quick(steps)), saved.calibration, **on)
@@ -118,9 +122,9 @@ def tune_steps(
         device_of(model), state_type(model)
     )
     try:
-        with advancing(f"{len(fine) - 1} steps", (len(fine) - 1) * num_images) as advance:
+        with advancing(f"{steps} steps", kind.search.calls(len(fine) - 1, steps, len(begun)) * num_images) as advance:
             watched = Watched(predictor, advance)
-            times = [fine[index] for index in kind.best(watched, beginning(model.schedule, noise), fine, steps)]
+            times = kind.search.best(watched, beginning(model.schedule, noise), every, fine, begun)
     except ValueError as error:
         raise UserError(f"--steps: {error}") from None
     with held(folder, "tuned"):  # as what is there is read and written again

@@ -42,7 +42,7 @@ def sample(run: Path, processes: int, **given: Any) -> None:
 @click.command("tune-steps", short_help="Find the best times for few steps.")
 @run_argument
 @click.option("--steps", type=POSITIVE, required=True, help="How few steps to find the best times for.")
-@click.option("--num-images", type=POSITIVE, default=32, show_default=True, help="Images of the fine walk.")
+@click.option("--num-images", type=POSITIVE, default=32, show_default=True, help="Images drawn to find them.")
 @embeddings_option
 @average_option
 @seed_option

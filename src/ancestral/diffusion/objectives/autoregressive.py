@@ -53,7 +53,7 @@ def costs(nats: Tensor, counts: Sequence[float]) -> np.ndarray:
 
     The positions of one step are drawn independently, each given what was seen before it, so that a step from n to m
     hidden positions costs (n - m) l_n, where l_n is the mean -log p of a hidden position with n of them hidden. With it
-    `grid_search.shortest(cost, steps, growth=1)` finds the times of least bound (Hoogeboom et al. 2022, section 3.2).
+    `grid_search.shortest(cost, steps)` finds the times of least bound (Hoogeboom et al. 2022, section 3.2).
 
     Args:
         nats: (steps,) the mean L_{t-1} of each step of the whole grid, from T down.
