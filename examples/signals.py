@@ -89,7 +89,9 @@ def main(updates=700, count=96, seed=0, picture="signals.png"):
             print(f"update {update}: loss {loss:.4f}")
 
     known = x0[:: len(x0) // 100]
-    model = Calibrated(denoiser, calibrate(denoiser, known, Streams(seed, "calibration", range(len(known))), 15))
+    times = grids.log_snr(denoiser.schedule, 15)[:-1]
+    table = calibrate(denoiser, known, Streams(seed, "calibration", range(len(known))), times)
+    model = Calibrated(denoiser, table)
     grid = grids.full(denoiser.schedule)
     streams = Streams(seed, "bound", range(len(test)))
     nats, error = mean_and_error(elbo(model, test, grid, Ancestral(optimal), streams, Normal.log_prob).nats / LENGTH)

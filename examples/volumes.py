@@ -90,7 +90,9 @@ def main(updates=480, count=32, seed=0, picture="volumes.png", halves=None):
             print(f"update {update}: loss {loss:.4f}")
 
     known = x0[:: max(len(x0) // 64, 1)]
-    model = Calibrated(denoiser, calibrate(denoiser, known, Streams(seed, "calibration", range(len(known))), 15))
+    times = grids.log_snr(denoiser.schedule, 15)[:-1]
+    table = calibrate(denoiser, known, Streams(seed, "calibration", range(len(known))), times)
+    model = Calibrated(denoiser, table)
     grid = grids.full(denoiser.schedule)
     streams = Streams(seed, "bound", range(len(test)))
     nats, error = mean_and_error(elbo(model, test, grid, Ancestral(optimal), streams, Normal.log_prob).nats / VOXELS)

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from ancestral.compression import compress_command, exact_pixels, tiles
 from ancestral.compression.bit_io import Reader, Writer, read_varint, varint
-from ancestral.compression.completion import FINISHES
+from ancestral.compression.completion import FINISHES, down
 from ancestral.compression.errors import CodecError
 from ancestral.compression.file_header import VERSION, Exact, Header, parse
 from ancestral.compression.prefix_quality import prefixes
 from ancestral.compression.progressive import Row, _moved, send, skip
 from ancestral.diffusion.denoisers.denoiser import predict
+from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.samplers.loop import Move
 from ancestral.errors import UserError
@@ -165,6 +166,25 @@ def test_finishes_are_what_they_say(cut):
         )
     assert errors["sample"] == pytest.approx(2 * errors["mean"], rel=0.2)
     assert errors["mean"] < errors["ode"] < errors["sample"]
+
+
+@pytest.mark.parametrize(("side", "cut"), [(8, 11), (20, 40)])
+@pytest.mark.parametrize("name", FINISHES)
+def test_a_file_is_one_picture_whatever_is_decoded_with_it(name, side, cut):
+    coder = codec()
+    contents = [content[:cut] for content in coder.encode([image(number, side, side) for number in range(3)], 1)]
+    together = coder.decode(contents, FINISHES[name])
+    alone = [coder.decode([content], FINISHES[name])[0] for content in contents]
+    assert all(np.array_equal(one.pixels, other.pixels) for one, other in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("T", [2, 5, 100])
+def test_the_times_of_a_finish_are_spread_at_zero_terminal_snr_too(T):
+    schedule = schedules.linear(T).zero_terminal_snr()
+    times = down(schedule, T)
+    assert times[0] == T
+    assert times[-1] == 0
+    assert len(times) == len(set(times)) == min(T, 12) + 1
 
 
 def drifting(size):

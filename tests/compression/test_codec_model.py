@@ -38,7 +38,7 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grids import log_snr
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 from ancestral.errors import UserError
-from ancestral.runs import checkpoint
+from ancestral.runs import build, checkpoint, config
 from ancestral.runs.open import open_model
 from ancestral.runtime import verified_folder
 from oracles import cost_bits, rate
@@ -384,3 +384,24 @@ def test_the_rate_of_a_network_is_its_bound(measured):
     assert float(mine.bits_per_dim.mean()) == pytest.approx(float(theirs.bits_per_dim.mean()), rel=0.01)
     steps = theirs.parts["L_1:T-1"].mean()
     assert float(mine.steps.sum(1).mean()) / 64 == pytest.approx(float(steps), rel=0.01)
+
+
+def test_a_model_of_one_image_has_a_codebook(trained_run, monkeypatch):
+    saved, model = open_model(trained_run, "cpu", None)
+    for name, value in {"NODES": 6, "IMAGES": 64, "AT_THE_END": 96, "HELD_OUT": 16}.items():
+        monkeypatch.setattr(calibration, name, value)
+    splits = digits(saved)
+    one = replace(splits, train=splits.train.spread(1), test=splits.test.spread(1))
+    assert calibration.measure(model, saved, one).profiles
+
+
+def test_a_model_trained_at_some_times_is_measured_at_these():
+    chosen = config.resolve("x", "tiny", {"diffusion.train_steps": 100})
+    times = build.spread_times(chosen, 40)
+    assert set(times) <= set(build.training_grid(chosen))
+    assert 20 < len(times) <= 40
+    assert times[0] == 1000
+    few = config.resolve("x", "tiny", {"diffusion.train_steps": 4})
+    assert build.spread_times(few, 40) == [1000, 750, 500, 250]
+    every = build.spread_times(config.resolve("x", "tiny", {}), 40)
+    assert every == log_snr(build.schedule(chosen), 40)[:-1]

@@ -128,6 +128,16 @@ def test_pairs_close_during_the_run(grid):
     assert torch.equal(objective.earlier(SCHEDULE, t, s, 1.0), before)
 
 
+def test_where_every_image_begins_is_taught_by_the_time_before():
+    """At zero terminal SNR sigma is infinite, of which no share is less."""
+    objective, schedule = Consistency(), SCHEDULE.zero_terminal_snr()
+    t = torch.tensor([1000, 1000, 600])
+    for progress in (0.0, 0.5, 1.0):
+        earlier = objective.earlier(schedule, t, t - 1, progress)
+        assert earlier[:2].tolist() == [999, 999]
+        assert earlier[2] == objective.earlier(SCHEDULE, t[2:], t[2:] - 1, progress)[0] or progress > 0.9
+
+
 @pytest.mark.parametrize("steps", [1, 2, 4])
 def test_drawing_with_the_exact_function_is_exact(steps):
     """States have the law of q(x_t) at every time visited: means and variances, in closed form."""

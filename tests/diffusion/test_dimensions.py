@@ -176,7 +176,8 @@ def test_guidance_clipping_and_calibration_take_any_shape(shape):
     assert torch.allclose(guided.x0, Shaped(oracle)(x, t).x0, atol=1e-12)  # nothing to move along, nor to rescale
     assert torch.equal(clip_dynamic(4 * x).flatten(1), clip_dynamic(4 * x.flatten(1)))
     tables = [
-        calibrate(one, y, Streams(0, "c", range(40)), 5) for one, y in ((oracle, x.flatten(1)), (Shaped(oracle), x))
+        calibrate(one, y, Streams(0, "c", range(40)), (9, 6, 3))
+        for one, y in ((oracle, x.flatten(1)), (Shaped(oracle), x))
     ]
     assert torch.allclose(*tables)
     assert Calibrated(Shaped(oracle), tables[1])(x, 5).x0_var.shape == x.shape

@@ -258,6 +258,24 @@ def test_a_flow_that_cannot_be_followed_is_an_error_not_a_number():
         transport(Broken(), torch.zeros(1, 2, dtype=F64), 1, 50)
 
 
+def test_a_flow_of_no_length_stays():
+    x = drawn(mixture(), 3)
+    assert torch.equal(transport(mixture(), x, 1, 1).x, x)
+    assert torch.equal(log_density(mixture(), x, 50, rademacher(Streams(0, "p", range(3)), x, 1)).x_T, x)
+
+
+def test_a_velocity_that_is_lost_on_the_way_is_an_error_and_not_a_walk_without_end():
+    class Lost:
+        schedule = ENDS_IN_NOISE
+
+        def __call__(self, x_t, t):
+            said = mixture()(x_t, t)
+            return said._replace(x0=said.x0 * (math.nan if float(t) > 20 else 1))
+
+    with pytest.raises(ArithmeticError, match="not finite"):
+        transport(Lost(), torch.zeros(1, 2, dtype=F64), 1, 50)
+
+
 def test_the_command_measures_bytes_and_says_what_it_cost(any_run, command, tmp_path):
     run = shutil.copytree(any_run, tmp_path / "run")
     arguments = ("likelihood", run, "--num-images", 6, "--batch-size", 4, "--probes", 2, "--rtol", 1e-3, "--atol", 1e-3)

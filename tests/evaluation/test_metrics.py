@@ -701,6 +701,15 @@ def test_training_images_are_copies_and_other_software_s_arrays_are_read(digits,
     assert sides["floor"]["value"] == pytest.approx(value(kernel(train), test)["kid"], rel=1e-9)
 
 
+def test_images_of_another_size_are_scaled_to_that_of_the_samples_and_it_is_said(digits, tmp_path):
+    np.save(tmp_path / "drawn.npy", digits.test.images[:60].repeat(2, 1).repeat(2, 2))
+    options = ("--network", "pixels", "--num-images", 60, "--cache", tmp_path / "cache", "--out", tmp_path)
+    result = run_command("metrics", tmp_path / "drawn.npy", "digits", *options)
+    assert result.exit_code == 0, result.output
+    assert "digits: images of 8x8 are cut to squares and scaled to 16x16" in " ".join(result.output.split())
+    assert json.loads((tmp_path / "metrics-pixels.json").read_text())["drawing"] == {"data_scaled_from": "8x8"}
+
+
 def test_a_joined_split_keeps_its_vectors():
     images, vectors = np.zeros((5, 2, 2, 1), np.uint8), np.arange(10.0).reshape(5, 2)
     whole = ImageSet(images, None, (), tuple("abcde"), vectors)

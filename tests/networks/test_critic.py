@@ -18,7 +18,9 @@ def test_the_bound_is_near_the_largest_singular_value(kind):
     assert largest * (1 - 1e-4) <= found <= largest * len(matrix) ** (1 / 32) * (1 + 1e-4)
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 64, 48), (1, 7, 9), (3, 8, 8)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 28, 28), (3, 32, 32), (3, 64, 48), (1, 7, 9), (3, 8, 8), (1, 4, 64), (1, 200, 2)], ids=str
+)
 def test_it_takes_any_size_and_each_layer_is_bounded(shape):
     critic = Critic(shape)
     assert critic(torch.zeros(2, *shape)).shape == (2,)

@@ -151,6 +151,7 @@ def commands(folder):
     for task in ("deblur", "missing"):
         arguments = ["edit", "restore", plain, image, "--task", task, "--method", "ddrm", *edits]
         made[f"restore {task}"] = [*arguments, "--out", str(folder / f"{task}.png")]
+    made["restore by a mask"] = [*made["restore missing"][:-1], str(folder / "by-mask.png"), "--mask", mask]
     made["restore colour"] = ["edit", "restore", colour, str(folder / "colour.png"), "--task", "colour", "--method"]
     made["restore colour"] += ["ddrm", *edits, "--out", str(folder / "coloured.png")]
     made["explain"] = ["explain", plain, "--out", str(folder / "report.html")]

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ancestral.compression.archive_format import MOST, Archive, Block, Setting, rows_of
+from ancestral.compression.archive_format import MOST, MOST_THREADS, Archive, Block, Setting, rows_of
 from ancestral.compression.block_coder import Coder
 from ancestral.compression.errors import CodecError
 from ancestral.data import load, pictures
@@ -82,7 +82,12 @@ def compressed(
     job_folder: Path,
 ) -> Archived:  # fmt: skip
     """Images, bytes (N, H, W, C), as an archive; blocks that an earlier, interrupted command has made are kept."""
-    setting = Setting(model_id(saved), tuple(times), predictor.schedule.T, saved.facts.shape, torch.get_num_threads())
+    threads, block = torch.get_num_threads(), min(block, len(images))
+    if threads > MOST_THREADS:
+        raise UserError(
+            f"torch has {threads} threads, and an archive is made with {MOST_THREADS} at most: set OMP_NUM_THREADS"
+        )
+    setting = Setting(model_id(saved), tuple(times), predictor.schedule.T, saved.facts.shape, threads)
     coder = Coder(predictor, setting)
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     work = pieces(len(images), block)

@@ -20,7 +20,6 @@ from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts
 from ancestral.diffusion.objectives.calibration import interpolated
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.samplers.grids import log_snr
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.calibration import together
@@ -58,7 +57,7 @@ def measure(model: Denoiser, saved: checkpoint.Checkpoint, images: Splits, tell:
     if facts(images.train).shape != saved.facts.shape:
         raise UserError(f"images of {facts(images.train).shape} cannot calibrate a model of {saved.facts.shape}")
     schedule = model.schedule
-    times = _nodes(saved.config)
+    times = build.spread_times(saved.config, NODES)
     noise_levels = (-schedule.log_snr(torch.tensor(times)) / 2).exp() * 127.5
     ends = [index for index, level in enumerate(noise_levels.tolist()) if ENDS[0] <= level <= ENDS[1]] or [-1]
     ends = [index % len(times) for index in ends]
@@ -110,13 +109,6 @@ def ready(
     return codebook
 
 
-def _nodes(config: Config) -> list[int]:
-    """Times evenly spaced in log SNR, or those trained at if these are fewer."""
-    trained = build.training_grid(config)[:-1]
-    schedule = build.schedule(config)
-    return trained if len(trained) <= NODES else log_snr(schedule, NODES)[:-1]
-
-
 def _predicted(model: Denoiser, config: Config, images: ImageSet, t: int, purpose: str) -> Tensor:
     """x0 predicted of each image from an x_t of its own, float32 on the CPU, in batches."""
     device, noise = device_of(model), Streams(t, purpose, range(len(images)))
@@ -134,13 +126,14 @@ def _errors(times: list[int], sums: list[tuple[Tensor, Tensor]]) -> Errors:
 
 
 def _costs(model: Denoiser, errors: Errors, x0: Tensor, pixels: np.ndarray, predicted: dict[int, np.ndarray]) -> Costs:
-    """Of the residual: with tables of the one half of the images, on the other half."""
+    """Of the residual: with tables of the one half of the images, on the other half; of a single one, on itself."""
+    coded, others = (slice(1, None, 2), slice(0, None, 2)) if len(pixels) > 1 else (slice(None), slice(None))
     schedule, dimensions = model.schedule, pixels[0].size
     start = [float(schedule.prior(x0, t).mean()) / dimensions / np.log(2) for t in errors.times]
     end = np.full(len(errors.times), np.inf)
     for index, x0_hat in predicted.items():
-        table = residual_tables.fit(pixels[::2], [x0_hat[::2]])
-        end[index] = residual_tables.unguarded_bits(pixels[1::2], x0_hat[1::2], table).mean() / dimensions
+        table = residual_tables.fit(pixels[others], [x0_hat[others]])
+        end[index] = residual_tables.unguarded_bits(pixels[coded], x0_hat[coded], table).mean() / dimensions
     return Costs(np.array(start), move_costs(schedule, errors, OVERHEAD), end)
 
 

@@ -234,7 +234,7 @@ class Codec:
             for t in set(arrival.t):
                 group = [row for row, reached in enumerate(arrival.t) if reached == t]
                 x_t, x0 = (torch.stack([values[row] for row in group]) for values in (arrival.x_t, arrival.x0))
-                finished = to_bytes(finish(self.predictor, x_t, t, x0))
+                finished = to_bytes(finish(self.predictor, x_t, t, x0, [parts[row].tile.number for row in group]))
                 for row, predicted, pixels in zip(group, _pixels_last(x0), finished, strict=True):
                     picture, tile = pictures[parts[row].image], parts[row].tile
                     tiles.paste(picture.predicted, tile, predicted)

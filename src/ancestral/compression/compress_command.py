@@ -109,6 +109,13 @@ def decompress(
     screen.print(f"{len(decoded)} images, {predictor.calls} network calls, {seconds:.1f} s")
 
 
+def need_codable(saved: checkpoint.Checkpoint, run: str, device: str) -> None:
+    """Refuse a model that takes conditions, and a device without float64."""
+    if build.device(device).type == "mps":
+        raise UserError(f"--device: {NO_FLOAT64}; use --device cpu")
+    need_none(saved.config, run)
+
+
 def opened(
     run: Path, device: str, images: Callable[[], Splits] | None = None
 ) -> tuple[checkpoint.Checkpoint, Denoiser, Codebook]:
@@ -117,10 +124,8 @@ def opened(
     Raises:
         UserError: for a model that takes conditions.
     """
-    if build.device(device).type == "mps":
-        raise UserError(f"--device: {NO_FLOAT64}; use --device cpu")
     saved, model = open_gaussian(run, device, None)
-    need_none(saved.config, str(run))
+    need_codable(saved, str(run), device)
     with Progress() as bar:
         task = bar.add_task("measuring the model, once", total=1.0)
         codebook = measured(run, saved, model, lambda share: bar.update(task, completed=share), images)

@@ -13,6 +13,7 @@ in order: a prefix of them gives the first stages.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -21,6 +22,7 @@ import numpy as np
 from ancestral.compression.portable_random import ONE, normals, permutation, signs
 
 Key = tuple[int | str, ...]
+TOGETHER = 1024  # stages whose gains are computed at once, 16 MB of them
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,10 @@ class Channel:
         linear, square = _stacked((1 + r) * target * flips, order, stages), _stacked(-r / 2, order, stages)
         rows = 2 ** min(self.memory, bits)
         table = _table(self.memory, linear.shape[1])[:rows].astype(np.float32) / np.float32(ONE)
-        gain = linear @ table.T + square @ np.square(table).T  # (stages, states)
-        return _viterbi(gain, [count for count, _, _ in stages], self.memory)
+        squared = np.square(table)
+        blocks = (slice(first, first + TOGETHER) for first in range(0, len(stages), TOGETHER))
+        gain = (row for some in blocks for row in linear[some] @ table.T + square[some] @ squared.T)
+        return _viterbi(gain, rows, [count for count, _, _ in stages], self.memory)
 
     def decode(self, path: np.ndarray, bits: int, dimensions: int, key: Key) -> np.ndarray:
         """z, float64 (D,), of a path of so many bits; 0 in the stages whose bits are not all there."""
@@ -110,15 +114,17 @@ def _stacked(values: np.ndarray, order: np.ndarray, stages: list[tuple[int, int,
     return stacked
 
 
-def _viterbi(gain: np.ndarray, counts: list[int], memory: int) -> np.ndarray:
-    """The bits of the path from state 0 with the largest sum of gain (stages, states)."""
-    reachable = gain.shape[1]  # states beyond are out of reach of so few bits
+def _viterbi(gain: Iterable[np.ndarray], reachable: int, counts: list[int], memory: int) -> np.ndarray:
+    """The bits of the path from state 0 with the largest sum of gain, (reachable,) of each stage.
+
+    States beyond these are out of reach of so few bits.
+    """
     score = np.full(2**memory, -np.inf, np.float32)
     score[0] = 0
     came: list[np.ndarray] = []
     for row, count in zip(gain, counts, strict=True):
         before = score.reshape(2**count, -1)
-        came.append(before.argmax(0))
+        came.append(before.argmax(0).astype(np.uint16))
         score = np.repeat(before.max(0), 2**count)
         score[:reachable] += row
     state, bits = int(score.argmax()), []

@@ -53,6 +53,8 @@ def rate_distortion(
     if profile and average_width is not None:
         raise UserError("--profile: files are written with the run's own average; leave --average-width out")
     saved, model = open_gaussian(folder, device, average_width)
+    if profile:
+        compress_command.need_codable(saved, str(folder), device)
     (data_source, images), out = images_for(saved, data_source), out or folder
     images = images.test.spread(num_images)
     move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)
@@ -117,11 +119,6 @@ def file_quality(folder: Path, images: np.ndarray, name: str, device: str) -> di
     }
 
 
-def _plain(values: dict[str, float]) -> dict[str, float | None]:
-    """As JSON, which has no infinity: the PSNR of exact pixels is None."""
-    return {name: value if math.isfinite(value) else None for name, value in values.items()}
-
-
 def _files(
     measured: Curve, images: np.ndarray, facts: dict[str, Any], files: dict[str, Any] | None
 ) -> dict[str, bytes]:
@@ -149,7 +146,7 @@ def _files(
         "share_of_rate_in_last_tenth": measured.share_in_last_tenth,
         "rmse_at_bits_per_dim": {f"{rate:g}": rmse for rate, rmse in at.items() if not math.isnan(rmse)},
         "files": files,
-        "formats": {name: [_plain(point._asdict()) for point in points] for name, points in formats.items()},
+        "formats": {name: [point._asdict() for point in points] for name, points in formats.items()},
     }
     return {
         "rate_distortion.json": json_bytes(document),

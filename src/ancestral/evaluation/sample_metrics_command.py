@@ -217,7 +217,12 @@ def _of_images(path: Path, options: SamplingOptions, data_source: str | None) ->
     splits = load.load(data_source, DataOptions(size=height if height == width else None))
     if splits.train.shape[:2] != (height, width):
         raise UserError(f"{data_source}: images of {splits.train.shape[:2]}, those of {path} are {(height, width)}")
-    data_channels = splits.train.shape[2]
+    data_channels, sizes = splits.train.shape[2], splits.reading.sizes
+    scaled = sizes != f"{height}x{width}"
+    if scaled:
+        screen.print(
+            f"{data_source}: images of {sizes} are cut to squares and scaled to {height}x{width}, as {path} has"
+        )
 
     def take(count: int, cache: Path, processes: Processes, bar: Progress) -> ImageSet:
         chosen = samples.spread(count)
@@ -225,7 +230,7 @@ def _of_images(path: Path, options: SamplingOptions, data_source: str | None) ->
             return chosen
         return replace(chosen, images=np.stack([adapt(one, data_channels, None, "white") for one in chosen.images[:]]))
 
-    return _Samples(splits, data_source, len(samples), take, {})
+    return _Samples(splits, data_source, len(samples), take, {"data_scaled_from": sizes} if scaled else {})
 
 
 def _advice(compared: _Samples, is_run: bool, num_images: int) -> str:

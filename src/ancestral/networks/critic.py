@@ -63,7 +63,7 @@ class Critic(nn.Module):
         channels, *sides = shape
         self.layers = nn.Sequential(bounded(nn.Conv2d(channels, WIDTH, 6, 2, 2)), nn.LeakyReLU(0.2))
         width, sides = WIDTH, [side // 2 for side in sides]
-        while max(sides) > SMALLEST:
+        while max(sides) > SMALLEST and min(sides) > 1:
             wider = min(2 * width, WIDEST * WIDTH)
             self.layers.extend([bounded(nn.Conv2d(width, wider, 4, 2, 1)), nn.LeakyReLU(0.2)])
             width, sides = wider, [side // 2 for side in sides]

@@ -22,7 +22,7 @@ from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.philox import PhiloxStreams
 from ancestral.diffusion.processes.schedules import SCHEDULES, from_betas
 from ancestral.diffusion.processes.streams import OpenStreams, Streams
-from ancestral.diffusion.samplers.grids import GRIDS, full, trailing
+from ancestral.diffusion.samplers.grids import GRIDS, full, log_snr, trailing
 from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.diffusion.samplers.transitions import (
     DDIM,
@@ -142,6 +142,11 @@ def setting(config: Config, facts: Facts, network: nn.Module) -> Denoiser:
 
 def critic(config: Config, facts: Facts) -> Critic:
     """A new critic of images of this shape, under the conditions of the network."""
+    if min(facts.shape[1:]) < 2:
+        raise UserError(
+            f"diffusion.objective: the critic of adversarial halves images, and these are {facts.shape[1]}x"
+            f"{facts.shape[2]}; use consistency"
+        )
     return Critic(
         facts.shape,
         len(facts.class_names) if config.model.labels else 0,
@@ -263,6 +268,15 @@ def sampling_grid(config: Config, name: str, steps: int | None) -> list[int]:
     if steps >= len(times):
         raise UserError(f"--steps: the model was trained at {len(times) - 1} times, so that is the most, got {steps}")
     return [*(times[round(index * (len(times) - 1) / steps)] for index in range(steps)), 0]
+
+
+def spread_times(config: Config, count: int) -> list[int]:
+    """At most so many of the times that are trained at, evenly spread in log SNR; falling, without 0."""
+    trained = training_grid(config)[:-1]
+    if len(trained) <= count:
+        return trained
+    wanted = log_snr(schedule(config), count)[:-1]
+    return sorted({min(trained, key=lambda one: abs(one - t)) for t in wanted}, reverse=True)
 
 
 def _grid(

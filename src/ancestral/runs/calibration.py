@@ -40,7 +40,8 @@ def calibration(
     images = train_images.spread(count)
     cond, streams = conditions_of(images, config, device), build.streams(config, device)
     watched = Watched(InParts(shown, together(*images.shape[:2]), **cond), report)
-    return calibrate(watched, to_unit(images.images).to(device), streams(0, "calibrate", range(len(images))))
+    x0, noise = to_unit(images.images).to(device), streams(0, "calibrate", range(len(images)))
+    return calibrate(watched, x0, noise, build.spread_times(config, POINTS))
 
 
 def together(height: int, width: int) -> int:
@@ -49,8 +50,8 @@ def together(height: int, width: int) -> int:
 
 
 def calls(config: Config) -> int:
-    """How often `calibration` predicts an image, at most."""
-    return min(POINTS, config.diffusion.T) if build.chain(config).calibrated else 0
+    """How often `calibration` predicts an image."""
+    return len(build.spread_times(config, POINTS)) if build.chain(config).calibrated else 0
 
 
 def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Checkpoint:

@@ -148,7 +148,7 @@ def vary(run: Path, **given: Any) -> None:
 @click.option("--mask", type=FILE, help="missing: the pixels, white in an image; at random when left out.")
 @click.option(
     "--noise",
-    type=Number(0),
+    type=Number(0, 1000),
     default=0.0,
     show_default=True,
     help="Noise of the damage: its std on the scale [-1, 1].",

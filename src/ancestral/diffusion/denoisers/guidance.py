@@ -136,12 +136,13 @@ class ClassifierGuided:
         self.labels, self.scale, self.clip = labels, scale, clip
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
-        """Predict from x_t (B, ...) at time t; where alpha_bar is 0 no classifier knows anything, and none is asked."""
+        """Predict from x_t (B, ...) at time t; where alpha_bar is 0 no classifier knows anything."""
         prediction = self.predictor(x_t, t)
         with torch.inference_mode(mode=False), torch.enable_grad():
             x = x_t.detach().clone().requires_grad_()
             (gradient,) = torch.autograd.grad(self.log_prob(x, t, self.labels).sum(), x)
         signal, noise_var = self.schedule.signal(t), self.schedule.noise_var(t)
         step = torch.where(signal > 0, self.scale * noise_var / signal, 0.0)
-        x0 = self.clip(prediction.x0 + over(step, x_t) * gradient)
+        step = over(step, x_t)
+        x0 = self.clip(prediction.x0 + torch.where(step > 0, step * gradient, 0.0))
         return predict(x0, x_t, self.schedule, t, x0_var=prediction.x0_var, range_mix=prediction.range_mix)

@@ -81,7 +81,7 @@ class Known(Operator):
     """
 
     def __init__(self, known: Tensor) -> None:
-        super().__init__(known.double())
+        super().__init__(known.cpu().double())
 
 
 class Separable(Operator):

@@ -19,17 +19,18 @@ LEAST_ERROR = (0.15 / 127.5) ** 2  # of a predicted x0: 0.15 byte, chosen on hel
 
 
 @torch.no_grad()
-def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = POINTS) -> Tensor:
+def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, times: Sequence[int] | None = None) -> Tensor:
     """The table that `Calibrated` needs: E|x0 - x0_hat|^2 at each t and bucket of x0_hat, float64 (T + 1, buckets).
 
-    Measured at `points` times spread evenly in log SNR on images x0 (B, ...), interpolated in log-log between them. Use
-    training images: the table is a parameter of the model. None is below LEAST_ERROR: what a mean squared error says of
-    bytes that are nearly always right is that one in so many is wrong, and a Gaussian of that width says never.
+    Measured at falling times, when left out at POINTS spread evenly in log SNR, on images x0 (B, ...), interpolated in
+    log-log between them. Use training images: the table is a parameter of the model. None is below LEAST_ERROR: what a
+    mean squared error says of bytes that are nearly always right is that one in so many is wrong, and a Gaussian of
+    that width says never.
     """
     schedule, buckets = denoiser.schedule, len(X0_EDGES) + 1
-    times = log_snr(schedule, min(points, schedule.T))[-2::-1]
+    times = times or log_snr(schedule, min(POINTS, schedule.T))[:-1]
     errors: list[Tensor] = []
-    for t in times:
+    for t in reversed(times):
         x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
         x0_hat = denoiser(x_t, t).x0
         squared = (x0_hat - x0).cpu().double().square().flatten()
@@ -38,7 +39,7 @@ def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, points: int = POI
         # A bucket with few pixels leans on the mean of all, by the weight of 50 pixels.
         measured = (sums + 50 * squared.mean()) / (bucket.bincount(minlength=buckets) + 50)
         errors.append(measured.clamp(min=LEAST_ERROR))
-    return interpolated(schedule, times[::-1], torch.stack(errors).flip(0))
+    return interpolated(schedule, times, torch.stack(errors).flip(0))
 
 
 def interpolated(schedule: Gaussian, times: Sequence[int], x0_var: Tensor) -> Tensor:

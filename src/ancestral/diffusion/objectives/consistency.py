@@ -46,13 +46,16 @@ class Consistency(OnePart, Alone):
     c: float = 0.00054
 
     def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
-        """The first time of the grid with sigma_s <= sigma_t (1 - (1 + k sigmoid(-sigma_t)) / q^stage), or 0."""
+        """The first time of the grid with sigma_s <= sigma_t (1 - (1 + k sigmoid(-sigma_t)) / q^stage), or 0.
+
+        Where sigma_t is infinite it is the next one.
+        """
         log_sigma = -schedule.log_snr(t) / 2
         stage = min(int(progress * self.stages), self.stages - 1) + 1
         step = (1 + self.k * torch.sigmoid(-log_sigma.exp())) / self.q**stage
         reached = log_sigma + torch.log1p(-step.clamp(max=1))
         index = torch.searchsorted(-log_sigma, -reached)  # the grid's noise falls
-        return torch.cat([t, t.new_zeros(1)])[index]
+        return torch.minimum(torch.cat([t, t.new_zeros(1)])[index], s)
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, **cond: Tensor) -> Tensor:
         """Loss per image and dimension."""

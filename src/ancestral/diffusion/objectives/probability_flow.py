@@ -222,10 +222,15 @@ def _integrate(
     rate: Callable[[Tensor, float], Tensor], start: Tensor, low: float, high: float, solver: Adaptive
 ) -> tuple[Tensor, int]:
     """(the state at `high`, calls of the rate), from (B, n) at `low`."""
+    if low == high:
+        return start, 0
 
     def flat(angle: float, values: np.ndarray) -> np.ndarray:
         state = torch.as_tensor(values.copy()).reshape(start.shape).to(start)
-        return rate(state, angle).cpu().double().numpy().ravel()
+        found = rate(state, angle).cpu().double().numpy().ravel()
+        if not np.isfinite(found).all():  # the solver would look for a step that helps without end
+            raise ArithmeticError(f"the flow cannot be followed to rtol {solver.rtol:g}: its velocity is not finite")
+        return found
 
     begin = start.cpu().double().numpy().ravel()
     from scipy import integrate  # pyright: ignore[reportMissingTypeStubs] # it has none; slow, so not before it is needed

@@ -60,13 +60,18 @@ def log_snr(schedule: NoiseSchedule, steps: int) -> list[int]:
     """The integers nearest to an even division of log SNR (Lu et al. 2022)."""
     _check(schedule, steps)
     levels = _finite_log_snr(schedule)
+    if not len(levels):
+        return full(schedule)
     return _nearest(torch.linspace(float(levels[-1]), float(levels[0]), steps, dtype=torch.float64), schedule)
 
 
 def karras(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> list[int]:
     """The integers nearest to an even division of sigma^(1/rho), sigma = noise/signal (Karras et al. 2022, Eq. 5)."""
     _check(schedule, steps)
-    low, high = numbers((-_finite_log_snr(schedule)[[0, -1]] / 2).exp() ** (1 / rho))
+    levels = _finite_log_snr(schedule)
+    if not len(levels):
+        return full(schedule)
+    low, high = numbers((-levels[[0, -1]] / 2).exp() ** (1 / rho))
     sigma = torch.linspace(high, low, steps, dtype=torch.float64) ** rho
     return _nearest(-2 * sigma.log(), schedule)
 
@@ -108,7 +113,7 @@ GRIDS: dict[str, Callable[[NoiseSchedule, int], list[int]]] = {
 
 
 def _finite_log_snr(schedule: NoiseSchedule) -> Tensor:
-    """log SNR at t = 1..T, the infinity of a zero terminal SNR replaced by its neighbour."""
+    """log SNR at t = 1..T, without the infinity of a zero terminal SNR: none at T = 1."""
     levels = schedule.log_snr(torch.arange(1, schedule.T + 1))
     return levels[levels.isfinite()]
 
