@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import json
 import re
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,35 @@ def test_metrics_of_data_in_any_form_are_those_of_its_file(run, tmp_path):
     first, *others = (model.metrics(form, **options) for form in (str(tmp_path / "images.npz"), images, pil, Data(pil)))
     assert all(found == first for found in others)
     assert first["fd-pixels"]["test"].value > 0
+
+
+def test_a_set_of_photos_is_scaled_one_by_one_and_grey_stays_grey():
+    from PIL import Image
+
+    from ancestral.data.dataset import DataOptions
+    from ancestral.data.load import of_any
+    from ancestral.errors import UserError
+
+    class Photos:
+        """Of which no more than one is held at a time."""
+
+        def __init__(self, mode):
+            self.mode, self.held = mode, []
+
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, row):
+            assert all(one() is None for one in self.held[:-1])
+            image = Image.new(self.mode, (400, 300), row * 5)
+            self.held.append(weakref.ref(image))
+            return image
+
+    for mode, channels in (("L", 1), ("RGB", 3)):
+        splits = of_any(Photos(mode), DataOptions(size=8))
+        assert splits.train.shape == (8, 8, channels)
+    with pytest.raises(UserError, match="the label 100000000 is no class number"):
+        of_any([(np.zeros((8, 8), np.uint8), 10**8)] * 4, DataOptions())
 
 
 def test_a_model_without_a_measured_variance_takes_it_from_the_training_part(run, tmp_path):

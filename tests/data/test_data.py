@@ -240,6 +240,67 @@ def test_own_splits_are_kept(tmp_path):
     assert splits.test.labels.tolist() == [1, 1]
 
 
+def test_labels_beside_the_parts_are_not_read_and_that_is_said(tmp_path):
+    grey_folder(tmp_path / "train", 3)
+    grey_folder(tmp_path / "test", 2)
+    (tmp_path / "metadata.csv").write_text("file_name,label\ntrain/00.png,cat\n")
+    reading = load(str(tmp_path), DataOptions()).reading
+    assert reading.left_out["labels are read from each part's own folder"] == ("metadata.csv",)
+
+
+def test_the_pictures_of_a_run_among_the_images_are_none_of_them(tmp_path):
+    grey_folder(tmp_path, 6)
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "config.json").write_text("{}")
+    png(tmp_path / "run" / "loss.png", np.zeros((50, 90, 3), np.uint8))
+    splits = load(str(tmp_path), DataOptions())
+    assert len(splits.train) + len(splits.test) == 6
+    assert splits.reading.left_out == {"a run, whose pictures are not its images": ("run",)}
+
+
+def test_a_folder_with_the_name_of_a_built_in_set_is_not_taken_in_silence(tmp_path, monkeypatch):
+    pytest.importorskip("sklearn")
+    monkeypatch.chdir(tmp_path)
+    assert load("digits", DataOptions()).reading.notes == ()
+    (tmp_path / "digits").mkdir()
+    assert load("digits", DataOptions()).reading.notes == ("the built-in set, not the folder here: that is ./digits",)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_a_tiff_is_turned_as_it_says(tmp_path, bits, compression):
+    stored = np.random.default_rng(bits).integers(0, 2**bits, (5, 7)).astype(np.uint8 if bits == 8 else np.uint16)
+    upright = [stored, stored[:, ::-1], stored[::-1, ::-1], stored[::-1]]
+    upright += [stored.T, np.rot90(stored, -1), np.rot90(stored, 2).T, np.rot90(stored)]
+    for orientation, shown in enumerate(upright, 1):
+        path = tmp_path / f"{orientation}.tif"
+        Image.fromarray(stored).save(path, tiffinfo={0x0112: orientation}, compression=compression)
+        expected = shown if bits == 8 else ((shown.astype(np.int64) * 510 + 65535) // 131070).astype(np.uint8)
+        assert np.array_equal(read(path, 1)[..., 0], expected), orientation
+
+
+def test_damaged_metadata_take_nothing_from_whole_pixels(tmp_path):
+    for mode, values in (("L", np.arange(16, dtype=np.uint8)), ("I;16", np.arange(16, dtype=np.uint16) * 4000)):
+        png(tmp_path / "x.png", values.reshape(4, 4))
+        whole = (tmp_path / "x.png").read_bytes()
+        chunk = b"eXIf" + b"no metadata"
+        damaged = struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        (tmp_path / "y.png").write_bytes(whole[:33] + damaged + whole[33:])
+        assert np.array_equal(read(tmp_path / "x.png", 1), read(tmp_path / "y.png", 1)), mode
+
+
+def test_a_mode_without_the_channels_asked_for_is_a_bad_image(tmp_path):
+    Image.new("LAB", (4, 4)).save(tmp_path / "x.tif")
+    with pytest.raises(BadImage, match=r"x\.tif: LAB pixels cannot be made into these channels"):
+        read(tmp_path / "x.tif", 1)
+
+
+def test_a_bad_image_that_is_left_out_does_not_make_grey_ones_coloured(tmp_path):
+    grey_folder(tmp_path)
+    break_float(tmp_path / "bad.tif")
+    assert load(str(tmp_path), DataOptions(bad_images="skip")).train.shape[2] == 1
+
+
 def test_metadata_labels(tmp_path):
     grey_folder(tmp_path, 4)
     rows = [{"file_name": f"{n:02d}.png", "label": "odd" if n % 2 else "even"} for n in range(4)]

@@ -302,6 +302,26 @@ def test_cut_and_random_shards(tmp_path):
             load(str(tmp_path / "x.tar"), DataOptions())
 
 
+def test_a_shard_without_its_end_is_not_taken_for_a_whole_one(tmp_path):
+    shard(tmp_path / "x.tar", samples(0, 6))
+    whole = (tmp_path / "x.tar").read_bytes()
+    with tarfile.open(tmp_path / "x.tar") as archive:
+        starts = [member.offset for member in archive]
+    for length in (*starts[1:], starts[-1] + 100, starts[3] + 511):  # between two members, and within a header
+        (tmp_path / "x.tar").write_bytes(whole[:length])
+        with pytest.raises(UserError, match=r"x\.tar: has no end|x\.tar: cannot be read"):
+            load(str(tmp_path / "x.tar"), DataOptions())
+
+
+def test_a_shard_is_grey_where_its_first_hundred_images_are(tmp_path):
+    shard(tmp_path / "x.tar", [("0.png", encoded(PIXELS[0][..., 0])), *samples(0, 6)])
+    assert load(str(tmp_path / "x.tar"), DataOptions()).train.shape[2] == 3
+    shard(tmp_path / "y.tar", [(f"{n:04d}.png", encoded(PIXELS[n % 40][..., 0] + n % 7)) for n in range(150)])
+    grey = load(str(tmp_path / "y.tar"), DataOptions())
+    assert grey.train.shape[2] == 1
+    assert "grey, as the first 100 images are (in colour: --set data.channels=3)" in grey.reading.notes
+
+
 # Hugging Face datasets ----------------------------------------------------------------------------------------------
 
 
@@ -348,6 +368,35 @@ def test_cells_that_are_empty_or_damaged(tmp_path):
     made.to_parquet(str(tmp_path / "z.parquet"))
     with pytest.raises(UserError, match=rf"^hf:{tmp_path}/z\.parquet/train\[3\]: 5x4"):
         load(f"hf:{tmp_path}/z.parquet", DataOptions())
+
+
+def test_parts_of_a_data_set_agree(tmp_path):
+    pytest.importorskip("datasets")
+
+    def write(name, pixels):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(encoded(pixels))
+
+    for n in range(6):
+        write(f"one/train/{n}.png", PIXELS[n] if n else PIXELS[n][..., 0])  # the first is grey
+        write(f"one/test/{n}.png", PIXELS[n + 6])
+        write(f"two/train/{n}.png", PIXELS[n])
+        write(f"two/test/{n}.png", np.tile(PIXELS[n], (2, 2, 1)))
+    assert load(f"hf:{tmp_path}/one", DataOptions()).train.shape[2] == 3
+    with pytest.raises(UserError, match="two: images differ in size between the splits"):
+        load(f"hf:{tmp_path}/two", DataOptions())
+
+
+def test_what_a_data_set_trips_over_on_its_way_is_one_line(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = {"picture": [{"bytes": encoded(pixels), "path": None} for pixels in PIXELS]}
+    made = datasets.Dataset.from_dict(rows, features=datasets.Features({"picture": datasets.Image()}))
+    made.to_parquet(str(tmp_path / "x.parquet"))
+    whole = bytearray((tmp_path / "x.parquet").read_bytes())
+    whole[20:400] = bytes(380)
+    (tmp_path / "x.parquet").write_bytes(bytes(whole))
+    with pytest.raises(UserError, match=r"x\.parquet.*cannot be"):
+        load(f"hf:{tmp_path}/x.parquet", DataOptions())
 
 
 def test_data_set_errors(tmp_path):

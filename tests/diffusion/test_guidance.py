@@ -355,6 +355,18 @@ def test_vectors_of_the_users_are_read_split_and_given(tmp_path):
     assert np.array_equal(mapped.embeddings, whole.embeddings[rows])
 
 
+def test_vectors_held_out_are_like_those_trained_on(tmp_path):
+    vectors = save_with_vectors(tmp_path / "a.npz")
+    pixels = np.load(tmp_path / "a.npz")["images"]
+    for held_out, length in ({}, 0), ({"test_embeddings": vectors[:, :2]}, 2):
+        parts = {"train_images": pixels, "test_images": pixels, "train_embeddings": vectors, **held_out}
+        np.savez(tmp_path / "b.npz", **parts)
+        line = ("train", tmp_path / "b.npz", "--preset", "tiny", "--steps", 1, "--out", tmp_path / "run")
+        result = run_command(*line, "--set", "model.embedding=true")
+        assert result.exit_code == 2
+        assert f"vectors of 3 numbers to train on, of {length} held out" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("wrong", "problem"),
     [

@@ -115,6 +115,15 @@ def test_every_command_that_draws_in_batches_refuses_what_does_not_fit(any_run, 
         model.film(50)
 
 
+def test_copies_of_files_in_memory_are_no_use_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(system, "_GROUP", str(tmp_path))
+    for name, text in (("max", "9000000"), ("current", "8500000"), ("stat", "anon 500000\ninactive_file 7000000\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert system.free_memory() == 7_500_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert system.free_memory() > 7_500_000
+
+
 def test_what_the_machine_says_is_no_more_than_it_has():
     free = system.free_memory()
     if free is None:

@@ -222,14 +222,33 @@ def children(process):
 def test_a_launcher_says_75_of_who_saves_when_stopped_and_of_no_other(monkeypatch):
     from torch.distributed.elastic.multiprocessing import SignalException
 
+    attempts = []
+
     def stopped(*arguments):
+        for attempt, code in enumerate(attempts.pop()):
+            with monkeypatch.context() as of_a_process:
+                of_a_process.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+                assert code is None or (launch.reports_exit(code) and not launch.reports_exit(2))
         raise SignalException("stopped", signal.SIGTERM)
 
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda plan, program: stopped)
-    for name in ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "OMP_NUM_THREADS"):
+    for name in ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "OMP_NUM_THREADS", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
         monkeypatch.setenv(name, "1")  # and as before again
-    for arguments, code in ((("train", "x"), 75), (("distill", "x"), 75), (("sample", "train"), 143)):
-        assert launch.launch(2, 0, arguments) == code
+    for ended_with, code in (([75], 75), ([143], 143), ([None], 143), ([2, 75], 75), ([75, None], 75)):
+        attempts.append(ended_with)
+        assert launch.launch(2, 1, ("train", "x")) == code
+
+
+def test_a_process_that_is_killed_is_named_whatever_the_others_end_with(tmp_path, colour_digits):
+    line = ["train", str(colour_digits), "--preset", "tiny", "--steps", "100000", *TINY, "--out", str(tmp_path / "run")]
+    command_line = [sys.executable, "-m", "ancestral", *line, "--processes", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command_line, env=ONE_THREAD, **pipes) as started:
+        assert any("images seen" in line for line in started.stdout)  # reads up to it
+        os.kill(children(started.pid)[1], signal.SIGKILL)
+        _, said = started.communicate(timeout=60)
+    assert started.returncode == 1
+    assert "(counted from 0) of the 2 was killed by SIGKILL, as the system does where memory runs out" in said
 
 
 def test_a_tree_has_one_order():

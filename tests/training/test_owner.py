@@ -8,13 +8,15 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from ancestral.errors import UserError
 from ancestral.runs import calibration, checkpoint, lock, metrics_log
 from ancestral.runtime import plots, side_tasks
 from ancestral.runtime.signals import StopSignal, raise_on_stop
-from ancestral.training import preview, trackers
+from ancestral.training import command, preview, trackers
 from ancestral.training import run as training_run
 from conftest import TINY, harness, run_command
 
@@ -271,3 +273,49 @@ def test_a_reader_that_goes_away_ends_a_command_quietly_and_a_training_not_at_al
         os.close(writing)
         assert (ended.returncode, ended.stderr) == (code, "")
     assert checkpoint.latest(tmp_path / "run")[0].state["complete"]
+
+
+def pictures_of(folder):
+    folder.mkdir(parents=True)
+    for number in range(8):
+        pixels = np.random.default_rng(number).integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def test_a_run_lies_in_or_beside_its_images_and_is_never_moved_with_them(tmp_path):
+    photos = pictures_of(tmp_path / "photos")
+    line = ("train", photos, "--preset", "tiny", "--steps", 2, *TINY)
+    for _ in range(2):  # and is complete
+        result = run_command(*line, "--out", photos / "run")
+        assert result.exit_code == 0, result.output
+    result = run_command(*line, "--out", photos)
+    assert result.exit_code == 2
+    assert "is the folder of the images; give the run one of its own" in " ".join(result.output.split())
+    result = run_command(*line, "--out", tmp_path, "--fresh")
+    assert result.exit_code == 2
+    assert "the images" in result.output
+    assert photos.is_dir()
+
+
+def test_who_is_begun_again_by_a_launcher_goes_on_with_what_it_began_anew(trained_run, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    before = sorted(path.name for path in trained_run.parent.iterdir())
+    result = run_command(*TRAIN, "--steps", 30, "--out", trained_run, "--fresh")
+    assert result.exit_code == 0, result.output
+    assert "complete" in result.output
+    assert sorted(path.name for path in trained_run.parent.iterdir()) == before
+
+
+def test_a_run_on_a_disk_of_its_own_is_set_aside_there(tmp_path, monkeypatch):
+    for name in ("config.json", "loss.png"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "checkpoints").mkdir()
+    actual = Path.stat
+    elsewhere = os.stat_result([*range(10)])
+    monkeypatch.setattr(Path, "stat", lambda path, **how: elsewhere if path == tmp_path else actual(path, **how))
+    command._set_aside(tmp_path)
+    (aside,) = tmp_path.iterdir()
+    assert sorted(path.name for path in aside.iterdir()) == ["checkpoints", "config.json", "loss.png"]
+    command._set_aside(tmp_path)  # there is nothing more
+    assert list(tmp_path.iterdir()) == [aside]

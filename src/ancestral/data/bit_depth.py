@@ -48,6 +48,13 @@ def kind(image: ImageFile.ImageFile) -> str | None:
     return "jpeg2000" if image.format == "JPEG2000" and _bits_of_jpeg2000(image) > 8 else None
 
 
+def is_apart(image: ImageFile.ImageFile) -> bool:
+    """Whether a TIFF holds the 16 bits of each colour in a plane of its own."""
+    tags: Any = getattr(image, "tag_v2", {})
+    bits: Any = tags.get(258, ())
+    return tags.get(284) == 2 and max(bits if isinstance(bits, tuple) else (bits,), default=8) > 8
+
+
 def declares_white(image: ImageFile.ImageFile) -> bool:
     """Whether the format says how many bits are used, so that Pillow has scaled them to 16 (or 8)."""
     return image.format in ("PPM", "JPEG2000")
@@ -92,18 +99,15 @@ def _turned(args: Any) -> Any:
     return _WIDE.sub(lambda found: _OTHER[found.group()], args) if isinstance(args, str) else args
 
 
-def to_bytes(found: np.ndarray, white: int, opened: Image.Image) -> Image.Image:
+def to_bytes(found: np.ndarray, white: int, clear: object, orientation: int) -> Image.Image:
     """The values as an image of bytes, turned and transparent as the file says; opacity is always out of 65535."""
     colour, opacity = scaled(found[..., :3], white), scaled(found[..., 3:], 65535)
-    clear = opened.info.get("transparency")
     if found.shape[2] < 4 and isinstance(clear, (int, tuple)):
         opacity = np.where((found == np.array(clear)).all(-1, keepdims=True), 0, 255).astype(np.uint8)
     if opacity.shape[2]:
         colour = np.concatenate([np.broadcast_to(colour, (*colour.shape[:2], 3)), opacity], 2)
     image = pictures.to_pil(colour)
-    orientation = opened.getexif().get(0x0112)
-    if orientation is not None:
-        image.getexif()[0x0112] = orientation
+    image.getexif()[0x0112] = orientation
     return image
 
 

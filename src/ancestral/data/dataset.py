@@ -164,6 +164,8 @@ def labelled(
     numbers = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
     if not len(numbers) or numbers.min() < 0:
         return None, ()
+    if class_names is None and numbers.max() >= MOST_CLASSES:
+        raise UserError(f"the label {numbers.max()} is no class number; count classes from 0")
     return numbers, tuple(map(str, range(int(numbers.max()) + 1))) if class_names is None else class_names
 
 

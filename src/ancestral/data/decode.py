@@ -65,6 +65,8 @@ def _open(file: Path | bytes, name: str, max_pixels: int) -> ImageFile.ImageFile
         raise BadImage(f"{name}: cannot be read ({reason})") from None
     except Exception as error:  # a parser raises whatever it trips over: struct.error, KeyError, ...
         raise BadImage(f"{name}: refused ({error})") from None
+    if image.format == "TIFF":
+        image.filename = ""  # else Pillow maps the file in the shape that it has after it is turned
     if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height}"
         image.close()
@@ -88,6 +90,7 @@ def look(file: Path, max_pixels: int) -> Look:
     """What the file holds; the pixels are only decoded where they have more than 8 bits."""
     name = str(file)
     with _open(file, name, max_pixels) as image:
+        _need_range(image, name)
         kind = bit_depth.kind(image)  # before anything decodes it, as asking for metadata may
         frames = _frames(image, name)
         grey, turned, size = image.mode in _GREY_MODES, _orientation(image) in (5, 6, 7, 8), image.size
@@ -97,6 +100,21 @@ def look(file: Path, max_pixels: int) -> Look:
         with _open(file, name, max_pixels) as image:
             largest = int(_values(image, file, name, max_pixels)[..., :3].max())
     return Look(grey, size if turned else (size[1], size[0]), frames, largest, kind is not None)
+
+
+def _need_range(image: ImageFile.ImageFile, name: str) -> None:
+    if image.mode == "F":
+        raise BadImage(f"{name}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
+    if bit_depth.is_apart(image):
+        raise BadImage(f"{name}: 16-bit colours in separate planes, which Pillow reads as bytes; save it as 16-bit PNG")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its metadata say, and as it is where these are damaged."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -127,14 +145,13 @@ def decode(
     name = name or str(file)
     with _open(file, name, max_pixels) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `_open`
-        if image.mode == "F":
-            raise BadImage(f"{name}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
+        _need_range(image, name)
         if bit_depth.kind(image) is None:
             try:
                 image.load()
-                upright = ImageOps.exif_transpose(image)
             except Exception as error:  # as in `_open`
                 raise BadImage(f"{name}: damaged or truncated ({error})") from None
+            upright = _upright(image)
         else:
             if bit_depth.declares_white(image):
                 white = 65535
@@ -147,8 +164,12 @@ def decode(
                 )
             if largest > white:
                 raise BadImage(f"{name}: has the value {largest}, above data.white={white}; raise data.white")
-            upright = ImageOps.exif_transpose(bit_depth.to_bytes(values, white, image))
-        square = _fit(_convert(upright, channels, background), size)
+            turned = _orientation(image)
+            upright = _upright(bit_depth.to_bytes(values, white, image.info.get("transparency"), turned))
+        try:
+            square = _fit(_convert(upright, channels, background), size)
+        except ValueError as error:
+            raise BadImage(f"{name}: {image.mode} pixels cannot be made into these channels ({error})") from None
     return np.asarray(square).reshape(square.height, square.width, channels)
 
 
@@ -209,7 +230,7 @@ def adapt_all(images: np.ndarray | Rows, options: DataOptions) -> np.ndarray | R
 
 def from_pil(image: Image.Image, channels: int, size: int | None, background: str) -> np.ndarray:
     """An image of 8 bits a value as `decode` gives that of a file, upright."""
-    square = _fit(_convert(ImageOps.exif_transpose(image), channels, background), size)
+    square = _fit(_convert(_upright(image), channels, background), size)
     return np.asarray(square).reshape(square.height, square.width, channels)
 
 

@@ -60,6 +60,11 @@ def listed_below(root: Path) -> Listing:
     return Listing(root, sorted(images), {reason: sorted(names) for reason, names in sorted(others.items()) if names})
 
 
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is one in which a model was trained, with its previews and plots."""
+    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+
+
 def _walk(root: Path, others: dict[str, list[str]]) -> Iterator[Path]:
     """All that is no folder; links to folders, in order, once the rest is done."""
 
@@ -76,6 +81,11 @@ def _walk(root: Path, others: dict[str, list[str]]) -> Iterator[Path]:
                 inner.clear()
                 continue
             seen.add((here.st_dev, here.st_ino))
+            of_runs = [name for name in inner if _is_run(Path(folder) / name)]
+            others["a run, whose pictures are not its images"] += [
+                (Path(folder) / name).relative_to(root).as_posix() for name in of_runs
+            ]
+            inner[:] = [name for name in inner if name not in of_runs]
             hidden = [name for name in inner if not is_shown(name)]
             others["hidden"] += [(Path(folder) / name).relative_to(root).as_posix() for name in hidden]
             linked = sorted(name for name in inner if is_shown(name) and (Path(folder) / name).is_symlink())

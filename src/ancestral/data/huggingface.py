@@ -49,17 +49,19 @@ def load_hub(name: str, options: DataOptions) -> Splits:
         raise UserError(f"hf:{name}: has no split named train; it has {', '.join(splits)}")
     files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
     skipped: list[str] = []
-    sets = []
+    sets, channels = [], options.channels
     for part in parts:
         image, label, class_names = _columns(name, splits[part].features)
-        rows = splits[part].cast_column(image, datasets.Image(decode=False))
         source = f"hf:{name}/{part}"
+        rows = _Rows(splits[part].cast_column(image, datasets.Image(decode=False)), source)
         files_in = ((_bytes(row[image]), source) for row in rows)
-        channels = options.channels or channels_of_first(files_in, options, source)
+        channels = channels or channels_of_first(files_in, options, source)
         read = partial(_read, rows, image, label, source, channels, options)
         key = [name, part, listing(files), channels, asdict(options)]
         sets.append(gather(read, class_names, source, options.cache, key, skipped))
     refuse_bad(skipped, options)
+    if len({one.shape for one in sets}) > 1:
+        raise UserError(f"hf:{name}: images differ in size between the splits; set one: --set data.size=32")
     result = Splits(sets[0], sets[1]) if len(sets) == 2 else split_off(sets[0], options.holdout, f"hf:{name}")
     more = [split for split in splits if split not in parts]
     how = streamed(sets[0], options)
@@ -73,6 +75,20 @@ def load_hub(name: str, options: DataOptions) -> Splits:
         skipped=tuple(skipped),
         **how,
     )
+
+
+class _Rows:
+    """The rows of a split, again each time, where what cannot be read is an error of the user's."""
+
+    def __init__(self, rows: Any, source: str) -> None:
+        self.rows, self.source = rows, source
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            yield from self.rows
+        except Exception as error:  # as in `load_hub`
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{self.source}: cannot be read ({reason})") from None
 
 
 def _columns(name: str, features: Any) -> tuple[str, str | None, tuple[str, ...] | None]:

@@ -17,7 +17,7 @@ from ancestral.data.bit_depth import white_for
 from ancestral.data.cache import cached, gather, listing
 from ancestral.data.dataset import DataOptions, ImageSet, Item, Splits, split_off
 from ancestral.data.decode import BadImage, Look, decode, look
-from ancestral.data.folder_listing import Listing, parts_of
+from ancestral.data.folder_listing import METADATA, Listing, parts_of
 from ancestral.data.inventory import BAD, Reading, counted, listed
 from ancestral.data.labels import Labels, in_order, label
 from ancestral.errors import UserError
@@ -50,6 +50,8 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
     splits = split_off(sets[0], options.holdout, str(root)) if len(sets) == 1 else Splits(sets[0], sets[1])
     bad = tuple(line.removeprefix(f"{root}{os.sep}") for line in skipped)
     left_out: dict[str, tuple[str, ...]] = {BAD: bad} if bad else {}
+    if root not in [part.root for part in parts.folders] and (lists := [n for n in METADATA if (root / n).is_file()]):
+        left_out["labels are read from each part's own folder"] = tuple(lists)
     for others in (parts.others, *(part.others for part in parts.folders)):
         for reason, names in others.items():
             left_out[reason] = left_out.get(reason, ()) + tuple(names)
@@ -153,6 +155,7 @@ def refuse_bad(skipped: list[str], options: DataOptions) -> None:
 
 
 MOST_NAMED = 50  # bad images in one message
+LOOKED_AT = 100  # images of a source that is read once, by which it is known to be grey
 
 
 def _read(
@@ -192,15 +195,24 @@ def channels_of(file: bytes, options: DataOptions, name: str) -> int:
 
 
 def channels_of_first(files: Iterable[tuple[bytes, str]], options: DataOptions, source: str) -> int:
-    """`channels_of` the first file, of (content, name), that can be read: looking at all would read a source twice.
+    """1 where the first `LOOKED_AT` files, of (content, name), that can be read are grey, otherwise 3.
+
+    Looking at all would read a source twice; `streamed` says so of a grey one.
 
     Raises:
         UserError: when there is none.
     """
+    seen = 0
     for content, name in files:
         with suppress(BadImage):
-            return channels_of(content, options, name)
-    raise UserError(f"{source}: no image can be read")
+            if channels_of(content, options, name) == 3:
+                return 3
+            seen += 1
+        if seen == LOOKED_AT:
+            break
+    if not seen:
+        raise UserError(f"{source}: no image can be read")
+    return 1
 
 
 def of_one_size(items: Iterator[Item], within: str = "") -> Iterator[Item]:
@@ -233,6 +245,8 @@ def streamed(images: ImageSet, options: DataOptions) -> dict[str, Any]:
     """The facts of a reading for a source that is read once, from front to back."""
     height, width, _ = images.shape
     notes = () if options.white is None else (f"{options.white} is white where values have more than 8 bits",)
+    if images.shape[2] == 1 and options.channels is None and len(images) > LOOKED_AT:
+        notes += (f"grey, as the first {LOOKED_AT} images are (in colour: --set data.channels=3)",)
     if options.size is None:
         return {"white": options.white, "sizes": f"{height}x{width}", "notes": notes}
     return {"white": options.white, "sizes": "", "notes": (*notes, "sizes before scaling were not looked at")}

@@ -34,7 +34,9 @@ def load(source: str, options: DataOptions) -> Splits:
     _check_background(options.background)
     path = Path(utf8(source, "the name of the data"))
     if source in BUILT_IN:
-        splits = read_as(BUILT_IN[source](), source, split="a fifth of each class", classes="the set's own labels")
+        notes = (f"the built-in set, not the folder here: that is ./{source}",) if path.is_dir() else ()
+        facts = {"split": "a fifth of each class", "classes": "the set's own labels", "notes": notes}
+        splits = read_as(BUILT_IN[source](), source, **facts)
         splits = _adapted(splits, options)
     elif source.startswith("hf:"):
         splits = load_hub(source.removeprefix("hf:"), options)

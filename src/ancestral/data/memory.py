@@ -47,14 +47,16 @@ def _of_items(data: Any, options: DataOptions) -> tuple[np.ndarray, np.ndarray |
         raise UserError(f"{type(data).__name__} is not understood as images; {KINDS}")
     if not len(data):
         raise UserError(f"{NAME}: there are none; {KINDS}")
-    pictures, labels = [], []
+    grey, images, labels = True, [], []
     for row in range(len(data)):
         item = data[row]
         image, label = (item[0], item[1]) if isinstance(item, (tuple, list)) and len(item) > 1 else (item, None)
-        pictures.append(picture(image, f"images[{row}]"))
+        opened = picture(image, f"images[{row}]")
+        grey = grey and opened.mode in ("1", "L", "LA")
+        images.append(from_pil(opened, options.channels or 3, options.size, options.background))
         labels.append(_label(label))
-    channels = options.channels or (1 if all(picture.mode in ("1", "L", "LA") for picture in pictures) else 3)
-    images = [from_pil(picture, channels, options.size, options.background) for picture in pictures]
+    if grey and options.channels is None:  # of grey in three channels each is what one would be
+        images = [image[..., :1] for image in images]
     for row, image in enumerate(images):
         if image.shape != images[0].shape:
             (height, width), (other, wide) = images[0].shape[:2], image.shape[:2]

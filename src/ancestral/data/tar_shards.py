@@ -131,6 +131,11 @@ def _members(shard: Path) -> Iterator[tuple[str, bytes]]:
                 if len(content) != member.size:
                     raise UserError(f"{shard}: ends inside {member.name}; fetch it again")
                 yield name, content
+            end = archive.offset
+        with open(shard, "rb") as file:  # tarfile takes an archive that was cut off for one that ends
+            file.seek(end)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise UserError(f"{shard}: has no end, so that it was cut off; fetch it again")
     except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
         raise UserError(f"{shard}: cannot be read as a tar file ({error})") from None
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from ancestral.runtime.signals import STOPPED, TRAINING
 
-EXIT_FILE = "ANCESTRAL_EXIT_FILE"  # holds the exit code of the first process to end in order
+EXIT_FILE = "ANCESTRAL_EXIT_FILE"  # holds the exit code of the first process to end in order, of each attempt
+_ATTEMPT = "TORCHELASTIC_RESTART_COUNT"  # set for the processes: how often they were begun again
+_PATIENCE = "600"  # seconds that processes have to save when they are told to stop, where torch gives 30
 
 
 def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
@@ -26,6 +30,7 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
     os.environ[EXIT_FILE] = str(Path(folder) / "exit")
     # Read by the launcher's agent: without it restarted processes dial the dead one's port.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", _PATIENCE)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -44,16 +49,35 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
     try:
         elastic_launch(plan, sys.executable)("-m", "ancestral", *arguments)
     except ChildFailedError as error:
-        if (code := reported_exit()) is not None:  # what the others ended with is its consequence
+        codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        # Those that SIGTERM has ended were stopped by the launcher, after that.
+        if killed := {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}:
+            print(_killed(killed, processes, arguments[0]), file=sys.stderr)
+            return 1
+        if (code := reported_exit(restarts)) is not None:  # what the others ended with is its consequence
             return code
-        codes = {failure.exitcode for failure in error.failures.values()}
-        return STOPPED if codes == {STOPPED} else 1
+        return STOPPED if set(codes.values()) == {STOPPED} else 1
     except SignalException as stop:
-        return STOPPED if arguments[0] in TRAINING else 128 + stop.sigval
+        reported = (reported_exit(attempt) for attempt in range(restarts, -1, -1))
+        return next((code for code in reported if code is not None), 128 + stop.sigval)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         del os.environ[EXIT_FILE]
     return 0
+
+
+def _killed(signals: Mapping[int, int], processes: int, command: str) -> str:
+    """What to say of processes, by rank, that a signal has ended."""
+    rank, number = next(iter(signals.items()))
+    named = f"process {rank} (counted from 0) of the {processes}"
+    cause = ", as the system does where memory runs out" if number == signal.SIGKILL else ""
+    mend = "; its last checkpoint is kept: the same command goes on from there" if command in TRAINING else ""
+    return f"error: {named} was killed by {signal.Signals(number).name}{cause}{mend}"
+
+
+def attempt() -> int:
+    """How often a launcher has begun this process again after one of them was lost."""
+    return int(os.environ.get(_ATTEMPT, 0))
 
 
 def reports_exit(code: int) -> bool:
@@ -62,17 +86,23 @@ def reports_exit(code: int) -> bool:
     if path is None:
         return True
     try:
-        with open(path, "x") as file:
+        with open(f"{path}-{attempt()}", "x") as file:
             file.write(str(code))
     except OSError:
         return False
     return True
 
 
-def reported_exit() -> int | None:
-    """The exit code that a process of this command has written, or None."""
+def stopped() -> NoReturn:
+    """End as a training that was stopped and has saved."""
+    reports_exit(STOPPED)
+    sys.exit(STOPPED)
+
+
+def reported_exit(of: int | None = None) -> int | None:
+    """The exit code that a process of this command has written in its own attempt or that one, or None."""
     try:
-        return int(Path(os.environ[EXIT_FILE]).read_text())
+        return int(Path(f"{os.environ[EXIT_FILE]}-{attempt() if of is None else of}").read_text())
     except (KeyError, OSError, ValueError):
         return None
 

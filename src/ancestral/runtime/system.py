@@ -17,6 +17,7 @@ except ImportError:
     fcntl = None
 WINDOWS = fcntl is None
 _BEYOND = 2**30  # Windows keeps others from reading what is locked: a byte that no such file has
+_GROUP = "/sys/fs/cgroup"
 _MAY_ASK, _STILL_RUNS, _REFUSED = 0x1000, 259, 5  # of Windows' OpenProcess, GetExitCodeProcess and GetLastError
 
 # In what CUDA raises as torch.OutOfMemoryError, and MPS and the CPU as a RuntimeError.
@@ -40,8 +41,9 @@ def free_memory() -> int | None:
     except (OSError, StopIteration):
         return None
     with suppress(OSError, ValueError):  # no such group, or "max"
-        most, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, most - used)
+        most, used = (int(Path(_GROUP, name).read_text()) for name in ("memory.max", "memory.current"))
+        facts = dict(line.split() for line in Path(_GROUP, "memory.stat").read_text().splitlines())
+        free = min(free, most - used + int(facts.get("inactive_file", 0)))  # copies of files give way
     return free
 
 

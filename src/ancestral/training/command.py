@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
@@ -30,6 +31,7 @@ from ancestral.runtime import plots, verified_folder
 from ancestral.runtime.console import Progress, TextColumn, TimeLeft, screen
 from ancestral.runtime.distributed import Processes, process_group
 from ancestral.runtime.encode import json_bytes
+from ancestral.runtime.launch import attempt
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import catch_stop
 from ancestral.runtime.text import Amount, minutes, quoted
@@ -143,7 +145,9 @@ def train(
         Whether the run is complete; False when it was stopped.
     """
     began = time.monotonic() if began is None else began
+    fresh = fresh and not attempt()  # whoever is begun again goes on
     trackers.check(track)
+    _need_apart(folder, settings.source, fresh)
     torch_device = build.device(device)
     with process_group(torch_device) as processes:
         settings, begun = _of_beginning(settings, folder, length, fresh=fresh, given=given, begin_with=begin_with)
@@ -152,7 +156,7 @@ def train(
         for line in inventory.paragraph(images, summary) if summary else []:
             _say(line)
         settings, own_settings, line = current_settings.as_begun(
-            settings, given, torch_device, None if fresh else folder
+            settings, given, torch_device, folder if checkpoint.folders(folder) and not fresh else None
         )
         if line:
             _say(line)
@@ -233,7 +237,8 @@ def _read(settings: config.Config, images: Splits | None, processes: Processes) 
     Raises:
         UserError: where they cannot be read, or those held out have other classes.
     """
-    settings = replace(settings, source=load.settled(settings.source))
+    cache = None if settings.data.cache is None else os.path.abspath(settings.data.cache)
+    settings = replace(settings, source=load.settled(settings.source), data=replace(settings.data, cache=cache))
     source, options = settings.source, settings.data
     images = images or load_once(processes, lambda: load.load(source, options), options.cache)
     if images.reading.white is not None:  # kept, so that later images of this run are read alike
@@ -243,17 +248,39 @@ def _read(settings: config.Config, images: Splits | None, processes: Processes) 
             f"{settings.source}: the images held out have other classes, or none ({images.reading.classes}); label "
             "them like those to train on, or train without: --set model.labels=false"
         )
+    lengths = [0 if one.embeddings is None else one.embeddings.shape[1] for one in (images.train, images.test)]
+    if settings.model.embedding and lengths[0] != lengths[1] and len(images.test):
+        raise UserError(
+            f"{settings.source}: vectors of {lengths[0]} numbers to train on, of {lengths[1]} held out; give all alike"
+        )
     return settings, images
 
 
+def _need_apart(folder: Path, source: str, fresh: bool) -> None:
+    """Refuse a run whose files would lie among the images, and one that is to be moved with the images in it."""
+    data, run = Path(source).resolve(), folder.resolve()
+    if source in load.BUILT_IN or not data.exists():
+        return
+    if data == run:
+        raise UserError(f"--out: {folder} is the folder of the images; give the run one of its own")
+    if fresh and data.is_relative_to(run):
+        raise UserError(f"--fresh: moves {folder} aside, and the images {source} lie in it; give --out another folder")
+
+
 def _set_aside(folder: Path) -> None:
-    """Move all of a run but its ownership into a folder beside it; its checkpoints last, so that it can be resumed."""
+    """Move all of a run but its ownership into a folder beside it; its checkpoints last, so that it can be resumed.
+
+    Into a folder in it, where it is a disk of its own.
+    """
     there = sorted(
-        (path for path in folder.iterdir() if path.name != OWNERS), key=lambda one: one.name == "checkpoints"
+        (path for path in folder.iterdir() if path.name != OWNERS and not path.name.startswith(_BEFORE)),
+        key=lambda one: one.name == "checkpoints",
     )
     if there:
         whole = folder.resolve()  # "." has no name
-        aside = whole.with_name(f"{whole.name}-before-{time.strftime('%Y%m%d-%H%M%S')}")
+        name = f"{_BEFORE}{time.strftime('%Y%m%d-%H%M%S')}"
+        apart = whole.stat().st_dev != whole.parent.stat().st_dev
+        aside = whole / name if apart else whole.with_name(f"{whole.name}-{name}")
         aside.mkdir()
         for path in there:
             path.rename(aside / path.name)
@@ -345,6 +372,7 @@ def _draw_loss(folder: Path) -> None:
         verified_folder.write_file(folder / "loss.png", plot)
 
 
+_BEFORE = "before-"  # in the name of a folder to which a run is moved
 _PASSED_OVER = "{}; the checkpoint before it is used"
 SLOW = (
     "train.precision = float16 on a CPU: an update was seen to take 29 times as long as in float32; "

@@ -321,6 +321,7 @@ class Run:
                     self.folder, self.training.images, stopped.batch, {**state, **stopped.inputs}
                 )
                 raise UserError(f"{stopped}; the batch and the state before it are in {folder}") from None
+            self.training.processes.wait()  # the first names the folder, and who speaks first is heard
             raise
 
     def save(self, calibration: torch.Tensor | None = None) -> None:
@@ -477,6 +478,7 @@ class Run:
                     *(self.config, self._model(averages), self.data.train, self.training.device),
                     count=self.pace.calibration_images,
                 )
+        self.training.processes.wait(LONG)
         if self.training.processes.any(stop()):
             self._save_last()
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,7 @@ def distill(model: str, run: Path, assignments: tuple[str, ...], seed: int, **op
     if options["learning_rate"] is not None:
         overrides["train.learning_rate"] = options["learning_rate"]
     share(options["processes"])
-    from ancestral.runtime.signals import STOPPED
+    from ancestral.runtime.launch import stopped
     from ancestral.training import command, distillation
     from ancestral.training.origin import Origin
 
@@ -66,4 +65,4 @@ def distill(model: str, run: Path, assignments: tuple[str, ...], seed: int, **op
     chosen = {name: options[name] for name in ("dry_run", "fresh")} | {"given": given, "begin_with": begin_with}
     chosen["began"] = click.get_current_context().find_object(float)
     if not command.train(resolved, run, length, options["device"], **chosen):
-        sys.exit(STOPPED)
+        stopped()

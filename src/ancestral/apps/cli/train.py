@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +74,7 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
     overrides = config.parse_assignments(assignments) | {k: v for k, v in short.items() if v is not None}
     resolved = config.resolve(data, preset, {"train.seed": seed, **overrides})
     share(options["processes"], options["restarts"])
-    from ancestral.runtime.signals import STOPPED
+    from ancestral.runtime.launch import stopped
     from ancestral.training import command
     from ancestral.training.origin import Origin
 
@@ -85,4 +84,4 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
     chosen |= {"begin_with": None if options["begin_with"] is None else Origin(options["begin_with"])}
     chosen["began"] = click.get_current_context().find_object(float)
     if not command.train(resolved, run, length, options["device"], **chosen):
-        sys.exit(STOPPED)
+        stopped()
