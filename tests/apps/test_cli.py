@@ -269,6 +269,15 @@ BAD = [
     ((*TRAIN, "--budget", "10m"), "one of them"),
     ((*TRAIN, "--steps", "0"), "--steps"),
     ((*TRAIN, "--seed", "-1"), "--seed"),
+    ((*TRAIN, "--seed", "5", "--set", "train.seed=7"), "--set train.seed: is given by --seed too"),
+    ((*TRAIN, "--batch-size", "4", "--set", "train.batch_size=16"), "--batch-size too; leave one out"),
+    ((*TRAIN, "--set", "model.groups=3"), "model.groups: 3 do not divide the"),
+    ((*TRAIN, "--set", "model.multipliers=[0.01,1]"), "model.multipliers: 0.01"),
+    (("rd", "{run}", "--grid", "quadratic"), "--grid: says where fewer steps than all lie"),
+    (("likelihood", "{run}", "--lift", "uniform", "--variance", "fixedsmall"), "--variance: is of the last step"),
+    (("explain", "--out", "{tmp}/e.html", "--device", "cpu"), "--device: is of a run"),
+    (("explain", "--out", "{tmp}/e.html", "--num-images", "1000"), "--num-images: at most 256 without RUN"),
+    (("serve", "{run}", "--host", "192.168..1.5"), "--host 192.168..1.5"),
     ((*TRAIN, "--device", "gpu"), "auto, cpu"),
     ((*TRAIN, "--learning-rate", "1e30"), "not finite"),
     (("train", "{tmp}/flat.npz", "--set", "model.labels=true", "--out", "{tmp}/run"), "no labels"),
@@ -325,6 +334,27 @@ def test_bad_input_is_one_line_and_exit_code_2(arguments, named, trained_run, tm
     after = {path: path.stat().st_mtime_ns for path in trained_run.rglob("*") if path.is_file()}
     changed = {path for path in after if after[path] != before.get(path)}
     assert {path.parent.name for path in changed} <= {"samples", "owners"}  # who wanted the run is on record
+
+
+def test_a_report_that_is_refused_leaves_no_folder(tmp_path):
+    assert run_command("explain", tmp_path / "none", "--out", tmp_path / "a" / "b" / "r.html").exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_command_of_commands_shows_its_help():
+    output = run_command("edit").output
+    assert "Commands:" in output.splitlines()
+    assert "\\n" not in output
+
+
+def test_what_is_no_picture_is_said_before_a_model_is_measured(trained_run, tmp_path):
+    run = shutil.copytree(trained_run, tmp_path / "run", ignore=shutil.ignore_patterns("codec"))
+    (tmp_path / "notes.txt").write_text("no picture")
+    for verb in ("compress", "decompress"):
+        result = run_command(verb, run, tmp_path / "notes.txt", "--out", tmp_path / "folder")
+        assert result.exit_code == 2, result.output
+        assert "notes.txt" in result.output
+        assert not (run / "codec").exists()
 
 
 def test_there_are_enough_cases():
@@ -412,6 +442,11 @@ def test_compress_and_decompress(measured_run):
     result = run_command("compress", folder / "run", folder / "0.png", "--out", folder / "0.png", "--device", "cpu")
     assert result.exit_code == 2
     assert "one of the files to be read" in result.output
+    for verb, source, out, kind in (("compress", "0.png", "x.png", ".anc"), ("decompress", files[0], "x.jpg", ".png")):
+        result = run_command(verb, folder / "run", folder / source, "--out", folder / out, "--device", "cpu")
+        assert result.exit_code == 2
+        assert f"and what is written is {kind}; name it so" in " ".join(result.output.split())
+        assert not (folder / out).exists()
 
 
 def wide_png():

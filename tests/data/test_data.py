@@ -258,6 +258,16 @@ def test_the_pictures_of_a_run_among_the_images_are_none_of_them(tmp_path):
     assert splits.reading.left_out == {"a run, whose pictures are not its images": ("run",)}
 
 
+def test_drawn_images_among_the_images_are_none_of_them(tmp_path):
+    grey_folder(tmp_path / "cats", 3)
+    grey_folder(tmp_path / "dogs", 3)
+    (tmp_path / "drawn" / ".job").mkdir(parents=True)
+    grey_folder(tmp_path / "drawn", 2)
+    splits = load(str(tmp_path), DataOptions())
+    assert splits.train.class_names == ("cats", "dogs")
+    assert splits.reading.left_out == {"drawn by a model": ("drawn",)}
+
+
 def test_a_folder_with_the_name_of_a_built_in_set_is_not_taken_in_silence(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)

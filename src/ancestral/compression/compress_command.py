@@ -15,7 +15,8 @@ from ancestral.compression.codebook import Codebook, drift, widened
 from ancestral.compression.codebook import check as check_drift
 from ancestral.compression.codec import Codec
 from ancestral.compression.completion import FINISHES
-from ancestral.compression.file_header import SUFFIX
+from ancestral.compression.errors import CodecError
+from ancestral.compression.file_header import SUFFIX, parse
 from ancestral.data import decode, load, pictures
 from ancestral.data.dataset import Splits
 from ancestral.diffusion.denoisers.calibrated import Calibrated
@@ -47,10 +48,11 @@ def compress(
 
     `images` gives those that the model is measured on the first time, the run's own when left out.
     """
-    saved, model, codebook = opened(run, device, images)
-    check_drift(model, codebook, codebook.profiles[PROFILES[profile]])
+    saved, model = open_codable(run, device)
     pixels = [decode.exact(source, saved.facts.shape[0], saved.config.data.max_pixels) for source in sources]
     with _targets(sources, out, _file_names(sources)) as (targets, write):
+        model, codebook = with_codebook(run, saved, model, images)
+        check_drift(model, codebook, codebook.profiles[PROFILES[profile]])
         started = time.monotonic()
         with Progress() as bar:
             task = bar.add_task(f"compress, {len(pixels)} images")
@@ -83,10 +85,13 @@ def decompress(
     images: Callable[[], Splits] | None = None,
 ) -> None:
     """Write the image of each file, or what its first bytes give; `images` as of `compress`."""
-    saved, model, codebook = opened(run, device, images)
+    saved, model = open_codable(run, device)
     sources = _files(sources)
     with _targets(sources, out, [as_png(source.stem) for source in sources]) as (targets, write):
         contents = [disk.read(source)[:upto] for source in sources]
+        for source, content in zip(sources, contents, strict=True):
+            _need_file(content, str(source))
+        model, codebook = with_codebook(run, saved, model, images)
         off, guards = drift(model, codebook.canary), [profile.guard for profile in codebook.profiles.values()]
         if off > min(guards):
             screen.print(f"warning: the network here is {off:.2g} grey levels off; exact pixels may not come out")
@@ -124,12 +129,32 @@ def opened(
     Raises:
         UserError: for a model that takes conditions.
     """
+    saved, model = open_codable(run, device)
+    return saved, *with_codebook(run, saved, model, images)
+
+
+def open_codable(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser]:
+    """A run and its model, where the codec can use it; nothing is measured yet."""
     saved, model = open_gaussian(run, device, None)
     need_codable(saved, str(run), device)
+    return saved, model
+
+
+def with_codebook(
+    run: Path, saved: checkpoint.Checkpoint, model: Denoiser, images: Callable[[], Splits] | None = None
+) -> tuple[Denoiser, Codebook]:
+    """The model as the codec runs it, and what was measured of it: now, the first time."""
     with Progress() as bar:
         task = bar.add_task("measuring the model, once", total=1.0)
         codebook = measured(run, saved, model, lambda share: bar.update(task, completed=share), images)
-    return saved, widened(model), codebook
+    return widened(model), codebook
+
+
+def _need_file(content: bytes, name: str) -> None:
+    try:
+        parse(content)
+    except CodecError as error:
+        raise CodecError(f"{name}: {error}") from None
 
 
 def measured(
@@ -186,6 +211,9 @@ def _targets(
     """
     if len(sources) == 1 and not out.is_dir() and out.suffix != "":
         need_other(out, sources[0])
+        kind = Path(names[0]).suffix
+        if out.suffix.lower() != kind:
+            raise UserError(f"--out: {out} ends with {out.suffix}, and what is written is {kind}; name it so")
         there = next(one for one in out.absolute().parents if one.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise UserError(f"{there}: is no folder that can be written; choose another --out")

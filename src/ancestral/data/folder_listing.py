@@ -38,7 +38,7 @@ def listed_below(root: Path) -> Listing:
     """
     images: list[str] = []
     others: defaultdict[str, list[str]] = defaultdict(list)
-    drawn = (root / ".job").is_dir()  # by `ancestral sample`, which puts sheets beside the numbered images
+    drawn = _is_drawn(root)
     for path in _walk(root, others):
         name, suffix = path.relative_to(root).as_posix(), path.suffix.lower()
         if path.name in METADATA:
@@ -65,6 +65,11 @@ def _is_run(folder: Path) -> bool:
     return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
 
 
+def _is_drawn(folder: Path) -> bool:
+    """Whether `ancestral sample` has filled a folder, with sheets beside the numbered images."""
+    return (folder / ".job").is_dir()
+
+
 def _walk(root: Path, others: dict[str, list[str]]) -> Iterator[Path]:
     """All that is no folder; links to folders, in order, once the rest is done."""
 
@@ -81,11 +86,13 @@ def _walk(root: Path, others: dict[str, list[str]]) -> Iterator[Path]:
                 inner.clear()
                 continue
             seen.add((here.st_dev, here.st_ino))
-            of_runs = [name for name in inner if _is_run(Path(folder) / name)]
-            others["a run, whose pictures are not its images"] += [
-                (Path(folder) / name).relative_to(root).as_posix() for name in of_runs
-            ]
-            inner[:] = [name for name in inner if name not in of_runs]
+            for reason, ours in (
+                ("a run, whose pictures are not its images", _is_run),
+                ("drawn by a model", _is_drawn),
+            ):
+                made = [name for name in inner if ours(Path(folder) / name)]
+                others[reason] += [(Path(folder) / name).relative_to(root).as_posix() for name in made]
+                inner[:] = [name for name in inner if name not in made]
             hidden = [name for name in inner if not is_shown(name)]
             others["hidden"] += [(Path(folder) / name).relative_to(root).as_posix() for name in hidden]
             linked = sorted(name for name in inner if is_shown(name) and (Path(folder) / name).is_symlink())

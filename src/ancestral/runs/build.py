@@ -86,6 +86,20 @@ def variant(options: ModelOptions) -> UNetVariant:
     return UNetVariant(**{field.name: getattr(options, field.name) for field in fields(UNetVariant)})
 
 
+def _check_groups(config: Config) -> None:
+    """Refuse widths that round to nothing, and groups that do not divide them."""
+    options = config.model
+    for multiplier in options.multipliers:
+        channels = round(options.width * multiplier)
+        if not channels:
+            raise UserError(f"model.multipliers: {multiplier:g} of a model.width of {options.width} is no channel")
+        if options.groups and channels % options.groups:
+            raise UserError(
+                f"model.groups: {options.groups} do not divide the {channels} channels of a level; use one that does, "
+                "or leave it out"
+            )
+
+
 def network(config: Config, facts: Facts) -> UNet:
     """A new network for images of this shape.
 
@@ -101,6 +115,7 @@ def network(config: Config, facts: Facts) -> UNet:
             f"model.attention: there is no level {wrong[0]}; levels are 0 to {len(options.multipliers) - 1}"
         )
     details = variant(options)
+    _check_groups(config)
     inputs, outputs = chain(config).channels(channels, config.diffusion)
     unet = UNet(
         inputs,
@@ -315,6 +330,8 @@ def device(name: str) -> torch.device:
     """
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     here = [kind for kind, count in counts.items() if count]
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] # of Python's callers
+        raise UserError(f"--device: must be a text, got {name!r}; choose from: auto, {', '.join(here)}")
     kind, _, number = (here[0] if name == "auto" else name).partition(":")
     if kind == "cuda":
         number = number or os.environ.get("LOCAL_RANK", "0")  # as torchrun numbers the processes of a machine

@@ -17,6 +17,8 @@ def choose(table: Mapping[str, _T], name: str, field: str) -> _T:
     Raises:
         UserError: naming the field, the wrong name and the nearest right one.
     """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance] # of Python's callers
+        raise UserError(f"{field}: must be a name, got {name!r}; choose from: {', '.join(table)}")
     if name not in table:
         raise UserError(f"{field}: unknown name '{name}'; {suggest(name, table)}")
     return table[name]

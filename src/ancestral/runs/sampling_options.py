@@ -96,7 +96,8 @@ class SamplingOptions:
 
     steps: int | str | None = _option(
         None,
-        "Network calls an image, 20 when left out (of a distilled run its own); all: the whole chain, as --variance.",
+        "Steps from T to clean images, of one network call (heun, langevin, pc: of more), 20 when left out (of a "
+        "distilled run its own); all: the whole chain, as --variance.",
         read=steps_of,
         metavar="N",
         card=True,

@@ -193,12 +193,15 @@ def write_file(path: Path, content: bytes) -> None:
 
 def need_writable(path: Path) -> None:
     """Refuse a path that cannot be written, before the work whose result it is to hold."""
+    absent = [folder for folder in path.absolute().parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = not path.exists()
         path.open("a").close()
         if new:
             path.unlink()
+        for folder in absent:
+            folder.rmdir()
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
 

@@ -103,6 +103,7 @@ class Encoder(NamedTuple):
     mix: Callable[[Tensor, Tensor, Tensor], Tensor]  # the share shaped (B, 1, 1, 1)
     depth: float  # t / T when no t is named
     step: Callable[[SamplingOptions], SamplingOptions]
+    varies: bool = True  # from one variant to the next
 
 
 def _noised(first: str, second: str) -> Callable[[Editor, Tensor, list[int], list[int]], Tensor]:
@@ -120,7 +121,7 @@ def _inverted(editor: Editor, x0: Tensor, times: list[int], numbers: list[int]) 
 ENCODERS: dict[str, Encoder] = {
     "noise": Encoder(_noised("first", "second"), mix, 0.5, with_new_noise),  # the paper's
     "shared": Encoder(_noised("first", "first"), mix, 0.5, with_new_noise),
-    "inversion": Encoder(_inverted, slerp, 1.0, along_the_flow),
+    "inversion": Encoder(_inverted, slerp, 1.0, along_the_flow, varies=False),
 }
 
 
@@ -129,6 +130,8 @@ def interpolate(
 ) -> None:
     """Go from one image to the other through mixed states at t (the paper's section 4.4): a row for each variant."""
     way = choose(ENCODERS, encoder, "--encoder")
+    if not way.varies and sources.num_images > 1:
+        raise UserError(f"--num-images: --encoder {encoder} has one way between two images; leave it out")
     editor = FileEditor(folder, way.step(options), sources, calls)
     ends = editor.read_all()
     edit = between(editor, ends, way, at, frames, sources.num_images)

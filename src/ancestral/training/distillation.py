@@ -85,5 +85,5 @@ def _tuned(overrides: Mapping[str, Any], calls: int | None) -> dict[str, Any]:
         "diffusion.chain": few.chain,
         "diffusion.times": few.times,
         "diffusion.variance": "fixedlarge",  # its reverse step has its own, whatever is named
-        **({"diffusion.train_steps": calls or CALLS} if few.counted else {}),
+        **({"diffusion.train_steps": CALLS if calls is None else calls} if few.counted else {}),
     }

@@ -9,6 +9,7 @@ import click
 
 from ancestral.apps.cli.options import (
     Number,
+    assigned,
     budget_option,
     device_option,
     dry_run_option,
@@ -48,11 +49,8 @@ from ancestral.apps.cli.options import (
 @fresh_option
 def distill(model: str, run: Path, assignments: tuple[str, ...], seed: int, **options: Any) -> None:
     """Tune MODEL into one that draws in few network calls: a run, a published or diffusers folder, hf:NAME."""
-    from ancestral.runs import config
-
-    overrides = {"train.seed": seed, **config.parse_assignments(assignments)}
-    if options["learning_rate"] is not None:
-        overrides["train.learning_rate"] = options["learning_rate"]
+    short = {"train.seed": ("seed", seed), "train.learning_rate": ("learning_rate", options["learning_rate"])}
+    overrides = assigned(assignments, short)
     share(options["processes"])
     from ancestral.runtime.launch import stopped
     from ancestral.training import command, distillation

@@ -64,7 +64,11 @@ def edit() -> None:
 @click.option("--mask", type=FILE, required=True, help="Image of the same size; white is drawn anew, black is kept.")
 @click.option("--jump", type=POSITIVE, default=JUMP, show_default=True, help="Steps gone up again at a time.")
 @click.option(
-    "--resamples", type=POSITIVE, default=RESAMPLES, show_default=True, help="Times each stretch is walked; 1: once."
+    "--resamples",
+    type=click.IntRange(1, 1000),
+    default=RESAMPLES,
+    show_default=True,
+    help="Times each stretch is walked; 1: once.",
 )
 @edit_options(EDIT_CALLS["inpaint"], "euler or euler-ancestral; without a way to step --eta 1.")
 def inpaint(run: Path, **given: Any) -> None:
@@ -157,12 +161,14 @@ def vary(run: Path, **given: Any) -> None:
 @edit_options(EDIT_CALLS["restore"])
 def restore(run: Path, method: str, **given: Any) -> None:
     """Undo a known damage of each IMAGE. Sheet: input, the damaged image, results."""
+    from ancestral.runs.registry import choose
+    from ancestral.sampling import edit_command
+
+    choose(edit_command.TASKS, given["task"], "--task")
     for name, task in {"factor": "super-resolution", "blur": "deblur", "missing": "missing"}.items():
         if given["task"] != task:
             need_not_given(f"is of --task {task}", name)
     if given["mask"] is not None:
         need_not_given("--mask says which pixels are missing", "missing")
-    from ancestral.sampling import edit_command
-
     options, read = given.pop("options"), sources(given)
     edit_command.restore(run, read, options, EDIT_CALLS["restore"], edit_command.Damage(**given), method=method)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import average_option, device_option, seed_option
+from ancestral.apps.cli.options import average_option, device_option, need_not_given, seed_option
 from ancestral.apps.report import LANGUAGES
 
 
@@ -40,6 +40,8 @@ def explain(run: Path | None, **options: Any) -> None:
     It is measured on the held-out part of DATA, the run's own data when left out, which takes a minute or two. Without
     RUN the report is about drawn shapes whose denoiser is known exactly.
     """
+    if run is None:
+        need_not_given("is of a run, and RUN is left out", "device", "average_width")
     from ancestral.apps.report import main
 
     main.explain(run, **options)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import POSITIVE, Number, held_out, measuring_options, share
+from ancestral.apps.cli.options import POSITIVE, Number, held_out, measuring_options, need_not_given, share
 
 TOLERANCE = Number(min=1e-12, max=1)
 
@@ -32,6 +32,8 @@ TOLERANCE = Number(min=1e-12, max=1)
 @measuring_options
 def likelihood(run: Path, processes: int, **options: Any) -> None:
     """Measure the held-out part of DATA by the probability flow of the model in RUN, in bits per dimension."""
+    if options["lift"] == "uniform":
+        need_not_given("is of the last step of --lift noise", "variance")
     share(processes)
     from ancestral.evaluation import flow_command
 

@@ -63,6 +63,8 @@ def _plain() -> Iterator[None]:
     """Complaints about options quote what was typed: shown as text."""
     try:
         yield
+    except click.exceptions.NoArgsIsHelpError:  # whose message is the help
+        raise
     except click.ClickException as error:
         error.message = shown(error.message)  # pyright: ignore[reportAttributeAccessIssue] # Final, to its subclasses
         raise

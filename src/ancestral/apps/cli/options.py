@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -155,6 +155,27 @@ def need_not_given(reason: str, *names: str) -> None:
     for name in names:
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"--{name.replace('_', '-')}: {reason}; leave it out")
+
+
+def assigned(assignments: Iterable[str], short: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:
+    """The settings of --set, and those of options that stand for one: {key: (name of the option, its value)}.
+
+    Of the options those count that were given; one of a default, such as --seed, where --set does not name its key.
+
+    Raises:
+        UserError: for a key that is given in both ways.
+    """
+    from ancestral.runs import config
+
+    found = config.parse_assignments(assignments)
+    context = click.get_current_context()
+    for key, (name, value) in short.items():
+        if key in found:
+            if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--set {key}: is given by --{name.replace('_', '-')} too; leave one out")
+        elif value is not None:
+            found[key] = value
+    return found
 
 
 def share(processes: int, restarts: int = 0) -> None:

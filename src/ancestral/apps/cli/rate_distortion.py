@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import POSITIVE, PROFILE, held_out, measuring_options, share
+from ancestral.apps.cli.options import POSITIVE, PROFILE, held_out, measuring_options, need_not_given, share
 
 
 @click.command(short_help="Rate and distortion of progressive decoding.")
@@ -26,6 +26,8 @@ from ancestral.apps.cli.options import POSITIVE, PROFILE, held_out, measuring_op
 @measuring_options
 def rd(run: Path, processes: int, **options: Any) -> None:
     """Rate and distortion of progressive decoding (Table 4, Figure 5) on held-out images of DATA."""
+    if options["steps"] is None:
+        need_not_given("says where fewer steps than all lie; give --steps N too", "grid")
     share(processes)
     from ancestral.evaluation import rate_distortion_command
 

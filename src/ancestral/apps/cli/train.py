@@ -10,6 +10,7 @@ import click
 from ancestral.apps.cli.options import (
     POSITIVE,
     Number,
+    assigned,
     budget_option,
     device_option,
     dry_run_option,
@@ -66,13 +67,9 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
     """Train on DATA: a folder of images, a .npz or .npy file, tar shards, hf:NAME, or the built-in mnist or digits."""
     from ancestral.runs import config
 
-    short = {
-        "train.batch_size": options["batch_size"],
-        "train.learning_rate": options["learning_rate"],
-        "data.size": options["size"],
-    }
-    overrides = config.parse_assignments(assignments) | {k: v for k, v in short.items() if v is not None}
-    resolved = config.resolve(data, preset, {"train.seed": seed, **overrides})
+    short = {"train.batch_size": "batch_size", "train.learning_rate": "learning_rate", "data.size": "size"}
+    overrides = assigned(assignments, {key: (name, options[name]) for key, name in short.items()})
+    resolved = config.resolve(data, preset, {**overrides, **assigned(assignments, {"train.seed": ("seed", seed)})})
     share(options["processes"], options["restarts"])
     from ancestral.runtime.launch import stopped
     from ancestral.training import command

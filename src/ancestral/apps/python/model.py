@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -197,6 +198,7 @@ class Model:
             images, saved = splits.test, calibration.calibrated(saved, model, splits.train)
         else:
             images = self._images(data)
+        seed = OPTIONS["seed"].checked("seed", seed)
         move, times = build.transition(saved, variance), build.training_grid(saved.config)
         terms = elbo_command.measured_terms(len(times) - 1, terms, exact, "terms")
         measurement = Measurement(saved, model, None, images.spread(num_images), batch_size, seed)
@@ -353,7 +355,8 @@ class Editing:
             UserError: naming what does not fit.
         """
         model = self._model
-        _need_count(count)
+        for name, number in {"count": count, "jump": jump, "resamples": resamples}.items():
+            _need_count(number, name)
         need_gaussian(model.saved.config, "inpaint")
         options = edit_command.with_new_noise(_options(steps=steps, label=label, **drawing))
         editor = Editor(model.folder, options, model.device, model._open, EDIT_CALLS["inpaint"])
@@ -379,7 +382,7 @@ def _path(data: object) -> str | None:
 
 
 def _need_count(count: int, name: str = "count") -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
         raise UserError(f"{name}: must be a whole number, 1 or more, got {count!r}")
 
 

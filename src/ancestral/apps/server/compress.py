@@ -93,12 +93,12 @@ class Compressor:
         return Task(work, 1)
 
     def _codebook(self, record: Record) -> Codebook:
+        limit = record.deadline - time.monotonic()
+        record.deadline = float("inf")  # it is done once, however long it takes, also where another job does it
         while not self._measuring.acquire(timeout=0.2):
             going_on()
-        limit = record.deadline - time.monotonic()
         try:
             if self._book is None:
-                record.deadline = float("inf")  # it is done once, however long it takes
 
                 def tell(share: float) -> None:
                     record.step, record.of = round(MEASURING * share), MEASURING

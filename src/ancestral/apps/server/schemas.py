@@ -24,7 +24,9 @@ Seed = Annotated[
     int, Field(ge=OPTIONS["seed"].low, le=OPTIONS["seed"].high, strict=True, description=OPTIONS["seed"].help), WHOLE
 ]
 Images = Annotated[int, Field(ge=1, le=MOST_IMAGES, strict=True, description="How many images."), WHOLE]
-Steps = Annotated[int, Field(ge=1, strict=True, description="Network calls an image, at most T."), WHOLE]  # `narrowed`
+Steps = Annotated[
+    int, Field(ge=1, strict=True, description="Steps from T to clean images, at most T."), WHOLE
+]  # `narrowed`
 Time = Annotated[int, Field(ge=1, strict=True, description="Noise level, at most T."), WHOLE]
 Upload = Annotated[
     str,

@@ -83,8 +83,10 @@ class Resampled:
         """The steps of one walk, and the times that it visits.
 
         Raises:
-            ValueError: when there are not more steps than a jump is long.
+            ValueError: when there are not more steps than a jump is long, or either number is below 1.
         """
+        if min(self.jump, self.resamples) < 1:
+            raise ValueError(f"a jump of {self.jump} steps, {self.resamples} times in all: both are 1 or more")
         steps = len(grid) - 1
         if self.resamples > 1 and self.jump >= steps:
             raise ValueError(f"a jump of {self.jump} steps needs a walk of more than that, this one has {steps}")
