@@ -323,15 +323,19 @@ def test_nothing_trained_has_no_gap_and_little_advice(tmp_path):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_metrics_of_this_checkpoint_are_not_measured_again(name, command, tmp_path, request):
+def test_metrics_of_this_checkpoint_are_not_measured_again(name, command, tmp_path, request, monkeypatch):
     run = request.getfixturevalue(name)
-    options = ("--network", "pixels", "--num-images", 40, "--steps", 5, "--cache", tmp_path, "--device", "cpu")
-    made = command("metrics", run, *options)
-    assert made.exit_code == 0, made.output
+    monkeypatch.setattr(quality_samples, "LITE0", "no_such_package")
     subject = of_run(run, None, 8, 0, "cpu", None)
+    options = ("--network", "pixels", "--num-images", 40, "--cache", tmp_path, "--device", "cpu")
+    for otherwise in (("--steps", 1), ()):
+        made = command("metrics", run, *options, *otherwise)
+        assert made.exit_code == 0, made.output
+        # What was drawn in another number of steps than the model's own says something else.
+        assert (quality_samples._kept(subject) is None) == bool(otherwise)
     kept = quality_samples.metrics(subject, None)
     assert kept is not None
-    assert (kept.kept, kept.network, kept.images, kept.steps) == (True, "pixels", 40, 5)
+    assert (kept.kept, kept.network, kept.images, kept.steps) == (True, "pixels", 40, 20)
     assert {"fd", "kid", "copies"} <= set(kept.by_name)
     assert set(kept.by_name["kid"]) == set(quality_samples.SIDES)
     # Of 40 images the covariances of 64 features or more, and the balls of manifolds, are not comparable elsewhere.

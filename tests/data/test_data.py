@@ -268,6 +268,17 @@ def test_drawn_images_among_the_images_are_none_of_them(tmp_path):
     assert splits.reading.left_out == {"drawn by a model": ("drawn",)}
 
 
+def test_a_set_that_was_drawn_class_by_class_is_one(tmp_path):
+    for name in ("cats", "dogs"):
+        grey_folder(tmp_path / name, 3, name="{:05d}.png")
+        (tmp_path / name / ".job").mkdir()
+        png(tmp_path / name / "grid.png", np.zeros((9, 9), np.uint8))
+    splits = load(str(tmp_path), DataOptions())
+    assert len(splits.train) + len(splits.test) == 6
+    assert splits.train.class_names == ("cats", "dogs")
+    assert splits.reading.left_out["a sheet beside drawn images"] == ("cats/grid.png", "dogs/grid.png")
+
+
 def test_a_folder_with_the_name_of_a_built_in_set_is_not_taken_in_silence(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)

@@ -108,15 +108,6 @@ def test_what_would_have_no_end_is_refused(jump, resamples):
         Resampled(Ancestral(fixedsmall), jump, resamples).begin(schedules.linear(10), list(range(10, -1, -1)))
 
 
-def test_a_picture_of_the_users_own_is_not_replaced_by_a_sheet(trained_run, pictures, tmp_path):
-    (tmp_path / "keep.png").write_bytes(b"mine")
-    line = ("edit", "vary", trained_run, pictures / "a.png", "--at", 5, "--steps", 4, "--out", tmp_path / "keep.png")
-    result = run_command(*line)
-    assert result.exit_code == 2, result.output
-    assert "keep.png: is there already" in " ".join(result.output.split())
-    assert (tmp_path / "keep.png").read_bytes() == b"mine"
-
-
 def test_a_jump_longer_than_the_walk_is_refused():
     with pytest.raises(ValueError, match="jump of 10"):
         Resampled(DDIM(), jump=10, resamples=2).begin(PAIR.schedule, grids.trailing(PAIR.schedule, 10))

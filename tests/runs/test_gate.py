@@ -221,7 +221,7 @@ def test_weights_fit_to_the_name_and_shape(folder, change, said):
         ({"diffusion": {"T": 10**9}}, "T"),
         ({"diffusion": {"T": 10}}, "x0_var"),
         ({"diffusion": {"schedule": "none"}}, "schedule"),
-        ({"model": {"groups": 3}}, "num_groups"),
+        ({"model": {"groups": 3}}, "model.groups: 3 do not divide"),
     ],
     ids=str,
 )

@@ -114,11 +114,10 @@ def decompress(
     screen.print(f"{len(decoded)} images, {predictor.calls} network calls, {seconds:.1f} s")
 
 
-def need_codable(saved: checkpoint.Checkpoint, run: str, device: str) -> None:
-    """Refuse a model that takes conditions, and a device without float64."""
+def need_float64(device: str) -> None:
+    """Refuse a device without it."""
     if build.device(device).type == "mps":
         raise UserError(f"--device: {NO_FLOAT64}; use --device cpu")
-    need_none(saved.config, run)
 
 
 def opened(
@@ -135,8 +134,9 @@ def opened(
 
 def open_codable(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser]:
     """A run and its model, where the codec can use it; nothing is measured yet."""
+    need_float64(device)
     saved, model = open_gaussian(run, device, None)
-    need_codable(saved, str(run), device)
+    need_none(saved.config, str(run))
     return saved, model
 
 

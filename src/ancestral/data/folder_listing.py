@@ -16,6 +16,9 @@ TRAIN = ("train", "training")
 TEST = ("test", "testing", "validation", "valid", "val", "eval")  # the first one found is used
 
 
+_DRAWN = "drawn by a model"
+
+
 @dataclass(frozen=True)
 class Listing:
     """The images below a folder by relative name, sorted, and all other names by the reason why they are none."""
@@ -57,6 +60,12 @@ def listed_below(root: Path) -> Listing:
             others["not a regular file"].append(name)
         else:
             others[f"{suffix} is no image format that is read" if suffix else "without a suffix"].append(name)
+    if not images:  # all of the set was drawn, perhaps a folder for each class
+        for name in others.pop(_DRAWN, []):
+            inner = listed_below(root / name)
+            images += [f"{name}/{one}" for one in inner.images]
+            for reason, names in inner.others.items():
+                others[reason] += [f"{name}/{one}" for one in names]
     return Listing(root, sorted(images), {reason: sorted(names) for reason, names in sorted(others.items()) if names})
 
 
@@ -88,7 +97,7 @@ def _walk(root: Path, others: dict[str, list[str]]) -> Iterator[Path]:
             seen.add((here.st_dev, here.st_ino))
             for reason, ours in (
                 ("a run, whose pictures are not its images", _is_run),
-                ("drawn by a model", _is_drawn),
+                (_DRAWN, _is_drawn),
             ):
                 made = [name for name in inner if ours(Path(folder) / name)]
                 others[reason] += [(Path(folder) / name).relative_to(root).as_posix() for name in made]

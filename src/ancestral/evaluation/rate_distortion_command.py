@@ -22,6 +22,7 @@ from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
 from ancestral.evaluation.measurement import Advance, Measurement, Tensors
 from ancestral.runs import build
+from ancestral.runs.conditions import need_none
 from ancestral.runs.datasets import images_for
 from ancestral.runs.open import open_gaussian
 from ancestral.runtime import plots
@@ -54,7 +55,8 @@ def rate_distortion(
         raise UserError("--profile: files are written with the run's own average; leave --average-width out")
     saved, model = open_gaussian(folder, device, average_width)
     if profile:
-        compress_command.need_codable(saved, str(folder), device)
+        compress_command.need_float64(device)
+        need_none(saved.config, str(folder))
     (data_source, images), out = images_for(saved, data_source), out or folder
     images = images.test.spread(num_images)
     move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)

@@ -218,7 +218,7 @@ def _of_images(path: Path, options: SamplingOptions, data_source: str | None) ->
     if splits.train.shape[:2] != (height, width):
         raise UserError(f"{data_source}: images of {splits.train.shape[:2]}, those of {path} are {(height, width)}")
     data_channels, sizes = splits.train.shape[2], splits.reading.sizes
-    scaled = sizes != f"{height}x{width}"
+    scaled = sizes not in ("", f"{height}x{width}")  # "" where they were not looked at
     if scaled:
         screen.print(
             f"{data_source}: images of {sizes} are cut to squares and scaled to {height}x{width}, as {path} has"

@@ -78,7 +78,7 @@ class Chain:
     quick: Callable[[int], Transition | Planned]  # and at images, by how many steps they take
     calibrated: bool  # whether its own squared error is a parameter of the model
     named: Callable[[str], str]  # the reverse step with this variance, as printed
-    search: Search  # how `tune-steps` finds the best times
+    search: Search | None  # how `tune-steps` finds the best times; None where no flow is followed
     calls: int  # of the network, an image, where nothing is said
     grid: Callable[[Config], str]  # of a few steps, where nothing is said
     more: str  # how to draw in another number of steps
@@ -140,12 +140,6 @@ def _cheapest(
 ) -> list[int]:
     """The times of the fine walk with which a chain that hides has the least bound."""
     return [fine[index] for index in shortest(imagined_costs(predictor, start, fine), len(begun[0]) - 1)]
-
-
-def _none_better(
-    predictor: Any, start: Tensor, every: Sequence[int], fine: Sequence[int], begun: Sequence[Sequence[int]]
-) -> list[int]:
-    raise UserError("tune-steps: compares with the flow, which a model for few calls does not follow")
 
 
 def _gaussian_channels(channels: int, options: DiffusionOptions) -> tuple[int, int]:
@@ -220,7 +214,7 @@ _FEW = replace(
     calibrated=False,
     named=lambda variance: "the step to where the model's many end",
     grid=lambda config: FEW_CALLS[config.diffusion.objective].grid,
-    search=Search(_none_better, lambda fine, steps, begun: fine),
+    search=None,
     more="in another number: ancestral distill MODEL --calls N",
     whole="--steps all: the {every:,} that the model was tuned to draw in",
 )

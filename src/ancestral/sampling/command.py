@@ -111,6 +111,8 @@ def tune_steps(
     saved, model = open_model(folder, device, average_width)
     need_for_drawing(saved.config, saved.facts, num_images, device_of(model), option="--num-images")
     kind = build.chain(saved.config)
+    if kind.search is None:
+        raise UserError("tune-steps: compares with the flow, which a model for few calls does not follow")
     every = build.training_grid(saved.config)
     fine = build.sampling_grid(saved.config, "trailing", min(FINE, len(every) - 1))
     named = (build.sampling_grid(saved.config, name, steps) for name in GRIDS)

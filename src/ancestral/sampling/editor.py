@@ -208,7 +208,7 @@ class FileEditor(Editor):
             out.name: pictures.sheet(to_bytes(sheet.flatten(0, 1)), sheet.shape[1], pictures.Labels(columns=names))
         }
         with held(out.parent, "edit", beside=self.folder) as files:
-            files.need_free([*images, *cover])
+            files.need_free(images)
             for path in files.replace({**images, **cover}.items(), covers=cover):
                 screen.print(f"kept, as it was changed since it was drawn: {path}")
         screen.print(f"{len(images)} images: {out}, and each in {self.folder}")

@@ -73,7 +73,7 @@ export class Draw {
 
   restore(parameters) {
     for (const [name, value] of parameters) {
-      const field = this.form.elements[name];
+      const field = this.form.elements.namedItem(name);
       if (field) field.value = value;
     }
     this.#choose();

@@ -57,7 +57,7 @@ export class Time {
   }
 
   #tell({ t, signal, noise, log_snr, mse }) {
-    const texts = { t, signal: decimal(signal, 4), noise: decimal(noise, 4), log_snr: decimal(log_snr, 2) };
+    const texts = { t, signal: decimal(signal, 4), noise: decimal(noise, 4), log_snr: signal === 0 ? "−∞" : decimal(log_snr, 2) };
     if (mse !== undefined) texts.mse = decimal(mse, 4);
     for (const [name, text] of Object.entries(texts)) $(`dd[data-of=${name}]`, this.panel).textContent = text;
   }
