@@ -19,6 +19,7 @@ from PIL import Image
 from ancestral.apps.cli.main import main
 from ancestral.diffusion.samplers.grids import GRIDS
 from ancestral.diffusion.samplers.solvers import CALLS, default_solver
+from ancestral.runs import checkpoint, tuned_times
 from ancestral.runs.config import PRESETS
 from ancestral.runtime.signals import catch_stop
 from codec_toy import GOLDEN
@@ -142,6 +143,21 @@ def test_the_default_solvers_and_eta_0_is_ddim(any_run, tmp_path):
     assert np.array_equal(drawn["20"], drawn["20 with noise"])
     assert np.array_equal(drawn["eta"], drawn["euler"])
     assert len(np.unique([drawn[name] for name in ("19", "20", "eta")], axis=0)) == 3
+
+
+def test_ten_tuned_steps_have_noise_as_twenty_have(any_run, tmp_path):
+    for steps, solver in ((9, "unipc3"), (10, "dpm++2m-sde")):
+        tuned_times.save(
+            any_run, checkpoint.latest(any_run)[0], None, [1000, *range(900, 900 - 50 * steps + 50, -50), 0]
+        )
+        drawn = []
+        for named in ((), ("--solver", solver)):
+            out = tmp_path / f"{steps}{len(named)}"
+            line = ("--num-images", 2, "--steps", steps, "--grid", "tuned", *named, "--out", out, "--device", "cpu")
+            assert run_command("sample", any_run, *line).exit_code == 0
+            drawn.append(np.stack(pixels(out)))
+        assert np.array_equal(*drawn)
+    (any_run / "tuned.json").unlink()
 
 
 def test_the_same_command_again_says_it_is_complete(trained_run):

@@ -109,8 +109,8 @@ class SamplingOptions:
     )
     solver: str | None = _option(
         None,
-        "dpm++3m, ipndm4, heun, ... (docs/how-to/solvers.md); left out: dpm++2m-sde from 20 steps on, unipc3 below, "
-        "none of them for --steps all.",
+        "dpm++3m, ipndm4, heun, ... (docs/how-to/solvers.md); left out: dpm++2m-sde from 20 steps on, or 10 "
+        "tuned ones, unipc3 below, none of them for --steps all.",
         page=True,
         card=True,
     )

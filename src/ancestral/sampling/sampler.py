@@ -10,7 +10,7 @@ from typing import Any
 from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser, Predictor, unclipped, within
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import beginning, latents, trajectory
-from ancestral.diffusion.samplers.solvers import default_solver
+from ancestral.diffusion.samplers.solvers import TUNED, default_solver
 from ancestral.diffusion.samplers.transitions import Planned, Transition, begin
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, tuned_times
@@ -60,7 +60,7 @@ class Sampler:
         self.every = len(build.training_grid(self.saved.config)) - 1
         steps = _steps(options, min(calls or kind.calls, self.every))
         if options.eta is options.variance is solver is kind.reverse is None and steps is not None:
-            solver = default_solver(steps)
+            solver = default_solver(steps * (TUNED if options.grid == "tuned" else 1))
         self.move = build.method(self.saved, solver, options.variance, options.eta)
         self.model = _clipping(self.saved.config, self.model, options.clip, self.move)
         self.guidance = Guidance(options, self.saved, self.model, self.format.channels_last)

@@ -164,6 +164,7 @@ SOLVERS: dict[str, Transition | Planned] = {
 }
 FLOW = "unipc3"  # what the flow is followed with, which draws no noise
 CALLS = 20  # an image, where nothing is said
+TUNED = 2  # steps that one is worth whose time was tuned
 
 
 def default_solver(steps: int) -> str:
