@@ -13,7 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+import click
+
 from ancestral.runtime.signals import STOPPED, TRAINING
+from ancestral.runtime.text import shown
 
 EXIT_FILE = "ANCESTRAL_EXIT_FILE"  # holds the exit code of the first process to end in order, of each attempt
 _ATTEMPT = "TORCHELASTIC_RESTART_COUNT"  # set for the processes: how often they were begun again
@@ -52,7 +55,7 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
         # Those that SIGTERM has ended were stopped by the launcher, after that.
         if killed := {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}:
-            print(_killed(killed, processes, arguments[0]), file=sys.stderr)
+            click.echo(shown(_killed(killed, processes, arguments[0])), err=True)
             return 1
         if (code := reported_exit(restarts)) is not None:  # what the others ended with is its consequence
             return code

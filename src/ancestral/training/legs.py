@@ -75,8 +75,7 @@ def begins_leg(
     _need_length(folder, saved, length, further=further)
     before, now = (flat(document) for document in (to_json(saved.config, saved.facts), to_json(config, facts)))
     same = {"config.source"} if same_source(before["config.source"], now["config.source"]) else set()
-    unused = set() if config.model.labels else {"facts.class_names"}
-    allowed = MAY_CHANGE | same | (LEG_MAY_CHANGE | unused if new else set())
+    allowed = MAY_CHANGE | same | (LEG_MAY_CHANGE if new else set())
     differing = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in allowed]
     changed = "; ".join(f"{key} was {before.get(key)}, is {now.get(key)}" for key in differing)
     if changed and new:
