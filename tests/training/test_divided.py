@@ -61,7 +61,9 @@ def state(folder):
 
 def largest(one, other):
     assert one.keys() == other.keys(), one.keys() ^ other.keys()
-    return max(float((one[name].double() - other[name].double()).abs().max()) for name in one)
+    pairs = ((one[name].double(), other[name].double()) for name in one)
+    # Infinities, such as the lowest loss before there is one, are equal, and their difference is none.
+    return max(float(torch.where(a == b, 0.0, (a - b).abs()).max()) for a, b in pairs)
 
 def say(**found):
     forked.say(json.dumps(found))
