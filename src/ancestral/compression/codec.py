@@ -97,7 +97,7 @@ class Codec:
     def encoding_calls(self, images: Sequence[np.ndarray], profile: int, names: Sequence[str]) -> int:
         """Of the network, that `encode` makes: a walk to and one back for each batch."""
         for name, image in zip(names, images, strict=True):
-            _named(name, self._check, image)
+            named(name, self._check, image)
         return 2 * len(self._profile(profile).times) * self._walks([image.shape[:2] for image in images])
 
     def decoding_calls(self, files: Sequence[bytes], names: Sequence[str]) -> int:
@@ -106,7 +106,7 @@ class Codec:
         Raises:
             CodecError: as `decode`, of what can be seen without the network.
         """
-        opened = [_named(name, self._open, file) for name, file in zip(names, files, strict=True)]
+        opened = [named(name, self._open, file) for name, file in zip(names, files, strict=True)]
         profiles = {one.profile.id: one.profile for one in opened}.values()
         sizes = [[one.size for one in opened if one.profile is profile] for profile in profiles]
         return sum(len(profile.times) * self._walks(same) for profile, same in zip(profiles, sizes, strict=True))
@@ -141,14 +141,14 @@ class Codec:
             CodecError: when a file is of another model or damaged, or when its exact pixels do not come out.
         """
         names = names or [f"file {number}" for number in range(len(files))]
-        opened = [_named(name, self._open, file) for name, file in zip(names, files, strict=True)]
+        opened = [named(name, self._open, file) for name, file in zip(names, files, strict=True)]
         decoded: dict[int, Decoded] = {}
         for profile in {one.profile.id: one.profile for one in opened}.values():
             same = [number for number, one in enumerate(opened) if one.profile is profile]
             sizes = [opened[number].size for number in same]
             found = self._receive(sizes, profile, [opened[number].picture for number in same], finish)
             for number, picture in zip(same, found, strict=True):
-                decoded[number] = _named(names[number], self._decoded, opened[number], picture)
+                decoded[number] = named(names[number], self._decoded, opened[number], picture)
         return [decoded[number] for number in range(len(files))]
 
     def _decoded(self, opened: _Opened, picture: _Picture) -> Decoded:
@@ -163,7 +163,7 @@ class Codec:
         Raises:
             CodecError: as `decode`, of what can be seen without the network.
         """
-        opened = _named(name, self._open, file)
+        opened = named(name, self._open, file)
         return file[: len(opened.header.content()) + len(opened.picture)]
 
     def _open(self, file: bytes) -> _Opened:
@@ -243,7 +243,7 @@ class Codec:
         return pictures
 
 
-def _named(name: str, do: Callable[..., _T], *arguments: object) -> _T:
+def named(name: str, do: Callable[..., _T], *arguments: object) -> _T:
     """What `do` returns; its error with the name before it."""
     try:
         return do(*arguments)

@@ -13,9 +13,8 @@ import torch
 from ancestral.compression import calibration
 from ancestral.compression.codebook import Codebook, drift, widened
 from ancestral.compression.codebook import check as check_drift
-from ancestral.compression.codec import Codec
+from ancestral.compression.codec import Codec, named
 from ancestral.compression.completion import FINISHES
-from ancestral.compression.errors import CodecError
 from ancestral.compression.file_header import SUFFIX, parse
 from ancestral.data import decode, load, pictures
 from ancestral.data.dataset import Splits
@@ -90,7 +89,7 @@ def decompress(
     with _targets(sources, out, [as_png(source.stem) for source in sources]) as (targets, write):
         contents = [disk.read(source)[:upto] for source in sources]
         for source, content in zip(sources, contents, strict=True):
-            _need_file(content, str(source))
+            named(str(source), parse, content)
         model, codebook = with_codebook(run, saved, model, images)
         off, guards = drift(model, codebook.canary), [profile.guard for profile in codebook.profiles.values()]
         if off > min(guards):
@@ -148,13 +147,6 @@ def with_codebook(
         task = bar.add_task("measuring the model, once", total=1.0)
         codebook = measured(run, saved, model, lambda share: bar.update(task, completed=share), images)
     return widened(model), codebook
-
-
-def _need_file(content: bytes, name: str) -> None:
-    try:
-        parse(content)
-    except CodecError as error:
-        raise CodecError(f"{name}: {error}") from None
 
 
 def measured(

@@ -14,8 +14,6 @@ from ancestral.errors import UserError
 METADATA = ("metadata.csv", "metadata.jsonl", "dataset.json")
 TRAIN = ("train", "training")
 TEST = ("test", "testing", "validation", "valid", "val", "eval")  # the first one found is used
-
-
 _DRAWN = "drawn by a model"
 
 
@@ -79,6 +77,13 @@ def _is_drawn(folder: Path) -> bool:
     return (folder / ".job").is_dir()
 
 
+_PASSED_OVER = {  # folders that are not walked, by the reason
+    "a run, whose pictures are not its images": _is_run,
+    _DRAWN: _is_drawn,
+    "hidden": lambda folder: not is_shown(folder.name),
+}
+
+
 def _walk(root: Path, others: dict[str, list[str]]) -> Iterator[Path]:
     """All that is no folder; links to folders, in order, once the rest is done."""
 
@@ -95,18 +100,13 @@ def _walk(root: Path, others: dict[str, list[str]]) -> Iterator[Path]:
                 inner.clear()
                 continue
             seen.add((here.st_dev, here.st_ino))
-            for reason, ours in (
-                ("a run, whose pictures are not its images", _is_run),
-                (_DRAWN, _is_drawn),
-            ):
-                made = [name for name in inner if ours(Path(folder) / name)]
-                others[reason] += [(Path(folder) / name).relative_to(root).as_posix() for name in made]
-                inner[:] = [name for name in inner if name not in made]
-            hidden = [name for name in inner if not is_shown(name)]
-            others["hidden"] += [(Path(folder) / name).relative_to(root).as_posix() for name in hidden]
-            linked = sorted(name for name in inner if is_shown(name) and (Path(folder) / name).is_symlink())
+            for reason, is_one in _PASSED_OVER.items():
+                found = [name for name in inner if is_one(Path(folder) / name)]
+                others[reason] += [(Path(folder) / name).relative_to(root).as_posix() for name in found]
+                inner[:] = [name for name in inner if name not in found]
+            linked = sorted(name for name in inner if (Path(folder) / name).is_symlink())
             links += [Path(folder) / name for name in linked]
-            inner[:] = sorted(set(inner) - set(hidden) - set(linked))
+            inner[:] = sorted(set(inner) - set(linked))
             yield from (Path(folder) / name for name in sorted(files))
 
 

@@ -40,8 +40,7 @@ def load_hub(name: str, options: DataOptions) -> Splits:
     try:
         splits: Any = datasets.load_dataset(**how, streaming=True)
     except Exception as error:  # a missing file, no network, a set of another kind: each library below has its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"hf:{name}: cannot be opened ({reason})") from None
+        raise _refused(f"hf:{name}", "opened", error) from None
     named = {split.lower(): split for split in splits}
     trains, tests = ([named[one] for one in names if one in named] for names in (TRAIN, TEST))
     parts = trains[:1] + tests[:1]
@@ -77,6 +76,11 @@ def load_hub(name: str, options: DataOptions) -> Splits:
     )
 
 
+def _refused(source: str, done: str, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{source}: cannot be {done} ({reason})")
+
+
 class _Rows:
     """The rows of a split, again each time, where what cannot be read is an error of the user's."""
 
@@ -87,8 +91,7 @@ class _Rows:
         try:
             yield from self.rows
         except Exception as error:  # as in `load_hub`
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{self.source}: cannot be read ({reason})") from None
+            raise _refused(self.source, "read", error) from None
 
 
 def _columns(name: str, features: Any) -> tuple[str, str | None, tuple[str, ...] | None]:

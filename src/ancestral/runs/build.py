@@ -291,6 +291,8 @@ def spread_times(config: Config, count: int) -> list[int]:
     if len(trained) <= count:
         return trained
     wanted = log_snr(schedule(config), count)[:-1]
+    if config.diffusion.train_steps is None:  # all are trained at
+        return wanted
     return sorted({min(trained, key=lambda one: abs(one - t)) for t in wanted}, reverse=True)
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -53,15 +53,15 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
         elastic_launch(plan, sys.executable)("-m", "ancestral", *arguments)
     except ChildFailedError as error:
         codes = {rank: failure.exitcode for rank, failure in error.failures.items()}
-        # Those that SIGTERM has ended were stopped by the launcher, after that.
-        if killed := {rank: -code for rank, code in codes.items() if code < 0 and -code != signal.SIGTERM}:
-            click.echo(shown(_killed(killed, processes, arguments[0])), err=True)
-            return 1
+        for rank, code in codes.items():
+            if code < 0 and -code != signal.SIGTERM:  # which the launcher stops the others with, after that
+                click.echo(shown(_killed(rank, -code, processes, arguments[0])), err=True)
+                return 1
         if (code := reported_exit(restarts)) is not None:  # what the others ended with is its consequence
             return code
         return STOPPED if set(codes.values()) == {STOPPED} else 1
     except SignalException as stop:
-        reported = (reported_exit(attempt) for attempt in range(restarts, -1, -1))
+        reported = (reported_exit(number) for number in range(restarts, -1, -1))
         return next((code for code in reported if code is not None), 128 + stop.sigval)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -69,9 +69,8 @@ def launch(processes: int, restarts: int, arguments: Sequence[str]) -> int:
     return 0
 
 
-def _killed(signals: Mapping[int, int], processes: int, command: str) -> str:
-    """What to say of processes, by rank, that a signal has ended."""
-    rank, number = next(iter(signals.items()))
+def _killed(rank: int, number: int, processes: int, command: str) -> str:
+    """What to say of a process that the signal of this number has ended."""
     named = f"process {rank} (counted from 0) of the {processes}"
     cause = ", as the system does where memory runs out" if number == signal.SIGKILL else ""
     mend = "; its last checkpoint is kept: the same command goes on from there" if command in TRAINING else ""

@@ -163,7 +163,7 @@ def assigned(assignments: Iterable[str], short: Mapping[str, tuple[str, Any]]) -
     Of the options those count that were given; one of a default, such as --seed, where --set does not name its key.
 
     Raises:
-        UserError: for a key that is given in both ways.
+        UsageError: for a key that is given in both ways.
     """
     from ancestral.runs import config
 

@@ -68,8 +68,9 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
     from ancestral.runs import config
 
     short = {"train.batch_size": "batch_size", "train.learning_rate": "learning_rate", "data.size": "size"}
-    overrides = assigned(assignments, {key: (name, options[name]) for key, name in short.items()})
-    resolved = config.resolve(data, preset, {**overrides, **assigned(assignments, {"train.seed": ("seed", seed)})})
+    named = {key: (name, options[name]) for key, name in short.items()}
+    overrides = assigned(assignments, {**named, "train.seed": ("seed", seed or None)})  # every preset's is 0
+    resolved = config.resolve(data, preset, overrides)
     share(options["processes"], options["restarts"])
     from ancestral.runtime.launch import stopped
     from ancestral.training import command
@@ -77,7 +78,7 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
 
     length = command.Length.of(**{name: options[name] for name in ("budget", "images", "steps")})
     chosen = {name: options[name] for name in ("dry_run", "fresh", "track")}
-    chosen |= {"given": {*overrides, *(["train.seed"] if seed else [])}}
+    chosen |= {"given": set(overrides)}
     chosen |= {"begin_with": None if options["begin_with"] is None else Origin(options["begin_with"])}
     chosen["began"] = click.get_current_context().find_object(float)
     if not command.train(resolved, run, length, options["device"], **chosen):
