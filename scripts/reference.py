@@ -178,6 +178,20 @@ curl -X DELETE $server/jobs/$job           # stops it and forgets it
 ```
 
 With a token ([who can reach it](../how-to/serve.md#who-can-reach-it)), programs send `Authorization: Bearer TOKEN`.
+
+Each event has a rising number as its `id` and JSON as its `data`. Only the newest of each name is kept: who comes late,
+or back with `Last-Event-ID`, gets what is new since. Images are PNG files as data URIs.
+
+| event | data |
+| --- | --- |
+| `queued` | `place` in the queue, from 1 |
+| `step` | `k` of `of` are done; the images `x_t` and `x0` at the time `t`, of compress a `note` instead |
+| `done` | `images`, the `sha256` of their pixels, and the command that makes them `again`; of compress see below |
+| `error` | `detail`: what was wrong |
+| `cancelled` | nothing |
+
+Of compress `done` has the `image`, the `file` as a data URI, its `bytes`, that it is `exact`, the command, `again`, and
+`prefixes`: what its first `bytes` show, `uri`, and the `psnr` in dB.
 """
 
 

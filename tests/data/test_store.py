@@ -13,7 +13,7 @@ from PIL import Image
 from ancestral.data import cache, image_folder
 from ancestral.data.dataset import Item, Rows
 from ancestral.data.decode import BadImage
-from ancestral.data.load import DataOptions, load
+from ancestral.data.load import DataOptions, load, of_any
 from ancestral.errors import UserError
 from ancestral.training import prefetch
 from conftest import png16
@@ -229,6 +229,17 @@ def test_shards_are_read_in_order_with_labels(tmp_path):
         assert rows == sorted(rows)
         assert (part.images[:] == PIXELS[rows]).all()
         assert part.labels.tolist() == [row % 3 for row in rows]
+
+
+def test_labels_of_some_images_are_said_to_be_none(tmp_path):
+    shard(tmp_path / "in" / "x.tar", [*samples(0, 20), ("a/0020.png", encoded(PIXELS[20]))])
+    pairs = [(Image.fromarray(PIXELS[n]), n % 3 if n < 20 else -1) for n in range(21)]
+    cached = DataOptions(cache=str(tmp_path / "cache"))
+    for source, options in ((str(tmp_path / "in"), cached), (str(tmp_path / "in"), cached), (pairs, DataOptions())):
+        splits = of_any(source, options)
+        assert (splits.train.labels, splits.test.labels, splits.train.class_names) == (None, None, ())
+        assert splits.reading.classes == "none, since 1 of 21 have no label"
+    assert of_any([image for image, _ in pairs], DataOptions()).reading.classes == "none"
 
 
 def special(kind, name="a.png", target="/etc/passwd"):

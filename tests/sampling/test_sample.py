@@ -130,6 +130,8 @@ def test_streams_are_their_keys():
 def test_clips():
     x0 = torch.tensor([[0.5, -3.0, 2.0, 0.1]])
     assert clip_static(x0).tolist() == [[0.5, -1.0, 1.0, pytest.approx(0.1)]]
+    big = torch.randn(3, 3, 1400, 1400, generator=torch.Generator().manual_seed(0)) * 2  # 2^24 values and more
+    assert torch.equal(clip_dynamic(big)[1], clip_dynamic(big[1:2])[0])
     assert clip_dynamic(x0, quantile=1.0)[0].tolist() == pytest.approx([0.5 / 3, -1, 2 / 3, 0.1 / 3])
     calm = torch.tensor([[0.5, -0.3]])
     assert torch.equal(clip_dynamic(calm), calm)

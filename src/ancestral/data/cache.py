@@ -39,10 +39,9 @@ def gather(
     if cache is None:
         items = list(_watched(read(skipped), source))
         _need(len(items), source, skipped)
-        labels, class_names = labelled([item.label for item in items], class_names)
-        return ImageSet(
-            np.stack([item.pixels for item in items]), labels, class_names, tuple(item.name for item in items)
-        )
+        labels, class_names, missing = labelled([item.label for item in items], class_names)
+        stacked, names = np.stack([item.pixels for item in items]), tuple(item.name for item in items)
+        return ImageSet(stacked, labels, class_names, names, unlabelled=missing)
     folder = cache_folder(Path(cache), key)
     index = _index(folder)
     if index is None:
@@ -67,8 +66,9 @@ def gather(
     skipped += index["skipped"]
     shape = (len(index["names"]), *index["shape"])
     images = np.memmap(folder / "images.bin", np.uint8, "r", shape=shape)
-    labels, class_names = labelled(index["labels"], class_names)
-    return ImageSet(Rows(images, np.arange(len(images))), labels, class_names, tuple(index["names"]))
+    labels, class_names, missing = labelled(index["labels"], class_names)
+    rows, names = Rows(images, np.arange(len(images))), tuple(index["names"])
+    return ImageSet(rows, labels, class_names, names, unlabelled=missing)
 
 
 def _watched(items: Iterator[Item], source: str) -> Iterator[Item]:

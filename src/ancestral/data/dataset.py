@@ -63,7 +63,8 @@ class Item(NamedTuple):
 class ImageSet:
     """Images as bytes (N, H, W, C), labels int64 (N,) or None, and a name for each to speak of it.
 
-    `embeddings` are vectors of the user's own, float32 (N, E), or None.
+    `embeddings` are vectors of the user's own, float32 (N, E), or None. `unlabelled` counts the images without a label
+    where others had one: then there are no labels.
     """
 
     images: np.ndarray | Rows
@@ -71,9 +72,16 @@ class ImageSet:
     class_names: tuple[str, ...]
     names: tuple[str, ...]
     embeddings: np.ndarray | None = None
+    unlabelled: int = 0
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def classes(self, source: str) -> str:
+        """Where the labels come from, `source`, or that there are none, and why."""
+        if self.labels is not None:
+            return source
+        return f"none, since {self.unlabelled:,} of {len(self):,} have no label" if self.unlabelled else "none"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -159,14 +167,17 @@ def held_out(names: Sequence[str], share: float, source: str, groups: np.ndarray
 
 def labelled(
     labels: Sequence[int | None], class_names: tuple[str, ...] | None
-) -> tuple[np.ndarray | None, tuple[str, ...]]:
-    """(labels, class names), or neither where not every image has a label; without names, classes are numbers."""
+) -> tuple[np.ndarray | None, tuple[str, ...], int]:
+    """(labels, class names, 0), or (None, (), how many are missing, 0 for all) where not every image has a label.
+
+    Without names, classes are numbers.
+    """
     numbers = np.array([-1 if label is None else label for label in labels], dtype=np.int64)
-    if not len(numbers) or numbers.min() < 0:
-        return None, ()
+    if missing := int((numbers < 0).sum()):
+        return None, (), missing % len(numbers)
     if class_names is None and numbers.max() >= MOST_CLASSES:
         raise UserError(f"the label {numbers.max()} is no class number; count classes from 0")
-    return numbers, tuple(map(str, range(int(numbers.max()) + 1))) if class_names is None else class_names
+    return numbers, tuple(map(str, range(int(numbers.max()) + 1))) if class_names is None else class_names, 0
 
 
 def joined(splits: Splits) -> ImageSet:

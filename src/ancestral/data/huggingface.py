@@ -69,7 +69,7 @@ def load_hub(name: str, options: DataOptions) -> Splits:
         result,
         f"hf:{name}",
         split=result.reading.split or f"the set's own {parts[0]} and {parts[1]}",
-        classes="none" if sets[0].labels is None else "the column of labels",
+        classes=sets[0].classes("the column of labels"),
         left_out={BAD: tuple(skipped)} if skipped else {},
         skipped=tuple(skipped),
         **how,

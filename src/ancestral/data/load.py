@@ -65,9 +65,10 @@ def of_any(data: object, options: DataOptions) -> Splits:
     if isinstance(data, (str, os.PathLike)):
         return load(os.fspath(data), options)
     _check_background(options.background)
-    splits = split_off(memory.image_set(data, options), options.holdout, memory.NAME)
-    height, width, _ = splits.train.shape
-    classes = "none" if splits.train.labels is None else "the labels of the data set"
+    whole = memory.image_set(data, options)
+    height, width, _ = whole.shape
+    classes = whole.classes("the labels of the data set")
+    splits = split_off(whole, options.holdout, memory.NAME)
     splits = read_as(splits, memory.NAME, classes=classes, sizes=f"{height}x{width}")
     return splits if options.limit is None else _limited(splits, options.limit)
 

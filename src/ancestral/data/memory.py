@@ -27,10 +27,11 @@ def image_set(data: object, options: DataOptions) -> ImageSet:
         UserError: naming the first thing that is no image.
     """
     if isinstance(data, np.ndarray):
-        images, labels, classes = _of_array(data, options), None, ()
+        images, labels, classes, missing = _of_array(data, options), None, (), 0
     else:
-        images, labels, classes = _of_items(data, options)
-    return ImageSet(images, labels, classes, tuple(f"images[{row}]" for row in range(len(images))))
+        images, labels, classes, missing = _of_items(data, options)
+    names = tuple(f"images[{row}]" for row in range(len(images)))
+    return ImageSet(images, labels, classes, names, unlabelled=missing)
 
 
 def _of_array(array: np.ndarray, options: DataOptions) -> np.ndarray | Rows:
@@ -41,8 +42,8 @@ def _of_array(array: np.ndarray, options: DataOptions) -> np.ndarray | Rows:
     return adapt_all(array, options)
 
 
-def _of_items(data: Any, options: DataOptions) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
-    """(uint8 (N, H, W, C), labels or None, class names) of what has a length and items."""
+def _of_items(data: Any, options: DataOptions) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...], int]:
+    """(uint8 (N, H, W, C), labels or None, class names, labels that are missing) of what has a length and items."""
     if isinstance(data, (str, bytes, dict)) or not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
         raise UserError(f"{type(data).__name__} is not understood as images; {KINDS}")
     if not len(data):
@@ -63,10 +64,10 @@ def _of_items(data: Any, options: DataOptions) -> tuple[np.ndarray, np.ndarray |
             raise UserError(f"images[{row}]: {other}x{wide} pixels, the first has {height}x{width}; give a size")
     names = getattr(data, "classes", None)
     named = isinstance(names, Sequence) and all(isinstance(name, str) for name in names)
-    numbers, classes = labelled(labels, tuple(names) if named and names else None)
+    numbers, classes, missing = labelled(labels, tuple(names) if named and names else None)
     if numbers is not None and numbers.max() >= len(classes):
         raise UserError(f"{NAME}: the label {numbers.max()} is none of the {len(classes)} classes of the data set")
-    return np.stack(images), numbers, classes
+    return np.stack(images), numbers, classes, missing
 
 
 def _label(label: Any) -> int | None:

@@ -79,7 +79,7 @@ def load_shards(source: str, options: DataOptions) -> Splits:
     return read_as(
         split_off(whole, options.holdout, source),
         source,
-        classes="none" if whole.labels is None else "the members .cls or .json, as numbers",
+        classes=whole.classes("the members .cls or .json, as numbers"),
         left_out=left_out,
         skipped=tuple(skipped),
         **streamed(whole, options),

@@ -84,7 +84,7 @@ _WHY = {
     413: "the body is too large",
     422: "a field is wrong",
     429: "the queue is full, or the training images are just being read",
-    503: "too many connections, the server is closing, or an answer took longer than a job may",
+    503: "too many connections (said in plain text), the server is closing, or an answer took longer than a job may",
 }
 
 
