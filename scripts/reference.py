@@ -82,7 +82,7 @@ def commands() -> str:
     """The page of the commands."""
     page = [
         f"{GENERATED}# Commands\n\nEvery command and option, as `ancestral COMMAND --help` says them. Times are "
-        "seconds, or `90s`, `10m`, `2h`; bits are per dimension, that is per pixel and channel; "
+        "written `90s`, `10m` or `2h`; bits are per dimension, that is per pixel and channel; "
         "T is the number of noise levels. Exit codes stand with the [promises](reliability.md#exit-codes).\n",
         "\n## Completion in a shell\n\n```sh\n"
         'eval "$(_ANCESTRAL_COMPLETE=bash_source ancestral)"     # in ~/.bashrc\n'
@@ -191,7 +191,7 @@ or back with `Last-Event-ID`, gets what is new since. Images are PNG files as da
 | `cancelled` | nothing |
 
 Of compress `done` has the `image`, the `file` as a data URI, its `bytes`, that it is `exact`, the command, `again`, and
-`prefixes`: what its first `bytes` show, `uri`, and the `psnr` in dB.
+`prefixes`: what its first `bytes` show, `uri`, and the `psnr` in dB, null where it is exact.
 """
 
 

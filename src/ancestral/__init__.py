@@ -1,8 +1,8 @@
 """Denoising diffusion probabilistic models, exact like the paper.
 
-The rooms: `diffusion` (the mathematics), `networks`, `data`, `runs`, `training`, `sampling`, `compression`,
-`evaluation`, `apps`. The names of everyday work are here; each is imported when it is first asked for, so that
-`ancestral --help` answers before torch would have loaded.
+The rooms: `diffusion` (the mathematics), `networks`, `runtime`, `data`, `runs`, `training`, `sampling`,
+`compression`, `evaluation`, `apps`. The names of everyday work are here; each is imported when it is first asked for,
+so that `ancestral --help` answers before torch would have loaded.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -206,9 +205,7 @@ def _targets(
         kind = Path(names[0]).suffix
         if out.suffix.lower() != kind:
             raise UserError(f"--out: {out} ends with {out.suffix}, and what is written is {kind}; name it so")
-        there = next(one for one in out.absolute().parents if one.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise UserError(f"{there}: is no folder that can be written; choose another --out")
+        verified_folder.need_writable(out)
         yield [out], lambda contents: verified_folder.write_file(out, contents[0])
     else:
         check(names, out, out, "do them one by one, with their own --out")

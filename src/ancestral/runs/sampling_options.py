@@ -135,8 +135,8 @@ class SamplingOptions:
     average_width: float | None = _option(
         None,
         "Rebuild the weights' average as wide as this share of the run; the run's own when left out.",
-        low=0,
-        high=0.28,
+        low=0.001,
+        high=0.279,
     )
     seed: int = _option(0, "Seed of every draw, a whole number.", low=0, high=2**32 - 1)
     guidance: float | None = _option(
@@ -161,7 +161,7 @@ class SamplingOptions:
     clip: str | None = _option(
         None,
         "Of each predicted x0: none, static, dynamic or own, the run's; left out: own in steps of the paper's chain "
-        "and where eps or the score is predicted, otherwise none.",
+        "and where eps, the score or the mean is predicted, otherwise none.",
     )
     guide: str | None = _option(
         None,

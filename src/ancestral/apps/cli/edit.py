@@ -29,7 +29,7 @@ WAYS = "dpm++3m, ipndm4, heun, ... (docs/how-to/solvers.md); without a way to st
 
 def edit_options(calls: int, solver: str = f"{WAYS}.") -> Any:
     """What every edit takes: how images are drawn, in so many steps, and how they are read and written."""
-    text = f"Steps from T to clean images; {calls} when left out, or T where that is fewer."
+    text = f"Steps from T to clean images; {calls} when left out, or T where that is fewer; all with --variance."
     return combined(
         sampling_options(
             steps={"type": POSITIVE, "default": None, "metavar": None, "help": text},

@@ -249,7 +249,7 @@ class Model:
 
         Args:
             image: a path, an image for Pillow, or a uint8 array (H, W) or (H, W, C).
-            profile: quick, small or smallest: more network calls, mostly for fewer bytes.
+            profile: quick, small or smallest: more network calls, mostly for fewer bytes; chunks: by single chunks.
             size: keep so many bytes.
             data: the training images, as of `train`; the run's own when left out.
 
@@ -346,7 +346,7 @@ class Editing:
             mask: the same of one channel, or a bool array (H, W): white, or True, is drawn.
             count: variants.
             label: class of the image, for a model with labels.
-            steps: from T to clean images; 50 when left out, or T where that is fewer.
+            steps: from T to clean images; 50 when left out, or T where that is fewer; all of them with a `variance`.
             jump: steps gone up again at a time.
             resamples: times each stretch is walked.
             drawing: other options of drawing, as of `sample`.

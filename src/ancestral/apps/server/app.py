@@ -84,6 +84,7 @@ _WHY = {
     413: "the body is too large",
     422: "a field is wrong",
     429: "the queue is full, or the training images are just being read",
+    500: "a fault of the server",
     503: "too many connections (said in plain text), the server is closing, or an answer took longer than a job may",
 }
 
@@ -193,7 +194,7 @@ def _at_once(
 
     ask.__annotations__["body"] = kind
     ask.__doc__ = kind.__doc__
-    answers = responses(403, 408, 413, 422, 429)
+    answers = responses(403, 408, 413, 422, 429, 500)
     app.post(f"/api/{name}", name=name, response_model=answer, responses=answers)(ask)
 
 

@@ -92,7 +92,7 @@ class Inpaint(Body):
     ]
     seed: Seed
     images: Images
-    steps: Steps
+    steps: Annotated[Steps, Field(ge=JUMP + 1)]
     label: str | None = None
 
 
