@@ -310,6 +310,24 @@ def test_a_page_that_is_loaded_again_goes_on_with_its_job(page):
     assert "--seed 3" in page.inner_text("#draw code")
 
 
+def test_a_form_says_what_is_drawn_after_a_reload_and_a_link(page):
+    fill(page, "draw", seed=3, images=1, steps=4)
+    page.select_option("#draw [name=solver]", "ddim")
+    page.fill("#draw [name=eta]", "0.5")
+    run(page, "draw")
+    assert "--eta 0.5" in page.inner_text("#draw code")
+    page.goto(page.url.partition("#")[0])
+    page.wait_for_selector("#draw[data-state=done]")
+    assert page.is_visible("#draw [name=eta]")
+    run(page, "draw")
+    assert "--eta 0.5" in page.inner_text("#draw code")
+    page.evaluate("location.hash = '#draw?seed=5&images=1&steps=4'")
+    page.wait_for_function("document.querySelector('#draw [name=seed]').value === '5'")
+    assert page.input_value("#draw [name=solver]") == ""
+    run(page, "draw")
+    assert "--eta" not in page.inner_text("#draw code")
+
+
 def test_the_page_links_the_report_and_the_report_the_page(browser, server, served_run):
     report = served_run / "report.html"
     with open_page(browser, server.url) as opened:

@@ -201,6 +201,24 @@ def test_compressing_gives_the_pixels_back(run, tmp_path):
     assert np.array_equal(elsewhere.decompress(content, data=images), images[0])
 
 
+def test_an_image_in_memory_is_the_file_that_it_was_read_from(tmp_path):
+    from PIL import Image
+
+    from ancestral.apps.python.model import _file
+    from ancestral.data import decode
+
+    turned, folder = Image.Exif(), tmp_path / "made"
+    turned[0x0112] = 6  # to be turned by 90 degrees
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=turned)
+    upright = decode.exact(tmp_path / "photo.png", 3, 1000)
+    assert np.array_equal(upright, np.rot90(pixels, -1))
+    assert np.array_equal(decode.exact(_file(Image.open(tmp_path / "photo.png"), folder), 3, 1000), upright)
+    with pytest.raises(ancestral.UserError, match="convert it to RGB"):
+        _file(Image.new("CMYK", (8, 8)), folder)
+
+
 def test_inpainting_keeps_the_rest_and_is_the_commands(run, command, tmp_path):
     from PIL import Image
 

@@ -12,15 +12,17 @@ import pytest
 import torch
 
 from ancestral.apps.report import LANGUAGES, html, quality, quality_advice, quality_samples, quality_training
+from ancestral.apps.report.connections_energy import several
 from ancestral.apps.report.exact_subject import exact
 from ancestral.apps.report.part import Number, Part
 from ancestral.apps.report.quality_advice import Case
 from ancestral.apps.report.subject import of_run
-from ancestral.evaluation import features
-from ancestral.runs import config
+from ancestral.data.dataset import Splits
+from ancestral.evaluation import features, sample_metrics_command
+from ancestral.runs import build, config
 from ancestral.runs.facts import Facts
 from ancestral.training import model_size
-from conftest import RUNS
+from conftest import RUNS, TINY, run_command
 
 LINEAR = config.resolve("mnist", "cifar10", {"diffusion.variance": "beta", "train.flip": False})
 
@@ -75,7 +77,7 @@ def test_what_few_steps_lose_is_a_part_of_what_tells_two_images_apart():
 
 def case(numbers, settings=LINEAR):
     made = {name: Number(value, "", "made up", error) for name, (value, error) in numbers.items()}
-    return Case("runs/a b", settings, 1000, made)
+    return Case("runs/a b", settings, settings.source, 1000, made)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -126,7 +128,7 @@ def test_advice_quotes_its_numbers_and_names_a_command(name, language):
 def test_the_command_trains_with_the_same_settings_but_for_the_change(name, preset):
     settings = config.resolve("some data", preset, {"train.seed": 3, "train.spike": None})
     words = shlex.split(RULES[name].do(case(BOTH_SIDES[name][0], settings)))
-    if words[1] != "train" or "--dry-run" in words:
+    if words[1] != "train":
         assert {"runs/a b", "some data"} & set(words)
         return
     assignments = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
@@ -140,6 +142,8 @@ def test_the_command_trains_with_the_same_settings_but_for_the_change(name, pres
         "too-few": {"data.holdout"},
         "too-large": {"model.width"},
         "few-epochs": set(),
+        "noise": set(),
+        "repeats": set(),
         "unfinished": set(),
         "unsettled": set(),
         "few-images": {"train.flip"},
@@ -208,7 +212,9 @@ def test_models_that_were_trained_get_the_advice_that_they_need(name, epochs):
     numbers = {key: Number(value, "", "measured", error) for key, (value, error) in model["numbers"].items()}
     settings = config.resolve(f"{name}.npy", "tiny", {"train.batch_size": 64, "model.width": 16})
     assert numbers["epochs"].value == pytest.approx(float(epochs), rel=0.06)
-    advice = [rule.name for rule in quality_advice.advise(Case("run", settings, model["seen"], numbers))]
+    advice = [
+        rule.name for rule in quality_advice.advise(Case("run", settings, settings.source, model["seen"], numbers))
+    ]
     assert advice[0] == FIRST[name, epochs]
     assert ("few-epochs" in advice) == (epochs == "0.5")
     assert ("overfits" in advice) == (epochs == "500")
@@ -225,7 +231,7 @@ def test_every_model_gets_a_next_step(name, request):
     assert part.numbers["epochs"].value == subject.saved.images / images
     for epochs in (0.5, 5, 50, 500):
         numbers = part.numbers | {"epochs": Number(epochs, "", "made up")}
-        advice = quality_advice.advise(Case("run", subject.config, round(epochs * images), numbers))
+        advice = quality_advice.advise(Case("run", subject.config, subject.source, round(epochs * images), numbers))
         assert advice
         assert ("few-epochs" in [rule.name for rule in advice]) == (epochs < 1)
 
@@ -322,16 +328,64 @@ def test_nothing_trained_has_no_gap_and_little_advice(tmp_path):
         assert shown[name].value == pytest.approx(again[f"{name}-pixels"].value, rel=1e-6, abs=1e-9)
 
 
+@pytest.fixture(scope="module")
+def uneven_run(tmp_path_factory):
+    """A run with labels, eleven images of one class for each of the other, and its data, which lie elsewhere now."""
+    folder = tmp_path_factory.mktemp("uneven")
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
+    labels = np.arange(60) % 12 == 0
+    np.savez(folder / "data.npz", images=pixels, labels=labels.astype(np.int64), class_names=["most", "few"])
+    made = run_command(
+        *("train", folder / "data.npz", "--preset", "tiny", "--steps", 2, "--out", folder / "run", *TINY),
+        *("--set", "model.labels=true"),
+    )
+    assert made.exit_code == 0, made.output
+    return folder / "run", (folder / "data.npz").rename(folder / "moved.npz")
+
+
+def test_metrics_are_of_images_with_the_classes_of_the_data(uneven_run, monkeypatch):
+    """As `ancestral metrics` draws them; those that are shown have the classes in turn."""
+    run, data = uneven_run
+    subject = of_run(run, str(data), 8, 0, "cpu", None)
+    labels, seen = subject.images.train.labels, []
+    monkeypatch.setattr(build, "predictor", lambda *given, labels: seen.append(labels))
+    subject.alike(range(len(labels)), subject.move)
+    subject.drawn(range(len(labels)), subject.move)
+    assert sorted(seen[0].tolist()) == sorted(labels.tolist())
+    assert seen[1].sum() == len(labels) // 2
+    assert seen[0][:7].tolist() == sample_metrics_command.like(labels, 7, 0).tolist()
+
+
+def test_data_that_were_moved_are_still_the_models_own(uneven_run, tmp_path):
+    run, data = uneven_run
+    subject = of_run(run, str(data), 8, 0, "cpu", None)
+    assert subject.own
+    assert str(data) in subject.command("metrics")
+    with np.load(data) as found:
+        np.savez(tmp_path / "other.npz", **{**found, "images": 255 - found["images"]})
+    assert not of_run(run, str(tmp_path / "other.npz"), 8, 0, "cpu", None).own
+
+
+def test_walks_that_stay_at_a_time_have_images_to_compare(uneven_run):
+    """Of one class, unless it has too few: then of all."""
+    run, data = uneven_run
+    subject = of_run(run, str(data), 8, 0, "cpu", None)
+    assert set(several(subject).labels.tolist()) == {0}
+    each = replace(subject.images.test.take([0, 1, 2]), labels=np.array([0, 1, 2]))
+    alone = replace(subject, images=Splits(each.take([0, 1]), each.take([2])))
+    assert len(several(alone)) == 3
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_metrics_of_this_checkpoint_are_not_measured_again(name, command, tmp_path, request, monkeypatch):
     run = request.getfixturevalue(name)
     monkeypatch.setattr(quality_samples, "LITE0", "no_such_package")
     subject = of_run(run, None, 8, 0, "cpu", None)
     options = ("--network", "pixels", "--num-images", 40, "--cache", tmp_path, "--device", "cpu")
-    for otherwise in (("--steps", 1), ()):
+    for otherwise in (("--steps", 1), ("--solver", "euler"), ("--eta", 1), ("--grid", "quadratic"), ()):
         made = command("metrics", run, *options, *otherwise)
         assert made.exit_code == 0, made.output
-        # What was drawn in another number of steps than the model's own says something else.
+        # What was drawn in another way than without any option says something else.
         assert (quality_samples._kept(subject) is None) == bool(otherwise)
     kept = quality_samples.metrics(subject, None)
     assert kept is not None

@@ -35,6 +35,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("sklearn")
 
 from ancestral.apps.server import (  # noqa: E402
+    actions,
     batched_network,
     data_uri,
     main,
@@ -55,6 +56,7 @@ from ancestral.diffusion.processes.streams import Streams  # noqa: E402
 from ancestral.errors import UserError  # noqa: E402
 from ancestral.evaluation import features  # noqa: E402
 from ancestral.runs.sampling_options import SamplingOptions  # noqa: E402
+from ancestral.runtime import system  # noqa: E402
 from ancestral.sampling.sampler import Sampler  # noqa: E402
 
 
@@ -363,9 +365,40 @@ def test_calls_in_float32_join_whatever_autocast_would_take():
     assert not lower.joins(call())
 
 
+def test_measuring_which_sizes_round_alike_ends_in_time_and_where_memory_does():
+    def network(x, time):
+        if len(x) > 5:
+            raise torch.OutOfMemoryError
+        return x
+
+    example = {"x": torch.ones(1, 3), "time": torch.ones(1)}
+    assert set(rounding_alike(network, example)) == {1, 2, 3, 4, 5}
+    assert set(rounding_alike(network, example, seconds=0)) == {1}
+
+
+def test_what_a_model_or_a_machine_cannot_do_is_not_offered(tmp_path, monkeypatch):
+    made = run_command(
+        *("train", "digits", "--preset", "tiny", "--steps", 2, "--out", tmp_path / "run", *TINY),
+        *("--set", "diffusion.T=4"),
+    )
+    assert made.exit_code == 0, made.output
+    served = open_served_run(tmp_path / "run", "cpu", None)
+    try:
+        assert served.unable_to_inpaint == "takes 6 steps at least, and this model has 4"
+        served.need_memory(64)
+        monkeypatch.setattr(system, "free_memory", lambda: 100_000)
+        served.need_memory(1)
+        with pytest.raises(UserError, match="images: 64 images"):
+            served.need_memory(64)
+        with pytest.raises(UserError, match="images: 64 images"):
+            actions.draw(served, schemas.Draw(seed=0, images=64, steps=2))
+    finally:
+        served.calls.close()
+
+
 def test_sizes_that_round_alike_are_those_of_both_precisions(trained_run, monkeypatch):
     seen = []
-    monkeypatch.setattr(session, "rounding_alike", lambda network, example: seen.append((network, example)) or {})
+    monkeypatch.setattr(session, "rounding_alike", lambda network, example, _: seen.append((network, example)) or {})
     served = open_served_run(trained_run, "cpu", None, "bfloat16")
     try:
         ((network, example),) = seen
@@ -1061,6 +1094,7 @@ def test_what_cannot_be_served_is_one_line(trained_run, tmp_path, monkeypatch):
     assert "choose another" in refused(trained_run, "--port", taken.getsockname()[1])
     taken.close()
     assert "--host" in refused(trained_run, "--host", "no.such.host.invalid", "--port", 0)
+    assert "--host 192.0.2.1: not an address" in refused(trained_run, "--host", "192.0.2.1", "--port", 0)  # RFC 5737
     assert "--token" in refused(trained_run, "--token", "short", "--port", 0)
     assert "--port" in refused(trained_run, "--port", 70000)
     absorbing = ("--preset", "absorbing", "--steps", 2, *TINY, "--out", tmp_path / "hiding")

@@ -95,6 +95,7 @@ def test_every_command_that_draws_in_batches_refuses_what_does_not_fit(any_run, 
             ("archive", any_run, image, "--out", tmp_path / "a.anc"),
             ("unarchive", any_run, tmp_path / "a.anc", "--out", tmp_path / "back"),
             ("agree", any_run),
+            ("explain", any_run, "--out", tmp_path / "report.html"),
         ],
     }
     before = sorted(any_run.iterdir())

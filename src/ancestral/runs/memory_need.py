@@ -37,11 +37,7 @@ def need_for_training(config: Config, facts: Facts, images: int, device: torch.d
 
 def fits(config: Config, facts: Facts, images: int, device: torch.device) -> bool:
     """Whether `need_for_training` lets it."""
-    try:
-        need_for_training(config, facts, images, device)
-    except UserError:
-        return False
-    return True
+    return _lets(need_for_training, config, facts, images, device)
 
 
 def need_for_drawing(
@@ -59,6 +55,19 @@ def need_for_drawing(
         mend: what to do; to take fewer when left out.
     """
     _need(option, images, config, facts, device, lambda: _largest(config, facts) * FLOAT32, mend=mend)
+
+
+def fits_for_drawing(config: Config, facts: Facts, images: int, device: torch.device) -> bool:
+    """Whether `need_for_drawing` lets it."""
+    return _lets(need_for_drawing, config, facts, images, device)
+
+
+def _lets(need: Callable[..., None], *given: Any) -> bool:
+    try:
+        need(*given)
+    except UserError:
+        return False
+    return True
 
 
 def _need(

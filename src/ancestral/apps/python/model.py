@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import ImageOps
 
 from ancestral.apps.python.images import Film, Images
 from ancestral.apps.python.words import names_parameters
@@ -404,7 +405,10 @@ def _file(image: object, folder: Path) -> Path:
     """The image as a file."""
     if isinstance(image, (str, os.PathLike)):
         return Path(image)
-    memory.picture(image, "image").save(folder / "image.png")
+    picture = ImageOps.exif_transpose(memory.picture(image, "image"))  # upright, as a file of it is read
+    if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
+        raise UserError(f"image: {picture.mode} colours change when made into RGB; convert it to RGB first")
+    picture.save(folder / "image.png")
     return folder / "image.png"
 
 

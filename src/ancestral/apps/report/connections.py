@@ -22,6 +22,7 @@ from ancestral.apps.report.connections_energy import (
     several,
 )
 from ancestral.apps.report.part import Number, Part, mean_of
+from ancestral.apps.report.quality_advice import settings
 from ancestral.apps.report.subject import Subject
 from ancestral.data.source_paths import typed
 from ancestral.evaluation import image_formats
@@ -44,7 +45,10 @@ def part(subject: Subject) -> Part:
     found.facts["measured"], found.facts["few_held_out"] = set(found.numbers), few_held_out(subject)
     found.facts["exact"] = subject.run is None
     found.facts["run"] = "RUN" if subject.run is None else quoted(str(subject.run))
-    found.facts["source"] = "DATA" if subject.run is None else typed(subject.source)
+    read = [f"--set {quoted(one)}" for one in settings(subject.config) if one.startswith("data.")]
+    found.facts["source"] = "DATA" if subject.run is None else " ".join([typed(subject.source), *read])
+    found.facts["compressible"] = not subject.config.model.conditional
+    found.facts["shown_next"] = subject.average_width is None
     found.facts["dimensions"] = math.prod(subject.shape)
     return found
 

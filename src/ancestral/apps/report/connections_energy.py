@@ -142,8 +142,10 @@ def states_around(plane: Plane, t: int) -> list[Tensor]:
 
 
 def several(subject: Subject) -> ImageSet:
-    """The held-out images, of one class where the model takes the class; those of both parts, where they are few."""
-    return _alike(subject, joined(subject.images) if few_held_out(subject) else subject.images.test)
+    """The held-out images, of the largest class where the model takes one; those of both parts, where they are few."""
+    pool = joined(subject.images) if few_held_out(subject) else subject.images.test
+    alike = _alike(subject, pool)
+    return alike if len(alike) > 1 else pool
 
 
 def few_held_out(subject: Subject) -> bool:
@@ -154,7 +156,7 @@ def few_held_out(subject: Subject) -> bool:
 def _alike(subject: Subject, images: ImageSet) -> ImageSet:
     if not subject.config.model.labels or images.labels is None:
         return images
-    return images.take(np.flatnonzero(images.labels == images.labels[0]))
+    return images.take(np.flatnonzero(images.labels == np.bincount(images.labels).argmax()))
 
 
 def three(subject: Subject) -> ImageSet:

@@ -97,6 +97,7 @@ def exact(num_images: int, seed: int) -> Subject:
         model=None,
         log_prob=lambda shown: shapes.log_prob(to_unit(shown.images)),
         drawn=lambda numbers, move: shapes,
+        alike=lambda numbers, move: shapes,
         num_images=num_images,
         seed=seed,
         average_width=None,

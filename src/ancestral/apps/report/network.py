@@ -100,6 +100,7 @@ def part(subject: Subject) -> Part:
             "patch": unet.patch,
             "shape": "×".join(map(str, subject.shape)),
             "scale_shift": variant.scale_shift,
+            "activation": variant.activation,
             "conditions": trained and subject.config.model.conditional,
             "learned": seen.output[0] == 2 * subject.shape[0],
             "ends_at_noise": signal == 0,

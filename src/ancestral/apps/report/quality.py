@@ -206,7 +206,8 @@ def _case(subject: Subject, found: Part) -> Case:
                 saved.images / sides[0], "", "ancestral.runs.checkpoint.Checkpoint", digits=3
             )
     run = "RUN" if subject.run is None else str(subject.run)
-    return Case(run, subject.config, None if saved is None else saved.images, found.numbers)
+    source = subject.source if subject.own else subject.config.source
+    return Case(run, subject.config, source, None if saved is None else saved.images, found.numbers)
 
 
 def _expected(subject: Subject, case: Case, found: Part) -> None:

@@ -25,12 +25,14 @@ class Case:
     Args:
         run: how the commands name it.
         config: of the run.
+        source: its data, as the commands name them.
         seen: images seen in training; None without a training.
         numbers: what was measured, by name.
     """
 
     run: str
     config: Config
+    source: str
     seen: int | None
     numbers: Numbers
 
@@ -44,7 +46,7 @@ class Case:
         """The command that trains anew: all settings as they are, but the changes, and so many times the length."""
         length = round((self.seen or 0) * seen)
         kept = settings(self.config, changes)
-        words = ["ancestral", "train", typed(self.config.source), "--out", f"{quoted(self.run)}-next"]
+        words = ["ancestral", "train", typed(self.source), "--out", f"{quoted(self.run)}-next"]
         if self.imported:  # no option describes its network or its betas: they come with the model
             words += ["--from", quoted(self.run)]
             kept = [one for one in kept if one.startswith(("train.", "data."))]
@@ -162,13 +164,13 @@ RULES: tuple[Rule, ...] = (
         "noise",
         ("lossless",),
         lambda case: _trained(case) and _surely(case, "lossless", 7.5),
-        lambda case: f"ancestral train {typed(case.config.source)} --dry-run",
+        lambda case: f"{case.again()} --dry-run",
     ),
     Rule(
         "repeats",
         ("repeated_share",),
         lambda case: _trained(case) and _value(case, "repeated_share") > 20,
-        lambda case: f"ancestral train {typed(case.config.source)} --dry-run",
+        lambda case: f"{case.again()} --dry-run",
     ),
     Rule(
         "memorises",

@@ -75,7 +75,7 @@ def _images(
     subject: Subject, numbers: range, steps: int | None, move: Transition | Planned | None = None
 ) -> np.ndarray:
     parts = [numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH)]
-    return np.concatenate([to_bytes(finish(subject.walk(part, steps, move))) for part in parts])
+    return np.concatenate([to_bytes(finish(subject.walk_alike(part, steps, move))) for part in parts])
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,12 @@ def _kept(subject: Subject) -> Found | None:
         return None
     if not subject.own:
         return None
-    plain = {"steps": subject.few(build.chain(subject.config).calls) or len(subject.times) - 1, "guidance": None}
+    grid, move = subject.method(subject.few(build.chain(subject.config).calls))
+    free = subject.model is not None and build.drawing(subject.model, subject.config, move) is not subject.model
+    plain = {
+        **{"times": grid, "solver": next((name for name, one in SOLVERS.items() if one is move), None)},
+        **{"guidance": None, "eta": None, "clip": "none" if free else None},
+    }
     worse = "metrics-pixels" if find_spec(LITE0) is not None else None  # than what can be measured here
     found = [
         one

@@ -31,7 +31,7 @@ def part(subject: Subject) -> Part:
     grid = subject.method(steps)[0]
     times = [min(grid[:-1], key=lambda t, moment=moment: abs(t - moment)) for moment in subject.moments(COLUMNS)]
     seen = film(subject.walk(range(SHOWN), steps), set(times))
-    options = [f"--num-images {SHOWN}", "--film", *([f"--steps {steps}"] if steps else [])]
+    options = [f"--num-images {SHOWN}", "--film", f"--steps {steps or 'all'}"]
     again = subject.command("sample", *options)
     return (
         Part(

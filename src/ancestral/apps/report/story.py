@@ -23,7 +23,7 @@ def part(subject: Subject) -> Part:
     x0 = subject.x0(subject.test.take([0]))
     made = round_trip(subject.schedule, x0, subject.latents([0]), subject.walk([0], steps))
     there, back, times = small(made.there), small(made.back), made.times[1:]
-    again = subject.command("sample", "--num-images 1", "--film", *([f"--steps {steps}"] if steps else []))
+    again = subject.command("sample", "--num-images 1", "--film", f"--steps {steps or 'all'}")
     nodes = _nodes(subject, times)
     serve = "ancestral serve RUN" if subject.run is None else subject.command("serve")
     return Part(
@@ -36,7 +36,14 @@ def part(subject: Subject) -> Part:
             "film": lambda words: _film(there, back, [0, *times]),
             "chain": lambda words: _diagram(there[nodes], back[::-1][nodes], [[0, *times][node] for node in nodes]),
         },
-        facts={"exact": subject.run is None, "own": subject.own, "few_steps": steps is not None, "serve": serve},
+        facts={
+            "exact": subject.run is None,
+            "own": subject.own,
+            "few_steps": steps is not None,
+            "serve": serve,
+            "served": not subject.config.model.embedding,
+            "compressible": not subject.config.model.conditional,
+        },
     )
 
 

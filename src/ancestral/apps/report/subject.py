@@ -28,11 +28,13 @@ from ancestral.diffusion.samplers.transitions import Planned, Transition
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
 from ancestral.evaluation.elbo_command import TERMS
+from ancestral.evaluation.sample_metrics_command import like
 from ancestral.runs import build, calibration
 from ancestral.runs.checkpoint import Checkpoint
-from ancestral.runs.conditions import conditions_of, in_turn
+from ancestral.runs.conditions import Conditions, all_of, conditions_of, for_model, in_turn
 from ancestral.runs.config import Config
 from ancestral.runs.datasets import images_for
+from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.metrics_log import read_metrics
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runtime.console import screen
@@ -63,6 +65,7 @@ class Subject:
         log_prob: log probability (N,) of images as bytes, in nats; None where nobody knows it.
         drawn: the predictor for images to be drawn by these steps, by their numbers: classes in turn, and clipped, as
             `ancestral sample` does.
+        alike: the same, conditioned in the proportions of the data, as `ancestral metrics` does.
         num_images: held-out images that the bound is measured on.
         seed: of every draw.
         average_width: of the weights' average, where another than the run's own was asked for.
@@ -82,6 +85,7 @@ class Subject:
     model: Denoiser | None
     log_prob: Callable[[ImageSet], Tensor] | None
     drawn: Callable[[Sequence[int], Transition | Planned], Predictor]
+    alike: Callable[[Sequence[int], Transition | Planned], Predictor]
     num_images: int
     seed: int
     average_width: float | None
@@ -204,17 +208,35 @@ class Subject:
         In the default steps, where no others are named.
         """
         grid, default = self.method(steps)
-        move = move or default
-        start, drawn = self.latents(numbers), self.drawn(numbers, move)
-        return trajectory(drawn, start, grid, move, self.seed, numbers, streams=self.streams)
+        return self._walk(numbers, grid, move or default, self.drawn)
+
+    def walk_alike(
+        self, numbers: Sequence[int], steps: int | None, move: Transition | Planned | None = None
+    ) -> Iterator[Step]:
+        """The same of the images that `ancestral metrics` draws."""
+        grid, default = self.method(steps)
+        return self._walk(numbers, grid, move or default, self.alike)
+
+    def _walk(
+        self,
+        numbers: Sequence[int],
+        grid: list[int],
+        move: Transition | Planned,
+        under: Callable[[Sequence[int], Transition | Planned], Predictor],
+    ) -> Iterator[Step]:
+        start = self.latents(numbers)
+        return trajectory(under(numbers, move), start, grid, move, self.seed, numbers, streams=self.streams)
 
     def command(self, verb: str, *options: str) -> str:
         """What gives a number again, with this report's data, seed and average; the exact subject has one for all."""
         if self.run is None:
             verb, options = "explain", (*self._count, "--out report.json")
         own = [] if self.run is None else [quoted(str(self.run))]
-        own += [typed(self.source)] if DRAWING.get(verb) and not self.own else []
+        elsewhere = not same_source(self.source, self.config.source)
+        own += [typed(self.source)] if DRAWING.get(verb) and elsewhere else []
         draws = [] if self.seed == 0 else [f"--seed {self.seed}"]
+        # Images are drawn in float32 here; elsewhere than on a CPU the commands have another default.
+        draws += ["--precision float32"] if verb in ("metrics", "sample") and self.device.type != "cpu" else []
         draws += [] if self.average_width is None else [f"--average-width {self.average_width:g}"]
         return " ".join(["ancestral", verb, *own, *options, *(draws if verb in DRAWING else [])])
 
@@ -247,10 +269,12 @@ class Subject:
         """Bits/dim of the held-out images in PNG and in WebP, as `ancestral evaluate` prints them."""
         return image_formats.lossless_bits_per_dim(self.test.images[:])
 
-    @property
+    @cached_property
     def own(self) -> bool:
-        """Whether these are the images that the model was trained on, so that it may have copied them."""
-        return same_source(self.source, self.config.source)
+        """Whether these are the images that the model was trained on, wherever they lie, so that it may copy them."""
+        if self.saved is None or same_source(self.source, self.config.source):
+            return True
+        return self.images.train.digest() == self.saved.state["data"]
 
 
 def of_run(
@@ -268,15 +292,25 @@ def of_run(
     source, images = images_for(saved, source)
     if len(images.train) < 2:
         raise UserError(f"{source}: one image to train on; a report needs two, to tell near from nearest")
-    saved = calibration.calibrated(saved, model, images.train)
     on = device_of(model)
+    mend = "explain it on a machine with more, or on a GPU (--device cuda)"
+    need_for_drawing(saved.config, saved.facts, BATCH, on, option=str(folder), mend=mend)
+    saved = calibration.calibrated(saved, model, images.train)
+
+    def under(cond: Conditions, move: Transition | Planned) -> Predictor:
+        return build.predictor(build.drawing(model, saved.config, move), saved.calibration, **cond)
 
     def drawn(numbers: Sequence[int], move: Transition | Planned) -> Predictor:
         cycle = images.train.take([number % len(images.train) for number in numbers])
         cond = conditions_of(cycle, saved.config, on)
         if "labels" in cond:
             cond["labels"] = in_turn(saved.facts, numbers).to(on)
-        return build.predictor(build.drawing(model, saved.config, move), saved.calibration, **cond)
+        return under(cond, move)
+
+    def alike(numbers: Sequence[int], move: Transition | Planned) -> Predictor:
+        chosen, pools = list(numbers), for_model(all_of(images.train), saved.config)
+        cond = {name: like(pool.numpy(), max(chosen) + 1, seed)[chosen].to(on) for name, pool in pools.items()}
+        return under(cond, move)
 
     return Subject(
         title=folder.resolve().name,
@@ -291,6 +325,7 @@ def of_run(
         model=model,
         log_prob=None,
         drawn=drawn,
+        alike=alike,
         num_images=num_images,
         seed=seed,
         average_width=average_width,

@@ -43,6 +43,7 @@ def draw(served: ServedRun, body: schemas.Draw) -> Task:
     """
     options = SamplingOptions(**body.options)
     sampler = served.sampler(options)
+    served.need_memory(body.images)
     cond = conditions(served.saved, options.label, None, body.images)
     again = served.again("sample", served.run, **{"seed": body.seed, "num_images": body.images, **body.options})
 
@@ -66,7 +67,7 @@ def inpaint(served: ServedRun, body: schemas.Inpaint) -> Task:
     flags = {"mask": "mask.png", "seed": body.seed, "num_images": body.images, "steps": body.steps}
     flags |= {"label": served.label(body.label), "out": "out.png"}
     again = served.again("edit", "inpaint", served.run, "image.png", "--fit", **flags)
-    return _edited(editor, edit, [0] * body.images, list(range(body.images)), again)
+    return _edited(served, editor, edit, [0] * body.images, list(range(body.images)), again)
 
 
 def morph(served: ServedRun, body: schemas.Morph) -> Task:
@@ -83,14 +84,16 @@ def morph(served: ServedRun, body: schemas.Morph) -> Task:
     flags |= {"label": served.label(body.label), "out": "out.png"}
     again = served.again("edit", "interpolate", served.run, "a.png", "b.png", "--fit", **flags)
     frames = list(range(body.frames))
-    return _edited(editor, edit, frames, [frame * VARIANTS for frame in frames], again)
+    return _edited(served, editor, edit, frames, [frame * VARIANTS for frame in frames], again)
 
 
 def _placed(editor: Editor, *pixels: np.ndarray) -> torch.Tensor:
     return editor.to_state(to_unit(np.stack(pixels)))
 
 
-def _edited(editor: Editor, edit: Edit, rows: list[int], numbers: list[int], again: str) -> Task:
+def _edited(served: ServedRun, editor: Editor, edit: Edit, rows: list[int], numbers: list[int], again: str) -> Task:
+    served.need_memory(len(rows))
+
     def work(record: Record) -> dict[str, Any]:
         chosen = torch.tensor(rows, device=device_of(editor.model))
         steps = edit.walk(chosen, numbers, editor.predictor(len(rows)))

@@ -107,7 +107,7 @@ def create_app(served: ServedRun, jobs: JobQueue, rules: Rules) -> Security:
     report = served.run / REPORT
     made_by = f"ancestral explain {quoted(str(served.run))} --out {quoted(str(report))}"
     features = schemas.Features(
-        inpaint=True,
+        inpaint=served.unable_to_inpaint or True,
         morph=True,
         compress=compressor.unable or True,
         nearest=nearest_images.unable or True,

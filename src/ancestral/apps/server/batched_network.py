@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from ancestral.apps.server.job import current, going_on
 
 PATIENCE = 0.003  # seconds that a call waits for others to join it
 SIZES = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64)  # that are measured
+MEASURING = 20.0  # seconds that this may take
 
 Inputs = dict[str, Tensor]
 
@@ -173,7 +175,9 @@ class Shared(nn.Module):
 
 
 @torch.no_grad()
-def rounding_alike(network: Callable[..., Tensor], example: Inputs, sizes: Sequence[int] = SIZES) -> dict[int, int]:
+def rounding_alike(
+    network: Callable[..., Tensor], example: Inputs, sizes: Sequence[int] = SIZES, seconds: float = MEASURING
+) -> dict[int, int]:
     """Which sizes of a batch give every row the same bits, wherever it stands: sizes of one kind have one number.
 
     An image repeated must give one output repeated; sizes where it does not are left out.
@@ -181,14 +185,20 @@ def rounding_alike(network: Callable[..., Tensor], example: Inputs, sizes: Seque
     Args:
         network: as in `Shared`.
         example: one row of inputs, (1, ...) each.
-        sizes: to try.
+        sizes: to try, rising; what a device has no memory for ends it.
+        seconds: that this may take; calls of sizes that are not measured are not joined.
     """
+    began = time.monotonic()
     kinds: list[Tensor] = []
     found: dict[int, int] = {}
     for size in sizes:
-        output: Any = network(
-            **{name: value.expand(size, *value.shape[1:]).contiguous() for name, value in example.items()}
-        )
+        started = time.monotonic()
+        try:
+            output: Any = network(
+                **{name: value.expand(size, *value.shape[1:]).contiguous() for name, value in example.items()}
+            )
+        except torch.OutOfMemoryError:
+            break
         if not torch.equal(output, output[:1].expand_as(output)):
             continue
         match = next((kind for kind, other in enumerate(kinds) if torch.equal(other, output[0])), None)
@@ -196,4 +206,7 @@ def rounding_alike(network: Callable[..., Tensor], example: Inputs, sizes: Seque
             kinds.append(output[0])
             match = len(kinds) - 1
         found[size] = match
+        now = time.monotonic()
+        if now - began + (now - started) > seconds:  # the next is larger
+            break
     return found

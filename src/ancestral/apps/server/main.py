@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import secrets
 import signal
 import socket
@@ -142,6 +143,8 @@ def listen(host: str, port: int) -> socket.socket:
         listening.listen(128)
     except OSError as error:
         listening.close()
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UserError(f"--host {host}: not an address of this machine; give one of its own") from None
         raise UserError(f"--port {port}: {error.strerror} on {host}; choose another, or 0 for any free one") from None
     return listening
 

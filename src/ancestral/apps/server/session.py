@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral.apps.server.batched_network import Calls, Shared, rounding_alike
+from ancestral.apps.server.batched_network import SIZES, Calls, Shared, rounding_alike
 from ancestral.apps.server.data_uri import decoded, uri_of
 from ancestral.apps.server.job import Record
 from ancestral.data.bit_depth import WIDEST
@@ -21,10 +21,12 @@ from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import Denoiser, with_network
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.errors import UserError
+from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.compute_format import for_drawing, laid_out
+from ancestral.runs.memory_need import fits_for_drawing, need_for_drawing
 from ancestral.runs.open import device_of, open_gaussian
-from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.runs.sampling_options import JUMP, SamplingOptions
 from ancestral.runtime.text import quoted
 from ancestral.sampling.editor import Editor
 from ancestral.sampling.sampler import Sampler
@@ -101,6 +103,16 @@ class ServedRun:
         """
         return decoded(uri, field, (1, *self.shape[1:]), self.saved.config.data.background, WIDEST)
 
+    @property
+    def unable_to_inpaint(self) -> str | None:
+        """Why the page cannot offer it, or None."""
+        steps = len(build.training_grid(self.saved.config)) - 1
+        return None if steps > JUMP else f"takes {JUMP + 1} steps at least, and this model has {steps}"
+
+    def need_memory(self, images: int) -> None:
+        """Refuse to draw so many images at once where they do not fit into memory."""
+        need_for_drawing(self.saved.config, self.saved.facts, images, device_of(self.model), "images")
+
     def opened(self, folder: Path, device: str, average_width: float | None) -> tuple[Checkpoint, Denoiser]:
         """The run as it is open here, for whoever would open it (`sampler.Opener`)."""
         return self.saved, self.model
@@ -128,7 +140,8 @@ def open_served_run(run: Path, device: str, average_width: float | None, precisi
                 outputs.append(alone(**inputs).float())
         return torch.cat(outputs, 1)
 
-    alike = rounding_alike(as_computed, _example(saved, model))
+    sizes = [size for size in SIZES if fits_for_drawing(saved.config, saved.facts, size, computing)]
+    alike = rounding_alike(as_computed, _example(saved, model), sizes)
     model = with_network(model, Shared(network, calls, alike))
     return ServedRun(run, saved, model, alike, calls, average_width, device, precision)
 

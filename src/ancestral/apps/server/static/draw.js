@@ -29,6 +29,7 @@ export class Draw {
         shell(panel, null);
       },
       step: (frame) => this.film.add(frame),
+      restore: () => this.#choose(),
       done: ({ images, again, sha256 }) => {
         this.film.end(images);
         panel.dataset.sha256 = sha256;
@@ -72,6 +73,7 @@ export class Draw {
   }
 
   restore(parameters) {
+    for (const name of ["solver", "guidance", "label"]) this.form.elements.namedItem(name).value = "";
     for (const [name, value] of parameters) {
       const field = this.form.elements.namedItem(name);
       if (field) field.value = value;
