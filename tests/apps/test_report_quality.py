@@ -24,6 +24,7 @@ from ancestral.runs.facts import Facts
 from ancestral.training import model_size
 from conftest import RUNS, TINY, run_command
 
+DIGITS = Facts((1, 28, 28))
 LINEAR = config.resolve("mnist", "cifar10", {"diffusion.variance": "beta", "train.flip": False})
 
 # For each rule: numbers (value, error) for which it holds, and one change after which it does not.
@@ -77,7 +78,7 @@ def test_what_few_steps_lose_is_a_part_of_what_tells_two_images_apart():
 
 def case(numbers, settings=LINEAR):
     made = {name: Number(value, "", "made up", error) for name, (value, error) in numbers.items()}
-    return Case("runs/a b", settings, settings.source, 1000, made)
+    return Case("runs/a b", settings, DIGITS, settings.source, 1000, made)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -213,7 +214,8 @@ def test_models_that_were_trained_get_the_advice_that_they_need(name, epochs):
     settings = config.resolve(f"{name}.npy", "tiny", {"train.batch_size": 64, "model.width": 16})
     assert numbers["epochs"].value == pytest.approx(float(epochs), rel=0.06)
     advice = [
-        rule.name for rule in quality_advice.advise(Case("run", settings, settings.source, model["seen"], numbers))
+        rule.name
+        for rule in quality_advice.advise(Case("run", settings, DIGITS, settings.source, model["seen"], numbers))
     ]
     assert advice[0] == FIRST[name, epochs]
     assert ("few-epochs" in advice) == (epochs == "0.5")
@@ -231,7 +233,9 @@ def test_every_model_gets_a_next_step(name, request):
     assert part.numbers["epochs"].value == subject.saved.images / images
     for epochs in (0.5, 5, 50, 500):
         numbers = part.numbers | {"epochs": Number(epochs, "", "made up")}
-        advice = quality_advice.advise(Case("run", subject.config, subject.source, round(epochs * images), numbers))
+        advice = quality_advice.advise(
+            Case("run", subject.config, subject.facts, subject.source, round(epochs * images), numbers)
+        )
         assert advice
         assert ("few-epochs" in [rule.name for rule in advice]) == (epochs < 1)
 

@@ -72,6 +72,16 @@ def test_at_the_clean_end_the_posterior_is_x0(beta):
         assert float(noise_schedule.gain(t, 0)) == 1
 
 
+@pytest.mark.parametrize("make", [schedules.linear, schedules.cosine, schedules.ve])
+def test_a_shifted_schedule_has_the_noise_of_larger_images(make):
+    """The mean of side^2 equal pixels has as much noise as one pixel had."""
+    plain, t = make(50), torch.arange(1, 51)
+    assert torch.allclose(plain.shifted(3).snr(t) * 9, plain.snr(t), rtol=1e-12)
+    assert torch.allclose(plain.shifted(3).shifted(1 / 3).log_alpha_bar, plain.log_alpha_bar, rtol=1e-9)
+    assert float(plain.shifted(3).log_alpha_bar[0]) == 0
+    assert float(schedules.linear(10).zero_terminal_snr().shifted(2).alpha_bar(10)) == 0
+
+
 def test_posterior_at_zero_terminal_snr():
     noise_schedule = schedules.linear(10).zero_terminal_snr()
     assert float(noise_schedule.alpha_bar(10)) == 0

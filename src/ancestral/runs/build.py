@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -71,7 +71,13 @@ def schedule(config: Config) -> NoiseSchedule:
             made = from_betas(torch.tensor(betas, dtype=torch.float64))
     except ValueError as error:
         raise UserError(f"diffusion.{'betas' if betas else 'T'}: {error}") from None
-    return kind.process(made, options)
+    shift = 1.0 if options.shift == "auto" else options.shift  # auto: of images that nobody has seen yet
+    return kind.process(made if shift == 1 else made.shifted(shift), options)
+
+
+def time_schedule(config: Config) -> NoiseSchedule:
+    """The schedule by whose noise times are drawn in training: without `diffusion.shift`, which changes no share."""
+    return schedule(replace(config, diffusion=replace(config.diffusion, shift=1.0)))
 
 
 def gaussian(config: Config) -> Gaussian:

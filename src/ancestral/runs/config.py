@@ -100,6 +100,9 @@ class DiffusionOptions:
     T: Annotated[int, Meta(ge=1, le=10**6)] = 1000  # number of noise levels
     chain: str = "gaussian"  # absorbing: masked values, revealed in any order; progressive, consistency: few calls
     schedule: str = "linear"  # of the noise
+    shift: Annotated[float, Meta(ge=0.01, le=100)] | Literal["auto"] = (
+        1.0  # log SNR less twice its logarithm, for larger images; auto: a 32nd of their side, 1 at least
+    )
     target: str = "eps"  # what the network's output means
     objective: str = "simple"  # the loss
     times: str = "uniform"  # how t is drawn in training
@@ -190,6 +193,7 @@ _IMAGES: _Preset = {
     "model.multipliers": (1, 2, 4),
     "model.attention": (2,),
     "model.patch": 1,
+    "diffusion.shift": "auto",
 }
 
 # Rows of settings. The first two are the paper's (appendix B); the others were chosen by trial (benchmarks/log.md):
@@ -207,7 +211,7 @@ PRESETS: dict[str, _Preset] = {
         "train.flip": True,
     },
     "images": _IMAGES,
-    "likelihood": {**_IMAGES, "model.fourier": (6, 7)},
+    "likelihood": {**_IMAGES, "model.fourier": (6, 7), "diffusion.shift": 1.0},
     "absorbing": {
         **_SMALL,
         "diffusion.chain": "absorbing",
@@ -343,6 +347,7 @@ def _refuse_unknown(document: Any, kind: type, where: str) -> None:
 
 _T = TypeVar("_T")
 _BOTH = {bool: ("true", "false")}
+_NUMBER = {Annotated: ("a number",)}
 
 
 def _convert(document: Any, kind: type[_T], where: str) -> _T:
@@ -356,7 +361,7 @@ def _convert(document: Any, kind: type[_T], where: str) -> _T:
             values = [
                 value
                 for kind in kinds
-                for value in _BOTH.get(kind) or get_args(kind) or [kind]
+                for value in _BOTH.get(kind) or _NUMBER.get(get_origin(kind)) or get_args(kind) or [kind]
                 if not isinstance(value, type)
             ]
             problem += f"; choose from: {', '.join(map(str, values))}"

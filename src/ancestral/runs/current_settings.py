@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
@@ -10,12 +11,13 @@ from pathlib import Path
 import torch
 
 from ancestral.errors import UserError
-from ancestral.runs.config import Config, from_json
+from ancestral.runs.config import Config, Facts, from_json
 from ancestral.runs.config_versions import variance_as_begun
 from ancestral.runtime import disk
 
 ACCELERATED = {"stream": "philox", "precision": "auto", "channels_last": "auto", "workers": 4, "parallel": "auto"}
 OF_THE_MACHINE = ("workers", "parallel")
+USUAL = 32
 
 
 def as_begun(
@@ -41,6 +43,19 @@ def as_begun(
                 line = f"diffusion.variance={asked}: {was}; it goes on so"
             begun = from_json(document, str(path))[0]
     return for_device(settings, given, device, begun), begun, line
+
+
+def for_images(settings: Config, facts: Facts, begun: Config | None) -> Config:
+    """The settings with the noise of images of this size, where it is `auto`; a run goes on with what it began with.
+
+    The schedules were chosen for images of USUAL pixels a side (benchmarks/log.md, 2026-11-30).
+    """
+    if settings.diffusion.shift != "auto":
+        return settings
+    _, height, width = facts.shape
+    usual = max(1.0, round(math.sqrt(height * width) / USUAL, 3))
+    shift = usual if begun is None else begun.diffusion.shift
+    return replace(settings, diffusion=replace(settings.diffusion, shift=shift))
 
 
 def for_device(settings: Config, given: Collection[str], device: torch.device, begun: Config | None) -> Config:

@@ -161,6 +161,10 @@ def train(
         if line:
             _say(line)
         data_facts, together = facts(images.train), settings.train.batch_size // processes.size
+        settings, asked = current_settings.for_images(settings, data_facts, own_settings), settings
+        if settings.diffusion != asked.diffusion and settings.diffusion.shift != 1:
+            _, height, width = data_facts.shape
+            _say(f"diffusion.shift = auto: {settings.diffusion.shift:g}, the noise of images of {height}x{width}")
         together = min(together, settings.train.micro_batch or together)
         need_for_training(settings, data_facts, together, torch_device)
         if begin_with is not None or length.further:

@@ -149,11 +149,13 @@ def law(config: Config, facts: Facts) -> Law | None:
     """The law of runs with these settings, whatever their width, and this size of images; None without such trials."""
     usual = resolve("", "images", {"model.width": config.model.width})
     conditions = {name: getattr(usual.model, name) for name in ("labels", "embedding", "condition_dropout")}
+    noise = replace(config.diffusion, shift=usual.diffusion.shift)  # 1 at these sides, unless it was set
     learning = ("batch_size", "learning_rate", "warmup", "optimizer")
     tried = (
         replace(config.model, **conditions) == usual.model
         and config.model.width in WIDTHS
-        and config.diffusion == usual.diffusion
+        and noise == usual.diffusion
+        and config.diffusion.shift in ("auto", 1.0)
         and all(getattr(config.train, name) == getattr(usual.train, name) for name in learning)
         and all(side in SIDES for side in facts.shape[1:])
     )

@@ -30,7 +30,7 @@ from ancestral.runtime.text import quoted, utf8
 _FREE = {f"model.{name}" for name in ("labels", "embedding", "condition_dropout", "dropout")} | {
     f"diffusion.{name}" for name in ("objective", "times", "train_steps", "variance", "clip")
 }
-_TIMES = ("diffusion.T", "diffusion.schedule", "diffusion.clock")
+_TIMES = ("diffusion.T", "diffusion.schedule", "diffusion.shift", "diffusion.clock")
 _CONDITIONS = {"labels": "label.weight", "embedding": "embed.weight"}  # their tensor of weights, in the network
 
 

@@ -170,7 +170,7 @@ class Training:
         self.shard = options.batch_size // (self.processes.size * self.engine.shards)
         self.micro_batch = min(options.micro_batch or self.shard, self.shard)  # images in one pass of the network
         uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
-        self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid, self.denoiser.schedule)
+        self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid, build.time_schedule(config))
         self.earlier = partial(self.objective.earlier, self.denoiser.schedule, self.sampler.t, self.sampler.s)
         self.learners = {"": Learner(self.network, build.optimizer(self.network, options), options.learning_rate)}
         self.networks = {"": self.network, "auxiliary-": auxiliary}  # of a checkpoint

@@ -45,7 +45,7 @@ def part(subject: Subject) -> Part:
     found.facts["measured"], found.facts["few_held_out"] = set(found.numbers), few_held_out(subject)
     found.facts["exact"] = subject.run is None
     found.facts["run"] = "RUN" if subject.run is None else quoted(str(subject.run))
-    read = [f"--set {quoted(one)}" for one in settings(subject.config) if one.startswith("data.")]
+    read = [f"--set {quoted(one)}" for one in settings(subject.config, subject.facts) if one.startswith("data.")]
     found.facts["source"] = "DATA" if subject.run is None else " ".join([typed(subject.source), *read])
     found.facts["compressible"] = not subject.config.model.conditional
     found.facts["shown_next"] = subject.average_width is None

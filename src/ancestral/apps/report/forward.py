@@ -62,6 +62,7 @@ def schedule_part(subject: Subject) -> Part:
         facts={
             "trained": subject.saved is not None,
             "schedule": subject.config.diffusion.schedule,
+            "shift": subject.config.diffusion.shift,
             "schedule_source": SCHEDULE_SOURCES.get(subject.config.diffusion.schedule),
             "ends_at_noise": float(schedule.alpha_bar(T)) == 0,
         },

@@ -147,7 +147,7 @@ def _about(subject: Subject, language: str, seconds: float) -> Mapping[str, str]
     vocabulary, diffusion = words(language)["page"], subject.config.diffusion
     facts = {
         "T": diffusion.T,
-        "schedule": diffusion.schedule,
+        "schedule": diffusion.schedule if diffusion.shift == 1 else f"{diffusion.schedule}, shift {diffusion.shift:g}",
         "target": diffusion.target,
         "variance": subject.variance,
         "source": public(subject.source),

@@ -207,7 +207,7 @@ def _case(subject: Subject, found: Part) -> Case:
             )
     run = "RUN" if subject.run is None else str(subject.run)
     source = subject.source if subject.own else subject.config.source
-    return Case(run, subject.config, source, None if saved is None else saved.images, found.numbers)
+    return Case(run, subject.config, subject.facts, source, None if saved is None else saved.images, found.numbers)
 
 
 def _expected(subject: Subject, case: Case, found: Part) -> None:

@@ -11,7 +11,8 @@ from ancestral.apps.report.part import Number
 from ancestral.apps.report.quality_samples import LEAST
 from ancestral.apps.report.quality_training import SETTLED
 from ancestral.data.source_paths import typed
-from ancestral.runs.config import IMPORTED, Config, known_keys, resolve
+from ancestral.runs.config import IMPORTED, Config, Facts, known_keys, resolve
+from ancestral.runs.current_settings import for_images
 from ancestral.runtime.text import quoted
 from ancestral.training.trackers import flat
 
@@ -25,6 +26,7 @@ class Case:
     Args:
         run: how the commands name it.
         config: of the run.
+        facts: of its images.
         source: its data, as the commands name them.
         seen: images seen in training; None without a training.
         numbers: what was measured, by name.
@@ -32,6 +34,7 @@ class Case:
 
     run: str
     config: Config
+    facts: Facts
     source: str
     seen: int | None
     numbers: Numbers
@@ -45,7 +48,7 @@ class Case:
     def again(self, *changes: str, seen: float = 1.0) -> str:
         """The command that trains anew: all settings as they are, but the changes, and so many times the length."""
         length = round((self.seen or 0) * seen)
-        kept = settings(self.config, changes)
+        kept = settings(self.config, self.facts, changes)
         words = ["ancestral", "train", typed(self.source), "--out", f"{quoted(self.run)}-next"]
         if self.imported:  # no option describes its network or its betas: they come with the model
             words += ["--from", quoted(self.run)]
@@ -293,10 +296,11 @@ NOTHING_LEFT = Rule(
 )
 
 
-def settings(config: Config, changed: tuple[str, ...] = ()) -> list[str]:
-    """The assignments by which a configuration differs from the preset `images`, which training starts from."""
+def settings(config: Config, facts: Facts, changed: tuple[str, ...] = ()) -> list[str]:
+    """The assignments by which a configuration differs from the preset `images` for such images."""
     keys, taken = known_keys(), {one.partition("=")[0] for one in changed}
-    usual, own = (flat(asdict(one)) for one in (resolve(config.source, "images", {}), config))
+    usual_settings = for_images(resolve(config.source, "images", {}), facts, None)
+    usual, own = (flat(asdict(one)) for one in (usual_settings, config))
     return [
         f"{name}={_text(value)}"
         for name, value in own.items()

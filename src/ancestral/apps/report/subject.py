@@ -33,7 +33,8 @@ from ancestral.runs import build, calibration
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import Conditions, all_of, conditions_of, for_model, in_turn
 from ancestral.runs.config import Config
-from ancestral.runs.datasets import images_for
+from ancestral.runs.datasets import facts, images_for
+from ancestral.runs.facts import Facts
 from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.metrics_log import read_metrics
 from ancestral.runs.open import device_of, open_gaussian, state_type
@@ -91,6 +92,11 @@ class Subject:
     average_width: float | None
     device: torch.device
     dtype: torch.dtype
+
+    @cached_property
+    def facts(self) -> Facts:
+        """Of the images."""
+        return facts(self.images.train)
 
     @cached_property
     def schedule(self) -> Gaussian:

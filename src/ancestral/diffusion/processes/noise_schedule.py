@@ -9,11 +9,13 @@ Everything is computed in float64 from log alpha_bar and rounded once, where it 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ancestral.diffusion.processes.types import Time
 
@@ -107,6 +109,14 @@ class NoiseSchedule:
             ((self.log_alpha_bar_at(t) - self.log_alpha_bar_at(s)) / 2).exp() * self.noise_var(s) / self.noise_var(t)
         )
         return of_x_t, self.signal(s) * self.gain(t, s)
+
+    def shifted(self, side: float) -> Self:
+        """The same schedule for images of so many times the side: log SNR less 2 ln side (Hoogeboom et al. 2023).
+
+        Where neighbours are alike, averages of side^2 pixels then have the signal and noise that one pixel had.
+        """
+        later = self.log_snr(torch.arange(1, self.T + 1)) - 2 * math.log(side)
+        return replace(self, log_alpha_bar=torch.cat([self.log_alpha_bar[:1], functional.logsigmoid(later)]))
 
     def zero_terminal_snr(self) -> Self:
         """The same schedule with sqrt(alpha_bar) shifted and scaled to reach 0 at T (Lin et al. 2024, Alg. 1)."""

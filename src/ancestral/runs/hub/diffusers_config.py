@@ -423,8 +423,9 @@ def _middle_groups(model: ModelOptions) -> int | None:
 def scheduler_document(diffusion: DiffusionOptions, spacing: str) -> dict[str, Any]:
     """The configuration of DDPMScheduler, whose grids are of this `timestep_spacing`."""
     name = diffusion.schedule.removesuffix("-zero-snr")
-    betas, kind, ends = diffusion.betas, "linear", (1e-4, 0.02)
-    if not betas and name in _EXPORTED and (diffusion.T == 1000 or name == "cosine"):
+    plain = diffusion.shift == 1
+    betas, kind, ends = diffusion.betas if plain else (), "linear", (1e-4, 0.02)
+    if plain and not betas and name in _EXPORTED and (diffusion.T == 1000 or name == "cosine"):
         kind, *ends = _EXPORTED[name]
     elif not betas:
         betas = build.gaussian(Config("", diffusion=diffusion)).beta.tolist()

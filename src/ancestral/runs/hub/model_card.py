@@ -92,7 +92,7 @@ def card(name: str, saved: Checkpoint, found: list[Measured], license_name: str)
         source=markdown_code(saved.config.source),
         seen=f", {saved.images:,} images seen" if saved.images else "",
         T=diffusion.T,
-        schedule=markdown(diffusion.schedule),
+        schedule=markdown(diffusion.schedule) + ("" if diffusion.shift == 1 else f" (shift {diffusion.shift:g})"),
         target=f", target {diffusion.target}" if diffusion.chain in _MADE else "",
         classes=f" Classes: {classes}." if classes else "",
         origin=_origin(saved),
