@@ -148,10 +148,13 @@ class Script:
 
     @staticmethod
     def draw(folder: Path, count: int, steps: int) -> Tensor:
-        """Images (count, 3, H, W) on [0, 1] by DDIMPipeline, of what `save_model` kept."""
+        """Images (count, 3, H, W) on [0, 1] by DDIMPipeline, of what `save_model` kept.
+
+        In bfloat16, as ours: half the time of float32 on an EPYC, and 1 % of its eps away.
+        """
         from diffusers import DDIMPipeline
 
-        with silence():
+        with silence(), torch.autocast("cpu", torch.bfloat16):
             pipeline = DDIMPipeline.from_pretrained(folder)
             drawn = [
                 pipeline(batch_size=size, num_inference_steps=steps, output_type="np").images for size in rounds(count)
