@@ -115,8 +115,11 @@ def _kept(subject: Subject) -> Found | None:
     grid, move = subject.method(subject.few(build.chain(subject.config).calls))
     free = subject.model is not None and build.drawing(subject.model, subject.config, move) is not subject.model
     plain = {
-        **{"times": grid, "solver": next((name for name, one in SOLVERS.items() if one is move), None)},
-        **{"guidance": None, "eta": None, "clip": "none" if free else None},
+        "times": grid,
+        "solver": next((name for name, one in SOLVERS.items() if one is move), None),
+        "eta": None,
+        "guidance": None,
+        "clip": "none" if free else None,
     }
     worse = "metrics-pixels" if find_spec(LITE0) is not None else None  # than what can be measured here
     found = [
