@@ -178,6 +178,15 @@ def test_fresh_moves_the_old_run_aside(trained_run, tmp_path):
     assert len(list(tmp_path.glob("run-before-*/checkpoints"))) == 1
 
 
+def test_fresh_moves_nothing_where_there_is_no_run(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "notes.txt").write_text("mine")
+    options = ("--steps", 1, "--out", tmp_path / "work", "--fresh", *TINY)
+    result = run_command("train", "digits", "--preset", "tiny", *options)
+    assert result.exit_code == 0, result.output
+    assert ((tmp_path / "work" / "notes.txt").read_text(), list(tmp_path.glob("work-*"))) == ("mine", [])
+
+
 def test_another_average_width_can_be_rebuilt(any_run, tmp_path):
     result = run_command("sample", any_run, "--num-images", 1, "--steps", 2, "--average-width", 0.08, "--out", tmp_path)
     assert result.exit_code == 0, result.output

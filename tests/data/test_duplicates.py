@@ -42,6 +42,9 @@ def test_repeated_images_fall_on_one_side(channels):
     rng = np.random.default_rng(0)
     once = rng.integers(0, 256, (200, 8, 8, channels), np.uint8)
     alone = split_off(whole(once), 0.3, "here")
+    # A group of more than half is for training, even where nothing else comes to be for testing by its name.
+    names = [f"images[{number}]" for number in range(4)]
+    assert held_out(names, 0.1, "here", np.array([0, 0, 0, 3])).tolist() == [False, False, False, True]
     assert (held_out(whole(once).names, 0.3, "here") == np.isin(whole(once).names, alone.test.names)).all()
     twins = (once[:80].astype(int) + rng.integers(-1, 2, once[:80].shape)).clip(0, 255).astype(np.uint8)
     splits = split_off(whole(np.concatenate([once, twins, once[:40]])), 0.3, "here")

@@ -1,10 +1,12 @@
 """What is understood of a source, and that nothing is lost without a word. Each on grey and on colour."""
 
+import io
 import json
 import os
 import struct
 import zlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from PIL import Image
 import ancestral
 from ancestral.apps.server import session
 from ancestral.apps.server.data_uri import as_uri
-from ancestral.data.bit_depth import scaled, white_for
+from ancestral.data.bit_depth import WIDEST, is_read_at_8, scaled, white_for
 from ancestral.data.dataset import DataOptions
 from ancestral.data.decode import SUFFIXES, BadImage, decode, look
 from ancestral.data.inventory import BAD
@@ -39,13 +41,13 @@ def many(folder, names, channels, count=6, first=0):
             save(folder / name / f"{name}{n}.png", first + 100 * place + n, channels)
 
 
-def tiff16(path, values, order, compression):
+def tiff16(path, values, order, compression, grey=1):
     height, width, channels = values.shape
     data = values.astype(order + "u2").tobytes()
     data = zlib.compress(data) if compression == 8 else data
     end = 8 + 2 + 9 * 12 + 4
     tags = [(256, 1, width), (257, 1, height), (258, channels, end if channels > 2 else 16), (259, 1, compression)]
-    tags += [(262, 1, 2 if channels > 2 else 1), (273, 1, end + 2 * channels), (277, 1, channels), (278, 1, height)]
+    tags += [(262, 1, 2 if channels > 2 else grey), (273, 1, end + 2 * channels), (277, 1, channels), (278, 1, height)]
     tags += [(279, 1, len(data))]
     out = (b"II" if order == "<" else b"MM") + struct.pack(order + "HIH", 42, 8, len(tags))
     for tag, count, value in tags:
@@ -53,6 +55,28 @@ def tiff16(path, values, order, compression):
         out += struct.pack(order + "HHI", tag, 3 if tag not in (273, 279) else 4, count)
         out += struct.pack(order + "HH", value, 0) if short else struct.pack(order + "I", value)
     path.write_bytes(out + struct.pack(order + "I", 0) + struct.pack(order + f"{channels}H", *[16] * channels) + data)
+
+
+def test_a_negative_is_turned_at_16_bits_as_at_8(tmp_path):
+    """TIFF's WhiteIsZero; of the other order of bytes Pillow reads none."""
+    values = np.array([[0, 1000, 65535]], np.uint16)[..., None]
+    tiff16(tmp_path / "deep.tif", values, "<", 1, grey=0)
+    Image.fromarray(nearest(65535 - values, 65535)[..., 0].astype(np.uint8)).save(tmp_path / "flat.png")
+    deep, flat = (decode(tmp_path / name, 1, None, "white", 100, white=WIDEST) for name in ("deep.tif", "flat.png"))
+    assert np.array_equal(deep, flat)
+
+
+def test_what_is_read_at_8_bits_of_more_is_known():
+    """The configuration of AV1 in a file says it."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "AVIF")
+    flat = file.getvalue()
+    deep = bytearray(flat)
+    deep[flat.index(b"av1C") + 6] |= 0x40
+    for content, more in ((flat, False), (bytes(deep), True)):
+        image = SimpleNamespace(format="AVIF", info={}, fp=io.BytesIO(content))
+        assert is_read_at_8(image) == more
+    assert ".fits" not in SUFFIXES  # Pillow takes their signed values for unsigned
 
 
 def nearest(values, white):

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import tarfile
+import zipfile
 from dataclasses import replace
 from functools import partial
 
@@ -10,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ancestral.data import cache, image_folder
+from ancestral.data import cache, huggingface, image_folder
 from ancestral.data.dataset import Item, Rows
 from ancestral.data.decode import BadImage
-from ancestral.data.load import DataOptions, load, of_any
+from ancestral.data.load import DataOptions, is_local, is_there, load, of_any, settled
 from ancestral.errors import UserError
 from ancestral.training import prefetch
 from conftest import png16
@@ -379,6 +381,33 @@ def test_cells_that_are_empty_or_damaged(tmp_path):
     made.to_parquet(str(tmp_path / "z.parquet"))
     with pytest.raises(UserError, match=rf"^hf:{tmp_path}/z\.parquet/train\[3\]: 5x4"):
         load(f"hf:{tmp_path}/z.parquet", DataOptions())
+
+
+def test_cells_that_name_a_file(tmp_path, monkeypatch):
+    """Streamed from image files they have no bytes; what is no file is not opened."""
+    datasets = pytest.importorskip("datasets")
+    write = [(tmp_path / f"{n}.png").write_bytes(encoded(pixels)) for n, pixels in enumerate(PIXELS)]
+    os.mkfifo(tmp_path / "pipe")
+    cells = [{"bytes": None, "path": str(tmp_path / f"{n}.png")} for n in range(len(write))]
+    features = datasets.Features({"mask": datasets.Image(), "image": datasets.Image()})
+    rows = {"mask": [{"bytes": None, "path": str(tmp_path / "pipe")}, *cells[1:]], "image": cells}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "x.parquet"))
+    read = load(f"hf:{tmp_path}/x.parquet", DataOptions(bad_images="skip"))
+    assert len(read.train) + len(read.test) == len(PIXELS) - 1
+    assert "the images are of the column mask, not of image" in read.reading.notes
+    remote = {"bytes": None, "path": f"zip://a.png::{tmp_path}/a.zip"}
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", b"content")
+    assert huggingface._bytes(remote, "hf:x") == b"content"
+    with pytest.raises(UserError, match="hf:x: cannot be read"):
+        huggingface._bytes({"bytes": None, "path": f"zip://b.png::{tmp_path}/a.zip"}, "hf:x")
+    monkeypatch.chdir(tmp_path)
+    assert settled("hf:x.parquet") == f"hf:{tmp_path}/x.parquet"
+    assert settled("hf:*.parquet") == f"hf:{tmp_path}/*.parquet"
+    assert settled("hf:somebody/photos") == "hf:somebody/photos"
+    known = [is_local(source) for source in ("hf:x.parquet", "hf:somebody/photos", f"hf:{tmp_path}/absent.parquet")]
+    assert known == [True, False, False]
+    assert not is_there(f"hf:{tmp_path}/absent.parquet")
 
 
 def test_parts_of_a_data_set_agree(tmp_path):

@@ -206,7 +206,7 @@ def test_the_exact_classifier_makes_the_exact_conditional(kind, label):
     assert guided(x, 100).x0.isfinite().all()
     lost = ClassifierGuided(everything(q), lambda x, t, labels: x.sum(1) * math.nan, labels)
     assert lost(x, 100).x0.isfinite().all() == (float(q.signal(100)) == 0)
-    for scale in (0.0, 2.5):
+    for scale in (-1.5, 0.0, 2.5):
         by_gradient = ClassifierGuided(everything(q), class_log_prob(q), labels, scale)(x, t)
         by_line = Guided(beside(of_class(q, label), everything(q)), everything(q), scale)(x, t)
         assert torch.allclose(by_gradient.x0, by_line.x0, atol=1e-8)

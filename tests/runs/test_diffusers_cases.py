@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -195,6 +196,11 @@ def test_settings_that_came_later_leave_older_runs_as_they_were():
     document = to_json(Config("x"), Facts((3, 8, 8)))["config"]
     assert all(name not in document[group] for group, name, _ in LATER)
     assert document["model"]["multipliers"] == (1, 2, 2, 2)
+    # All that is written of a run without them was written of the first ones.
+    first = json.loads((Path(__file__).parents[1] / "golden" / "run" / "config.json").read_text())["config"]
+    assert {name: set(one) for name, one in document.items() if isinstance(one, dict)} == {
+        name: set(one) for name, one in first.items() if isinstance(one, dict)
+    }
 
 
 def latent(folder):

@@ -277,6 +277,9 @@ def test_wrong_shards_are_one_line(tmp_path):
     result = run_command("train", "digits", "--preset", "tiny", *TINY, *options)
     assert result.exit_code == 2
     assert "train.exact_shards: 3 must be a power of two" in result.output
+    both = ("--set", "train.exact_shards=2", "--set", "train.parallel=fsdp")
+    result = run_command("train", "digits", "--preset", "tiny", *TINY, *options[:-2], *both)
+    assert (result.exit_code, "train.parallel=fsdp another way" in result.output) == (2, True), result.output
 
 
 REFUSING = """

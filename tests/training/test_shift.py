@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
+from ancestral.errors import UserError
 from ancestral.runs import build, config
 from ancestral.runs.current_settings import for_images
 from ancestral.runs.facts import Facts
@@ -18,7 +19,7 @@ IMAGES = config.resolve("data", "images", {})
 
 
 def shift(settings, side, begun=None):
-    return for_images(settings, Facts((3, *side)), begun).diffusion.shift
+    return for_images(settings, Facts((3, *side)), begun)[0].diffusion.shift
 
 
 def test_it_follows_the_side_of_the_images_unless_it_was_set_or_the_run_began_otherwise():
@@ -26,6 +27,22 @@ def test_it_follows_the_side_of_the_images_unless_it_was_set_or_the_run_began_ot
     assert shift(config.resolve("data", "images", {"diffusion.shift": "3"}), (64, 64)) == 3
     assert shift(config.resolve("data", "cifar10", {}), (64, 64)) == 1
     assert shift(IMAGES, (64, 64), begun=config.resolve("data", "cifar10", {})) == 1
+    began_with_3 = config.resolve("data", "images", {"diffusion.shift": 3})
+    assert (
+        for_images(IMAGES, Facts((3, 64, 64)), began_with_3)[1] == "diffusion.shift = auto: 3.0, as the run was begun"
+    )
+
+
+def test_what_it_is_of_any_images_can_be_read_back():
+    settings, _ = for_images(IMAGES, (facts := Facts((3, 65536, 65536))), None)
+    assert config.from_json(json.loads(json.dumps(config.to_json(settings, facts))), "config.json")[0] == settings
+
+
+def test_a_chain_without_noise_has_none():
+    hiding = {"diffusion.chain": "absorbing", "diffusion.schedule": "even", "diffusion.objective": "bound"}
+    assert shift(config.resolve("data", "images", hiding), (64, 64)) == 1
+    with pytest.raises(UserError, match=r"diffusion\.shift: .* hides places"):
+        build.schedule(config.resolve("data", "images", {**hiding, "diffusion.shift": 2}))
 
 
 @pytest.mark.parametrize("times", TIME_SAMPLERS)
@@ -51,7 +68,7 @@ def test_a_training_says_it_and_goes_on_with_it(tmp_path):
     job = ("train", tmp_path / "data.npz", "--out", tmp_path / "run", *TINY)
     made = run_command(*job, "--steps", 1)
     assert made.exit_code == 0, made.output
-    assert "diffusion.shift = auto: 2, the noise of images of 64x64" in made.output
+    assert "diffusion.shift = auto: 2.0, the noise of images of 64x64" in made.output
     assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["diffusion"]["shift"] == 2
     again = run_command(*job, "--steps", 1)
     assert (again.exit_code, "is complete" in again.output) == (0, True), again.output

@@ -57,7 +57,20 @@ def is_apart(image: ImageFile.ImageFile) -> bool:
 
 def declares_white(image: ImageFile.ImageFile) -> bool:
     """Whether the format says how many bits are used, so that Pillow has scaled them to 16 (or 8)."""
-    return image.format in ("PPM", "JPEG2000")
+    return image.format in ("PPM", "JPEG2000") or _white_is_zero(image)
+
+
+def is_read_at_8(image: ImageFile.ImageFile) -> bool:
+    """Whether Pillow gives 8 bits of more, in AVIF and HEIF."""
+    if image.format == "AVIF":
+        box = _head(image, 1 << 16).partition(b"av1C")[2]  # profile and level; tier, high bit depth, ...
+        return len(box) > 2 and bool(box[2] & 0x40)
+    return image.format == "HEIF" and image.info.get("bit_depth", 8) > 8
+
+
+def _white_is_zero(image: ImageFile.ImageFile) -> bool:
+    """A negative, which Pillow turns into a positive at 8 bits and less only."""
+    return image.format == "TIFF" and getattr(image, "tag_v2", {}).get(262) == 0
 
 
 def values(image: ImageFile.ImageFile, again: Callable[[], ImageFile.ImageFile]) -> np.ndarray:
@@ -79,7 +92,7 @@ def values(image: ImageFile.ImageFile, again: Callable[[], ImageFile.ImageFile])
         found = np.asarray(image).astype(np.int64)[..., None]
         if found.min() < 0 or found.max() > 65535:
             raise Unreadable("grey values beyond 0..65535 have no agreed range; save it with 8 or 16 bits")
-        return found
+        return 65535 - found if _white_is_zero(image) else found
     if image.format == "PNG" and image.mode == "RGBA" and "LA;16B" in str(image.tile):
         image.tile = [tile._replace(args="RGBA") for tile in image.tile]  # the four bytes of grey and of opacity
         parts = np.asarray(image).astype(np.int64)
@@ -111,15 +124,20 @@ def to_bytes(found: np.ndarray, white: int, clear: object, orientation: int) -> 
     return image
 
 
-def _bits_of_jpeg2000(image: ImageFile.ImageFile) -> int:
-    """The most bits of a component, where there are several; one alone is given in full as 16-bit grey."""
+def _head(image: ImageFile.ImageFile, size: int) -> bytes:
+    """The first bytes of the file, all with -1."""
     file: Any = image.fp
     position = file.tell()
     try:
         file.seek(0)
-        _, _, found = file.read(1 << 16).partition(_JPEG2000)
+        return file.read(size)
     finally:
         file.seek(position)
+
+
+def _bits_of_jpeg2000(image: ImageFile.ImageFile) -> int:
+    """The most bits of a component, where there are several; one alone is given in full as 16-bit grey."""
+    _, _, found = _head(image, -1).partition(_JPEG2000)  # descriptions and profiles may lie before it
     count = int.from_bytes(found[36:38], "big")
     bits = [(found[38 + 3 * n] & 0x7F) + 1 for n in range(count) if 38 + 3 * n < len(found)]
     return max(bits, default=8) if count > 1 else 8

@@ -157,9 +157,10 @@ def held_out(names: Sequence[str], share: float, source: str, groups: np.ndarray
     by_name = dict(zip(names, own, strict=True))
     position = np.array([by_name[smallest[key]] for key in group.tolist()])
     test = position < share
-    test[np.bincount(group, minlength=len(names))[group] * 2 > len(names)] = False
+    most = np.bincount(group, minlength=len(names))[group] * 2 > len(names)
+    test[most] = False
     if not test.any():
-        test = position == position.min()
+        test = ~most & (position == position[~most].min())
     if test.all():
         test = position < position.max()
     return test

@@ -20,8 +20,9 @@ with suppress(ImportError):  # a plugin for .heic, where it is installed
 
     pillow_heif.register_heif_opener()
 Image.init()
-# Left out: what hands the file to a program (EPS), draws on one system only (WMF), has no decoder (MPEG and the stubs).
-_REFUSED = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC"}
+# Left out: what hands the file to a program (EPS), draws on one system only (WMF), has no decoder (MPEG and the stubs),
+# and FITS, of which Pillow reads signed values as unsigned.
+_REFUSED = {"EPS", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC", "FITS"}
 _FORMATS = {
     suffix: kind
     for suffix, kind in Image.registered_extensions().items()
@@ -191,7 +192,7 @@ def exact(path: Path, channels: int, max_pixels: int) -> np.ndarray:
             space or more frames.
     """
     with _open(path, str(path), max_pixels) as image:
-        if image.mode == "F" or bit_depth.kind(image) is not None:
+        if image.mode == "F" or bit_depth.kind(image) is not None or bit_depth.is_read_at_8(image):
             raise BadImage(f"{path}: more than 8 bits a value; save it with 8 bits, as that is what is kept")
         if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
             raise BadImage(f"{path}: {image.mode} colours change when made into RGB; convert it to RGB first")

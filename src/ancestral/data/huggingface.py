@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -46,14 +47,14 @@ def load_hub(name: str, options: DataOptions) -> Splits:
     parts = trains[:1] + tests[:1]
     if not trains:
         raise UserError(f"hf:{name}: has no split named train; it has {', '.join(splits)}")
-    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+    files = sorted(path.rglob("*")) if path.is_dir() else sorted(map(Path, glob.glob(name)))
     skipped: list[str] = []
-    sets, channels = [], options.channels
+    sets, channels, notes = [], options.channels, tuple[str, ...]()
     for part in parts:
-        image, label, class_names = _columns(name, splits[part].features)
+        image, label, class_names, notes = _columns(name, splits[part].features)
         source = f"hf:{name}/{part}"
         rows = _Rows(splits[part].cast_column(image, datasets.Image(decode=False)), source)
-        files_in = ((_bytes(row[image]), source) for row in rows)
+        files_in = ((_bytes(row[image], source), source) for row in rows)
         channels = channels or channels_of_first(files_in, options, source)
         read = partial(_read, rows, image, label, source, channels, options)
         key = [name, part, listing(files), channels, asdict(options)]
@@ -64,6 +65,7 @@ def load_hub(name: str, options: DataOptions) -> Splits:
     result = Splits(sets[0], sets[1]) if len(sets) == 2 else split_off(sets[0], options.holdout, f"hf:{name}")
     more = [split for split in splits if split not in parts]
     how = streamed(sets[0], options)
+    how["notes"] += notes
     how["notes"] += (f"the splits {listed(more)} are not used",) if more else ()
     return read_as(
         result,
@@ -94,8 +96,11 @@ class _Rows:
             raise _refused(self.source, "read", error) from None
 
 
-def _columns(name: str, features: Any) -> tuple[str, str | None, tuple[str, ...] | None]:
-    """(column of images, column of labels or None, names of the classes or None)."""
+def _columns(name: str, features: Any) -> tuple[str, str | None, tuple[str, ...] | None, tuple[str, ...]]:
+    """(column of images, column of labels or None, names of the classes or None, what to say of others).
+
+    The first of each is taken.
+    """
     if features is None:
         raise UserError(f"hf:{name}: does not say what its columns hold, so that none is known to be of images")
     kinds = {column: type(kind).__name__ for column, kind in features.items()}
@@ -103,14 +108,30 @@ def _columns(name: str, features: Any) -> tuple[str, str | None, tuple[str, ...]
     labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
     if not images:
         raise UserError(f"hf:{name}: has no column of images; it has {', '.join(kinds)}")
-    return images[0], labels[0] if labels else None, tuple(features[labels[0]].names) if labels else None
+    notes = tuple(
+        f"the {what} are of the column {first}, not of {listed(others)}"
+        for what, (first, *others) in (("images", images), ("labels", labels or [""]))
+        if others
+    )
+    return images[0], labels[0] if labels else None, tuple(features[labels[0]].names) if labels else None, notes
 
 
-def _bytes(value: Any) -> bytes:
-    """The file of a cell; an empty one, which is no image, where the cell is."""
+def _bytes(value: Any, source: str) -> bytes:
+    """The file of a cell, which may lie elsewhere; an empty one, which is no image, where there is none."""
+    from datasets.utils.file_utils import xopen
+
     if value is None:
         return b""
-    return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+    if value["bytes"] is not None:
+        return value["bytes"]
+    path = value["path"]
+    if "://" not in path and not Path(path).is_file():  # a pipe or a device would be read without end
+        return b""
+    try:
+        with xopen(path, "rb") as file:
+            return file.read()
+    except Exception as error:  # as in `load_hub`
+        raise _refused(source, "read", error) from None
 
 
 def _read(
@@ -119,7 +140,7 @@ def _read(
     def items() -> Iterator[Item]:
         for number, row in enumerate(rows):
             called = f"{name}[{number}]"
-            pixels = decoded(_bytes(row[image]), channels, options, skipped, called)
+            pixels = decoded(_bytes(row[image], name), channels, options, skipped, called)
             if pixels is not None:
                 number = None if label is None else row[label]  # below 0, or none: it has no class
                 yield Item(pixels, None if number is None or number < 0 else number, called)

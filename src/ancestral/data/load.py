@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -87,18 +88,26 @@ def settled(source: str) -> str:
     Raises:
         UserError: for a path that no run could keep.
     """
-    here = source not in BUILT_IN and not source.startswith("hf:") and (is_pattern(source) or Path(source).exists())
-    return utf8(os.path.abspath(source), "the path of the data") if here else source
+    hub, path = ("hf:", source.removeprefix("hf:")) if source.startswith("hf:") else ("", source)
+    here = source not in BUILT_IN and (_is_on_disk(path) if hub else is_pattern(path) or Path(path).exists())
+    return hub + utf8(os.path.abspath(path), "the path of the data") if here else source
 
 
 def is_there(source: str) -> bool:
     """Whether there may be images: unknown of what is read from elsewhere."""
-    return source in BUILT_IN or source.startswith("hf:") or is_pattern(source) or Path(source).exists()
+    if source.startswith("hf:"):
+        return not os.path.isabs(path := source.removeprefix("hf:")) or _is_on_disk(path)
+    return source in BUILT_IN or is_pattern(source) or Path(source).exists()
 
 
 def is_local(source: str) -> bool:
     """Whether images are read from this machine, and nobody else is asked for them."""
-    return not source.startswith("hf:") and is_there(source)
+    return is_there(source) and (not source.startswith("hf:") or _is_on_disk(source.removeprefix("hf:")))
+
+
+def _is_on_disk(path: str) -> bool:
+    """Whether a data set for `hf:` is a folder or files here, and no name on the hub."""
+    return Path(path).exists() or bool(glob.glob(path))
 
 
 MEND = "name where they are now: DATA after RUN"

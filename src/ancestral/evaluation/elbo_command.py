@@ -9,16 +9,19 @@ import numpy as np
 from rich.table import Table
 from torch import Tensor
 
+from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate, elbo, repeated
 from ancestral.diffusion.objectives.statistics import in_json
+from ancestral.diffusion.processes.levels import snap
 from ancestral.errors import UserError
 from ancestral.evaluation import anomaly_scores, image_formats
 from ancestral.evaluation.measurement import Advance, Measurement, Tensors
 from ancestral.runs import build, calibration
+from ancestral.runs.config import Config
 from ancestral.runs.datasets import images_for
 from ancestral.runs.open import open_model
-from ancestral.runs.process_kinds import need_bound, need_gaussian
+from ancestral.runs.process_kinds import has_noise, need_bound, need_gaussian
 from ancestral.runtime import plots
 from ancestral.runtime.console import screen
 from ancestral.runtime.distributed import Processes
@@ -89,12 +92,21 @@ def evaluate(
             kind = build.chain(saved.config)
             facts = {name: settings[name] for name in ("model", "average_width")}
             facts |= {"variance": options["variance"] if kind.reverse is None else None, "data": data_source}
-            made = _files(result, kind.named(options["variance"]), facts, test.images[:], exact)
+            made = _files(
+                result, kind.named(options["variance"]), facts, _as_scored(saved.config, test.images[:]), exact
+            )
         if norm is not None:
             made |= anomaly_scores.score_files(measurement, norm, result, out / ".traces", processes)
         return made
 
     measurement.run(out, "evaluate", settings, measure, files, "bound")
+
+
+def _as_scored(config: Config, images: np.ndarray) -> np.ndarray:
+    """The images that the bound is of: with the levels that a chain which hides places knows."""
+    if has_noise(config) or config.diffusion.levels == 256:
+        return images
+    return to_bytes(snap(to_unit(images), config.diffusion.levels))
 
 
 def _files(result: Elbo, reverse: str, facts: dict[str, Any], images: np.ndarray, exact: bool) -> dict[str, bytes]:

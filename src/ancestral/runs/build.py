@@ -42,7 +42,7 @@ from ancestral.networks.unet import UNet
 from ancestral.networks.unet_layers import UNetVariant
 from ancestral.runs import checkpoint, conditions
 from ancestral.runs.config import Config, Facts, ModelOptions, TrainOptions
-from ancestral.runs.process_kinds import FEW_CALLS, chain
+from ancestral.runs.process_kinds import FEW_CALLS, chain, has_noise
 from ancestral.runs.registry import choose
 from ancestral.runtime.tensor_files import fitting
 
@@ -72,6 +72,10 @@ def schedule(config: Config) -> NoiseSchedule:
     except ValueError as error:
         raise UserError(f"diffusion.{'betas' if betas else 'T'}: {error}") from None
     shift = 1.0 if options.shift == "auto" else options.shift  # auto: of images that nobody has seen yet
+    if shift != 1 and not has_noise(config):
+        raise UserError(
+            f"diffusion.shift: diffusion.chain={options.chain} hides places and adds no noise; leave it out"
+        )
     return kind.process(made if shift == 1 else made.shifted(shift), options)
 
 

@@ -98,13 +98,13 @@ def save(
     files |= {"state.safetensors": _pack(tensors), "state.json": json_bytes(state)}
     verified_folder.clear(folder.parent)
     verified_folder.write(folder, files)
-    drop_old(run)
+    drop_old(run, images)
     return folder
 
 
-def drop_old(run: Path) -> None:
-    """Remove all but the last checkpoints."""
-    for old in folders(run)[:-KEEP]:
+def drop_old(run: Path, images: int) -> None:
+    """Remove all but the last checkpoints up to that of so many images: a later one was damaged, and passed over."""
+    for old in [folder for folder in folders(run) if int(folder.name) <= images][:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
 
 

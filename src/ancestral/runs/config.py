@@ -33,7 +33,9 @@ LATER = (  # settings that older runs lack, and how they read there
     ("model", "middle_groups", None),
     ("diffusion", "betas", ()),
     ("diffusion", "clip_range", 1.0),
+    ("diffusion", "shift", 1.0),
 )
+LARGEST_SHIFT = 100.0
 
 Count = Annotated[int, Meta(ge=1)]
 Size = Annotated[int, Meta(ge=1, le=2**16)]  # of a network or an image
@@ -100,7 +102,7 @@ class DiffusionOptions:
     T: Annotated[int, Meta(ge=1, le=10**6)] = 1000  # number of noise levels
     chain: str = "gaussian"  # absorbing: masked values, revealed in any order; progressive, consistency: few calls
     schedule: str = "linear"  # of the noise
-    shift: Annotated[float, Meta(ge=0.01, le=100)] | Literal["auto"] = (
+    shift: Annotated[float, Meta(ge=0.01, le=LARGEST_SHIFT)] | Literal["auto"] = (
         1.0  # log SNR less twice its logarithm, for larger images; auto: a 32nd of their side, 1 at least
     )
     target: str = "eps"  # what the network's output means

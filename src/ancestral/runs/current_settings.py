@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 
 from ancestral.errors import UserError
-from ancestral.runs.config import Config, Facts, from_json
+from ancestral.runs import checkpoint
+from ancestral.runs.config import LARGEST_SHIFT, Config, Facts, from_json
 from ancestral.runs.config_versions import variance_as_begun
+from ancestral.runs.process_kinds import has_noise
 from ancestral.runtime import disk
 
 ACCELERATED = {"stream": "philox", "precision": "auto", "channels_last": "auto", "workers": 4, "parallel": "auto"}
@@ -34,7 +36,11 @@ def as_begun(
     begun, line = None, ""
     with suppress(UserError):
         if folder is not None:
-            path = folder / "config.json"
+            # A run whose moving aside was cut off, or of which only checkpoints were kept, has it in these.
+            kept = [folder, *reversed(checkpoint.folders(folder))]
+            path = next(
+                (one / "config.json" for one in kept if (one / "config.json").is_file()), folder / "config.json"
+            )
             document, asked = disk.document(path, float), settings.diffusion.variance
             variance = variance_as_begun(asked, document.get("config") if isinstance(document, dict) else None)
             if variance != asked:
@@ -45,17 +51,24 @@ def as_begun(
     return for_device(settings, given, device, begun), begun, line
 
 
-def for_images(settings: Config, facts: Facts, begun: Config | None) -> Config:
-    """The settings with the noise of images of this size, where it is `auto`; a run goes on with what it began with.
+def for_images(settings: Config, facts: Facts, begun: Config | None) -> tuple[Config, str]:
+    """The settings with the noise of images of this size, where it is `auto`, and a line where it is another.
 
-    The schedules were chosen for images of USUAL pixels a side (benchmarks/log.md, 2026-11-30).
+    A run goes on with what it began with. The schedules were chosen for images of USUAL pixels a side
+    (benchmarks/log.md, 2026-11-30).
     """
     if settings.diffusion.shift != "auto":
-        return settings
+        return settings, ""
     _, height, width = facts.shape
-    usual = max(1.0, round(math.sqrt(height * width) / USUAL, 3))
-    shift = usual if begun is None else begun.diffusion.shift
-    return replace(settings, diffusion=replace(settings.diffusion, shift=shift))
+    if begun is not None:
+        shift, why = begun.diffusion.shift, "as the run was begun"
+    elif has_noise(settings):
+        shift = min(LARGEST_SHIFT, max(1.0, round(math.sqrt(height * width) / USUAL, 3)))
+        why = f"the noise of images of {height}x{width}"
+    else:
+        shift, why = 1.0, ""
+    line = f"diffusion.shift = auto: {shift}, {why}" if shift != 1 else ""
+    return replace(settings, diffusion=replace(settings.diffusion, shift=shift)), line
 
 
 def for_device(settings: Config, given: Collection[str], device: torch.device, begun: Config | None) -> Config:

@@ -106,7 +106,7 @@ class DividedWriter(BackgroundWriter):
         for rank in range(self.processes.size):
             (temporary / _note(rank)).unlink()
         verified_folder.put(temporary, self._folder, made)
-        checkpoint.drop_old(self.run)
+        checkpoint.drop_old(self.run, int(self._folder.name))
 
 
 def _note(rank: int) -> str:

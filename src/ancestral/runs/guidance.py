@@ -54,7 +54,9 @@ class Guide:
         if saved.facts.shape != strong.facts.shape:
             raise UserError(f"--guide {path}: its images are {saved.facts.shape}, the model's {strong.facts.shape}")
         if not torch.equal(self.model.schedule.log_alpha_bar, model.schedule.log_alpha_bar):
-            raise UserError(f"--guide {path}: was trained with another diffusion.schedule or diffusion.T")
+            raise UserError(
+                f"--guide {path}: was trained with another diffusion.schedule, diffusion.shift or diffusion.T"
+            )
         own, other = saved.config.model, strong.config.model
         if own.labels and not (other.labels and saved.facts.class_names == strong.facts.class_names):
             raise UserError(f"--guide {path}: its classes are not those of the model that it would guide")

@@ -237,6 +237,11 @@ CHAINS: dict[str, Chain] = {
 }
 
 
+def has_noise(config: Config) -> bool:
+    """Whether the chain adds noise; otherwise it hides places."""
+    return chain(config).draw is from_model
+
+
 def need_gaussian(config: Config, what: str) -> None:
     """Refuse a chain with a reverse step of its own, for what needs E[x0 | x_t] under Gaussian noise."""
     if chain(config).reverse is not None:
@@ -249,7 +254,7 @@ def need_gaussian(config: Config, what: str) -> None:
 
 def not_exported(config: Config) -> str | None:
     """Why a model cannot be a file of ONNX or torch.export, if it cannot."""
-    if chain(config).draw is not from_model:
+    if not has_noise(config):
         return f"diffusion.chain is {config.diffusion.chain}; only Gaussian noise is exported"
     return "model.embedding is true; models that take vectors are not exported" if config.model.embedding else None
 

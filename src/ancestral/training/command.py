@@ -160,11 +160,11 @@ def train(
         )
         if line:
             _say(line)
-        data_facts, together = facts(images.train), settings.train.batch_size // processes.size
-        settings, asked = current_settings.for_images(settings, data_facts, own_settings), settings
-        if settings.diffusion != asked.diffusion and settings.diffusion.shift != 1:
-            _, height, width = data_facts.shape
-            _say(f"diffusion.shift = auto: {settings.diffusion.shift:g}, the noise of images of {height}x{width}")
+        data_facts = facts(images.train)
+        settings, line = current_settings.for_images(settings, data_facts, own_settings)
+        if line:
+            _say(line)
+        together = max(1, settings.train.batch_size // (settings.train.exact_shards or processes.size))
         together = min(together, settings.train.micro_batch or together)
         need_for_training(settings, data_facts, together, torch_device)
         if begin_with is not None or length.further:
@@ -274,8 +274,10 @@ def _need_apart(folder: Path, source: str, fresh: bool) -> None:
 def _set_aside(folder: Path) -> None:
     """Move all of a run but its ownership into a folder beside it; its checkpoints last, so that it can be resumed.
 
-    Into a folder in it, where it is a disk of its own.
+    Into a folder in it, where it is a disk of its own. A folder without a run stays as it is.
     """
+    if not ((folder / "config.json").is_file() or checkpoint.folders(folder)):
+        return
     there = sorted(
         (path for path in folder.iterdir() if path.name != OWNERS and not path.name.startswith(_BEFORE)),
         key=lambda one: one.name == "checkpoints",

@@ -170,6 +170,11 @@ def engine(
         UserError: for an auxiliary network that this engine cannot have beside the network.
     """
     if options.exact_shards:
+        if options.parallel in ("ddp", "fsdp"):
+            raise UserError(
+                f"train.exact_shards: adds gradients in a tree of its own, and train.parallel={options.parallel} "
+                "another way; leave one of them out"
+            )
         return Exact(network, processes, auxiliary, options.exact_shards)
     if divides(options, processes):
         return Fsdp(network, processes, auxiliary, precision, device)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ancestral.data.source_paths import same_source
 from ancestral.errors import UserError
 from ancestral.runs.checkpoint import Checkpoint
-from ancestral.runs.config import Config, Facts, to_json
+from ancestral.runs.config import Config, Facts
 from ancestral.runs.plan import Leg, from_state
 from ancestral.runtime import disk
 from ancestral.runtime.text import quoted
@@ -73,7 +73,10 @@ def begins_leg(
     legs, complete = _legs(saved), saved.state["complete"]
     new = complete and further
     _need_length(folder, saved, length, further=further)
-    before, now = (flat(document) for document in (to_json(saved.config, saved.facts), to_json(config, facts)))
+    before, now = (
+        flat({"config": asdict(settings), "facts": asdict(about)})
+        for settings, about in ((saved.config, saved.facts), (config, facts))
+    )
     same = {"config.source"} if same_source(before["config.source"], now["config.source"]) else set()
     allowed = MAY_CHANGE | same | (LEG_MAY_CHANGE if new else set())
     differing = [key for key in {**before, **now} if before.get(key) != now.get(key) and key not in allowed]

@@ -462,6 +462,7 @@ class Run:
             yield from self._end(stop)
         except StopSignal:
             if self.divided is None:  # parts are written by all together
+                self.complete = False  # also while that was being written
                 self._save_last()
             raise
 

@@ -299,7 +299,7 @@ NOTHING_LEFT = Rule(
 def settings(config: Config, facts: Facts, changed: tuple[str, ...] = ()) -> list[str]:
     """The assignments by which a configuration differs from the preset `images` for such images."""
     keys, taken = known_keys(), {one.partition("=")[0] for one in changed}
-    usual_settings = for_images(resolve(config.source, "images", {}), facts, None)
+    usual_settings, _ = for_images(resolve(config.source, "images", {}), facts, None)
     usual, own = (flat(asdict(one)) for one in (usual_settings, config))
     return [
         f"{name}={_text(value)}"

@@ -142,7 +142,6 @@ class ClassifierGuided:
             x = x_t.detach().clone().requires_grad_()
             (gradient,) = torch.autograd.grad(self.log_prob(x, t, self.labels).sum(), x)
         signal, noise_var = self.schedule.signal(t), self.schedule.noise_var(t)
-        step = torch.where(signal > 0, self.scale * noise_var / signal, 0.0)
-        step = over(step, x_t)
-        x0 = self.clip(prediction.x0 + torch.where(step > 0, step * gradient, 0.0))
+        step, known = over(self.scale * noise_var / signal, x_t), over(signal, x_t) > 0
+        x0 = self.clip(prediction.x0 + torch.where(known, step * gradient, 0.0))
         return predict(x0, x_t, self.schedule, t, x0_var=prediction.x0_var, range_mix=prediction.range_mix)
