@@ -20,6 +20,7 @@ from ancestral.apps.report.subject import of_run
 from ancestral.data.dataset import Splits
 from ancestral.evaluation import features, sample_metrics_command
 from ancestral.runs import build, config
+from ancestral.runs.current_settings import for_images
 from ancestral.runs.facts import Facts
 from ancestral.training import model_size
 from conftest import RUNS, TINY, run_command
@@ -127,13 +128,15 @@ def test_advice_quotes_its_numbers_and_names_a_command(name, language):
 @pytest.mark.parametrize("preset", ["images", "tiny", "cifar10", "likelihood"])
 @pytest.mark.parametrize("name", RULES)
 def test_the_command_trains_with_the_same_settings_but_for_the_change(name, preset):
-    settings = config.resolve("some data", preset, {"train.seed": 3, "train.spike": None})
+    asked = config.resolve("some data", preset, {"train.seed": 3, "train.spike": None})
+    settings, _ = for_images(asked, DIGITS, None)
     words = shlex.split(RULES[name].do(case(BOTH_SIDES[name][0], settings)))
     if words[1] != "train":
         assert {"runs/a b", "some data"} & set(words)
         return
     assignments = [words[place + 1] for place, word in enumerate(words) if word == "--set"]
-    made = config.resolve(words[2], "images", config.parse_assignments(assignments))
+    asked = config.resolve(words[2], "images", config.parse_assignments(assignments))
+    made, _ = for_images(asked, DIGITS, None)
     before, after = (quality_advice.flat(quality_advice.asdict(one)) for one in (settings, made))
     changed = {key: after[key] for key in before if before[key] != after[key]}
     allowed = {
