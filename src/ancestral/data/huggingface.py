@@ -118,8 +118,6 @@ def _columns(name: str, features: Any) -> tuple[str, str | None, tuple[str, ...]
 
 def _bytes(value: Any, source: str) -> bytes:
     """The file of a cell, which may lie elsewhere; an empty one, which is no image, where there is none."""
-    from datasets.utils.file_utils import xopen
-
     if value is None:
         return b""
     if value["bytes"] is not None:
@@ -127,6 +125,8 @@ def _bytes(value: Any, source: str) -> bytes:
     path = value["path"]
     if "://" not in path and not Path(path).is_file():  # a pipe or a device would be read without end
         return b""
+    from datasets.utils.file_utils import xopen
+
     try:
         with xopen(path, "rb") as file:
             return file.read()

@@ -75,7 +75,7 @@ def _images(
     subject: Subject, numbers: range, steps: int | None, move: Transition | Planned | None = None
 ) -> np.ndarray:
     parts = [numbers[start : start + BATCH] for start in range(0, len(numbers), BATCH)]
-    return np.concatenate([to_bytes(finish(subject.walk_alike(part, steps, move))) for part in parts])
+    return np.concatenate([to_bytes(finish(subject.walk(part, steps, move, subject.alike))) for part in parts])
 
 
 @dataclass(frozen=True)

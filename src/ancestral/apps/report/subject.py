@@ -48,6 +48,9 @@ DRAWING = {"evaluate": True, "explain": True, "metrics": True, "sample": False}
 CHAINS = 6  # images that have two chains of q each, at most
 
 
+Drawing = Callable[[Sequence[int], Transition | Planned], Predictor]  # of images by their numbers, in these steps
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model and its images.
@@ -85,8 +88,8 @@ class Subject:
     conditioned: Callable[[ImageSet], Predictor]
     model: Denoiser | None
     log_prob: Callable[[ImageSet], Tensor] | None
-    drawn: Callable[[Sequence[int], Transition | Planned], Predictor]
-    alike: Callable[[Sequence[int], Transition | Planned], Predictor]
+    drawn: Drawing
+    alike: Drawing
     num_images: int
     seed: int
     average_width: float | None
@@ -207,31 +210,20 @@ class Subject:
         return latents(self.shape, self.seed, numbers, self.streams).to(self.device, self.dtype)
 
     def walk(
-        self, numbers: Sequence[int], steps: int | None, move: Transition | Planned | None = None
+        self,
+        numbers: Sequence[int],
+        steps: int | None,
+        move: Transition | Planned | None = None,
+        under: Drawing | None = None,
     ) -> Iterator[Step]:
         """The reverse process of the images with these numbers: those of `ancestral sample`, with the same seed.
 
-        In the default steps, where no others are named.
+        In the default steps, where no others are named; with `alike` as `under` those of `ancestral metrics`.
         """
         grid, default = self.method(steps)
-        return self._walk(numbers, grid, move or default, self.drawn)
-
-    def walk_alike(
-        self, numbers: Sequence[int], steps: int | None, move: Transition | Planned | None = None
-    ) -> Iterator[Step]:
-        """The same of the images that `ancestral metrics` draws."""
-        grid, default = self.method(steps)
-        return self._walk(numbers, grid, move or default, self.alike)
-
-    def _walk(
-        self,
-        numbers: Sequence[int],
-        grid: list[int],
-        move: Transition | Planned,
-        under: Callable[[Sequence[int], Transition | Planned], Predictor],
-    ) -> Iterator[Step]:
-        start = self.latents(numbers)
-        return trajectory(under(numbers, move), start, grid, move, self.seed, numbers, streams=self.streams)
+        move = move or default
+        predictor = (under or self.drawn)(numbers, move)
+        return trajectory(predictor, self.latents(numbers), grid, move, self.seed, numbers, streams=self.streams)
 
     def command(self, verb: str, *options: str) -> str:
         """What gives a number again, with this report's data, seed and average; the exact subject has one for all."""
