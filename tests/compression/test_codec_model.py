@@ -16,7 +16,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ancestral.compression import calibration, codebook, residual_coder, residual_tables
+from ancestral.compression import calibration, codebook, residual_coder, residual_tables, tiles
+from ancestral.compression.compress_command import codec_of
 from ancestral.compression.errors import CodecError
 from ancestral.compression.quantiser_cells import Grids, to_grey
 from ancestral.compression.step_planning import (
@@ -32,6 +33,7 @@ from ancestral.data.load import load
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.denoisers.calibrated import Calibrated
+from ancestral.diffusion.denoisers.denoiser import Watched
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.streams import Streams
@@ -384,6 +386,29 @@ def test_the_rate_of_a_network_is_its_bound(measured):
     assert float(mine.bits_per_dim.mean()) == pytest.approx(float(theirs.bits_per_dim.mean()), rel=0.01)
     steps = theirs.parts["L_1:T-1"].mean()
     assert float(mine.steps.sum(1).mean()) / 64 == pytest.approx(float(steps), rel=0.01)
+
+
+def test_tiles_meet_the_network_in_parts_that_fit_and_give_the_same_file(measured, monkeypatch):
+    _, saved, model, book = measured
+    originals = [np.random.default_rng(0).integers(0, 255, (20, 30, 1), np.uint8), digits(saved).test.images[0]]
+
+    def files():
+        seen = []
+        watched = Watched(codebook.widened(model), seen.append)
+        codec = codec_of(watched, model, saved, book)
+        made = codec.encode(originals, 0)
+        assert watched.calls == codec.encoding_calls(originals, 0, ["a", "b"])
+        assert all((one.pixels == true).all() for one, true in zip(codec.decode(made), originals, strict=True))
+        return made, max(seen)
+
+    assert [tiles.together(side) for side in ((8, 8), (64, 64), (128, 128), (256, 256), (4096, 4096))] == [
+        *(256, 256, 64, 16, 1)
+    ]
+    whole, most = files()
+    assert most == 12
+    monkeypatch.setattr(tiles, "together", lambda tile: 5)
+    parts, most = files()
+    assert (parts, most) == (whole, 5)
 
 
 def test_a_model_of_one_image_has_a_codebook(trained_run, monkeypatch):

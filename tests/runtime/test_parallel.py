@@ -297,9 +297,12 @@ data.load = only_one
 
 @pytest.mark.parametrize("how", ["all", "one"])
 def test_a_refusal_of_several_is_2_and_said_once(tmp_path, colour_digits, how):
-    """All refuse (settings that do not divide), or the one that reads the images for all, while the others wait."""
+    """All refuse (settings that do not divide), or the one that reads the images for all, while the others wait.
+
+    What was refused is not begun again.
+    """
     line = ["train", str(colour_digits), "--preset", "tiny", "--steps", "6", *TINY, "--out", str(tmp_path / "run")]
-    line += ["--processes", "2", *(("--set", "train.exact_shards=3") if how == "all" else ())]
+    line += ["--processes", "2", "--restarts", "2", *(("--set", "train.exact_shards=3") if how == "all" else ())]
     environment = dict(ONE_THREAD)
     if how == "one":
         (tmp_path / "sitecustomize.py").write_text(REFUSING)

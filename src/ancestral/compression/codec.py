@@ -98,7 +98,7 @@ class Codec:
         """Of the network, that `encode` makes: a walk to and one back for each batch."""
         for name, image in zip(names, images, strict=True):
             named(name, self._check, image)
-        return 2 * len(self._profile(profile).times) * self._walks([image.shape[:2] for image in images])
+        return 2 * len(self._profile(profile).times) * self._calls([image.shape[:2] for image in images])
 
     def decoding_calls(self, files: Sequence[bytes], names: Sequence[str]) -> int:
         """Of the network, that `decode` makes for whole files; what is cut takes fewer, and those of its finish.
@@ -109,10 +109,11 @@ class Codec:
         opened = [named(name, self._open, file) for name, file in zip(names, files, strict=True)]
         profiles = {one.profile.id: one.profile for one in opened}.values()
         sizes = [[one.size for one in opened if one.profile is profile] for profile in profiles]
-        return sum(len(profile.times) * self._walks(same) for profile, same in zip(profiles, sizes, strict=True))
+        return sum(len(profile.times) * self._calls(same) for profile, same in zip(profiles, sizes, strict=True))
 
-    def _walks(self, sizes: Sequence[tuple[int, ...]]) -> int:
-        return sum(1 for _ in self._batches(sizes))
+    def _calls(self, sizes: Sequence[tuple[int, ...]]) -> int:
+        """Of the network, for a step of images of these (height, width)."""
+        return sum(-(-len(parts) // tiles.together(self.tile)) for parts in self._batches(sizes))
 
     def _file(
         self, image: np.ndarray, picture: bytes, predicted: np.ndarray, again: np.ndarray, profile: Profile

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ancestral.compression import calibration
+from ancestral.compression import calibration, tiles
 from ancestral.compression.codebook import Codebook, drift, widened
 from ancestral.compression.codebook import check as check_drift
 from ancestral.compression.codec import Codec, named
@@ -18,7 +18,7 @@ from ancestral.compression.file_header import SUFFIX, parse
 from ancestral.data import decode, load, pictures
 from ancestral.data.dataset import Splits
 from ancestral.diffusion.denoisers.calibrated import Calibrated
-from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor, Watched
+from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts, Predictor, Watched
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import need_none
@@ -168,7 +168,8 @@ def codec_of(predictor: Predictor, model: Denoiser, saved: checkpoint.Checkpoint
     """The codec of what `opened` returns; `predictor` is the model, perhaps watched."""
     like = torch.zeros((), device=device_of(model), dtype=state_type(model))
     channels, height, width = saved.facts.shape
-    return Codec(Calibrated(predictor, codebook.x0_var), (channels, height, width), codebook, like)
+    parts = InParts(predictor, tiles.together((height, width)))
+    return Codec(Calibrated(parts, codebook.x0_var), (channels, height, width), codebook, like)
 
 
 def _file_names(sources: Sequence[Path]) -> list[str]:

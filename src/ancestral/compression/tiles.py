@@ -32,6 +32,11 @@ def bands(size: tuple[int, int], tile: tuple[int, int]) -> list[list[Tile]]:
     ]
 
 
+def together(tile: tuple[int, int]) -> int:
+    """How many tiles of this (height, width) meet the network in one call: of large ones fewer than a band has."""
+    return max(1, min(MOST_TILES, MOST_TILES * 64**2 // (tile[0] * tile[1])))
+
+
 def cut(image: np.ndarray, where: Tile, tile: tuple[int, int]) -> np.ndarray:
     """The pixels (h, w, C) of a tile; over the image's edge its last row and column are repeated."""
     part = image[where.top : where.top + tile[0], where.left : where.left + tile[1]]

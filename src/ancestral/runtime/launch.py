@@ -20,6 +20,7 @@ from ancestral.runtime.text import shown
 
 EXIT_FILE = "ANCESTRAL_EXIT_FILE"  # holds the exit code of the first process to end in order, of each attempt
 _ATTEMPT = "TORCHELASTIC_RESTART_COUNT"  # set for the processes: how often they were begun again
+REFUSED = 2  # exit code of a mistake in the input
 _PATIENCE = "600"  # seconds that processes have to save when they are told to stop, where torch gives 30
 
 
@@ -107,6 +108,16 @@ def reported_exit(of: int | None = None) -> int | None:
         return int(Path(f"{os.environ[EXIT_FILE]}-{attempt() if of is None else of}").read_text())
     except (KeyError, OSError, ValueError):
         return None
+
+
+def need_new_attempt() -> None:
+    """End, without a word, where a launcher begins again what was refused: it would be once more, for the same reason.
+
+    Another code is no reason: whoever outlives a process that was lost is told to stop, and ends with that.
+    """
+    if attempt() and reported_exit(attempt() - 1) == REFUSED:
+        reports_exit(REFUSED)
+        sys.exit(REFUSED)
 
 
 def is_child() -> bool:

@@ -180,7 +180,7 @@ def assigned(assignments: Iterable[str], short: Mapping[str, tuple[str, Any]]) -
 
 def share(processes: int, restarts: int = 0) -> None:
     """Hand this command to several processes, unless this is one of them; they take turns on a core, to a limit."""
-    from ancestral.runtime.launch import is_child, launch
+    from ancestral.runtime.launch import is_child, launch, need_new_attempt
 
     most = A_CORE * (os.cpu_count() or 1)
     if processes > most:
@@ -189,3 +189,4 @@ def share(processes: int, restarts: int = 0) -> None:
         need_not_given("is of --processes 2 and more", "restarts")
     if processes > 1 and not is_child():
         sys.exit(launch(processes, restarts, sys.argv[1:]))
+    need_new_attempt()

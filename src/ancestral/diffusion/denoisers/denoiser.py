@@ -152,15 +152,15 @@ class Conditioned:
 class InParts:
     """As `Conditioned`, x0 and eps only, so many images in one call of the network: no more memory than these take."""
 
-    def __init__(self, denoiser: Denoiser, size: int, **cond: Tensor) -> None:
-        self.denoiser, self.schedule, self.size, self.cond = denoiser, denoiser.schedule, size, cond
+    def __init__(self, predictor: Denoiser | Predictor, size: int, **cond: Tensor) -> None:
+        self.predictor, self.schedule, self.size, self.cond = predictor, predictor.schedule, size, cond
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict under these conditions."""
         parts = [slice(start, start + self.size) for start in range(0, len(x_t), self.size)]
         times = [t if isinstance(t, int) or t.ndim == 0 else t[part] for part in parts]
         cond = [{name: value[part] for name, value in self.cond.items()} for part in parts]
-        own = [self.denoiser(x_t[part], time, **more).x0 for part, time, more in zip(parts, times, cond, strict=True)]
+        own = [self.predictor(x_t[part], time, **more).x0 for part, time, more in zip(parts, times, cond, strict=True)]
         return predict(torch.cat(own), x_t, self.schedule, t)
 
 
