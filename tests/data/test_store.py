@@ -338,6 +338,26 @@ def test_a_shard_is_grey_where_its_first_hundred_images_are(tmp_path):
 # Hugging Face datasets ----------------------------------------------------------------------------------------------
 
 
+def test_what_a_hub_has_changed_is_read_again(tmp_path, monkeypatch):
+    datasets, options = pytest.importorskip("datasets"), DataOptions(cache=str(tmp_path / "cache"))
+
+    class Set:
+        def __init__(self, grey, commit):
+            self.grey, self.hash = grey, commit
+
+        def as_streaming_dataset(self):
+            rows = {"image": [Image.new("L", (4, 4), self.grey) for _ in range(20)]}
+            made = datasets.Dataset.from_dict(rows, features=datasets.Features(image=datasets.Image()))
+            return datasets.IterableDatasetDict(train=made.to_iterable_dataset())
+
+    found = []
+    for grey, commit in ((10, "a"), (99, "a"), (200, "b")):
+        made = Set(grey, commit)
+        monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, made=made: made)
+        found.append(int(load("hf:somebody/photos", options).train.images[:].max()))
+    assert found == [10, 10, 200]
+
+
 def test_parquet_and_imagefolder(tmp_path):
     datasets = pytest.importorskip("datasets")
     features = datasets.Features({"picture": datasets.Image(), "kind": datasets.ClassLabel(names=["class0", "class1"])})

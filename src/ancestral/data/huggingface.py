@@ -39,7 +39,8 @@ def load_hub(name: str, options: DataOptions) -> Splits:
     else:
         how = {"path": name}
     try:
-        splits: Any = datasets.load_dataset(**how, streaming=True)
+        builder = datasets.load_dataset_builder(**how)
+        splits: Any = builder.as_streaming_dataset()
     except Exception as error:  # a missing file, no network, a set of another kind: each library below has its own
         raise _refused(f"hf:{name}", "opened", error) from None
     named = {split.lower(): split for split in splits}
@@ -57,7 +58,7 @@ def load_hub(name: str, options: DataOptions) -> Splits:
         files_in = ((_bytes(row[image], source), source) for row in rows)
         channels = channels or channels_of_first(files_in, options, source)
         read = partial(_read, rows, image, label, source, channels, options)
-        key = [name, part, listing(files), channels, asdict(options)]
+        key = [name, builder.hash, part, listing(files), channels, asdict(options)]  # the hash is a hub's commit
         sets.append(gather(read, class_names, source, options.cache, key, skipped))
     refuse_bad(skipped, options)
     if len({one.shape for one in sets}) > 1:
