@@ -109,7 +109,7 @@ class Chain(Ours):
 
     def train(self, minutes: float) -> None:
         """Unless it is there."""
-        wall = self.folder(minutes) / "wall.json"
+        wall = self.run(minutes).folder / "wall.json"
         if wall.exists():
             return
         started = time.perf_counter()
@@ -118,14 +118,14 @@ class Chain(Ours):
 
     def facts(self, minutes: float) -> dict[str, Any]:
         """What it cost."""
-        found = self.cost(minutes)
-        seconds = json.loads((self.folder(minutes) / "wall.json").read_text())
+        run = self.run(minutes)
+        found, seconds = run.cost(), json.loads((run.folder / "wall.json").read_text())
         return {**found, "seconds": seconds, "drawing_weights": found["weights"]}
 
     def drawing(self, minutes: float, how: str) -> tuple[Draw, int]:
         """In so many steps; every step of the chain for "all"."""
         steps = how if how == "all" else int(how)
-        sampler = Sampler(self.folder(minutes), SamplingOptions(steps=steps, batch_size=BATCH), "cpu")
+        sampler = Sampler(self.run(minutes).folder, SamplingOptions(steps=steps, batch_size=BATCH), "cpu")
 
         def draw(numbers: range) -> np.ndarray:
             return to_bytes(finish(sampler.walk(numbers, {}, lambda _: None)))

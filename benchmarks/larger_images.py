@@ -6,19 +6,13 @@ What is measured is kept under benchmarks/measured and not measured again; witho
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 from common import MEASURED, WORK, Results, options, parsed, processor, publish, quality, shown, table
-from PIL import Image
+from own_run import OwnRun
 
 from ancestral.data import load
 from ancestral.data.dataset import DataOptions
-from ancestral.runs import checkpoint
 
 COUNT = 500  # images drawn by each, and compared
 SHORT, LONG = 20_480, 262_144  # images: five and a half minutes, and an hour, of a core of an AMD EPYC at width 16
@@ -35,30 +29,11 @@ KEYS = ("data", "way", "seed", "images")
 
 def measure(data: Path, way: str, seed: int) -> dict[str, object]:
     """Train, draw and measure as a user would, by the commands; a run that is there goes on."""
-    run = WORK / data.stem / f"{way.replace(',', '').replace(' ', '-')}-{seed}"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def command(*words: str) -> None:
-        subprocess.run([sys.executable, "-m", "ancestral", *words], env=environment, check=True)
-
+    run = OwnRun(WORK / data.stem / f"{way.replace(',', '').replace(' ', '-')}-{seed}", 1)
     images, *more = WAYS[way]
-    command(
-        "train", str(data), "--out", str(run), "--images", str(images), "--set", f"train.seed={seed}", *map(str, more)
-    )
-    if not (run / "samples").exists():
-        command("sample", str(run), "--num-images", str(COUNT))
-    if not (run / "evaluation.json").exists():
-        command("evaluate", str(run))
-    files = sorted(path for path in (run / "samples").glob("*.png") if path.stem.isdigit())[:COUNT]
-    saved, _ = checkpoint.open_run(run)
-    drawn, train = np.stack([np.asarray(Image.open(file)) for file in files]), load.load(str(data), DataOptions()).train
-    bound = json.loads((run / "evaluation.json").read_text())["bits_per_dim"]["bound, bits/dim"]
-    return {
-        "seconds": saved.state["seconds"],
-        "seen": saved.images,
-        "bits": [bound["mean"], bound["standard_error"]],
-        **quality(drawn, train),
-    }
+    run.train(str(data), "--images", str(images), "--set", f"train.seed={seed}", *map(str, more))
+    drawn, train = run.draw(COUNT, "samples"), load.load(str(data), DataOptions()).train
+    return {**run.cost(), "bits": run.bits(), **quality(drawn, train)}
 
 
 def main() -> None:

@@ -7,9 +7,7 @@ benchmarks/measured and not measured again; without DATA only the table is writt
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,16 +17,15 @@ from typing import ClassVar
 import numpy as np
 import torch
 from common import MEASURED, WORK, Results, options, origins_of, parsed, processor, publish, quality, shown, table
+from own_run import OwnRun
 from peers import Edm, Lucid, Script, Small, cropped, padded, script_network, write_pngs
-from PIL import Image
 
 from ancestral.data import load
 from ancestral.data.dataset import DataOptions, Splits
-from ancestral.runs import checkpoint
-from ancestral.runs.build import network
 
+SETS = ("images", "data", "threads")  # a table each
 KEEP = 300.0  # seconds of training after which a peer's state is kept
-KEYS = ("data", "contender", "minutes", "sampler", "images")
+KEYS = ("data", "contender", "minutes", "sampler", "images", "threads")
 
 
 class Real:
@@ -61,46 +58,28 @@ class Ours:
     measured: tuple[str, ...] = ()  # options of `ancestral evaluate`
 
     def __init__(self, source: str, splits: Splits, work: Path, threads: int) -> None:
-        self.source, self.work, self.shape = source, work, splits.train.shape
-        self.environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        self.source, self.work, self.threads = source, work, threads
 
     def train(self, minutes: list[float]) -> None:
-        """A run that is complete stays."""
+        """A run of each length."""
         for budget in minutes:
-            length = ("--budget", f"{60 * budget:g}s")
-            self._run("train", self.source, "--out", str(self.folder(budget)), *length, *self.options)
+            self.run(budget).train(self.source, "--budget", f"{60 * budget:g}s", *self.options)
 
     def draw(self, minutes: float, sampler: str, count: int) -> np.ndarray:
         """By `ancestral sample`."""
-        folder, out = self.folder(minutes), self.folder(minutes) / sampler.replace(" ", "-")
-        self._run("sample", str(folder), "--num-images", str(count), "--out", str(out), *self.samplers[sampler])
-        files = sorted(path for path in out.glob("*.png") if path.stem.isdigit())[:count]
-        return np.stack([np.asarray(Image.open(file)) for file in files]).reshape(count, *self.shape)
+        return self.run(minutes).draw(count, sampler.replace(" ", "-"), *self.samplers[sampler])
 
     def facts(self, minutes: float) -> dict[str, object]:
         """What it cost, and bits/dim."""
-        return {**self.cost(minutes), "bits": self.bits(minutes)}
-
-    def cost(self, minutes: float) -> dict[str, object]:
-        """Images seen, seconds of training, weights."""
-        saved, _ = checkpoint.open_run(self.folder(minutes))
-        weights = sum(value.numel() for value in network(saved.config, saved.facts).parameters())
-        return {"seen": saved.images, "seconds": saved.state["seconds"], "weights": weights}
+        return {**self.run(minutes).cost(), "bits": self.bits(minutes)}
 
     def bits(self, minutes: float) -> list[float]:
-        """The bound by `ancestral evaluate` and its standard error."""
-        folder = self.folder(minutes)
-        if not (folder / "evaluation.json").exists():
-            self._run("evaluate", str(folder), *self.measured)
-        found = json.loads((folder / "evaluation.json").read_text())["bits_per_dim"]["bound, bits/dim"]
-        return [found["mean"], found["standard_error"]]
+        """The bound in bits/dim and its standard error."""
+        return self.run(minutes).bits(*self.measured)
 
-    def folder(self, minutes: float) -> Path:
-        """Of the run of this length."""
-        return self.work / f"{minutes:g}"
-
-    def _run(self, *command: str) -> None:
-        subprocess.run([sys.executable, "-m", "ancestral", *command], env=self.environment, check=True)
+    def run(self, minutes: float) -> OwnRun:
+        """Of this length."""
+        return OwnRun(self.work / f"{minutes:g}", self.threads)
 
 
 class Plain(Ours):
@@ -266,13 +245,11 @@ CONTENDERS = {
 def measure(given, splits: Splits, name: str, results: Results) -> None:
     """Every line of one contender that is not there yet."""
     minutes = [0.0] if CONTENDERS[name] is Real else given.minutes
-    folder = WORK / Path(given.data).stem / re.sub("[^a-z0-9]+", "-", name)
+    cores = "" if given.threads == 1 else f"-{given.threads}-threads"
+    folder = WORK / Path(given.data).stem / (re.sub("[^a-z0-9]+", "-", name) + cores)
     contender = CONTENDERS[name](given.data, splits, folder, given.threads)
-    keys = [
-        {"data": Path(given.data).stem, "contender": name, "minutes": mark, "sampler": sampler, "images": given.images}
-        for mark in minutes
-        for sampler in contender.samplers
-    ]
+    of_all = {"data": Path(given.data).stem, "contender": name, "images": given.images, "threads": given.threads}
+    keys = [{**of_all, "minutes": mark, "sampler": sampler} for mark in minutes for sampler in contender.samplers]
     if all(results.find(**key) for key in keys):
         return
     contender.train(minutes)
@@ -330,10 +307,10 @@ def main() -> None:
     headings = ["minutes", "", "on", "million weights", "images seen", "sampler", "fd-lite0, train", "test"]
     headings += ["kid-lite0, train", "test", *JUDGED_TOO, "bits/dim", "seconds to draw"]
     parts = []
-    for images, name in sorted({(line["images"], line["data"]) for line in results.lines}, reverse=True):
-        found = results.find(data=name, images=images)
-        where = origins_of(found, "date")
-        parts.append(f"{name}, {images} images drawn by each ({where}):\n\n{table(headings, lines(found))}")
+    for images, name, threads in sorted({tuple(line[key] for key in SETS) for line in results.lines}, reverse=True):
+        found = results.find(data=name, images=images, threads=threads)
+        said = f"{name}, {threads} thread{'s' if threads > 1 else ''}, {images} images drawn by each"
+        parts.append(f"{said} ({origins_of(found, 'date')}):\n\n{table(headings, lines(found))}")
     publish("time-to-quality", "\n\n".join(parts), given.docs, results.lines)
 
 
