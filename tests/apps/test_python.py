@@ -5,6 +5,7 @@
 
 import importlib.util
 import inspect
+import io
 import json
 import re
 import weakref
@@ -75,7 +76,7 @@ def test_images_are_the_commands_to_the_byte(run, command, tmp_path):
     images.save(tmp_path / "ours" / "grid.png")
     film.save(tmp_path / "ours" / "film.png")
     film.save(tmp_path / "ours" / "film.gif")
-    ours = {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir()}
+    ours = {path.name: path.read_bytes() for path in (tmp_path / "ours").iterdir() if path.is_file()}
     assert len(ours) == 8
     assert all((tmp_path / "theirs" / name).read_bytes() == content for name, content in ours.items())
     assert images._repr_png_() == ours["grid.png"]
@@ -196,9 +197,53 @@ def test_compressing_gives_the_pixels_back(run, tmp_path):
     assert np.array_equal(model.decompress(content), images[0])
     start = model.compress(images[0], profile="quick", size=len(content) - 40)
     assert content.startswith(start)
-    assert model.decompress(start).shape == images[0].shape
+    assert model.decompress(start, lossy=True).shape == images[0].shape
+    with pytest.raises(ancestral.UserError, match=r"^content: was cut after \d+ bytes; lossy=True gives"):
+        model.decompress(start)
     elsewhere = ancestral.Model(model.saved, tmp_path, "cpu")  # as one that was loaded and is no run of its own
-    assert np.array_equal(elsewhere.decompress(content, data=images), images[0])
+    for call in (lambda: elsewhere.compress(images[0], data=images), lambda: elsewhere.decompress(content)):
+        with pytest.raises(ancestral.UserError, match=r"is no run.* make one: ancestral import .* --out RUN$"):
+            call()
+
+
+def test_a_model_stays_what_was_loaded_where_its_run_is_trained_on(run, tmp_path):
+    images = colours(300, run[1].shape[3])
+    model = ancestral.train(images, tmp_path / "run", steps=1, **TINY).model("cpu")
+    options = {"num_images": 20, "network": "pixels", "steps": 2}
+    drawn, measured = model.sample(2, steps=2).array, model.metrics(images, **options)
+    ancestral.train(images, tmp_path / "run", steps="+3", **TINY)
+    assert np.array_equal(model.sample(2, steps=2).array, drawn)
+    assert model.metrics(images, **options) == measured
+    assert ancestral.load(tmp_path / "run", "cpu").metrics(images, **options) != measured
+    with pytest.raises(ancestral.UserError, match=r"was trained on since this model was loaded; load it again$"):
+        model.compress(images[0], data=images)
+
+
+def test_a_model_trained_on_images_in_memory_is_distilled_on_them(run, tmp_path):
+    made = ancestral.distill(run[0].folder, tmp_path / "few", data=run[1], calls=2, steps=1, device="cpu")
+    assert made.complete
+    assert made.model("cpu").sample(2).array.shape == (2, *run[1].shape[1:])
+
+
+def test_saved_images_take_the_place_of_saved_ones_and_of_no_others(tmp_path):
+    from PIL import Image
+
+    images, mine = ancestral.Images(colours(3)), tmp_path / "mine"
+    images.save(tmp_path / "set")
+    images[[2]].save(tmp_path / "set")
+    assert [path.name for path in sorted((tmp_path / "set").glob("*.png"))] == ["000000.png"]
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "set" / "000000.png")), images.array[2])
+    mine.mkdir()
+    (mine / "000001.png").write_bytes(b"mine")
+    with pytest.raises(ancestral.UserError, match=r"000001\.png: is there already"):
+        images.save(mine)
+    assert (mine / "000001.png").read_bytes() == b"mine"
+    with pytest.raises(ancestral.UserError, match=r"photo\.jpg: a contact sheet is a \.png file"):
+        images.save(tmp_path / "photo.jpg")
+    chosen = images[np.array([True, False, True])]
+    assert np.array_equal(chosen.array, images.array[[0, 2]])
+    for few in (images[3:], images[:1]):  # a notebook shows none as well
+        assert Image.open(io.BytesIO(few._repr_png_())).size[0] > 0
 
 
 def test_an_image_in_memory_is_the_file_that_it_was_read_from(tmp_path):
@@ -332,7 +377,15 @@ def test_mistakes_are_user_errors(run, tmp_path):
         (lambda: ancestral.train(images, tmp_path / "x", steps=10**17), "steps: .* below 1e\\+13"),
         (lambda: ancestral.train(images, tmp_path / "x", begin_with=model), "begin_with: a folder"),
         (lambda: ancestral.distill(model, tmp_path / "x"), "model: a folder or a name"),
-        (lambda: ancestral.distill(run.folder, tmp_path / "x", data=images), "data: a path"),
+        (lambda: ancestral.distill(run.folder, tmp_path / "x"), "are not there; name those to tune on with data$"),
+        (lambda: ancestral.distill(run.folder, tmp_path / "x", data=3), "^int is not understood as images"),
+        (lambda: ancestral.distill(run.folder, "x", data=images, objective="consistency", calls=2), "^calls: "),
+        (lambda: ancestral.load(""), "^source: a folder"),
+        (lambda: ancestral.load(None), "^source: a folder"),
+        (lambda: ancestral.load("a" * 300), "^no such folder, nor on the hub"),
+        (lambda: model.compress(np.zeros((0, 8), np.uint8)), "^image: ndarray uint8 .* is no image"),
+        (lambda: model.compress(images[0], profile=None), "^profile: unknown None; choose from"),
+        (lambda: ancestral.train(images, tmp_path / "x", preset=None), "preset: unknown"),
         (lambda: ancestral.train(images, tmp_path / "x", budget=[3]), "budget: must be a number"),
         (lambda: model.film(1, steps=2).save("film.avi"), "film.avi"),
         (lambda: model.bits_per_dim(), "images in memory"),

@@ -356,7 +356,7 @@ def test_a_codebook_of_other_fields_or_shapes_is_named_by_its_file(measured, tmp
 
     def refused(name, content):
         verified_folder.write(folder, {**files, name: content})
-        with pytest.raises(UserError, match=rf"{re.escape(name)}.*delete .* to measure again"):
+        with pytest.raises(UserError, match=rf"{re.escape(name)}.*from a copy of the run.*delete .* measured again"):
             codebook.load(tmp_path, saved)
 
     for field in document:

@@ -155,7 +155,7 @@ def test_kl_term_is_the_weighted_error_of_x0():
     guess = Prediction(x0 + 0.1 * eps, eps)
     p = Ancestral(fixedsmall)(SCHEDULE, x_t, guess, t, s)
     expected = elbo_weight(SCHEDULE, t, s) * (0.1 * eps).square().sum((1, 2, 3))
-    assert torch.allclose(SCHEDULE.term(p, x_t, x0, t, s), expected)
+    assert torch.allclose(SCHEDULE.term(p, x_t, x0, t, s, Normal.log_prob_byte), expected)
 
 
 def test_the_papers_weight_in_eps_space():
@@ -195,7 +195,7 @@ def test_decoder_counts_bytes():
     x0, t, s, eps = batch(2)
     x_t = SCHEDULE.marginal(x0, t).sample(eps)
     p = Normal(x0 + 0.01, torch.full_like(x0, 1e-3))
-    term = SCHEDULE.term(p, x_t, x0, t, s)
+    term = SCHEDULE.term(p, x_t, x0, t, s, Normal.log_prob_byte)
     assert torch.allclose(term, -p.log_prob_byte(x0).sum((1, 2, 3)))
 
 
@@ -338,7 +338,7 @@ def test_kl_term_on_any_stretch_of_any_schedule(beta, data):
     pair = torch.tensor([t, t]), torch.tensor([s, s])
     p = Ancestral(fixedsmall)(made, x_t, Prediction(x0 + error, x_t), *pair)
     expected = (snr[s - 1] - snr[t - 1]) / 2 * error.square().sum((1, 2, 3))
-    assert torch.allclose(made.term(p, x_t, x0, *pair), expected, rtol=1e-6)
+    assert torch.allclose(made.term(p, x_t, x0, *pair, Normal.log_prob_byte), expected, rtol=1e-6)
     assert torch.allclose(elbo_weight(made, *pair), ((snr[s - 1] - snr[t - 1]) / 2).expand(2), rtol=1e-6)
 
 

@@ -124,7 +124,10 @@ def load(run: Path, saved: checkpoint.Checkpoint) -> Codebook | None:
                 f"{folder / FILES[0]}: its model_id is not that of this model with the tables of {FILES[1]}"
             )
     except verified_folder.Damaged as error:
-        raise verified_folder.Damaged(f"{error}; delete {folder} to measure again") from None
+        raise verified_folder.Damaged(
+            f"{error}; put it back from a copy of the run, as files made before are read with it; for new files alone "
+            f"delete {folder}, and it is measured again"
+        ) from None
     return found
 
 

@@ -12,7 +12,7 @@ import torch
 from ancestral.compression import calibration, tiles
 from ancestral.compression.codebook import Codebook, drift, widened
 from ancestral.compression.codebook import check as check_drift
-from ancestral.compression.codec import Codec, named
+from ancestral.compression.codec import Codec, Decoded, named
 from ancestral.compression.completion import FINISHES
 from ancestral.compression.file_header import SUFFIX, parse
 from ancestral.data import decode, load, pictures
@@ -81,8 +81,8 @@ def decompress(
     lossy: bool,
     device: str,
     images: Callable[[], Splits] | None = None,
-) -> None:
-    """Write the image of each file, or what its first bytes give; `images` as of `compress`."""
+) -> list[Decoded]:
+    """Write the image of each file, or what its first bytes give, and return them; `images` as of `compress`."""
     saved, model = open_codable(run, device)
     sources = _files(sources)
     with _targets(sources, out, [as_png(source.stem) for source in sources]) as (targets, write):
@@ -110,6 +110,7 @@ def decompress(
         what = "lossless" if one.lossless else f"lossy: {one.steps} steps, finished by {finish}"
         screen.print(f"{target}: from {len(content)} bytes, {8 * len(content) / one.pixels.size:.3f} bits/dim, {what}")
     screen.print(f"{len(decoded)} images, {predictor.calls} network calls, {seconds:.1f} s")
+    return decoded
 
 
 def need_float64(device: str) -> None:

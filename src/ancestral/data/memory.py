@@ -86,7 +86,7 @@ def picture(image: object, name: str) -> Image.Image:
         image = _bytes_of(image, name)
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
         image = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
-        if image.ndim == 2 or image.shape[2] in (3, 4):
+        if image.size and (image.ndim == 2 or image.shape[2] in (3, 4)):
             return Image.fromarray(image)
     if not isinstance(image, Image.Image):
         what = f"{type(image).__name__} {getattr(image, 'dtype', '')} {getattr(image, 'shape', '')}".strip()

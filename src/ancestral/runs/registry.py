@@ -24,8 +24,8 @@ def choose(table: Mapping[str, _T], name: str, field: str) -> _T:
     return table[name]
 
 
-def suggest(name: str, names: Iterable[str]) -> str:
+def suggest(name: object, names: Iterable[str]) -> str:
     """' Did you mean ...?' when a name is near, otherwise the list."""
     options = list(names)
-    near = difflib.get_close_matches(name, options, 1, 0.5)
+    near = difflib.get_close_matches(str(name), options, 1, 0.5)
     return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(options)}"

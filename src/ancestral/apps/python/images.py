@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from PIL import Image
 
-from ancestral.data import pictures
+from ancestral.data import decode, pictures
 from ancestral.errors import UserError
 from ancestral.runtime import verified_folder
+from ancestral.runtime.console import screen
 from ancestral.runtime.result_files import held
 
 
@@ -32,12 +34,11 @@ class Images:
     @overload
     def __getitem__(self, number: int) -> Image.Image: ...
     @overload
-    def __getitem__(self, number: slice) -> Images: ...
-    def __getitem__(self, number: int | slice) -> Image.Image | Images:
-        image = self.array[number]
-        if isinstance(number, slice):
-            return Images(image)
-        return pictures.to_pil(image)
+    def __getitem__(self, number: slice | Sequence[int] | np.ndarray) -> Images: ...
+    def __getitem__(self, number: int | slice | Sequence[int] | np.ndarray) -> Image.Image | Images:
+        if isinstance(number, Integral):
+            return pictures.to_pil(self.array[number])
+        return Images(self.array[number])
 
     def __iter__(self) -> Iterator[Image.Image]:
         return (self[number] for number in range(len(self)))
@@ -57,13 +58,24 @@ class Images:
         return list(self)
 
     def save(self, path: str | Path) -> None:
-        """Write a contact sheet, where the path ends with .png; otherwise a folder of numbered PNG files."""
+        """Write a contact sheet, where the path ends with .png; otherwise a folder of numbered PNG files.
+
+        A set that was saved there before goes.
+
+        Raises:
+            UserError: for another picture's ending, and where a file of that name is there that is of no such set.
+        """
         path = Path(path)
         if path.suffix.lower() == ".png":
             verified_folder.write_file(path, pictures.sheet(self.array))
             return
+        if path.suffix.lower() in decode.SUFFIXES:
+            raise UserError(f"{path}: a contact sheet is a .png file, and single images go into a folder")
+        names = [f"{number:06d}.png" for number in range(len(self))]
         with held(path, "images") as results:
-            results.add((f"{number:06d}.png", pictures.png(image)) for number, image in enumerate(self.array))
+            results.need_free(names)
+            for kept in results.replace(zip(names, map(pictures.png, self.array), strict=True)):
+                screen.print(f"kept, as it was changed since it was saved: {kept}")
 
 
 @dataclass(frozen=True, eq=False)

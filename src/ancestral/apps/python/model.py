@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from numbers import Integral
@@ -17,7 +17,7 @@ from PIL import ImageOps
 
 from ancestral.apps.python.images import Film, Images
 from ancestral.apps.python.words import names_parameters
-from ancestral.data import decode, memory, pictures
+from ancestral.data import decode, memory
 from ancestral.data import load as reading
 from ancestral.data.bit_depth import WIDEST
 from ancestral.data.dataset import DataOptions, ImageSet
@@ -38,6 +38,7 @@ from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runs.registry import suggest
 from ancestral.runs.sampling_options import EDIT_CALLS, JUMP, OPTIONS, RESAMPLES, SamplingOptions
 from ancestral.runtime.console import advancing, screen
+from ancestral.runtime.text import quoted
 from ancestral.sampling import command, drawn_files, edit_command
 from ancestral.sampling.editor import Editor
 from ancestral.sampling.sampler import Sampler
@@ -65,6 +66,8 @@ def load(
         UserError: when there is none, or it is damaged or of a kind unknown here.
     """
     build.device(device)
+    if not _path(source):
+        raise UserError(f"source: a folder, or a name on the hub, is needed, got {source!r}")
     if null_class is not None and (not isinstance(null_class, int) or isinstance(null_class, bool)):
         raise UserError(f"null_class: the number of a class is needed, got {null_class!r}")
     if scheduler is not None and (_path(scheduler) is None or not Path(scheduler).exists()):
@@ -246,7 +249,8 @@ class Model:
     def compress(self, image: object, *, profile: str = "small", size: int | None = None, data: object = None) -> bytes:
         """An image as a file that gives back its exact pixels, or the first `size` bytes of it, which are a picture.
 
-        The first time, the model is measured on its training images; one that is no run, each time.
+        The first time, the model is measured on its training images. What was measured is kept in its run, and files
+        are read with it: a model that is no run is refused.
 
         Args:
             image: a path, an image for Pillow, or a uint8 array (H, W) or (H, W, C).
@@ -259,40 +263,51 @@ class Model:
         """
         from ancestral.compression import compress_command  # needs an extra, which drawing does without
 
-        if profile not in compress_command.PROFILES:
-            raise UserError(f"profile: unknown '{profile}'; {suggest(profile, compress_command.PROFILES)}")
+        _need_name("profile", profile, compress_command.PROFILES)
         if size is not None:
             _need_count(size, "size")
-        with self._run() as run, _quiet(), TemporaryDirectory() as temporary:
+        with _quiet(), TemporaryDirectory() as temporary:
             source, out = _file(image, Path(temporary)), Path(temporary) / "out.anc"
             options = {"out": out, "profile": profile, "size": size, "device": self.device}
-            compress_command.compress(run, [source], **options, images=lambda: self._splits(data))
+            compress_command.compress(self._own_run(), [source], **options, images=lambda: self._splits(data))
             return out.read_bytes()
 
     @names_parameters
-    def decompress(self, content: bytes, *, finish: str = "mean", data: object = None) -> np.ndarray:
-        """The image uint8 (H, W, C) of what `compress` has given, or the picture of its first bytes.
+    def decompress(
+        self, content: bytes, *, finish: str = "mean", lossy: bool = False, data: object = None
+    ) -> np.ndarray:
+        """The image uint8 (H, W, C) of what `compress` has given, to the bit unless it is `lossy`.
 
         Args:
             content: of a file.
             finish: how a picture without its last steps is completed: mean, ode or sample.
+            lossy: the picture that the bytes give without the exact pixels, also where they were cut.
             data: as of `compress`.
 
         Raises:
-            UserError: when it is damaged, or of another model.
+            UserError: when it is damaged, cut and not `lossy`, or of another model.
         """
         from ancestral.compression import compress_command  # needs an extra, which drawing does without
 
-        if finish not in compress_command.FINISHES:
-            raise UserError(f"finish: unknown '{finish}'; {suggest(finish, compress_command.FINISHES)}")
+        _need_name("finish", finish, compress_command.FINISHES)
         if not isinstance(content, bytes):
             raise UserError(f"content: bytes of a compressed file are needed, got {type(content).__name__}")
-        with self._run() as run, _quiet(), TemporaryDirectory() as temporary:
+        with _quiet(), TemporaryDirectory() as temporary:
             source, out = Path(temporary) / "in.anc", Path(temporary) / "out.png"
             source.write_bytes(content)
-            options = {"out": out, "finish": finish, "upto": None, "lossy": False, "device": self.device}
-            compress_command.decompress(run, [source], **options, images=lambda: self._splits(data))
-            return pictures.read_png(out)
+            (decoded,) = compress_command.decompress(
+                self._own_run(),
+                [source],
+                out=out,
+                finish=finish,
+                upto=None,
+                lossy=lossy,
+                device=self.device,
+                images=lambda: self._splits(data),
+            )
+        if not decoded.lossless and not lossy:
+            raise UserError(f"content: was cut after {len(content)} bytes; lossy=True gives the picture that they hold")
+        return decoded.pixels
 
     def _open(self, folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:
         return self.saved, build.trained(self.saved, folder, build.device(device), average_width)
@@ -312,13 +327,39 @@ class Model:
 
     @contextmanager
     def _run(self) -> Iterator[Path]:
-        """The model as a run: its own, or one for the time being."""
-        if (self.folder / "checkpoints").is_dir():
+        """The model as a run: its own, or where that is none or was trained further, one for the time being."""
+        if self._is_newest():
             yield self.folder
             return
         with TemporaryDirectory() as temporary:
             checkpoint.save_imported(Path(temporary) / "run", self.saved)
             yield Path(temporary) / "run"
+
+    def _own_run(self) -> Path:
+        """The folder of the run whose newest checkpoint this model is.
+
+        Raises:
+            UserError: where there is none.
+        """
+        if not self._is_run:
+            source = quoted(self.folder)
+            raise UserError(
+                f"{self.folder}: is no run, and only a run keeps what files are read with; make one: "
+                f"ancestral import {source} --out RUN"
+            )
+        if not self._is_newest():
+            raise UserError(f"{self.folder}: was trained on since this model was loaded; load it again")
+        return self.folder
+
+    @property
+    def _is_run(self) -> bool:
+        return (self.folder / "checkpoints").is_dir()
+
+    def _is_newest(self) -> bool:
+        """Whether this is what a command finds in the run."""
+        if not self._is_run:
+            return False
+        return checkpoint.weights_digest(checkpoint.open_run(self.folder)[0]) == checkpoint.weights_digest(self.saved)
 
 
 class Editing:
@@ -343,7 +384,8 @@ class Editing:
         """Draw what is white in a mask anew and keep the rest to the byte, as `ancestral edit inpaint`.
 
         Args:
-            image: a path, an image for Pillow, or a uint8 array (H, W) or (H, W, C), of the model's size.
+            image: a path, an image for Pillow, or a uint8 array (H, W) or (H, W, C), of the model's size; colour
+                becomes grey, and 16 bits 8, where the model's images are so.
             mask: the same of one channel, or a bool array (H, W): white, or True, is drawn.
             count: variants.
             label: class of the image, for a model with labels.
@@ -387,6 +429,11 @@ def _need_count(count: int, name: str = "count") -> None:
         raise UserError(f"{name}: must be a whole number, 1 or more, got {count!r}")
 
 
+def _need_name(parameter: str, name: object, names: Collection[str]) -> None:
+    if not isinstance(name, str) or name not in names:
+        raise UserError(f"{parameter}: unknown {name!r}; {suggest(name, names)}")
+
+
 def _pixels(image: object, shape: Sequence[int], white: int, name: str, options: DataOptions) -> np.ndarray:
     """One image as bytes of this shape (H, W, C); `white` is 255 in a file whose values have more than 8 bits."""
     *sides, channels = shape
@@ -405,7 +452,10 @@ def _file(image: object, folder: Path) -> Path:
     """The image as a file."""
     if isinstance(image, (str, os.PathLike)):
         return Path(image)
-    picture = ImageOps.exif_transpose(memory.picture(image, "image"))  # upright, as a file of it is read
+    given = memory.picture(image, "image")
+    if (frames := getattr(given, "n_frames", 1)) > 1:
+        raise UserError(f"image: has {frames} frames, of which one would be kept; give one: image.copy()")
+    picture = ImageOps.exif_transpose(given)  # upright, as a file of it is read
     if picture.mode not in ("1", "L", "LA", "P", "RGB", "RGBA"):
         raise UserError(f"image: {picture.mode} colours change when made into RGB; convert it to RGB first")
     picture.save(folder / "image.png")

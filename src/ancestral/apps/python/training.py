@@ -78,12 +78,10 @@ def train(
     Raises:
         UserError: naming the data, setting or file that is wrong, and the mend.
     """
-    path = os.fspath(data) if isinstance(data, (str, os.PathLike)) else None
     overrides = {"train.seed": seed, **({} if size is None else {"data.size": size})}
     overrides |= {_key(name): value for name, value in settings.items()}
-    resolved = config.resolve(memory.NAME if path is None else path, preset, overrides)
+    resolved = config.resolve(_source(data), preset, overrides)
     folder, length = _folder(out), _length(budget, images, steps)
-    in_memory = None if path is not None else reading.of_any(data, resolved.data)
     complete = command.train(
         resolved,
         folder,
@@ -92,7 +90,7 @@ def train(
         dry_run=False,
         fresh=fresh,
         track=track,
-        images=in_memory,
+        images=_in_memory(data, resolved),
         given=overrides.keys() - ([] if seed else ["train.seed"]),
         begin_with=None if begin_with is None else _origin("begin_with", begin_with),
     )
@@ -105,7 +103,7 @@ def distill(
     out: str | Path,
     *,
     calls: int | None = None,
-    data: str | Path | None = None,
+    data: object = None,
     budget: str | float | None = None,
     images: int | str | None = None,
     steps: int | str | None = None,
@@ -120,7 +118,7 @@ def distill(
         model: to begin with, as `load` takes it.
         out: the run folder.
         calls: of the network to draw an image, that it is tuned for; 2 when left out.
-        data: images to tune on; those that the model was trained on when left out.
+        data: images to tune on, as of `train`; those that the model was trained on when left out.
         budget: wall time to plan for, "10m" or seconds; ten minutes when no length is given; "+10m" goes on with a
             finished run.
         images: length in images seen, instead of a time; "+1000" goes on with a finished run.
@@ -135,11 +133,22 @@ def distill(
     """
     folder, length, begin_with = _folder(out), _length(budget, images, steps), _origin("model", model)
     overrides = {"train.seed": seed, **{_key(name): value for name, value in settings.items()}}
-    source = None if data is None else _path("data", data, "a path, or a name that `ancestral train` takes,")
+    source = None if data is None else _source(data)
     how = {"calls": calls, "data": source, "fresh": fresh, "further": length.further}
     resolved, given = distillation.settings(begin_with, overrides, folder, **how)
     chosen = {"dry_run": False, "fresh": fresh, "given": given, "begin_with": begin_with}
+    chosen["images"] = None if data is None else _in_memory(data, resolved)
     return Run(folder, command.train(resolved, folder, length, device, **chosen))
+
+
+def _source(data: object) -> str:
+    """What data are called: their path, or that they have none."""
+    return os.fspath(data) if isinstance(data, (str, os.PathLike)) else memory.NAME
+
+
+def _in_memory(data: object, settings: config.Config) -> reading.Splits | None:
+    """The images of data without a path."""
+    return reading.of_any(data, settings.data) if settings.source == memory.NAME else None
 
 
 def _folder(out: object) -> Path:

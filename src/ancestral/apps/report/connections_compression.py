@@ -21,6 +21,7 @@ from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.objectives.elbo import Elbo
 from ancestral.diffusion.objectives.rate_distortion import BYTES
 from ancestral.diffusion.objectives.statistics import image_psnr, mean_and_error, psnr
+from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import along_q
 from ancestral.errors import UserError
@@ -102,7 +103,7 @@ def receive(subject: Subject, images: ImageSet) -> Received:
         bits.append(sent / x0[0].numel() / np.log(2))
         shown.append(to_bytes(step.prediction.x0))
         t, s = (torch.full((len(x0),), time) for time in (step.t, step.s))
-        sent = sent + schedule.term(step.p, step.x_t, x0, t, s)
+        sent = sent + schedule.term(step.p, step.x_t, x0, t, s, Normal.log_prob_coded)
     times.append(0)
     bits.append(sent / x0[0].numel() / np.log(2))
     shown.append(images.images[:])

@@ -19,7 +19,7 @@ from ancestral.runs import build
 from ancestral.training import model_size
 
 STEPS, COMPARED = 16, 192  # of the chain on which training and held-out images are compared; images of each side
-TERMS, FEW = 20, 64  # terms an image, and images, on which another variance is measured
+FEW = 64  # images on which another variance is measured
 
 
 def part(subject: Subject) -> Part:
@@ -144,7 +144,7 @@ def _bits(subject: Subject, found: Part) -> None:
         moves = (subject.move, build.transition(subject.saved, "optimal"))
         own, best = (subject.bound(few, move, subject.times, subject.terms).bits_per_dim for move in moves)
         costs = own - best
-        found.numbers["variance_costs"] = mean_of(costs, "bits/dim", "ancestral.apps.report.quality.bits")
+        found.numbers["variance_costs"] = mean_of(costs, "bits/dim", "ancestral.apps.report.subject.Subject.bound")
 
 
 def gap(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[float, float]:

@@ -23,6 +23,7 @@ from ancestral.diffusion.objectives.consistency import Consistency
 from ancestral.diffusion.objectives.objective import Alone, Objective, OfNeighbours
 from ancestral.diffusion.objectives.progressive import Progressive
 from ancestral.diffusion.processes.gaussian import Gaussian
+from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.transitions import Transition
 
@@ -96,7 +97,7 @@ class VariationalBound(OfNeighbours, Alone):
     ) -> Tensor:
         """The same for a prediction already made."""
         p = self.transition(schedule, x_t, prediction, t, s)
-        return self.terms * schedule.term(p, x_t, x0, t, s) / x0[0].numel()
+        return self.terms * schedule.term(p, x_t, x0, t, s, Normal.log_prob_byte) / x0[0].numel()
 
 
 @dataclass(frozen=True)

@@ -171,9 +171,7 @@ class Absorbing(NoiseSchedule):
             raise ValueError(f"the walk begins with everything hidden, which is at {self.T}, not at {t}")
         return torch.zeros(len(x0), dtype=torch.float64)
 
-    def term(
-        self, p: Change, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, likelihood: Likelihood | None = None
-    ) -> Tensor:
+    def term(self, p: Change, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, likelihood: Likelihood | None) -> Tensor:
         """L_{t-1} in nats an image, of a `Change` p. Shape (B,)."""
         return p.nll(snap(x0, self.levels))
 

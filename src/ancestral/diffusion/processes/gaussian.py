@@ -55,7 +55,7 @@ class Gaussian(NoiseSchedule):
         x0: Tensor,
         t: Tensor,
         s: Tensor,
-        likelihood: Likelihood = Normal.log_prob_byte,
+        likelihood: Likelihood,
     ) -> Tensor:
         """L_{t-1} in nats an image: KL(q || p) where s > 0, the decoder's -log p(x0 | x_t) where s = 0. Shape (B,)."""
         last = (s == 0).to(x0.device)

@@ -6,7 +6,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from ancestral.diffusion.processes.normal import Likelihood, Normal
+from ancestral.diffusion.processes.normal import Likelihood
 from ancestral.diffusion.processes.types import Time
 
 
@@ -57,8 +57,6 @@ class Process(Protocol[Dist]):
         """L_T in nats an image, for a walk that begins at t. Shape (B,)."""
         ...
 
-    def term(
-        self, p: Dist, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, likelihood: Likelihood = Normal.log_prob_byte
-    ) -> Tensor:
+    def term(self, p: Dist, x_t: Tensor, x0: Tensor, t: Tensor, s: Tensor, likelihood: Likelihood) -> Tensor:
         """L_{t-1} in nats an image of the reverse step p, or where s = 0 the decoder's L_0. Shape (B,)."""
         ...

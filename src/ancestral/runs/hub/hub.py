@@ -11,6 +11,7 @@ part.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -63,7 +64,7 @@ def load(source: str | Path, scheduler: Path | None = None, null_class: int | No
         UserError: when there is none, or it is damaged or of a kind unknown here.
     """
     name = str(source)
-    folder = Path(name) if Path(name).is_dir() and not name.startswith(PREFIX) else _fetched(name)
+    folder = Path(name) if os.path.isdir(name) and not name.startswith(PREFIX) else _fetched(name)
     ours = (folder / "checkpoints").is_dir() or checkpoint.is_average(folder)
     if ours or (folder / verified_folder.MANIFEST).is_file():
         for option, value in (("--scheduler", scheduler), ("--null-class", null_class)):
