@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.progress import BarColumn
 
 from ancestral.data import load
@@ -150,38 +151,9 @@ def train(
     _need_apart(folder, settings.source, fresh)
     torch_device = build.device(device)
     with process_group(torch_device) as processes:
-        settings, begun = _of_beginning(settings, folder, length, fresh=fresh, given=given, begin_with=begin_with)
-        settings, images = _read(settings, images, processes)
-        summary = inventory.summary(images) if processes.first else {}
-        for line in inventory.paragraph(images, summary) if summary else []:
-            _say(line)
-        settings, own_settings, line = current_settings.as_begun(
-            settings, given, torch_device, folder if checkpoint.folders(folder) and not fresh else None
-        )
-        if line:
-            _say(line)
-        data_facts = facts(images.train)
-        settings, line = current_settings.for_images(settings, data_facts, own_settings)
-        if line:
-            _say(line)
-        together = max(1, settings.train.batch_size // (settings.train.exact_shards or processes.size))
-        together = min(together, settings.train.micro_batch or together)
-        need_for_training(settings, data_facts, together, torch_device)
-        if begin_with is not None or length.further:
-            images_per_second, law = None, model_size.law(settings, data_facts)
-        else:
-            train_set = images.train
-            settings, images_per_second, law = model_size.sized(
-                *(settings, given, length.seconds, data_facts, own_settings),
-                lambda config: cost.speed_with(config, train_set, torch_device, processes),
-                lambda config: not processes.any(not fits(config, data_facts, together, torch_device)),
-                _say,
-            )
-        if begin_with is not None and begun is None:
-            for line in begin_with.check(settings, data_facts, given):
-                _say(line)
+        plan = _plan(settings, folder, length, torch_device, processes, images, fresh, given, begin_with)
         run = Run(
-            *(folder, settings, images, torch_device, str(length), processes, _warn),
+            *(folder, plan.settings, plan.images, torch_device, str(length), processes, _warn),
             begin_with=begin_with,
             budget=length.seconds,
             began=began,
@@ -193,18 +165,83 @@ def train(
             need_free(folder, _warn)
             for problem in [] if fresh else run.take_up():
                 _warn(_PASSED_OVER.format(problem))
-            _describe(settings, run, length, law)
+            _describe(plan.settings, run, length, plan.law)
             return True
-        run.owner = own(folder, _warn) if processes.first else None
-        try:
+        with _owned(run):
             if fresh and processes.first:
                 _set_aside(folder)
             processes.wait()
-            return _train_owned(run, length, track, summary, images_per_second)
-        finally:
-            run.writer.close()
-            if run.owner is not None:
-                run.owner.release()
+            return _train_owned(run, length, track, plan.summary, plan.images_per_second)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a run is made of, once its images were read."""
+
+    settings: config.Config  # as the images, this machine and the length have them
+    images: Splits
+    summary: dict[str, Any]  # of the images, on the first process
+    images_per_second: float | None  # where it was measured
+    law: model_size.Law | None
+
+
+def _plan(
+    settings: config.Config,
+    folder: Path,
+    length: Length,
+    device: torch.device,
+    processes: Processes,
+    images: Splits | None,
+    fresh: bool,
+    given: Collection[str],
+    begin_with: Origin | None,
+) -> _Plan:
+    """Read the images and settle what is open in the settings, saying each; arguments as of `train`.
+
+    Raises:
+        UserError: where the images, the settings, the model to begin with and this machine do not go together.
+    """
+    settings, begun = _of_beginning(settings, folder, length, fresh=fresh, given=given, begin_with=begin_with)
+    settings, images = _read(settings, images, processes)
+    summary = inventory.summary(images) if processes.first else {}
+    for line in inventory.paragraph(images, summary) if summary else []:
+        _say(line)
+    there = folder if checkpoint.folders(folder) and not fresh else None
+    settings, own_settings, of_begun = current_settings.as_begun(settings, given, device, there)
+    data_facts = facts(images.train)
+    settings, of_images = current_settings.for_images(settings, data_facts, own_settings)
+    for line in (of_begun, of_images):
+        if line:
+            _say(line)
+    together = max(1, settings.train.batch_size // (settings.train.exact_shards or processes.size))
+    together = min(together, settings.train.micro_batch or together)
+    need_for_training(settings, data_facts, together, device)
+    if begin_with is not None or length.further:
+        images_per_second, law = None, model_size.law(settings, data_facts)
+    else:
+        train_set = images.train
+        settings, images_per_second, law = model_size.sized(
+            *(settings, given, length.seconds, data_facts, own_settings),
+            lambda config: cost.speed_with(config, train_set, device, processes),
+            lambda config: not processes.any(not fits(config, data_facts, together, device)),
+            _say,
+        )
+    if begin_with is not None and begun is None:
+        for line in begin_with.check(settings, data_facts, given):
+            _say(line)
+    return _Plan(settings, images, summary, images_per_second, law)
+
+
+@contextmanager
+def _owned(run: Run) -> Iterator[None]:
+    """Nobody else trains this run meanwhile."""
+    run.owner = own(run.folder, _warn) if run.training.processes.first else None
+    try:
+        yield
+    finally:
+        run.writer.close()
+        if run.owner is not None:
+            run.owner.release()
 
 
 def _of_beginning(
