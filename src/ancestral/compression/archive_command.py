@@ -40,7 +40,7 @@ from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, pieces
 from ancestral.runtime.text import quoted
 
-CALLS = 20  # of the network an image, where there are so many times
+ARCHIVE_CALLS = 20  # of the network an image, where there are so many times
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def compressed(
 
 def calls(config: Config) -> int:
     """Network calls an image, where no number is named."""
-    return min(CALLS, len(build.training_grid(config)) - 1)
+    return min(ARCHIVE_CALLS, len(build.training_grid(config)) - 1)
 
 
 def archive(run: Path, images: Path, *, out: Path, steps: int | None, grid: str, block: int) -> None:

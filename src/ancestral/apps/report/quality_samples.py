@@ -18,7 +18,7 @@ from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.objectives.statistics import Estimate
 from ancestral.diffusion.samplers.sample import finish
-from ancestral.diffusion.samplers.solvers import FLOW, SOLVERS
+from ancestral.diffusion.samplers.solvers import FLOW_SOLVER, SOLVERS
 from ancestral.diffusion.samplers.transitions import Planned, Transition
 from ancestral.evaluation import features
 from ancestral.evaluation.features import features_of, on_sides, unlabelled
@@ -65,7 +65,7 @@ def draw(subject: Subject) -> Drawn:
     first = torch.from_numpy(images[:checked]).flatten(1).double()
     if steps is not None and fine is not None:
         # STEPS follow the flow, which has the same end whatever their number; FINE would be taken with new noise.
-        again = torch.from_numpy(_images(subject, range(checked), fine, SOLVERS[FLOW])).flatten(1).double()
+        again = torch.from_numpy(_images(subject, range(checked), fine, SOLVERS[FLOW_SOLVER])).flatten(1).double()
         missed = (again - first).square().mean(1).sqrt()
     apart = float((torch.pdist(first).square() / first.shape[1]).mean().sqrt()) if checked > 1 else 0.0
     return Drawn(unlabelled(images), steps or len(subject.times) - 1, count / seconds, missed, apart)
