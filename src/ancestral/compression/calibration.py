@@ -13,10 +13,11 @@ from torch import Tensor
 from ancestral.compression import residual_tables
 from ancestral.compression.codebook import Codebook, Profile, canary_of, identity, load, save
 from ancestral.compression.progressive import LEVEL_BITS
-from ancestral.compression.step_planning import Costs, Errors, bucket_sums, channel_bits, move_costs, plan, step_bits
+from ancestral.compression.step_planning import Costs, Errors, channel_bits, move_costs, plan, step_bits
 from ancestral.compression.trellis import CHANNELS
 from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.pixels import to_unit
+from ancestral.diffusion.denoisers.calibrated import bucket_sums, mean_errors
 from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts
 from ancestral.diffusion.objectives.calibration import interpolated
 from ancestral.diffusion.processes.streams import Streams
@@ -31,6 +32,7 @@ from ancestral.runs.open import device_of
 NODES = 64  # times that the error is measured at
 IMAGES, AT_THE_END, HELD_OUT = 128, 512, 32  # training images a time, more where a walk may end; held-out ones
 ENDS = (0.7, 14.0)  # noise in grey levels at which a walk may end
+PRIOR_WEIGHT = 5  # values that the mean of all counts for in a bucket
 OVERHEAD = 1.15  # bits that a channel takes for a bit of KL
 MOST_CALLS = 64
 SETS = 6  # of the residual's tables
@@ -119,10 +121,9 @@ def _predicted(model: Denoiser, config: Config, images: ImageSet, t: int, purpos
 
 
 def _errors(times: list[int], sums: list[tuple[Tensor, Tensor]]) -> Errors:
-    """A bucket with few values leans on the mean of all, by the weight of 5."""
     squared, count = (torch.stack(column) for column in zip(*sums, strict=True))
     mean = squared.sum(1, keepdim=True) / count.sum(1, keepdim=True)
-    return Errors(tuple(times), (squared + 5 * mean) / (count + 5), count / count.sum(1, keepdim=True))
+    return Errors(tuple(times), mean_errors(squared, count, mean, PRIOR_WEIGHT), count / count.sum(1, keepdim=True))
 
 
 def _costs(model: Denoiser, errors: Errors, x0: Tensor, pixels: np.ndarray, predicted: dict[int, np.ndarray]) -> Costs:

@@ -24,7 +24,7 @@ import msgspec
 import safetensors.torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.calibrated import X0_EDGES
+from ancestral.diffusion.denoisers.calibrated import BUCKETS
 from ancestral.errors import OtherVersion, UserError
 from ancestral.networks import ema
 from ancestral.runs.config import Config, Facts, from_json, to_json
@@ -166,7 +166,7 @@ def description(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts,
     if "calibration.safetensors" not in parsed:
         return config, facts, None
     table = parsed["calibration.safetensors"].get("x0_var")
-    if table is None or table.shape != (config.diffusion.T + 1, len(X0_EDGES) + 1):
+    if table is None or table.shape != (config.diffusion.T + 1, BUCKETS):
         where = folder / "calibration.safetensors"
         raise verified_folder.Damaged(f"{where}: x0_var is not of a model with diffusion.T = {config.diffusion.T}")
     return config, facts, table
