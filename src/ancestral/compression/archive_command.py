@@ -26,7 +26,7 @@ from ancestral.data.inventory import listed
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.errors import UserError
 from ancestral.runs import build
-from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.checkpoint import CALIBRATION, Checkpoint
 from ancestral.runs.conditions import need_none
 from ancestral.runs.config import Config
 from ancestral.runs.datasets import facts
@@ -71,7 +71,7 @@ def open_coder(run: Path) -> tuple[Checkpoint, Predictor]:
 
 def model_id(saved: Checkpoint) -> bytes:
     """8 bytes: which weights, configuration and table, as they were written, wherever the run lies."""
-    digest, names = sha256(), ("calibration.safetensors", "config.json", "model.safetensors")
+    digest, names = sha256(), (CALIBRATION, "config.json", "model.safetensors")
     for name, content in sorted(verified_folder.read(saved.folder, names).items()):
         digest.update(sha256(content).digest() + name.encode())
     return digest.digest()[:8]

@@ -37,7 +37,7 @@ from ancestral.runtime.text import quoted
 PREFIX = "hf:"
 UNCHECKED = "its files carry no digests: a changed value cannot be noticed; compare SHA-256 with where they are from:"
 # No pickle, and of several precisions the first: nothing else is downloaded.
-_PATTERNS = ["*.json", "model.safetensors", "calibration.safetensors", "*diffusion_pytorch_model.safetensors"]
+_PATTERNS = ["*.json", "model.safetensors", checkpoint.CALIBRATION, "*diffusion_pytorch_model.safetensors"]
 _MORE = "*diffusion_pytorch_model*.safetensors"  # shards and variants, where these patterns find no weights
 _REASONS = {  # by the name of the library's error
     "GatedRepoError": "access must be asked for on its page",
