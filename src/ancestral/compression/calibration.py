@@ -20,6 +20,7 @@ from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.calibrated import bucket_sums, mean_errors
 from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts
 from ancestral.diffusion.objectives.calibration import interpolated
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
@@ -60,7 +61,7 @@ def measure(model: Denoiser, saved: checkpoint.Checkpoint, images: Splits, tell:
         raise UserError(f"images of {facts(images.train).shape} cannot calibrate a model of {saved.facts.shape}")
     schedule = model.schedule
     times = build.spread_times(saved.config, NODES)
-    noise_levels = (-schedule.log_snr(torch.tensor(times)) / 2).exp() * 127.5
+    noise_levels = (-schedule.log_snr(torch.tensor(times)) / 2).exp() * HALF_RANGE
     ends = [index for index, level in enumerate(noise_levels.tolist()) if ENDS[0] <= level <= ENDS[1]] or [-1]
     ends = [index % len(times) for index in ends]
     train, held_out = images.train.spread(AT_THE_END), images.test.spread(HELD_OUT)

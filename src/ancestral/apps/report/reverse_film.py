@@ -13,6 +13,7 @@ from ancestral.apps.report import plots
 from ancestral.apps.report.part import Number, Part, Words
 from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.objectives.statistics import mean_and_error
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.samplers.sample import Film, film, finish, trajectory
 from ancestral.diffusion.samplers.solvers import FLOW_SOLVER, SOLVERS, default_solver
 from ancestral.diffusion.samplers.transitions import Planned, Transition
@@ -22,7 +23,6 @@ COLUMNS = 12  # times of the film
 PATIENCE, FEWER = 30.0, 100  # seconds that a walk through every time may take; otherwise so many steps
 STEPS, MANY = (5, 10, 20, 50), 100  # compared; those of the images that they are compared with
 BRANCHES, SHARED, SHORT = 6, 3, 50  # draws from one state; every so many columns of the film; steps of each at most
-GREY = 127.5  # grey levels of a unit
 
 
 def part(subject: Subject) -> Part:
@@ -66,7 +66,7 @@ def drawn(subject: Subject, steps: int, move: Transition | Planned) -> Tensor:
 
 def rmse(a: Tensor, b: Tensor) -> Tensor:
     """Root of the mean squared difference of each pair of images, in grey levels, (B,)."""
-    return GREY * (a.clamp(-1, 1) - b.clamp(-1, 1)).square().flatten(1).mean(1).sqrt()
+    return HALF_RANGE * (a.clamp(-1, 1) - b.clamp(-1, 1)).square().flatten(1).mean(1).sqrt()
 
 
 def mean_apart(images: Tensor) -> tuple[float, float]:

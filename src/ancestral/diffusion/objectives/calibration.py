@@ -11,12 +11,13 @@ from torch import Tensor
 from ancestral.diffusion.denoisers.calibrated import bucket_sums, mean_errors
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.processes.gaussian import Gaussian
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grids import log_snr
 
 POINTS = 40  # times at which it is measured
 PRIOR_WEIGHT = 50  # pixels that the mean of all counts for in a bucket
-LEAST_ERROR = (0.15 / 127.5) ** 2  # of a predicted x0: 0.15 byte, chosen on held-out images (benchmarks/log.md)
+LEAST_ERROR = (0.15 / HALF_RANGE) ** 2  # of a predicted x0: 0.15 byte, chosen on held-out images (benchmarks/log.md)
 
 
 @torch.no_grad()
