@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ancestral.data.cache import gather, listing
-from ancestral.data.dataset import DataOptions, Item, Splits, split_off
+from ancestral.data.dataset import DataOptions, Item, Splits, splits_of
 from ancestral.data.folder_listing import TEST, TRAIN
 from ancestral.data.image_folder import channels_of_first, decoded, of_one_size, read_as, refuse_bad, streamed
 from ancestral.data.inventory import BAD, listed
@@ -63,9 +63,7 @@ def load_hub(name: str, options: DataOptions) -> Splits:
         key = [name, builder.hash, part, listing(files), channels, asdict(options)]  # the hash is a hub's commit
         sets.append(gather(read, class_names, of_part, options.cache, key, skipped))
     refuse_bad(skipped, options)
-    if len({one.shape for one in sets}) > 1:
-        raise UserError(f"{source}: images differ in size between the splits; set one: --set data.size=32")
-    result = Splits(sets[0], sets[1]) if len(sets) == 2 else split_off(sets[0], options.holdout, source)
+    result = splits_of(sets, options.holdout, source)
     more = [split for split in splits if split not in parts]
     how = streamed(sets[0], options)
     how["notes"] += notes
