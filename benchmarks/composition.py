@@ -34,7 +34,7 @@ from ancestral.diffusion.denoisers.targets import EPS
 from ancestral.diffusion.objectives.losses import Weighted
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
-from ancestral.diffusion.samplers.langevin import Corrected
+from ancestral.diffusion.samplers.langevin import PredictorCorrector
 from ancestral.diffusion.samplers.loop import from_model
 from ancestral.diffusion.samplers.mcmc import acceptance, adjusted
 from ancestral.diffusion.samplers.sample import latents, trajectory
@@ -97,7 +97,7 @@ def drawn(make: Callable[[list[int]], Predictor], images: int, method, draw, gri
         predictor = make(numbers)
         steps = list(trajectory(predictor, latents([1, 8, 8], 0, numbers), grid, method, 0, numbers, draw(predictor)))
         parts.append(steps[-1].x_s)
-        accepted.append(float(acceptance(steps).mean()) if isinstance(method, Corrected) else 1.0)
+        accepted.append(float(acceptance(steps).mean()) if isinstance(method, PredictorCorrector) else 1.0)
     return torch.cat(parts), float(np.mean(accepted))
 
 
@@ -112,7 +112,7 @@ if __name__ == "__main__":
     judge = classifier(splits.train)
     labels = np.asarray(splits.train.labels)
     digest = checkpoint.digest(saved)
-    plain, moves = DDIM(1.0), Corrected(steps=2, snr=0.25)
+    plain, moves = DDIM(1.0), PredictorCorrector(steps=2, snr=0.25)
     grid = grids.trailing(Q, LEVELS)
     repeated = [Q.T] * 6 + grid[1:]  # where a product begins, the chain's N(0, I) is not its law
     parts = {

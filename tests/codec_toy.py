@@ -13,7 +13,7 @@ from ancestral.compression.codebook import Canary, Codebook, Profile
 from ancestral.compression.codec import Codec
 from ancestral.compression.quantiser_cells import FRACTIONS, SLOPES, ZONES
 from ancestral.compression.residual_tables import ESCAPE, REACH, TOTAL, ResidualTable
-from ancestral.compression.step_planning import BUCKETS
+from ancestral.diffusion.denoisers.calibrated import BUCKETS
 from ancestral.diffusion.denoisers.denoiser import predict
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.types import over

@@ -15,7 +15,7 @@ from ancestral.diffusion.denoisers.analytic import Mixture
 from ancestral.diffusion.denoisers.composition import OneOf, Product, negation
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
-from ancestral.diffusion.samplers.langevin import Corrected
+from ancestral.diffusion.samplers.langevin import PredictorCorrector
 from ancestral.diffusion.samplers.mcmc import adjusted
 from ancestral.diffusion.samplers.sample import sample
 from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, optimal
@@ -36,7 +36,7 @@ def main() -> None:
     without = negation(ring, union, 1.0)  # of the bar alone the tails are so thin that dividing by it is best far away
     grid = grids.uniform(q, 60)
     again = [q.T] * 6 + grid[1:]
-    moves = Corrected(steps=2, snr=0.4)
+    moves = PredictorCorrector(steps=2, snr=0.4)
     panels = (
         ("product, summed scores alone", product, sample(product, [2], COUNT, grid, DDIM(1.0), 0, COUNT)),
         ("product, HMC", product, sample(product, [2], COUNT, again, moves, 0, COUNT, draw=adjusted(product, 5))),

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ancestral.apps.cli.main import main
 from ancestral.diffusion.samplers.grids import GRIDS
-from ancestral.diffusion.samplers.solvers import CALLS, default_solver
+from ancestral.diffusion.samplers.solvers import DEFAULT_CALLS, default_solver
 from ancestral.runs import checkpoint, tuned_times
 from ancestral.runs.config import PRESETS
 from ancestral.runtime.signals import catch_stop
@@ -89,7 +89,7 @@ def test_what_is_quick_is_drawn_and_the_whole_chain_where_it_is_asked_for(tmp_pa
     )
     assert trained.exit_code == 0, trained.output
     own = {"tiny": ("--variance", "optimal"), "absorbing": ()}[preset]
-    few = {"tiny": ("--solver", default_solver(CALLS)), "absorbing": ()}[preset]
+    few = {"tiny": ("--solver", default_solver(DEFAULT_CALLS)), "absorbing": ()}[preset]
     drawn, calls = {}, {"default": 20, "few": 20, "all": 48, "own": 48}
     for name, options in {
         "default": (),
@@ -121,9 +121,9 @@ def test_a_chain_shorter_than_the_default_is_drawn_whole(tmp_path):
 
 def test_all_that_names_the_default_names_the_same():
     for command in ("sample", "metrics"):
-        assert f"{CALLS} when left out" in " ".join(run_command(command, "--help").output.split())
+        assert f"{DEFAULT_CALLS} when left out" in " ".join(run_command(command, "--help").output.split())
     text = (Path(__file__).parents[2] / "docs" / "how-to" / "solvers.md").read_text()
-    assert f"Left out, they are {CALLS} steps of `{default_solver(CALLS)}`" in text
+    assert f"Left out, they are {DEFAULT_CALLS} steps of `{default_solver(DEFAULT_CALLS)}`" in text
 
 
 def test_the_default_solvers_and_eta_0_is_ddim(any_run, tmp_path):

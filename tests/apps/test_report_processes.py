@@ -34,7 +34,7 @@ from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.samplers import transitions
-from ancestral.diffusion.samplers.solvers import FLOW, SOLVERS
+from ancestral.diffusion.samplers.solvers import FLOW_SOLVER, SOLVERS
 from ancestral.runs import build, config
 
 
@@ -197,7 +197,7 @@ def test_more_steps_of_the_solver_come_nearer(explained):
 def test_drawn_images_are_those_of_the_command(any_run, tmp_path, command):
     run = of_run(any_run, None, num_images=8, seed=0, device="cpu", average_width=None)
     count = ("--num-images", reverse_film.SHOWN, "--device", "cpu", "--seed", 0)
-    for options, move in (((), SOLVERS[FLOW]), (("--variance", run.variance), run.move)):
+    for options, move in (((), SOLVERS[FLOW_SOLVER]), (("--variance", run.variance), run.move)):
         out = tmp_path / str(len(options))
         result = command("sample", any_run, "--steps", 5, "--out", out, *count, *options)
         assert result.exit_code == 0, result.output

@@ -20,19 +20,11 @@ from ancestral.compression import calibration, codebook, residual_coder, residua
 from ancestral.compression.compress_command import codec_of
 from ancestral.compression.errors import CodecError
 from ancestral.compression.quantiser_cells import Grids, to_grey
-from ancestral.compression.step_planning import (
-    BUCKETS,
-    Costs,
-    Errors,
-    bucket_sums,
-    channel_bits,
-    move_costs,
-    plan,
-)
+from ancestral.compression.step_planning import Costs, Errors, channel_bits, move_costs, plan
 from ancestral.data.load import load
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.analytic import gaussian
-from ancestral.diffusion.denoisers.calibrated import Calibrated
+from ancestral.diffusion.denoisers.calibrated import BUCKETS, Calibrated, bucket_sums
 from ancestral.diffusion.denoisers.denoiser import Watched
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.processes import schedules

@@ -16,7 +16,7 @@ from ancestral.diffusion.denoisers.targets import EPS, TARGETS, X0, V
 from ancestral.diffusion.objectives.losses import Weighted
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.samplers.langevin import Corrected, langevin
+from ancestral.diffusion.samplers.langevin import PredictorCorrector, langevin
 from ancestral.diffusion.samplers.loop import Move, from_model, walk
 from ancestral.diffusion.samplers.mcmc import acceptance, adjusted, proposal
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
@@ -345,7 +345,7 @@ def test_summed_scores_alone_miss_a_product_and_moves_mend_it(kind):
     made, count, down = Product(pair), 1000, range(49, 0, -1)
     x = latents([1], 0, range(count))
     plain = finish(trajectory(made, x, [50, *down], DDIM(1.0)))
-    steps = list(trajectory(made, x, [50] * 5 + [*down], Corrected(steps=3, snr=0.4), draw=adjusted(made, 6)))
+    steps = list(trajectory(made, x, [50] * 5 + [*down], PredictorCorrector(steps=3, snr=0.4), draw=adjusted(made, 6)))
     mended = steps[-1].x_s
     assert p_value(made, 1, plain) < 1e-5
     assert p_value(made, 1, mended) > 1e-3

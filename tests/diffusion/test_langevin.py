@@ -10,7 +10,7 @@ from ancestral.diffusion.denoisers.denoiser import score
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
-from ancestral.diffusion.samplers.langevin import Corrected, Langevin, langevin
+from ancestral.diffusion.samplers.langevin import Langevin, PredictorCorrector, langevin
 from ancestral.diffusion.samplers.loop import from_model, walk
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
 from ancestral.diffusion.samplers.transitions import DDIM, begin
@@ -105,7 +105,7 @@ def test_predictor_corrector_is_the_published_one_in_its_own_coordinates():
     """
     oracle, steps, snr = mixture(VE), 2, 0.3
     x, noise = latents([2], 0, range(4)), [latents([2], 1 + place, range(4)) for place in range(33)]
-    found = list(walk(oracle, x, grids.full(VE), Corrected(steps=steps, snr=snr), with_noise(noise)))
+    found = list(walk(oracle, x, grids.full(VE), PredictorCorrector(steps=steps, snr=snr), with_noise(noise)))
     y, numbers, sigma = (
         x / VE.signal(12),
         iter(noise),
@@ -127,7 +127,7 @@ def test_predictor_corrector_is_the_published_one_in_its_own_coordinates():
 
 
 @pytest.mark.parametrize(
-    ("method", "steps"), [(Langevin(8, 0.1), 60), (Corrected(steps=2, snr=0.2), 30)], ids=["langevin", "pc"]
+    ("method", "steps"), [(Langevin(8, 0.1), 60), (PredictorCorrector(steps=2, snr=0.2), 30)], ids=["langevin", "pc"]
 )
 def test_moments_of_what_is_drawn(method, steps):
     noise_schedule = schedules.ve(200, 0.01, 20.0)
@@ -161,7 +161,7 @@ def test_correcting_helps_the_same_few_predictor_steps(predictor):
         grid = [round(end + (200 - end) * (1 - i / steps)) for i in range(steps + 1)]
         plain, corrected = (
             far(finish(walk(oracle, x, grid, method, from_model(Streams(0, "r", range(count))))), true)
-            for method in (predictor, Corrected(predictor, snr=0.4))
+            for method in (predictor, PredictorCorrector(predictor, snr=0.4))
         )
         assert corrected < 0.85 * plain, (steps, plain, corrected)
 
@@ -182,7 +182,7 @@ def test_levels_are_visited_as_often_as_they_say():
         ([9, 0], [9, 0], [9, 9, 9, 0]),
         ([9, 4], [9, 4, 4, 4], [9, 9, 4, 4, 4]),
     ):
-        assert begin(Corrected(steps=2), VE, grid)[1] == pc
+        assert begin(PredictorCorrector(steps=2), VE, grid)[1] == pc
         assert begin(Langevin(steps=2), VE, grid)[1] == annealed
 
 

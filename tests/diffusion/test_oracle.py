@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2
 
 from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
-from ancestral.diffusion.denoisers.calibrated import X0_EDGES, Calibrated
+from ancestral.diffusion.denoisers.calibrated import BUCKETS, Calibrated
 from ancestral.diffusion.denoisers.denoiser import predict, score
 from ancestral.diffusion.objectives.calibration import LEAST_ERROR, calibrate
 from ancestral.diffusion.objectives.elbo import elbo, random_terms, strata
@@ -293,7 +293,7 @@ def test_claimed_errors_are_those_that_other_images_and_terms_show(terms):
 
     The predictor is as sure as a table can be. By Eq. 13 a single pixel can be the whole mean, and claims are untrue.
     """
-    black = Calibrated(Black(), torch.full((21, len(X0_EDGES) + 1), LEAST_ERROR, dtype=F64))
+    black = Calibrated(Black(), torch.full((21, BUCKETS), LEAST_ERROR, dtype=F64))
     claims = {}
     for name, likelihood in {"coded": Normal.log_prob_coded, "byte": Normal.log_prob_byte}.items():
         found = [

@@ -212,7 +212,7 @@ def energies(kind, leapfrogs):
     from ancestral.diffusion.denoisers.targets import TARGETS
     from ancestral.diffusion.processes.schedules import SCHEDULES
     from ancestral.diffusion.samplers.grids import trailing
-    from ancestral.diffusion.samplers.langevin import Corrected
+    from ancestral.diffusion.samplers.langevin import PredictorCorrector
     from ancestral.diffusion.samplers.mcmc import adjusted
     from ancestral.diffusion.samplers.sample import sample
     from ancestral.networks.unet import UNet
@@ -221,7 +221,8 @@ def energies(kind, leapfrogs):
     model = Denoiser(network, SCHEDULES["cosine"](20), TARGETS["eps"]).to(kind).eval()
     energy = Learned(model)
     times = trailing(model.schedule, 4)
-    sample(energy, (1, 8, 8), 2, times, Corrected(steps=2), device=torch.device(kind), draw=adjusted(energy, leapfrogs))
+    moves, draw = PredictorCorrector(steps=2), adjusted(energy, leapfrogs)
+    sample(energy, (1, 8, 8), 2, times, moves, device=torch.device(kind), draw=draw)
 
 
 def table_on_the_cpu(kind):

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from ancestral.diffusion.denoisers.calibrated import X0_EDGES
+from ancestral.diffusion.denoisers.calibrated import BUCKETS
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint
 from ancestral.runs.config import Config, DiffusionOptions, Facts, ModelOptions
@@ -228,7 +228,7 @@ def test_weights_fit_to_the_name_and_shape(folder, change, said):
 def test_published_folders_pass_it_too(weights, tmp_path, document, said):
     config, ours = weights
     facts = Facts((1, 8, 8))
-    saved = checkpoint.Checkpoint(tmp_path, 0, config, facts, ours, {}, {}, torch.zeros(1001, len(X0_EDGES) + 1))
+    saved = checkpoint.Checkpoint(tmp_path, 0, config, facts, ours, {}, {}, torch.zeros(1001, BUCKETS))
     hub.write(saved, tmp_path / "published", "card")
     assert run_command("import", tmp_path / "published", "--out", tmp_path / "good").exit_code == 0
     files = verified_folder.read(tmp_path / "published")

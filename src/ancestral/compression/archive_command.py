@@ -26,7 +26,7 @@ from ancestral.data.inventory import listed
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.errors import UserError
 from ancestral.runs import build
-from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.checkpoint import CALIBRATION, Checkpoint
 from ancestral.runs.conditions import need_none
 from ancestral.runs.config import Config
 from ancestral.runs.datasets import facts
@@ -40,7 +40,7 @@ from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, pieces
 from ancestral.runtime.text import quoted
 
-CALLS = 20  # of the network an image, where there are so many times
+ARCHIVE_CALLS = 20  # of the network an image, where there are so many times
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def open_coder(run: Path) -> tuple[Checkpoint, Predictor]:
 
 def model_id(saved: Checkpoint) -> bytes:
     """8 bytes: which weights, configuration and table, as they were written, wherever the run lies."""
-    digest, names = sha256(), ("calibration.safetensors", "config.json", "model.safetensors")
+    digest, names = sha256(), (CALIBRATION, "config.json", "model.safetensors")
     for name, content in sorted(verified_folder.read(saved.folder, names).items()):
         digest.update(sha256(content).digest() + name.encode())
     return digest.digest()[:8]
@@ -129,7 +129,7 @@ def compressed(
 
 def calls(config: Config) -> int:
     """Network calls an image, where no number is named."""
-    return min(CALLS, len(build.training_grid(config)) - 1)
+    return min(ARCHIVE_CALLS, len(build.training_grid(config)) - 1)
 
 
 def archive(run: Path, images: Path, *, out: Path, steps: int | None, grid: str, block: int) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor
 from ancestral.compression.entropy_coders import stream
 from ancestral.compression.errors import CodecError
 from ancestral.diffusion.denoisers.denoiser import Predictor
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.normal import Normal, standard_normal_like
 from ancestral.diffusion.samplers.loop import Move, walk
 from ancestral.diffusion.samplers.transitions import Transition
@@ -209,14 +210,14 @@ def _flat(values: Tensor, dtype: Any) -> np.ndarray:
 
 
 def _unit(pixels: Tensor) -> Tensor:
-    return pixels.double() / 127.5 - 1
+    return pixels.double() / HALF_RANGE - 1
 
 
 def _bytes(x0: Tensor) -> Tensor:
-    return ((x0 + 1) * 127.5).round().long()
+    return ((x0 + 1) * HALF_RANGE).round().long()
 
 
 def _of_bytes(p: Normal) -> tuple[np.ndarray, np.ndarray]:
     """(mean, standard deviation) in bytes; a surer one than the coder can tell apart is as good."""
-    std = (p.var.sqrt() * 127.5).clamp(min=SUREST).expand_as(p.mean)
-    return _flat((p.mean + 1) * 127.5, np.float64), _flat(std, np.float64)
+    std = (p.var.sqrt() * HALF_RANGE).clamp(min=SUREST).expand_as(p.mean)
+    return _flat((p.mean + 1) * HALF_RANGE, np.float64), _flat(std, np.float64)

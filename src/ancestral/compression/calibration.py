@@ -13,12 +13,14 @@ from torch import Tensor
 from ancestral.compression import residual_tables
 from ancestral.compression.codebook import Codebook, Profile, canary_of, identity, load, save
 from ancestral.compression.progressive import LEVEL_BITS
-from ancestral.compression.step_planning import Costs, Errors, bucket_sums, channel_bits, move_costs, plan, step_bits
+from ancestral.compression.step_planning import Costs, Errors, channel_bits, move_costs, plan, step_bits
 from ancestral.compression.trellis import CHANNELS
 from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.pixels import to_unit
+from ancestral.diffusion.denoisers.calibrated import bucket_sums, mean_errors
 from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts
 from ancestral.diffusion.objectives.calibration import interpolated
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
@@ -31,6 +33,7 @@ from ancestral.runs.open import device_of
 NODES = 64  # times that the error is measured at
 IMAGES, AT_THE_END, HELD_OUT = 128, 512, 32  # training images a time, more where a walk may end; held-out ones
 ENDS = (0.7, 14.0)  # noise in grey levels at which a walk may end
+PRIOR_WEIGHT = 5  # values that the mean of all counts for in a bucket
 OVERHEAD = 1.15  # bits that a channel takes for a bit of KL
 MOST_CALLS = 64
 SETS = 6  # of the residual's tables
@@ -58,7 +61,7 @@ def measure(model: Denoiser, saved: checkpoint.Checkpoint, images: Splits, tell:
         raise UserError(f"images of {facts(images.train).shape} cannot calibrate a model of {saved.facts.shape}")
     schedule = model.schedule
     times = build.spread_times(saved.config, NODES)
-    noise_levels = (-schedule.log_snr(torch.tensor(times)) / 2).exp() * 127.5
+    noise_levels = (-schedule.log_snr(torch.tensor(times)) / 2).exp() * HALF_RANGE
     ends = [index for index, level in enumerate(noise_levels.tolist()) if ENDS[0] <= level <= ENDS[1]] or [-1]
     ends = [index % len(times) for index in ends]
     train, held_out = images.train.spread(AT_THE_END), images.test.spread(HELD_OUT)
@@ -119,10 +122,9 @@ def _predicted(model: Denoiser, config: Config, images: ImageSet, t: int, purpos
 
 
 def _errors(times: list[int], sums: list[tuple[Tensor, Tensor]]) -> Errors:
-    """A bucket with few values leans on the mean of all, by the weight of 5."""
     squared, count = (torch.stack(column) for column in zip(*sums, strict=True))
     mean = squared.sum(1, keepdim=True) / count.sum(1, keepdim=True)
-    return Errors(tuple(times), (squared + 5 * mean) / (count + 5), count / count.sum(1, keepdim=True))
+    return Errors(tuple(times), mean_errors(squared, count, mean, PRIOR_WEIGHT), count / count.sum(1, keepdim=True))
 
 
 def _costs(model: Denoiser, errors: Errors, x0: Tensor, pixels: np.ndarray, predicted: dict[int, np.ndarray]) -> Costs:

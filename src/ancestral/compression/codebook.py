@@ -23,6 +23,7 @@ from ancestral.compression import residual_tables
 from ancestral.compression.errors import CodecError
 from ancestral.compression.residual_tables import ResidualTable
 from ancestral.diffusion.denoisers.denoiser import Denoiser, with_network
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint
@@ -173,7 +174,7 @@ def widened(model: Denoiser) -> Denoiser:
 @torch.no_grad()
 def drift(model: Denoiser, canary: Canary) -> float:
     """By how many grey levels the predictions of a `widened` model differ from those when it was measured, at most."""
-    return float((_answers(model, canary.x_t, canary.t, canary.labels) - canary.x0).abs().max()) * 127.5
+    return float((_answers(model, canary.x_t, canary.t, canary.labels) - canary.x0).abs().max()) * HALF_RANGE
 
 
 def check(model: Denoiser, codebook: Codebook, profile: Profile) -> float:

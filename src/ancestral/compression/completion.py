@@ -12,10 +12,10 @@ from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import from_model, walk
 from ancestral.diffusion.samplers.sample import finish
-from ancestral.diffusion.samplers.solvers import FLOW, SOLVERS
+from ancestral.diffusion.samplers.solvers import FLOW_SOLVER, SOLVERS
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 
-CALLS = 12  # of the network, at most
+COMPLETION_CALLS = 12  # of the network, at most
 
 # Of a predictor, x_t, t, the x0 predicted from it and each tile's number in its image: x0.
 Finish = Callable[[Predictor, Tensor, int, Tensor, Sequence[int]], Tensor]
@@ -29,7 +29,7 @@ def mean(predictor: Predictor, x_t: Tensor, t: int, x0: Tensor, numbers: Sequenc
 def ode(predictor: Predictor, x_t: Tensor, t: int, x0: Tensor, numbers: Sequence[int]) -> Tensor:
     """The deterministic flow down from x_t with UniPC: sharp, one picture for a file (Theis et al. 2022)."""
     times = down(predictor.schedule, t)
-    return finish(walk(predictor, x_t, times, SOLVERS[FLOW], lambda move: move.p.mean))
+    return finish(walk(predictor, x_t, times, SOLVERS[FLOW_SOLVER], lambda move: move.p.mean))
 
 
 def sample(predictor: Predictor, x_t: Tensor, t: int, x0: Tensor, numbers: Sequence[int]) -> Tensor:
@@ -42,10 +42,10 @@ def sample(predictor: Predictor, x_t: Tensor, t: int, x0: Tensor, numbers: Seque
 
 
 def down(schedule: Gaussian, t: int) -> list[int]:
-    """At most `CALLS` times from t to 0, the inner ones evenly spread in log SNR."""
+    """At most `COMPLETION_CALLS` times from t to 0, the inner ones evenly spread in log SNR."""
     log_snr = schedule.log_snr(torch.arange(1, t + 1))
     finite = log_snr[log_snr.isfinite()]  # all but that of T at zero terminal SNR
-    count = min(CALLS, t) - (len(log_snr) - len(finite))
+    count = min(COMPLETION_CALLS, t) - (len(log_snr) - len(finite))
     targets = torch.linspace(float(finite[-1]), float(finite[0]), count, dtype=torch.float64)
     inner = {int((log_snr - one).abs().argmin()) + 1 for one in targets.tolist()}
     return [*sorted(inner | {t}, reverse=True), 0]

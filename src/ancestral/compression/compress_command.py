@@ -119,16 +119,14 @@ def need_float64(device: str) -> None:
         raise UserError(f"--device: {NO_FLOAT64}; use --device cpu")
 
 
-def opened(
-    run: Path, device: str, images: Callable[[], Splits] | None = None
-) -> tuple[checkpoint.Checkpoint, Denoiser, Codebook]:
+def opened(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser, Codebook]:
     """A run, its model as the codec runs it, and what was measured of it: now, the first time.
 
     Raises:
         UserError: for a model that takes conditions.
     """
     saved, model = open_codable(run, device)
-    return saved, *with_codebook(run, saved, model, images)
+    return saved, *with_codebook(run, saved, model)
 
 
 def open_codable(run: Path, device: str) -> tuple[checkpoint.Checkpoint, Denoiser]:

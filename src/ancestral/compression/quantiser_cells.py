@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ancestral.compression.errors import CodecError
+from ancestral.diffusion.processes.levels import HALF_RANGE
 
 EIGHTHS = 8  # cells' centres are integers in eighths of a grey level
 WIDEST_GUARD = 0.1  # grey levels
@@ -61,7 +62,7 @@ class Grids:
 
 def to_grey(x0_hat: np.ndarray) -> np.ndarray:
     """[-1, 1] to grey levels, float64; what is beyond is clipped."""
-    return (np.clip(x0_hat.astype(np.float64), -1, 1) + 1) * 127.5
+    return (np.clip(x0_hat.astype(np.float64), -1, 1) + 1) * HALF_RANGE
 
 
 def base_of(cells: Any) -> Any:

@@ -18,10 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.calibrated import X0_EDGES, x0_bucket
 from ancestral.diffusion.processes.gaussian import Gaussian
-
-BUCKETS = len(X0_EDGES) + 1
 
 
 @dataclass(frozen=True)
@@ -92,11 +89,3 @@ def channel_bits(
         bits = (errors.share[index] * step_bits(widths[:, None] * r)).sum(1) * dimensions / efficiency
         counts.append(tuple(max(1, round(n)) for n in bits.tolist()))
     return tuple(counts)
-
-
-def bucket_sums(x0_hat: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
-    """(sums of |x0 - x0_hat|^2, counts) by bucket of x0_hat, float64."""
-    bucket = x0_bucket(x0_hat).flatten().cpu()
-    squared = (x0_hat - x0).cpu().double().square().flatten()
-    sums = torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, bucket, squared)
-    return sums, bucket.bincount(minlength=BUCKETS).double()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.streams import OpenStreams, Streams
 
 LENGTH = 9  # of the vector that describes how an image was moved
@@ -76,7 +77,7 @@ def moved(x0: Tensor, moves: Moves) -> Tensor:
     grid = functional.affine_grid((back * half / half[:, None])[:, :2].to(x), list(x.shape), align_corners=False)
     resampled = functional.grid_sample(x, grid, mode="bicubic", padding_mode="reflection", align_corners=False)
     result = x0.clone()
-    result[rows] = resampled.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
+    result[rows] = resampled.clamp(-1, 1).add(1).mul(HALF_RANGE).round().div(HALF_RANGE).sub(1)
     return result
 
 

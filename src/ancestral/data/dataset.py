@@ -214,3 +214,14 @@ def split_off(whole: ImageSet, share: float, source: str) -> Splits:
         split += f"; {repeated:,} equal or nearly equal images are kept on one side"
     reading = Reading(source, len(whole), len(whole), split=split)
     return Splits(whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test)), reading=reading)
+
+
+def splits_of(sets: Sequence[ImageSet], share: float, source: str) -> Splits:
+    """A source's own split, or a share of its only set held out.
+
+    Raises:
+        UserError: when images differ in size between the splits, and as `split_off`.
+    """
+    if len({one.shape for one in sets}) > 1:
+        raise UserError(f"{source}: images differ in size between the splits; set one: --set data.size=32")
+    return split_off(sets[0], share, source) if len(sets) == 1 else Splits(sets[0], sets[1])

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ancestral.data.cache import gather, listing
-from ancestral.data.dataset import DataOptions, Item, Splits, split_off
+from ancestral.data.dataset import DataOptions, Item, Splits, splits_of
 from ancestral.data.folder_listing import TEST, TRAIN
 from ancestral.data.image_folder import channels_of_first, decoded, of_one_size, read_as, refuse_bad, streamed
 from ancestral.data.inventory import BAD, listed
+from ancestral.data.source_paths import HUB_PREFIX
 from ancestral.errors import UserError, missing
 
 
@@ -27,10 +28,11 @@ def load_hub(name: str, options: DataOptions) -> Splits:
     Raises:
         UserError: when the package or the set is absent, or it has no column of images.
     """
+    source = HUB_PREFIX + name
     try:
         import datasets
     except ImportError:
-        raise missing(f"hf:{name}", "datasets", "hf") from None
+        raise missing(source, "datasets", "hf") from None
     path = Path(name)
     if path.suffix == ".parquet":
         how: dict[str, Any] = {"path": "parquet", "data_files": {"train": name}}
@@ -42,35 +44,33 @@ def load_hub(name: str, options: DataOptions) -> Splits:
         builder = datasets.load_dataset_builder(**how)
         splits: Any = builder.as_streaming_dataset()
     except Exception as error:  # a missing file, no network, a set of another kind: each library below has its own
-        raise _refused(f"hf:{name}", "opened", error) from None
+        raise _refused(source, "opened", error) from None
     named = {split.lower(): split for split in splits}
     trains, tests = ([named[one] for one in names if one in named] for names in (TRAIN, TEST))
     parts = trains[:1] + tests[:1]
     if not trains:
-        raise UserError(f"hf:{name}: has no split named train; it has {', '.join(splits)}")
+        raise UserError(f"{source}: has no split named train; it has {', '.join(splits)}")
     files = sorted(path.rglob("*")) if path.is_dir() else sorted(map(Path, glob.glob(name)))
     skipped: list[str] = []
     sets, channels, notes = [], options.channels, tuple[str, ...]()
     for part in parts:
-        image, label, class_names, notes = _columns(name, splits[part].features)
-        source = f"hf:{name}/{part}"
-        rows = _Rows(splits[part].cast_column(image, datasets.Image(decode=False)), source)
-        files_in = ((_bytes(row[image], source), source) for row in rows)
-        channels = channels or channels_of_first(files_in, options, source)
-        read = partial(_read, rows, image, label, source, channels, options)
+        image, label, class_names, notes = _columns(source, splits[part].features)
+        of_part = f"{source}/{part}"
+        rows = _Rows(splits[part].cast_column(image, datasets.Image(decode=False)), of_part)
+        files_in = ((_bytes(row[image], of_part), of_part) for row in rows)
+        channels = channels or channels_of_first(files_in, options, of_part)
+        read = partial(_read, rows, image, label, of_part, channels, options)
         key = [name, builder.hash, part, listing(files), channels, asdict(options)]  # the hash is a hub's commit
-        sets.append(gather(read, class_names, source, options.cache, key, skipped))
+        sets.append(gather(read, class_names, of_part, options.cache, key, skipped))
     refuse_bad(skipped, options)
-    if len({one.shape for one in sets}) > 1:
-        raise UserError(f"hf:{name}: images differ in size between the splits; set one: --set data.size=32")
-    result = Splits(sets[0], sets[1]) if len(sets) == 2 else split_off(sets[0], options.holdout, f"hf:{name}")
+    result = splits_of(sets, options.holdout, source)
     more = [split for split in splits if split not in parts]
     how = streamed(sets[0], options)
     how["notes"] += notes
     how["notes"] += (f"the splits {listed(more)} are not used",) if more else ()
     return read_as(
         result,
-        f"hf:{name}",
+        source,
         split=result.reading.split or f"the set's own {parts[0]} and {parts[1]}",
         classes=sets[0].classes("the column of labels"),
         left_out={BAD: tuple(skipped)} if skipped else {},
@@ -97,18 +97,18 @@ class _Rows:
             raise _refused(self.source, "read", error) from None
 
 
-def _columns(name: str, features: Any) -> tuple[str, str | None, tuple[str, ...] | None, tuple[str, ...]]:
+def _columns(source: str, features: Any) -> tuple[str, str | None, tuple[str, ...] | None, tuple[str, ...]]:
     """(column of images, column of labels or None, names of the classes or None, what to say of others).
 
     The first of each is taken.
     """
     if features is None:
-        raise UserError(f"hf:{name}: does not say what its columns hold, so that none is known to be of images")
+        raise UserError(f"{source}: does not say what its columns hold, so that none is known to be of images")
     kinds = {column: type(kind).__name__ for column, kind in features.items()}
     images = [column for column, kind in kinds.items() if kind == "Image"]
     labels = [column for column, kind in kinds.items() if kind == "ClassLabel"]
     if not images:
-        raise UserError(f"hf:{name}: has no column of images; it has {', '.join(kinds)}")
+        raise UserError(f"{source}: has no column of images; it has {', '.join(kinds)}")
     notes = tuple(
         f"the {what} are of the column {first}, not of {listed(others)}"
         for what, (first, *others) in (("images", images), ("labels", labels or [""]))

@@ -15,7 +15,7 @@ import numpy as np
 
 from ancestral.data.bit_depth import white_for
 from ancestral.data.cache import cached, gather, listing
-from ancestral.data.dataset import DataOptions, ImageSet, Item, Splits, split_off
+from ancestral.data.dataset import DataOptions, ImageSet, Item, Splits, splits_of
 from ancestral.data.decode import BadImage, Look, decode, look
 from ancestral.data.folder_listing import METADATA, Listing, parts_of
 from ancestral.data.inventory import BAD, Reading, counted, listed
@@ -44,10 +44,7 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
         read = partial(_read, part.root, {file: by_file[file] for file in files}, class_names, seen, options)
         sets.append(gather(read, class_names, str(part.root), options.cache, key, skipped))
     refuse_bad(skipped, options)
-    shapes = {one.shape for one in sets}
-    if len(shapes) > 1:
-        raise UserError(f"{root}: images differ in size between the splits; set one: --set data.size=32")
-    splits = split_off(sets[0], options.holdout, str(root)) if len(sets) == 1 else Splits(sets[0], sets[1])
+    splits = splits_of(sets, options.holdout, str(root))
     bad = tuple(line.removeprefix(f"{root}{os.sep}") for line in skipped)
     left_out: dict[str, tuple[str, ...]] = {BAD: bad} if bad else {}
     if root not in [part.root for part in parts.folders] and (lists := [n for n in METADATA if (root / n).is_file()]):

@@ -20,6 +20,7 @@ from ancestral.data.dataset import MOST_CLASSES, DataOptions, ImageSet, Item, Sp
 from ancestral.data.decode import adapt_all
 from ancestral.data.huggingface import load_hub
 from ancestral.data.image_folder import load_folder, read_as, white_note
+from ancestral.data.source_paths import HUB_PREFIX
 from ancestral.data.tar_shards import is_pattern, load_shards
 from ancestral.errors import UserError, missing
 from ancestral.runtime.array_files import unpacked
@@ -39,8 +40,8 @@ def load(source: str, options: DataOptions) -> Splits:
         facts = {"split": "a fifth of each class", "classes": "the set's own labels", "notes": notes}
         splits = read_as(BUILT_IN[source](), source, **facts)
         splits = _adapted(splits, options)
-    elif source.startswith("hf:"):
-        splits = load_hub(source.removeprefix("hf:"), options)
+    elif source.startswith(HUB_PREFIX):
+        splits = load_hub(source.removeprefix(HUB_PREFIX), options)
     elif is_pattern(source):
         splits = load_shards(source, options)
     elif path.is_dir() and (path / "checkpoints").is_dir():
@@ -88,21 +89,21 @@ def settled(source: str) -> str:
     Raises:
         UserError: for a path that no run could keep.
     """
-    hub, path = ("hf:", source.removeprefix("hf:")) if source.startswith("hf:") else ("", source)
+    hub, path = (HUB_PREFIX, source.removeprefix(HUB_PREFIX)) if source.startswith(HUB_PREFIX) else ("", source)
     here = source not in BUILT_IN and (_is_on_disk(path) if hub else is_pattern(path) or Path(path).exists())
     return hub + utf8(os.path.abspath(path), "the path of the data") if here else source
 
 
 def is_there(source: str) -> bool:
     """Whether there may be images: unknown of what is read from elsewhere."""
-    if source.startswith("hf:"):
-        return not os.path.isabs(path := source.removeprefix("hf:")) or _is_on_disk(path)
+    if source.startswith(HUB_PREFIX):
+        return not os.path.isabs(path := source.removeprefix(HUB_PREFIX)) or _is_on_disk(path)
     return source in BUILT_IN or is_pattern(source) or Path(source).exists()
 
 
 def is_local(source: str) -> bool:
     """Whether images are read from this machine, and nobody else is asked for them."""
-    return is_there(source) and (not source.startswith("hf:") or _is_on_disk(source.removeprefix("hf:")))
+    return is_there(source) and (not source.startswith(HUB_PREFIX) or _is_on_disk(source.removeprefix(HUB_PREFIX)))
 
 
 def _is_on_disk(path: str) -> bool:

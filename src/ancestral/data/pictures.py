@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ancestral.runtime import verified_folder
 
 SIZE, LINE = 12, 16  # of the labels' letters and of a line of them, in pixels
+FRAME, LAST_FRAME = 120, 2000  # milliseconds of an animation
 WIDEST = 128  # up to so many pixels an image is enlarged until its label fits; then the label is cut
 
 
@@ -108,10 +109,10 @@ def contact_sheet(
     return picture
 
 
-def animation(frames: Sequence[Image.Image], milliseconds: int = 120) -> bytes:
+def animation(frames: Sequence[Image.Image]) -> bytes:
     """A looping GIF that rests on its last frame, as bytes."""
     file = io.BytesIO()
-    durations = [milliseconds] * (len(frames) - 1) + [2000]
+    durations = [FRAME] * (len(frames) - 1) + [LAST_FRAME]
     frames[0].save(file, "gif", save_all=True, append_images=list(frames[1:]), duration=durations, loop=0)
     return file.getvalue()
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ancestral.data.dataset import Rows
+from ancestral.diffusion.processes.levels import HALF_RANGE
 
 
 def to_unit(images: np.ndarray | Rows) -> Tensor:
@@ -16,9 +17,10 @@ def to_unit(images: np.ndarray | Rows) -> Tensor:
 
 def scaled(images: Tensor) -> Tensor:
     """`to_unit` of a tensor, on its device."""
-    return images.permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+    return images.permute(0, 3, 1, 2).float().div(HALF_RANGE).sub(1).contiguous()
 
 
 def to_bytes(images: Tensor) -> np.ndarray:
     """[-1, 1] (B, C, H, W) to the nearest bytes (B, H, W, C)."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    levels = ((images.clamp(-1, 1) + 1) * HALF_RANGE).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()

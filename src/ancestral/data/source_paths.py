@@ -1,4 +1,4 @@
-"""Paths of image sources: compared, and printed without the home folder."""
+"""Names of image sources: compared, and printed without the home folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 
 from ancestral.runtime.text import quoted
+
+HUB_PREFIX = "hf:"  # of a name on the Hugging Face hub
 
 
 def same_source(one: str, other: str) -> bool:

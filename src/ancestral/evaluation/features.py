@@ -256,9 +256,9 @@ def count_missing(images: ImageSet, by: Network, cache: Path | None = None) -> i
     return sum(len(piece) for piece in work if not is_kept(folder, piece))
 
 
-def kept_features(images: ImageSet, by: Network, cache: Path | None = None) -> Tensor | None:
+def kept_features(images: ImageSet, by: Network) -> Tensor | None:
     """As `features_of`, if all of them are in the cache: nothing is computed or written."""
-    folder, _, work = _cache_entry(images, by, cache)
+    folder, _, work = _cache_entry(images, by, None)
     try:
         return _concatenated(kept_tensors(folder, work))
     except Damaged:

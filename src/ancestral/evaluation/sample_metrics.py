@@ -20,6 +20,7 @@ from ancestral.diffusion.processes.streams import permutation, stream
 GROUPS = 10  # of the jackknife
 BOOTSTRAPS = 1000
 APART = 5  # standard deviations of the logarithm, and at least a factor of two, by which a repetition is nearer
+AS_NEAR = 0.01  # share of the held-out images that are as near to a training image as a copy
 NEIGHBOURS = 5  # that span the manifold, as Naeem et al. 2020 chose
 ROWS = 1024  # of a pairwise matrix that are held at a time
 VALUES = 1 << 24  # of what is compared that are held at a time
@@ -106,9 +107,9 @@ def score(logits: Tensor, subsets: Tensor) -> dict[str, Tensor]:
 METRICS: dict[str, Callable[[Tensor], Metric]] = {"frechet": frechet, "kernel": kernel, "manifold": manifold}
 
 
-def against(reference: Tensor, metrics: Iterable[Callable[[Tensor], Metric]] = METRICS.values()) -> Metric:
-    """Several metrics against one reference as one."""
-    ready = [metric(reference) for metric in metrics]
+def against(reference: Tensor) -> Metric:
+    """All metrics against one reference as one."""
+    ready = [metric(reference) for metric in METRICS.values()]
     return lambda samples, subsets: {
         name: values for metric in ready for name, values in metric(samples, subsets).items()
     }
@@ -135,14 +136,14 @@ def with_errors(metric: Metric, samples: Tensor) -> dict[str, Estimate]:
     }
 
 
-def class_imbalance(samples: Tensor, reference: Tensor, seed: int = 0) -> Estimate:
+def class_imbalance(samples: Tensor, reference: Tensor) -> Estimate:
     """Half the sum of |p - q| over the shares of the classes (N,): the share of samples that are in a wrong class.
 
     Chance alone gives about `imbalance_by_chance`. The error is by a bootstrap of the samples; the reference is fixed.
     """
     classes = int(max(samples.max(), reference.max())) + 1
     drawn, real = (torch.bincount(one, minlength=classes).numpy() for one in (samples, reference))
-    again = stream(seed, "bootstrap", 0).multinomial(len(samples), drawn / len(samples), BOOTSTRAPS)
+    again = stream(0, "bootstrap", 0).multinomial(len(samples), drawn / len(samples), BOOTSTRAPS)
     values = np.abs(np.stack([drawn, *again]) / len(samples) - real / len(reference)).sum(1) / 2
     return Estimate(float(values[0]), float(values[1:].std()))
 
@@ -216,7 +217,7 @@ def repeats(distances: Tensor) -> Tensor:
     return logs < others.median() - (APART * deviation).clamp(min=math.log(2))
 
 
-def copies(distances: Tensor, held_out: Tensor, quantile: float = 0.01) -> Estimate:
+def copies(distances: Tensor, held_out: Tensor) -> Estimate:
     """The share of samples nearer to a training image than all but a hundredth of the held-out images are.
 
     About 0.01 where a model has learned and not memorised; 1 where it repeats its training images.
@@ -224,9 +225,8 @@ def copies(distances: Tensor, held_out: Tensor, quantile: float = 0.01) -> Estim
     Args:
         distances: of the samples to their nearest training images, (N,).
         held_out: the same of images that were never trained on, without those that `repeats` finds.
-        quantile: the share of the held-out ones that are as near.
     """
-    found = (distances <= held_out.quantile(quantile)).double()
+    found = (distances <= held_out.quantile(AS_NEAR)).double()
     return Estimate(float(found.mean()), float(found.std() / len(found) ** 0.5))
 
 

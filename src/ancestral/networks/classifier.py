@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from ancestral.diffusion.processes.levels import HALF_RANGE
+
 GRID = 16  # patches a side, at most
 WIDTH, FEATURES = 32, 128
 
@@ -40,6 +42,6 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Bytes (B, C, H, W) to features (B, 128), of which `last` makes the logits of the classes."""
         height, width = (-side % self.patch for side in images.shape[2:])
-        x = functional.pad(images.to(self.last.weight.dtype) / 127.5 - 1, (0, width, 0, height))
+        x = functional.pad(images.to(self.last.weight.dtype) / HALF_RANGE - 1, (0, width, 0, height))
         x = functional.pixel_unshuffle(x, self.patch)
         return self.layers(x.contiguous(memory_format=torch.channels_last)).mean((2, 3))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
@@ -44,6 +43,7 @@ from ancestral.runs import checkpoint, conditions
 from ancestral.runs.config import Config, Facts, ModelOptions, TrainOptions
 from ancestral.runs.process_kinds import FEW_CALLS, chain, has_noise
 from ancestral.runs.registry import choose
+from ancestral.runtime.launch import local_rank
 from ancestral.runtime.tensor_files import fitting
 
 WITHOUT_NAME = "betas"  # the schedule that is a vector of its own, `diffusion.betas`
@@ -346,7 +346,7 @@ def device(name: str) -> torch.device:
         raise UserError(f"--device: must be a text, got {name!r}; choose from: auto, {', '.join(here)}")
     kind, _, number = (here[0] if name == "auto" else name).partition(":")
     if kind == "cuda":
-        number = number or os.environ.get("LOCAL_RANK", "0")  # as torchrun numbers the processes of a machine
+        number = number or str(local_rank())  # as torchrun numbers the processes of a machine
     if kind not in here or number not in ("", *map(str, range(counts[kind]))):
         asked = f"{kind}:{number}" if number else kind
         raise UserError(f"--device: '{asked}' is not available here; choose from: auto, {', '.join(here)}")

@@ -24,7 +24,7 @@ import msgspec
 import safetensors.torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.calibrated import X0_EDGES
+from ancestral.diffusion.denoisers.calibrated import BUCKETS
 from ancestral.errors import OtherVersion, UserError
 from ancestral.networks import ema
 from ancestral.runs.config import Config, Facts, from_json, to_json
@@ -36,6 +36,7 @@ from ancestral.runtime.text import quoted
 
 KEEP = 2
 MODEL_FILES = ("config.json", "model.safetensors")
+CALIBRATION = "calibration.safetensors"
 UNCHECKED = ("guard/",)  # tensors that hold what is not finite by design
 
 
@@ -63,6 +64,10 @@ class State(TypedDict):
     fastest_on: NotRequired[str | None]
     origin: NotRequired[OriginState]
     read: NotRequired[dict[str, str]]  # SHA-256 of the files that an imported model was made of
+    timestep_spacing: NotRequired[str]  # of its scheduler, in the words of diffusers
+    # These two are said when it is imported, and not written:
+    checked: NotRequired[bool]  # whether all of those files have digests of their own
+    notes: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class Checkpoint:
     weights: Mapping[str, Tensor]  # the averaged ones, which sampling uses
     tensors: Mapping[str, Tensor]  # what training needs to go on
     state: dict[str, Any]
-    calibration: Tensor | None  # E|x0 - x0_hat|^2 at each t
+    calibration: Tensor | None  # E|x0 - x0_hat|^2 at each t and bucket of x0_hat (T + 1, buckets)
 
 
 def save(
@@ -142,13 +147,15 @@ def model_files(saved: Checkpoint) -> dict[str, bytes]:
 
 def shared_files(document: dict[str, Any], state: dict[str, Any], calibration: Tensor | None) -> dict[str, bytes]:
     """The files of a divided checkpoint that one process writes for all."""
-    files = {"config.json": json_bytes(document), "state.json": json_bytes(state)}
-    return files if calibration is None else {**files, "calibration.safetensors": _pack({"x0_var": calibration})}
+    return _calibrated({"config.json": json_bytes(document), "state.json": json_bytes(state)}, calibration)
 
 
 def _files(document: dict[str, Any], weights: Mapping[str, Tensor], calibration: Tensor | None) -> dict[str, bytes]:
-    files = {"config.json": json_bytes(document), "model.safetensors": _pack(weights)}
-    return files if calibration is None else {**files, "calibration.safetensors": _pack({"x0_var": calibration})}
+    return _calibrated({"config.json": json_bytes(document), "model.safetensors": _pack(weights)}, calibration)
+
+
+def _calibrated(files: dict[str, bytes], calibration: Tensor | None) -> dict[str, bytes]:
+    return files if calibration is None else {**files, CALIBRATION: _pack({"x0_var": calibration})}
 
 
 def description(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts, Tensor | None]:
@@ -163,12 +170,12 @@ def description(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts,
         raise
     except UserError as error:
         raise verified_folder.Damaged(str(error)) from None
-    if "calibration.safetensors" not in parsed:
+    if CALIBRATION not in parsed:
         return config, facts, None
-    table = parsed["calibration.safetensors"].get("x0_var")
-    if table is None or table.shape != (config.diffusion.T + 1, len(X0_EDGES) + 1):
-        where = folder / "calibration.safetensors"
-        raise verified_folder.Damaged(f"{where}: x0_var is not of a model with diffusion.T = {config.diffusion.T}")
+    table = parsed[CALIBRATION].get("x0_var")
+    if table is None or table.shape != (config.diffusion.T + 1, BUCKETS):
+        wrong = f"x0_var is not of a model with diffusion.T = {config.diffusion.T}"
+        raise verified_folder.Damaged(f"{folder / CALIBRATION}: {wrong}")
     return config, facts, table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from ancestral.networks.unet import Attention, Downsample, ResidualBlock, Stage
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.config import Config, Facts, ModelOptions
+from ancestral.runtime.launch import world_size
 
 SECONDS = 0.2  # of measuring, after one repeat of each format
 LEAST = 2  # repeats of each that are timed, in turn; the quickest counts
@@ -183,7 +183,7 @@ def for_drawing(name: str, saved: Checkpoint, device: torch.device) -> ComputeFo
         return candidates("auto", "auto", device)[-1]
     if saved.state.get("fastest_on") == processor():
         return ComputeFormat(saved.state["precision"], saved.state["channels_last"])
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         return candidates("auto", "auto", device)[-1]
     return _measured_for_drawing(saved.config, saved.facts, device)
 

@@ -318,6 +318,17 @@ def to_json(config: Config, facts: Facts) -> dict[str, Any]:
     return document
 
 
+def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    named = {}
+    for key, value in document.items():
+        if isinstance(value, dict):
+            named |= flat(value, f"{prefix}{key}.")
+        else:
+            named[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return named
+
+
 def from_json(document: Any, where: str) -> tuple[Config, Facts]:
     """The inverse of `to_json`.
 

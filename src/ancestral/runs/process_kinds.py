@@ -20,7 +20,7 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grid_search import Search, by_ends, shortest
 from ancestral.diffusion.samplers.loop import Draw, from_model
 from ancestral.diffusion.samplers.reveal import Reveal
-from ancestral.diffusion.samplers.solvers import CALLS, FLOW, SOLVERS, default_solver
+from ancestral.diffusion.samplers.solvers import DEFAULT_CALLS, FLOW_SOLVER, SOLVERS, default_solver
 from ancestral.diffusion.samplers.transitions import (
     DDIM,
     VARIANCES,
@@ -183,7 +183,7 @@ def _absorbing(kind: type[Absorbing]) -> Chain:
         calibrated=False,
         named=lambda variance: "positions revealed in any order",
         search=Search(_cheapest, lambda fine, steps, begun: 2 * fine),
-        calls=CALLS,
+        calls=DEFAULT_CALLS,
         grid=lambda config: "trailing",
         more=_WHOLE,
     )
@@ -199,8 +199,8 @@ _GAUSSIAN = Chain(
     quick=lambda steps: SOLVERS[default_solver(steps)],
     calibrated=True,
     named=lambda variance: f"{variance} variance",
-    search=by_ends(SOLVERS[FLOW]),
-    calls=CALLS,
+    search=by_ends(SOLVERS[FLOW_SOLVER]),
+    calls=DEFAULT_CALLS,
     grid=lambda config: "trailing",
     more=_WHOLE,
 )

@@ -24,8 +24,8 @@ def choose(table: Mapping[str, _T], name: str, field: str) -> _T:
     return table[name]
 
 
-def suggest(name: object, names: Iterable[str]) -> str:
-    """' Did you mean ...?' when a name is near, otherwise the list."""
+def suggest(name: object, names: Iterable[str], likeness: float = 0.5) -> str:
+    """`did you mean 'NAME'?` of the nearest name that is so like it, otherwise the list: the end of a message."""
     options = list(names)
-    near = difflib.get_close_matches(str(name), options, 1, 0.5)
+    near = difflib.get_close_matches(str(name), options, 1, likeness)
     return f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(options)}"

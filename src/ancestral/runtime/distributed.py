@@ -7,7 +7,6 @@ rounding; or, in exact mode, shard by shard in one fixed binary tree, equal to t
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -21,6 +20,7 @@ from torch import Tensor, distributed
 
 from ancestral.errors import UserError
 from ancestral.runtime.console import screen
+from ancestral.runtime.launch import local_rank, world_size
 
 PATIENCE = timedelta(minutes=10)  # of processes that wait for each other
 LONG = timedelta(days=1)  # where one of them does something that the others need
@@ -138,13 +138,12 @@ def tree_sum(parts: Sequence[Tensor]) -> Tensor:
 
 def join(device: torch.device, patience: timedelta = PATIENCE) -> Processes:
     """Join the other processes that torchrun started, if it did; none waits for another longer than `patience`."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    size, number = world_size(), local_rank()
     if size > 1 and device.type == "mps":
         raise UserError("--processes: there is one mps device, and no library joins processes on it; use --device cpu")
     bound = device if device.type == "cuda" else None
     if bound is not None:
-        if size > 1 and bound.index != local_rank:
+        if size > 1 and bound.index != number:
             raise UserError(f"--device {bound}: each of the {size} processes has a GPU of its own; use --device cuda")
         torch.cuda.set_device(bound)  # torch's seeds are for this one, and "cuda" means it
     if size == 1:
@@ -153,7 +152,7 @@ def join(device: torch.device, patience: timedelta = PATIENCE) -> Processes:
         backend = "gloo" if bound is None else "cpu:gloo,cuda:nccl"
         distributed.init_process_group(backend, timeout=patience, device_id=bound)
     control: Any = distributed.new_group(timeout=patience, backend="gloo")
-    return Processes(distributed.get_rank(), size, local_rank, patience, control)
+    return Processes(distributed.get_rank(), size, number, patience, control)
 
 
 def leave() -> None:

@@ -19,6 +19,7 @@ from ancestral.runtime.signals import STOPPED, TRAINING
 from ancestral.runtime.text import shown
 
 EXIT_FILE = "ANCESTRAL_EXIT_FILE"  # holds the exit code of the first process to end in order, of each attempt
+_WORLD_SIZE = "WORLD_SIZE"  # torchrun sets it for the processes, and LOCAL_RANK
 _ATTEMPT = "TORCHELASTIC_RESTART_COUNT"  # set for the processes: how often they were begun again
 REFUSED = 2  # exit code of a mistake in the input
 _PATIENCE = "600"  # seconds that processes have to save when they are told to stop, where torch gives 30
@@ -122,4 +123,14 @@ def need_new_attempt() -> None:
 
 def is_child() -> bool:
     """Whether a launcher has started this process as one of several."""
-    return "WORLD_SIZE" in os.environ
+    return _WORLD_SIZE in os.environ
+
+
+def world_size() -> int:
+    """How many processes a launcher has started, on all machines; 1 where none has."""
+    return int(os.environ.get(_WORLD_SIZE, "1"))
+
+
+def local_rank() -> int:
+    """Which of its machine's processes this is."""
+    return int(os.environ.get("LOCAL_RANK", "0"))

@@ -19,7 +19,7 @@ from ancestral.diffusion.objectives.statistics import psnr
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import Step, from_model, walk
-from ancestral.diffusion.samplers.solvers import FLOW
+from ancestral.diffusion.samplers.solvers import FLOW_SOLVER
 from ancestral.diffusion.samplers.transitions import begin
 from ancestral.errors import UserError
 from ancestral.runs.registry import choose
@@ -37,7 +37,7 @@ def with_new_noise(options: SamplingOptions) -> SamplingOptions:
 
 def along_the_flow(options: SamplingOptions) -> SamplingOptions:
     """By the flow where no way to step is named: what it encodes, it decodes."""
-    return options if options.step_named else replace(options, solver=FLOW)
+    return options if options.step_named else replace(options, solver=FLOW_SOLVER)
 
 
 class Edit(NamedTuple):

@@ -360,7 +360,7 @@ def _train_owned(
         )
         if processes.first:
             with beside("trackers", _warn):
-                shown = {**trackers.flat(run.document), "config.source": public(run.config.source)}
+                shown = {**config.flat(run.document), "config.source": public(run.config.source)}
                 run.tracker = trackers.open_trackers(track, folder, shown, _warn)
         _train_with_progress(run, stop_requested)
     if run.tracker is not None:

@@ -17,7 +17,7 @@ from ancestral.training.origin import Origin
 
 RATE = 1 / 3  # of the learning rate that the model was trained with: see the log, 2026-11-29
 OBJECTIVE = "progressive"  # where none is named
-CALLS = 2  # of the network to draw an image
+DISTILLED_CALLS = 2  # of the network to draw an image
 
 
 def settings(
@@ -36,7 +36,8 @@ def settings(
         model: to begin with; a run that is there does not need it any more.
         overrides: of any setting, by key, as `--set` takes them.
         folder: of the run.
-        calls: of the network to draw an image, where the objective is for one number of them; `CALLS` when left out.
+        calls: of the network to draw an image, where the objective is for one number of them; DISTILLED_CALLS when
+            left out.
         data: images to tune on; those that the model was trained on when left out.
         fresh: whether a run in the folder counts for nothing.
         further: whether a complete run goes on, with all that it has.
@@ -85,5 +86,5 @@ def _tuned(overrides: Mapping[str, Any], calls: int | None) -> dict[str, Any]:
         "diffusion.chain": few.chain,
         "diffusion.times": few.times,
         "diffusion.variance": "fixedlarge",  # its reverse step has its own, whatever is named
-        **({"diffusion.train_steps": CALLS if calls is None else calls} if few.counted else {}),
+        **({"diffusion.train_steps": DISTILLED_CALLS if calls is None else calls} if few.counted else {}),
     }

@@ -14,11 +14,10 @@ from typing import Any
 from ancestral.data.source_paths import same_source
 from ancestral.errors import UserError
 from ancestral.runs.checkpoint import Checkpoint
-from ancestral.runs.config import Config, Facts
+from ancestral.runs.config import Config, Facts, flat
 from ancestral.runs.plan import Leg, from_state
 from ancestral.runtime import disk
 from ancestral.runtime.text import quoted
-from ancestral.training.trackers import flat
 
 # Settings of the computation may change when a run is resumed. Older runs lack the untrained classes and the white
 # level; that the images are the same is checked by their digest.

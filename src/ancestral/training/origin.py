@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ancestral.data.inventory import listed
+from ancestral.data.source_paths import HUB_PREFIX
 from ancestral.diffusion.denoisers.denoiser import CLOCKS
 from ancestral.errors import UserError
 from ancestral.runs import build
@@ -43,10 +44,10 @@ class Origin:
 
     def __init__(self, name: str) -> None:
         if not name:
-            raise UserError("--from: no model is named to begin with; name a run, a folder or hf:USER/NAME")
+            raise UserError(f"--from: no model is named to begin with; name a run, a folder or {HUB_PREFIX}USER/NAME")
         self.given = name
         here = Path(name).is_dir()
-        self.name = utf8(os.path.abspath(name), "its path") if here else hub.PREFIX + name.removeprefix(hub.PREFIX)
+        self.name = utf8(os.path.abspath(name), "its path") if here else HUB_PREFIX + name.removeprefix(HUB_PREFIX)
 
     @cached_property
     def model(self) -> Checkpoint:

@@ -183,14 +183,3 @@ def open_trackers(
     """The named trackers, or None for no names."""
     makers = {name: lambda name=name: TRACKERS[name](folder, settings) for name in names}
     return TrackerThread(makers, warn) if names else None
-
-
-def flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their dotted names."""
-    named = {}
-    for key, value in document.items():
-        if isinstance(value, dict):
-            named |= flat(value, f"{prefix}{key}.")
-        else:
-            named[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return named

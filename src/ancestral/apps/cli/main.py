@@ -114,12 +114,10 @@ class _Group(click.Group):
             return ctx.exit(code)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        from difflib import get_close_matches
-
-        near = get_close_matches(args[0], self.list_commands(ctx), 1)
         if args[0] not in self.commands:
-            hint = f"did you mean '{near[0]}'?" if near else f"choose from: {', '.join(self.list_commands(ctx))}"
-            ctx.fail(f"unknown command '{args[0]}'; {hint}")
+            from ancestral.runs.registry import suggest
+
+            ctx.fail(f"unknown command '{args[0]}'; {suggest(args[0], self.list_commands(ctx), 0.6)}")
         return super().resolve_command(ctx, args)
 
 

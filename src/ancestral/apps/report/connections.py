@@ -25,6 +25,7 @@ from ancestral.apps.report.part import Number, Part, mean_of
 from ancestral.apps.report.quality_advice import settings
 from ancestral.apps.report.subject import Subject
 from ancestral.data.source_paths import typed
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.evaluation import image_formats
 from ancestral.runtime.text import quoted
 
@@ -78,7 +79,7 @@ def _score(subject: Subject, plane: Plane, found: Part) -> None:
         # The terms of one image are alike: each image counts once.
         eps, x0 = ((one * near).sum(1)[seen] / near.sum(1)[seen] for one in (errors, subject.elbo.mse))
         t = Number(subject.at(level), "", "ancestral.diffusion.processes.noise_schedule.NoiseSchedule.log_snr")
-        rmse = Number(float(x0.mean().sqrt()) * 127.5, "", again)
+        rmse = Number(float(x0.mean().sqrt()) * HALF_RANGE, "", again)
         rows.append([Number(level, "", t.again), t, mean_of(eps, "", again), rmse])
     found.tables["levels"] = rows
     of_noise, of_image = ([row[column].value for row in rows] for column in (2, 3))

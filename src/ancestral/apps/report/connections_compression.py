@@ -19,8 +19,8 @@ from ancestral.compression.prefix_quality import Prefixes, prefixes
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.objectives.elbo import Elbo
-from ancestral.diffusion.objectives.rate_distortion import BYTES
 from ancestral.diffusion.objectives.statistics import image_psnr, mean_and_error, psnr
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import along_q
@@ -70,7 +70,7 @@ def rates(elbo: Elbo, last: int) -> Rates:
     late = (elbo.t <= last / 10) & ~elbo.last
     return Rates(
         rate=(before + inner).mean(0).numpy(),
-        rmse=(elbo.mse.mean(0).sqrt() * BYTES).numpy(),
+        rmse=(elbo.mse.mean(0).sqrt() * HALF_RANGE).numpy(),
         sent=elbo.bits(elbo.prior) + own.sum(1),
         late=(own * late).sum(1),
     )

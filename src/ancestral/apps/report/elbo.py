@@ -15,6 +15,7 @@ from ancestral.apps.report.subject import Subject
 from ancestral.data.dataset import spread as spread_of
 from ancestral.diffusion.objectives.elbo_derivation import noise_variance, random_terms_variance
 from ancestral.diffusion.objectives.statistics import mean_and_error
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.runtime.plots import ACCENT, SECOND
@@ -132,7 +133,7 @@ class _Pixel:
     @property
     def chances(self) -> np.ndarray:
         """Of each byte, (256,)."""
-        bins = torch.arange(256).double() / 127.5 - 1
+        bins = torch.arange(256).double() / HALF_RANGE - 1
         belief = Normal(torch.full_like(bins, self.mean), torch.full_like(bins, self.var))
         return belief.log_prob_coded(bins).exp().numpy()
 
@@ -143,8 +144,8 @@ class _Pixel:
             "pixel_row": (self.pixel[1], ""),
             "pixel_column": (self.pixel[2], ""),
             "pixel_byte": (self.byte, ""),
-            "pixel_mean": ((self.mean + 1) * 127.5, ""),
-            "pixel_std": (self.var**0.5 * 127.5, ""),
+            "pixel_mean": ((self.mean + 1) * HALF_RANGE, ""),
+            "pixel_std": (self.var**0.5 * HALF_RANGE, ""),
             "pixel_chance": (chance, ""),
             "pixel_bits": (-math.log2(chance) if chance else math.inf, "bits"),
             "pixel_sum": (float(self.chances.sum()), ""),
@@ -154,7 +155,7 @@ class _Pixel:
     def drawn(self, words: Words) -> str:
         """Its bins: the probability of each byte nearby, and the density that they divide."""
         figure, (on,) = plots.axes(words["axes"]["byte"], words["axes"]["probability"])
-        middle, std = (self.mean + 1) * 127.5, self.var**0.5 * 127.5
+        middle, std = (self.mean + 1) * HALF_RANGE, self.var**0.5 * HALF_RANGE
         reach = max(4, math.ceil(3.5 * std), math.ceil(abs(self.byte - middle)) + 1)
         low, high = max(0, round(middle) - reach), min(255, round(middle) + reach)
         bytes_ = np.arange(low, high + 1)
@@ -177,7 +178,7 @@ def _pixel(subject: Subject) -> _Pixel:
     with torch.no_grad():
         p = subject.move(subject.schedule, x_t, subject.conditioned(subject.chained)(x_t, t), t, 0)
     at = np.unravel_index(int(x0.abs().argmin()), x0.shape)
-    byte = round((float(x0[at]) + 1) * 127.5)
+    byte = round((float(x0[at]) + 1) * HALF_RANGE)
     return _Pixel((int(at[1]), int(at[2]), int(at[3])), byte, float(p.mean[at]), float(p.var[at]))
 
 

@@ -15,6 +15,7 @@ from ancestral.apps.report.part import Number, Part, Words
 from ancestral.apps.report.subject import Subject
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import predict
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.runs import build
 from ancestral.runs.conditions import conditions_of
@@ -145,7 +146,7 @@ def _taken(subject: Subject) -> _Taken:
         "row": Number(row, "", "ancestral.apps.report.one_step"),
         "column": Number(column, "", "ancestral.apps.report.one_step"),
         "channel": Number(channel + 1, "", "ancestral.apps.report.one_step"),
-        "byte": Number(round((float(x0[0, channel, row, column]) + 1) * 127.5), "", again["x0"]),
+        "byte": Number(round((float(x0[0, channel, row, column]) + 1) * HALF_RANGE), "", again["x0"]),
     }
     return _Taken(
         t, s, (channel, row, column), {name: state[0].cpu().double() for name, state in states.items()}, again, scalars

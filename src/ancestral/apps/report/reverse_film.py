@@ -13,8 +13,9 @@ from ancestral.apps.report import plots
 from ancestral.apps.report.part import Number, Part, Words
 from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.objectives.statistics import mean_and_error
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.samplers.sample import Film, film, finish, trajectory
-from ancestral.diffusion.samplers.solvers import FLOW, SOLVERS, default_solver
+from ancestral.diffusion.samplers.solvers import FLOW_SOLVER, SOLVERS, default_solver
 from ancestral.diffusion.samplers.transitions import Planned, Transition
 
 SHOWN = 6  # trajectories, by the numbers of the images
@@ -22,7 +23,6 @@ COLUMNS = 12  # times of the film
 PATIENCE, FEWER = 30.0, 100  # seconds that a walk through every time may take; otherwise so many steps
 STEPS, MANY = (5, 10, 20, 50), 100  # compared; those of the images that they are compared with
 BRANCHES, SHARED, SHORT = 6, 3, 50  # draws from one state; every so many columns of the film; steps of each at most
-GREY = 127.5  # grey levels of a unit
 
 
 def part(subject: Subject) -> Part:
@@ -37,7 +37,7 @@ def part(subject: Subject) -> Part:
         Part(
             numbers={"film_steps": Number(len(grid) - 1, "", again), "film_images": Number(SHOWN, "", again)},
             figures={"film": lambda words: _film(seen, words)},
-            facts={"film_all": steps is None, "few_steps": default_solver(len(grid) - 1), "flow": FLOW},
+            facts={"film_all": steps is None, "few_steps": default_solver(len(grid) - 1), "flow": FLOW_SOLVER},
         )
         | _few(subject, seen, all_steps=len(grid) - 1)
         | _branches(subject, seen, grid)
@@ -66,7 +66,7 @@ def drawn(subject: Subject, steps: int, move: Transition | Planned) -> Tensor:
 
 def rmse(a: Tensor, b: Tensor) -> Tensor:
     """Root of the mean squared difference of each pair of images, in grey levels, (B,)."""
-    return GREY * (a.clamp(-1, 1) - b.clamp(-1, 1)).square().flatten(1).mean(1).sqrt()
+    return HALF_RANGE * (a.clamp(-1, 1) - b.clamp(-1, 1)).square().flatten(1).mean(1).sqrt()
 
 
 def mean_apart(images: Tensor) -> tuple[float, float]:
@@ -83,7 +83,7 @@ def mean_apart(images: Tensor) -> tuple[float, float]:
 def _few(subject: Subject, seen: Film, all_steps: int) -> Part:
     most = len(subject.times) - 1
     compared = [steps for steps in STEPS if steps < min(MANY, most)]
-    certain = {steps: drawn(subject, steps, SOLVERS[FLOW]) for steps in (*compared, min(MANY, most))}
+    certain = {steps: drawn(subject, steps, SOLVERS[FLOW_SOLVER]) for steps in (*compared, min(MANY, most))}
     noisy = {steps: drawn(subject, steps, subject.move) for steps in compared}
     many = certain[min(MANY, most)]
     ancestral = noisy | ({all_steps: seen.final} if all_steps == most else {})
@@ -91,7 +91,7 @@ def _few(subject: Subject, seen: Film, all_steps: int) -> Part:
     rows = []
     for steps in sorted(ancestral | certain):
         row: list[Number | str] = [str(steps)]
-        for images, how in ((certain, f"--solver {FLOW}"), (ancestral, variance)):
+        for images, how in ((certain, f"--solver {FLOW_SOLVER}"), (ancestral, variance)):
             if steps not in images or images[steps] is many:
                 row.append("reference" if steps in images else "")
                 continue

@@ -13,11 +13,11 @@ from ancestral.apps.report.reverse_identities import guess_errors
 from ancestral.apps.report.subject import Subject
 from ancestral.diffusion.denoisers.targets import TARGETS
 from ancestral.diffusion.objectives.statistics import mean_and_error
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.runtime.plots import ACCENT, SECOND
 
 COLUMNS, SHADE = 8, 3.0  # times; eps of so many standard deviations is white, or black
-GREY = 127.5  # grey levels of a unit
 
 
 class Errors(NamedTuple):
@@ -48,7 +48,7 @@ def part(subject: Subject) -> Part:
         numbers={
             "data_variance": Number(spread, "", "ancestral.apps.report.reverse_identities.guess_errors"),
             "guess_grey": Number(
-                GREY * spread**0.5, "grey levels", "ancestral.apps.report.reverse_identities.guess_errors"
+                HALF_RANGE * spread**0.5, "grey levels", "ancestral.apps.report.reverse_identities.guess_errors"
             ),
             "low_t": Number(round(float(x0.t[0])), "", again),
             "high_t": Number(round(float(x0.t[-1])), "", again),
@@ -85,7 +85,7 @@ def errors(subject: Subject, scale: Tensor) -> Errors:
 
 
 def _grey(of: Errors, index: int, again: str) -> Number:
-    rmse = GREY * float(of.value[index]) ** 0.5
+    rmse = HALF_RANGE * float(of.value[index]) ** 0.5
     return Number(rmse, "grey levels", again, rmse * float(of.error[index] / of.value[index]) / 2 if rmse else None)
 
 

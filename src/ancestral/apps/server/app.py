@@ -29,7 +29,7 @@ from ancestral.apps.server.nearest import NearestImages
 from ancestral.apps.server.security import Rules, Security
 from ancestral.apps.server.session import ServedRun
 from ancestral.data import load
-from ancestral.diffusion.samplers.solvers import CALLS, SOLVERS
+from ancestral.diffusion.samplers.solvers import DEFAULT_CALLS, SOLVERS
 from ancestral.errors import UserError
 from ancestral.runs import build
 from ancestral.runs.report_links import PAGE, REPORT
@@ -278,7 +278,7 @@ def describe(served: ServedRun, jobs: JobQueue, features: schemas.Features) -> t
         T=schedule.T,
         classes=list(classes),
         solvers=[schemas.Solver(name=name, label=LABELS.get(name, name)) for name in SOLVERS],
-        default=schemas.Default(steps=min(CALLS, steps)),
+        default=schemas.Default(steps=min(DEFAULT_CALLS, steps)),
         guidance=guidance,
         schedule=schemas.Schedule(t=t.tolist(), log_snr=log_snr, **scale),
         limits=schemas.Limits(

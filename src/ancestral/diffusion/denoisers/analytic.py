@@ -62,7 +62,7 @@ class Correlated:
     """The exact predictor for data from N(mean, covariance). mean: (D,); covariance: (D, D)."""
 
     def __init__(self, schedule: Gaussian, mean: Tensor, covariance: Tensor) -> None:
-        self.schedule, self.mean, self.covariance = schedule, mean, covariance
+        self.schedule, self.mean = schedule, mean
         decomposed: tuple[Tensor, Tensor] = untyped.linalg.eigh(covariance)
         self.variances, self.axes = decomposed
 

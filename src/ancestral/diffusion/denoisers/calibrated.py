@@ -11,6 +11,7 @@ from ancestral.diffusion.processes.types import Time
 # Pixels predicted exactly black or white are far surer than the rest: a bucket for each, and finer ones beside them.
 _BELOW_1 = (1e-6, 0.003, 0.01, 0.03, 0.1, 0.3)
 X0_EDGES = torch.tensor([*(-1 + d for d in _BELOW_1), *(1 - d for d in reversed(_BELOW_1))])
+BUCKETS = len(X0_EDGES) + 1
 
 
 class Calibrated:
@@ -37,3 +38,16 @@ class Calibrated:
 def x0_bucket(x0: Tensor) -> Tensor:
     """Which bucket of `X0_EDGES` each predicted value lies in, int64."""
     return torch.bucketize(x0.detach().contiguous(), X0_EDGES.to(x0))
+
+
+def bucket_sums(x0_hat: Tensor, x0: Tensor) -> tuple[Tensor, Tensor]:
+    """(sums of |x0 - x0_hat|^2, counts) by bucket of x0_hat, float64."""
+    bucket = x0_bucket(x0_hat).flatten().cpu()
+    squared = (x0_hat - x0).cpu().double().square().flatten()
+    sums = torch.zeros(BUCKETS, dtype=torch.float64).index_add_(0, bucket, squared)
+    return sums, bucket.bincount(minlength=BUCKETS).double()
+
+
+def mean_errors(sums: Tensor, counts: Tensor, mean: Tensor, weight: float) -> Tensor:
+    """E|x0 - x0_hat|^2 of each bucket; one with few values leans on the mean of all, by the weight of so many."""
+    return (sums + weight * mean) / (counts + weight)

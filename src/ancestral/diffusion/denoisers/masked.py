@@ -1,4 +1,4 @@
-"""What predicts hidden positions, and the steps that reveal them."""
+"""What predicts hidden positions; `samplers.reveal` takes the steps that reveal them."""
 
 from __future__ import annotations
 

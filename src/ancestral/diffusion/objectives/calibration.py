@@ -8,14 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.calibrated import X0_EDGES, x0_bucket
+from ancestral.diffusion.denoisers.calibrated import bucket_sums, mean_errors
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.processes.gaussian import Gaussian
+from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.grids import log_snr
 
 POINTS = 40  # times at which it is measured
-LEAST_ERROR = (0.15 / 127.5) ** 2  # of a predicted x0: 0.15 byte, chosen on held-out images (benchmarks/log.md)
+PRIOR_WEIGHT = 50  # pixels that the mean of all counts for in a bucket
+LEAST_ERROR = (0.15 / HALF_RANGE) ** 2  # of a predicted x0: 0.15 byte, chosen on held-out images (benchmarks/log.md)
 
 
 @torch.no_grad()
@@ -27,17 +29,14 @@ def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, times: Sequence[i
     mean squared error says of bytes that are nearly always right is that one in so many is wrong, and a Gaussian of
     that width says never.
     """
-    schedule, buckets = denoiser.schedule, len(X0_EDGES) + 1
+    schedule = denoiser.schedule
     times = times or log_snr(schedule, min(POINTS, schedule.T))[:-1]
     errors: list[Tensor] = []
     for t in reversed(times):
         x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
         x0_hat = denoiser(x_t, t).x0
-        squared = (x0_hat - x0).cpu().double().square().flatten()
-        bucket = x0_bucket(x0_hat).flatten().cpu()
-        sums = torch.zeros(buckets, dtype=torch.float64).index_add_(0, bucket, squared)
-        # A bucket with few pixels leans on the mean of all, by the weight of 50 pixels.
-        measured = (sums + 50 * squared.mean()) / (bucket.bincount(minlength=buckets) + 50)
+        mean = (x0_hat - x0).cpu().double().square().flatten().mean()
+        measured = mean_errors(*bucket_sums(x0_hat, x0), mean, PRIOR_WEIGHT)
         errors.append(measured.clamp(min=LEAST_ERROR))
     return interpolated(schedule, times, torch.stack(errors).flip(0))
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from ancestral.diffusion.objectives.elbo import Elbo
 from ancestral.diffusion.objectives.statistics import psnr
-
-BYTES = 127.5  # levels of 0..255 in a unit of [-1, 1]
+from ancestral.diffusion.processes.levels import HALF_RANGE
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Curve:
 def curve(measured: Elbo) -> Curve:
     """The curve of images measured along their chains (`elbo_derivation.Chains.elbo`), as a receiver meets them."""
     sent = torch.cat([measured.prior[:, None], measured.terms], 1).cumsum(1)[:, :-1]
-    rate, distortion = measured.bits(sent), measured.mse * BYTES**2
+    rate, distortion = measured.bits(sent), measured.mse * HALF_RANGE**2
     count = len(rate)
     rmse = distortion.mean(0).sqrt()
     spread = [

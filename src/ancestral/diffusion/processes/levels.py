@@ -15,6 +15,8 @@ from torch.nn.functional import logsigmoid, softplus
 
 from ancestral.diffusion.processes.normal import widest
 
+HALF_RANGE = 127.5  # of bytes, K = 256: x = byte / HALF_RANGE - 1
+
 
 def level_of(x: Tensor, levels: int) -> Tensor:
     """The nearest level of each value on [-1, 1], int64."""

@@ -1,4 +1,4 @@
-"""Diagonal Gaussians: the only distribution that a diffusion chain is made of.
+"""Diagonal Gaussians: the distributions that every chain but the absorbing one is made of.
 
 Every quantity is in nats unless its name says bits. Bytes live on the grid `x = byte / 127.5 - 1`,
 so neighbouring byte values are 2/255 apart.

@@ -55,7 +55,7 @@ class Langevin:
 
 
 @dataclass(frozen=True)
-class Corrected:
+class PredictorCorrector:
     """Predictor-corrector sampling (Song et al. 2021, Algorithms 1 to 5): a step down, then Langevin steps.
 
     h = 2 (snr ||z|| / ||score||)^2 with both norms at their size where x0 is known, sqrt(D) and sqrt(D) / noise_t:

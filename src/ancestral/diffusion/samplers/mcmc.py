@@ -4,8 +4,8 @@ A Langevin step from t to t with variance 2h is the first move of a leapfrog of 
 
     x_1 = x + d^2/2 score(x) + d z = x + d z_1/2,    z_1/2 = z + d/2 score(x)
 
-so that the transition stays what it is (`Langevin`, `Corrected`), and only the draw changes. It leapfrogs on to x' with
-momentum z', and accepts x' with probability
+so that the transition stays what it is (`Langevin`, `PredictorCorrector`), and only the draw changes. It leapfrogs on
+to x' with momentum z', and accepts x' with probability
 
     min(1, q(x') exp(-||z'||^2 / 2) / (q(x) exp(-||z||^2 / 2))),
 
@@ -82,5 +82,5 @@ def acceptance(steps: Iterable[Step[Prediction, Normal]]) -> Tensor:
     """
     moved = [(step.x_s != step.x_t).flatten(1).any(1) for step in steps if step.t == step.s]
     if not moved:
-        raise ValueError("the walk had no move from a time to itself; repeat levels, as `Corrected` does")
+        raise ValueError("the walk had no move from a time to itself; repeat levels, as `PredictorCorrector` does")
     return torch.stack(moved).cpu().double().mean(0)

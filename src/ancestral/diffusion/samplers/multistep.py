@@ -168,7 +168,7 @@ class DpmSde(Solver):
         return Normal(mean, over(self.schedule.noise_var(s) * share, x_t).expand_as(mean))
 
 
-class PredictorCorrector(Solver):
+class UniPCSteps(Solver):
     """A predictor and, from the prediction at its result, a corrector: no further network calls (Zhao et al. 2023)."""
 
     def __init__(self, schedule: Gaussian, times: Sequence[int], order: int, bh1: bool) -> None:

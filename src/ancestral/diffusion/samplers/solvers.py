@@ -13,18 +13,8 @@ from ancestral.diffusion.denoisers.denoiser import Prediction
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.types import over
-from ancestral.diffusion.samplers.langevin import Corrected, Langevin
-from ancestral.diffusion.samplers.multistep import (
-    Deis,
-    Dpm,
-    DpmSde,
-    DpmSingle,
-    Ipndm,
-    Lms,
-    PredictorCorrector,
-    Seen,
-    Solver,
-)
+from ancestral.diffusion.samplers.langevin import Langevin, PredictorCorrector
+from ancestral.diffusion.samplers.multistep import Deis, Dpm, DpmSde, DpmSingle, Ipndm, Lms, Seen, Solver, UniPCSteps
 from ancestral.diffusion.samplers.transitions import DDIM, Planned, Stepper, Transition
 
 
@@ -106,7 +96,7 @@ class UniPC:
 
     def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
         """The solver of one walk, and the times that it visits."""
-        return PredictorCorrector(schedule, grid, self.order, self.bh1), grid
+        return UniPCSteps(schedule, grid, self.order, self.bh1), grid
 
 
 @dataclass(frozen=True)
@@ -160,13 +150,13 @@ SOLVERS: dict[str, Transition | Planned] = {
     "heun": Heun(),
     "heun-churn": Heun(0.2),
     "langevin": Langevin(),
-    "pc": Corrected(),
+    "pc": PredictorCorrector(),
 }
-FLOW = "unipc3"  # what the flow is followed with, which draws no noise
-CALLS = 20  # an image, where nothing is said
+FLOW_SOLVER = "unipc3"  # what the flow is followed with, which draws no noise
+DEFAULT_CALLS = 20  # an image, where nothing is said
 TUNED = 2  # steps that one is worth whose time was tuned
 
 
 def default_solver(steps: int) -> str:
-    """The solver of so many steps where none is named: what new noise mends takes CALLS of them (benchmarks/log.md)."""
-    return "dpm++2m-sde" if steps >= CALLS else FLOW
+    """The solver of so many steps where none is named: new noise mends from DEFAULT_CALLS on (benchmarks/log.md)."""
+    return "dpm++2m-sde" if steps >= DEFAULT_CALLS else FLOW_SOLVER

@@ -23,6 +23,7 @@ from typing import Any
 
 import msgspec
 
+from ancestral.data.source_paths import HUB_PREFIX
 from ancestral.errors import UserError, missing
 from ancestral.runs import checkpoint
 from ancestral.runs.checkpoint import Checkpoint, OriginState
@@ -35,10 +36,9 @@ from ancestral.runtime.console import Progress
 from ancestral.runtime.tensor_files import parsed_folder
 from ancestral.runtime.text import quoted
 
-PREFIX = "hf:"
 UNCHECKED = "its files carry no digests: a changed value cannot be noticed; compare SHA-256 with where they are from:"
 # No pickle, and of several precisions the first: nothing else is downloaded.
-_PATTERNS = ["*.json", "model.safetensors", "calibration.safetensors", "*diffusion_pytorch_model.safetensors"]
+_PATTERNS = ["*.json", "model.safetensors", checkpoint.CALIBRATION, "*diffusion_pytorch_model.safetensors"]
 _MORE = "*diffusion_pytorch_model*.safetensors"  # shards and variants, where these patterns find no weights
 _REASONS = {  # by the name of the library's error
     "GatedRepoError": "access must be asked for on its page",
@@ -64,7 +64,7 @@ def load(source: str | Path, scheduler: Path | None = None, null_class: int | No
         UserError: when there is none, or it is damaged or of a kind unknown here.
     """
     name = str(source)
-    folder = Path(name) if os.path.isdir(name) and not name.startswith(PREFIX) else _fetched(name)
+    folder = Path(name) if os.path.isdir(name) and not name.startswith(HUB_PREFIX) else _fetched(name)
     ours = (folder / "checkpoints").is_dir() or checkpoint.is_average(folder)
     if ours or (folder / verified_folder.MANIFEST).is_file():
         for option, value in (("--scheduler", scheduler), ("--null-class", null_class)):
@@ -86,9 +86,9 @@ def load(source: str | Path, scheduler: Path | None = None, null_class: int | No
 def _fetched(name: str) -> Path:
     """The files of a model on the hub, with or without `hf:` before its name."""
     try:
-        return fetch(name.removeprefix(PREFIX))
+        return fetch(name.removeprefix(HUB_PREFIX))
     except UserError as error:
-        raise error if name.startswith(PREFIX) else UserError(f"no such folder, nor on the hub: {error}") from None
+        raise error if name.startswith(HUB_PREFIX) else UserError(f"no such folder, nor on the hub: {error}") from None
 
 
 def import_model(source: str, run: Path, scheduler: Path | None = None, null_class: int | None = None) -> list[str]:
@@ -98,8 +98,8 @@ def import_model(source: str, run: Path, scheduler: Path | None = None, null_cla
         UserError: as `load`; or when the run is there already.
     """
     _need_none(run)
-    if not source.startswith(PREFIX) and not Path(source).is_dir():
-        raise UserError(f"{source}: no such folder; a name on the hub is written {PREFIX}USER/NAME")
+    if not source.startswith(HUB_PREFIX) and not Path(source).is_dir():
+        raise UserError(f"{source}: no such folder; a name on the hub is written {HUB_PREFIX}USER/NAME")
     saved = load(source, scheduler, null_class)
     owner = own(run)
     try:
@@ -127,7 +127,7 @@ def fetch(name: str) -> Path:
     """
     repository, _, revision = name.partition("@")
     if not repository:
-        raise UserError(f"{PREFIX}{name}: names no model; write {PREFIX}USER/NAME")
+        raise UserError(f"{HUB_PREFIX}{name}: names no model; write {HUB_PREFIX}USER/NAME")
     hub = _library()
     with Progress() as bar, _in_one_line(name):
         for patterns in (_PATTERNS, [*_PATTERNS, _MORE]):
@@ -231,8 +231,8 @@ def _public(saved: Checkpoint) -> Checkpoint:
 
 def _public_name(source: str) -> str:
     """Of a path its last part; a name on the hub as it is."""
-    on_hub = re.fullmatch(r"hf:[\w.-]+/[\w.-]+(@[\w.-]+)?", source)
-    return source if on_hub and not Path(source.removeprefix(PREFIX)).exists() else Path(source).resolve().name
+    on_hub = re.fullmatch(rf"{HUB_PREFIX}[\w.-]+/[\w.-]+(@[\w.-]+)?", source)
+    return source if on_hub and not Path(source.removeprefix(HUB_PREFIX)).exists() else Path(source).resolve().name
 
 
 def _library() -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ancestral.errors import UserError
 from ancestral.runs import build
-from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs.checkpoint import CALIBRATION, Checkpoint
 from ancestral.runs.conditions import blank
 from ancestral.runs.config import Config
 from ancestral.runs.facts import Facts
@@ -56,7 +56,7 @@ def passed(saved: Checkpoint) -> Checkpoint:
     weights = str(where / "model.safetensors")
     finite(fitting(saved.weights, tensors_of(config, facts, where), weights), weights)
     if saved.calibration is not None:
-        finite({"x0_var": saved.calibration}, str(where / "calibration.safetensors"))
+        finite({"x0_var": saved.calibration}, str(where / CALIBRATION))
     channels, *sides = facts.shape
     taken = chain(config).channels(channels, config.diffusion)[0]
     cond = blank(config, facts, 1)
