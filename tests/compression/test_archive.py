@@ -29,6 +29,7 @@ from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 from ancestral.errors import UserError
 from ancestral.evaluation.agree_command import rows
 from ancestral.runs import checkpoint
+from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
 from conftest import run_command
 from oracles import dataset
@@ -376,6 +377,34 @@ def test_several_processes_are_refused(trained_run, tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", np.zeros((10, 8, 8), np.uint8))
     with pytest.raises(UserError, match="one process"):
         archive(trained_run, tmp_path / "x.npy", out=tmp_path / "x.archive", steps=4, grid="quadratic", block=3)
+
+
+def test_what_was_coded_is_kept_until_the_archive_is_written(trained_run, tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8))
+    file, encoded, encode = tmp_path / "x.archive", [], Coder.encode
+    monkeypatch.setattr(Coder, "encode", lambda self, *given: encoded.append(1) or encode(self, *given))
+
+    def archived(out):
+        return run_command("archive", trained_run, tmp_path / "x.npy", "--out", out, "--steps", 3, "--block", 2)
+
+    result = archived(tmp_path)
+    assert (result.exit_code, f"{tmp_path}: cannot be written" in result.output) == (2, True), result.output
+    assert not encoded
+    with monkeypatch.context() as patch:
+
+        def full(*given):
+            raise verified_folder.Unwritable("no space left")
+
+        patch.setattr(verified_folder, "write_file", full)
+        assert archived(file).exit_code == 2
+    assert len(encoded) == 2
+    assert archived(file).exit_code == 0
+    assert len(encoded) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.archive", "x.npy"]
+    monkeypatch.setattr(Coder, "decode", lambda *given: pytest.fail("worked before it looked"))
+    (tmp_path / "back.npz").mkdir()
+    result = run_command("unarchive", trained_run, file, "--out", tmp_path / "back.npz")
+    assert (result.exit_code, "back.npz: cannot be written" in result.output) == (2, True), result.output
 
 
 def test_the_ways_to_measure_agree_on_a_trained_model(any_run):
