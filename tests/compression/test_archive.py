@@ -2,6 +2,8 @@
 
 import json
 import math
+import tracemalloc
+import zlib
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ancestral.compression import archive_command
+from ancestral.compression import archive_command, archive_format
 from ancestral.compression.archive_command import _natural, archive, open_coder
 from ancestral.compression.archive_format import Archive, Setting, rows_of
 from ancestral.compression.bits_back import BYTES, Chain, OutOfReach, Stack
@@ -257,6 +259,37 @@ def test_more_images_than_the_bytes_can_hold_are_refused_at_once(made):
         asked = replace(held, setting=replace(coder.setting, threads=threads_asked))
         with pytest.raises(CodecError, match=f"made with {threads_asked} threads"):
             Archive.of_bytes(asked.to_bytes())
+
+
+@pytest.mark.parametrize(
+    ("claimed", "words"),
+    [
+        ({"count": 10**6, "block": 1, "index": 12 * 10**6}, "1000000 images in"),
+        ({"count": 10**6, "names": 10**6 - 1}, "do not agree"),
+        ({"steps": 10**6}, "do not agree"),
+    ],
+    ids=["blocks", "names", "times"],
+)
+def test_a_hostile_header_takes_no_more_memory_than_its_bytes(made, claimed, words):
+    """All zeros but for what is claimed, which deflates to next to nothing."""
+    one, filled = made[0].setting, {"count": 8, "block": 10**6, "steps": 2, "index": 12, "names": 0} | claimed
+    body = archive_format._FIXED.pack(
+        one.model, one.canary, 1, one.T, 1.0, *one.shape, filled["count"], filled["block"], filled["steps"]
+    )
+    times = bytes(4 * filled["steps"]) if filled["steps"] > 2 else np.array([one.T, 0], "<u4").tobytes()
+    body += times + bytes(filled["index"] + filled["names"])
+    deflated = zlib.compress(body)
+    prefix = archive_format._PREFIX.pack(
+        archive_format.MAGIC, archive_format.VERSION, len(deflated), zlib.crc32(deflated)
+    )
+    content = prefix + deflated + bytes(20_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CodecError, match=words):
+            Archive.of_bytes(content)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(body)
+    finally:
+        tracemalloc.stop()
 
 
 def test_another_version_is_refused(made):
