@@ -22,10 +22,10 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser, clip_dynamic
 from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.errors import UserError, missing
 from ancestral.networks import int8
-from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs import build
+from ancestral.runs.checkpoint import Checkpoint, open_newest
 from ancestral.runs.config import Facts
 from ancestral.runs.memory_need import need_for_drawing
-from ancestral.runs.open import open_model
 from ancestral.runs.process_kinds import not_exported
 from ancestral.runs.sampling_options import EXPORTED, SamplingOptions
 from ancestral.runtime.console import advancing
@@ -148,11 +148,11 @@ def apart(images: Tensor, others: Tensor) -> np.ndarray:
 
 
 def opened(run: Path, device: str, average_width: float | None) -> tuple[Checkpoint, Denoiser]:
-    """As `open_model`, but only what can be exported."""
-    saved, model = open_model(run, device, average_width)
+    """As `open_model`, but the newest checkpoint or none, and only what can be exported."""
+    saved = open_newest(run)
     if (reason := not_exported(saved.config)) is not None:
         raise UserError(f"{run}: {reason}")
-    return saved, model
+    return saved, build.trained(saved, run, build.device(device), average_width)
 
 
 def facts(sampler: Sampler, whole: TableSampler) -> dict[str, Any]:
