@@ -283,6 +283,8 @@ def test_published_configurations_are_the_papers(tmp_path, name):
         ("scheduler/scheduler_config.json", "prediction_type", "flow_prediction"),
         ("scheduler/scheduler_config.json", "clip_sample_range", -2.0),
         ("scheduler/scheduler_config.json", "variance_type", "learned_range"),
+        ("scheduler/scheduler_config.json", "use_flow_sigmas", True),
+        ("scheduler/scheduler_config.json", "timestep_type", "continuous"),
         ("scheduler/scheduler_config.json", "_class_name", "LCMScheduler"),
         ("scheduler/scheduler_config.json", "new_field", 1),
     ],
