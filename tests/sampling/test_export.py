@@ -245,6 +245,14 @@ def test_runs_that_cannot_be_exported_are_refused(data, train, said, form, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_another_s_is_refused_before_anything_is_traced(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "TableSampler", lambda *given: pytest.fail("worked before it looked"))
+    (tmp_path / "sampler.pt2").write_bytes(b"another's")
+    result = run_command("export", trained_run, "--out", tmp_path, "--format", "torch")
+    assert (result.exit_code, "sampler.pt2: is there already" in result.output) == (2, True), result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["sampler.pt2"]
+
+
 @pytest.mark.parametrize("form", ["onnx", "torch"])
 def test_no_older_checkpoint_leaves_where_the_newest_is_damaged(form, trained_run, tmp_path):
     shutil.copytree(trained_run, tmp_path / "run")

@@ -39,6 +39,7 @@ from ancestral.sampling.table import TableSampler
 from ancestral.sampling.traced import BATCH, OnnxWriter, torch_bytes
 
 PRECISIONS = ("float32", "int8")
+FILES = ("sampler.json", "draw.py")  # beside the modules
 CALIBRATING = ("onnxruntime",)  # packages that 8 bits need too, to be compared
 IMAGES, TOGETHER = 32, 8  # drawn to calibrate 8 bits, and so many at a time
 SEED = 2**32 - 1  # of these: hardly anybody's own
@@ -71,6 +72,9 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str, precision:
         )
     if sampler.model.clip is clip_dynamic:
         raise UserError(f"{run}: dynamic clipping is not exported; use --clip static or --clip none")
+    made_of = ("network", *(["network-int8"] if precision == "int8" else []), "sampler")
+    with held(out, "export") as results:  # refused before the work, where it cannot be written
+        results.need_free([*(f"{name}.{chosen.suffix}" for name in made_of), *FILES])
     whole, inputs, images = TableSampler(network, sampler), network_inputs(sampler), None
     modules = {"network": (network, inputs)}
     if precision == "int8":
@@ -90,8 +94,8 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str, precision:
         for name, (module, traced) in modules.items():
             files[f"{name}.{chosen.suffix}"] = write(module, traced)
             done(steps if module is whole else 1)
-    files["sampler.json"] = json_bytes(facts(sampler, whole))
-    files["draw.py"] = Path(__file__).with_name("draw.py").read_bytes()
+    of_all = json_bytes(facts(sampler, whole)), Path(__file__).with_name("draw.py").read_bytes()
+    files |= dict(zip(FILES, of_all, strict=True))
     with held(out, "export") as results:
         results.need_free(files)
         results.replace(files.items())
