@@ -368,6 +368,7 @@ def test_mistakes_are_user_errors(run, tmp_path):
         (lambda: model.metrics(num_images=0), "num_images: must be"),
         (lambda: model.metrics(), "give data"),
         (lambda: model.bits_per_dim(images, terms="x"), "terms: must be"),
+        (lambda: model.bits_per_dim(images, terms=4, exact=True), "terms: `exact` measures every term"),
         (lambda: model.bits_per_dim(images, batch_size=0), "batch_size: must be"),
         (lambda: ancestral.train(images, None, steps=1), "out: the path"),
         (lambda: ancestral.train(images, tmp_path / "x", steps="1"), "steps: must be a whole number"),

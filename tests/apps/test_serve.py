@@ -365,15 +365,21 @@ def test_calls_in_float32_join_whatever_autocast_would_take():
     assert not lower.joins(call())
 
 
-def test_measuring_which_sizes_round_alike_ends_in_time_and_where_memory_does():
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("MPS backend out of memory"), MemoryError()]
+)
+def test_measuring_which_sizes_round_alike_ends_in_time_and_where_memory_does(error):
     def network(x, time):
         if len(x) > 5:
-            raise torch.OutOfMemoryError
+            raise error
         return x
 
     example = {"x": torch.ones(1, 3), "time": torch.ones(1)}
     assert set(rounding_alike(network, example)) == {1, 2, 3, 4, 5}
     assert set(rounding_alike(network, example, seconds=0)) == {1}
+    error = RuntimeError("another")
+    with pytest.raises(RuntimeError, match="another"):
+        rounding_alike(network, example)
 
 
 def test_what_a_model_or_a_machine_cannot_do_is_not_offered(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 import math
+import tracemalloc
+import zlib
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -11,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ancestral.compression import archive_command
+from ancestral.compression import archive_command, archive_format
 from ancestral.compression.archive_command import _natural, archive, open_coder
 from ancestral.compression.archive_format import Archive, Setting, rows_of
 from ancestral.compression.bits_back import BYTES, Chain, OutOfReach, Stack
@@ -29,6 +31,7 @@ from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 from ancestral.errors import UserError
 from ancestral.evaluation.agree_command import rows
 from ancestral.runs import checkpoint
+from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
 from conftest import run_command
 from oracles import dataset
@@ -258,6 +261,37 @@ def test_more_images_than_the_bytes_can_hold_are_refused_at_once(made):
             Archive.of_bytes(asked.to_bytes())
 
 
+@pytest.mark.parametrize(
+    ("claimed", "words"),
+    [
+        ({"count": 10**6, "block": 1, "index": 12 * 10**6}, "1000000 images in"),
+        ({"count": 10**6, "names": 10**6 - 1}, "do not agree"),
+        ({"steps": 10**6}, "do not agree"),
+    ],
+    ids=["blocks", "names", "times"],
+)
+def test_a_hostile_header_takes_no_more_memory_than_its_bytes(made, claimed, words):
+    """All zeros but for what is claimed, which deflates to next to nothing."""
+    one, filled = made[0].setting, {"count": 8, "block": 10**6, "steps": 2, "index": 12, "names": 0} | claimed
+    body = archive_format._FIXED.pack(
+        one.model, one.canary, 1, one.T, 1.0, *one.shape, filled["count"], filled["block"], filled["steps"]
+    )
+    times = bytes(4 * filled["steps"]) if filled["steps"] > 2 else np.array([one.T, 0], "<u4").tobytes()
+    body += times + bytes(filled["index"] + filled["names"])
+    deflated = zlib.compress(body)
+    prefix = archive_format._PREFIX.pack(
+        archive_format.MAGIC, archive_format.VERSION, len(deflated), zlib.crc32(deflated)
+    )
+    content = prefix + deflated + bytes(20_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CodecError, match=words):
+            Archive.of_bytes(content)
+        assert tracemalloc.get_traced_memory()[1] < 3 * len(body)
+    finally:
+        tracemalloc.stop()
+
+
 def test_another_version_is_refused(made):
     content = bytearray(made[2])
     content[4] = 9
@@ -376,6 +410,34 @@ def test_several_processes_are_refused(trained_run, tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", np.zeros((10, 8, 8), np.uint8))
     with pytest.raises(UserError, match="one process"):
         archive(trained_run, tmp_path / "x.npy", out=tmp_path / "x.archive", steps=4, grid="quadratic", block=3)
+
+
+def test_what_was_coded_is_kept_until_the_archive_is_written(trained_run, tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8))
+    file, encoded, encode = tmp_path / "x.archive", [], Coder.encode
+    monkeypatch.setattr(Coder, "encode", lambda self, *given: encoded.append(1) or encode(self, *given))
+
+    def archived(out):
+        return run_command("archive", trained_run, tmp_path / "x.npy", "--out", out, "--steps", 3, "--block", 2)
+
+    result = archived(tmp_path)
+    assert (result.exit_code, f"{tmp_path}: cannot be written" in result.output) == (2, True), result.output
+    assert not encoded
+    with monkeypatch.context() as patch:
+
+        def full(*given):
+            raise verified_folder.Unwritable("no space left")
+
+        patch.setattr(verified_folder, "write_file", full)
+        assert archived(file).exit_code == 2
+    assert len(encoded) == 2
+    assert archived(file).exit_code == 0
+    assert len(encoded) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.archive", "x.npy"]
+    monkeypatch.setattr(Coder, "decode", lambda *given: pytest.fail("worked before it looked"))
+    (tmp_path / "back.npz").mkdir()
+    result = run_command("unarchive", trained_run, file, "--out", tmp_path / "back.npz")
+    assert (result.exit_code, "back.npz: cannot be written" in result.output) == (2, True), result.output
 
 
 def test_the_ways_to_measure_agree_on_a_trained_model(any_run):

@@ -3,6 +3,7 @@
 import functools
 import math
 import tracemalloc
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -181,10 +182,27 @@ def test_a_file_is_one_picture_whatever_is_decoded_with_it(name, side, cut):
 @pytest.mark.parametrize("T", [2, 5, 100])
 def test_the_times_of_a_finish_are_spread_at_zero_terminal_snr_too(T):
     schedule = schedules.linear(T).zero_terminal_snr()
-    times = down(schedule, T)
+    times = down(schedule, range(1, T + 1))
     assert times[0] == T
     assert times[-1] == 0
     assert len(times) == len(set(times)) == min(T, 12) + 1
+
+
+@pytest.mark.parametrize("name", FINISHES)
+def test_a_finish_asks_only_at_times_that_were_trained_at(name):
+    asked = []
+
+    class Asked(Toy):
+        def __call__(self, x_t, t):
+            asked.append(int(t))
+            return super().__call__(x_t, t)
+
+    trained = [*TIMES, 100, 0]
+    content = codec().encode([image(0)], 1)[0][:11]
+    coder = replace(codec(predictor=Asked()), trained=trained)
+    coder.decode([content], FINISHES[name])
+    assert set(asked) <= set(trained)
+    assert down(coder.predictor.schedule, [2, 4, 7]) == [7, 4, 2, 0]
 
 
 def drifting(size):

@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -174,6 +175,20 @@ def test_a_flat_image_costs_next_to_nothing(table, level):
     image = np.full((28, 28, 1), level, np.uint8)
     assert len(residual_coder.encode(image, image / 127.5 - 1, table, 1e-6)) <= 4
     assert cost_bits(image, image / 127.5 - 1, table, 1e-6) < 32
+
+
+def test_what_is_sent_takes_little_memory_a_value():
+    pixels, true = drawings(1, (128, 128, 3), seed=2)
+    fitted = residual_tables.fit(pixels, [seen(true, std) for std in (0.7, 1, 1.5, 2, 3, 4)])
+    mine = seen(true, 1.0)[0]
+    residual_coder.encode(pixels[0], mine, fitted, 1e-6)  # which keeps the lengths of the table's codes
+    tracemalloc.start()
+    try:
+        payload = residual_coder.encode(pixels[0], mine, fitted, 1e-6)
+        assert tracemalloc.get_traced_memory()[1] < 110 * pixels.size
+    finally:
+        tracemalloc.stop()
+    assert (residual_coder.decode(payload, mine, fitted, 1e-6, pixels[0].shape) == pixels[0]).all()
 
 
 def test_tables_of_a_model_that_is_always_far_off_escape():

@@ -16,6 +16,9 @@ from ancestral.diffusion.samplers.loop import from_model, from_model_to_the_end,
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
 from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, fixedsmall, optimal
+from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.sampling import edit_command
+from ancestral.sampling.editor import Editor, FileEditor, Sources
 from conftest import TINY, run_command
 
 F64 = torch.float64
@@ -311,6 +314,46 @@ def test_a_mistake_is_one_line(edit, arguments, says):
     message = result.output.splitlines()[-1]
     assert says in message
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("inpaint", "a.png", "--mask", "mask.png"),
+        ("interpolate", "a.png", "b.png", "--frames", 2, "--encoder", "inversion"),
+        ("vary", "a.png"),
+        ("restore", "a.png", "--task", "deblur"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_cannot_be_written_is_refused_before_it_is_drawn(edit, tmp_path, monkeypatch, arguments):
+    for work in ("draw_variants", "predictor"):
+        monkeypatch.setattr(Editor, work, lambda *given: pytest.fail("worked before it looked"))
+    (tmp_path / "sheet").mkdir()
+    (tmp_path / "sheet" / "000-000.png").write_bytes(b"another's")
+    result = edit(*arguments)
+    assert (result.exit_code, "is there already" in result.output) == (2, True), result.output
+    (tmp_path / "folder.png").mkdir()
+    result = edit(*arguments, out="folder.png")
+    assert (result.exit_code, "folder.png: cannot be written" in result.output) == (2, True), result.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "sheet"]
+
+
+def test_an_edit_begins_where_the_model_was_trained(command, pictures, tmp_path):
+    run = tmp_path / "run"
+    few = ("--set", "diffusion.train_steps=10", "--steps", 1, "--out", run, *TINY)
+    assert command("train", "digits", "--preset", "tiny", *few).exit_code == 0
+    vary = ("edit", "vary", run, pictures / "a.png", "--device", "cpu", "--out", tmp_path / "sheet.png")
+    result = command(*vary, "--at", 130)
+    message = "--at: the model was trained at 10 times only, not at 130; the nearest is 100"
+    assert (result.exit_code, message in " ".join(result.output.split())) == (2, True), result.output
+    for begin in (("--at", 100), ("--strength", 0.13)):
+        result = command(*vary, *begin)
+        assert result.exit_code == 0, result.output
+    sources = Sources([pictures / "a.png"], False, tmp_path / "sheet.png", 1, "cpu")
+    editor = FileEditor(run, SamplingOptions(), sources, 10)
+    assert edit_command._below(editor, None, 0.13) == [100, 0]
+    assert edit_command._below(editor, None, 0.0) == [100, 0]
 
 
 def test_the_sheet_is_a_png(edit):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.grid_search import by_ends, shortest
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
 from ancestral.diffusion.samplers.solvers import SOLVERS
+from ancestral.sampling import command
 from conftest import run_command
 
 F64 = torch.float64
@@ -131,3 +133,11 @@ def test_the_command_stores_the_times_and_sampling_takes_them(any_run, tmp_path)
         assert said in result.output
         assert "ancestral tune-steps" in result.output
     (any_run / "tuned.json").unlink()
+
+
+def test_times_that_cannot_be_kept_are_not_searched_for(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "Watched", lambda *given: pytest.fail("worked before it looked"))
+    shutil.copytree(trained_run, tmp_path / "run")
+    (tmp_path / "run" / "tuned.json").mkdir()
+    result = run_command("tune-steps", tmp_path / "run", "--steps", 5, "--num-images", 4, "--device", "cpu")
+    assert (result.exit_code, "tuned.json: cannot be written" in result.output) == (2, True), result.output

@@ -246,6 +246,38 @@ def test_zero_snr_with_eps_is_refused_before_a_run_is_written(tmp_path):
     assert "trained_betas" in refused(tmp_path / "given")
 
 
+def test_one_step_is_read_and_of_nothing_but_noise_is_refused(tmp_path):
+    for name, fields, field in (
+        ("named", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ("given", {"trained_betas": [1.0]}, "trained_betas"),
+    ):
+        one = diffusers.DDPMScheduler(num_train_timesteps=1, prediction_type="sample")
+        pipeline(tmp_path / name, scheduler=one)
+        path = tmp_path / name / "scheduler" / "scheduler_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+        assert field in refused(tmp_path / name)
+    pipeline(tmp_path / "half", scheduler=diffusers.DDPMScheduler(num_train_timesteps=1, trained_betas=[0.5]))
+    assert imported(tmp_path / "half")[0].config.diffusion.betas == (0.5,)
+
+
+def test_weights_of_other_widths_are_kept_as_float32(tmp_path):
+    network = random_network()
+    pipeline(tmp_path / "eight", copy.deepcopy(network))
+    path = tmp_path / "eight" / "unet" / WEIGHTS
+    narrow = {name: one.to(torch.float8_e4m3fn) for name, one in safetensors.torch.load_file(path).items()}
+    safetensors.torch.save_file(narrow, path)
+    said = imported(tmp_path / "eight")
+    network.load_state_dict({name: one.float() for name, one in narrow.items()})
+    same_outputs(said[1], network, (3, 8, 8))
+    pipeline(tmp_path / "same", copy.deepcopy(network).double())
+    assert "rounded" not in said[2] + imported(tmp_path / "same")[2]
+    wide = copy.deepcopy(network).double()
+    with torch.no_grad():
+        wide.conv_in.weight.mul_(1 + 1e-12)
+    pipeline(tmp_path / "wide", wide)
+    assert "float64 weights were rounded to float32" in imported(tmp_path / "wide")[2]
+
+
 def test_half_precision_and_shards_are_read(tmp_path):
     network = random_network()
     pipeline(tmp_path / "half", copy.deepcopy(network).half(), variant="fp16")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -283,6 +284,8 @@ def test_published_configurations_are_the_papers(tmp_path, name):
         ("scheduler/scheduler_config.json", "prediction_type", "flow_prediction"),
         ("scheduler/scheduler_config.json", "clip_sample_range", -2.0),
         ("scheduler/scheduler_config.json", "variance_type", "learned_range"),
+        ("scheduler/scheduler_config.json", "use_flow_sigmas", True),
+        ("scheduler/scheduler_config.json", "timestep_type", "continuous"),
         ("scheduler/scheduler_config.json", "_class_name", "LCMScheduler"),
         ("scheduler/scheduler_config.json", "new_field", 1),
     ],
@@ -325,6 +328,22 @@ def test_runs_that_diffusers_cannot_hold_are_refused_by_field(trained_run, tmp_p
     assert "groups" in result.output
     assert f"ancestral export {trained_run} --format onnx" in result.output.replace("\n", " ").replace("  ", " ")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(("variance", "said"), [("optimal", True), ("beta", False)])
+def test_a_variance_that_they_have_no_field_for_is_said(tmp_path, variance, said):
+    model = ModelOptions(width=32, multipliers=(1, 1), blocks=1, attention=(1,), groups=16)
+    config = Config("x", model, DiffusionOptions(clock="zero-based", variance=variance))
+    facts = Facts((3, 8, 8))
+    weights = build.network(config, facts).state_dict()
+    run = checkpoint.Checkpoint(tmp_path, 0, config, facts, weights, {}, {}, None)
+    checkpoint.save_imported(tmp_path / "run", run)
+    lines = interop.export_run(tmp_path / "run", tmp_path / "out")
+    assert any("variance_type is fixed_small: diffusers has no field" in line for line in lines) == said
+    few = replace(config, diffusion=replace(config.diffusion, train_steps=10))
+    checkpoint.save_imported(tmp_path / "few", replace(run, config=few))
+    with pytest.raises(UserError, match=r"diffusion.train_steps is 10, and .* at all 1000 times"):
+        interop.export_run(tmp_path / "few", tmp_path / "other")
 
 
 def test_checkpoints_are_in_the_order_of_their_numbers(tmp_path):

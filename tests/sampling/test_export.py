@@ -1,6 +1,7 @@
 """Exported models draw, where this package cannot be imported, what the run draws from the same noise."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -241,6 +242,24 @@ def test_runs_that_cannot_be_exported_are_refused(data, train, said, form, tmp_p
     assert result.exit_code == 2
     assert said in result.output.replace("\n", " ")
     assert "leaves with" not in result.output  # as it does not, in any form
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_another_s_is_refused_before_anything_is_traced(trained_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "TableSampler", lambda *given: pytest.fail("worked before it looked"))
+    (tmp_path / "sampler.pt2").write_bytes(b"another's")
+    result = run_command("export", trained_run, "--out", tmp_path, "--format", "torch")
+    assert (result.exit_code, "sampler.pt2: is there already" in result.output) == (2, True), result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["sampler.pt2"]
+
+
+@pytest.mark.parametrize("form", ["onnx", "torch"])
+def test_no_older_checkpoint_leaves_where_the_newest_is_damaged(form, trained_run, tmp_path):
+    shutil.copytree(trained_run, tmp_path / "run")
+    (tmp_path / "run" / "checkpoints" / "999999999").mkdir()
+    result = run_command("export", tmp_path / "run", "--out", tmp_path / "out", "--format", form)
+    assert result.exit_code == 2, result.output
+    assert "move that checkpoint away to take the one before it" in " ".join(result.output.split())
     assert not (tmp_path / "out").exists()
 
 

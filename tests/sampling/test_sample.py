@@ -249,6 +249,17 @@ def kept(request, tmp_path):
     return keep
 
 
+def test_a_guide_whose_newest_checkpoint_is_damaged_says_which_one_guides(trained_run, command, tmp_path):
+    shutil.copytree(trained_run, tmp_path / "guide")
+    (tmp_path / "guide" / "checkpoints" / "999999999").mkdir()
+    options = ("--num-images", 1, "--steps", 2, "--guidance", 2, "--guide", tmp_path / "guide", "--out", tmp_path / "o")
+    result = command("sample", trained_run, *options)
+    assert result.exit_code == 0, result.output
+    said = "".join(result.output.split())
+    assert "999999999" in said
+    assert "thecheckpointbeforeitisused" in said
+
+
 @pytest.mark.parametrize("found", compute_format.FORMATS[:4], ids=str)
 def test_automatic_precision_is_what_the_runs_training_found_on_such_a_processor(kept, monkeypatch, found):
     monkeypatch.setattr(compute_format, "measured", lambda *_: pytest.fail("measured"))

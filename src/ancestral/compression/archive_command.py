@@ -51,6 +51,7 @@ class Archived:
     nats: Tensor  # (N,) of each image along its own chain
     one_off: int  # bytes: sum over the blocks
     seconds: float  # an image, to encode it and to decode it again; of blocks made by an earlier command too
+    job: Job  # the blocks, kept until they are forgotten: once the archive is written
 
 
 def open_coder(run: Path) -> tuple[Checkpoint, Predictor]:
@@ -116,7 +117,6 @@ def compressed(
 
         job.run(work, make, lambda _, kept: {"block", "crc", "cost.safetensors"} <= set(kept))
         results = list(job.results(work))
-        job.forget()
     blocks = tuple(Block(kept["block"], int.from_bytes(kept["crc"], "little")) for kept in results)
     costs = [safetensors.torch.load(kept["cost.safetensors"]) for kept in results]
     return Archived(
@@ -124,6 +124,7 @@ def compressed(
         torch.cat([one["nats"] for one in costs]),
         sum(int(one["one_off"]) for one in costs),
         sum(float(one["seconds"]) for one in costs) / len(images),
+        job,
     )
 
 
@@ -135,6 +136,7 @@ def calls(config: Config) -> int:
 def archive(run: Path, images: Path, *, out: Path, steps: int | None, grid: str, block: int) -> None:
     """Compress all images of a source into a file, and say what it has cost."""
     need_other(out, images)
+    verified_folder.need_writable(out)
     saved, predictor = open_coder(run)
     pixels, names = _pictures(images, saved.facts.shape)
     check(list(map(as_png, names)), out.parent, images, "rename it, or archive a .npz file, which has no names")
@@ -143,6 +145,7 @@ def archive(run: Path, images: Path, *, out: Path, steps: int | None, grid: str,
         made = compressed(saved, predictor, pixels, names, times, block, out.with_name(f".{out.name}.job"))
         content = made.content.to_bytes()
         verified_folder.write_file(out, content)
+        made.job.forget()
     values = pixels.size
     bits, ideal = 8 * len(content) / values, float(made.nats.sum()) / math.log(2) / values
     screen.print(
@@ -221,6 +224,7 @@ def unarchive(run: Path, file: Path, *, out: Path, only: tuple[int, int] | None)
             raise UserError(f"--only: the file holds {packed_images.count} images, numbered from 0")
         names = packed_images.names or tuple(f"{row:06d}" for row in range(packed_images.count))
         if out.suffix.lower() == ".npz":
+            verified_folder.need_writable(out)
             pixels, packed = expanded(saved, predictor, packed_images, selected), io.BytesIO()
             np.savez(packed, images=pixels, names=np.array([names[row] for row in selected]))
             verified_folder.write_file(out, packed.getvalue())

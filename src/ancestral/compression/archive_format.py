@@ -96,23 +96,24 @@ class Archive:
             model, mark, threads, T, bins, *shape, count, block, steps = _FIXED.unpack_from(body)
             times = np.frombuffer(body, "<u4", steps, _FIXED.size)
             start, number = _FIXED.size + 4 * steps, -(-count // block)
-            entries = list(_ENTRY.iter_unpack(body[start : start + _ENTRY.size * number]))
-            joined = body[start + _ENTRY.size * number :]
+            last = count - (number - 1) * block  # images in the last block
         except (struct.error, ValueError, ZeroDivisionError) as error:
             raise CodecError(f"the header is damaged ({error})") from None
-        # A small file may claim any number of images: nothing is made of that number before the blocks can hold them.
-        least = sum(-(-min(block, count - n * block) // MOST) for n in range(len(entries)))
-        if len(entries) == number and least > len(rest):
+        # A small file may claim any number of blocks and images: nothing is made of a number before there is a byte
+        # for each call of each block.
+        if (number - 1) * -(-block // MOST) + -(-last // MOST) > len(rest):
             raise CodecError(f"the header is damaged: {count} images in {len(rest)} bytes")
-        named = joined.count(b"\0") + 1 if joined else 0
-        falls = steps >= 2 and bool((np.diff(times.astype(np.int64)) < 0).all()) and times[-1] == 0 and times[0] <= T
-        if not falls or len(entries) != number or named not in (0, count) or not 0 < bins < 1e3:
+        texts = start + _ENTRY.size * number
+        named = body.count(b"\0", texts) + 1 if len(body) > texts else 0
+        falls = steps >= 2 and bool((times[1:] < times[:-1]).all()) and times[-1] == 0 and times[0] <= T
+        fits = len(body) - texts >= max(0, 2 * named - 1)  # a name has a letter, and a zero before the next
+        if not falls or not fits or named not in (0, count) or not 0 < bins < 1e3:
             raise CodecError("the header is damaged: its parts do not agree")
         if not count:
             raise CodecError("the header is damaged: it names no images")
         if not 0 < threads <= MOST_THREADS:
             raise CodecError(f"made with {threads} threads of torch; 1 to {MOST_THREADS} can be asked for")
-        names = tuple(joined.decode("utf-8", "surrogateescape").split("\0")) if joined else ()
+        entries = list(_ENTRY.iter_unpack(body[start:texts]))
         if sum(entry[0] for entry in entries) != len(rest):
             missing = sum(entry[0] for entry in entries) - len(rest)
             raise CodecError(f"the file is {missing} bytes short" if missing > 0 else f"{-missing} bytes too many")
@@ -122,6 +123,7 @@ class Archive:
             if blocks[-1].payload_crc != payload_crc:
                 raise CodecError(f"block {len(blocks) - 1} is damaged; fetch the file again")
             offset += size
+        names = tuple(body[texts:].decode("utf-8", "surrogateescape").split("\0")) if named else ()
         setting = Setting(model, tuple(times.tolist()), T, (shape[0], shape[1], shape[2]), threads, mark, bins)
         return cls(setting, count, block, names, tuple(blocks))
 

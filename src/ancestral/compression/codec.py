@@ -68,6 +68,7 @@ class Codec:
     shape: tuple[int, int, int]  # of the images it was trained on, (C, H, W)
     codebook: Codebook  # profiles and tables
     like: Tensor  # a tensor of the type and on the device of the states
+    trained: Sequence[int] | None = None  # times that the model was trained at; all of them when None
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -235,7 +236,8 @@ class Codec:
             for t in set(arrival.t):
                 group = [row for row, reached in enumerate(arrival.t) if reached == t]
                 x_t, x0 = (torch.stack([values[row] for row in group]) for values in (arrival.x_t, arrival.x0))
-                finished = to_bytes(finish(self.predictor, x_t, t, x0, [parts[row].tile.number for row in group]))
+                below = sorted(s for s in self.trained or range(t + 1) if 0 < s <= t)
+                finished = to_bytes(finish(self.predictor, x_t, below, x0, [parts[row].tile.number for row in group]))
                 for row, predicted, pixels in zip(group, _pixels_last(x0), finished, strict=True):
                     picture, tile = pictures[parts[row].image], parts[row].tile
                     tiles.paste(picture.predicted, tile, predicted)

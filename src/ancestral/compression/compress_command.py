@@ -168,7 +168,8 @@ def codec_of(predictor: Predictor, model: Denoiser, saved: checkpoint.Checkpoint
     like = torch.zeros((), device=device_of(model), dtype=state_type(model))
     channels, height, width = saved.facts.shape
     parts = InParts(predictor, tiles.together((height, width)))
-    return Codec(Calibrated(parts, codebook.x0_var), (channels, height, width), codebook, like)
+    calibrated, trained = Calibrated(parts, codebook.x0_var), build.training_grid(saved.config)
+    return Codec(calibrated, (channels, height, width), codebook, like, trained)
 
 
 def _file_names(sources: Sequence[Path]) -> list[str]:

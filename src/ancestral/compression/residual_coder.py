@@ -9,7 +9,7 @@ from a prediction that is off by more than the guard: a checksum of the pixels b
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,11 +59,12 @@ def encode(pixels: np.ndarray, x0_hat: np.ndarray, table: ResidualTable, guard: 
         CodecError: when x0_hat is not finite or of another shape, or the guard out of range.
     """
     grids, helpers, cells = _placed(x0_hat, pixels.shape, guard)
-    sent = list(_sent(pixels, helpers, cells, table, grids.rare(table.leaving / TOTAL)))
-    coder = _queue.RangeEncoder()
-    for symbol, model in sent:
+    coder, symbols, models = _queue.RangeEncoder(), bytearray(), list[_Model]()  # pairs would take ten times as much
+    for symbol, model in _sent(pixels, helpers, cells, table, grids.rare(table.leaving / TOTAL)):
         coder.encode(symbol, model)
-    return _shortest(coder.get_compressed().astype(">u4").tobytes(), sent)
+        symbols.append(symbol)
+        models.append(model)
+    return _shortest(coder.get_compressed().astype(">u4").tobytes(), symbols, models)
 
 
 def decode(payload: bytes, x0_hat: np.ndarray, table: ResidualTable, guard: float, shape: Sequence[int]) -> np.ndarray:
@@ -115,14 +116,18 @@ def _sent(
     rows, symbols = table.coded(chosen, pixels, cells)
     yield chosen, _one_of(len(table.bits))
     models, tables, byte = _helper_models(rare), _Coded(table, chosen), _one_of(256)
-    for helper, flat in zip(helpers.ravel().tolist(), between_flat(cells).ravel().tolist(), strict=True):
+    for helper, flat in _values(helpers, between_flat(cells)):
         yield helper, models[flat]
-    for symbol, row, pixel in zip(
-        symbols.ravel().tolist(), rows.ravel().tolist(), pixels.ravel().tolist(), strict=True
-    ):
+    for symbol, row, pixel in _values(symbols, rows, pixels):
         yield symbol, tables[row]
         if symbol == ESCAPE:
             yield pixel, byte
+
+
+def _values(*arrays: np.ndarray) -> Iterator[tuple[int, ...]]:
+    """The values of arrays (H, W, C) side by side, in order; a line of the image at a time is a list."""
+    for lines in zip(*arrays, strict=True):
+        yield from zip(*(line.ravel().tolist() for line in lines), strict=True)
 
 
 def _read_cells(coder: Any, grids: Grids, grey: np.ndarray, rare: tuple[float, float]) -> np.ndarray:
@@ -166,7 +171,7 @@ def _words(payload: bytes) -> np.ndarray:
     return np.frombuffer(payload + bytes(-len(payload) % 4), ">u4").astype(np.uint32)
 
 
-def _shortest(content: bytes, sent: Sequence[tuple[int, _Model]]) -> bytes:
+def _shortest(content: bytes, symbols: Iterable[int], models: Iterable[_Model]) -> bytes:
     """The shortest bytes that decode to the same: the coder ends on a whole word, and its last bits are free."""
     number = int.from_bytes(content, "big")
     for size in range(max(0, len(content) - 8), len(content)):
@@ -177,7 +182,7 @@ def _shortest(content: bytes, sent: Sequence[tuple[int, _Model]]) -> bytes:
             short = head.to_bytes(size, "big")
             coder = _queue.RangeDecoder(_words(short))
             try:
-                if all(coder.decode(model) == symbol for symbol, model in sent):
+                if all(coder.decode(model) == symbol for symbol, model in zip(symbols, models, strict=True)):
                     return short
             except AssertionError:
                 continue

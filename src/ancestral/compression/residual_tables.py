@@ -97,8 +97,8 @@ def rounded(total: Any) -> Any:
 
 def bits_of(pixels: np.ndarray, cells: np.ndarray, table: ResidualTable) -> np.ndarray:
     """Bits of each image (N, H, W, C) under each set, (sets, N), without helpers."""
-    every = [table.bits[chosen][table.coded(chosen, pixels, cells)] for chosen in range(len(table.frequencies))]
-    return np.stack(every).reshape(len(every), len(pixels), -1).sum(2)
+    every = (table.bits[chosen][table.coded(chosen, pixels, cells)] for chosen in range(len(table.frequencies)))
+    return np.stack([bits.reshape(len(pixels), -1).sum(1) for bits in every])
 
 
 def unguarded_bits(pixels: np.ndarray, x0_hat: np.ndarray, table: ResidualTable) -> np.ndarray:

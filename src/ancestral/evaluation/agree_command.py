@@ -84,6 +84,7 @@ def agree(
         archived = compressed(saved, predictor, pixels, (), times, block, folder / f".{name}")
         archive = archived.content.to_bytes()
         if not np.array_equal(expanded(saved, predictor, Archive.of_bytes(archive), range(len(pixels))), pixels):
+            archived.job.forget()  # they are wrong
             raise UserError(f"{folder}: an archive does not give the images back; do not use archives on this machine")
         measured["bound, along the archive's chains"] = archived.nats / math.log(2) / math.prod(saved.facts.shape)
         document = _report(rows(measured), archived, len(archive), pixels, {
@@ -93,6 +94,7 @@ def agree(
         files = {f"{name}.archive": archive, f"{name}.json": document}
         screen.print("read back and compared")
         write(results, files)
+        archived.job.forget()
 
 
 def _measured(measure: Measure, name: str, model: Predictor, pixels: np.ndarray, times: list[int], seed: int) -> Tensor:

@@ -34,8 +34,10 @@ def measured_terms(steps: int, terms: int | None, exact: bool, name: str) -> int
     """How many terms an image are measured of a bound of so many steps; None: all.
 
     Raises:
-        UserError: by the name of the option, for a number that the bound does not have.
+        UserError: by the name of the option, for a number that the bound does not have, or one beside `exact`.
     """
+    if exact and terms is not None:
+        raise UserError(f"{name}: `exact` measures every term; leave out one of the two")
     terms = min(TERMS, steps) if terms is None else terms
     if not exact and not (isinstance(terms, int) and min(2, steps) <= terms <= steps):
         raise UserError(f"{name}: must be between 2 and {steps}, got {terms!r}")

@@ -16,7 +16,7 @@ from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.compute_format import laid_out
 from ancestral.runs.conditions import Conditions, for_model
 from ancestral.runs.config import Config
-from ancestral.runs.open import device_of
+from ancestral.runs.open import device_of, newest_whole
 from ancestral.runs.process_kinds import need_gaussian
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
 from ancestral.runtime import verified_folder
@@ -45,7 +45,7 @@ class Guide:
     """
 
     def __init__(self, path: Path, channels_last: bool, strong: Checkpoint, model: Denoiser) -> None:
-        saved = checkpoint.open_average(path) if checkpoint.is_average(path) else checkpoint.open_run(path)[0]
+        saved = checkpoint.open_average(path) if checkpoint.is_average(path) else newest_whole(path)
         need_gaussian(saved.config, f"--guide {path}")
         self.config: Config = saved.config
         self.model = build.trained(saved, path, device_of(model))

@@ -14,10 +14,16 @@ from ancestral.runtime.console import screen
 
 def open_model(folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:
     """The newest whole checkpoint of a run and its model."""
+    saved = newest_whole(folder)
+    return saved, build.trained(saved, folder, build.device(device), average_width)
+
+
+def newest_whole(folder: Path) -> checkpoint.Checkpoint:
+    """The newest whole checkpoint of a run; says which damaged ones were passed over."""
     saved, problems = checkpoint.open_run(folder)
     for problem in problems:
         screen.print(f"warning: {problem}; the checkpoint before it is used")
-    return saved, build.trained(saved, folder, build.device(device), average_width)
+    return saved
 
 
 def open_gaussian(folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:

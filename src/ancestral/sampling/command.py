@@ -24,6 +24,7 @@ from ancestral.runs.conditions import Conditions, class_of, in_turn
 from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import device_of, open_model, state_type
 from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.runtime import verified_folder
 from ancestral.runtime.console import Progress, advancing, screen
 from ancestral.runtime.distributed import LONG, process_group
 from ancestral.runtime.result_files import held
@@ -123,6 +124,8 @@ def tune_steps(
     noise = latents(saved.facts.shape, seed, range(num_images), build.streams(saved.config, device_of(model))).to(
         device_of(model), state_type(model)
     )
+    with held(folder, "tuned"):  # refused before the search, where nothing can be kept
+        verified_folder.need_writable(folder / tuned_times.FILE)
     try:
         with advancing(f"{steps} steps", kind.search.calls(len(fine) - 1, steps, len(begun)) * num_images) as advance:
             watched = Watched(predictor, advance)

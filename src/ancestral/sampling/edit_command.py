@@ -16,12 +16,12 @@ from ancestral.diffusion.editing.edits import Resampled, below, inverted, known_
 from ancestral.diffusion.editing.inverse_problems import METHODS, Measurement
 from ancestral.diffusion.editing.operators import Known, Operator, box_means, gaussian_blur, grey
 from ancestral.diffusion.objectives.statistics import psnr
-from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import Step, from_model, walk
 from ancestral.diffusion.samplers.solvers import FLOW_SOLVER
 from ancestral.diffusion.samplers.transitions import begin
 from ancestral.errors import UserError
+from ancestral.runs import build
 from ancestral.runs.registry import choose
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.console import screen
@@ -51,11 +51,19 @@ def _calls(editor: Editor, times: list[int]) -> int:
     return len(begin(editor.sampler.move, editor.schedule, times)[1]) - 1
 
 
-def _below(schedule: Gaussian, grid: list[int], t: int) -> list[int]:
+def _below(editor: Editor, at: int | None, share: float) -> list[int]:
+    """The walk from t = `at` on, or from this share of T, as nearly as the model was trained there."""
+    every = build.training_grid(editor.saved.config)[:-1]
+    nearest = min(every, key=lambda t: abs(t - (round(share * editor.schedule.T) if at is None else at)))
     try:
-        return below(schedule, grid, t)
+        times = below(editor.schedule, editor.sampler.times, nearest if at is None else at)
     except ValueError as error:
         raise UserError(f"--at: {error}") from None
+    if times[0] not in every:
+        raise UserError(
+            f"--at: the model was trained at {len(every)} times only, not at {at}; the nearest is {nearest}"
+        )
+    return times
 
 
 def inpaint(
@@ -65,6 +73,7 @@ def inpaint(
     editor = FileEditor(folder, with_new_noise(options), sources, calls)
     x0, known = editor.read_all(), editor.read_mask(mask)
     edit = repainted(editor, x0, known, jump, resamples)
+    editor.need_free(len(sources.paths), sources.num_images)
     editor.write({"image": x0, "kept": torch.where(known, x0, 0.0)}, editor.draw(len(x0), *edit))
 
 
@@ -134,6 +143,7 @@ def interpolate(
         raise UserError(f"--num-images: --encoder {encoder} has one way between two images; leave it out")
     editor = FileEditor(folder, way.step(options), sources, calls)
     ends = editor.read_all()
+    editor.need_free(sources.num_images, frames)
     edit = between(editor, ends, way, at, frames, sources.num_images)
     mixed = editor.draw(frames, *edit).transpose(0, 1)
     first, last = (end.expand(len(mixed), -1, -1, -1) for end in ends)
@@ -146,8 +156,7 @@ def between(editor: Editor, ends: Tensor, way: Encoder, at: int | None, frames: 
     Raises:
         UserError: unless 1 <= t <= T.
     """
-    t = max(1, round(way.depth * editor.schedule.T)) if at is None else at
-    times = _below(editor.schedule, editor.sampler.times, t)
+    times = _below(editor, at, way.depth)
     states = way.encode(editor, ends, times, list(range(variants)))
 
     def steps(rows: Tensor, numbers: list[int], predictor: Predictor) -> Iterator[Step]:
@@ -164,8 +173,8 @@ def vary(
 ) -> None:
     """Noise the images up to t and draw them down from there (SDEdit)."""
     editor = FileEditor(folder, with_new_noise(options), sources, calls)
-    x0, top = editor.read_all(), editor.schedule.T
-    times = _below(editor.schedule, editor.sampler.times, max(1, round(strength * top)) if at is None else at)
+    x0, times = editor.read_all(), _below(editor, at, strength)
+    editor.need_free(len(sources.paths), sources.num_images)
 
     def steps(rows: Tensor, numbers: list[int], predictor: Predictor) -> Iterator[Step]:
         eps = editor.to_state(editor.streams("forward", numbers).normal(editor.shape))
@@ -237,6 +246,7 @@ def restore(
     else:
         seen = measured(operator, clean, damage.noise, editor.streams("noise", range(len(clean))))
     y = editor.to_state(seen.y)
+    editor.need_free(len(sources.paths), sources.num_images)
 
     def steps(rows: Tensor, numbers: list[int], predictor: Predictor) -> Iterator[Step]:
         noise, given = editor.streams("reverse", numbers), seen._replace(y=y[rows])

@@ -22,6 +22,7 @@ from ancestral.runs import build
 from ancestral.runs.conditions import Conditions, class_of
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runs.sampling_options import OWN, SamplingOptions
+from ancestral.runtime import verified_folder
 from ancestral.runtime.console import advancing, screen
 from ancestral.runtime.file_names import need_other
 from ancestral.runtime.result_files import held
@@ -186,6 +187,19 @@ class FileEditor(Editor):
         """As `draw_variants`, so many of each as the sources say."""
         return self.draw_variants(jobs, self.sources.num_images, calls, walk)
 
+    def need_free(self, rows: int, variants: int) -> None:
+        """Refuse, before the work, to write so many images where that cannot be, or would overwrite what is not ours.
+
+        Raises:
+            UserError: as `write` would.
+        """
+        verified_folder.need_writable(self.sources.out)
+        with held(self.sources.out.parent, "edit", beside=self.folder) as files:
+            files.need_free(self._name(row, variant) for row in range(rows) for variant in range(variants))
+
+    def _name(self, row: int, variant: int) -> str:
+        return f"{self.folder.name}/{row:03d}-{variant:03d}.png"
+
     def write(self, before: Mapping[str, Tensor], results: Tensor, after: Mapping[str, Tensor] | None = None) -> None:
         """The sheet, a row for each image, and the images.
 
@@ -200,7 +214,7 @@ class FileEditor(Editor):
         names = [*before, *(["result"] if count == 1 else [f"result {n + 1}" for n in range(count)]), *(after or {})]
         sheet = torch.cat(columns, 1)
         images = {
-            f"{self.folder.name}/{row:03d}-{variant:03d}.png": pictures.png(image)
+            self._name(row, variant): pictures.png(image)
             for row, variants in enumerate(results)
             for variant, image in enumerate(to_bytes(variants))
         }

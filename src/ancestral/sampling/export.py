@@ -22,10 +22,10 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser, clip_dynamic
 from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.errors import UserError, missing
 from ancestral.networks import int8
-from ancestral.runs.checkpoint import Checkpoint
+from ancestral.runs import build
+from ancestral.runs.checkpoint import Checkpoint, open_newest
 from ancestral.runs.config import Facts
 from ancestral.runs.memory_need import need_for_drawing
-from ancestral.runs.open import open_model
 from ancestral.runs.process_kinds import not_exported
 from ancestral.runs.sampling_options import EXPORTED, SamplingOptions
 from ancestral.runtime.console import advancing
@@ -39,6 +39,7 @@ from ancestral.sampling.table import TableSampler
 from ancestral.sampling.traced import BATCH, OnnxWriter, torch_bytes
 
 PRECISIONS = ("float32", "int8")
+FILES = ("sampler.json", "draw.py")  # beside the modules
 CALIBRATING = ("onnxruntime",)  # packages that 8 bits need too, to be compared
 IMAGES, TOGETHER = 32, 8  # drawn to calibrate 8 bits, and so many at a time
 SEED = 2**32 - 1  # of these: hardly anybody's own
@@ -71,6 +72,9 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str, precision:
         )
     if sampler.model.clip is clip_dynamic:
         raise UserError(f"{run}: dynamic clipping is not exported; use --clip static or --clip none")
+    made_of = ("network", *(["network-int8"] if precision == "int8" else []), "sampler")
+    with held(out, "export") as results:  # refused before the work, where it cannot be written
+        results.need_free([*(f"{name}.{chosen.suffix}" for name in made_of), *FILES])
     whole, inputs, images = TableSampler(network, sampler), network_inputs(sampler), None
     modules = {"network": (network, inputs)}
     if precision == "int8":
@@ -90,8 +94,8 @@ def export(run: Path, out: Path, options: SamplingOptions, form: str, precision:
         for name, (module, traced) in modules.items():
             files[f"{name}.{chosen.suffix}"] = write(module, traced)
             done(steps if module is whole else 1)
-    files["sampler.json"] = json_bytes(facts(sampler, whole))
-    files["draw.py"] = Path(__file__).with_name("draw.py").read_bytes()
+    of_all = json_bytes(facts(sampler, whole)), Path(__file__).with_name("draw.py").read_bytes()
+    files |= dict(zip(FILES, of_all, strict=True))
     with held(out, "export") as results:
         results.need_free(files)
         results.replace(files.items())
@@ -148,11 +152,11 @@ def apart(images: Tensor, others: Tensor) -> np.ndarray:
 
 
 def opened(run: Path, device: str, average_width: float | None) -> tuple[Checkpoint, Denoiser]:
-    """As `open_model`, but only what can be exported."""
-    saved, model = open_model(run, device, average_width)
+    """As `open_model`, but the newest checkpoint or none, and only what can be exported."""
+    saved = open_newest(run)
     if (reason := not_exported(saved.config)) is not None:
         raise UserError(f"{run}: {reason}")
-    return saved, model
+    return saved, build.trained(saved, run, build.device(device), average_width)
 
 
 def facts(sampler: Sampler, whole: TableSampler) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ancestral.apps.server.job import current, going_on
+from ancestral.runtime.system import out_of_memory
 
 PATIENCE = 0.003  # seconds that a call waits for others to join it
 SIZES = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64)  # that are measured
@@ -197,7 +198,9 @@ def rounding_alike(
             output: Any = network(
                 **{name: value.expand(size, *value.shape[1:]).contiguous() for name, value in example.items()}
             )
-        except torch.OutOfMemoryError:
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
             break
         if not torch.equal(output, output[:1].expand_as(output)):
             continue

@@ -1,7 +1,8 @@
 """diffusers folders, both ways: a UNet2DModel with its scheduler's configuration, and a run of ours.
 
-Tensors are copied to the bit; attention's q, k and v are one tensor here and three there. Needs no diffusers. The
-format carries no digests: what was read is known by its SHA-256, and checked where the hub's cache names files by it.
+Tensors are copied as float32, to the bit where they were no wider; attention's q, k and v are one tensor here and
+three there. Needs no diffusers. The format carries no digests: what was read is known by its SHA-256, and checked where
+the hub's cache names files by it.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ def read(folder: Path, scheduler: Path | None = None, null_class: int | None = N
     config = Config(source=f"diffusers:{folder.name}", model=model, diffusion=process)
     facts = Facts(found.shape, tuple(names_of_classes), found.vector)
     stored = _weight_files(network_folder)
-    weights = _to_ours(stored, config, facts, found, null_class, described.path)
+    weights, rounded = _to_ours(stored, config, facts, found, null_class, described.path)
+    if rounded:
+        notes.append("its float64 weights were rounded to float32")
     files = (described.path, *stored, process_file)
     digests = [_digest(path) for path in files]
     state = {
@@ -234,8 +237,11 @@ _OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"
 
 def _to_ours(
     files: Sequence[Path], config: Config, facts: Facts, found: Network, null_class: int | None, described: Path
-) -> dict[str, Tensor]:
-    """The weights in files of theirs; nothing is read before their names and shapes are those of the configuration."""
+) -> tuple[dict[str, Tensor], bool]:
+    """(the weights in files of theirs, whether they were rounded).
+
+    Nothing is read before their names and shapes are those of the configuration.
+    """
     expected = {name: tuple(one.shape) for name, one in import_checks.tensors_of(config, facts, described).items()}
     conditions = {name: expected.pop(name) for name in _CONDITIONS if name in expected}
     layers = [
@@ -264,7 +270,7 @@ def _to_ours(
         raise UserError(f"{where}: cannot be read ({error})") from None
     finite(theirs, str(where))
     import_checks.need_plausible(theirs, where)
-    weights = {key: torch.cat([theirs[o] for o in others]).float().reshape(expected[key]) for key, others in layers}
+    weights = {key: torch.cat([theirs[o].float() for o in others]).reshape(expected[key]) for key, others in layers}
     if "embed.weight" in conditions:  # theirs adds the vector as it is
         weights |= {"embed.weight": torch.eye(found.vector), "embed.bias": torch.zeros(found.vector)}
     if found.classes:
@@ -272,7 +278,8 @@ def _to_ours(
         if null_class is not None:
             weights["null"] = rows.pop(null_class)
         weights["label.weight"] = torch.stack(rows)
-    return weights
+    rounded = any(one.dtype == torch.float64 and not torch.equal(one.float().double(), one) for one in theirs.values())
+    return weights, rounded
 
 
 _CONDITIONS = ("label.weight", "embed.weight", "embed.bias", "null")
@@ -369,6 +376,8 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
     with held(folder, "export") as results:
         results.need_free(files)
         results.replace(files.items())
+    if process.variance == "optimal":  # a measured table, which they have no field for; "beta" is their fixed_large
+        lines.append("variance_type is fixed_small: diffusers has no field for the optimal one, a measured table")
     return [*lines, f"timestep_spacing is {spacing} (--timestep-spacing chooses another)"]
 
 
@@ -385,6 +394,11 @@ def _need_fields(run: Path, config: Config) -> None:
         problem = "model.embedding is true, and diffusers' network has no such field"
     elif model.groups is None and any(build.variant(model).groups_of(width) != GROUPS for width in model.widths):
         problem = "its norms have groups by width, and diffusers needs one number (train with model.groups)"
+    elif process.train_steps is not None:
+        problem = (
+            f"diffusion.train_steps is {process.train_steps}, and a scheduler of diffusers asks the network at all "
+            f"{process.T} times"
+        )
     elif process.target not in TARGETS:
         problem = f"diffusion.target is {process.target}, and diffusers has {', '.join(TARGETS)}"
     elif process.clock != "zero-based":

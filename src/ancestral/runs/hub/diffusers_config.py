@@ -126,8 +126,8 @@ _SAMPLING = {  # fields of these classes, at any version, on which no process de
     *("interpolation_type", "lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "predict_x0"),
     *("predictor_order", "set_alpha_to_one", "shift_terminal", "sigma_max", "sigma_min", "skip_prk_steps"),
     *("solver_order", "solver_p", "solver_type", "steps_offset", "tau_func", "time_shift_type", "timestep_spacing"),
-    *("timestep_type", "use_beta_sigmas", "use_dynamic_shifting", "use_exponential_sigmas", "use_flow_sigmas"),
-    *("use_karras_sigmas", "use_lu_lambdas", "tensor_format", "num_inference_steps", "clip_sample_range"),
+    *("use_beta_sigmas", "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas"),
+    *("tensor_format", "num_inference_steps", "clip_sample_range"),
     *("dynamic_thresholding_ratio", "sample_max_value", "clip_sample", "thresholding", "beta_start", "beta_end"),
 }
 
@@ -302,7 +302,14 @@ def diffusion(fields: Fields, learned: bool = False) -> DiffusionOptions:
     betas = _betas(fields, scheduler)
     zero_snr = fields.take("rescale_betas_zero_snr", bool, False)
     if zero_snr:
-        betas = betas.zero_terminal_snr()
+        try:
+            betas = betas.zero_terminal_snr()
+        except ValueError as error:
+            fields.refuse("rescale_betas_zero_snr", True, str(error))
+    elif betas.T == 1 and not bool(betas.log_alpha_bar.isfinite().all()):
+        fields.refuse("trained_betas", [1.0], "with one step of nothing but noise no image would be seen")
+    fields.need("use_flow_sigmas", False, False)  # another process
+    fields.need("timestep_type", "discrete", "discrete")  # otherwise the network hears the logarithm of sigma
     clip, clip_range = _clip(fields, scheduler)
     old = fields.take("predict_epsilon", bool, True)  # before 0.8
     target = fields.choose("prediction_type", _TARGETS, "epsilon" if old else "sample")
@@ -322,7 +329,8 @@ def diffusion(fields: Fields, learned: bool = False) -> DiffusionOptions:
             f"the network has {'twice as many output channels as' if learned else 'as many output channels as'} "
             f"input channels, which is {'learned_range' if learned else 'a fixed variance'}",
         )
-    name = next((name for name in _NAMED if _same(betas, SCHEDULES[name](betas.T))), WITHOUT_NAME)
+    names = _NAMED if betas.T > 1 else ()  # of one step zero terminal SNR has none
+    name = next((name for name in names if _same(betas, SCHEDULES[name](betas.T))), WITHOUT_NAME)
     options = DiffusionOptions(
         T=betas.T,
         schedule=name,
