@@ -253,7 +253,8 @@ def small_network(channels: int, side: int, width: int) -> nn.Module:
 class Small:
     """smalldiffusion's training loop on its U-Net: AdamW at 7e-4, batches of 128, DDPM sigmas, an average with 0.995.
 
-    Its example mirrors images, which none here does, and takes batches of 1024, of which no minute of a CPU holds many.
+    Its example of this network has width 64, sigmas as of `SmallToTwenty`, an average with 0.999 and mirrored images,
+    and takes batches of 1024, of which no minute of a CPU holds many.
 
     Args:
         images: (N, H, H, C), H a multiple of four.
@@ -278,12 +279,17 @@ class Small:
         """The network."""
         return small_network(channels, side, width)
 
+    @staticmethod
+    def sigmas() -> Any:
+        """Their schedule: to 157."""
+        return imported("smalldiffusion").ScheduleDDPM()
+
     def loop(self) -> Iterator[object]:
         """Their loop, which gives its variables after each loss, before the update."""
         package = imported("smalldiffusion")
         accelerator = imported("accelerate").Accelerator(cpu=True)
         yield from package.training_loop(
-            self.loader, self.network, package.ScheduleDDPM(), accelerator, epochs=10**6, lr=self.RATE
+            self.loader, self.network, self.sigmas(), accelerator, epochs=10**6, lr=self.RATE
         )
 
     def begun(self) -> Any:
@@ -343,13 +349,22 @@ class Small:
     def draw(cls, folder: Path, count: int, steps: int) -> Tensor:
         """Images (count, C, H, W) on [0, 1] by the accelerated sampler with the strength of their example, 1.6."""
         package, network = imported("smalldiffusion"), cls.opened(folder)
-        sigmas = package.ScheduleDDPM().sample_sigmas(steps)
+        sigmas = cls.sigmas().sample_sigmas(steps)
         accelerator = imported("accelerate").Accelerator(cpu=True)
         drawn = []
         for size in rounds(count):
             *_, x0 = package.samples(network, sigmas, gam=1.6, batchsize=size, accelerator=accelerator)
             drawn.append(x0)
         return torch.cat(drawn).add(1).div(2).clamp(0, 1)
+
+
+class SmallToTwenty(Small):
+    """The same with the sigmas of its example of this network: 0.01 to 20, evenly in the logarithm."""
+
+    @staticmethod
+    def sigmas() -> Any:
+        """Their schedule."""
+        return imported("smalldiffusion").ScheduleLogLinear(N=800, sigma_min=0.01, sigma_max=20)
 
 
 class Preconditioned(nn.Module):

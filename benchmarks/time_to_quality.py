@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from common import MEASURED, WORK, Results, options, origins_of, parsed, processor, publish, quality, shown, table
 from own_run import OwnRun
-from peers import Edm, Lucid, Script, Small, cropped, padded, script_network, write_pngs
+from peers import Edm, Lucid, Script, Small, SmallToTwenty, cropped, padded, script_network, write_pngs
 
 from ancestral.data import load
 from ancestral.data.dataset import DataOptions, Splits
@@ -208,6 +208,12 @@ class Narrow(Peer):
         return self.kind(images, self.width)
 
 
+class NarrowToTwenty(Narrow):
+    """The same with the sigmas of its own example of this network."""
+
+    kind = SmallToTwenty
+
+
 class Wide(Narrow):
     """The same at its own width."""
 
@@ -236,6 +242,7 @@ CONTENDERS = {
     "lucidrains": Lucidrains,
     "diffusers": Diffusers,
     "smalldiffusion, width 32": Narrow,
+    "smalldiffusion, width 32, sigmas to 20": NarrowToTwenty,
     "smalldiffusion, width 64": Wide,
     "EDM's recipe, width 32": KarrasNarrow,
     "EDM's recipe, width 64": Karras,

@@ -1,7 +1,6 @@
-"""docs/img/front.png, the strip of README: what minutes of training on MNIST give. scripts/figures/front.py RUN...
+"""docs/img/front.png, the strip of README: what more and more of MNIST gives. scripts/figures/front.py RUN...
 
-Runs of more and more images: those that a budget of so many MINUTES buys, with the width that it sets, as trained by
-scripts/figures/all. The second is the one that edits and films, and was evaluated.
+The runs are those of scripts/figures/all. The second is the one that edits and films, and was evaluated.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from ancestral.runtime.plots import INK
 OUT = Path(__file__).resolve().parents[2] / "docs" / "img" / "front.png"
 SIDE, GAP, HEAD = 196, 14, 22  # pixels: a panel, between panels, a line of words above each
 COUNT = 36  # digits of a panel
-MINUTES = {69_440: 2, 149_504: 10, 482_432: 60}  # that buy so many images on two quiet cores of an AMD EPYC
 
 
 def panel(images: np.ndarray, columns: int = 6, width: int = SIDE) -> Image.Image:
@@ -46,12 +44,6 @@ def inpainted(model: ancestral.Model, images: np.ndarray) -> np.ndarray:
     return np.concatenate(rows)
 
 
-def named(model: ancestral.Model) -> str:
-    """How long it was trained: minutes only where they are those of its number of images."""
-    images = model.saved.images
-    return f"{MINUTES[images]} minutes: {images:,} images" if images in MINUTES else f"after {images:,} images"
-
-
 def main(runs: list[Path]) -> None:
     """The picture from two runs or more."""
     splits = load.load("mnist", DataOptions())
@@ -60,7 +52,7 @@ def main(runs: list[Path]) -> None:
     real = np.asarray(splits.train.images)[np.linspace(0, len(splits.train) - 1, COUNT).astype(int)]
     panels = {
         "images it learned from": panel(real),
-        **{named(one): panel(one.sample(COUNT, seed=0).array) for one in models},
+        **{f"after {one.saved.images:,} images": panel(one.sample(COUNT, seed=0).array) for one in models},
     }
     states = model.film(2, steps=20, seed=4).array
     film = panel(
