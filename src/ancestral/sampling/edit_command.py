@@ -13,7 +13,7 @@ from torch import Tensor
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.editing.edits import Resampled, below, inverted, known_region, mix, slerp
-from ancestral.diffusion.editing.inverse_problems import METHODS, Measurement
+from ancestral.diffusion.editing.inverse_problems import METHODS, OWN_STEPS, Measurement
 from ancestral.diffusion.editing.operators import Known, Operator, box_means, gaussian_blur, grey
 from ancestral.diffusion.objectives.statistics import psnr
 from ancestral.diffusion.processes.streams import Streams
@@ -232,8 +232,8 @@ def restore(
     make, way = choose(TASKS, damage.task, "--task"), choose(METHODS, method, "--method")
     if damage.mask is not None and damage.task != "missing":
         raise UserError(f"--mask: says which pixels are missing, and --task is {damage.task}; leave it out")
-    if method == "ddrm" and options.step_named:
-        raise UserError("--method ddrm: has steps of its own; leave out --solver, --eta and --variance")
+    if method in OWN_STEPS and options.step_named:
+        raise UserError(f"--method {method}: has steps of its own; leave out --solver, --eta and --variance")
     editor = FileEditor(folder, with_new_noise(options), sources, calls)
     try:
         operator = make(editor, damage)

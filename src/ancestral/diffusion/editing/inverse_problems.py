@@ -254,3 +254,4 @@ METHODS: dict[str, Method] = {
     "dps": _dps,
     "ddrm": lambda predictor, seen, noise, clip: Guidance(predictor, from_spectrum(seen, predictor, noise)),
 }
+OWN_STEPS = {"ddrm"}  # those whose draw is a reverse step of its own
