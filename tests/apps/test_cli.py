@@ -299,7 +299,10 @@ BAD = [
     ((*TRAIN, "--set", "model.groups=3"), "model.groups: 3 do not divide the"),
     ((*TRAIN, "--set", "model.multipliers=[0.01,1]"), "model.multipliers: 0.01"),
     (("rd", "{run}", "--grid", "quadratic"), "--grid: says where fewer steps than all lie"),
-    (("likelihood", "{run}", "--lift", "uniform", "--variance", "fixedsmall"), "--variance: is of the last step"),
+    (
+        ("likelihood", "{run}", "--dequantisation", "uniform", "--variance", "fixedsmall"),
+        "--variance: is of the last step",
+    ),
     (("explain", "--out", "{tmp}/e.html", "--device", "cpu"), "--device: is of a run"),
     (("explain", "--out", "{tmp}/e.html", "--num-images", "1000"), "--num-images: at most 256 without RUN"),
     (("serve", "{run}", "--host", "192.168..1.5"), "--host 192.168..1.5"),

@@ -14,7 +14,7 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser, clip_static
 from ancestral.diffusion.denoisers.targets import V
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.probability_flow import (
-    LIFTS,
+    DEQUANTISATIONS,
     Adaptive,
     Noised,
     Uniform,
@@ -162,9 +162,9 @@ def test_with_the_exact_last_step_the_bound_is_the_density_of_clean_data(t):
     """Bayes' rule at t: log q(x_t | x0) - log p(x0 | x_t) - log p(x_t) = -log p(x0), for every draw of x_t."""
     oracle = gaussian(ENDS_IN_NOISE, torch.tensor([0.3, -0.4], dtype=F64), 0.25)
     x0 = oracle.sample(torch.Generator().manual_seed(0), 16)
-    lift = Noised(Ancestral(optimal), t, Normal.log_prob)
+    dequantisation = Noised(Ancestral(optimal), t, Normal.log_prob)
     # In two dimensions with an isotropic trace every probe of signs is exact.
-    found = flow_bound(oracle, x0, Streams(0, "flow", range(16)), lift, 1, SHARP).bits_per_dim
+    found = flow_bound(oracle, x0, Streams(0, "flow", range(16)), dequantisation, 1, SHARP).bits_per_dim
     assert torch.allclose(found, -oracle.log_prob(x0) / 2 / math.log(2), atol=1e-7)
 
 
@@ -178,11 +178,13 @@ class Wrong(nn.Module):
 BYTES = torch.arange(256, dtype=F64)[:, None] / 127.5 - 1
 
 
-def every_byte(predictor, lift, copies):
+def every_byte(predictor, dequantisation, copies):
     """(mean and error of exp(-nats), mean of nats) of each of the 256 bytes, over many draws."""
     x0 = BYTES.repeat_interleave(copies, 0)
     exact = Adaptive("DOP853", 1e-7, 1e-7)
-    nats = flow_bound(predictor, x0, Streams(0, "flow", range(len(x0))), lift, 1, exact).nats.reshape(256, copies)
+    nats = flow_bound(predictor, x0, Streams(0, "flow", range(len(x0))), dequantisation, 1, exact).nats.reshape(
+        256, copies
+    )
     p = (-nats).exp()
     return p.mean(1), p.std(1) / copies**0.5, nats.mean(1)
 
@@ -218,8 +220,10 @@ def test_the_flow_is_no_worse_than_the_chain_that_it_replaces():
     chain = along_chains(
         oracle, x0, list(range(12, -1, -1)), Ancestral(optimal), Streams(0, "chain", range(3200)), Normal.log_prob
     ).monte_carlo.nats
-    lift = Noised(Ancestral(optimal), 1, Normal.log_prob)
-    flow = flow_bound(oracle, x0, Streams(0, "flow", range(3200)), lift, 2, Adaptive(rtol=1e-5, atol=1e-5)).nats.mean(1)
+    dequantisation = Noised(Ancestral(optimal), 1, Normal.log_prob)
+    flow = flow_bound(
+        oracle, x0, Streams(0, "flow", range(3200)), dequantisation, 2, Adaptive(rtol=1e-5, atol=1e-5)
+    ).nats.mean(1)
     gap, error = mean_and_error(chain - flow)
     assert gap > 2 * error
     nll, error = mean_and_error(flow + oracle.log_prob(x0))
@@ -241,7 +245,7 @@ def test_a_clipped_and_a_calibrated_network_have_a_flow():
     denoiser = Denoiser(Net(), schedules.cosine(20), V, clip_static).requires_grad_(requires_grad=False)
     predictor = Calibrated(denoiser, torch.full((21, 13), 0.01, dtype=F64))
     x0 = torch.randint(0, 256, (3, 1, 4, 4), generator=torch.Generator().manual_seed(0)).double() / 127.5 - 1
-    for make in LIFTS.values():
+    for make in DEQUANTISATIONS.values():
         bits = flow_bound(predictor, x0, Streams(0, "flow", range(3)), make(Ancestral(optimal), 1), 2).bits_per_dim
         assert bits.shape == (3,)
         assert bits.isfinite().all()
@@ -293,7 +297,9 @@ def test_the_command_measures_bytes_and_says_what_it_cost(any_run, command, tmp_
     assert json.loads((run / "likelihood.json").read_text())["bits_per_dim"] == first["bits_per_dim"]
 
 
-@pytest.mark.parametrize("wrong", [("--lift", "nois"), ("--solver", "RK4"), ("--rtol", "0"), ("--variance", "big")])
+@pytest.mark.parametrize(
+    "wrong", [("--dequantisation", "nois"), ("--solver", "RK4"), ("--rtol", "0"), ("--variance", "big")]
+)
 def test_a_wrong_option_is_one_line(trained_run, command, wrong):
     result = command("likelihood", trained_run, *wrong)
     assert result.exit_code == 2

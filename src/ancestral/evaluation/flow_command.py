@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.objectives.probability_flow import LIFTS, Adaptive, flow_bound
+from ancestral.diffusion.objectives.probability_flow import DEQUANTISATIONS, Adaptive, flow_bound
 from ancestral.diffusion.objectives.statistics import in_json
 from ancestral.errors import UserError
 from ancestral.evaluation.measurement import Advance, Measurement, Tensors
@@ -30,7 +30,7 @@ def likelihood(
     data_source: str | None,
     num_images: int,
     probes: int,
-    lift: str,
+    dequantisation: str,
     solver: str,
     rtol: float,
     atol: float,
@@ -41,26 +41,26 @@ def likelihood(
     device: str,
 ) -> None:
     """Measure the flow's bound on held-out images; print it and write RUN/likelihood.json."""
-    make_lift = build.choose(LIFTS, lift, "--lift")
+    make = build.choose(DEQUANTISATIONS, dequantisation, "--dequantisation")
     method = Adaptive(solver, rtol, atol)
     saved, model = open_gaussian(folder, device, average_width)
     need_every_time(saved.config, str(folder))
     data_source, images = images_for(saved, data_source)
     test, train = images.test.spread(num_images), images.train
     saved = calibration.calibrated(saved, model, train)
-    lifted = make_lift(build.transition(saved, variance), build.training_grid(saved.config)[-2])
+    dequantise = make(build.transition(saved, variance), build.training_grid(saved.config)[-2])
     measurement = Measurement(saved, model, average_width, test, batch_size, seed)
     settings = {
         **measurement.settings,
         "data": data_source,
         "variance": variance or saved.config.diffusion.variance,
-        **{"probes": probes, "lift": lift, "solver": solver, "rtol": rtol, "atol": atol},
+        **{"probes": probes, "dequantisation": dequantisation, "solver": solver, "rtol": rtol, "atol": atol},
     }
 
     def measure(predictor: Predictor, x0: Tensor, numbers: range, advance: Advance) -> Tensors:
         started = time.monotonic()
         try:
-            found = flow_bound(predictor, x0, measurement.streams("likelihood", numbers), lifted, probes, method)
+            found = flow_bound(predictor, x0, measurement.streams("likelihood", numbers), dequantise, probes, method)
         except ArithmeticError as error:
             raise UserError(f"--rtol, --atol: {error}; use larger ones") from None
         advance(len(numbers))

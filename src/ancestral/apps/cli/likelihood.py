@@ -15,7 +15,7 @@ TOLERANCE = Number(min=1e-12, max=1)
 @click.command(short_help="Measure bits/dim by the probability flow.")
 @held_out(64)
 @click.option("--probes", type=POSITIVE, default=1, show_default=True, help="Random probes of the trace an image.")
-@click.option("--lift", default="noise", show_default=True, help="From bytes to a density: noise or uniform.")
+@click.option("--dequantisation", default="noise", show_default=True, help="From bytes to a density: noise or uniform.")
 @click.option(
     "--solver",
     type=click.Choice(["RK45", "RK23", "DOP853"]),
@@ -25,15 +25,17 @@ TOLERANCE = Number(min=1e-12, max=1)
 )
 @click.option("--rtol", type=TOLERANCE, default=1e-4, show_default=True, help="Error of a step, as a share of x_t.")
 @click.option("--atol", type=TOLERANCE, default=1e-4, show_default=True, help="Error of a step, in units of x_t.")
-@click.option("--variance", help="Reverse variance of the last step of --lift noise; the run's own when left out.")
+@click.option(
+    "--variance", help="Reverse variance of the last step of --dequantisation noise; the run's own when left out."
+)
 @click.option(
     "--batch-size", type=POSITIVE, default=32, show_default=True, help="Images at a time, whose steps are as long."
 )
 @measuring_options
 def likelihood(run: Path, processes: int, **options: Any) -> None:
     """Measure the held-out part of DATA by the probability flow of the model in RUN, in bits per dimension."""
-    if options["lift"] == "uniform":
-        need_not_given("is of the last step of --lift noise", "variance")
+    if options["dequantisation"] == "uniform":
+        need_not_given("is of the last step of --dequantisation noise", "variance")
     share(processes)
     from ancestral.evaluation import flow_command
 

@@ -128,7 +128,7 @@ def every_direction(x: Tensor) -> Tensor:
     return directions.reshape(dimensions, 1, *x.shape[1:]).expand(dimensions, *x.shape)
 
 
-class Lifted(NamedTuple):
+class Dequantised(NamedTuple):
     """Clean images as states at t, and what is to be added to -log p(x_t) for a bound on -log P(x0)."""
 
     t: int
@@ -136,7 +136,7 @@ class Lifted(NamedTuple):
     nats: Tensor  # (B,)
 
 
-Lift = Callable[[Predictor, Tensor, Streams], Lifted]
+Dequantisation = Callable[[Predictor, Tensor, Streams], Dequantised]
 
 
 @dataclass(frozen=True)
@@ -151,12 +151,12 @@ class Noised:
     likelihood: Likelihood = Normal.log_prob_coded  # log p(x0 | x_t): of bytes, or `Normal.log_prob` for a density
 
     @torch.no_grad()
-    def __call__(self, predictor: Predictor, x0: Tensor, noise: Streams) -> Lifted:
+    def __call__(self, predictor: Predictor, x0: Tensor, noise: Streams) -> Dequantised:
         """x0: (B, ...) on [-1, 1]."""
         q = predictor.schedule.marginal(x0, self.t)
         x_t = q.sample(noise.normal(x0.shape[1:]).to(x0))
         p = self.transition(predictor.schedule, x_t, predictor(x_t, self.t), self.t, 0)
-        return Lifted(self.t, x_t, (q.log_prob(x_t) - self.likelihood(p, x0)).flatten(1).sum(1))
+        return Dequantised(self.t, x_t, (q.log_prob(x_t) - self.likelihood(p, x0)).flatten(1).sum(1))
 
 
 @dataclass(frozen=True)
@@ -169,15 +169,15 @@ class Uniform:
 
     t: int = 1
 
-    def __call__(self, predictor: Predictor, x0: Tensor, noise: Streams) -> Lifted:
+    def __call__(self, predictor: Predictor, x0: Tensor, noise: Streams) -> Dequantised:
         """x0: (B, ...) on [-1, 1]."""
         signal = predictor.schedule.signal(self.t)
         u = (2 * noise.uniform(x0.shape[1:]) - 1).to(x0) * HALF_BIN
         volume = x0[0].numel() * (2 * HALF_BIN * signal).log()
-        return Lifted(self.t, over(signal, x0) * (x0 + u), -volume.to(x0).expand(len(x0)))
+        return Dequantised(self.t, over(signal, x0) * (x0 + u), -volume.to(x0).expand(len(x0)))
 
 
-LIFTS: dict[str, Callable[[Transition, int], Lift]] = {
+DEQUANTISATIONS: dict[str, Callable[[Transition, int], Dequantisation]] = {
     "noise": Noised,
     "uniform": lambda transition, t: Uniform(t),
 }
@@ -200,16 +200,16 @@ def flow_bound(
     predictor: Predictor,
     x0: Tensor,
     noise: Streams,
-    lift: Lift = Noised(),
+    dequantisation: Dequantisation = Noised(),
     probes: int = 1,
     solver: Adaptive = Adaptive(),
 ) -> FlowBound:
-    """-log p(x_t) and what the lift adds, for images x0 (B, ...) on [-1, 1]; noise: one stream an image.
+    """-log p(x_t) and what the dequantisation adds, for images x0 (B, ...) on [-1, 1]; noise: one stream an image.
 
     Raises:
         ArithmeticError: when the tolerance cannot be met.
     """
-    t, x_t, nats = lift(predictor, x0, noise)
+    t, x_t, nats = dequantisation(predictor, x0, noise)
     density = log_density(predictor, x_t, t, rademacher(noise, x0, probes), solver)
     return FlowBound((nats[:, None] - density.nats).cpu().double(), density.calls, x0[0].numel())
 
