@@ -161,7 +161,7 @@ def quality(images: np.ndarray, reference, training=None) -> dict[str, list[floa
 
     judges = [features.network("lite0")]
     if training is not None and training.labels is not None:
-        judges.append(features.network("classifier", training=features.Training(training)))
+        judges.append(features.network("classifier", training=features.TrainedOn(training)))
     found = {name: one for by in judges for name, one in features.measure(images, reference, by).items()}
     return {name: list(found[name]) for name in JUDGED if name in found}
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ancestral.data import load
 from ancestral.data.pixels import to_bytes, to_unit
-from ancestral.diffusion.editing.inverse_problems import METHODS, Measurement
+from ancestral.diffusion.editing.inverse_problems import METHODS, Observation
 from ancestral.diffusion.editing.operators import Known, Operator, box_means, gaussian_blur, grey
 from ancestral.diffusion.objectives.statistics import psnr
 from ancestral.diffusion.processes.streams import Streams
@@ -31,7 +31,7 @@ from ancestral.diffusion.samplers.sample import finish, latents
 from ancestral.diffusion.samplers.transitions import DDIM
 from ancestral.runs import build, checkpoint
 from ancestral.runs.compute_format import Lowered, for_drawing, laid_out
-from ancestral.sampling.edit_command import measured
+from ancestral.sampling.edit_command import observed
 
 # Of the network. A gradient costs two calls more, those of mmps six; DPS takes small steps and needs many.
 CALLS = {"ddrm": 50, "ddnm": 50, "pigdm": 25, "mmps": 15, "dps": 100}
@@ -46,7 +46,7 @@ class Task:
 
     make: Callable[[tuple[int, int, int]], Operator]
     noise: float
-    plain: dict[str, Callable[[Operator, Measurement, tuple[int, int, int]], Tensor]]
+    plain: dict[str, Callable[[Operator, Observation, tuple[int, int, int]], Tensor]]
 
 
 def holes(shape: tuple[int, int, int]) -> Operator:
@@ -54,7 +54,7 @@ def holes(shape: tuple[int, int, int]) -> Operator:
     return Known(Streams(0, "missing", [0]).normal(shape[1:]) >= 0)
 
 
-def bicubic(operator: Operator, seen: Measurement, shape: tuple[int, int, int]) -> Tensor:
+def bicubic(operator: Operator, seen: Observation, shape: tuple[int, int, int]) -> Tensor:
     """Enlarged by Pillow."""
     enlarged = [
         np.stack(
@@ -65,17 +65,17 @@ def bicubic(operator: Operator, seen: Measurement, shape: tuple[int, int, int]) 
     return to_unit(np.stack(enlarged)).double()
 
 
-def as_it_is(operator: Operator, seen: Measurement, shape: tuple[int, int, int]) -> Tensor:
+def as_it_is(operator: Operator, seen: Observation, shape: tuple[int, int, int]) -> Tensor:
     """What was seen; a grey image in every channel."""
     return seen.y.double().expand(-1, *shape)
 
 
-def wiener(operator: Operator, seen: Measurement, shape: tuple[int, int, int]) -> Tensor:
+def wiener(operator: Operator, seen: Observation, shape: tuple[int, int, int]) -> Tensor:
     """The ridge about mid-grey, for pixels of variance 1/2."""
     return 0.5 * operator.ridge(seen.y.double(), torch.tensor(0.5).double(), seen.y_var)
 
 
-def filled(operator: Operator, seen: Measurement, shape: tuple[int, int, int]) -> Tensor:
+def filled(operator: Operator, seen: Observation, shape: tuple[int, int, int]) -> Tensor:
     """Each missing pixel with the mean of the known ones about it, weighed by a Gaussian of one pixel."""
     known = operator.singular.numpy() * np.ones(shape[1:])
     weight = ndimage.gaussian_filter(known, 1.0)
@@ -114,7 +114,7 @@ class Bench:
     def restored(self, way: str, task: Task) -> Tensor:
         """What the way makes of the damaged images."""
         operator = task.make(self.shape)
-        seen = measured(operator, self.x0.double(), task.noise, Streams(0, "noise", self.numbers))
+        seen = observed(operator, self.x0.double(), task.noise, Streams(0, "noise", self.numbers))
         if way in task.plain:
             return task.plain[way](operator, seen, self.shape)
         means = METHODS[way](self.predictor, seen, Streams(0, "reverse", self.numbers), self.model.clip)

@@ -13,8 +13,8 @@ from ancestral.diffusion.editing.inverse_problems import (
     METHODS,
     Ddnm,
     Dps,
-    Measurement,
     Mmps,
+    Observation,
     PiGdm,
     conjugate_gradients,
     from_spectrum,
@@ -145,7 +145,7 @@ def posterior(mean, covariance, a, y, y_var):
 
 
 def seen(rows, y_var=Y_VAR):
-    return Measurement(A, Y.expand(rows, -1), y_var)
+    return Observation(A, Y.expand(rows, -1), y_var)
 
 
 ROUND = gaussian(schedules.cosine(1000), MEAN, 0.5)
@@ -238,7 +238,7 @@ def test_ddrm_keeps_what_was_measured_without_noise():
 
 
 def test_ddrm_that_saw_nothing_is_ddim():
-    blind = Measurement(Known(torch.zeros(3, dtype=torch.bool)), torch.zeros(4, 3, dtype=F64), 0.1)
+    blind = Observation(Known(torch.zeros(3, dtype=torch.bool)), torch.zeros(4, 3, dtype=F64), 0.1)
     grid, start = grids.trailing(ROUND.schedule, 20), drawn(4, 3)
     draw = from_spectrum(blind, ROUND, Noise(4), eta=0.0)
     found = finish(walk(ROUND, start, grid, DDIM(), draw))
@@ -252,7 +252,7 @@ def test_every_method_comes_nearer_to_the_truth_than_sampling(name, kind):
     truth = MEAN + drawn(400, 3) @ torch.linalg.cholesky(COVARIANCE).mT
     y = A(truth) + Y_VAR**0.5 * drawn(400, 2, seed=1)
     start, grid = drawn(400, 3, seed=2), grids.trailing(oracle.schedule, 100)
-    means = METHODS[name](oracle, Measurement(A, y, Y_VAR), Noise(400), lambda x0: x0)
+    means = METHODS[name](oracle, Observation(A, y, Y_VAR), Noise(400), lambda x0: x0)
     found = finish(walk(means.predictor, start, grid, Ancestral(optimal), means.draw))
     free = finish(walk(oracle, start, grid, Ancestral(optimal), from_model(Noise(400))))
     assert (found - truth).square().mean() < 0.5 * (free - truth).square().mean()

@@ -25,7 +25,7 @@ from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.loop import walk
-from ancestral.diffusion.samplers.multistep import Deis, Dpm, DpmSde, DpmSingle, Ipndm, Lms, Seen
+from ancestral.diffusion.samplers.multistep import Deis, Dpm, DpmSde, DpmSingle, Ipndm, Lms, Visited
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.diffusion.samplers.solvers import SOLVERS, Euler, Heun, Multistep, UniPC
 from ancestral.diffusion.samplers.transitions import DDIM
@@ -262,7 +262,7 @@ def test_pndm(beta_start, end, total):
         slopes = [(first := denoiser(x, t)).eps]
         for place in (t - 50, t - 50, s):
             slopes.append(denoiser(transfer(slopes[-1], t, place), place).eps)
-        solver.remember(Seen(t, first))
+        solver.remember(Visited(t, first))
         x = transfer((slopes[0] + 2 * slopes[1] + 2 * slopes[2] + slopes[3]) / 6, t, s)
     for t, s in pairwise(times[3 : len(times) - end]):
         x = solver(noise_schedule, x, denoiser(x, t), t, s).mean

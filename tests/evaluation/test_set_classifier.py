@@ -12,7 +12,7 @@ from ancestral.data import load
 from ancestral.data.dataset import DataOptions, ImageSet
 from ancestral.errors import UserError
 from ancestral.evaluation import features, set_classifier
-from ancestral.evaluation.features import Training, compared_with, features_of, network, unlabelled
+from ancestral.evaluation.features import TrainedOn, compared_with, features_of, network, unlabelled
 from ancestral.evaluation.sample_metrics import class_imbalance, imbalance_by_chance
 from conftest import run_command
 
@@ -69,7 +69,7 @@ def digits(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(set_classifier, "UPDATES", 80)
         cache = tmp_path_factory.mktemp("cache")
-        yield whole, network("classifier", training=Training(whole, cache)), cache
+        yield whole, network("classifier", training=TrainedOn(whole, cache)), cache
 
 
 def looked(images, by, cache):
@@ -104,11 +104,11 @@ def test_a_set_has_one_judge(digits, tmp_path, monkeypatch):
     """Trained anew it is the same to the bit, no global generator moves, and the second time it is not trained."""
     whole, by, _ = digits
     before = torch.random.get_rng_state()
-    again = network("classifier", training=Training(whole, tmp_path))
+    again = network("classifier", training=TrainedOn(whole, tmp_path))
     assert again.key == by.key
     assert torch.equal(torch.random.get_rng_state(), before)
     monkeypatch.setattr(set_classifier, "_train", lambda *_: pytest.fail("trained again"))
-    assert network("classifier", training=Training(whole, tmp_path)).key == by.key
+    assert network("classifier", training=TrainedOn(whole, tmp_path)).key == by.key
 
 
 def test_transparent_pixels_lie_on_white(digits):
@@ -123,7 +123,7 @@ def test_a_set_without_classes_has_no_judge(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
     for labels in (None, np.zeros(60, np.int64)):
         with pytest.raises(UserError, match="no classes"):
-            network("classifier", training=Training(ImageSet(images, labels, (), ("x",) * 60), tmp_path))
+            network("classifier", training=TrainedOn(ImageSet(images, labels, (), ("x",) * 60), tmp_path))
     with pytest.raises(UserError, match="training images"):
         network("classifier")
     np.savez(tmp_path / "bare.npz", train_images=images, test_images=images)

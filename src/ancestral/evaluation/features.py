@@ -54,7 +54,7 @@ class Network:
     own_classes: bool = False  # whether its classes are those of the set, whose shares are then compared
 
 
-class Training(NamedTuple):
+class TrainedOn(NamedTuple):
     """What a network that is trained for a set is trained on, and where it is kept."""
 
     images: ImageSet
@@ -143,7 +143,7 @@ def _inception(path: Path, on: torch.device) -> Network:
     return Network("inception", {"network": "inception", "weights": digest}, extract, batch=_batch(on))
 
 
-def _classifier(on: torch.device, training: Training) -> Network:
+def _classifier(on: torch.device, training: TrainedOn) -> Network:
     """A small classifier of the set's own classes, trained here with a fixed seed: 128 features."""
     cache = training.cache or user_cache.default()
     found = set_classifier.trained(training.images, cache, training.processes).to(on)
@@ -160,10 +160,10 @@ def _classifier(on: torch.device, training: Training) -> Network:
 
 
 NETWORKS: dict[str, Callable[[torch.device], Network]] = {"lite0": _lite0, "pixels": _pixels}
-TRAINED: dict[str, Callable[[torch.device, Training], Network]] = {"classifier": _classifier}  # on a set's labels
+TRAINED: dict[str, Callable[[torch.device, TrainedOn], Network]] = {"classifier": _classifier}  # on a set's labels
 
 
-def network(name: str, on: torch.device | str = "cpu", training: Training | None = None) -> Network:
+def network(name: str, on: torch.device | str = "cpu", training: TrainedOn | None = None) -> Network:
     """The named network, or the Inception in the named .pt file, which is a program: use none that you do not trust.
 
     Args:

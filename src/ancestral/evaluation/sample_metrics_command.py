@@ -26,7 +26,7 @@ from ancestral.diffusion.processes.streams import permutation
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.errors import UserError
 from ancestral.evaluation import features
-from ancestral.evaluation.features import Network, Training, features_of, on_sides, unlabelled
+from ancestral.evaluation.features import Network, TrainedOn, features_of, on_sides, unlabelled
 from ancestral.evaluation.measurement import write
 from ancestral.evaluation.sample_metrics import GROUPS, copies, few, imbalance_by_chance, nearest, repeats
 from ancestral.runs import build
@@ -96,7 +96,7 @@ def metrics(
     out = source if out is None and is_run else out
     with process_group(build.device(device), LONG) as processes, _cache(cache, no_cache, processes) as place:
         warn_of_untrained(facts(train).untrained, test.spread(count))
-        training = Training(train, place, processes)
+        training = TrainedOn(train, place, processes)
         judges = [features.network(name, build.device(device), training) for name in dict.fromkeys(networks)]
         with Progress() as bar:
             samples = compared.take(count, place, processes, bar)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.editing.edits import Resampled, below, inverted, known_region, mix, slerp
-from ancestral.diffusion.editing.inverse_problems import METHODS, OWN_STEPS, Measurement
+from ancestral.diffusion.editing.inverse_problems import METHODS, OWN_STEPS, Observation
 from ancestral.diffusion.editing.operators import Known, Operator, box_means, gaussian_blur, grey
 from ancestral.diffusion.objectives.statistics import psnr
 from ancestral.diffusion.processes.streams import Streams
@@ -214,15 +214,15 @@ TASKS: dict[str, Callable[[FileEditor, Damage], Operator]] = {
 }
 
 
-def measured(operator: Operator, x0: Tensor, noise: float, streams: Streams) -> Measurement:
+def observed(operator: Operator, x0: Tensor, noise: float, streams: Streams) -> Observation:
     """What an 8-bit file of A x0 and noise of this standard deviation on [-1, 1] would hold. x0: (B, C, H, W)."""
     y = operator(x0)
     return _from_file(operator, to_unit(to_bytes(y + noise * streams.normal(y.shape[1:]).to(y))), noise)
 
 
-def _from_file(operator: Operator, y: Tensor, noise: float) -> Measurement:
+def _from_file(operator: Operator, y: Tensor, noise: float) -> Observation:
     """Of what a file holds; where nothing was seen that may be anything, and none of it is taken."""
-    return Measurement(operator, operator.in_range(y), noise**2 + ROUNDING**2)
+    return Observation(operator, operator.in_range(y), noise**2 + ROUNDING**2)
 
 
 def restore(
@@ -244,7 +244,7 @@ def restore(
     if clean is None:
         seen = _from_file(operator, editor.read_all(shape), damage.noise)
     else:
-        seen = measured(operator, clean, damage.noise, editor.streams("noise", range(len(clean))))
+        seen = observed(operator, clean, damage.noise, editor.streams("noise", range(len(clean))))
     y = editor.to_state(seen.y)
     editor.need_free(len(sources.paths), sources.num_images)
 

@@ -45,7 +45,7 @@ class Level:
 
 
 @dataclass
-class Seen:
+class NetworkTrace:
     """What hooks saw in one call of a U-Net: levels on the way down, the middle, levels on the way up."""
 
     down: list[Level] = field(default_factory=list)
@@ -108,9 +108,9 @@ def part(subject: Subject) -> Part:
     )
 
 
-def look(unet: UNet, x_t: Tensor, time: Tensor, cond: dict[str, Tensor]) -> Seen:
+def look(unet: UNet, x_t: Tensor, time: Tensor, cond: dict[str, Tensor]) -> NetworkTrace:
     """Call it once, with hooks on its layers."""
-    seen, outputs = Seen(), dict[str, Tensor]()
+    seen, outputs = NetworkTrace(), dict[str, Tensor]()
     layers = {
         f"{way}{number}": layer for way in ("down", "middle", "up") for number, layer in enumerate(getattr(unet, way))
     }
@@ -207,7 +207,7 @@ def _features(x_t: Tensor, features: Tensor, words: Words) -> str:
     return plots.sheet(pixels, [words["axes"]["x_t_itself"], *[""] * (columns - 1)])
 
 
-def _drawing(seen: Seen, shape: tuple[int, ...], stem: int, head: int, words: Words) -> str:
+def _drawing(seen: NetworkTrace, shape: tuple[int, ...], stem: int, head: int, words: Words) -> str:
     """The U: down on the left, up on the right, a row for each size; skips go across, the time into every block."""
     vocabulary, wide, tall, gap, top = words["unet"], 154, 46, 16, 62
     left, right, full = 2, 204, 360

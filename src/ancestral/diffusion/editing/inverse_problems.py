@@ -26,7 +26,7 @@ from ancestral.diffusion.processes.types import Time, over, untyped
 from ancestral.diffusion.samplers.loop import GaussianDraw, Move, from_model
 
 
-class Measurement(NamedTuple):
+class Observation(NamedTuple):
     """What was seen of x0: y (B, ...) = operator(x0) + noise of variance y_var, on the scale [-1, 1]."""
 
     operator: Operator
@@ -38,14 +38,14 @@ class Measurement(NamedTuple):
         return self.y.to(x0) - self.operator(x0)
 
 
-class Guidance(NamedTuple):
+class GuidedWalk(NamedTuple):
     """A predictor and a draw that lead the walk to what was measured."""
 
     predictor: Predictor
     draw: GaussianDraw
 
 
-Method = Callable[[Predictor, Measurement, Streams, Clip], Guidance]
+Method = Callable[[Predictor, Observation, Streams, Clip], GuidedWalk]
 
 
 Spread = Callable[[Gaussian, Prediction, Time], Tensor]  # r_t^2: what C is taken for where it is r_t^2 I
@@ -96,7 +96,7 @@ class _Spread:
     """
 
     def __init__(
-        self, predictor: Predictor, seen: Measurement, clip: Clip = unclipped, spread: Spread = of_unit_data
+        self, predictor: Predictor, seen: Observation, clip: Clip = unclipped, spread: Spread = of_unit_data
     ) -> None:
         self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
         self.spread = spread
@@ -141,7 +141,7 @@ class Mmps:
             network's C is not quite symmetric, and two measured better than five.
     """
 
-    def __init__(self, predictor: Predictor, seen: Measurement, clip: Clip = unclipped, iterations: int = 2) -> None:
+    def __init__(self, predictor: Predictor, seen: Observation, clip: Clip = unclipped, iterations: int = 2) -> None:
         self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
         self.iterations = iterations
 
@@ -188,7 +188,7 @@ class Dps:
         scale: zeta', the length of a step for a gradient of length 1.
     """
 
-    def __init__(self, predictor: Predictor, seen: Measurement, scale: float = 1.0) -> None:
+    def __init__(self, predictor: Predictor, seen: Observation, scale: float = 1.0) -> None:
         self.predictor, self.schedule, self.seen, self.scale = predictor, predictor.schedule, seen, scale
         self.gradient: Tensor | None = None
 
@@ -211,7 +211,7 @@ class Dps:
         return moved
 
 
-def from_spectrum(seen: Measurement, predictor: Predictor, noise: Streams, eta: float = 1.0) -> GaussianDraw:
+def from_spectrum(seen: Observation, predictor: Predictor, noise: Streams, eta: float = 1.0) -> GaussianDraw:
     """x_s by the singular values: DDRM (Kawar et al. 2022, Eqs. 7-8) with eta_b = 1. The transition is not asked.
 
     What was measured better than the noise of x_s is taken from y, with noise added up to that of x_s; the rest is
@@ -242,16 +242,16 @@ def from_spectrum(seen: Measurement, predictor: Predictor, noise: Streams, eta: 
     return draw
 
 
-def _dps(predictor: Predictor, seen: Measurement, noise: Streams, clip: Clip) -> Guidance:
+def _dps(predictor: Predictor, seen: Observation, noise: Streams, clip: Clip) -> GuidedWalk:
     guided = Dps(predictor, seen)
-    return Guidance(guided, guided.after(from_model(noise)))
+    return GuidedWalk(guided, guided.after(from_model(noise)))
 
 
 METHODS: dict[str, Method] = {
-    "ddnm": lambda predictor, seen, noise, clip: Guidance(Ddnm(predictor, seen, clip), from_model(noise)),
-    "pigdm": lambda predictor, seen, noise, clip: Guidance(PiGdm(predictor, seen, clip), from_model(noise)),
-    "mmps": lambda predictor, seen, noise, clip: Guidance(Mmps(predictor, seen, clip), from_model(noise)),
+    "ddnm": lambda predictor, seen, noise, clip: GuidedWalk(Ddnm(predictor, seen, clip), from_model(noise)),
+    "pigdm": lambda predictor, seen, noise, clip: GuidedWalk(PiGdm(predictor, seen, clip), from_model(noise)),
+    "mmps": lambda predictor, seen, noise, clip: GuidedWalk(Mmps(predictor, seen, clip), from_model(noise)),
     "dps": _dps,
-    "ddrm": lambda predictor, seen, noise, clip: Guidance(predictor, from_spectrum(seen, predictor, noise)),
+    "ddrm": lambda predictor, seen, noise, clip: GuidedWalk(predictor, from_spectrum(seen, predictor, noise)),
 }
 OWN_STEPS = {"ddrm"}  # those whose draw is a reverse step of its own

@@ -16,37 +16,37 @@ from ancestral.diffusion.processes.process import Dist, Process
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.transitions import Planned, begin
 
-Seen = TypeVar("Seen")  # what is predicted: a Prediction, or the Guess of hidden positions
-_Seen = TypeVar("_Seen", covariant=True)
+Predicted = TypeVar("Predicted")  # what is predicted: a Prediction, or the Guess of hidden positions
+_Predicted = TypeVar("_Predicted", covariant=True)
 
 
-class Move(NamedTuple, Generic[Seen, Dist]):
+class Move(NamedTuple, Generic[Predicted, Dist]):
     """A step about to be taken: what is known before x_s is drawn."""
 
     t: int
     s: int
     x_t: Tensor
-    prediction: Seen
+    prediction: Predicted
     p: Dist
 
 
-class Step(NamedTuple, Generic[Seen, Dist]):
+class Step(NamedTuple, Generic[Predicted, Dist]):
     """A step taken from t to s: the state before, what was predicted, the distribution, the state after."""
 
     t: int
     s: int
     x_t: Tensor
-    prediction: Seen
+    prediction: Predicted
     p: Dist
     x_s: Tensor
 
 
-Draw = Callable[[Move[Seen, Dist]], Tensor]
+Draw = Callable[[Move[Predicted, Dist]], Tensor]
 GaussianDraw = Draw[Prediction, Normal]
 GaussianStep = Step[Prediction, Normal]
 
 
-class Walkable(Protocol[_Seen]):
+class Walkable(Protocol[_Predicted]):
     """A predictor, of whatever process."""
 
     @property
@@ -54,19 +54,19 @@ class Walkable(Protocol[_Seen]):
         """The process."""
         ...
 
-    def __call__(self, x_t: Tensor, t: int, /) -> _Seen:
+    def __call__(self, x_t: Tensor, t: int, /) -> _Predicted:
         """Predict the clean image from x_t (B, ...)."""
         ...
 
 
 @torch.no_grad()
 def walk(
-    denoiser: Walkable[Seen],
+    denoiser: Walkable[Predicted],
     x: Tensor,
     times: Sequence[int],
-    transition: Callable[[Any, Tensor, Seen, int, int], Dist] | Planned,
-    draw: Draw[Seen, Dist],
-) -> Iterator[Step[Seen, Dist]]:
+    transition: Callable[[Any, Tensor, Predicted, int, int], Dist] | Planned,
+    draw: Draw[Predicted, Dist],
+) -> Iterator[Step[Predicted, Dist]]:
     """Walk the grid from x at times[0] to times[-1], yielding each step (reference name: `p_sample_loop`).
 
     Args:

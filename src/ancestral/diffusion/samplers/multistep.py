@@ -28,7 +28,7 @@ from ancestral.diffusion.processes.types import over
 SETTLES = 15  # below so many steps the order falls towards the end, where the steps are the boldest
 
 
-class Seen(NamedTuple):
+class Visited(NamedTuple):
     """A time that was visited, and what was predicted there."""
 
     t: int
@@ -48,16 +48,16 @@ class Solver:
         self.schedule, self.order = schedule, order
         self.left = len(times) - 1
         self.settles = self.left < SETTLES
-        self.seen: deque[Seen] = deque(maxlen=max(order, 2))
+        self.seen: deque[Visited] = deque(maxlen=max(order, 2))
 
     def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """The next state, with no variance."""
-        self.remember(Seen(t, prediction))
+        self.remember(Visited(t, prediction))
         order = min(self.order, len(self.seen), self.left if self.settles else self.order)
         self.left -= 1
         return self.step(x_t, s, order if math.isfinite(self.lam(s)) else 1)
 
-    def remember(self, seen: Seen) -> None:
+    def remember(self, seen: Visited) -> None:
         """Keep what was seen; nothing is continued from where lambda is infinite."""
         if self.seen and not math.isfinite(self.lam(self.seen[-1].t)):
             self.seen.clear()
@@ -255,7 +255,7 @@ class _InSigma(_EpsSolver):
 
     def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """All orders to the end: the last step to sigma = 0 is one like the others."""
-        self.remember(Seen(t, prediction))
+        self.remember(Visited(t, prediction))
         return self.step(x_t, s, min(self.order, len(self.seen)))
 
 

@@ -14,7 +14,7 @@ from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.langevin import Langevin, PredictorCorrector
-from ancestral.diffusion.samplers.multistep import Deis, Dpm, DpmSde, DpmSingle, Ipndm, Lms, Seen, Solver, UniPCSteps
+from ancestral.diffusion.samplers.multistep import Deis, Dpm, DpmSde, DpmSingle, Ipndm, Lms, Solver, UniPCSteps, Visited
 from ancestral.diffusion.samplers.transitions import DDIM, Planned, Stepper, Transition
 
 
@@ -64,7 +64,7 @@ class HeunSteps(Solver):
     def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
         """Euler from the start of an interval; at its end the correction, and the noise of the next one's churn."""
         if not self.second:
-            self.seen.append(Seen(t, prediction))
+            self.seen.append(Visited(t, prediction))
             self.second = s != 0
             return DDIM()(schedule, x_t, prediction, t, s)
         self.second = False
