@@ -42,7 +42,7 @@ def need_plausible(tensors: Mapping[str, Tensor], where: Path) -> None:
     for name, value in tensors.items():
         if not value.is_floating_point():
             raise UserError(f"{where}: {name} holds {value.dtype}, and weights are real numbers")
-        if value.numel() and (largest := float(value.float().abs().max())) > LARGEST:
+        if value.numel() and (largest := float(value.double().abs().max())) > LARGEST:
             raise UserError(f"{where}: damaged? {name} holds {largest:.3g}, and weights lie within {LARGEST:.0e}")
 
 
