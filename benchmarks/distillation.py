@@ -50,10 +50,11 @@ class Model(Chain):
 
     def train(self, minutes: float) -> None:
         """A run that is complete stays."""
-        if (self.folder(minutes) / "checkpoints").exists():
+        run = self.run(minutes)
+        if (run.folder / "checkpoints").exists():
             return
         length = ("--images", str(_fitting(self.settings(minutes), self.splits, 60 * minutes)))
-        self._run(self.command, self.source, "--out", str(self.folder(minutes)), *length, *self.options)
+        run.command(self.command, self.source, "--out", str(run.folder), *length, *self.options)
 
     def settings(self, minutes: float) -> Config:
         """Of the run."""
@@ -68,7 +69,7 @@ class Tuned(Model):
     def __init__(
         self, model: Model, minutes: float, objective: str, calls: int | None, splits: Splits, work: Path, threads: int
     ) -> None:
-        super().__init__(str(model.folder(minutes)), splits, work, threads)
+        super().__init__(str(model.run(minutes).folder), splits, work, threads)
         self.begin = partial(model.train, minutes)
         self.chosen, self.calls = {"diffusion.objective": objective}, calls
         counted = () if calls is None else ("--calls", str(calls))
@@ -82,7 +83,7 @@ class Tuned(Model):
     def settings(self, minutes: float) -> Config:
         """Of the run."""
         how = {"calls": self.calls, "data": None, "fresh": False}
-        return distillation.settings(Origin(self.source), self.chosen, self.folder(minutes), **how)[0]
+        return distillation.settings(Origin(self.source), self.chosen, self.run(minutes).folder, **how)[0]
 
 
 def _fitting(settings: Config, splits: Splits, seconds: float) -> int:

@@ -25,12 +25,12 @@ class OwnRun:
 
     def train(self, source: str, *options: str) -> None:
         """By `ancestral train`: a run that is complete stays."""
-        self._command("train", source, "--out", str(self.folder), *options)
+        self.command("train", source, "--out", str(self.folder), *options)
 
     def draw(self, count: int, name: str, *options: str) -> np.ndarray:
         """So many images, uint8 (N, H, W, C), by `ancestral sample` into a folder of this name in the run."""
         out = self.folder / name
-        self._command("sample", str(self.folder), "--num-images", str(count), "--out", str(out), *options)
+        self.command("sample", str(self.folder), "--num-images", str(count), "--out", str(out), *options)
         files = sorted(path for path in out.glob("*.png") if path.stem.isdigit())[:count]
         channels, height, width = checkpoint.open_run(self.folder)[0].facts.shape
         return np.stack([np.asarray(Image.open(file)) for file in files]).reshape(count, height, width, channels)
@@ -44,10 +44,11 @@ class OwnRun:
     def bits(self, *options: str) -> list[float]:
         """The bound by `ancestral evaluate`, in bits/dim, and its standard error."""
         if not (self.folder / "evaluation.json").exists():
-            self._command("evaluate", str(self.folder), *options)
+            self.command("evaluate", str(self.folder), *options)
         found = json.loads((self.folder / "evaluation.json").read_text())["bits_per_dim"]["bound, bits/dim"]
         return [found["mean"], found["standard_error"]]
 
-    def _command(self, *words: str) -> None:
+    def command(self, *words: str) -> None:
+        """`ancestral WORDS`."""
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
         subprocess.run([sys.executable, "-m", "ancestral", *words], env=environment, check=True)

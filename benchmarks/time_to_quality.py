@@ -112,8 +112,8 @@ class Likelihood(Images):
 class Peer:
     """One run that is looked at on its way: their learning rates do not depend on its length.
 
-    Only their steps are timed, not starting and saving, by the processor's time for each thread: what else the machine
-    does meanwhile takes none of it.
+    Only their steps are timed, not starting and saving; one thread by the processor's time, of which what else the
+    machine does takes none.
     """
 
     kind: type[Script] | type[Lucid] | type[Small]
@@ -141,12 +141,13 @@ class Peer:
                 training.load(state["training"])
                 torch.set_rng_state(state["random"])
                 seconds = state["seconds"]
+        clock = time.process_time if torch.get_num_threads() == 1 else time.monotonic
         for mark in missing:
             last = seconds
             while seconds < 60 * mark:
-                started = time.process_time()
+                started = clock()
                 training.step()
-                seconds += (time.process_time() - started) / torch.get_num_threads()
+                seconds += clock() - started
                 if seconds - last > KEEP:
                     self._keep(training, seconds)
                     last = seconds

@@ -68,7 +68,7 @@ def cost_of(model: Denoiser, run: Path, images: np.ndarray | Rows, path: Path) -
     even, best = [], []
     for calls in CALLS:
         even.append(measured(trailing(model.schedule, calls)))
-        best.append(measured([times[place] for place in shortest(cost, calls, growth=1)]))
+        best.append(measured([times[place] for place in shortest(cost, calls)]))
         print(f"{calls} calls: evenly {even[-1]:.4f}, chosen {best[-1]:.4f} bits/dim on {len(x0)} images", flush=True)
     print(f"one place a step: {whole:.4f} bits/dim")
     figure = Figure(figsize=(6, 3.4), dpi=110, layout="constrained")

@@ -208,12 +208,14 @@ def test_compressing_gives_the_pixels_back(run, tmp_path):
 
 def test_a_model_stays_what_was_loaded_where_its_run_is_trained_on(run, tmp_path):
     images = colours(300, run[1].shape[3])
-    model = ancestral.train(images, tmp_path / "run", steps=1, **TINY).model("cpu")
+    model = ancestral.train(images, tmp_path / "run", steps=4, **TINY | {"snapshots": 1}).model("cpu")
     options = {"num_images": 20, "network": "pixels", "steps": 2}
     drawn, measured = model.sample(2, steps=2).array, model.metrics(images, **options)
-    ancestral.train(images, tmp_path / "run", steps="+3", **TINY)
-    assert np.array_equal(model.sample(2, steps=2).array, drawn)
-    assert model.metrics(images, **options) == measured
+    for further in range(2):  # its checkpoint is there after the first, and not after the second
+        ancestral.train(images, tmp_path / "run", steps="+3", **TINY | {"snapshots": 1})
+        assert model.saved.folder.is_dir() == (further == 0)
+        assert np.array_equal(model.sample(2, steps=2).array, drawn)
+        assert model.metrics(images, **options) == measured
     assert ancestral.load(tmp_path / "run", "cpu").metrics(images, **options) != measured
     with pytest.raises(ancestral.UserError, match=r"was trained on since this model was loaded; load it again$"):
         model.compress(images[0], data=images)
@@ -235,13 +237,17 @@ def test_saved_images_take_the_place_of_saved_ones_and_of_no_others(tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "set" / "000000.png")), images.array[2])
     mine.mkdir()
     (mine / "000001.png").write_bytes(b"mine")
-    with pytest.raises(ancestral.UserError, match=r"000001\.png: is there already"):
+    with pytest.raises(
+        ancestral.UserError, match=r"000001\.png: is there already; move it away or choose another path$"
+    ):
         images.save(mine)
     assert (mine / "000001.png").read_bytes() == b"mine"
     with pytest.raises(ancestral.UserError, match=r"photo\.jpg: a contact sheet is a \.png file"):
         images.save(tmp_path / "photo.jpg")
-    chosen = images[np.array([True, False, True])]
-    assert np.array_equal(chosen.array, images.array[[0, 2]])
+    for two in (np.array([True, False, True]), [0, 2], (0, 2)):
+        assert np.array_equal(images[two].array, images.array[[0, 2]])
+    for one in (1, np.int64(1), np.array(1)):
+        assert np.array_equal(np.asarray(images[one]), images.array[1])
     for few in (images[3:], images[:1]):  # a notebook shows none as well
         assert Image.open(io.BytesIO(few._repr_png_())).size[0] > 0
 

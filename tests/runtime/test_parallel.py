@@ -239,6 +239,20 @@ def test_a_launcher_says_75_of_who_saves_when_stopped_and_of_no_other(monkeypatc
         assert launch.launch(2, 1, ("train", "x")) == code
 
 
+def test_only_what_was_refused_is_not_begun_again(monkeypatch, tmp_path):
+    monkeypatch.setenv(launch.EXIT_FILE, str(tmp_path / "exit"))
+    for attempt, reports in ((0, {}), (1, {"refused": False}), (2, {"refused": True})):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", str(attempt))
+        launch.need_new_attempt()
+        if reports:
+            assert launch.reports_exit(2, **reports)
+            assert launch.reported_exit() == 2
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "3")
+    with pytest.raises(SystemExit) as ended:
+        launch.need_new_attempt()
+    assert (ended.value.code, launch.reported_exit()) == (2, 2)
+
+
 def test_a_process_that_is_killed_is_named_whatever_the_others_end_with(tmp_path, colour_digits):
     line = ["train", str(colour_digits), "--preset", "tiny", "--steps", "100000", *TINY, "--out", str(tmp_path / "run")]
     command_line = [sys.executable, "-m", "ancestral", *line, "--processes", "2"]

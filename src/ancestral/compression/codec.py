@@ -236,7 +236,7 @@ class Codec:
             for t in set(arrival.t):
                 group = [row for row, reached in enumerate(arrival.t) if reached == t]
                 x_t, x0 = (torch.stack([values[row] for row in group]) for values in (arrival.x_t, arrival.x0))
-                below = sorted(s for s in self.trained or range(t + 1) if 0 < s <= t)
+                below = sorted({t, *(s for s in self.trained or range(t) if 0 < s < t)})
                 finished = to_bytes(finish(self.predictor, x_t, below, x0, [parts[row].tile.number for row in group]))
                 for row, predicted, pixels in zip(group, _pixels_last(x0), finished, strict=True):
                     picture, tile = pictures[parts[row].image], parts[row].tile

@@ -15,6 +15,7 @@ from torch import Tensor
 from ancestral.compression.archive_command import Archived, calls, compressed, expanded, open_coder
 from ancestral.compression.archive_format import Archive
 from ancestral.compression.block_coder import MOST
+from ancestral.compression.errors import CodecError
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import elbo
@@ -83,8 +84,13 @@ def agree(
         measured = {way: _measured(measure, way, predictor, pixels, times, seed) for way, measure in MEASURES.items()}
         archived = compressed(saved, predictor, pixels, (), times, block, folder / f".{name}")
         archive = archived.content.to_bytes()
-        if not np.array_equal(expanded(saved, predictor, Archive.of_bytes(archive), range(len(pixels))), pixels):
+        try:
+            again = expanded(saved, predictor, Archive.of_bytes(archive), range(len(pixels)))
+        except CodecError:
             archived.job.forget()  # they are wrong
+            raise
+        if not np.array_equal(again, pixels):
+            archived.job.forget()
             raise UserError(f"{folder}: an archive does not give the images back; do not use archives on this machine")
         measured["bound, along the archive's chains"] = archived.nats / math.log(2) / math.prod(saved.facts.shape)
         document = _report(rows(measured), archived, len(archive), pixels, {

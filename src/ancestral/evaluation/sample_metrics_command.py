@@ -32,6 +32,7 @@ from ancestral.evaluation.sample_metrics import GROUPS, copies, few, imbalance_b
 from ancestral.runs import build
 from ancestral.runs.conditions import all_of, for_model
 from ancestral.runs.datasets import facts, images_for, warn_of_untrained
+from ancestral.runs.open import open_model
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime import user_cache
 from ancestral.runtime.console import Progress, screen
@@ -40,7 +41,7 @@ from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, cache_folder
 from ancestral.runtime.text import quoted
-from ancestral.sampling.sampler import Sampler
+from ancestral.sampling.sampler import Opener, Sampler
 
 LEAST = 2 * GROUPS  # images on each side
 ADVISED = 2000  # images on each side
@@ -73,17 +74,20 @@ def metrics(
     no_cache: bool = False,
     device: str,
     images: Splits | None = None,
+    opener: Opener = open_model,
 ) -> Found:
     """Compare samples with the train and with the test images, and these with each other, at one number of images.
 
     `images` are those to compare with where they are in memory. With `no_cache` nothing is read that an earlier command
-    has kept, and nothing kept. What was found is the first process's.
+    has kept, and nothing kept. `opener` opens a run. What was found is the first process's.
     """
     for name in networks:
         features.need_name(name)
     is_run = (source / "checkpoints").is_dir()
     compared = (
-        _of_run(source, options, data_source, device, images) if is_run else _of_images(source, options, data_source)
+        _of_run(source, options, data_source, device, images, opener)
+        if is_run
+        else _of_images(source, options, data_source)
     )
     train, test = compared.splits.train, compared.splits.test
     count = min(num_images, len(train), len(test), compared.available or num_images)
@@ -166,11 +170,11 @@ def _kept_features(by: Network, count: int, missing: int, cache: Path | None) ->
 
 
 def _of_run(
-    folder: Path, options: SamplingOptions, data_source: str | None, device: str, images: Splits | None
+    folder: Path, options: SamplingOptions, data_source: str | None, device: str, images: Splits | None, opener: Opener
 ) -> _Samples:
     if options.label is not None:
         raise UserError("label: the classes are drawn in the proportions of the data; leave it out")
-    sampler = Sampler(folder, options, device)
+    sampler = Sampler(folder, options, device, opener)
     for note in sampler.notes:
         screen.print(note)
     saved = sampler.saved

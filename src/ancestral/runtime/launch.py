@@ -21,7 +21,7 @@ from ancestral.runtime.text import shown
 EXIT_FILE = "ANCESTRAL_EXIT_FILE"  # holds the exit code of the first process to end in order, of each attempt
 _WORLD_SIZE = "WORLD_SIZE"  # torchrun sets it for the processes, and LOCAL_RANK
 _ATTEMPT = "TORCHELASTIC_RESTART_COUNT"  # set for the processes: how often they were begun again
-REFUSED = 2  # exit code of a mistake in the input
+_REFUSED = "refused"  # in the exit file, after the code
 _PATIENCE = "600"  # seconds that processes have to save when they are told to stop, where torch gives 30
 
 
@@ -84,14 +84,17 @@ def attempt() -> int:
     return int(os.environ.get(_ATTEMPT, 0))
 
 
-def reports_exit(code: int) -> bool:
-    """Write the exit code, if no other process of the command has; whether this one is to print why."""
+def reports_exit(code: int, *, refused: bool = False) -> bool:
+    """Write the exit code, if no other process of the command has; whether this one is to print why.
+
+    What was `refused` would be so again.
+    """
     path = os.environ.get(EXIT_FILE)
     if path is None:
         return True
     try:
         with open(f"{path}-{attempt()}", "x") as file:
-            file.write(str(code))
+            file.write(f"{code} {_REFUSED}" if refused else str(code))
     except OSError:
         return False
     return True
@@ -106,19 +109,24 @@ def stopped() -> NoReturn:
 def reported_exit(of: int | None = None) -> int | None:
     """The exit code that a process of this command has written in its own attempt or that one, or None."""
     try:
-        return int(Path(f"{os.environ[EXIT_FILE]}-{attempt() if of is None else of}").read_text())
+        return int(_reported(attempt() if of is None else of).partition(" ")[0])
     except (KeyError, OSError, ValueError):
         return None
+
+
+def _reported(of: int) -> str:
+    return Path(f"{os.environ[EXIT_FILE]}-{of}").read_text()
 
 
 def need_new_attempt() -> None:
     """End, without a word, where a launcher begins again what was refused: it would be once more, for the same reason.
 
-    Another code is no reason: whoever outlives a process that was lost is told to stop, and ends with that.
+    Memory or a disk that was at its end may have room now, and whoever outlives a lost process is told to stop.
     """
-    if attempt() and reported_exit(attempt() - 1) == REFUSED:
-        reports_exit(REFUSED)
-        sys.exit(REFUSED)
+    before = reported_exit(attempt() - 1) if attempt() else None
+    if before is not None and _reported(attempt() - 1).endswith(_REFUSED):
+        reports_exit(before, refused=True)
+        sys.exit(before)
 
 
 def is_child() -> bool:

@@ -89,7 +89,7 @@ class _Group(click.Group):
             with raise_on_stop(), _plain():
                 return super().invoke(ctx)
         except UserError as error:
-            return _end(ctx, 2, f"error: {error}")
+            return _end(ctx, 2, f"error: {error}", refused=True)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed at the end goes nowhere
             return ctx.exit(BROKEN_PIPE)
@@ -121,11 +121,11 @@ class _Group(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _end(ctx: click.Context, code: int, line: str) -> None:
+def _end(ctx: click.Context, code: int, line: str, *, refused: bool = False) -> None:
     """Say why, once however many processes there are, and end."""
     from ancestral.runtime.launch import reports_exit
 
-    if reports_exit(code):
+    if reports_exit(code, refused=refused):
         click.echo(shown(line), err=True)
     ctx.exit(code)
 

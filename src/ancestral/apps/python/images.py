@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 from PIL import Image
 
+from ancestral.apps.python.words import names_parameters
 from ancestral.data import decode, pictures
 from ancestral.errors import UserError
 from ancestral.runtime import verified_folder
@@ -36,9 +36,8 @@ class Images:
     @overload
     def __getitem__(self, number: slice | Sequence[int] | np.ndarray) -> Images: ...
     def __getitem__(self, number: int | slice | Sequence[int] | np.ndarray) -> Image.Image | Images:
-        if isinstance(number, Integral):
-            return pictures.to_pil(self.array[number])
-        return Images(self.array[number])
+        chosen = self.array[list(number) if isinstance(number, tuple) else number]
+        return pictures.to_pil(chosen) if chosen.ndim == 3 else Images(chosen)
 
     def __iter__(self) -> Iterator[Image.Image]:
         return (self[number] for number in range(len(self)))
@@ -57,6 +56,7 @@ class Images:
         """The images for Pillow."""
         return list(self)
 
+    @names_parameters
     def save(self, path: str | Path) -> None:
         """Write a contact sheet, where the path ends with .png; otherwise a folder of numbered PNG files.
 

@@ -33,7 +33,7 @@ from ancestral.runs import build, calibration, checkpoint
 from ancestral.runs.datasets import fitting, images_for
 from ancestral.runs.hub import hub
 from ancestral.runs.memory_need import need_for_drawing
-from ancestral.runs.open import device_of
+from ancestral.runs.open import device_of, open_model
 from ancestral.runs.process_kinds import need_bound, need_gaussian
 from ancestral.runs.registry import suggest
 from ancestral.runs.sampling_options import EDIT_CALLS, JUMP, OPTIONS, RESAMPLES, SamplingOptions
@@ -243,6 +243,7 @@ class Model:
                 cache=None,
                 device=self.device,
                 images=images,
+                opener=self._open if run == self.folder else open_model,
             )
 
     @names_parameters
@@ -327,8 +328,8 @@ class Model:
 
     @contextmanager
     def _run(self) -> Iterator[Path]:
-        """The model as a run: its own, or where that is none or was trained further, one for the time being."""
-        if self._is_newest():
+        """The model's run; one for the time being where it is of none, or its checkpoint is there no more."""
+        if self._is_run and self.saved.folder.is_dir():
             yield self.folder
             return
         with TemporaryDirectory() as temporary:
@@ -356,9 +357,7 @@ class Model:
         return (self.folder / "checkpoints").is_dir()
 
     def _is_newest(self) -> bool:
-        """Whether this is what a command finds in the run."""
-        if not self._is_run:
-            return False
+        """Whether this is what a command finds in its run."""
         return checkpoint.weights_digest(checkpoint.open_run(self.folder)[0]) == checkpoint.weights_digest(self.saved)
 
 

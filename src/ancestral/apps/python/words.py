@@ -9,6 +9,7 @@ from inspect import signature
 from typing import ParamSpec, TypeVar
 
 from ancestral.errors import UserError
+from ancestral.runs.config import known_keys
 from ancestral.runs.sampling_options import OPTIONS
 
 _P = ParamSpec("_P")
@@ -20,7 +21,9 @@ _COMMAND = re.compile(r"(ancestral [a-z][^;]*)")  # as it is typed in a shell
 def names_parameters(function: Callable[_P, _R]) -> Callable[_P, _R]:
     """The function, its errors in the words of Python."""
     own = set(signature(function).parameters)
-    names = {name.replace("_", "-"): name for name in (*OPTIONS, *own)}
+    settings = [key.partition(".")[2] for key in known_keys()] if "settings" in own else []
+    names = {name.replace("_", "-"): name for name in (*OPTIONS, *settings, *own, "device")}
+    names |= {"out": "path"} if "path" in own else {}
     names |= {option: name for option, name in _OTHER.items() if name.partition("=")[0] in own}
     names["from"] = "begin_with" if "begin_with" in own else "model"
 
