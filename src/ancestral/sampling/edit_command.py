@@ -51,18 +51,21 @@ def _calls(editor: Editor, times: list[int]) -> int:
     return len(begin(editor.sampler.move, editor.schedule, times)[1]) - 1
 
 
+def nearest_trained(editor: Editor, t: int) -> int:
+    """The time nearest to t that the model was trained at."""
+    return min(build.training_grid(editor.saved.config)[:-1], key=lambda own: abs(own - t))
+
+
 def _below(editor: Editor, at: int | None, share: float) -> list[int]:
     """The walk from t = `at` on, or from this share of T, as nearly as the model was trained there."""
-    every = build.training_grid(editor.saved.config)[:-1]
-    nearest = min(every, key=lambda t: abs(t - (round(share * editor.schedule.T) if at is None else at)))
+    nearest = nearest_trained(editor, round(share * editor.schedule.T) if at is None else at)
     try:
         times = below(editor.schedule, editor.sampler.times, nearest if at is None else at)
     except ValueError as error:
         raise UserError(f"--at: {error}") from None
-    if times[0] not in every:
-        raise UserError(
-            f"--at: the model was trained at {len(every)} times only, not at {at}; the nearest is {nearest}"
-        )
+    if times[0] != nearest:
+        few = len(build.training_grid(editor.saved.config)) - 1
+        raise UserError(f"--at: the model was trained at {few} times only, not at {at}; the nearest is {nearest}")
     return times
 
 

@@ -17,11 +17,10 @@ from ancestral.apps.server.job_queue import Work
 from ancestral.apps.server.session import ServedRun, finished, shown, uris
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.samplers.sample import finish
-from ancestral.runs import build
 from ancestral.runs.open import device_of
 from ancestral.runs.sampling_options import JUMP, RESAMPLES, SamplingOptions
 from ancestral.sampling.command import conditions
-from ancestral.sampling.edit_command import ENCODERS, Edit, between, repainted, with_new_noise
+from ancestral.sampling.edit_command import ENCODERS, Edit, between, nearest_trained, repainted, with_new_noise
 from ancestral.sampling.editor import VARIANTS, Editor
 
 
@@ -80,8 +79,7 @@ def morph(served: ServedRun, body: schemas.Morph) -> Task:
     way = ENCODERS["noise"]
     editor = served.editor(way.step(SamplingOptions(**body.options)))
     ends = _placed(editor, served.decoded(body.a, "a"), served.decoded(body.b, "b"))
-    trained = build.training_grid(editor.saved.config)[:-1]
-    at = min(trained, key=lambda t: abs(t - body.t)) if body.t <= trained[0] else body.t  # the page offers every t
+    at = nearest_trained(editor, body.t) if body.t <= editor.schedule.T else body.t  # the page offers every t
     edit = between(editor, ends, way, at, body.frames, 1)
     flags = {"at": at, "frames": body.frames, "steps": body.steps, "seed": body.seed}
     flags |= {"label": served.label(body.label), "out": "out.png"}
