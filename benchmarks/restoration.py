@@ -117,7 +117,7 @@ class Bench:
         seen = observed(operator, self.x0.double(), task.noise, Streams(0, "noise", self.numbers))
         if way in task.plain:
             return task.plain[way](operator, seen, self.shape)
-        means = METHODS[way](self.predictor, seen, Streams(0, "reverse", self.numbers), self.model.clip)
+        means = METHODS[way].guide(self.predictor, seen, Streams(0, "reverse", self.numbers), self.model.clip)
         start, grid = latents(self.shape, 0, self.numbers), grids.trailing(self.model.schedule, CALLS[way])
         return finish(walk(means.predictor, start, grid, DDIM(1.0), means.draw))
 

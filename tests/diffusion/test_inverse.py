@@ -252,7 +252,7 @@ def test_every_method_comes_nearer_to_the_truth_than_sampling(name, kind):
     truth = MEAN + drawn(400, 3) @ torch.linalg.cholesky(COVARIANCE).mT
     y = A(truth) + Y_VAR**0.5 * drawn(400, 2, seed=1)
     start, grid = drawn(400, 3, seed=2), grids.trailing(oracle.schedule, 100)
-    means = METHODS[name](oracle, Observation(A, y, Y_VAR), Noise(400), lambda x0: x0)
+    means = METHODS[name].guide(oracle, Observation(A, y, Y_VAR), Noise(400), lambda x0: x0)
     found = finish(walk(means.predictor, start, grid, Ancestral(optimal), means.draw))
     free = finish(walk(oracle, start, grid, Ancestral(optimal), from_model(Noise(400))))
     assert (found - truth).square().mean() < 0.5 * (free - truth).square().mean()

@@ -8,7 +8,7 @@ from PIL import Image
 import ancestral
 from ancestral.data import load
 from ancestral.errors import UserError
-from ancestral.runs import config, memory_need
+from ancestral.runs import checkpoint, config, memory_need
 from ancestral.runs.datasets import facts
 from ancestral.runs.facts import Facts
 from ancestral.runtime import system
@@ -114,6 +114,26 @@ def test_every_command_that_draws_in_batches_refuses_what_does_not_fit(any_run, 
         model.bits_per_dim(num_images=50, batch_size=50)
     with pytest.raises(UserError, match="count: 50 images, 50 at a time"):
         model.film(50)
+
+
+@pytest.mark.parametrize("method", ["ddnm", "ddrm", "pigdm", "mmps", "dps"])
+def test_restoring_by_a_gradient_needs_what_its_backward_pass_takes(any_run, pictures, tmp_path, monkeypatch, method):
+    """Between what a prediction takes and what is saved of it, only the methods that differentiate are refused."""
+    image, _ = pictures
+    saved, _ = checkpoint.open_run(any_run)
+    least, most = (20 * 4 * count(saved.config, saved.facts) for count in (memory_need._largest, memory_need._saved))
+    assert 2 * least < most
+    monkeypatch.setattr(system, "free_memory", lambda: (least + most) // 2)
+    result = run_command(
+        *("edit", "restore", any_run, image, "--task", "missing", "--method", method, "--steps", 2),
+        *("--num-images", 20, "--batch-size", 20, "--out", tmp_path / "out.png"),
+    )
+    if method in ("ddnm", "ddrm"):
+        assert result.exit_code == 0, result.output
+    else:
+        assert result.exit_code == 2
+        assert "error: --batch-size: 20 images, 20 at a time, need 0.0 GB of memory at least" in result.output
+        assert not (tmp_path / "out.png").exists()
 
 
 def test_copies_of_files_in_memory_are_no_use_of_it(tmp_path, monkeypatch):

@@ -1,8 +1,8 @@
 """Whether so many images at a time fit into this machine's memory, before a step is tried that would end the process.
 
 A device says when it has no more, and a training halves its micro-batch; on a CPU Linux ends whoever asks for too much.
-What an image needs is counted on torch's `meta` device, where nothing is computed, and is a lower bound: in training
-what is saved for the backward pass, in a prediction what its largest operation takes and gives.
+What an image needs is counted on torch's `meta` device, where nothing is computed, and is a lower bound: what is saved
+for the backward pass where there is one, else what the largest operation of a prediction takes and gives.
 """
 
 from __future__ import annotations
@@ -55,6 +55,11 @@ def need_for_drawing(
         mend: what to do; to take fewer when left out.
     """
     _need(option, images, config, facts, device, lambda: _largest(config, facts) * FLOAT32, mend=mend)
+
+
+def need_for_gradient(config: Config, facts: Facts, images: int, device: torch.device) -> None:
+    """Refuse to differentiate the predictions of so many images at a time where they do not fit."""
+    _need("--batch-size", images, config, facts, device, lambda: _saved(config, facts) * FLOAT32)
 
 
 def fits_for_drawing(config: Config, facts: Facts, images: int, device: torch.device) -> bool:

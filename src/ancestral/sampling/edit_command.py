@@ -13,7 +13,7 @@ from torch import Tensor
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.editing.edits import Resampled, below, inverted, known_region, mix, slerp
-from ancestral.diffusion.editing.inverse_problems import METHODS, OWN_STEPS, Observation
+from ancestral.diffusion.editing.inverse_problems import METHODS, Observation
 from ancestral.diffusion.editing.operators import Known, Operator, box_means, gaussian_blur, grey
 from ancestral.diffusion.objectives.statistics import psnr
 from ancestral.diffusion.processes.streams import Streams
@@ -22,6 +22,8 @@ from ancestral.diffusion.samplers.solvers import FLOW_SOLVER
 from ancestral.diffusion.samplers.transitions import begin
 from ancestral.errors import UserError
 from ancestral.runs import build
+from ancestral.runs.memory_need import need_for_gradient
+from ancestral.runs.open import device_of
 from ancestral.runs.registry import choose
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime.console import screen
@@ -235,7 +237,7 @@ def restore(
     make, way = choose(TASKS, damage.task, "--task"), choose(METHODS, method, "--method")
     if damage.mask is not None and damage.task != "missing":
         raise UserError(f"--mask: says which pixels are missing, and --task is {damage.task}; leave it out")
-    if method in OWN_STEPS and options.step_named:
+    if way.own_steps and options.step_named:
         raise UserError(f"--method {method}: has steps of its own; leave out --solver, --eta and --variance")
     editor = FileEditor(folder, with_new_noise(options), sources, calls)
     try:
@@ -250,10 +252,13 @@ def restore(
         seen = observed(operator, clean, damage.noise, editor.streams("noise", range(len(clean))))
     y = editor.to_state(seen.y)
     editor.need_free(len(sources.paths), sources.num_images)
+    if way.gradient:
+        together = min(options.batch_size, len(y) * sources.num_images)
+        need_for_gradient(editor.saved.config, editor.saved.facts, together, device_of(editor.model))
 
     def steps(rows: Tensor, numbers: list[int], predictor: Predictor) -> Iterator[Step]:
         noise, given = editor.streams("reverse", numbers), seen._replace(y=y[rows])
-        guided, draw = way(predictor, given, noise, editor.model.clip)
+        guided, draw = way.guide(predictor, given, noise, editor.model.clip)
         return walk(guided, editor.latents(numbers), editor.sampler.times, editor.sampler.move, draw)
 
     results = editor.draw(len(y), _calls(editor, editor.sampler.times), steps)

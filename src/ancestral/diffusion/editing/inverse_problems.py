@@ -45,7 +45,12 @@ class GuidedWalk(NamedTuple):
     draw: GaussianDraw
 
 
-Method = Callable[[Predictor, Observation, Streams, Clip], GuidedWalk]
+class Method(NamedTuple):
+    """How a walk is led, and what that asks of who calls it."""
+
+    guide: Callable[[Predictor, Observation, Streams, Clip], GuidedWalk]
+    own_steps: bool = False  # its draw is a reverse step of its own
+    gradient: bool = False  # the predictor is differentiated, so that a call keeps what a backward pass needs
 
 
 Spread = Callable[[Gaussian, Prediction, Time], Tensor]  # r_t^2: what C is taken for where it is r_t^2 I
@@ -247,11 +252,18 @@ def _dps(predictor: Predictor, seen: Observation, noise: Streams, clip: Clip) ->
     return GuidedWalk(guided, guided.after(from_model(noise)))
 
 
-METHODS: dict[str, Method] = {
-    "ddnm": lambda predictor, seen, noise, clip: GuidedWalk(Ddnm(predictor, seen, clip), from_model(noise)),
-    "pigdm": lambda predictor, seen, noise, clip: GuidedWalk(PiGdm(predictor, seen, clip), from_model(noise)),
-    "mmps": lambda predictor, seen, noise, clip: GuidedWalk(Mmps(predictor, seen, clip), from_model(noise)),
-    "dps": _dps,
-    "ddrm": lambda predictor, seen, noise, clip: GuidedWalk(predictor, from_spectrum(seen, predictor, noise)),
+def _ddrm(predictor: Predictor, seen: Observation, noise: Streams, clip: Clip) -> GuidedWalk:
+    return GuidedWalk(predictor, from_spectrum(seen, predictor, noise))
+
+
+def _correcting(kind: type[Ddnm | PiGdm | Mmps]) -> Callable[[Predictor, Observation, Streams, Clip], GuidedWalk]:
+    return lambda predictor, seen, noise, clip: GuidedWalk(kind(predictor, seen, clip), from_model(noise))
+
+
+METHODS = {
+    "ddnm": Method(_correcting(Ddnm)),
+    "pigdm": Method(_correcting(PiGdm), gradient=True),
+    "mmps": Method(_correcting(Mmps), gradient=True),
+    "dps": Method(_dps, gradient=True),
+    "ddrm": Method(_ddrm, own_steps=True),
 }
-OWN_STEPS = {"ddrm"}  # those whose draw is a reverse step of its own
