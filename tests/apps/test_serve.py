@@ -490,7 +490,7 @@ def test_nearest_goes_by_features_that_are_all_there_and_touches_none(live, monk
     ask = schemas.Nearest(image=uri_of(GREY), count=5)
     metrics = []
     for _ in range(2):
-        reply = nearest.NearestImages(live.served).nearest(live.served, ask)(Record())
+        reply = nearest.NearestImages(live.served).nearest(ask)(Record())
         metrics.append(reply["metric"])
         scale = 255 if "features" in reply["metric"] else 8  # the norm of pixels on [0, 1]; a root mean square
         exact = np.sqrt(np.square(train.images[:, :, :, 0].astype(float) - GREY).sum((1, 2))) / scale
@@ -500,7 +500,7 @@ def test_nearest_goes_by_features_that_are_all_there_and_touches_none(live, monk
     first, *_ = sorted(tmp_path.rglob("*-*/tensors.safetensors"))
     first.write_bytes(b"damaged")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    assert nearest.NearestImages(live.served).nearest(live.served, ask)(Record())["metric"] == metrics[0]
+    assert nearest.NearestImages(live.served).nearest(ask)(Record())["metric"] == metrics[0]
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -516,12 +516,12 @@ def test_who_comes_while_the_training_images_are_read_is_asked_to_come_again(liv
     monkeypatch.setattr(nearest.load, "load", slow)
     near, ask = nearest.NearestImages(live.served), schemas.Nearest(image=uri_of(GREY), count=1)
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(near.nearest(live.served, ask), Record())
+        first = pool.submit(near.nearest(ask), Record())
         assert begun.wait(10)
         with pytest.raises(Full):
-            near.nearest(live.served, ask)
+            near.nearest(ask)
         go_on.set()
-        assert first.result(10) == near.nearest(live.served, ask)(Record())
+        assert first.result(10) == near.nearest(ask)(Record())
 
 
 def test_shards_are_training_images_too():

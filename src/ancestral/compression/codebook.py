@@ -221,4 +221,4 @@ def _answers(model: Denoiser, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
     device = device_of(model)
     x_t, labels = x_t.to(device), labels.to(device)
     given = {"labels": labels} if len(labels) else {}
-    return model.interpret(model.output(x_t, t, **given), x_t, t).x0.cpu().double()
+    return model.predict_unclipped(x_t, t, **given).x0.cpu().double()

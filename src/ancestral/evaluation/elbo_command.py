@@ -93,9 +93,13 @@ def evaluate(
         if processes.first:
             kind = build.chain(saved.config)
             facts = {name: settings[name] for name in ("model", "average_width")}
-            facts |= {"variance": options["variance"] if kind.reverse is None else None, "data": data_source}
+            facts |= {"variance": options["variance"] if kind.only_step is None else None, "data": data_source}
             made = _files(
-                result, kind.named(options["variance"]), facts, _as_scored(saved.config, test.images[:]), exact
+                result,
+                kind.step_name.format(variance=options["variance"]),
+                facts,
+                _as_scored(saved.config, test.images[:]),
+                exact,
             )
         if norm is not None:
             made |= anomaly_scores.score_files(measurement, norm, result, out / ".traces", processes)

@@ -130,18 +130,16 @@ def network(config: Config, facts: Facts) -> UNet:
     unet = UNet(
         inputs,
         outputs,
-        options.width,
-        options.multipliers,
-        options.blocks,
-        options.attention,
-        options.dropout,
-        len(facts.class_names) if options.labels else 0,
-        options.patch,
-        config.train.recompute,
-        details,
-        facts.embedding if options.embedding else 0,
-        options.condition_dropout > 0,
-        augmentation.LENGTH if config.train.augment else 0,
+        width=options.width,
+        multipliers=options.multipliers,
+        blocks=options.blocks,
+        attention=options.attention,
+        dropout=options.dropout,
+        patch=options.patch,
+        recompute=config.train.recompute,
+        variant=details,
+        null=options.condition_dropout > 0,
+        **_condition_sizes(config, facts),
     )
     if height % unet.divisor or width % unet.divisor:
         raise UserError(
@@ -172,12 +170,16 @@ def critic(config: Config, facts: Facts) -> Critic:
             f"diffusion.objective: the critic of adversarial halves images, and these are {facts.shape[1]}x"
             f"{facts.shape[2]}; use consistency"
         )
-    return Critic(
-        facts.shape,
-        len(facts.class_names) if config.model.labels else 0,
-        facts.embedding if config.model.embedding else 0,
-        augmentation.LENGTH if config.train.augment else 0,
-    )
+    return Critic(facts.shape, **_condition_sizes(config, facts))
+
+
+def _condition_sizes(config: Config, facts: Facts) -> dict[str, int]:
+    """How many classes, and how long the vectors, that the networks of a run are conditioned on; 0 for none."""
+    return {
+        "classes": len(facts.class_names) if config.model.labels else 0,
+        "embedding": facts.embedding if config.model.embedding else 0,
+        "augmentation": augmentation.LENGTH if config.train.augment else 0,
+    }
 
 
 def auxiliary_optimizer(network: nn.Module, rate: float) -> torch.optim.Optimizer:
@@ -245,7 +247,7 @@ def transition(saved: checkpoint.Checkpoint, variance: str | None) -> Transition
     """
     if variance is not None:
         _refuse_other_steps(saved, "--variance")
-    if (only := chain(saved.config).reverse) is not None:
+    if (only := chain(saved.config).only_step) is not None:
         return only
     own = saved.config.diffusion.variance
     chosen = choose(VARIANCES, variance or own, "--variance")
@@ -259,7 +261,7 @@ def transition(saved: checkpoint.Checkpoint, variance: str | None) -> Transition
 
 
 def _refuse_other_steps(saved: checkpoint.Checkpoint, option: str) -> None:
-    if chain(saved.config).reverse is not None:
+    if chain(saved.config).only_step is not None:
         raise UserError(f"{option}: a run of chain '{saved.config.diffusion.chain}' has one reverse step; leave it out")
 
 
@@ -326,7 +328,7 @@ def objective(config: Config, facts: Facts, terms: int) -> Objective:
             f"ones; use {few.times} or uniform"
         )
     variance = choose(VARIANCES, config.diffusion.variance, "diffusion.variance")
-    transition = chain(config).reverse or Ancestral(fixedsmall if variance is optimal else variance)
+    transition = chain(config).only_step or Ancestral(fixedsmall if variance is optimal else variance)
     beside = Networks(partial(critic, config, facts), partial(network, config, facts))
     loss = make(transition, terms, beside)
     if variance is learned and not loss.teaches_variance:
@@ -388,7 +390,7 @@ def drawing(model: Denoiser, config: Config, move: Transition | Planned) -> Deno
     The paper's step and those of models for few calls see x0 as the run clips it. For all others that is one more
     error of the flow (`benchmarks/log.md`, 2026-11-30), and is left out where the target bounds x0 by itself.
     """
-    free = chain(config).reverse is None and not isinstance(move, Ancestral)
+    free = chain(config).only_step is None and not isinstance(move, Ancestral)
     return model.unclipped if free and model.target.bounds_x0(model.schedule) else model
 
 

@@ -30,14 +30,18 @@ PLAINLY = 1600  # bytes of a pixel and channel of the network's width, more than
 
 def need_for_training(config: Config, facts: Facts, images: int, device: torch.device) -> None:
     """Refuse a batch of which so many images meet the network at a time, where they do not fit."""
+    _refuse(_shortage_in_training(config, facts, images, device))
+
+
+def _shortage_in_training(config: Config, facts: Facts, images: int, device: torch.device) -> str | None:
     number = FLOAT32 if config.train.precision == "float32" else 2  # bytes of one, at least
     others = (config.train.batch_size - images) * prod(facts.shape)  # bytes of those that wait for their turn
-    _need("train.batch_size", images, config, facts, device, lambda: _saved(config, facts) * number, others)
+    return _shortage("train.batch_size", images, config, facts, device, lambda: _saved(config, facts) * number, others)
 
 
 def fits(config: Config, facts: Facts, images: int, device: torch.device) -> bool:
     """Whether `need_for_training` lets it."""
-    return _lets(need_for_training, config, facts, images, device)
+    return _shortage_in_training(config, facts, images, device) is None
 
 
 def need_for_drawing(
@@ -54,28 +58,25 @@ def need_for_drawing(
         option: that says how many, or what does.
         mend: what to do; to take fewer when left out.
     """
-    _need(option, images, config, facts, device, lambda: _largest(config, facts) * FLOAT32, mend=mend)
+    _refuse(_shortage(option, images, config, facts, device, lambda: _largest(config, facts) * FLOAT32, mend=mend))
 
 
 def need_for_gradient(config: Config, facts: Facts, images: int, device: torch.device) -> None:
     """Refuse to differentiate the predictions of so many images at a time where they do not fit."""
-    _need("--batch-size", images, config, facts, device, lambda: _saved(config, facts) * FLOAT32)
+    _refuse(_shortage("--batch-size", images, config, facts, device, lambda: _saved(config, facts) * FLOAT32))
 
 
 def fits_for_drawing(config: Config, facts: Facts, images: int, device: torch.device) -> bool:
     """Whether `need_for_drawing` lets it."""
-    return _lets(need_for_drawing, config, facts, images, device)
+    return _shortage("", images, config, facts, device, lambda: _largest(config, facts) * FLOAT32) is None
 
 
-def _lets(need: Callable[..., None], *given: Any) -> bool:
-    try:
-        need(*given)
-    except UserError:
-        return False
-    return True
+def _refuse(problem: str | None) -> None:
+    if problem is not None:
+        raise UserError(problem)
 
 
-def _need(
+def _shortage(
     option: str,
     images: int,
     config: Config,
@@ -84,20 +85,22 @@ def _need(
     of_an_image: Callable[[], int],
     others: int = 0,
     mend: str | None = None,
-) -> None:
+) -> str | None:
+    """What is wrong where so many images do not fit; None where they do, or nobody says how much memory is free."""
     free = system.free_memory() if device.type == "cpu" else None
     _, height, width = facts.shape
     if free is None or images * height * width * config.model.width * PLAINLY + others <= free:
-        return
+        return None
     each = of_an_image()
-    if images * each + others > free:
-        instead = ", or --set train.micro_batch= as many" if option == "train.batch_size" and not others else ""
-        mend = mend or f"take {max(1, free // (2 * each)):,} or fewer{instead}"
-        raise UserError(
-            f"{option}: {images + others // prod(facts.shape):,} images, {images:,} at a time, need "
-            f"{(images * each + others) / 1e9:,.1f} GB of memory at least, and this machine has {free / 1e9:,.1f} GB "
-            f"free; {mend}"
-        )
+    if images * each + others <= free:
+        return None
+    instead = ", or --set train.micro_batch= as many" if option == "train.batch_size" and not others else ""
+    mend = mend or f"take {max(1, free // (2 * each)):,} or fewer{instead}"
+    return (
+        f"{option}: {images + others // prod(facts.shape):,} images, {images:,} at a time, need "
+        f"{(images * each + others) / 1e9:,.1f} GB of memory at least, and this machine has {free / 1e9:,.1f} GB "
+        f"free; {mend}"
+    )
 
 
 def _saved(config: Config, facts: Facts) -> int:

@@ -73,16 +73,24 @@ class Chain:
     channels: Callable[[int, DiffusionOptions], tuple[int, int]]  # of the image, to the network's input and output
     denoiser: Callable[[nn.Module, NoiseSchedule, Config, Facts], Denoiser]
     draw: Callable[[Streams], Draw[Any, Any]]  # how states are drawn when images are
-    reverse: Any  # the only reverse step there is; None where a variance or a solver says which
-    measured: Transition | None  # the step of quick looks at the bound; None where it has none
-    quick: Callable[[int], Transition | Planned]  # and at images, by how many steps they take
-    calibrated: bool  # whether its own squared error is a parameter of the model
-    named: Callable[[str], str]  # the reverse step with this variance, as printed
+    only_step: Any  # the only reverse step there is; None where a variance or a solver says which
+    bound_step: Transition | None  # the step of previews of the bound; None where it has none
+    step_name: str  # of the reverse step with {variance}, as printed
     search: Search | None  # how `tune-steps` finds the best times; None where no flow is followed
     calls: int  # of the network, an image, where nothing is said
     grid: Callable[[Config], str]  # of a few steps, where nothing is said
     more: str  # how to draw in another number of steps
     whole: str = ""  # what drawing in every step is, where it is no chain of the paper
+    adds_noise: bool = True  # Gaussian noise; otherwise it hides pixels
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the model's own squared error is a parameter of it: where a variance follows from that."""
+        return self.only_step is None
+
+    def default_step(self, steps: int) -> Transition | Planned:
+        """The step of so many, where none is named."""
+        return self.only_step or SOLVERS[default_solver(steps)]
 
 
 def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
@@ -177,15 +185,14 @@ def _absorbing(kind: type[Absorbing]) -> Chain:
         channels=channels,
         denoiser=denoiser,
         draw=from_p,
-        reverse=reveal,
-        measured=reveal,
-        quick=lambda steps: reveal,
-        calibrated=False,
-        named=lambda variance: "positions revealed in any order",
+        only_step=reveal,
+        bound_step=reveal,
+        step_name="positions revealed in any order",
         search=Search(_cheapest, lambda fine, steps, begun: 2 * fine),
         calls=DEFAULT_CALLS,
         grid=lambda config: "trailing",
         more=_WHOLE,
+        adds_noise=False,
     )
 
 
@@ -194,11 +201,9 @@ _GAUSSIAN = Chain(
     channels=_gaussian_channels,
     denoiser=_gaussian,
     draw=from_model,
-    reverse=None,
-    measured=Ancestral(fixedlarge),
-    quick=lambda steps: SOLVERS[default_solver(steps)],
-    calibrated=True,
-    named=lambda variance: f"{variance} variance",
+    only_step=None,
+    bound_step=Ancestral(fixedlarge),
+    step_name="{variance} variance",
     search=by_ends(SOLVERS[FLOW_SOLVER]),
     calls=DEFAULT_CALLS,
     grid=lambda config: "trailing",
@@ -208,11 +213,9 @@ _GAUSSIAN = Chain(
 _FEW = replace(
     _GAUSSIAN,
     denoiser=_few_calls,
-    reverse=DDIM(),
-    measured=None,  # its last step is certain: the bound is infinite
-    quick=lambda steps: DDIM(),
-    calibrated=False,
-    named=lambda variance: "the step to where the model's many end",
+    only_step=DDIM(),
+    bound_step=None,  # its last step is certain: the bound is infinite
+    step_name="the step to where the model's many end",
     grid=lambda config: FEW_CALLS[config.diffusion.objective].grid,
     search=None,
     more="in another number: ancestral distill MODEL --calls N",
@@ -225,9 +228,8 @@ CHAINS: dict[str, Chain] = {
     "consistency": replace(
         _FEW,
         denoiser=_consistency,
-        reverse=Renoised(),
-        quick=lambda steps: Renoised(),
-        named=lambda variance: "the predicted image with fresh noise",
+        only_step=Renoised(),
+        step_name="the predicted image with fresh noise",
         calls=2,
         more="in one step, or in four: --steps 1, --steps 4",
         whole="--steps all: {every:,} times to an image and back to fresh noise, of a model for few; --steps 2, or 4",
@@ -239,12 +241,12 @@ CHAINS: dict[str, Chain] = {
 
 def has_noise(config: Config) -> bool:
     """Whether the chain adds noise; otherwise it hides places."""
-    return chain(config).draw is from_model
+    return chain(config).adds_noise
 
 
 def need_gaussian(config: Config, what: str) -> None:
     """Refuse a chain with a reverse step of its own, for what needs E[x0 | x_t] under Gaussian noise."""
-    if chain(config).reverse is not None:
+    if chain(config).only_step is not None:
         raise UserError(
             f"{what}: needs a run with Gaussian noise that predicts the mean of x0; this one's diffusion.chain is "
             f"{config.diffusion.chain}; use one of diffusion.chain=gaussian"
@@ -261,7 +263,7 @@ def not_exported(config: Config) -> str | None:
 
 def need_bound(config: Config, what: str) -> None:
     """Refuse a chain without a variational bound."""
-    if chain(config).measured is None:
+    if chain(config).bound_step is None:
         raise UserError(
             f"{what}: has no bound, as it draws in a few certain steps (diffusion.chain={config.diffusion.chain}); "
             "measure its images with: ancestral metrics, or the bound of the model that it was tuned from"

@@ -120,7 +120,7 @@ def tune_steps(
     begun = list(dict.fromkeys(tuple(times) for times in named if times[0] == every[0]))
     cond = conditions(saved, None, embeddings, num_images)
     on = {name: value.to(device_of(model)) for name, value in cond.items()}
-    predictor = build.predictor(build.drawing(model, saved.config, kind.quick(steps)), saved.calibration, **on)
+    predictor = build.predictor(build.drawing(model, saved.config, kind.default_step(steps)), saved.calibration, **on)
     noise = latents(saved.facts.shape, seed, range(num_images), build.streams(saved.config, device_of(model))).to(
         device_of(model), state_type(model)
     )

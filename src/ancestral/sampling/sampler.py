@@ -59,7 +59,7 @@ class Sampler:
         self.draw = kind.draw
         self.every = len(build.training_grid(self.saved.config)) - 1
         steps = _steps(options, min(calls or kind.calls, self.every))
-        if options.eta is options.variance is solver is kind.reverse is None and steps is not None:
+        if options.eta is options.variance is solver is kind.only_step is None and steps is not None:
             solver = default_solver(steps * (TUNED if options.grid == "tuned" else 1))
         self.move = build.method(self.saved, solver, options.variance, options.eta)
         self.model = _clipping(self.saved.config, self.model, options.clip, self.move)
@@ -90,7 +90,7 @@ class Sampler:
         """All that the images depend on, as JSON."""
         config = self.saved.config
         plain = {name: value for name, value in asdict(self.options).items() if name not in ("steps", "grid", "label")}
-        own = build.chain(config).reverse is None
+        own = build.chain(config).only_step is None
         return {
             **plain,
             **self.guidance.settings,

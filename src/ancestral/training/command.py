@@ -153,7 +153,13 @@ def train(
     with process_group(torch_device) as processes:
         plan = _plan(settings, folder, length, torch_device, processes, images, fresh, given, begin_with)
         run = Run(
-            *(folder, plan.settings, plan.images, torch_device, str(length), processes, _warn),
+            folder,
+            plan.settings,
+            plan.images,
+            torch_device,
+            str(length),
+            processes,
+            _warn,
             begin_with=begin_with,
             budget=length.seconds,
             began=began,
@@ -221,7 +227,11 @@ def _plan(
     else:
         train_set = images.train
         settings, images_per_second, law = model_size.sized(
-            *(settings, given, length.seconds, data_facts, own_settings),
+            settings,
+            given,
+            length.seconds,
+            data_facts,
+            own_settings,
             lambda config: cost.speed_with(config, train_set, device, processes),
             lambda config: not processes.any(not fits(config, data_facts, together, device)),
             _say,

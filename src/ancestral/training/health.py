@@ -108,7 +108,7 @@ def health(
 
 def calls(config: Config, held_out: int) -> int:
     """How many predictions of an image `health` makes, with so many images held out."""
-    if held_out < MIN_IMAGES or config.diffusion.levels != 256 or build.chain(config).measured is None:
+    if held_out < MIN_IMAGES or config.diffusion.levels != 256 or build.chain(config).bound_step is None:
         return 0
     return min(IMAGES, held_out) * min(TERMS, config.diffusion.T)
 
@@ -144,9 +144,9 @@ def held_out_bits(config: Config, model: Denoiser, table: Tensor | None, held_ou
 
 def _reverse(config: Config, table: Tensor | None) -> Transition:
     kind, own = build.chain(config), config.diffusion.variance
-    assert kind.measured is not None, "asked of a run without a bound"
-    if kind.reverse is not None or (own == "optimal" and table is None):
-        return kind.measured
+    assert kind.bound_step is not None, "asked of a run without a bound"
+    if kind.only_step is not None or (own == "optimal" and table is None):
+        return kind.bound_step
     return Ancestral(VARIANCES[own])
 
 

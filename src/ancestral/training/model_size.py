@@ -196,7 +196,9 @@ def sized(
     elif seconds is not None and seconds >= LEAST:
         of = {width: replace(settings, model=replace(before, width=width)) for width in WIDTHS}
         own["width"], found, per_second = timed(
-            *(found, before.width, seconds),
+            found,
+            before.width,
+            seconds,
             lambda width: speed(of[width]),
             (width for width, one in of.items() if width == before.width or fits(one)),
         )

@@ -36,7 +36,7 @@ class Preview(NamedTuple):
 def calls(config: Config) -> int:
     """How many predictions of an image `preview` makes, about: a small set has fewer held out."""
     kind, T = build.chain(config), config.diffusion.T
-    return SAMPLES * min(kind.calls, T) + (0 if kind.measured is None else MEASURED * min(TERMS, T))
+    return SAMPLES * min(kind.calls, T) + (0 if kind.bound_step is None else MEASURED * min(TERMS, T))
 
 
 def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:
@@ -46,17 +46,17 @@ def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, d
     if config.model.labels:
         cond["labels"] = in_turn(facts, range(SAMPLES)).to(device)
     grid = build.sampling_grid(config, kind.grid(config), kind.calls if len(times) > kind.calls + 1 else None)
-    move = kind.quick(len(grid) - 1)
+    move = kind.default_step(len(grid) - 1)
     predictor = build.predictor(build.drawing(model, config, move), None, **cond)
     samples = sample(predictor, facts.shape, SAMPLES, grid, move, device=device, draw=kind.draw, streams=streams)
-    if kind.measured is None:
+    if kind.bound_step is None:
         return Preview(to_bytes(samples), None, [None] * 10)
     test = held_out.spread(MEASURED)
     measured = elbo(
         build.predictor(model, None, **conditions_of(test, config, device)),
         to_unit(test.images).to(device),
         times,
-        kind.measured,
+        kind.bound_step,
         streams(0, "preview", range(len(test))),
         terms=min(TERMS, len(times) - 1),
     )

@@ -71,8 +71,6 @@ class Run:
     Args:
         length: as requested; the plan is made from it once.
         warn: called with one line for each fault that does not stop the run.
-        tracker: gets the entries of metrics.jsonl too.
-        owner: checked before each save: is this still the folder's only trainer?
         begin_with: the model whose weights it begins with.
         budget: of wall time for a leg, in seconds, to which its end is moved.
         began: when the time of this process begins to count, by `clock`.
@@ -89,8 +87,6 @@ class Run:
         length: str = "",
         processes: Processes | None = None,
         warn: Callable[[str], None] = print,
-        tracker: Tracker | None = None,
-        owner: Owner | None = None,
         begin_with: Origin | None = None,
         budget: float | None = None,
         began: float | None = None,
@@ -103,7 +99,9 @@ class Run:
         digest = data.train.digest() if together.first else ""
         together.wait(LONG)
         self.digest = together.text_of(0, digest)
-        self.length, self.warn, self.tracker, self.owner = length, warn, tracker, owner
+        self.length, self.warn = length, warn
+        self.tracker: Tracker | None = None  # gets the entries of metrics.jsonl too
+        self.owner: Owner | None = None  # checked before each save: is this still the folder's only trainer?
         self.begin_with, self.further = begin_with, further
         self.needs_leg = True  # before the next update
         self.origin: OriginState | None = None  # of the model that it began with
@@ -149,7 +147,7 @@ class Run:
         self.origin = saved.state.get("origin")
         self._need_same_origin()
         self.needs_leg = legs.begins_leg(
-            *(self.folder, saved, self.config, self.facts, self.digest, self.length), further=self.further
+            self.folder, saved, self.config, self.facts, self.digest, self.length, further=self.further
         )
         self._restore_format(saved)
         self.training.load(saved.tensors, saved.images, str(saved.folder / "state.safetensors"))
@@ -476,7 +474,10 @@ class Run:
                 checkpoint.save_snapshot(self.folder, self.training.images, averages)
             with beside("calibration", self.warn):
                 table = run_calibration.calibration(
-                    *(self.config, self._model(averages), self.data.train, self.training.device),
+                    self.config,
+                    self._model(averages),
+                    self.data.train,
+                    self.training.device,
                     count=self.pace.calibration_images,
                 )
         self.training.processes.wait(LONG)

@@ -71,7 +71,7 @@ def spectrum(subject: Subject) -> Spectrum:
     noise, explained = Streams(subject.seed, "explain-spectrum", range(len(images))), []
     predictor = subject.conditioned(images)
     for t in times:
-        x_t = schedule.marginal(x0, t).sample(noise.normal(subject.shape).to(x0))
+        x_t = schedule.marginal(x0, t).draw(noise)
         with torch.no_grad():
             error = _power(predictor(x_t, t).x0 - x0, rings, len(cycles))
         explained.append(1 - error / np.maximum(power, 1e-12))

@@ -58,7 +58,7 @@ def wander(subject: Subject, images: ImageSet, t: int) -> Wandering:
     schedule, count = subject.schedule, len(images)
     noise = Streams(subject.seed, "explain-langevin", range(count))
     x0 = subject.x0(images)
-    x_t = schedule.marginal(x0, t).sample(noise.normal(subject.shape).to(x0))
+    x_t = schedule.marginal(x0, t).draw(noise)
     times = [t] * (SHOWN[-1] + 2)
     kept, squares = [], []
     steps = walk(subject.conditioned(images), x_t, times, _move, from_model(noise))

@@ -92,7 +92,7 @@ def simulate(subject: Subject) -> list[Look]:
     noise, x, looks = Streams(subject.seed, "explain-chain", range(len(x0))), x0, []
     energy = float(x0.square().sum())
     for t in range(1, schedule.T + 1):
-        x = schedule.transition(x, t - 1, t).sample(noise.normal(subject.shape).to(x0))
+        x = schedule.transition(x, t - 1, t).draw(noise)
         if t in stops:
             signal, noise_var = float(schedule.signal(t)), float(schedule.noise_var(t))
             share, variance = float((x * x0).sum()) / energy, float((x - signal * x0).square().mean())

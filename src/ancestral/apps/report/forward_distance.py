@@ -30,7 +30,7 @@ def part(subject: Subject) -> Part:
     schedule, T, x0 = subject.schedule, subject.schedule.T, subject.x0(subject.some(VALUES))
     noise = Streams(subject.seed, "explain-distance", range(len(x0)))
     looks = sorted({round(index) for index in np.linspace(0, T, LOOKS)})
-    states = {t: schedule.marginal(x0, t).sample(noise.normal(subject.shape).to(x0)) if t else x0 for t in looks}
+    states = {t: schedule.marginal(x0, t).draw(noise) if t else x0 for t in looks}
     steps = kolmogorov(states)
     related = {t: correlation(x_t, x0) for t, x_t in states.items()}
     curve = sorted({max(1, round(index)) for index in np.linspace(0, T, CURVE)})

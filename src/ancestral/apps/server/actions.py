@@ -32,7 +32,7 @@ class Task:
     rows: int  # images that it draws at once
 
 
-Action = Callable[[ServedRun, Any], Task]  # of a body
+Action = Callable[[Any], Task]  # of a body
 
 
 def draw(served: ServedRun, body: schemas.Draw) -> Task:

@@ -133,22 +133,21 @@ def create_app(served: ServedRun, jobs: JobQueue, rules: Rules) -> Security:
         return Response(page, media_type="text/html; charset=utf-8", headers={"content-security-policy": REPORT_POLICY})
 
     _jobs(app, jobs)
-    waiting: tuple[tuple[str, actions.Action, type[schemas.Body]], ...] = (
-        ("draw", actions.draw, schemas.Draw),
-        ("inpaint", actions.inpaint, schemas.Inpaint),
-        ("morph", actions.morph, schemas.Morph),
-        ("compress", compressor.compress, schemas.Compress),
-    )
-    for name, action, kind in waiting:
-        check = partial(to_thread.run_sync, partial(action, served), limiter=checking)
-        _submit(app, jobs, name, check, schemas.narrowed(kind, scope), action.__doc__ or "")
-    short: tuple[tuple[str, Callable[[ServedRun, Any], Work], type[schemas.Body], type[BaseModel]], ...] = (
-        ("noise", actions.noise, schemas.narrowed(schemas.Noise, scope), schemas.Noised),
+    of_model = (actions.draw, schemas.Draw), (actions.inpaint, schemas.Inpaint), (actions.morph, schemas.Morph)
+    waiting: list[tuple[actions.Action, type[schemas.Body], str | None]] = [
+        *((partial(action, served), kind, action.__doc__) for action, kind in of_model),
+        (compressor.compress, schemas.Compress, compressor.compress.__doc__),
+    ]
+    for action, kind, description in waiting:
+        check = partial(to_thread.run_sync, action, limiter=checking)
+        _submit(app, jobs, kind.__name__.lower(), check, schemas.narrowed(kind, scope), description or "")
+    short: list[tuple[str, Callable[[Any], Work], type[schemas.Body], type[BaseModel]]] = [
+        ("noise", partial(actions.noise, served), schemas.narrowed(schemas.Noise, scope), schemas.Noised),
         ("nearest", nearest_images.nearest, schemas.Nearest, schemas.Neighbours),
         ("film", first_film.film, schemas.Film, schemas.Filmed),
-    )
+    ]
     for name, action, kind, answer in short:
-        check = partial(to_thread.run_sync, partial(action, served), limiter=checking)
+        check = partial(to_thread.run_sync, action, limiter=checking)
         _at_once(app, jobs, name, check, kind, answer)
     app.mount("/static", StaticFiles(directory=STATIC), name="static")
     return Security(app, rules)

@@ -50,7 +50,7 @@ class Compressor:
         """The model in float64, in the same thread."""
         return widened(self.served.model)
 
-    def compress(self, served: ServedRun, body: schemas.Compress) -> Task:
+    def compress(self, body: schemas.Compress) -> Task:
         """A file that gives back the exact image, as `ancestral compress` writes it, and what its beginnings show.
 
         Raises:
@@ -58,9 +58,9 @@ class Compressor:
         """
         if self.unable is not None:
             raise UserError(f"compress: {self.unable}")
-        pixels = served.decoded(body.image, "image")
+        pixels = self.served.decoded(body.image, "image")
         profile = PROFILES[body.profile]  # here, so that a job that waits does not keep its upload
-        again = served.again("compress", served.run, "image.png", profile=body.profile, out="image.anc")
+        again = self.served.again("compress", self.served.run, "image.png", profile=body.profile, out="image.anc")
 
         def work(record: Record) -> dict[str, Any]:
             book = self._codebook(record)
@@ -75,7 +75,7 @@ class Compressor:
                     _tell(record, record.step, record.of, "compressing")
 
             watched = Watched(self.wide, progress)
-            codec = codec_of(watched, self.wide, served.saved, book)
+            codec = codec_of(watched, self.wide, self.served.saved, book)
             record.of = codec.encoding_calls([pixels], profile, ["image"]) + len(book.profiles[profile].times)
             (file,) = codec.encode([pixels], profile)
             prefixes = _prefixes(codec, file, pixels)

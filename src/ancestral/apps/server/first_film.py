@@ -30,7 +30,7 @@ class FirstFilm:
         self._kept: dict[str, Any] | None = None
         self._making = threading.Lock()
 
-    def film(self, served: ServedRun, body: schemas.Film) -> Work:
+    def film(self, body: schemas.Film) -> Work:
         """An image that was held out goes to noise, and another comes back from there."""
 
         def work(record: Record) -> dict[str, Any]:

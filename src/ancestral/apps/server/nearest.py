@@ -40,7 +40,7 @@ class NearestImages:
         source = self.served.saved.config.source
         return None if load.is_there(source) else f"the training images are not at {public(source)} any more"
 
-    def nearest(self, served: ServedRun, body: schemas.Nearest) -> Work:
+    def nearest(self, body: schemas.Nearest) -> Work:
         """The training images that are most like an image.
 
         Raises:
@@ -51,7 +51,7 @@ class NearestImages:
             raise UserError(f"nearest: {self.unable}")
         if self._read is None and self._reading.locked():
             raise Full(READING)
-        pixels, count = served.decoded(body.image, "image"), body.count
+        pixels, count = self.served.decoded(body.image, "image"), body.count
 
         def work(record: Record) -> dict[str, Any]:
             train, looked = self._images()

@@ -48,6 +48,11 @@ def predict(x0: Tensor, x_t: Tensor, schedule: Gaussian, t: Time, **more: Tensor
     return Prediction(x0, eps, **more)
 
 
+def with_x0(prediction: Prediction, x0: Tensor, x_t: Tensor, schedule: Gaussian, t: Time) -> Prediction:
+    """The same prediction with another x0, and the eps that agrees with it."""
+    return predict(x0, x_t, schedule, t, x0_var=prediction.x0_var, range_mix=prediction.range_mix)
+
+
 def score(prediction: Prediction, schedule: Gaussian, t: Time) -> Tensor:
     """grad_x log q(x_t) = -eps / noise_t, where x0 = E[x0 | x_t] (section 3.2). Shape of x_t."""
     return -prediction.eps / over(schedule.noise(t), prediction.eps)
@@ -85,6 +90,12 @@ def with_network(model: Model, network: nn.Module) -> Model:
     return other
 
 
+def network_inputs(network: nn.Module, x: Tensor, time: Tensor) -> tuple[Tensor, Tensor]:
+    """x in the type of the network's weights; the time (B,) on its device in float32, float64 for such weights."""
+    like = next(network.parameters(), x).dtype
+    return x.to(like), on(x.device, time, torch.promote_types(like, torch.float32))
+
+
 class Denoiser(nn.Module):
     """A network as a predictor of x0.
 
@@ -115,11 +126,8 @@ class Denoiser(nn.Module):
 
     def output(self, x_t: Tensor, t: Time, **cond: Tensor) -> Tensor:
         """The network's raw output, in x_t's type. x_t: (B, C, H, W)."""
-        time = self.clock(torch.as_tensor(t).expand(len(x_t)), self.schedule.T)
-        like = next(self.network.parameters(), x_t)
-        wide = torch.promote_types(like.dtype, torch.float32)
-        raw = self.network(x_t.to(like.dtype), on(x_t.device, time, wide), **cond)
-        return raw.to(x_t.dtype)
+        x, time = network_inputs(self.network, x_t, self.clock(torch.as_tensor(t).expand(len(x_t)), self.schedule.T))
+        return self.network(x, time, **cond).to(x_t.dtype)
 
     def interpret(self, output: Tensor, x_t: Tensor, t: Time, clip: Clip = unclipped) -> Prediction:
         """What an output of the network says about x0."""
@@ -131,6 +139,10 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, t: Time, **cond: Tensor) -> Prediction:
         """Predict x0 from x_t (B, C, H, W) at time t, clipped as this denoiser says."""
         return self.interpret(self.output(x_t, t, **cond), x_t, t, self.clip)
+
+    def predict_unclipped(self, x_t: Tensor, t: Time, **cond: Tensor) -> Prediction:
+        """As `forward` without the clip, as training sees it."""
+        return self.interpret(self.output(x_t, t, **cond), x_t, t)
 
     @property
     def unclipped(self) -> Denoiser:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Prediction
+from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, Prediction, network_inputs
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.types import Time, over
 
@@ -92,9 +92,8 @@ class Learned(Conditioned):
     def log_prob(self, x_t: Tensor, t: Time) -> Tensor:
         """log q(x_t) in nats up to a constant of t, shape (B,). x_t: (B, C, H, W)."""
         schedule, denoiser = self.schedule, self.denoiser
-        time = denoiser.clock(torch.as_tensor(t).expand(len(x_t)), schedule.T).to(x_t.device, torch.float32)
-        like = next(self.network.parameters(), x_t)
-        energy = self.network.energy(x_t.to(like.dtype), time, **self.cond).to(x_t.dtype)
+        clock = denoiser.clock(torch.as_tensor(t).expand(len(x_t)), schedule.T)
+        energy = self.network.energy(*network_inputs(self.network, x_t, clock), **self.cond).to(x_t.dtype)
         a, b = denoiser.target.coefficients(schedule, t)
         signal, noise = schedule.signal(t), schedule.noise(t)
         scale = 1 / (noise * (noise * a - signal * b))

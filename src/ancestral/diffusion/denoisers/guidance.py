@@ -21,8 +21,8 @@ from ancestral.diffusion.denoisers.denoiser import (
     Denoiser,
     Prediction,
     Predictor,
-    predict,
     unclipped,
+    with_x0,
 )
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.types import Time, over
@@ -107,7 +107,7 @@ class Guided:
         grown, meant = _std(x0), _std(strong.x0)
         shrink = torch.where(grown > 0, meant / grown, 1.0)
         x0 = self.clip(x0 * (1 + self.rescale * (shrink - 1)))
-        return predict(x0, x_t, self.schedule, t, x0_var=strong.x0_var, range_mix=strong.range_mix)
+        return with_x0(strong, x0, x_t, self.schedule, t)
 
 
 def _std(x: Tensor) -> Tensor:
@@ -144,4 +144,4 @@ class ClassifierGuided:
         signal, noise_var = self.schedule.signal(t), self.schedule.noise_var(t)
         step, known = over(self.scale * noise_var / signal, x_t), over(signal, x_t) > 0
         x0 = self.clip(prediction.x0 + torch.where(known, step * gradient, 0.0))
-        return predict(x0, x_t, self.schedule, t, x0_var=prediction.x0_var, range_mix=prediction.range_mix)
+        return with_x0(prediction, x0, x_t, self.schedule, t)

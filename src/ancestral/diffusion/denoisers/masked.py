@@ -7,10 +7,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from ancestral.diffusion.denoisers.denoiser import CLOCKS, Clock
+from ancestral.diffusion.denoisers.denoiser import CLOCKS, Clock, network_inputs
 from ancestral.diffusion.processes.absorbing import Absorbing, hidden
 from ancestral.diffusion.processes.levels import Logistic, Softmax, Values
-from ancestral.diffusion.processes.types import Time, on, untyped
+from ancestral.diffusion.processes.types import Time, untyped
 
 
 class Guess(NamedTuple):
@@ -58,12 +58,10 @@ class Masked(nn.Module):
 
     def output(self, x_t: Tensor, t: Time, **cond: Tensor) -> Tensor:
         """The network's raw output, in x_t's type. x_t: (B, C, H, W)."""
-        time = self.clock(torch.as_tensor(t).expand(len(x_t)), self.schedule.T)
-        like = next(self.network.parameters(), x_t)
         unknown = hidden(x_t)
         seen = torch.cat([x_t.masked_fill(unknown, 0), unknown.to(x_t)], 1)
-        raw = self.network(seen.to(like.dtype), on(x_t.device, time, torch.float32), **cond)
-        return raw.to(x_t.dtype)
+        x, time = network_inputs(self.network, seen, self.clock(torch.as_tensor(t).expand(len(x_t)), self.schedule.T))
+        return self.network(x, time, **cond).to(x_t.dtype)
 
     def interpret(self, output: Tensor, x_t: Tensor, t: Time) -> Guess:
         """What an output of the network says of each position."""
@@ -73,3 +71,5 @@ class Masked(nn.Module):
     def forward(self, x_t: Tensor, t: Time, **cond: Tensor) -> Guess:
         """Guess the positions hidden in x_t (B, C, H, W) at time t."""
         return self.interpret(self.output(x_t, t, **cond), x_t, t)
+
+    predict_unclipped = forward  # a distribution of levels is never clipped

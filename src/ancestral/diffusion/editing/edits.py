@@ -12,10 +12,10 @@ from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import Time, over
+from ancestral.diffusion.processes.types import Time
 from ancestral.diffusion.samplers.loop import GaussianDraw, Move, walk
 from ancestral.diffusion.samplers.sample import finish
-from ancestral.diffusion.samplers.transitions import DDIM, Stepper, Transition
+from ancestral.diffusion.samplers.transitions import DDIM, Stepper, StepThenNoise, Transition
 
 
 def below(schedule: Gaussian, grid: Sequence[int], t: int) -> list[int]:
@@ -43,27 +43,10 @@ def known_region(schedule: Gaussian, x0: Tensor, known: Tensor, noise: Streams, 
     """
 
     def composed(move: Move[Prediction, Normal]) -> Tensor:
-        fresh = schedule.marginal(x0, move.s).sample(noise.normal(x0.shape[1:]).to(x0))
+        fresh = schedule.marginal(x0, move.s).draw(noise)
         return torch.where(known, fresh, draw(move))
 
     return composed
-
-
-class _Resampling:
-    """Steps of one walk: to the end of each, and where the walk jumps, noise up again from there."""
-
-    def __init__(self, transition: Transition, ends: Sequence[int]) -> None:
-        self.transition, self.ends = transition, iter(ends)
-
-    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
-        """From t to the end of this step, then by the forward process to s."""
-        end = next(self.ends)
-        p = self.transition(schedule, x_t, prediction, t, end)
-        if end == s:
-            return p
-        raised = schedule.transition(p.mean, end, s)
-        kept = over((schedule.log_alpha_bar[s] - schedule.log_alpha_bar[end]).exp(), x_t)
-        return Normal(raised.mean, kept * p.var + raised.var)
 
 
 @dataclass(frozen=True)
@@ -100,7 +83,7 @@ class Resampled:
                 left[level] -= 1
                 level += self.jump
             visits.append(grid[steps - level])
-        return _Resampling(self.transition, ends), visits
+        return StepThenNoise(self.transition, ends), visits
 
 
 def mix(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:

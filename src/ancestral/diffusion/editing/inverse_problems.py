@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.denoiser import Clip, Prediction, Predictor, predict, unclipped
+from ancestral.diffusion.denoisers.denoiser import Clip, Prediction, Predictor, predict, unclipped, with_x0
 from ancestral.diffusion.editing.operators import Operator
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
@@ -119,7 +119,7 @@ class Ddnm(_Spread):
         prediction = self.predictor(x_t, t)
         r2, x0 = self.spread(self.schedule, prediction, t), prediction.x0
         x0 = self.clip(x0 + r2 * self.seen.operator.ridge(self.seen.residual(x0), r2, self.seen.y_var))
-        return predict(x0, x_t, self.schedule, t, x0_var=prediction.x0_var, range_mix=prediction.range_mix)
+        return with_x0(prediction, x0, x_t, self.schedule, t)
 
 
 class PiGdm(_Spread):

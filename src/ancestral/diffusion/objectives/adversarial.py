@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +24,14 @@ from torch.nn import functional
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.objectives.consistency import Consistency
-from ancestral.diffusion.objectives.objective import FromAnywhere
+from ancestral.diffusion.objectives.objective import Objective
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.grids import trailing
 
 
 @dataclass(frozen=True)
-class Adversarial(FromAnywhere):
+class Adversarial(Objective):
     """The loss of consistency while s < t, then L_D + L_G; the norm's square a mean over dimensions.
 
     Args:
@@ -43,8 +42,7 @@ class Adversarial(FromAnywhere):
         anchor: weight of the error of x0.
     """
 
-    teaches_variance: ClassVar[bool] = False
-    auxiliary: nn.Module
+    auxiliary: nn.Module = field()
     consistency: Consistency = field(default_factory=Consistency)
     share: float = 0.35
     times: int = 4
@@ -68,7 +66,7 @@ class Adversarial(FromAnywhere):
         # In the upper half T, since every image begins there; below it the others evenly.
         time = drawn_at[((2 * len(drawn_at) - 2) * (t - 1) // schedule.T).clamp(max=len(drawn_at) - 1)]
         x_t = schedule.marginal(x0, time).sample(eps)
-        x = denoiser.clip(denoiser.interpret(denoiser.output(x_t, time, **cond), x_t, time).x0)
+        x = denoiser.clip(denoiser.predict_unclipped(x_t, time, **cond).x0)
         error = (x - x0).square().flatten(1).mean(1)
         passed = _held(self.auxiliary, x, cond)
         twice = {name: torch.cat([value, value]) for name, value in cond.items()}

@@ -57,7 +57,7 @@ def trace(denoiser: Predictor, x0: Tensor, grid: Sequence[int], transition: Tran
 
 def restoration_error(denoiser: Predictor, x0: Tensor, grid: Sequence[int], noise: Streams) -> Tensor:
     """Mean squared error (B,) of x0 noised to grid[0] and restored by a deterministic walk (Graham et al. 2023)."""
-    state = denoiser.schedule.marginal(x0, grid[0]).sample(noise.normal(x0.shape[1:]).to(x0))
+    state = denoiser.schedule.marginal(x0, grid[0]).draw(noise)
     for step in walk(denoiser, state, grid, DDIM(0.0), lambda move: move.p.mean):
         state = step.x_s
     return (state - x0).square().flatten(1).mean(1).cpu().double()

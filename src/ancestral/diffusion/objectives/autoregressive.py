@@ -21,7 +21,7 @@ from ancestral.diffusion.samplers.sample import finish
 
 def from_p(noise: Streams) -> Draw[Guess, Change]:
     """x_s ~ p(x_s | x_t), at s = 0 too, where nothing may be left hidden."""
-    return lambda move: move.p.sample(noise.normal(move.x_t.shape[1:]).to(move.x_t))
+    return lambda move: move.p.draw(noise)
 
 
 def from_data(x0: Tensor) -> Draw[Guess, Change]:

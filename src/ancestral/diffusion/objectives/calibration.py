@@ -33,7 +33,7 @@ def calibrate(denoiser: Predictor, x0: Tensor, noise: Streams, times: Sequence[i
     times = times or log_snr(schedule, min(POINTS, schedule.T))[:-1]
     errors: list[Tensor] = []
     for t in reversed(times):
-        x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
+        x_t = schedule.marginal(x0, t).draw(noise)
         x0_hat = denoiser(x_t, t).x0
         mean = (x0_hat - x0).cpu().double().square().flatten().mean()
         measured = mean_errors(*bucket_sums(x0_hat, x0), mean, PRIOR_WEIGHT)

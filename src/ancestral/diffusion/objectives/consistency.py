@@ -15,21 +15,20 @@ during the run s approaches t, and the loss that of the flow.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.denoisers.targets import EDM
-from ancestral.diffusion.objectives.objective import Alone, OnePart
+from ancestral.diffusion.objectives.objective import Objective
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.torch_generators import forked
 from ancestral.diffusion.processes.types import over
 
 
 @dataclass(frozen=True)
-class Consistency(OnePart, Alone):
+class Consistency(Objective):
     """w(t) (sqrt(||f(x_t, t) - sg f(x_s, s)||^2 + c^2) - c), the norm's square a mean over dimensions.
 
     Args:
@@ -39,7 +38,6 @@ class Consistency(OnePart, Alone):
         c: of the pseudo-Huber loss (Song and Dhariwal 2024, 0.00054 sqrt(dimensions)).
     """
 
-    teaches_variance: ClassVar[bool] = False
     q: float = 2.0
     stages: int = 8
     k: float = 8.0
@@ -63,7 +61,7 @@ class Consistency(OnePart, Alone):
 
         def end(time: Tensor) -> Tensor:
             x = schedule.marginal(x0, time).sample(eps)
-            return denoiser.interpret(denoiser.output(x, time, **cond), x, time).x0
+            return denoiser.predict_unclipped(x, time, **cond).x0
 
         # Both have the same dropout: a fork puts torch's generators back to where they were.
         with torch.no_grad(), forked(x0.device):

@@ -188,7 +188,7 @@ def elbo(
     errors: list[Tensor] = []
     for index in indices.T:
         t, s = times[index], times[index + 1]
-        x_t = schedule.marginal(x0, t).sample(noise.normal(x0.shape[1:]).to(x0))
+        x_t = schedule.marginal(x0, t).draw(noise)
         prediction = denoiser(x_t, t)
         p = transition(schedule, x_t, prediction, t, s)
         measured.append(schedule.term(p, x_t, x0, t, s, likelihood))

@@ -20,7 +20,7 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser, Prediction
 from ancestral.diffusion.denoisers.targets import Target
 from ancestral.diffusion.objectives.adversarial import Adversarial
 from ancestral.diffusion.objectives.consistency import Consistency
-from ancestral.diffusion.objectives.objective import Alone, Objective, OfNeighbours
+from ancestral.diffusion.objectives.objective import Objective
 from ancestral.diffusion.objectives.progressive import Progressive
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
@@ -58,7 +58,7 @@ def score_matching(schedule: Gaussian, target: Target, t: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Weighted(OfNeighbours, Alone):
+class Weighted(Objective):
     """weight(t) ||output - target||^2, the mean over dimensions; `unweighted` is L_simple (Algorithm 1)."""
 
     weight: Weight = unweighted
@@ -76,7 +76,7 @@ class Weighted(OfNeighbours, Alone):
 
 
 @dataclass(frozen=True)
-class VariationalBound(OfNeighbours, Alone):
+class VariationalBound(Objective):
     """The bound itself, L_{t-1} or L_0 at the drawn t, per dimension, times the number of terms: an estimate of L.
 
     Its value in nats per dimension leaves out L_T, which has no parameters.
@@ -89,7 +89,7 @@ class VariationalBound(OfNeighbours, Alone):
     def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, **cond: Tensor) -> Tensor:
         """Loss per image and dimension."""
         x_t = denoiser.schedule.marginal(x0, t).sample(eps)
-        prediction = denoiser.interpret(denoiser.output(x_t, t, **cond), x_t, t)
+        prediction = denoiser.predict_unclipped(x_t, t, **cond)
         return self.of_prediction(denoiser.schedule, prediction, x_t, x0, t, s)
 
     def of_prediction(
@@ -101,7 +101,7 @@ class VariationalBound(OfNeighbours, Alone):
 
 
 @dataclass(frozen=True)
-class Hybrid(OfNeighbours, Alone):
+class Hybrid(Objective):
     """L_simple + scale L, the bound teaching only the variance (Nichol and Dhariwal 2021, section 3.1)."""
 
     teaches_variance: ClassVar[bool] = True

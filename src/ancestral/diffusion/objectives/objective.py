@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -11,67 +11,26 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 
 
-class Objective(Protocol):
-    """A loss per image."""
+class Objective:
+    """A loss per image. The defaults are those of a loss of one network, the same from the first update to the last."""
 
-    teaches_variance: ClassVar[bool]  # whether its gradient reaches a learned variance
-    needs_model: ClassVar[bool]  # whether it has no meaning for a run that begins with no model
-
-    @property
-    def auxiliary(self) -> nn.Module:
-        """A network beside the denoiser's, which learns from the same loss or is held; without weights: none."""
-        ...
-
-    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
-        """Told once, before the first update, of the weights that the denoiser's network begins with."""
-        ...
+    teaches_variance: ClassVar[bool] = False  # whether its gradient reaches a learned variance
+    needs_model: ClassVar[bool] = False  # whether a run must begin with a trained model
+    # a second network, which learns from the same loss or is frozen; without parameters: none
+    auxiliary: nn.Module = nn.Identity()
 
     @property
     def starts(self) -> Sequence[float]:
-        """The shares of the run at which its parts begin, 0 first; a loss is compared with those of its own part."""
-        ...
+        """Shares of the run at which its phases begin, 0 first; a loss is compared with those of its own phase."""
+        return (0.0,)
+
+    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
+        """Called once, before the first update, with the initial weights of the denoiser's network."""
 
     def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
         """The s of each pair after this share of the run. t, s: int64 (steps,), a falling grid and the next in it."""
-        ...
+        return s
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, s: Tensor, eps: Tensor, **cond: Tensor) -> Tensor:
         """Loss per image and dimension, shape (B,). x0, eps: (B, C, H, W); t, s: int64 (B,) on the CPU."""
-        ...
-
-
-class FromAnywhere:
-    """A loss that takes whatever weights the network begins with."""
-
-    needs_model: ClassVar[bool] = False
-
-    def begin_with(self, weights: Mapping[str, Tensor]) -> None:
-        """Nothing to keep."""
-
-
-class OnePart:
-    """A loss that is the same from first to last."""
-
-    @property
-    def starts(self) -> Sequence[float]:
-        """One part."""
-        return (0.0,)
-
-
-class OfNeighbours(OnePart):
-    """A loss of steps of the grid: each s is the time next to t in it."""
-
-    teaches_variance: ClassVar[bool] = False
-
-    def earlier(self, schedule: NoiseSchedule, t: Tensor, s: Tensor, progress: float) -> Tensor:
-        """s, throughout the run."""
-        return s
-
-
-class Alone(FromAnywhere):
-    """A loss of the denoiser's network alone."""
-
-    @property
-    def auxiliary(self) -> nn.Module:
-        """None."""
-        return nn.Identity()
+        raise NotImplementedError

@@ -154,7 +154,7 @@ class Noised:
     def __call__(self, predictor: Predictor, x0: Tensor, noise: Streams) -> Dequantised:
         """x0: (B, ...) on [-1, 1]."""
         q = predictor.schedule.marginal(x0, self.t)
-        x_t = q.sample(noise.normal(x0.shape[1:]).to(x0))
+        x_t = q.draw(noise)
         p = self.transition(predictor.schedule, x_t, predictor(x_t, self.t), self.t, 0)
         return Dequantised(self.t, x_t, (q.log_prob(x_t) - self.likelihood(p, x0)).flatten(1).sum(1))
 

@@ -18,7 +18,7 @@ Drawing clips, so what is clipped away costs nothing; the gradient passes the cl
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ancestral.diffusion.denoisers.denoiser import Conditioned, Denoiser, with_network
 from ancestral.diffusion.denoisers.targets import EDM
-from ancestral.diffusion.objectives.objective import OfNeighbours
+from ancestral.diffusion.objectives.objective import Objective
 from ancestral.diffusion.processes.types import numbers, over
 from ancestral.diffusion.samplers.grids import between
 from ancestral.diffusion.samplers.sample import finish, trajectory
@@ -36,7 +36,7 @@ SOLVER = "dpm++2m"  # of the teacher
 
 
 @dataclass(frozen=True)
-class Progressive(OfNeighbours):
+class Progressive(Objective):
     """w(t) ||clip(x0_hat) - aim||^2, the norm's square a mean over dimensions.
 
     Args:
@@ -44,8 +44,7 @@ class Progressive(OfNeighbours):
         calls: of the teacher from each t to its s.
     """
 
-    auxiliary: nn.Module
-    teaches_variance: ClassVar[bool] = False
+    auxiliary: nn.Module = field()
     needs_model: ClassVar[bool] = True
     calls: int = 4
 
@@ -75,7 +74,7 @@ class Progressive(OfNeighbours):
         for pair in sorted(set(pairs)):
             rows = torch.tensor([k for k, one in enumerate(pairs) if one == pair], device=x_t.device)
             aim[rows] = self.aim(denoiser, x_t[rows], *pair, **{name: one[rows] for name, one in cond.items()})
-        x0_hat = denoiser.interpret(denoiser.output(x_t, t, **cond), x_t, t).x0
+        x0_hat = denoiser.predict_unclipped(x_t, t, **cond).x0
         clipped = x0_hat + (denoiser.clip(x0_hat) - x0_hat).detach()
         error = (clipped - denoiser.clip(aim)).square().flatten(1).mean(1)
         return over(EDM.error_scale(schedule, t) ** 2, error) * error

@@ -25,6 +25,7 @@ from torch import Tensor
 from ancestral.diffusion.processes.levels import Point, Values, snap
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.normal import Likelihood
+from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import Time, untyped
 
 MASK = 2.0  # off the data's range [-1, 1], and exact in every floating type
@@ -84,6 +85,10 @@ class Change(NamedTuple):
         new = self.x.clone()
         new[changes] = self.values.at(changes).quantile((u[changes] / below[changes]).clamp(max=most)).to(new)
         return new
+
+    def draw(self, noise: Streams) -> Tensor:
+        """`sample` with the next values of the streams, one an image."""
+        return self.sample(noise.normal(self.x.shape[1:]).to(self.x))
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log probability in nats of the values that x reveals, elementwise, given which positions these are.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.processes.types import untyped
 
 HALF_BIN = 1 / 255  # half the distance between two neighbouring byte values on [-1, 1]
@@ -50,6 +51,10 @@ class Normal(NamedTuple):
     def sample(self, eps: Tensor) -> Tensor:
         """mean + sqrt(var) eps, for standard normal `eps` of the shape of `mean`."""
         return self.mean + self.var.sqrt() * eps
+
+    def draw(self, noise: Streams) -> Tensor:
+        """`sample` with the next values of the streams, one an image."""
+        return self.sample(noise.normal(self.mean.shape[1:]).to(self.mean))
 
     def kl(self, other: Normal) -> Tensor:
         """KL(self || other) in nats per element (reference name: `normal_kl`).

@@ -100,7 +100,7 @@ def from_model_to_the_end(noise: Streams) -> GaussianDraw:
     def draw(move: Move[Prediction, Normal]) -> Tensor:
         if not move.p.var.any():
             return move.p.mean
-        return move.p.sample(noise.normal(move.x_t.shape[1:]).to(move.x_t))
+        return move.p.draw(noise)
 
     return draw
 
@@ -113,7 +113,7 @@ def along_q(
     noise: Streams,
 ) -> Iterator[GaussianStep]:
     """The walk along one chain of q for each of x0 (B, ...): x_T ~ q(x_T | x0), then x_s ~ q(x_s | x_t, x0)."""
-    start = denoiser.schedule.marginal(x0, times[0]).sample(noise.normal(x0.shape[1:]).to(x0))
+    start = denoiser.schedule.marginal(x0, times[0]).draw(noise)
     return walk(denoiser, start, times, transition, from_posterior(denoiser.schedule, x0, noise))
 
 
@@ -122,6 +122,6 @@ def from_posterior(schedule: Gaussian, x0: Tensor, noise: Streams) -> GaussianDr
 
     def draw(move: Move[Prediction, Normal]) -> Tensor:
         q = schedule.posterior(move.x_t, x0, move.t, move.s)
-        return q.sample(noise.normal(move.x_t.shape[1:]).to(move.x_t))
+        return q.draw(noise)
 
     return draw

@@ -15,7 +15,7 @@ from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.langevin import Langevin, PredictorCorrector
 from ancestral.diffusion.samplers.multistep import Deis, Dpm, DpmSde, DpmSingle, Ipndm, Lms, Solver, UniPCSteps, Visited
-from ancestral.diffusion.samplers.transitions import DDIM, Planned, Stepper, Transition
+from ancestral.diffusion.samplers.transitions import DDIM, Planned, Stepper, StepThenNoise, Transition
 
 
 def _raised(schedule: Gaussian, grid: Sequence[int], churn: float) -> list[int]:
@@ -26,24 +26,6 @@ def _raised(schedule: Gaussian, grid: Sequence[int], churn: float) -> list[int]:
     lam = schedule.log_snr(torch.arange(1, schedule.T + 1)) / 2
     nearest = [int((lam - (lam[t - 1] - math.log1p(churn))).abs().argmin()) + 1 for t in grid[1:-1]]
     return [grid[0], *map(max, grid[1:-1], nearest)]
-
-
-class EulerSteps:
-    """Euler to the end of an interval, then noise up to the start of the next (Karras et al. 2022, Algorithm 2).
-
-    Args:
-        ends: of the intervals, in the order of the walk.
-    """
-
-    def __init__(self, ends: Sequence[int]) -> None:
-        self.ends = iter(ends)
-
-    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
-        """From the start of one interval to that of the next, s."""
-        end = next(self.ends)
-        arrived = DDIM()(schedule, x_t, prediction, t, end).mean
-        raised = schedule.transition(arrived, end, s)  # certain where s = end
-        return Normal(raised.mean, raised.var.expand_as(arrived))
 
 
 class HeunSteps(Solver):
@@ -111,7 +93,7 @@ class Euler:
 
     def begin(self, schedule: Gaussian, grid: Sequence[int]) -> tuple[Stepper, Sequence[int]]:
         """The steps of one walk, and the times that it visits."""
-        return EulerSteps(grid[1:]), [*_raised(schedule, grid, self.churn), grid[-1]]
+        return StepThenNoise(DDIM(), grid[1:]), [*_raised(schedule, grid, self.churn), grid[-1]]
 
 
 @dataclass(frozen=True)

@@ -157,3 +157,25 @@ class Renoised:
         """N(signal_s x0, noise_s^2)."""
         drawn = schedule.marginal(prediction.x0, s)
         return Normal(drawn.mean, drawn.var.expand_as(drawn.mean))
+
+
+class StepThenNoise:
+    """A step from t to a time of `ends`, then the forward process from there up to s, as one Gaussian.
+
+    Args:
+        transition: of the step down, without a memory.
+        ends: where the steps of the walk end, in order; where one is s itself nothing is added.
+    """
+
+    def __init__(self, transition: Transition, ends: Sequence[int]) -> None:
+        self.transition, self.ends = transition, iter(ends)
+
+    def __call__(self, schedule: Gaussian, x_t: Tensor, prediction: Prediction, t: int, s: int) -> Normal:
+        """p(x_end | x_t) q(x_s | x_end), x_end integrated out."""
+        end = next(self.ends)
+        p = self.transition(schedule, x_t, prediction, t, end)
+        if end == s:
+            return p
+        raised = schedule.transition(p.mean, end, s)
+        kept = over((schedule.log_alpha_bar[s] - schedule.log_alpha_bar[end]).exp(), x_t)
+        return Normal(raised.mean, kept * p.var + raised.var)

@@ -224,7 +224,7 @@ def _public(saved: Checkpoint) -> Checkpoint:
     """A model as others may read of it."""
     config, state = saved.config, dict(saved.state)
     config = replace(config, source=_public_name(config.source), data=replace(config.data, cache=None))
-    for origin in _origin(state).values():
+    if origin := state.get("origin"):
         state["origin"] = {**origin, **{name: _public_name(origin[name]) for name in ("name", "source")}}
     return replace(saved, config=config, state=state)
 
