@@ -515,6 +515,9 @@ def test_misuse_of_the_library_is_one_line(digits, tmp_path, monkeypatch):
     for wrong in (digits.test.images[:30].astype(float), digits.test.images[:30, ..., 0]):
         with pytest.raises(UserError, match="must be uint8"):
             measure(wrong, digits.train, by, tmp_path)
+    for few in (0, 1, 4, 5):
+        with pytest.raises(UserError, match=f"metrics: at least 20 images are needed, got {few}"):
+            measure(digits.test.images[:few], digits.train, by, tmp_path)
     with pytest.raises(UserError, match="at least 20 images are needed, got 19"):
         measure(digits.test.images[:19], digits.train, by, tmp_path)
     with pytest.raises(UserError, match="images of"):
@@ -829,3 +832,10 @@ def test_features_are_computed_of_as_many_images_as_fit(tmp_path, channels):
     with pytest.raises(ZeroDivisionError):
         features.features_of(features.unlabelled(images), broken, tmp_path / "cache")
     assert features.network("lite0").batch == features.BATCH  # on a CPU
+
+
+def test_an_error_that_is_rounding_is_not_shown_to_its_own_digits():
+    shown = sample_metrics_command._shown
+    assert shown(sample_metrics.Estimate(8.9e-16, 6.7e-16)) == "0.000000 ± 0.000000"
+    assert shown(sample_metrics.Estimate(0.12345, 0.0123)) == "0.123 ± 0.012"
+    assert shown(sample_metrics.Estimate(1234.5, 56.7)) == "1234 ± 57"

@@ -493,3 +493,46 @@ def test_the_spacing_of_times_leaves_as_it_was_or_as_asked(tmp_path):
     assert exported() == "linspace"
     shutil.rmtree(tmp_path / "back")
     assert exported("--timestep-spacing", "trailing") == "trailing"
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("DDPMScheduler", {"steps_offset": 1}),
+        ("DDIMScheduler", {"timestep_spacing": "linspace", "steps_offset": 1}),
+        ("DDIMScheduler", {}),
+        ("PNDMScheduler", {"skip_prk_steps": True}),
+        ("EulerDiscreteScheduler", {}),
+        ("DPMSolverMultistepScheduler", {}),
+        ("DPMSolverSinglestepScheduler", {}),
+        ("UniPCMultistepScheduler", {}),
+    ],
+)
+def test_fewer_times_leave_as_their_scheduler_chose_them_also_where_its_file_left_that_to_its_class(
+    tmp_path, kind, given
+):
+    scheduler = getattr(diffusers, kind)(**given)
+    pipeline(tmp_path / "theirs", scheduler=scheduler)
+    file = tmp_path / "theirs" / "scheduler" / "scheduler_config.json"
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({name: document[name] for name in document if name[:1] == "_" or name in given}))
+    scheduler = getattr(diffusers, kind).from_pretrained(file.parent)
+    scheduler.set_timesteps(10)
+    imported(tmp_path / "theirs")
+    result = run_command("export", tmp_path / "theirs-run", "--out", tmp_path / "back")
+    assert result.exit_code == 0, result.output
+    back = diffusers.DDPMPipeline.from_pretrained(tmp_path / "back").scheduler
+    back.set_timesteps(10)
+    theirs, ours = (sorted({round(float(t)) for t in one.timesteps}, reverse=True) for one in (scheduler, back))
+    if kind in ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"):
+        # Their linspace leaves out t = 0, where that of the others ends.
+        assert (theirs[0], back.config.timestep_spacing) == (ours[0], "linspace")
+    else:
+        assert theirs == ours
+
+
+def test_an_offset_that_is_no_number_is_refused(tmp_path):
+    pipeline(tmp_path / "theirs")
+    file = tmp_path / "theirs" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "steps_offset": "one"}))
+    assert 'steps_offset is "one"' in refused(tmp_path / "theirs")

@@ -26,7 +26,7 @@ from ancestral.data.decode import adapt
 from ancestral.diffusion.objectives.statistics import Estimate
 from ancestral.errors import UserError, missing
 from ancestral.evaluation import set_classifier
-from ancestral.evaluation.sample_metrics import against, class_imbalance, score, with_errors
+from ancestral.evaluation.sample_metrics import against, class_imbalance, need_enough, score, with_errors
 from ancestral.networks import efficientnet_lite0
 from ancestral.runtime import disk, user_cache
 from ancestral.runtime.distributed import Processes
@@ -339,6 +339,7 @@ def measure(samples: np.ndarray, reference: ImageSet, by: Network, cache: Path |
         raise UserError(f"samples: images of {drawn.shape}, those of the reference are {reference.shape}")
     count = min(len(drawn), len(reference))
     try:
+        need_enough(count)
         sides = [features_of(one.spread(count), by, cache) for one in (drawn, reference)]
         return compared_with(sides[1], by)(sides[0])
     except ValueError as error:

@@ -45,6 +45,7 @@ from ancestral.sampling.sampler import Opener, Sampler
 
 LEAST = 2 * GROUPS  # images on each side
 ADVISED = 2000  # images on each side
+DIGITS = 6  # after the point, at most
 COLUMNS, SHOWN = 12, 24  # samples beside their nearest training images
 
 Found = dict[str, dict[str, Estimate]]  # by metric, then by what is compared
@@ -90,11 +91,13 @@ def metrics(
         else _of_images(source, options, data_source)
     )
     train, test = compared.splits.train, compared.splits.test
-    count = min(num_images, len(train), len(test), compared.available or num_images)
+    samples = num_images if compared.available is None else compared.available
+    count = min(num_images, len(train), len(test), samples)
     if count < LEAST:
         raise UserError(
             f"--num-images: at least {LEAST} are needed on each side; there are {len(train)} training and {len(test)} "
-            f"test images, and {compared.available or num_images} samples; {_advice(compared, is_run, num_images)}"
+            f"test images, and {samples} samples{' to be drawn' if compared.available is None else ''}; "
+            f"{_advice(compared, is_run, num_images)}"
         )
     searched = train if train_images is None else train.spread(max(train_images, count))
     out = source if out is None and is_run else out
@@ -333,6 +336,7 @@ def _notes(document: dict[str, Any]) -> list[str]:
 
 
 def _shown(estimate: Estimate) -> str:
-    """The value to two digits of its error."""
+    """The value to two digits of its error, and to `DIGITS` where that is nothing but rounding."""
     digits = 1 - math.floor(math.log10(estimate.error)) if estimate.error > 0 else 3
-    return f"{estimate.value:.{max(0, digits)}f} ± {estimate.error:.{max(0, digits)}f}"
+    digits = min(max(0, digits), DIGITS)
+    return f"{estimate.value:.{digits}f} ± {estimate.error:.{digits}f}"

@@ -64,7 +64,8 @@ class State(TypedDict):
     fastest_on: NotRequired[str | None]
     origin: NotRequired[OriginState]
     read: NotRequired[dict[str, str]]  # SHA-256 of the files that an imported model was made of
-    timestep_spacing: NotRequired[str]  # of its scheduler, in the words of diffusers
+    timestep_spacing: NotRequired[str]  # this and the next of its scheduler, in the words of diffusers
+    steps_offset: NotRequired[int]
     # These two are said when it is imported, and not written:
     checked: NotRequired[bool]  # whether all of those files have digests of their own
     notes: NotRequired[list[str]]
@@ -182,7 +183,8 @@ def description(parsed: Mapping[str, Any], folder: Path) -> tuple[Config, Facts,
 def save_imported(run: Path, saved: Checkpoint) -> Path:
     """Make a run of a model from elsewhere, to sample and evaluate. Returns the checkpoint's folder."""
     state = {"length": "imported", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": True}
-    state |= {name: saved.state[name] for name in ("read", "origin", "timestep_spacing") if name in saved.state}
+    kept = ("read", "origin", "timestep_spacing", "steps_offset")
+    state |= {name: saved.state[name] for name in kept if name in saved.state}
     document = to_json(saved.config, saved.facts)
     return save(run, saved.images, document, saved.weights, {}, {"total": saved.images, **state}, saved.calibration)
 

@@ -20,7 +20,11 @@ from ancestral.apps.cli.options import (
 
 @click.command(short_help="Measure the variational bound, in bits/dim.")
 @held_out(256)
-@click.option("--terms", type=POSITIVE, help="Terms of the bound measured an image, 2 to T; 50 when left out.")
+@click.option(
+    "--terms",
+    type=POSITIVE,
+    help="Terms of the bound measured an image, 2 to T; 50 when left out, and the error of fewer than 5 says little.",
+)
 @click.option("--exact", is_flag=True, help="Every term for every image, instead of an unbiased part.")
 @click.option("--variance", help="Reverse variance to measure with; the run's own when left out.")
 @click.option("--batch-size", type=POSITIVE, default=64, show_default=True, help="Images at a time; changes no number.")

@@ -184,7 +184,7 @@ class Model:
                 all of which are; of a model whose variance was never measured, as an imported one's, only the part
                 that `train` holds out, and the rest is for the variance.
             num_images: at most so many of them, evenly spread.
-            terms: of the bound that are measured an image; 50 when left out.
+            terms: of the bound that are measured an image; 50 when left out. The error of fewer than 5 says little.
             exact: every term for every image.
             variance: of the reverse process; the run's own when left out.
             seed: of every draw.

@@ -32,9 +32,11 @@ from ancestral.runs.hub.diffusers_config import (
     GROUPS,
     TARGETS,
     VERSION,
+    FewTimes,
     Fields,
     Network,
     diffusion,
+    few_times,
     network,
     scheduler_document,
     unet_document,
@@ -46,7 +48,6 @@ from ancestral.runtime.tensor_files import finite, need_shapes
 from ancestral.runtime.text import quoted
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
-SPACINGS = ("leading", "trailing", "linspace")
 # With these variances theirs adds noise after its last step, unless that is of t = 0.
 _NOISY = ("fixedlarge", "beta", "learned")
 SPACING_WITHOUT_NOISE = ("trailing", "leading")
@@ -77,7 +78,7 @@ def read(folder: Path, scheduler: Path | None = None, null_class: int | None = N
     found = network(described := Fields(network_folder / "config.json"))
     process_file = _scheduler_file(folder, network_folder, scheduler)
     fields = Fields(process_file)
-    spacing = fields.values.get("timestep_spacing", "leading")
+    times = few_times(fields)
     process = diffusion(fields, learned=found.outputs != found.shape[0])
     model, names_of_classes = found.options, [str(number) for number in range(found.classes)]
     if null_class is not None:
@@ -100,7 +101,7 @@ def read(folder: Path, scheduler: Path | None = None, null_class: int | None = N
         "read": {_within(path, folder): digest for path, (digest, _) in zip(files, digests, strict=True)},
         "checked": all(checked for _, checked in digests),
         "notes": notes,
-        "timestep_spacing": spacing if spacing in SPACINGS else "leading",
+        **times._asdict(),
     }
     return checkpoint.Checkpoint(folder, 0, config, facts, weights, {}, state, None)
 
@@ -331,7 +332,7 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
     Args:
         run: the run.
         folder: to write.
-        spacing: of `SPACINGS`, how that pipeline chooses fewer times; None: as an imported model had it, and as leaves
+        spacing: of `diffusers_config.SPACINGS`, how that pipeline chooses fewer times; None: as an imported model had it, and as leaves
             no noise for others.
 
     Returns:
@@ -344,9 +345,10 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
     config, model, process = saved.config, saved.config.model, saved.config.diffusion
     _need_fields(run, config)
     by_rule = SPACING_WITHOUT_NOISE[process.variance in _NOISY]
-    spacing = spacing or str(saved.state.get("timestep_spacing", by_rule))
+    own = {name: saved.state[name] for name in FewTimes._fields if name in saved.state}
+    times = FewTimes(**{"timestep_spacing": by_rule, **own, **({"timestep_spacing": spacing} if spacing else {})})
     unet = unet_document(config, saved.facts)
-    scheduler = scheduler_document(process, spacing)
+    scheduler = scheduler_document(process, *times)
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": VERSION,
@@ -378,7 +380,8 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
         results.replace(files.items())
     if process.variance == "optimal":  # a measured table, which they have no field for; "beta" is their fixed_large
         lines.append("variance_type is fixed_small: diffusers has no field for the optimal one, a measured table")
-    return [*lines, f"timestep_spacing is {spacing} (--timestep-spacing chooses another)"]
+    offset = f", steps_offset {times.steps_offset}" if times.steps_offset else ""
+    return [*lines, f"timestep_spacing is {times.timestep_spacing}{offset} (--timestep-spacing chooses another)"]
 
 
 def _need_fields(run: Path, config: Config) -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn
 
 import msgspec
 import torch
@@ -61,6 +61,8 @@ _Steps = Annotated[int, Meta(ge=1, le=10**5)]
 _Beta = Annotated[float, Meta(gt=0, lt=1)]
 _Betas = Annotated[list[Annotated[float, Meta(gt=0, le=1)]], Meta(min_length=1, max_length=10**5)]
 _Range = Annotated[float, Meta(gt=0, le=1e6)]
+_Offset = Annotated[int, Meta(ge=0, le=10**5)]
+SPACINGS = ("leading", "trailing", "linspace")
 # Fields of the network that have one value here; the defaults of UNet2DModel where a folder leaves them out.
 _FIXED: dict[str, tuple[Any, Any]] = {
     "center_input_sample": (False, False),
@@ -95,23 +97,24 @@ class _Scheduler:
     thresholds: bool = False  # whether it has dynamic thresholding
     first: float = 1e-4  # the first beta where it is left out
     last: float = 0.02  # the last
+    spacing: str = "linspace"  # its `timestep_spacing` where it is left out, or has no such field
 
 
-_ANCESTRAL, _SOLVER = _Scheduler(clips=True, thresholds=True), _Scheduler(thresholds=True)
+_ANCESTRAL, _SOLVER = _Scheduler(clips=True, thresholds=True, spacing="leading"), _Scheduler(thresholds=True)
 _SIGMAS, _SECOND_ORDER = _Scheduler(), _Scheduler(first=8.5e-4, last=0.012)
 _SCHEDULERS = {
     "DDPMScheduler": _ANCESTRAL,
     "DDPMParallelScheduler": _ANCESTRAL,
     "DDIMScheduler": _ANCESTRAL,
     "DDIMParallelScheduler": _ANCESTRAL,
-    "DDIMInverseScheduler": _Scheduler(clips=True),
+    "DDIMInverseScheduler": _Scheduler(clips=True, spacing="leading"),
     "DPMSolverMultistepScheduler": _SOLVER,
     "DPMSolverMultistepInverseScheduler": _SOLVER,
     "DPMSolverSinglestepScheduler": _SOLVER,
     "DEISMultistepScheduler": _SOLVER,
     "UniPCMultistepScheduler": _SOLVER,
     "SASolverScheduler": _SOLVER,
-    "PNDMScheduler": _SIGMAS,
+    "PNDMScheduler": _Scheduler(spacing="leading"),
     "EulerDiscreteScheduler": _SIGMAS,
     "EulerAncestralDiscreteScheduler": _SIGMAS,
     "LMSDiscreteScheduler": _SIGMAS,
@@ -125,7 +128,7 @@ _SAMPLING = {  # fields of these classes, at any version, on which no process de
     *("algorithm_type", "corrector_order", "disable_corrector", "euler_at_final", "final_sigmas_type", "flow_shift"),
     *("interpolation_type", "lambda_min_clipped", "lower_order_final", "noise_sampler_seed", "predict_x0"),
     *("predictor_order", "set_alpha_to_one", "shift_terminal", "sigma_max", "sigma_min", "skip_prk_steps"),
-    *("solver_order", "solver_p", "solver_type", "steps_offset", "tau_func", "time_shift_type", "timestep_spacing"),
+    *("solver_order", "solver_p", "solver_type", "tau_func", "time_shift_type"),
     *("use_beta_sigmas", "use_dynamic_shifting", "use_exponential_sigmas", "use_karras_sigmas", "use_lu_lambdas"),
     *("tensor_format", "num_inference_steps", "clip_sample_range"),
     *("dynamic_thresholding_ratio", "sample_max_value", "clip_sample", "thresholding", "beta_start", "beta_end"),
@@ -286,6 +289,22 @@ def _sides(fields: Fields, divisor: int) -> tuple[int, int]:
     return height, width
 
 
+class FewTimes(NamedTuple):
+    """How a scheduler of theirs chooses fewer times than all; nothing else depends on it."""
+
+    timestep_spacing: str = "leading"
+    steps_offset: int = 0  # added to the times of `leading`
+
+
+def few_times(fields: Fields) -> FewTimes:
+    """What the scheduler has, or what is exported in its place where it is a word not known here."""
+    kind = fields.values.get("_class_name", "DDPMScheduler")
+    scheduler = _SCHEDULERS.get(kind, _ANCESTRAL) if isinstance(kind, str) else _ANCESTRAL
+    spacing = fields.values.pop("timestep_spacing", scheduler.spacing)
+    offset = fields.take("steps_offset", _Offset, 0)
+    return FewTimes(spacing if spacing in SPACINGS else "leading", offset)
+
+
 def diffusion(fields: Fields, learned: bool = False) -> DiffusionOptions:
     """The forward process, the target and the reverse process.
 
@@ -428,8 +447,8 @@ def _middle_groups(model: ModelOptions) -> int | None:
     return all_alike if model.middle_groups is None else model.middle_groups or None
 
 
-def scheduler_document(diffusion: DiffusionOptions, spacing: str) -> dict[str, Any]:
-    """The configuration of DDPMScheduler, whose grids are of this `timestep_spacing`."""
+def scheduler_document(diffusion: DiffusionOptions, spacing: str, offset: int = 0) -> dict[str, Any]:
+    """The configuration of DDPMScheduler, which chooses fewer times by this `timestep_spacing` and `steps_offset`."""
     name = diffusion.schedule.removesuffix("-zero-snr")
     plain = diffusion.shift == 1
     betas, kind, ends = diffusion.betas if plain else (), "linear", (1e-4, 0.02)
@@ -455,4 +474,5 @@ def scheduler_document(diffusion: DiffusionOptions, spacing: str) -> dict[str, A
         "thresholding": diffusion.clip == "dynamic",
         "sample_max_value": _NO_LIMIT,
         "timestep_spacing": spacing,
+        "steps_offset": offset,
     }
