@@ -4,6 +4,7 @@ import io
 import json
 import os
 import struct
+import tarfile
 import zlib
 from dataclasses import replace
 from types import SimpleNamespace
@@ -30,7 +31,7 @@ from ancestral.sampling.editor import FileEditor, Sources
 from ancestral.sampling.sampler import Sampler
 from ancestral.sampling.table import TableSampler
 from ancestral.training.run import Run
-from conftest import pixels, png16, save
+from conftest import pixels, png16, run_command, save
 
 grey_and_colour = pytest.mark.parametrize("channels", [1, 3])
 
@@ -436,3 +437,49 @@ def test_a_run_from_before_white_was_kept_goes_on(tmp_path, channels):
     assert list(first.train(lambda: first.training.images >= 8))
     again.resume()
     assert again.training.images == 8
+
+
+def test_a_deep_file_alone_is_refused_where_nothing_says_what_is_white(any_run, tmp_path):
+    """Twelve bits in sixteen would come out black; a file that fills sixteen, or a run that knows white, is read."""
+    channels = 1 if any_run.name == "digits" else 3
+    for name, white in (("twelve", 4095), ("sixteen", 65535)):
+        values = np.linspace(0, white, 8 * 8 * channels).round().astype(np.uint16).reshape(8, 8, channels)
+        png16(tmp_path / f"{name}.png", values)
+    edit = ("edit", "vary", any_run, "--at", 1, "--steps", 1, "--device", "cpu", "--out")
+    refused = run_command(*edit, tmp_path / "a.png", tmp_path / "twelve.png")
+    assert refused.exit_code == 2
+    assert "twelve.png: more than 8 bits a value, up to 4095, and nothing says what is white" in refused.output
+    taken = run_command(*edit, tmp_path / "b.png", tmp_path / "sixteen.png")
+    assert taken.exit_code == 0, taken.output
+
+
+def test_folders_that_only_wrap_the_classes_are_no_classes(tmp_path):
+    for name in ("disc", "box"):
+        for number in range(6):
+            save(tmp_path / "set" / "data" / "more" / name / f"{number}.png", number, 3)
+            save(tmp_path / "one" / "data" / f"{name}{number}.png", number, 3)
+            for part in ("train", "valid"):
+                save(tmp_path / "split" / "a" / "b" / part / name / f"{number}.png", number + 7 * (part == "valid"), 3)
+    assert load(str(tmp_path / "set"), DataOptions()).train.class_names == ("box", "disc")
+    assert load(str(tmp_path / "one"), DataOptions()).train.class_names == ("data",)
+    split = load(str(tmp_path / "split"), DataOptions())
+    assert (len(split.train), len(split.test), split.train.class_names) == (12, 12, ("box", "disc"))
+
+
+def test_a_tar_without_an_image_that_can_be_read_says_why(tmp_path):
+    png16(tmp_path / "0.png", np.full((8, 8, 1), 3000, np.uint16))
+    with tarfile.open(tmp_path / "set.tar", "w") as shard:
+        for number in range(4):
+            shard.add(tmp_path / "0.png", f"{number}.png")
+    with pytest.raises(UserError, match=r"no image can be read; the first: .*say it: --set data.white=4095"):
+        load(str(tmp_path / "set.tar"), DataOptions())
+
+
+def test_a_setting_is_said_to_be_one_of_train_where_the_command_has_none(any_run, tmp_path):
+    for number in range(3):
+        save(tmp_path / "set" / f"{number}.png", number, 3)
+    (tmp_path / "set" / "bad.png").write_bytes(b"no image")
+    said = run_command("metrics", tmp_path / "set", tmp_path / "set", "--network", "pixels").output
+    assert "--set data.bad_images=skip (of ancestral train)" in said
+    said = run_command("train", tmp_path / "set", "--out", tmp_path / "run", "--steps", 1).output
+    assert said.rstrip().endswith("--set data.bad_images=skip")

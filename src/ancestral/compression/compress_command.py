@@ -17,6 +17,7 @@ from ancestral.compression.completion import FINISHES
 from ancestral.compression.file_header import SUFFIX, parse
 from ancestral.data import decode, load, pictures
 from ancestral.data.dataset import Splits
+from ancestral.data.inventory import counted
 from ancestral.diffusion.denoisers.calibrated import Calibrated
 from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts, Predictor, Watched
 from ancestral.errors import UserError
@@ -64,11 +65,13 @@ def compress(
             files = codec.encode(pixels, PROFILES[profile])
         seconds = time.monotonic() - started
         write([file[:size] for file in files])
-    for target, file, image in zip(targets, files, pixels, strict=True):
-        kept = file[:size]
+    for source, target, file, image in zip(sources, targets, files, pixels, strict=True):
+        kept, before = file[:size], source.stat().st_size
         what = "lossless" if len(kept) == len(file) else "lossy, cut"
-        screen.print(f"{target}: {len(kept)} bytes, {8 * len(kept) / image.size:.3f} bits/dim, {what}")
-    screen.print(f"{len(files)} images, {predictor.calls} network calls with the check, {seconds:.1f} s")
+        more = f"; {source} has fewer, {before}" if before < len(kept) else ""
+        screen.print(f"{target}: {len(kept)} bytes, {8 * len(kept) / image.size:.3f} bits/dim, {what}{more}")
+    calls = counted(predictor.calls, "network call")
+    screen.print(f"{counted(len(files), 'image')}, {calls} with the check, {seconds:.1f} s")
 
 
 def decompress(

@@ -210,7 +210,9 @@ def split_off(whole: ImageSet, share: float, source: str) -> Splits:
     test = held_out(whole.names, share, source, together)
     repeated = int((np.bincount(together)[together] > 1).sum())
     split = f"about {100 * share:.3g}% of all, by their names; data.holdout sets the share"
-    if repeated:
+    if repeated == len(whole) and (together == together[0]).all():
+        split += "; all are equal or nearly equal, and are split all the same"
+    elif repeated:
         split += f"; {repeated:,} equal or nearly equal images are kept on one side"
     reading = Reading(source, len(whole), len(whole), split=split)
     return Splits(whole.take(np.flatnonzero(~test)), whole.take(np.flatnonzero(test)), reading=reading)

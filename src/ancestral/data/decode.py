@@ -87,9 +87,9 @@ class Look(NamedTuple):
     deep: bool  # more than 8 bits a value
 
 
-def look(file: Path, max_pixels: int) -> Look:
+def look(file: Path | bytes, max_pixels: int, name: str | None = None) -> Look:
     """What the file holds; the pixels are only decoded where they have more than 8 bits."""
-    name = str(file)
+    name = name or str(file)
     with _open(file, name, max_pixels) as image:
         _need_range(image, name)
         kind = bit_depth.kind(image)  # before anything decodes it, as asking for metadata may
@@ -101,6 +101,23 @@ def look(file: Path, max_pixels: int) -> Look:
         with _open(file, name, max_pixels) as image:
             largest = int(_values(image, file, name, max_pixels)[..., :3].max())
     return Look(grey, size if turned else (size[1], size[0]), frames, largest, kind is not None)
+
+
+def white_of(file: Path | bytes, name: str, white: int | None, max_pixels: int) -> int:
+    """White of a file that is no part of a set: as given, or the widest.
+
+    Raises:
+        BadImage: as `decode`; or where nothing says what is white, and the values look like ones of fewer bits.
+    """
+    if white is not None:
+        return white
+    largest = look(file, max_pixels, name).largest
+    if largest is not None and bit_depth.white_for(largest) < bit_depth.WIDEST:
+        raise BadImage(
+            f"{name}: more than 8 bits a value, up to {largest}, and nothing says what is white; save it with 8 bits, "
+            f"or with values up to {bit_depth.WIDEST}"
+        )
+    return bit_depth.WIDEST
 
 
 def _need_range(image: ImageFile.ImageFile, name: str) -> None:

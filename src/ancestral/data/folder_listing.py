@@ -122,10 +122,13 @@ class Parts:
 def parts_of(root: Path) -> Parts:
     """The split that the names of folders say, in any case, in the folder itself or in the only folder inside it.
 
+    Without one the set is the folder; or where it only wraps the folders of the classes, that which holds these.
+
     Raises:
         UserError: where there are no images, or two folders for training.
     """
-    for where in _outermost(root):
+    where = root
+    for where in _wrapped(root):
         named = _named(where)
         train, tests = _one(where, named, TRAIN), [named[name] for name in TEST if name in named]
         if train and tests:
@@ -140,17 +143,24 @@ def parts_of(root: Path) -> Parts:
         if named and where != root:
             break
     found = listed_below(root)
+    if len({name.rpartition("/")[0] for name in found.images}) > 1:  # in several folders, which are classes
+        found = listed_below(where)
     _need(found)
     return Parts((found,), None)
 
 
-def _outermost(root: Path) -> Iterator[Path]:
-    """The folder, and the one inside it where it is all there is."""
-    yield root
-    shown = [entry for entry in sorted(root.iterdir()) if is_shown(entry.name)]
-    folders = [entry for entry in shown if entry.is_dir()]
-    if len(folders) == 1 and not any(entry.suffix.lower() in SUFFIXES for entry in shown if entry not in folders):
-        yield folders[0]
+def _wrapped(root: Path) -> Iterator[Path]:
+    """The folder, and as long as there is one folder and no image in it, what is inside."""
+    where, seen = root, set[Path]()
+    while where.resolve() not in seen:
+        seen.add(where.resolve())
+        yield where
+        shown = [entry for entry in sorted(where.iterdir()) if is_shown(entry.name)]
+        folders = [entry for entry in shown if entry.is_dir()]
+        files = [entry for entry in shown if entry not in folders]
+        if len(folders) != 1 or any(one.suffix.lower() in SUFFIXES or one.name in METADATA for one in files):
+            return
+        where = folders[0]
 
 
 def _named(where: Path) -> dict[str, Path]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -199,16 +198,18 @@ def channels_of_first(files: Iterable[tuple[bytes, str]], options: DataOptions, 
     Raises:
         UserError: when there is none.
     """
-    seen = 0
+    seen, bad = 0, ""
     for content, name in files:
-        with suppress(BadImage):
+        try:
             if channels_of(content, options, name) == 3:
                 return 3
             seen += 1
+        except BadImage as error:
+            bad = bad or f"; the first: {error}"
         if seen == LOOKED_AT:
             break
     if not seen:
-        raise UserError(f"{source}: no image can be read")
+        raise UserError(f"{source}: no image can be read{bad}")
     return 1
 
 
@@ -225,7 +226,7 @@ def of_one_size(items: Iterator[Item], within: str = "") -> Iterator[Item]:
             (height, width, _), (other_height, other_width, _) = first.pixels.shape, item.pixels.shape
             raise UserError(
                 f"{within}{item.name}: {other_height}x{other_width} (height x width), but {first.name} is "
-                f"{height}x{width}; scale them to one size (train: --set data.size=32)"
+                f"{height}x{width}; scale them to one size (train: --size 32)"
             )
         yield item
 

@@ -52,6 +52,8 @@ def load(source: str, options: DataOptions) -> Splits:
         splits = _adapted(_npz(path, options), options)
     elif path.is_file() and path.suffix.lower() == ".npy":
         splits = _npy(path, options, source)
+    elif path.is_file() and path.suffix.lower() == ".zip":
+        raise UserError(f"{source}: is an archive; unpack it, and name the folder")
     elif path.exists():
         raise UserError(f"{source}: not a folder of images, nor a .npz, .npy or .tar file")
     else:

@@ -142,9 +142,11 @@ def network(config: Config, facts: Facts) -> UNet:
         **_condition_sizes(config, facts),
     )
     if height % unet.divisor or width % unet.divisor:
+        below = min(height, width) // unet.divisor * unet.divisor
+        sizes = f"{below} or {below + unet.divisor}" if below else str(unet.divisor)
         raise UserError(
             f"images of {height}x{width} do not divide by {unet.divisor} = model.patch * 2^(levels-1); "
-            "use fewer model.multipliers, or --set data.size to a multiple"
+            f"use fewer model.multipliers, or --size {sizes} (data.size)"
         )
     return unet
 

@@ -58,7 +58,8 @@ def images_for(
 
 def fitting(saved: Checkpoint, images: Splits, source: str) -> Splits:
     """The images, if the model can look at them."""
-    if facts(images.test).shape != saved.facts.shape:
-        raise UserError(f"{source}: images of {facts(images.test).shape}, the model's are {saved.facts.shape}")
+    found, own = facts(images.test).shape, saved.facts.shape
+    if found != own:
+        raise UserError(f"{source}: images of {found}, the model's are {own} (channels, height, width)")
     same_kind(saved.config, saved.facts, facts(images.test), source)
     return images

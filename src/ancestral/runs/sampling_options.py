@@ -170,7 +170,9 @@ class SamplingOptions:
         needs="guidance",
         card=True,
     )
-    label: str | None = _option(None, "Class to draw, by name, for a model with labels.", page=True)
+    label: str | None = _option(
+        None, "Class to draw, by name, of a model with labels; all in turn when left out.", page=True
+    )
 
     def __post_init__(self) -> None:
         try:

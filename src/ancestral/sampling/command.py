@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ancestral.data import cache, pictures
+from ancestral.data.inventory import counted, listed
 from ancestral.data.pictures import Labels
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import Watched
@@ -35,6 +36,7 @@ from ancestral.sampling.sampler import Sampler
 
 GRID = "grid.png"
 SHOWN = 256  # images on the contact sheet
+CLASSES = 8  # named, at most
 FINE = 60  # network calls of the walk that few steps are compared with
 
 
@@ -78,6 +80,8 @@ def sample(
         results.need_free([*kind.names(num_images), GRID, *(FILM if film else ()), *named])
         for note in sampler.notes:
             screen.print(note)
+        if classes and options.label is None:
+            screen.print(f"classes in turn: {listed(sampler.saved.facts.trained, CLASSES)} (--label draws one)")
         settings = {**sampler.settings, "label": options.label, "embeddings": vectors, **kind.settings}
         job = Job(out / ".job", settings, processes)
         started = time.monotonic()
@@ -93,7 +97,8 @@ def sample(
         new = bar.tasks[task].completed / sampler.steps * processes.size
         speed = f"{new / (time.monotonic() - started):.1f} images/s" if new else "all drawn before"
         solver = "" if sampler.solver is None else f" of {sampler.solver}"
-        screen.print(f"{num_images} images, {sampler.calls} network calls each{solver}, {speed}: {out / GRID}")
+        each = f"{counted(sampler.calls, 'network call')} each{solver}"
+        screen.print(f"{counted(num_images, 'image')}, {each}, {speed}: {out / GRID}")
         if options.steps is None and sampler.steps < sampler.every:
             screen.print(build.chain(sampler.saved.config).more.format(every=sampler.every))
 

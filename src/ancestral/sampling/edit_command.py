@@ -152,7 +152,8 @@ def interpolate(
     edit = between(editor, ends, way, at, frames, sources.num_images)
     mixed = editor.draw(frames, *edit).transpose(0, 1)
     first, last = (end.expand(len(mixed), -1, -1, -1) for end in ends)
-    editor.write({"first": first}, mixed, {"last": last})
+    shares = [f"{share:.0%} last" for share in torch.linspace(0, 1, frames).tolist()]
+    editor.write({"first": first}, mixed, {"last": last}, shares)
 
 
 def between(editor: Editor, ends: Tensor, way: Encoder, at: int | None, frames: int, variants: int) -> Edit:
@@ -266,6 +267,9 @@ def restore(
     shown = y.repeat_interleave(scale[0], 2).repeat_interleave(scale[1], 3).expand(-1, editor.shape[0], -1, -1)
     editor.write({**({} if clean is None else {"image": clean}), "damaged": shown}, results)
     if clean is not None:
-        pairs = ((results, clean.cpu()[:, None]), (results.mean(1), clean.cpu()))
-        each, mean = (psnr((x.clamp(-1, 1) - x0).square().mean((-3, -2, -1)), peak=2) for x, x0 in pairs)
-        screen.print(f"PSNR {float(each.mean()):.2f} dB, of the mean of an image's results {float(mean.mean()):.2f} dB")
+        x0 = clean.cpu()[:, None]
+        compared = {"": results, " of an image's mean result": results.mean(1, True), " of the damaged": shown[:, None]}
+        if results.shape[1] == 1:
+            del compared[" of an image's mean result"]
+        each = {name: psnr((x.cpu().clamp(-1, 1) - x0).square().mean((2, 3, 4)), 2) for name, x in compared.items()}
+        screen.print("PSNR" + ",".join(f"{name} {float(one.mean()):.2f} dB" for name, one in each.items()))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ancestral.data import decode, pictures
-from ancestral.data.bit_depth import WIDEST
+from ancestral.data.inventory import counted
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.processes.streams import Streams
@@ -29,6 +29,7 @@ from ancestral.runtime.result_files import held
 from ancestral.sampling.sampler import Opener, Sampler
 
 Walk = Callable[[Tensor, list[int], Predictor], Iterator[Step]]
+MIDDLE, GREY, UNSURE = 128, 64, 0.1  # of a mask: white from here on; so far from both ends, and a share, is no mask
 VARIANTS = 1 << 20  # stream numbers set apart for each image
 
 
@@ -83,7 +84,13 @@ class Editor:
         Raises:
             UserError: when it is all of one kind.
         """
-        drawn = mask[..., 0] >= 128
+        drawn = mask[..., 0] >= MIDDLE
+        between = float(((mask > GREY) & (mask < 255 - GREY)).mean())
+        if between > UNSURE:
+            screen.print(
+                f"warning: {name}: {between:.0%} of this mask is neither black nor white; {MIDDLE} of 255 and above is "
+                "drawn anew"
+            )
         if not drawn.any():
             raise UserError(f"{name}: nothing is white in this mask, so there is nothing to draw; white is drawn anew")
         if drawn.all():
@@ -157,12 +164,13 @@ class FileEditor(Editor):
         super().__init__(folder, options, sources.device, calls=calls)
         self.folder = sources.out.with_suffix("")
 
-    def read(self, path: Path, shape: Sequence[int], white: int) -> np.ndarray:
+    def read(self, path: Path, shape: Sequence[int], white: int | None) -> np.ndarray:
         """The image as bytes (H, W, C) of this shape (C, H, W); `white` is 255 where values have more than 8 bits."""
         need_other(self.sources.out, path)
         if self.folder.resolve() == path.resolve().parent:  # it is replaced whole
             raise UserError(f"--out: {self.folder} holds one of the files to be read, {path}; choose another name")
         data, (channels, height, width) = self.saved.config.data, shape
+        white = decode.white_of(path, str(path), white, data.max_pixels)
         pixels = decode.decode(path, channels, None, data.background, data.max_pixels, white=white)
         if pixels.shape[:2] == (height, width):
             return pixels
@@ -175,13 +183,13 @@ class FileEditor(Editor):
 
     def read_all(self, shape: Sequence[int] | None = None) -> Tensor:
         """The images on [-1, 1], (N, C, H, W), of the model's shape or another."""
-        white = self.saved.config.data.white or WIDEST
+        white = self.saved.config.data.white
         images = [self.read(path, shape or self.shape, white) for path in self.sources.paths]
         return self.to_state(to_unit(np.stack(images)))
 
     def read_mask(self, path: Path) -> Tensor:
         """As `kept_region`, of a file."""
-        return self.kept_region(self.read(path, (1, *self.shape[1:]), WIDEST), str(path))
+        return self.kept_region(self.read(path, (1, *self.shape[1:]), None), str(path))
 
     def draw(self, jobs: int, calls: int, walk: Walk) -> Tensor:
         """As `draw_variants`, so many of each as the sources say."""
@@ -200,18 +208,26 @@ class FileEditor(Editor):
     def _name(self, row: int, variant: int) -> str:
         return f"{self.folder.name}/{row:03d}-{variant:03d}.png"
 
-    def write(self, before: Mapping[str, Tensor], results: Tensor, after: Mapping[str, Tensor] | None = None) -> None:
+    def write(
+        self,
+        before: Mapping[str, Tensor],
+        results: Tensor,
+        after: Mapping[str, Tensor] | None = None,
+        named: Sequence[str] = (),
+    ) -> None:
         """The sheet, a row for each image, and the images.
 
         Args:
             before: columns of the sheet by name, (N, C, H, W).
             results: (N, variants, C, H, W).
             after: more columns.
+            named: the variants; results by number when left out.
         """
         out = self.sources.out
         left, right = ([one.cpu()[:, None] for one in some.values()] for some in (before, after or {}))
         columns, count = [*left, results.cpu(), *right], results.shape[1]
-        names = [*before, *(["result"] if count == 1 else [f"result {n + 1}" for n in range(count)]), *(after or {})]
+        named = named or (["result"] if count == 1 else [f"result {n + 1}" for n in range(count)])
+        names = [*before, *named, *(after or {})]
         sheet = torch.cat(columns, 1)
         images = {
             self._name(row, variant): pictures.png(image)
@@ -225,4 +241,4 @@ class FileEditor(Editor):
             files.need_free(images)
             for path in files.replace({**images, **cover}.items(), covers=cover):
                 screen.print(f"kept, as it was changed since it was drawn: {path}")
-        screen.print(f"{len(images)} images: {out}, and each in {self.folder}")
+        screen.print(f"{counted(len(images), 'image')}: {out}, and each in {self.folder}")

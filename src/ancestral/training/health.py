@@ -30,7 +30,7 @@ TERMS = 10  # of the bound, an image
 BATCH = 32
 FITTED = 4096  # training images that the Gaussian is fitted to, at most
 LEAST_VAR = (2 / 255) ** 2  # of the Gaussian: a pixel that never changes is known to one byte
-TRIVIAL = {"gaussian": "a Gaussian for each pixel", "png": "PNG"}
+TRIVIAL = {"gaussian": "a Gaussian for each pixel", "png": "PNG without its container"}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -45,6 +46,7 @@ KEPT = {  # what is said when a command is stopped
     **dict.fromkeys(("sample", "evaluate", "metrics", "rd", "likelihood", "archive"), IN_PIECES),
     "agree": "the archive's blocks that are done are kept; the same command measures the rest anew",
 }
+SETTING = re.compile(r"(?<!train )(?<!train: )(?<!with )--set ")  # an option that is named without its command
 FEWER = "take fewer images at a time (--batch-size, --num-images), or another --device"
 ANEW = "what was there is as it was; the same command begins anew"
 EXIT_CODES = """\b
@@ -89,7 +91,9 @@ class _Group(click.Group):
             with raise_on_stop(), _plain():
                 return super().invoke(ctx)
         except UserError as error:
-            return _end(ctx, 2, f"error: {error}", refused=True)
+            settable = any("--set" in one.opts for one in self.commands[str(ctx.invoked_subcommand)].params)
+            of_train = "" if settable or not SETTING.search(str(error)) else " (of ancestral train)"
+            return _end(ctx, 2, f"error: {error}{of_train}", refused=True)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed at the end goes nowhere
             return ctx.exit(BROKEN_PIPE)

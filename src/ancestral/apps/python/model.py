@@ -19,7 +19,6 @@ from ancestral.apps.python.images import Film, Images
 from ancestral.apps.python.words import names_parameters
 from ancestral.data import decode, memory
 from ancestral.data import load as reading
-from ancestral.data.bit_depth import WIDEST
 from ancestral.data.dataset import DataOptions, ImageSet
 from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser
@@ -270,7 +269,10 @@ class Model:
         with _quiet(), TemporaryDirectory() as temporary:
             source, out = _file(image, Path(temporary)), Path(temporary) / "out.anc"
             options = {"out": out, "profile": profile, "size": size, "device": self.device}
-            compress_command.compress(self._own_run(), [source], **options, images=lambda: self._splits(data))
+            try:
+                compress_command.compress(self._own_run(), [source], **options, images=lambda: self._splits(data))
+            except UserError as error:
+                raise UserError(str(error).replace(f"{temporary}/image.png", "image")) from None
             return out.read_bytes()
 
     @names_parameters
@@ -296,16 +298,19 @@ class Model:
         with _quiet(), TemporaryDirectory() as temporary:
             source, out = Path(temporary) / "in.anc", Path(temporary) / "out.png"
             source.write_bytes(content)
-            (decoded,) = compress_command.decompress(
-                self._own_run(),
-                [source],
-                out=out,
-                finish=finish,
-                upto=None,
-                lossy=lossy,
-                device=self.device,
-                images=lambda: self._splits(data),
-            )
+            try:
+                (decoded,) = compress_command.decompress(
+                    self._own_run(),
+                    [source],
+                    out=out,
+                    finish=finish,
+                    upto=None,
+                    lossy=lossy,
+                    device=self.device,
+                    images=lambda: self._splits(data),
+                )
+            except UserError as error:
+                raise UserError(str(error).replace(str(source), "content")) from None
         if not decoded.lossless and not lossy:
             raise UserError(f"content: was cut after {len(content)} bytes; lossy=True gives the picture that they hold")
         return decoded.pixels
@@ -404,9 +409,8 @@ class Editing:
         editor = Editor(model.folder, options, model.device, model._open, EDIT_CALLS["inpaint"])
         channels, height, width = editor.shape
         data = model.saved.config.data
-        white = data.white or WIDEST
-        x0 = editor.to_state(to_unit(_pixels(image, (height, width, channels), white, "image", data)[None]))
-        known = editor.kept_region(_pixels(mask, (height, width, 1), WIDEST, "mask", data), "mask")
+        x0 = editor.to_state(to_unit(_pixels(image, (height, width, channels), data.white, "image", data)[None]))
+        known = editor.kept_region(_pixels(mask, (height, width, 1), None, "mask", data), "mask")
         calls, walk = edit_command.repainted(editor, x0, known, jump, resamples)
         return Images(to_bytes(editor.draw_variants(1, count, calls, walk)[0]))
 
@@ -433,11 +437,13 @@ def _need_name(parameter: str, name: object, names: Collection[str]) -> None:
         raise UserError(f"{parameter}: unknown {name!r}; {suggest(name, names)}")
 
 
-def _pixels(image: object, shape: Sequence[int], white: int, name: str, options: DataOptions) -> np.ndarray:
+def _pixels(image: object, shape: Sequence[int], white: int | None, name: str, options: DataOptions) -> np.ndarray:
     """One image as bytes of this shape (H, W, C); `white` is 255 in a file whose values have more than 8 bits."""
     *sides, channels = shape
     if isinstance(image, (str, os.PathLike)):
-        pixels = decode.decode(Path(image), channels, None, options.background, options.max_pixels, white=white).copy()
+        path = Path(image)
+        white = decode.white_of(path, str(path), white, options.max_pixels)
+        pixels = decode.decode(path, channels, None, options.background, options.max_pixels, white=white).copy()
     else:
         if isinstance(image, (np.ndarray, torch.Tensor)) and str(image.dtype).endswith("bool"):
             image = np.asarray(image).astype(np.uint8) * 255

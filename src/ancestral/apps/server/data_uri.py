@@ -37,7 +37,7 @@ def content(uri: str, field: str) -> bytes:
     return file
 
 
-def decoded(uri: str, field: str, shape: tuple[int, int, int], background: str, white: int) -> np.ndarray:
+def decoded(uri: str, field: str, shape: tuple[int, int, int], background: str, white: int | None) -> np.ndarray:
     """The image in a data URI as uint8 (H, W, C) of this shape (C, H, W): its middle square, scaled.
 
     Where values have more than 8 bits, `white` becomes 255.
@@ -48,6 +48,7 @@ def decoded(uri: str, field: str, shape: tuple[int, int, int], background: str, 
     file, (channels, height, width) = content(uri, field), shape
     size = height if height == width else None
     try:
+        white = decode.white_of(file, field, white, MOST_PIXELS)
         pixels = decode.decode(file, channels, size, background, MOST_PIXELS, field, white)
     except decode.TooManyPixels:
         raise UserError(f"{field}: more than {MOST_PIXELS} pixels; make it smaller first") from None

@@ -16,7 +16,6 @@ from torch import Tensor
 from ancestral.apps.server.batched_network import SIZES, Calls, Shared, rounding_alike
 from ancestral.apps.server.data_uri import decoded, uri_of
 from ancestral.apps.server.job import Record
-from ancestral.data.bit_depth import WIDEST
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import Denoiser, with_network
 from ancestral.diffusion.samplers.loop import Step
@@ -93,7 +92,7 @@ class ServedRun:
             UserError: naming the field, when it cannot be used.
         """
         data = self.saved.config.data
-        return decoded(uri, field, self.shape, data.background, data.white or WIDEST)
+        return decoded(uri, field, self.shape, data.background, data.white)
 
     def mask(self, uri: str, field: str) -> np.ndarray:
         """An uploaded mask as bytes (H, W, 1) of the model's size.
@@ -101,7 +100,7 @@ class ServedRun:
         Raises:
             UserError: naming the field, when it cannot be used.
         """
-        return decoded(uri, field, (1, *self.shape[1:]), self.saved.config.data.background, WIDEST)
+        return decoded(uri, field, (1, *self.shape[1:]), self.saved.config.data.background, None)
 
     @property
     def unable_to_inpaint(self) -> str | None:

@@ -74,7 +74,9 @@ def read(folder: Path, scheduler: Path | None = None, null_class: int | None = N
     network_folder = next((part for part in parts if part.is_dir()), folder)
     notes = _identified(folder, network_folder)
     if network_folder.name == "unet_ema":
-        notes.append(f"the averaged weights are taken, of unet_ema; those of the last update are in {parts[1]}")
+        last = network_folder.with_name("unet")
+        more = f"; those of the last update are in {last}" if last.is_dir() else ""
+        notes.append(f"the averaged weights are taken, of unet_ema{more}")
     found = network(described := Fields(network_folder / "config.json"))
     process_file = _scheduler_file(folder, network_folder, scheduler)
     fields = Fields(process_file)
@@ -332,8 +334,8 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
     Args:
         run: the run.
         folder: to write.
-        spacing: of `diffusers_config.SPACINGS`, how that pipeline chooses fewer times; None: as an imported model had it, and as leaves
-            no noise for others.
+        spacing: of `diffusers_config.SPACINGS`, how that pipeline chooses fewer times; None: as an imported model had
+            it, and as leaves no noise for others.
 
     Returns:
         Lines to print.
