@@ -11,7 +11,7 @@ import torch
 from ancestral.data import load
 from ancestral.diffusion.denoisers.denoiser import Conditioned, InParts
 from ancestral.runs import build, calibration, config, metrics_log
-from ancestral.runs.config import Facts
+from ancestral.runs.facts import Facts
 from ancestral.runtime.signals import StopSignal
 from ancestral.training import budget, command, preview
 from ancestral.training import run as training_run

@@ -17,6 +17,7 @@ from ancestral.diffusion.processes.philox import PhiloxStreams
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, compute_format, config, current_settings, datasets, metrics_log, plan
 from ancestral.runs.compute_format import ComputeFormat
+from ancestral.runs.facts import Facts
 from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
 from ancestral.training import command, cost, legs, loss_spikes, model_size, prefetch, preview, trainer
@@ -453,7 +454,7 @@ def test_a_log_that_has_lost_records_is_said_when_the_run_goes_on(tmp_path, digi
 
 def test_configuration_round_trip_and_its_errors():
     configuration = settings()
-    facts = config.Facts((1, 8, 8), ("a", "b"))
+    facts = Facts((1, 8, 8), ("a", "b"))
     document = json.loads(json.dumps(config.to_json(configuration, facts)))
     assert config.from_json(document, "x") == (configuration, facts)
     document["config"]["model"]["wdith"] = 3
@@ -471,7 +472,7 @@ def test_presets_resolve(preset):
 def test_paper_presets_have_the_papers_size():
     for preset, shape, size in (("cifar10", (3, 32, 32), 35_746_307), ("paper-256", (3, 256, 256), 113_673_219)):
         with torch.device("meta"):
-            model = build.network(config.resolve("x", preset, {}), config.Facts(shape))
+            model = build.network(config.resolve("x", preset, {}), Facts(shape))
         assert sum(parameter.numel() for parameter in model.parameters()) == size
 
 
@@ -705,7 +706,7 @@ def test_the_measurement_is_of_the_runs_layers_and_changes_nothing(monkeypatch, 
     torch.manual_seed(3)
     expected = torch.rand(())
     torch.manual_seed(3)
-    timed = compute_format.layers_of(configuration, config.Facts(shape), CPU, training)
+    timed = compute_format.layers_of(configuration, Facts(shape), CPU, training)
     with FlopCounterMode(display=False) as counter:
         assert timed(FOUR[0]) > 0
     assert counter.get_total_flops() < 4e7
@@ -721,7 +722,7 @@ def test_the_measurement_is_of_several_images(monkeypatch, training, width, shap
     shapes = []
     monkeypatch.setattr(compute_format._Layers, "forward", lambda self, x, time: shapes.append(x.shape) or x)
     configuration = config.resolve("data", "images", {"model.width": width})
-    compute_format.layers_of(configuration, config.Facts(shape), CPU, training)(FOUR[0])
+    compute_format.layers_of(configuration, Facts(shape), CPU, training)(FOUR[0])
     ((images, channels, height, side),) = shapes
     assert compute_format.IMAGES <= images <= configuration.train.batch_size
     assert (channels, height) == (width, side)

@@ -40,7 +40,8 @@ from ancestral.networks.muon import Muon
 from ancestral.networks.unet import UNet
 from ancestral.networks.unet_layers import UNetVariant
 from ancestral.runs import checkpoint, conditions
-from ancestral.runs.config import Config, Facts, ModelOptions, TrainOptions
+from ancestral.runs.config import Config, ModelOptions, TrainOptions
+from ancestral.runs.facts import Facts
 from ancestral.runs.process_kinds import FEW_CALLS, chain, has_noise
 from ancestral.runs.registry import choose
 from ancestral.runtime.launch import local_rank

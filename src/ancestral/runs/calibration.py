@@ -17,6 +17,7 @@ from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
 from ancestral.runs.open import device_of
+from ancestral.runs.process_kinds import chain
 from ancestral.runtime.console import advancing
 
 TOGETHER = 32  # images, of 64x64 and smaller
@@ -35,7 +36,7 @@ def calibration(
 
     `report` gets the number of images of each call of the network.
     """
-    if not build.chain(config).calibrated:
+    if not chain(config).calibrated:
         return None
     images = train_images.spread(count)
     cond, streams = conditions_of(images, config, device), build.streams(config, device)
@@ -51,7 +52,7 @@ def together(height: int, width: int) -> int:
 
 def calls(config: Config) -> int:
     """How often `calibration` predicts an image."""
-    return len(build.spread_times(config, POINTS)) if build.chain(config).calibrated else 0
+    return len(build.spread_times(config, POINTS)) if chain(config).calibrated else 0
 
 
 def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Checkpoint:

@@ -27,7 +27,8 @@ from torch import Tensor
 from ancestral.diffusion.denoisers.calibrated import BUCKETS
 from ancestral.errors import OtherVersion, UserError
 from ancestral.networks import ema
-from ancestral.runs.config import Config, Facts, from_json, to_json
+from ancestral.runs.config import Config, from_json, to_json
+from ancestral.runs.facts import Facts
 from ancestral.runs.plan import Leg, Seconds, from_state
 from ancestral.runtime import tensor_shards, verified_folder
 from ancestral.runtime.encode import json_bytes

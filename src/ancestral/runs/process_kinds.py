@@ -32,7 +32,8 @@ from ancestral.diffusion.samplers.transitions import (
     learned,
 )
 from ancestral.errors import UserError
-from ancestral.runs.config import Config, DiffusionOptions, Facts
+from ancestral.runs.config import Config, DiffusionOptions
+from ancestral.runs.facts import Facts
 from ancestral.runs.registry import choose
 
 

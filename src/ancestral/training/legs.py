@@ -14,7 +14,8 @@ from typing import Any
 from ancestral.data.source_paths import same_source
 from ancestral.errors import UserError
 from ancestral.runs.checkpoint import Checkpoint
-from ancestral.runs.config import Config, Facts, flat
+from ancestral.runs.config import Config, flat
+from ancestral.runs.facts import Facts
 from ancestral.runs.plan import Leg, from_state
 from ancestral.runtime import disk
 from ancestral.runtime.text import quoted

@@ -30,7 +30,8 @@ from ancestral.networks.ema import PowerAverage
 from ancestral.runs import build
 from ancestral.runs.compute_format import ComputeFormat, laid_out
 from ancestral.runs.conditions import Conditions, trained_with
-from ancestral.runs.config import Config, Facts
+from ancestral.runs.config import Config
+from ancestral.runs.facts import Facts
 from ancestral.runs.plan import Plan
 from ancestral.runtime.disk import Damaged
 from ancestral.runtime.distributed import Processes, check
