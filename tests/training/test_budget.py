@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ancestral.data import load
-from ancestral.diffusion.denoisers.denoiser import Conditioned, InParts
+from ancestral.diffusion.denoisers.denoiser import Conditioned, InParts, images_per_call
 from ancestral.runs import build, calibration, config, metrics_log
 from ancestral.runs.facts import Facts
 from ancestral.runtime.signals import StopSignal
@@ -345,4 +345,10 @@ def test_predictions_in_parts_are_those_of_all_at_once():
             whole, parts = Conditioned(model, labels=labels)(x, t), InParts(model, 2, labels=labels)(x, t)
             assert torch.allclose(parts.x0, whole.x0, atol=1e-5)
             assert torch.allclose(parts.eps, whole.eps, atol=1e-4)
-    assert [calibration.together(side, side) for side in (8, 64, 128, 256, 1024)] == [32, 32, 8, 2, 1]
+    assert [images_per_call(calibration.MOST_IMAGES, side, side) for side in (8, 64, 128, 256, 1024)] == [
+        32,
+        32,
+        8,
+        2,
+        1,
+    ]

@@ -19,7 +19,7 @@ import torch
 from ancestral.data import pictures
 from ancestral.data.dataset import Splits
 from ancestral.data.source_paths import same_source
-from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.denoisers.denoiser import Denoiser, images_per_call
 from ancestral.errors import UserError
 from ancestral.networks.ema import PowerAverage
 from ancestral.runs import build, checkpoint
@@ -173,7 +173,7 @@ class Run:
         averages = self.training.whole_averages()
         if self.training.processes.first:
             model = self._model(averages)
-            images = run_calibration.together(*self.facts.shape[1:])
+            images = images_per_call(run_calibration.MOST_IMAGES, *self.facts.shape[1:])
             for _ in range(2):  # the first allocates
                 started = self.clock()
                 preview.predict_once(self.config, self.facts, model, images, self.training.device)

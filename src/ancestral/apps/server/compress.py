@@ -16,7 +16,7 @@ from ancestral.apps.server.job import Record, going_on
 from ancestral.apps.server.session import FRAMES, ServedRun
 from ancestral.compression.codebook import Codebook, check, widened
 from ancestral.compression.codec import Codec
-from ancestral.compression.compress_command import NO_FLOAT64, PROFILES, codec_of, measured
+from ancestral.compression.compress_command import NO_FLOAT64, PROFILES, codebook_of, codec_of
 from ancestral.compression.file_header import parse
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Watched
 from ancestral.diffusion.objectives.statistics import image_psnr
@@ -105,7 +105,7 @@ class Compressor:
                     _tell(record, record.step, MEASURING, "measuring the model, once")
 
                 tell(0.0)
-                self._book = measured(self.served.run, self.served.saved, self.served.model, tell)
+                self._book = codebook_of(self.served.run, self.served.saved, self.served.model, tell)
             return self._book
         finally:
             record.deadline = time.monotonic() + limit
