@@ -24,6 +24,7 @@ import msgspec
 import safetensors.torch
 from torch import Tensor
 
+from ancestral.data.source_paths import is_run
 from ancestral.diffusion.denoisers.calibrated import BUCKETS
 from ancestral.errors import OtherVersion, UserError
 from ancestral.networks import ema
@@ -255,7 +256,7 @@ def open_average(folder: Path) -> Checkpoint:
 
 def is_average(folder: Path) -> bool:
     """Whether a folder lies where the kept averages of a run do."""
-    return folder.parent.name == "averages" and (folder.parent.parent / "checkpoints").is_dir()
+    return folder.parent.name == "averages" and is_run(folder.parent.parent)
 
 
 def early_average(saved: Checkpoint, share: float) -> Path:

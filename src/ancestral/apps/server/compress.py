@@ -11,7 +11,7 @@ import numpy as np
 
 from ancestral.apps.server import schemas
 from ancestral.apps.server.actions import Task
-from ancestral.apps.server.data_uri import as_uri, uri_of
+from ancestral.apps.server.data_uri import uri_of
 from ancestral.apps.server.job import Record, going_on
 from ancestral.apps.server.session import FRAMES, ServedRun
 from ancestral.compression.codebook import Codebook, check, widened
@@ -23,6 +23,7 @@ from ancestral.diffusion.objectives.statistics import image_psnr
 from ancestral.errors import UserError
 from ancestral.runs.conditions import NOT_IN_FILES
 from ancestral.runs.open import device_of
+from ancestral.runtime.encode import data_uri
 
 PREFIXES = 24  # pictures of a file's first bytes
 MEASURING = 100  # steps that the measurement is shown in
@@ -84,7 +85,7 @@ class Compressor:
             return {
                 "bytes": len(file),
                 "exact": True,
-                "file": as_uri(file, "application/octet-stream"),
+                "file": data_uri(file, "application/octet-stream"),
                 "image": image,
                 "prefixes": [*prefixes, {"bytes": len(file), "uri": image, "psnr": None}],
                 "again": again,
