@@ -156,7 +156,7 @@ def settings(chosen: Config, given: Collection[str], model: Config) -> Config:
 
 def _need_same_meaning(name: str, model: Config, config: Config) -> None:
     """Refuse settings under which the same weights would compute something else."""
-    free = _FREE | ({"diffusion.chain"} if chain(model).channels is chain(config).channels else set())
+    free = _FREE | ({"diffusion.chain"} if chain(model).weights_of == chain(config).weights_of else set())
     differing = {
         f"{group}.{field}": (old, new)
         for group in ("model", "diffusion")
