@@ -24,6 +24,7 @@ from ancestral.runs import build, checkpoint, compute_format, config, current_se
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.compute_format import FORMATS, Timed
 from ancestral.runs.datasets import facts, named_untrained
+from ancestral.runs.length import Length, typed
 from ancestral.runs.lock import FOLDER as OWNERS
 from ancestral.runs.lock import need_free, own
 from ancestral.runs.memory_need import fits, need_for_training
@@ -35,52 +36,11 @@ from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.launch import attempt
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import catch_stop
-from ancestral.runtime.text import Amount, minutes, quoted
+from ancestral.runtime.text import minutes, quoted
 from ancestral.training import cost, inventory, legs, model_size, origin, trackers
 from ancestral.training.origin import Origin
 from ancestral.training.outlook import measured, outlook
 from ancestral.training.run import Run
-
-BUDGET = 600.0  # seconds, where no length is given
-
-
-@dataclass(frozen=True)
-class Length:
-    """The length of a run: at most one of a wall time in seconds, images seen, or updates."""
-
-    budget: float | None = None  # wall time
-    images: int | None = None  # seen
-    steps: int | None = None  # updates
-    further: bool = False  # whether it is in addition to what a complete run has seen
-
-    @classmethod
-    def of(cls, **amounts: Amount | None) -> Length:
-        """From what was given for each.
-
-        Raises:
-            UserError: when more than one was.
-        """
-        given = {name: amount for name, amount in amounts.items() if amount is not None}
-        if len(given) > 1:
-            raise UserError("--budget, --images and --steps each set the length of the run; give one of them")
-        return cls(
-            **{name: amount.value for name, amount in given.items()},
-            further=any(amount.further for amount in given.values()),
-        )
-
-    def __str__(self) -> str:
-        values = {"budget": self.budget, "images": self.images, "steps": self.steps}
-        plus = "+" * self.further
-        return " ".join(f"--{name} {plus}{value:.15g}" for name, value in values.items() if value) or "no length given"
-
-    @property
-    def seconds(self) -> float | None:
-        """The wall time; None where the length is an exact count."""
-        return None if self.images or self.steps else self.budget or BUDGET
-
-    def counted(self, batch_size: int) -> int:
-        """Images to train on, a whole number of batches, where the length is an exact count."""
-        return batch_size * (self.steps or max(1, round((self.images or 0) / batch_size)))
 
 
 def planned(run: Run, length: Length, images_per_second: float) -> int:
@@ -110,7 +70,7 @@ def bought(run: Run, length: Length, images: int) -> str:
     levels = () if run.begin_with or run.origin else measured(run.config, run.facts)
     look = outlook(levels, run.training.images, images, lambda more: run.clock() - run.began + run.pace.seconds(more))
     plural = "" if updates == 1 else "s"
-    return f"{legs.typed(str(length))} buys {updates:,} update{plural} on this machine: {look}"
+    return f"{typed(str(length))} buys {updates:,} update{plural} on this machine: {look}"
 
 
 def train(
@@ -276,7 +236,7 @@ def _of_beginning(
         return origin.settings(settings, given, (begun or begin_with.model).config), begun
     if begun is None:
         raise UserError(
-            f"{legs.typed(str(length))}: there is no run in {folder} to go on with; leave out the +"
+            f"{typed(str(length))}: there is no run in {folder} to go on with; leave out the +"
             + (", or --fresh, which begins anew" if fresh else "")
         )
     return legs.own_settings(settings, given, begun.config), begun
@@ -531,7 +491,7 @@ def _describe(settings: config.Config, run: Run, length: Length, law: model_size
         f"{costs.activation_bytes / 1e6:,.0f} MB of activations, "
         f"{len(run.data.train) * prod(run.facts.shape) / 1e6:,.0f} MB of images",
         f"disk: {costs.state_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept",
-        f"{legs.typed(str(length))}: {total:,} images = {total // batch:,} updates = "
+        f"{typed(str(length))}: {total:,} images = {total // batch:,} updates = "
         f"{total / len(run.data.train):.1f} epochs of {len(run.data.train):,} images, in about "
         f"{minutes(run.pace.seconds(total))} of training, previews, measuring and saving",
         bought(run, length, total),
