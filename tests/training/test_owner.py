@@ -16,8 +16,9 @@ from ancestral.errors import UserError
 from ancestral.runs import calibration, checkpoint, lock, metrics_log
 from ancestral.runtime import plots, side_tasks
 from ancestral.runtime.signals import StopSignal, raise_on_stop
-from ancestral.training import command, preview, trackers
+from ancestral.training import preview, trackers
 from ancestral.training import run as training_run
+from ancestral.training.set_aside import set_aside
 from conftest import TINY, harness, run_command
 
 pytest.importorskip("sklearn")
@@ -314,8 +315,8 @@ def test_a_run_on_a_disk_of_its_own_is_set_aside_there(tmp_path, monkeypatch):
     actual = Path.stat
     elsewhere = os.stat_result([*range(10)])
     monkeypatch.setattr(Path, "stat", lambda path, **how: elsewhere if path == tmp_path else actual(path, **how))
-    command._set_aside(tmp_path)
+    set_aside(tmp_path)
     (aside,) = tmp_path.iterdir()
     assert sorted(path.name for path in aside.iterdir()) == ["checkpoints", "config.json", "loss.png"]
-    command._set_aside(tmp_path)  # there is nothing more
+    set_aside(tmp_path)  # there is nothing more
     assert list(tmp_path.iterdir()) == [aside]

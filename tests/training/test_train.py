@@ -20,8 +20,9 @@ from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runs.facts import Facts
 from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
-from ancestral.training import command, cost, legs, loss_spikes, model_size, prefetch, preview, trainer
+from ancestral.training import cost, legs, loss_spikes, model_size, prefetch, preview, trainer
 from ancestral.training import run as training_run
+from ancestral.training.format_choice import choose_format
 from conftest import TINY, run_command
 
 CPU = torch.device("cpu")
@@ -569,7 +570,7 @@ def test_a_run_computes_in_what_its_layers_are_fastest_in(digits, monkeypatch, t
     """As measured when it began; a resumed run asks nobody, on a machine that would choose otherwise either."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     run = training_run.Run(tmp_path, automatic(), digits, CPU, "--steps 2")
-    said = command.choose_format(run, clocks(quickest))
+    said = choose_format(run, clocks(quickest))
     assert f"train.precision and train.channels_last = auto: {quickest} (milliseconds" in said
     assert f"{quickest} 100.0" in said
     assert run.training.format == quickest
@@ -599,7 +600,7 @@ def test_a_run_whose_format_was_measured_resumes_to_the_bit(digits, monkeypatch,
             run = training_run.Run(tmp_path / name, automatic(diffusion__T=4), digits, CPU, "--steps 3")
             run.resume()
             if not run.total:
-                command.choose_format(run, clocks(quickest))
+                choose_format(run, clocks(quickest))
                 run.begin(96)
             for _ in run.train(lambda run=run, stop=stop: run.training.images == stop):
                 pass
@@ -660,7 +661,7 @@ def test_one_setting_that_is_named_is_kept_and_the_other_measured(digits, monkey
             tmp_path, settings(**{f"train__{name}": value for name, value in named.items()}), digits, CPU, "--steps 2"
         )
         asked = []
-        said = command.choose_format(run, lambda *_, asked=asked: lambda one: asked.append(one) or 0.3)
+        said = choose_format(run, lambda *_, asked=asked: lambda one: asked.append(one) or 0.3)
         assert {*asked} == {*open_ones}
         assert f"train.{next(iter(named))} = auto: float32 contiguous" in said
         assert run.fastest_on is None  # of the formats that were left open only
@@ -671,7 +672,7 @@ def test_one_setting_that_is_named_is_kept_and_the_other_measured(digits, monkey
 def test_a_format_that_is_named_is_not_measured(digits, tmp_path, named, channels_last):
     given = settings(train__precision=named, train__channels_last=channels_last)
     run = training_run.Run(tmp_path, given, digits, CPU, "--steps 2")
-    assert command.choose_format(run, lambda *_: pytest.fail("measured")) is None
+    assert choose_format(run, lambda *_: pytest.fail("measured")) is None
     assert run.training.format == (named, channels_last)
 
 
@@ -679,7 +680,7 @@ def test_a_format_that_is_named_is_not_measured(digits, tmp_path, named, channel
 def test_float16_on_a_cpu_is_said_to_be_slow(digits, tmp_path, channels_last):
     given = settings(train__precision="float16", train__channels_last=channels_last)
     run = training_run.Run(tmp_path, given, digits, CPU, "--steps 2")
-    said = command.choose_format(run, lambda *_: lambda one: 0.3)
+    said = choose_format(run, lambda *_: lambda one: 0.3)
     assert "train.precision = float16 on a CPU" in said
     assert run.training.format.precision == "float16"
 
@@ -692,7 +693,7 @@ def test_the_first_process_chooses_for_all(digits, monkeypatch, tmp_path):
     monkeypatch.setattr(Processes, "wait", lambda *_: None)
     monkeypatch.setattr(Processes, "text_of", lambda self, rank, text: "of the first")
     run = training_run.Run(tmp_path, automatic(), digits, CPU, "--steps 2", Processes(1, 2))
-    command.choose_format(run, lambda *_: pytest.fail("measured"))
+    choose_format(run, lambda *_: pytest.fail("measured"))
     assert run.training.format == reported
 
 
