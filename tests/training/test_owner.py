@@ -161,7 +161,7 @@ BESIDE = {
     "averages": (checkpoint, "save_snapshot"),
     "loss.png": (plots, "loss_plot"),
     "trackers": (trackers, "open_trackers"),
-    "metrics.jsonl": (training_run.json, "dumps"),
+    "metrics.jsonl": (json, "dumps"),
 }
 
 
@@ -182,7 +182,7 @@ def test_what_is_done_beside_a_training_never_ends_it(tmp_path, monkeypatch, nam
 def reporting_to_nowhere(report, monkeypatch):
     def reported(run, since):
         with monkeypatch.context() as patch:
-            patch.setattr(training_run.json, "dumps", failing)
+            patch.setattr(json, "dumps", failing)
             return report(run, since)
 
     return reported

@@ -300,11 +300,11 @@ def _train_owned(
         if processes.first:
             with beside("trackers", _warn):
                 shown = {**config.flat(run.document), "config.source": public(run.config.source)}
-                run.tracker = trackers.open_trackers(track, folder, shown, _warn)
+                run.log.tracker = trackers.open_trackers(track, folder, shown, _warn)
         _train_with_progress(run, stop_requested)
-    if run.tracker is not None:
+    if run.log.tracker is not None:
         with beside("trackers", _warn):
-            run.tracker.close()
+            run.log.tracker.close()
     if not run.complete:
         _say(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
         return False
