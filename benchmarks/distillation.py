@@ -28,7 +28,8 @@ from ancestral.evaluation import features
 from ancestral.runs import config
 from ancestral.runs.config import Config
 from ancestral.runs.process_kinds import FEW_CALLS
-from ancestral.training import command, distillation
+from ancestral.training import distillation
+from ancestral.training.format_choice import choose_format
 from ancestral.training.origin import Origin
 from ancestral.training.run import Run
 
@@ -89,7 +90,7 @@ class Tuned(Model):
 def _fitting(settings: Config, splits: Splits, seconds: float) -> int:
     """How many images can be trained on in so many seconds of the processor, from a throw-away training."""
     run = Run(Path("unused"), settings, splits, torch.device("cpu"))
-    command.choose_format(run)
+    choose_format(run)
     progress = itertools.cycle([0.1, 0.3, 0.5, 0.7, 0.9])  # what a step takes may change on the way
     step = lambda: run.training.step(splits.train, next(progress))  # noqa: E731
     return fitting(step, settings.train.batch_size, seconds)

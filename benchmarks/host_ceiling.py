@@ -34,6 +34,7 @@ from ancestral.data.load import load
 from ancestral.diffusion.objectives.time_sampling import UNIFORMS
 from ancestral.runs import build, config
 from ancestral.runs.datasets import facts
+from ancestral.runs.facts import Facts
 from ancestral.training.prefetch import Prefetcher, batch
 from ancestral.training.trainer import Training
 
@@ -165,7 +166,7 @@ def estimated(side: int) -> float:
     assert spec.loader is not None
     made = sys.modules["scale_estimates"] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
-    case = replace(made.CASES[side == 256], facts=config.Facts((3, side, side)))
+    case = replace(made.CASES[side == 256], facts=Facts((3, side, side)))
     return made.UTILISATION * made.PEAK / made.counted(case).flops
 
 

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ancestral.data.dataset import ImageSet
 from ancestral.runs import build, compute_format, config
+from ancestral.runs.facts import Facts
 from ancestral.runs.hub import diffusers
 from ancestral.training.trainer import Training
 
@@ -44,7 +45,7 @@ def diffusers_network(widths: tuple[int, ...]) -> nn.Module:
     )
 
 
-def imported(network: nn.Module) -> tuple[config.Config, config.Facts, dict[str, Tensor]]:
+def imported(network: nn.Module) -> tuple[config.Config, Facts, dict[str, Tensor]]:
     """The same network as ours: configuration, facts and weights."""
     from diffusers import DDPMPipeline, DDPMScheduler
 
@@ -189,7 +190,7 @@ def equal_operations(batch: int, how: dict[str, object], repeats: int):
         return config.Config("", model, train=replace(config.TrainOptions(), **how))
 
     def ours(width: int) -> nn.Module:
-        return build.network(settings(width), config.Facts((3, SIDE, SIDE)))
+        return build.network(settings(width), Facts((3, SIDE, SIDE)))
 
     def forward(network: nn.Module) -> float:
         return gflop(sampling(network, network, 1))

@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from ancestral.runs import build, config
-from ancestral.runs.config import Facts
+from ancestral.runs.facts import Facts
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "scale.md"
 BEGIN, END = "<!-- scripts/scale_estimates.py begins -->", "<!-- scripts/scale_estimates.py ends -->"

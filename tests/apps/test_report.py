@@ -89,7 +89,7 @@ class Links(HTMLParser):
 @pytest.fixture(scope="module")
 def toy():
     subject = exact(num_images=8, seed=0)
-    return subject, {name: measure(subject) for name, measure in main.SECTIONS.items()}
+    return subject, {name: section.measure(subject) for name, section in main.SECTIONS.items()}
 
 
 def drawn_nowhere(words):

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ancestral.compression import calibration, codebook, residual_coder, residual_tables, tiles
-from ancestral.compression.compress_command import codec_of
+from ancestral.compression.compress_command import codebook_of, codec_of
 from ancestral.compression.errors import CodecError
 from ancestral.compression.quantiser_cells import Grids, to_grey
 from ancestral.compression.step_planning import Costs, Errors, channel_bits, move_costs, plan
@@ -26,7 +26,7 @@ from ancestral.data.load import load
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.denoisers.calibrated import BUCKETS, Calibrated, bucket_sums
-from ancestral.diffusion.denoisers.denoiser import Watched
+from ancestral.diffusion.denoisers.denoiser import Watched, images_per_call
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.streams import Streams
@@ -290,12 +290,12 @@ def measured(trained_run, tmp_path_factory):
         for name, value in {"NODES": 12, "IMAGES": 64, "AT_THE_END": 96, "HELD_OUT": 16}.items():
             patch.setattr(calibration, name, value)
         saved, model = open_model(run, "cpu", None)
-        yield run, saved, model, calibration.ready(run, saved, model, lambda: digits(saved))
+        yield run, saved, model, codebook_of(run, saved, model, images=lambda: digits(saved))
 
 
 def test_a_codebook_is_measured_once_and_is_the_same_again(measured):
     run, saved, model, book = measured
-    again = calibration.ready(run, saved, model, lambda: pytest.fail("measured twice"))
+    again = codebook_of(run, saved, model, images=lambda: pytest.fail("measured twice"))
     assert again.model_id == book.model_id
     assert len(book.model_id) == 8
     assert again.profiles == book.profiles
@@ -408,12 +408,13 @@ def test_tiles_meet_the_network_in_parts_that_fit_and_give_the_same_file(measure
         assert all((one.pixels == true).all() for one, true in zip(codec.decode(made), originals, strict=True))
         return made, max(seen)
 
-    assert [tiles.together(side) for side in ((8, 8), (64, 64), (128, 128), (256, 256), (4096, 4096))] == [
+    assert [images_per_call(tiles.MOST_TILES, side, side) for side in (8, 64, 128, 256, 4096)] == [
         *(256, 256, 64, 16, 1)
     ]
     whole, most = files()
     assert most == 12
-    monkeypatch.setattr(tiles, "together", lambda tile: 5)
+    for module in ("codec", "compress_command"):
+        monkeypatch.setattr(f"ancestral.compression.{module}.images_per_call", lambda most, height, width: 5)
     parts, most = files()
     assert (parts, most) == (whole, 5)
 

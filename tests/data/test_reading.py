@@ -16,7 +16,6 @@ from PIL import Image
 
 import ancestral
 from ancestral.apps.server import session
-from ancestral.apps.server.data_uri import as_uri
 from ancestral.data.bit_depth import WIDEST, is_read_at_8, scaled, white_for
 from ancestral.data.dataset import DataOptions
 from ancestral.data.decode import SUFFIXES, BadImage, decode, look
@@ -26,6 +25,7 @@ from ancestral.data.pixels import to_bytes
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint, conditions, config
 from ancestral.runs.sampling_options import SamplingOptions
+from ancestral.runtime.encode import data_uri
 from ancestral.sampling import export
 from ancestral.sampling.editor import FileEditor, Sources
 from ancestral.sampling.sampler import Sampler
@@ -418,8 +418,8 @@ def test_a_run_reads_what_it_is_given_later_in_the_range_of_its_images(tmp_path,
     model = ancestral.load(tmp_path / "run", "cpu")
     assert (model.edit.inpaint(file, mask, steps=6).array[0][:, :4] == expected[:, :4]).all()
     served = session.open_served_run(tmp_path / "run", "cpu", None)
-    assert (served.decoded(as_uri(file.read_bytes(), "image/png"), "image") == expected).all()
-    assert served.mask(as_uri(mask.read_bytes(), "image/png"), "mask").mean() == 127.5
+    assert (served.decoded(data_uri(file.read_bytes()), "image") == expected).all()
+    assert served.mask(data_uri(mask.read_bytes()), "mask").mean() == 127.5
 
 
 @grey_and_colour

@@ -27,7 +27,8 @@ from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, optimal
 from ancestral.networks.unet import UNet
 from ancestral.runs import checkpoint, datasets
 from ancestral.runs.conditions import trained_with
-from ancestral.runs.config import Facts, resolve
+from ancestral.runs.config import resolve
+from ancestral.runs.facts import Facts
 from ancestral.runs.hub.model_card import table
 from ancestral.runs.measurements import Measured
 from ancestral.training import prefetch

@@ -14,6 +14,7 @@ from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers.transitions import VARIANCES
 from ancestral.errors import UserError
 from ancestral.runs import config
+from ancestral.runs.facts import Facts
 from ancestral.runs.hub import diffusers_config
 
 TABLES = {"linear": np.linspace(1e-4, 0.02, 1000), "short": np.linspace(1e-3, 0.2, 50)}
@@ -116,7 +117,7 @@ def test_the_literal_beta_is_exported_as_the_same_chain():
 )
 def test_runs_of_before_keep_their_numbers(chain, old, new):
     resolved = config.resolve("x", "cifar10", {"diffusion.chain": chain})
-    document = json.loads(json.dumps(config.to_json(resolved, config.Facts((1, 8, 8)))))
+    document = json.loads(json.dumps(config.to_json(resolved, Facts((1, 8, 8)))))
     document["config"]["schema"] = 1
     document["config"]["diffusion"]["variance"] = old
     found, _ = config.from_json(document, "config.json")

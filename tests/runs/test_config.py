@@ -6,6 +6,7 @@ import pytest
 
 from ancestral.errors import UserError
 from ancestral.runs import config
+from ancestral.runs.facts import Facts
 from conftest import run_command
 
 IMPORTED = {"norm_eps": 1e-5, "head_width": 8, "cosine_first": True, "frequency_shift": 0}
@@ -22,7 +23,7 @@ def test_what_only_imported_networks_have_is_no_setting_of_a_user(name, tmp_path
 
 
 def test_configurations_keep_what_only_imported_networks_have():
-    kept = config.Config("x", model=config.ModelOptions(**IMPORTED)), config.Facts((3, 8, 8))
+    kept = config.Config("x", model=config.ModelOptions(**IMPORTED)), Facts((3, 8, 8))
     document = json.loads(json.dumps(config.to_json(*kept)))
     assert document["config"]["model"].items() >= IMPORTED.items()
     assert config.from_json(document, "config.json") == kept

@@ -12,7 +12,8 @@ import torch
 import ancestral
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
-from ancestral.runs.config import LATER, Config, Facts, to_json
+from ancestral.runs.config import LATER, Config, to_json
+from ancestral.runs.facts import Facts
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.sampling.sampler import Sampler
 from ancestral.sampling.table import TableSampler

@@ -15,7 +15,8 @@ import torch
 from ancestral.diffusion.denoisers.calibrated import BUCKETS
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint
-from ancestral.runs.config import Config, DiffusionOptions, Facts, ModelOptions
+from ancestral.runs.config import Config, DiffusionOptions, ModelOptions
+from ancestral.runs.facts import Facts
 from ancestral.runs.hub import diffusers, hub, import_checks
 from ancestral.runtime import verified_folder
 from conftest import run_command

@@ -15,7 +15,8 @@ from ancestral.diffusion.samplers.solvers import SOLVERS, Heun, UniPC
 from ancestral.diffusion.samplers.transitions import DDIM
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
-from ancestral.runs.config import PRESETS, Config, DiffusionOptions, Facts, ModelOptions, TrainOptions
+from ancestral.runs.config import PRESETS, Config, DiffusionOptions, ModelOptions, TrainOptions
+from ancestral.runs.facts import Facts
 from ancestral.runs.hub import diffusers as interop
 from ancestral.runs.hub import diffusers_config, hub
 from conftest import TINY, run_command

@@ -28,6 +28,7 @@ from ancestral.errors import UserError
 from ancestral.networks.unet import UNet
 from ancestral.runs import build, checkpoint, compute_format, config, open
 from ancestral.runs.compute_format import ComputeFormat, Lowered
+from ancestral.runs.facts import Facts
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.sampling.editor import Editor
 from ancestral.sampling.sampler import Sampler
@@ -237,7 +238,7 @@ def drawing(folder, precision):
 def kept(request, tmp_path):
     """A run folder; `state` of its checkpoint as given."""
     options = {"model.width": 8, "model.multipliers": [1], "model.attention": [], "train.precision": "auto"}
-    configuration, facts = config.resolve("x", "tiny", options), config.Facts((request.param, 8, 8))
+    configuration, facts = config.resolve("x", "tiny", options), Facts((request.param, 8, 8))
     weights = build.network(configuration, facts).state_dict()
     begun = {"total": 1, "length": "", "data": "", "seconds": 0.0, "held_out_bits": None, "complete": False}
 

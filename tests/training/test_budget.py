@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from ancestral.data import load
-from ancestral.diffusion.denoisers.denoiser import Conditioned, InParts
+from ancestral.diffusion.denoisers.denoiser import Conditioned, InParts, images_per_call
 from ancestral.runs import build, calibration, config, metrics_log
-from ancestral.runs.config import Facts
+from ancestral.runs.facts import Facts
+from ancestral.runs.length import Length
 from ancestral.runtime.signals import StopSignal
 from ancestral.training import budget, command, preview
 from ancestral.training import run as training_run
@@ -81,7 +82,7 @@ def run_of(folder, images, seconds, clock, monkeypatch, **more):
 
 
 def begin(run, seconds_an_image=IMAGE):
-    run.begin(command.planned(run, command.Length(run.budget, None, None), 1 / seconds_an_image))
+    run.begin(command.planned(run, Length(run.budget, None, None), 1 / seconds_an_image))
 
 
 @pytest.mark.parametrize(
@@ -181,7 +182,7 @@ def test_a_further_leg_is_of_its_own_wall_time(images, tmp_path, monkeypatch):
     assert again.plan.legs[1].began == pytest.approx(first_took, abs=SAVE)  # as the last save, under way, knows
 
 
-@pytest.mark.parametrize("length", [command.Length(None, 203, None), command.Length(None, None, 25)])
+@pytest.mark.parametrize("length", [Length(None, 203, None), Length(None, None, 25)])
 def test_counts_are_exact_however_slow_it_is(images, tmp_path, monkeypatch, length):
     clock = Pretended(lambda now: 50 if now > 3 else 1)
     run = run_of(tmp_path / "run", images, 1.0, clock, monkeypatch)
@@ -239,7 +240,7 @@ def test_a_stop_in_the_last_update_leaves_the_rest_of_the_budget(images, tmp_pat
     clock.now += 1000  # between processes
     again = run_of(tmp_path / "run", images, 300.0, clock, monkeypatch, began=clock.now)
     monkeypatch.setattr(command.cost, "measure_speed", lambda training, data: 1 / IMAGE)
-    command._train_owned(again, command.Length(300.0), (), {}, None)
+    command._train_owned(again, Length(300.0), (), {}, None)
     assert again.complete
     assert again.seconds == pytest.approx(300, rel=0.05)
     resumed = run_of(tmp_path / "run", images, 300.0, clock, monkeypatch)
@@ -252,7 +253,7 @@ def test_a_stop_in_the_last_update_with_nothing_left_adds_none(images, tmp_path,
     begin(first)
     list(first.train(lambda: first.training.images >= first.total))
     again = run_of(tmp_path / "run", images, 60.0, clock, monkeypatch, began=clock.now)
-    command._train_owned(again, command.Length(60.0), (), {}, 1 / IMAGE)
+    command._train_owned(again, Length(60.0), (), {}, 1 / IMAGE)
     assert again.complete
     assert again.total == first.total
 
@@ -345,4 +346,10 @@ def test_predictions_in_parts_are_those_of_all_at_once():
             whole, parts = Conditioned(model, labels=labels)(x, t), InParts(model, 2, labels=labels)(x, t)
             assert torch.allclose(parts.x0, whole.x0, atol=1e-5)
             assert torch.allclose(parts.eps, whole.eps, atol=1e-4)
-    assert [calibration.together(side, side) for side in (8, 64, 128, 256, 1024)] == [32, 32, 8, 2, 1]
+    assert [images_per_call(calibration.MOST_IMAGES, side, side) for side in (8, 64, 128, 256, 1024)] == [
+        32,
+        32,
+        8,
+        2,
+        1,
+    ]

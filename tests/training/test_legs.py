@@ -11,10 +11,10 @@ import ancestral
 from ancestral.data import load
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint, config
+from ancestral.runs.length import Length, amount, count, seconds, typed
 from ancestral.runs.metrics_log import leg_starts, read_metrics
 from ancestral.runtime import verified_folder
-from ancestral.runtime.text import amount, count, seconds
-from ancestral.training import command, legs, trainer
+from ancestral.training import legs, trainer
 from ancestral.training import run as training_run
 from conftest import TINY, run_command
 
@@ -281,8 +281,8 @@ def test_a_run_that_began_with_a_model_goes_on_without_naming_it(source, tmp_pat
 
 
 def test_lengths_read_and_print_as_they_are_given():
-    assert str(command.Length.of(budget=amount("+1h", seconds))) == "--budget +3600"
-    assert str(command.Length.of(steps=amount("30", count), images=None)) == "--steps 30"
-    assert str(command.Length.of()) == "no length given"
-    assert str(command.Length.of(images=amount("1234567", count))) == "--images 1234567"  # as --images takes it
-    assert legs.typed("--budget +3600") == "--budget +3600s"
+    assert str(Length.of(budget=amount("+1h", seconds))) == "--budget +3600"
+    assert str(Length.of(steps=amount("30", count), images=None)) == "--steps 30"
+    assert str(Length.of()) == "no length given"
+    assert str(Length.of(images=amount("1234567", count))) == "--images 1234567"  # as --images takes it
+    assert typed("--budget +3600") == "--budget +3600s"

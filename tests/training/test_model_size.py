@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from ancestral.runs import config
-from ancestral.runs.config import Facts
+from ancestral.runs.facts import Facts
 from ancestral.training import model_size
 from ancestral.training.model_size import TIMED, UNIT, WIDTHS, Law, curve, law, laws
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ancestral.runs import config
-from ancestral.runs.config import Facts
+from ancestral.runs.facts import Facts
 from ancestral.training.model_size import laws
 from ancestral.training.outlook import COLOUR, GREY, LOOKED_AT, measured, outlook
 

@@ -16,8 +16,9 @@ from ancestral.errors import UserError
 from ancestral.runs import calibration, checkpoint, lock, metrics_log
 from ancestral.runtime import plots, side_tasks
 from ancestral.runtime.signals import StopSignal, raise_on_stop
-from ancestral.training import command, preview, trackers
+from ancestral.training import preview, trackers
 from ancestral.training import run as training_run
+from ancestral.training.set_aside import set_aside
 from conftest import TINY, harness, run_command
 
 pytest.importorskip("sklearn")
@@ -160,7 +161,7 @@ BESIDE = {
     "averages": (checkpoint, "save_snapshot"),
     "loss.png": (plots, "loss_plot"),
     "trackers": (trackers, "open_trackers"),
-    "metrics.jsonl": (training_run.json, "dumps"),
+    "metrics.jsonl": (json, "dumps"),
 }
 
 
@@ -181,7 +182,7 @@ def test_what_is_done_beside_a_training_never_ends_it(tmp_path, monkeypatch, nam
 def reporting_to_nowhere(report, monkeypatch):
     def reported(run, since):
         with monkeypatch.context() as patch:
-            patch.setattr(training_run.json, "dumps", failing)
+            patch.setattr(json, "dumps", failing)
             return report(run, since)
 
     return reported
@@ -314,8 +315,8 @@ def test_a_run_on_a_disk_of_its_own_is_set_aside_there(tmp_path, monkeypatch):
     actual = Path.stat
     elsewhere = os.stat_result([*range(10)])
     monkeypatch.setattr(Path, "stat", lambda path, **how: elsewhere if path == tmp_path else actual(path, **how))
-    command._set_aside(tmp_path)
+    set_aside(tmp_path)
     (aside,) = tmp_path.iterdir()
     assert sorted(path.name for path in aside.iterdir()) == ["checkpoints", "config.json", "loss.png"]
-    command._set_aside(tmp_path)  # there is nothing more
+    set_aside(tmp_path)  # there is nothing more
     assert list(tmp_path.iterdir()) == [aside]

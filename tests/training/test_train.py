@@ -17,10 +17,12 @@ from ancestral.diffusion.processes.philox import PhiloxStreams
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint, compute_format, config, current_settings, datasets, metrics_log, plan
 from ancestral.runs.compute_format import ComputeFormat
+from ancestral.runs.facts import Facts
 from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
-from ancestral.training import command, cost, legs, loss_spikes, model_size, prefetch, preview, trainer
+from ancestral.training import cost, legs, loss_spikes, model_size, prefetch, preview, trainer
 from ancestral.training import run as training_run
+from ancestral.training.format_choice import choose_format
 from conftest import TINY, run_command
 
 CPU = torch.device("cpu")
@@ -453,7 +455,7 @@ def test_a_log_that_has_lost_records_is_said_when_the_run_goes_on(tmp_path, digi
 
 def test_configuration_round_trip_and_its_errors():
     configuration = settings()
-    facts = config.Facts((1, 8, 8), ("a", "b"))
+    facts = Facts((1, 8, 8), ("a", "b"))
     document = json.loads(json.dumps(config.to_json(configuration, facts)))
     assert config.from_json(document, "x") == (configuration, facts)
     document["config"]["model"]["wdith"] = 3
@@ -471,7 +473,7 @@ def test_presets_resolve(preset):
 def test_paper_presets_have_the_papers_size():
     for preset, shape, size in (("cifar10", (3, 32, 32), 35_746_307), ("paper-256", (3, 256, 256), 113_673_219)):
         with torch.device("meta"):
-            model = build.network(config.resolve("x", preset, {}), config.Facts(shape))
+            model = build.network(config.resolve("x", preset, {}), Facts(shape))
         assert sum(parameter.numel() for parameter in model.parameters()) == size
 
 
@@ -568,7 +570,7 @@ def test_a_run_computes_in_what_its_layers_are_fastest_in(digits, monkeypatch, t
     """As measured when it began; a resumed run asks nobody, on a machine that would choose otherwise either."""
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     run = training_run.Run(tmp_path, automatic(), digits, CPU, "--steps 2")
-    said = command.choose_format(run, clocks(quickest))
+    said = choose_format(run, clocks(quickest))
     assert f"train.precision and train.channels_last = auto: {quickest} (milliseconds" in said
     assert f"{quickest} 100.0" in said
     assert run.training.format == quickest
@@ -598,7 +600,7 @@ def test_a_run_whose_format_was_measured_resumes_to_the_bit(digits, monkeypatch,
             run = training_run.Run(tmp_path / name, automatic(diffusion__T=4), digits, CPU, "--steps 3")
             run.resume()
             if not run.total:
-                command.choose_format(run, clocks(quickest))
+                choose_format(run, clocks(quickest))
                 run.begin(96)
             for _ in run.train(lambda run=run, stop=stop: run.training.images == stop):
                 pass
@@ -659,7 +661,7 @@ def test_one_setting_that_is_named_is_kept_and_the_other_measured(digits, monkey
             tmp_path, settings(**{f"train__{name}": value for name, value in named.items()}), digits, CPU, "--steps 2"
         )
         asked = []
-        said = command.choose_format(run, lambda *_, asked=asked: lambda one: asked.append(one) or 0.3)
+        said = choose_format(run, lambda *_, asked=asked: lambda one: asked.append(one) or 0.3)
         assert {*asked} == {*open_ones}
         assert f"train.{next(iter(named))} = auto: float32 contiguous" in said
         assert run.fastest_on is None  # of the formats that were left open only
@@ -670,7 +672,7 @@ def test_one_setting_that_is_named_is_kept_and_the_other_measured(digits, monkey
 def test_a_format_that_is_named_is_not_measured(digits, tmp_path, named, channels_last):
     given = settings(train__precision=named, train__channels_last=channels_last)
     run = training_run.Run(tmp_path, given, digits, CPU, "--steps 2")
-    assert command.choose_format(run, lambda *_: pytest.fail("measured")) is None
+    assert choose_format(run, lambda *_: pytest.fail("measured")) is None
     assert run.training.format == (named, channels_last)
 
 
@@ -678,7 +680,7 @@ def test_a_format_that_is_named_is_not_measured(digits, tmp_path, named, channel
 def test_float16_on_a_cpu_is_said_to_be_slow(digits, tmp_path, channels_last):
     given = settings(train__precision="float16", train__channels_last=channels_last)
     run = training_run.Run(tmp_path, given, digits, CPU, "--steps 2")
-    said = command.choose_format(run, lambda *_: lambda one: 0.3)
+    said = choose_format(run, lambda *_: lambda one: 0.3)
     assert "train.precision = float16 on a CPU" in said
     assert run.training.format.precision == "float16"
 
@@ -691,7 +693,7 @@ def test_the_first_process_chooses_for_all(digits, monkeypatch, tmp_path):
     monkeypatch.setattr(Processes, "wait", lambda *_: None)
     monkeypatch.setattr(Processes, "text_of", lambda self, rank, text: "of the first")
     run = training_run.Run(tmp_path, automatic(), digits, CPU, "--steps 2", Processes(1, 2))
-    command.choose_format(run, lambda *_: pytest.fail("measured"))
+    choose_format(run, lambda *_: pytest.fail("measured"))
     assert run.training.format == reported
 
 
@@ -705,7 +707,7 @@ def test_the_measurement_is_of_the_runs_layers_and_changes_nothing(monkeypatch, 
     torch.manual_seed(3)
     expected = torch.rand(())
     torch.manual_seed(3)
-    timed = compute_format.layers_of(configuration, config.Facts(shape), CPU, training)
+    timed = compute_format.layers_of(configuration, Facts(shape), CPU, training)
     with FlopCounterMode(display=False) as counter:
         assert timed(FOUR[0]) > 0
     assert counter.get_total_flops() < 4e7
@@ -721,7 +723,7 @@ def test_the_measurement_is_of_several_images(monkeypatch, training, width, shap
     shapes = []
     monkeypatch.setattr(compute_format._Layers, "forward", lambda self, x, time: shapes.append(x.shape) or x)
     configuration = config.resolve("data", "images", {"model.width": width})
-    compute_format.layers_of(configuration, config.Facts(shape), CPU, training)(FOUR[0])
+    compute_format.layers_of(configuration, Facts(shape), CPU, training)(FOUR[0])
     ((images, channels, height, side),) = shapes
     assert compute_format.IMAGES <= images <= configuration.train.batch_size
     assert (channels, height) == (width, side)

@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ancestral.compression import residual_tables
-from ancestral.compression.codebook import Codebook, Profile, canary_of, identity, load, save
+from ancestral.compression.codebook import Codebook, Profile, canary_of, identity
 from ancestral.compression.progressive import LEVEL_BITS
 from ancestral.compression.step_planning import Costs, Errors, channel_bits, move_costs, plan, step_bits
 from ancestral.compression.trellis import CHANNELS
 from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.calibrated import bucket_sums, mean_errors
-from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts
+from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts, images_per_call
 from ancestral.diffusion.objectives.calibration import interpolated
 from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
-from ancestral.runs.calibration import together
+from ancestral.runs.calibration import MOST_IMAGES
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
 from ancestral.runs.datasets import facts
@@ -97,27 +96,12 @@ def measure(model: Denoiser, saved: checkpoint.Checkpoint, images: Splits, tell:
     return Codebook(x0_var, profiles, table, identity(saved, x0_var, profiles, table), canary, report)
 
 
-def ready(
-    run: Path,
-    saved: checkpoint.Checkpoint,
-    model: Denoiser,
-    images: Callable[[], Splits],
-    tell: Progress = silent,
-) -> Codebook:
-    """The codebook of this checkpoint, measured now and kept if it never was; only then are the images asked for."""
-    codebook = load(run, saved)
-    if codebook is None:
-        codebook = measure(model, saved, images(), tell)
-        save(run, saved, codebook)
-    return codebook
-
-
 def _predicted(model: Denoiser, config: Config, images: ImageSet, t: int, purpose: str) -> Tensor:
     """x0 predicted of each image from an x_t of its own, float32 on the CPU, in batches."""
     device, noise = device_of(model), Streams(t, purpose, range(len(images)))
     x0 = to_unit(images.images)
     x_t = model.schedule.marginal(x0.double(), t).sample(noise.normal(x0.shape[1:])).float()
-    predictor = InParts(model, together(*images.shape[:2]), **conditions_of(images, config, device))
+    predictor = InParts(model, images_per_call(MOST_IMAGES, *images.shape[:2]), **conditions_of(images, config, device))
     return predictor(x_t.to(device), t).x0.float().cpu()
 
 

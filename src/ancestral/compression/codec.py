@@ -22,7 +22,7 @@ from ancestral.compression.errors import CodecError
 from ancestral.compression.file_header import MOST_PIXELS, Exact, Header, check_model, parse
 from ancestral.compression.progressive import Row, receive, send, skip
 from ancestral.data.pixels import to_bytes, to_unit
-from ancestral.diffusion.denoisers.denoiser import Predictor
+from ancestral.diffusion.denoisers.denoiser import Predictor, images_per_call
 
 _T = TypeVar("_T")
 
@@ -114,7 +114,7 @@ class Codec:
 
     def _calls(self, sizes: Sequence[tuple[int, ...]]) -> int:
         """Of the network, for a step of images of these (height, width)."""
-        return sum(-(-len(parts) // tiles.together(self.tile)) for parts in self._batches(sizes))
+        return sum(-(-len(parts) // images_per_call(tiles.MOST_TILES, *self.tile)) for parts in self._batches(sizes))
 
     def _file(
         self, image: np.ndarray, picture: bytes, predicted: np.ndarray, again: np.ndarray, profile: Profile

@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from ancestral.compression import calibration, tiles
-from ancestral.compression.codebook import Codebook, drift, widened
+from ancestral.compression.codebook import Codebook, drift, save, widened
 from ancestral.compression.codebook import check as check_drift
+from ancestral.compression.codebook import load as load_codebook
 from ancestral.compression.codec import Codec, Decoded, named
 from ancestral.compression.completion import FINISHES
 from ancestral.compression.file_header import SUFFIX, parse
@@ -19,7 +20,7 @@ from ancestral.data import decode, load, pictures
 from ancestral.data.dataset import Splits
 from ancestral.data.inventory import counted
 from ancestral.diffusion.denoisers.calibrated import Calibrated
-from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts, Predictor, Watched
+from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts, Predictor, Watched, images_per_call
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import need_none
@@ -146,31 +147,38 @@ def with_codebook(
     """The model as the codec runs it, and what was measured of it: now, the first time."""
     with Progress() as bar:
         task = bar.add_task("measuring the model, once", total=1.0)
-        codebook = measured(run, saved, model, lambda share: bar.update(task, completed=share), images)
+        codebook = codebook_of(run, saved, model, lambda share: bar.update(task, completed=share), images)
     return widened(model), codebook
 
 
-def measured(
+def codebook_of(
     run: Path,
     saved: checkpoint.Checkpoint,
     model: Denoiser,
     tell: calibration.Progress = calibration.silent,
     images: Callable[[], Splits] | None = None,
 ) -> Codebook:
-    """What was measured of a run's model: now, the first time, on its training images."""
+    """The codebook of this checkpoint, measured now and kept in the run if it never was.
 
-    def of_run() -> Splits:
-        source = load.source_of(saved.config.source, mend="put them back there for this, once")
-        return load.load(source, saved.config.data)
-
-    return calibration.ready(run, saved, model, images or of_run, tell)
+    Only then are `images` asked for; the run's own training images when left out.
+    """
+    codebook = load_codebook(run, saved)
+    if codebook is None:
+        if images is None:
+            source = load.source_of(saved.config.source, mend="put them back there for this, once")
+            splits = load.load(source, saved.config.data)
+        else:
+            splits = images()
+        codebook = calibration.measure(model, saved, splits, tell)
+        save(run, saved, codebook)
+    return codebook
 
 
 def codec_of(predictor: Predictor, model: Denoiser, saved: checkpoint.Checkpoint, codebook: Codebook) -> Codec:
     """The codec of what `opened` returns; `predictor` is the model, perhaps watched."""
     like = torch.zeros((), device=device_of(model), dtype=state_type(model))
     channels, height, width = saved.facts.shape
-    parts = InParts(predictor, tiles.together((height, width)))
+    parts = InParts(predictor, images_per_call(tiles.MOST_TILES, height, width))
     calibrated, trained = Calibrated(parts, codebook.x0_var), build.training_grid(saved.config)
     return Codec(calibrated, (channels, height, width), codebook, like, trained)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-MOST_TILES = 256  # of a band, unless one row of tiles has more
+MOST_TILES = 256  # of a band, unless one row has more; in one call of the network, of tiles up to 64x64 pixels
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,6 @@ def bands(size: tuple[int, int], tile: tuple[int, int]) -> list[list[Tile]]:
         ]
         for first in range(0, rows, height)
     ]
-
-
-def together(tile: tuple[int, int]) -> int:
-    """How many tiles of this (height, width) meet the network in one call: of large ones fewer than a band has."""
-    return max(1, min(MOST_TILES, MOST_TILES * 64**2 // (tile[0] * tile[1])))
 
 
 def cut(image: np.ndarray, where: Tile, tile: tuple[int, int]) -> np.ndarray:

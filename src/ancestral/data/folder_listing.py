@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ancestral.data.decode import SUFFIXES
+from ancestral.data.source_paths import is_run
 from ancestral.errors import UserError
 
 METADATA = ("metadata.csv", "metadata.jsonl", "dataset.json")
@@ -69,7 +70,7 @@ def listed_below(root: Path) -> Listing:
 
 def _is_run(folder: Path) -> bool:
     """Whether a folder is one in which a model was trained, with its previews and plots."""
-    return (folder / "config.json").is_file() and (folder / "checkpoints").is_dir()
+    return (folder / "config.json").is_file() and is_run(folder)
 
 
 def _is_drawn(folder: Path) -> bool:

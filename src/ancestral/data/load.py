@@ -20,7 +20,7 @@ from ancestral.data.dataset import MOST_CLASSES, DataOptions, ImageSet, Item, Sp
 from ancestral.data.decode import adapt_all
 from ancestral.data.huggingface import load_hub
 from ancestral.data.image_folder import load_folder, read_as, white_note
-from ancestral.data.source_paths import HUB_PREFIX
+from ancestral.data.source_paths import HUB_PREFIX, is_run
 from ancestral.data.tar_shards import is_pattern, load_shards
 from ancestral.errors import UserError, missing
 from ancestral.runtime.array_files import unpacked
@@ -44,7 +44,7 @@ def load(source: str, options: DataOptions) -> Splits:
         splits = load_hub(source.removeprefix(HUB_PREFIX), options)
     elif is_pattern(source):
         splits = load_shards(source, options)
-    elif path.is_dir() and (path / "checkpoints").is_dir():
+    elif is_run(path):
         raise UserError(f"{source}: is a run, and here images are wanted; name those that it was trained on, or others")
     elif path.is_dir():
         splits = load_folder(path, options)

@@ -1,4 +1,4 @@
-"""Names of image sources: compared, and printed without the home folder."""
+"""Names of image sources: compared, told from runs, and printed without the home folder."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ HUB_PREFIX = "hf:"  # of a name on the Hugging Face hub
 def same_source(one: str, other: str) -> bool:
     """Whether two names are of one source: relative, absolute or through links."""
     return one == other or os.path.realpath(one) == os.path.realpath(other)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run, whose checkpoints lie in it."""
+    return (folder / "checkpoints").is_dir()
 
 
 def public(source: str) -> str:

@@ -21,7 +21,7 @@ from ancestral.runs import build, calibration
 from ancestral.runs.config import Config
 from ancestral.runs.datasets import images_for
 from ancestral.runs.open import open_model
-from ancestral.runs.process_kinds import has_noise, need_bound, need_gaussian
+from ancestral.runs.process_kinds import chain, has_noise, need_bound, need_gaussian
 from ancestral.runtime import plots
 from ancestral.runtime.console import screen
 from ancestral.runtime.distributed import Processes
@@ -94,7 +94,7 @@ def evaluate(
         result = concatenate([Elbo.of_tensors(one) for one in parts])
         made: dict[str, bytes] = {}
         if processes.first:
-            kind = build.chain(saved.config)
+            kind = chain(saved.config)
             facts = {name: settings[name] for name in ("model", "average_width")}
             facts |= {"variance": options["variance"] if kind.only_step is None else None, "data": data_source}
             made = _files(

@@ -19,6 +19,7 @@ from ancestral.runs import build, calibration
 from ancestral.runs.datasets import images_for
 from ancestral.runs.open import open_gaussian
 from ancestral.runs.process_kinds import need_every_time
+from ancestral.runs.registry import choose
 from ancestral.runtime.console import screen
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import json_bytes
@@ -41,7 +42,7 @@ def likelihood(
     device: str,
 ) -> None:
     """Measure the flow's bound on held-out images; print it and write RUN/likelihood.json."""
-    make = build.choose(DEQUANTISATIONS, dequantisation, "--dequantisation")
+    make = choose(DEQUANTISATIONS, dequantisation, "--dequantisation")
     method = Adaptive(solver, rtol, atol)
     saved, model = open_gaussian(folder, device, average_width)
     need_every_time(saved.config, str(folder))

@@ -21,6 +21,7 @@ from ancestral.data import load, memory, pictures
 from ancestral.data.dataset import DataOptions, ImageSet, Splits, joined, spread
 from ancestral.data.decode import adapt
 from ancestral.data.pixels import to_bytes
+from ancestral.data.source_paths import is_run
 from ancestral.diffusion.objectives.statistics import Estimate
 from ancestral.diffusion.processes.streams import permutation
 from ancestral.diffusion.samplers.sample import finish
@@ -84,10 +85,10 @@ def metrics(
     """
     for name in networks:
         features.need_name(name)
-    is_run = (source / "checkpoints").is_dir()
+    from_run = is_run(source)
     compared = (
         _of_run(source, options, data_source, device, images, opener)
-        if is_run
+        if from_run
         else _of_images(source, options, data_source)
     )
     train, test = compared.splits.train, compared.splits.test
@@ -97,10 +98,10 @@ def metrics(
         raise UserError(
             f"--num-images: at least {LEAST} are needed on each side; there are {len(train)} training and {len(test)} "
             f"test images, and {samples} samples{' to be drawn' if compared.available is None else ''}; "
-            f"{_advice(compared, is_run, num_images)}"
+            f"{_advice(compared, from_run, num_images)}"
         )
     searched = train if train_images is None else train.spread(max(train_images, count))
-    out = source if out is None and is_run else out
+    out = source if out is None and from_run else out
     with process_group(build.device(device), LONG) as processes, _cache(cache, no_cache, processes) as place:
         warn_of_untrained(facts(train).untrained, test.spread(count))
         training = TrainedOn(train, place, processes)
@@ -240,7 +241,7 @@ def _of_images(path: Path, options: SamplingOptions, data_source: str | None) ->
     return _Samples(splits, data_source, len(samples), take, {"data_scaled_from": sizes} if scaled else {})
 
 
-def _advice(compared: _Samples, is_run: bool, num_images: int) -> str:
+def _advice(compared: _Samples, from_run: bool, num_images: int) -> str:
     """What to do where there are too few images."""
     train, test = len(compared.splits.train), len(compared.splits.test)
     if num_images < LEAST:
@@ -248,7 +249,7 @@ def _advice(compared: _Samples, is_run: bool, num_images: int) -> str:
     if compared.available is not None and compared.available < LEAST:
         return "draw more"
     advice = f"name DATA with more {'test' if test < LEAST else 'training'} images"
-    share = holdout(train + test) if is_run and "data.holdout" in compared.splits.reading.split else None
+    share = holdout(train + test) if from_run and "data.holdout" in compared.splits.reading.split else None
     return advice if share is None else f"{advice}, or train anew with --set data.holdout={share:g}"
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-untyped: Any = torch  # for its functions on lists, which have no annotations
+from ancestral.diffusion.processes.types import untyped
+
 Weights = dict[str, Tensor]
 
 

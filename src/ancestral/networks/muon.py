@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-untyped: Any = torch  # for its functions on lists, which have no annotations
+from ancestral.diffusion.processes.types import untyped
+
 MOMENTUM = 0.95
 SIZE = 0.2  # root mean square of an update of AdamW, in learning rates
 NARROW = 16  # a matrix with a side below it is AdamW's

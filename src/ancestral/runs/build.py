@@ -40,8 +40,9 @@ from ancestral.networks.muon import Muon
 from ancestral.networks.unet import UNet
 from ancestral.networks.unet_layers import UNetVariant
 from ancestral.runs import checkpoint, conditions
-from ancestral.runs.config import Config, Facts, ModelOptions, TrainOptions
-from ancestral.runs.process_kinds import FEW_CALLS, chain, has_noise
+from ancestral.runs.config import Config, ModelOptions, TrainOptions
+from ancestral.runs.facts import Facts
+from ancestral.runs.process_kinds import FEW_CALLS, chain, denoiser_of, has_noise
 from ancestral.runs.registry import choose
 from ancestral.runtime.launch import local_rank
 from ancestral.runtime.tensor_files import fitting
@@ -162,7 +163,7 @@ def denoiser(config: Config, facts: Facts) -> Denoiser:
 
 def setting(config: Config, facts: Facts, network: nn.Module) -> Denoiser:
     """A network in its setting."""
-    return chain(config).denoiser(network, schedule(config), config, facts)
+    return denoiser_of(network, schedule(config), config, facts)
 
 
 def critic(config: Config, facts: Facts) -> Critic:

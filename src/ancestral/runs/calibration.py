@@ -10,16 +10,17 @@ from torch import Tensor
 
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_unit
-from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts, Watched
+from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts, Watched, images_per_call
 from ancestral.diffusion.objectives.calibration import POINTS, calibrate
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
 from ancestral.runs.open import device_of
+from ancestral.runs.process_kinds import chain
 from ancestral.runtime.console import advancing
 
-TOGETHER = 32  # images, of 64x64 and smaller
+MOST_IMAGES = 32  # predicted in one call of the network: less memory than training takes
 CALIBRATED = 128  # training images on which the model's own error is measured
 
 
@@ -35,23 +36,18 @@ def calibration(
 
     `report` gets the number of images of each call of the network.
     """
-    if not build.chain(config).calibrated:
+    if not chain(config).calibrated:
         return None
     images = train_images.spread(count)
     cond, streams = conditions_of(images, config, device), build.streams(config, device)
-    watched = Watched(InParts(shown, together(*images.shape[:2]), **cond), report)
+    watched = Watched(InParts(shown, images_per_call(MOST_IMAGES, *images.shape[:2]), **cond), report)
     x0, noise = to_unit(images.images).to(device), streams(0, "calibrate", range(len(images)))
     return calibrate(watched, x0, noise, build.spread_times(config, POINTS))
 
 
-def together(height: int, width: int) -> int:
-    """How many images are predicted in one call of the network: less memory than training takes."""
-    return max(1, min(TOGETHER, TOGETHER * 64**2 // (height * width)))
-
-
 def calls(config: Config) -> int:
     """How often `calibration` predicts an image."""
-    return len(build.spread_times(config, POINTS)) if build.chain(config).calibrated else 0
+    return len(build.spread_times(config, POINTS)) if chain(config).calibrated else 0
 
 
 def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Checkpoint:

@@ -24,10 +24,12 @@ import msgspec
 import safetensors.torch
 from torch import Tensor
 
+from ancestral.data.source_paths import is_run
 from ancestral.diffusion.denoisers.calibrated import BUCKETS
 from ancestral.errors import OtherVersion, UserError
 from ancestral.networks import ema
-from ancestral.runs.config import Config, Facts, from_json, to_json
+from ancestral.runs.config import Config, from_json, to_json
+from ancestral.runs.facts import Facts
 from ancestral.runs.plan import Leg, Seconds, from_state
 from ancestral.runtime import tensor_shards, verified_folder
 from ancestral.runtime.encode import json_bytes
@@ -256,7 +258,7 @@ def open_average(folder: Path) -> Checkpoint:
 
 def is_average(folder: Path) -> bool:
     """Whether a folder lies where the kept averages of a run do."""
-    return folder.parent.name == "averages" and (folder.parent.parent / "checkpoints").is_dir()
+    return folder.parent.name == "averages" and is_run(folder.parent.parent)
 
 
 def early_average(saved: Checkpoint, share: float) -> Path:

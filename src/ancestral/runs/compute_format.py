@@ -18,7 +18,8 @@ from ancestral.diffusion.processes.types import Time
 from ancestral.networks.unet import Attention, Downsample, ResidualBlock, Stage
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
-from ancestral.runs.config import Config, Facts, ModelOptions
+from ancestral.runs.config import Config, ModelOptions
+from ancestral.runs.facts import Facts
 from ancestral.runtime.launch import world_size
 
 SECONDS = 0.2  # of measuring, after one repeat of each format

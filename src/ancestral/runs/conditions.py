@@ -11,7 +11,8 @@ from ancestral.data.dataset import ImageSet
 from ancestral.data.inventory import listed
 from ancestral.diffusion.processes.streams import OpenStreams
 from ancestral.errors import UserError
-from ancestral.runs.config import Config, Facts
+from ancestral.runs.config import Config
+from ancestral.runs.facts import Facts
 from ancestral.runs.registry import suggest
 
 # labels int64 (B,), embedding float32 (B, E), augmentation float32 (B, A), dropped bool (B,)

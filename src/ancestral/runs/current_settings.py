@@ -12,8 +12,9 @@ import torch
 
 from ancestral.errors import UserError
 from ancestral.runs import checkpoint
-from ancestral.runs.config import LARGEST_SHIFT, Config, Facts, from_json
+from ancestral.runs.config import LARGEST_SHIFT, Config, from_json
 from ancestral.runs.config_versions import variance_as_begun
+from ancestral.runs.facts import Facts
 from ancestral.runs.process_kinds import has_noise
 from ancestral.runtime import disk
 

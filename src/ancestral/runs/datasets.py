@@ -13,7 +13,7 @@ from ancestral.data.source_paths import same_source
 from ancestral.errors import UserError
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import same_kind
-from ancestral.runs.config import Facts
+from ancestral.runs.facts import Facts
 from ancestral.runtime.console import screen
 
 

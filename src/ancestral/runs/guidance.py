@@ -19,7 +19,6 @@ from ancestral.runs.config import Config
 from ancestral.runs.open import device_of, newest_whole
 from ancestral.runs.process_kinds import need_gaussian
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
-from ancestral.runtime import verified_folder
 
 _MEND = (  # for a model trained here, and for one of diffusers
     "train with --set model.condition_dropout=0.1",
@@ -50,7 +49,7 @@ class Guide:
         self.config: Config = saved.config
         self.model = build.trained(saved, path, device_of(model))
         laid_out(self.model.network, channels_last)
-        self.digest = verified_folder.digest(saved.folder)
+        self.digest = checkpoint.digest(saved)
         if saved.facts.shape != strong.facts.shape:
             raise UserError(f"--guide {path}: its images are {saved.facts.shape}, the model's {strong.facts.shape}")
         if not torch.equal(self.model.schedule.log_alpha_bar, model.schedule.log_alpha_bar):

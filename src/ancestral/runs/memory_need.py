@@ -21,7 +21,9 @@ from torch.utils._pytree import tree_leaves
 from ancestral.errors import UserError
 from ancestral.runs import build
 from ancestral.runs.conditions import blank
-from ancestral.runs.config import Config, Facts
+from ancestral.runs.config import Config
+from ancestral.runs.facts import Facts
+from ancestral.runs.process_kinds import chain
 from ancestral.runtime import system
 
 FLOAT32 = 4  # bytes of a number
@@ -122,7 +124,7 @@ def _predict(config: Config, facts: Facts, counted: AbstractContextManager[Any])
     """One image meets the network on the device `meta`; returns where its weights are stored."""
     with torch.device("meta"):
         network = build.network(config, facts)
-        inputs, _ = build.chain(config).channels(facts.shape[0], config.diffusion)
+        inputs, _ = chain(config).channels(facts.shape[0], config.diffusion)
         cond = blank(config, facts, 1)
         with counted:
             network(torch.empty(1, inputs, *facts.shape[1:]), torch.empty(1), **cond)

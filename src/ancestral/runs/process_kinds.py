@@ -32,7 +32,8 @@ from ancestral.diffusion.samplers.transitions import (
     learned,
 )
 from ancestral.errors import UserError
-from ancestral.runs.config import Config, DiffusionOptions, Facts
+from ancestral.runs.config import Config, DiffusionOptions
+from ancestral.runs.facts import Facts
 from ancestral.runs.registry import choose
 
 
@@ -71,6 +72,7 @@ class Chain:
 
     process: Callable[[NoiseSchedule, DiffusionOptions], NoiseSchedule]
     channels: Callable[[int, DiffusionOptions], tuple[int, int]]  # of the image, to the network's input and output
+    weights_of: str  # the chain by whose name those go whose networks' outputs mean the same
     denoiser: Callable[[nn.Module, NoiseSchedule, Config, Facts], Denoiser]
     draw: Callable[[Streams], Draw[Any, Any]]  # how states are drawn when images are
     only_step: Any  # the only reverse step there is; None where a variance or a solver says which
@@ -82,6 +84,7 @@ class Chain:
     more: str  # how to draw in another number of steps
     whole: str = ""  # what drawing in every step is, where it is no chain of the paper
     adds_noise: bool = True  # Gaussian noise; otherwise it hides pixels
+    objectives: tuple[str, ...] = ()  # that train it; empty for all but those of FEW_CALLS
 
     @property
     def calibrated(self) -> bool:
@@ -94,16 +97,6 @@ class Chain:
 
 
 def _gaussian(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
-    few = FEW_CALLS.get(config.diffusion.objective)
-    if few is not None:
-        raise UserError(
-            f"diffusion.objective: {config.diffusion.objective} is of diffusion.chain={few.chain}, which draws in few "
-            "steps; use that, or another objective, such as simple"
-        )
-    return _denoiser(network, process, config)
-
-
-def _denoiser(network: nn.Module, process: NoiseSchedule, config: Config) -> Denoiser:
     options = config.diffusion
     assert isinstance(process, Gaussian)
     for name in ("values", "levels"):
@@ -122,15 +115,12 @@ def _denoiser(network: nn.Module, process: NoiseSchedule, config: Config) -> Den
 
 def _few_calls(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
     options = config.diffusion
-    own = [name for name, few in FEW_CALLS.items() if few.chain == options.chain]
-    if options.objective not in own:
-        raise UserError(f"diffusion.objective: chain '{options.chain}' is trained by its own; use {' or '.join(own)}")
     if FEW_CALLS[options.objective].counted and options.train_steps is None:
         raise UserError(
             f"diffusion.train_steps: {options.objective} distillation is for one number of network calls; name it, "
             "such as 2 (ancestral distill --calls 2)"
         )
-    return _denoiser(network, process, config)
+    return _gaussian(network, process, config, facts)
 
 
 def _consistency(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
@@ -155,7 +145,7 @@ def _gaussian_channels(channels: int, options: DiffusionOptions) -> tuple[int, i
     return channels, channels * (2 if variance is learned else 1)
 
 
-def _absorbing(kind: type[Absorbing]) -> Chain:
+def _absorbing(name: str, kind: type[Absorbing]) -> Chain:
     def process(visible: NoiseSchedule, options: DiffusionOptions) -> Absorbing:
         try:
             return kind(visible.log_alpha_bar, options.levels)
@@ -165,8 +155,6 @@ def _absorbing(kind: type[Absorbing]) -> Chain:
     def denoiser(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Any:
         dimensions, options = facts.shape[0] * facts.shape[1] * facts.shape[2], config.diffusion
         assert isinstance(process, Absorbing)
-        if options.objective != "bound":
-            raise UserError(f"diffusion.objective: chain '{options.chain}' is trained by its bound; use bound")
         if kind is Absorbing and dimensions < options.T:
             raise UserError(
                 f"diffusion.T: {options.T} steps for {dimensions} values, and each step must reveal one or more; "
@@ -183,6 +171,7 @@ def _absorbing(kind: type[Absorbing]) -> Chain:
     return Chain(
         process=process,
         channels=channels,
+        weights_of=name,
         denoiser=denoiser,
         draw=from_p,
         only_step=reveal,
@@ -193,12 +182,14 @@ def _absorbing(kind: type[Absorbing]) -> Chain:
         grid=lambda config: "trailing",
         more=_WHOLE,
         adds_noise=False,
+        objectives=("bound",),
     )
 
 
 _GAUSSIAN = Chain(
     process=lambda schedule, options: schedule,
     channels=_gaussian_channels,
+    weights_of="gaussian",
     denoiser=_gaussian,
     draw=from_model,
     only_step=None,
@@ -209,6 +200,12 @@ _GAUSSIAN = Chain(
     grid=lambda config: "trailing",
     more=_WHOLE,
 )
+
+
+def _objectives_of(name: str) -> tuple[str, ...]:
+    """The objectives of a chain of few calls."""
+    return tuple(objective for objective, few in FEW_CALLS.items() if few.chain == name)
+
 
 _FEW = replace(
     _GAUSSIAN,
@@ -224,19 +221,45 @@ _FEW = replace(
 
 CHAINS: dict[str, Chain] = {
     "gaussian": _GAUSSIAN,
-    "progressive": _FEW,
+    "progressive": replace(_FEW, objectives=_objectives_of("progressive")),
     "consistency": replace(
         _FEW,
         denoiser=_consistency,
+        objectives=_objectives_of("consistency"),
         only_step=Renoised(),
         step_name="the predicted image with fresh noise",
         calls=2,
         more="in one step, or in four: --steps 1, --steps 4",
         whole="--steps all: {every:,} times to an image and back to fresh noise, of a model for few; --steps 2, or 4",
     ),
-    "absorbing": _absorbing(Absorbing),
-    "absorbing-independent": _absorbing(Independent),
+    "absorbing": _absorbing("absorbing", Absorbing),
+    "absorbing-independent": _absorbing("absorbing-independent", Independent),
 }
+
+
+def denoiser_of(network: nn.Module, process: NoiseSchedule, config: Config, facts: Facts) -> Denoiser:
+    """A network as the denoiser of a configuration's chain.
+
+    Raises:
+        UserError: for an objective that does not train the chain, and for settings that do not go with it.
+    """
+    kind = chain(config)
+    _need_objective(kind, config.diffusion)
+    return kind.denoiser(network, process, config, facts)
+
+
+def _need_objective(kind: Chain, options: DiffusionOptions) -> None:
+    few = FEW_CALLS.get(options.objective)
+    if not kind.objectives and few is not None:
+        raise UserError(
+            f"diffusion.objective: {options.objective} is of diffusion.chain={few.chain}, which draws in few "
+            "steps; use that, or another objective, such as simple"
+        )
+    if kind.objectives and options.objective not in kind.objectives:
+        by = "its bound" if kind.objectives == ("bound",) else "its own"
+        raise UserError(
+            f"diffusion.objective: chain '{options.chain}' is trained by {by}; use {' or '.join(kind.objectives)}"
+        )
 
 
 def has_noise(config: Config) -> bool:

@@ -1,4 +1,4 @@
-"""JSON documents and CSV tables as the bytes of files."""
+"""JSON documents and CSV tables as the bytes of files, and files as data URIs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -28,3 +29,8 @@ def csv_bytes(heads: Iterable[str], rows: Iterable[Iterable[object]]) -> bytes:
     file = io.StringIO()
     csv.writer(file).writerows([heads, *rows])
     return file.getvalue().encode("utf-8", "surrogateescape")
+
+
+def data_uri(file: bytes, media_type: str = "image/png") -> str:
+    """A file as a data URI, in base64."""
+    return f"data:{media_type};base64,{b64encode(file).decode('ascii')}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from ancestral.errors import UserError
 
@@ -44,57 +42,6 @@ def quoted(word: object) -> str:
 
 def _octal(character: str) -> str:
     return "".join(f"\\{byte:03o}" for byte in character.encode("utf-8", "surrogateescape"))
-
-
-LONGEST, MOST = 1e8, 10**13  # a length is shorter: in seconds; a count, of which no batch makes more than 64 bits hold
-
-
-def seconds(text: str) -> float:
-    """A wall time: 90s, 10m or 2h.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    try:
-        found = float(text[:-1]) * {"s": 1, "m": 60, "h": 3600}[text[-1:]]
-    except (KeyError, ValueError):
-        found = 0.0
-    if found >= LONGEST:
-        raise ValueError(f"'{text}' is longer than three years")
-    if not found > 0:
-        raise ValueError(f"'{text}' is not a time; write 90s, 10m or 2h")
-    return found
-
-
-class Amount(NamedTuple):
-    """How much: of time in seconds, or a count; further, in addition to what there is."""
-
-    value: Any
-    further: bool = False
-
-
-def amount(text: str, read: Callable[[str], Any]) -> Amount:
-    """What is read of a text, with or without a + before it.
-
-    Raises:
-        ValueError: as `read`, and for more than one +.
-    """
-    if text.startswith("++"):
-        raise ValueError(f"'{text}' has more than one +")
-    return Amount(read(text.removeprefix("+")), text.startswith("+"))
-
-
-def count(text: str) -> int:
-    """A whole number above 0.
-
-    Raises:
-        ValueError: for anything else.
-    """
-    if re.fullmatch("[0-9]{14,}", text):
-        raise ValueError(f"'{text}' is more than any run can do")
-    if not re.fullmatch("[0-9]{1,13}", text) or not int(text):
-        raise ValueError(f"'{text}' is not a whole number above 0")
-    return int(text)
 
 
 def minutes(seconds: float) -> str:

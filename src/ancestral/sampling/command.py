@@ -24,6 +24,7 @@ from ancestral.runs import build, checkpoint, tuned_times
 from ancestral.runs.conditions import Conditions, class_of, in_turn
 from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import device_of, open_model, state_type
+from ancestral.runs.process_kinds import chain
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime import verified_folder
 from ancestral.runtime.console import Progress, advancing, screen
@@ -100,7 +101,7 @@ def sample(
         each = f"{counted(sampler.calls, 'network call')} each{solver}"
         screen.print(f"{counted(num_images, 'image')}, {each}, {speed}: {out / GRID}")
         if options.steps is None and sampler.steps < sampler.every:
-            screen.print(build.chain(sampler.saved.config).more.format(every=sampler.every))
+            screen.print(chain(sampler.saved.config).more.format(every=sampler.every))
 
 
 def tune_steps(
@@ -116,7 +117,7 @@ def tune_steps(
     """Find the best times for so few steps, and keep them with the run."""
     saved, model = open_model(folder, device, average_width)
     need_for_drawing(saved.config, saved.facts, num_images, device_of(model), option="--num-images")
-    kind = build.chain(saved.config)
+    kind = chain(saved.config)
     if kind.search is None:
         raise UserError("tune-steps: compares with the flow, which a model for few calls does not follow")
     every = build.training_grid(saved.config)

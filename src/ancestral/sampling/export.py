@@ -24,7 +24,7 @@ from ancestral.errors import UserError, missing
 from ancestral.networks import int8
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint, open_newest
-from ancestral.runs.config import Facts
+from ancestral.runs.facts import Facts
 from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.process_kinds import not_exported
 from ancestral.runs.sampling_options import EXPORTED, SamplingOptions

@@ -18,9 +18,8 @@ from ancestral.diffusion.samplers.sample import film
 Frame = TypeVar("Frame")
 
 FRAMES = 20  # each way
-HELD_OUT = (
-    256  # images, the first of which goes to noise: those that `ancestral explain` measures if not told otherwise
-)
+# Images, the first of which goes to noise: those that `ancestral explain` measures if not told otherwise.
+HELD_OUT = 256
 HOLD = (3, 3, 6)  # how many frames the clean image, the noise and the drawn image stay
 MOST = 64  # of an image's own side; larger ones are halved until they are no larger
 

@@ -20,7 +20,7 @@ from ancestral.runs.config import Config
 from ancestral.runs.guidance import Guidance
 from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import device_of, open_model, state_type
-from ancestral.runs.process_kinds import need_gaussian
+from ancestral.runs.process_kinds import chain, need_gaussian
 from ancestral.runs.registry import choose
 from ancestral.runs.sampling_options import OWN, SamplingOptions
 from ancestral.runtime.resumable_job import pieces
@@ -55,7 +55,7 @@ class Sampler:
         self.format = for_drawing(options.precision, self.saved, device_of(self.model))
         laid_out(self.model.network, self.format.channels_last)
         solver = options.solver
-        kind = build.chain(self.saved.config)
+        kind = chain(self.saved.config)
         self.draw = kind.draw
         self.every = len(build.training_grid(self.saved.config)) - 1
         steps = _steps(options, min(calls or kind.calls, self.every))
@@ -90,7 +90,7 @@ class Sampler:
         """All that the images depend on, as JSON."""
         config = self.saved.config
         plain = {name: value for name, value in asdict(self.options).items() if name not in ("steps", "grid", "label")}
-        own = build.chain(config).only_step is None
+        own = chain(config).only_step is None
         return {
             **plain,
             **self.guidance.settings,

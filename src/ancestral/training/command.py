@@ -20,11 +20,10 @@ from ancestral.data.dataset import Splits
 from ancestral.data.shared import load_once
 from ancestral.data.source_paths import public
 from ancestral.errors import UserError
-from ancestral.runs import build, checkpoint, compute_format, config, current_settings
+from ancestral.runs import build, checkpoint, config, current_settings
 from ancestral.runs.checkpoint import Checkpoint
-from ancestral.runs.compute_format import FORMATS, Timed
 from ancestral.runs.datasets import facts, named_untrained
-from ancestral.runs.lock import FOLDER as OWNERS
+from ancestral.runs.length import Length, typed
 from ancestral.runs.lock import need_free, own
 from ancestral.runs.memory_need import fits, need_for_training
 from ancestral.runs.metrics_log import leg_starts, read_metrics
@@ -35,52 +34,15 @@ from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.launch import attempt
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import catch_stop
-from ancestral.runtime.text import Amount, minutes, quoted
+from ancestral.runtime.text import minutes, quoted
 from ancestral.training import cost, inventory, legs, model_size, origin, trackers
+from ancestral.training.format_choice import choose_format
 from ancestral.training.origin import Origin
 from ancestral.training.outlook import measured, outlook
 from ancestral.training.run import Run
+from ancestral.training.set_aside import need_apart, set_aside
 
-BUDGET = 600.0  # seconds, where no length is given
-
-
-@dataclass(frozen=True)
-class Length:
-    """The length of a run: at most one of a wall time in seconds, images seen, or updates."""
-
-    budget: float | None = None  # wall time
-    images: int | None = None  # seen
-    steps: int | None = None  # updates
-    further: bool = False  # whether it is in addition to what a complete run has seen
-
-    @classmethod
-    def of(cls, **amounts: Amount | None) -> Length:
-        """From what was given for each.
-
-        Raises:
-            UserError: when more than one was.
-        """
-        given = {name: amount for name, amount in amounts.items() if amount is not None}
-        if len(given) > 1:
-            raise UserError("--budget, --images and --steps each set the length of the run; give one of them")
-        return cls(
-            **{name: amount.value for name, amount in given.items()},
-            further=any(amount.further for amount in given.values()),
-        )
-
-    def __str__(self) -> str:
-        values = {"budget": self.budget, "images": self.images, "steps": self.steps}
-        plus = "+" * self.further
-        return " ".join(f"--{name} {plus}{value:.15g}" for name, value in values.items() if value) or "no length given"
-
-    @property
-    def seconds(self) -> float | None:
-        """The wall time; None where the length is an exact count."""
-        return None if self.images or self.steps else self.budget or BUDGET
-
-    def counted(self, batch_size: int) -> int:
-        """Images to train on, a whole number of batches, where the length is an exact count."""
-        return batch_size * (self.steps or max(1, round((self.images or 0) / batch_size)))
+_PASSED_OVER = "{}; the checkpoint before it is used"
 
 
 def planned(run: Run, length: Length, images_per_second: float) -> int:
@@ -110,7 +72,7 @@ def bought(run: Run, length: Length, images: int) -> str:
     levels = () if run.begin_with or run.origin else measured(run.config, run.facts)
     look = outlook(levels, run.training.images, images, lambda more: run.clock() - run.began + run.pace.seconds(more))
     plural = "" if updates == 1 else "s"
-    return f"{legs.typed(str(length))} buys {updates:,} update{plural} on this machine: {look}"
+    return f"{typed(str(length))} buys {updates:,} update{plural} on this machine: {look}"
 
 
 def train(
@@ -148,7 +110,7 @@ def train(
     began = time.monotonic() if began is None else began
     fresh = fresh and not attempt()  # whoever is begun again goes on
     trackers.check(track)
-    _need_apart(folder, settings.source, fresh)
+    need_apart(folder, settings.source, fresh)
     torch_device = build.device(device)
     with process_group(torch_device) as processes:
         plan = _plan(settings, folder, length, torch_device, processes, images, fresh, given, begin_with)
@@ -174,8 +136,8 @@ def train(
             _describe(plan.settings, run, length, plan.law)
             return True
         with _owned(run):
-            if fresh and processes.first:
-                _set_aside(folder)
+            if fresh and processes.first and (aside := set_aside(folder)) is not None:
+                _say(f"the run that was there is now {aside}")
             processes.wait()
             return _train_owned(run, length, track, plan.summary, plan.images_per_second)
 
@@ -276,7 +238,7 @@ def _of_beginning(
         return origin.settings(settings, given, (begun or begin_with.model).config), begun
     if begun is None:
         raise UserError(
-            f"{legs.typed(str(length))}: there is no run in {folder} to go on with; leave out the +"
+            f"{typed(str(length))}: there is no run in {folder} to go on with; leave out the +"
             + (", or --fresh, which begins anew" if fresh else "")
         )
     return legs.own_settings(settings, given, begun.config), begun
@@ -305,39 +267,6 @@ def _read(settings: config.Config, images: Splits | None, processes: Processes) 
             f"{settings.source}: vectors of {lengths[0]} numbers to train on, of {lengths[1]} held out; give all alike"
         )
     return settings, images
-
-
-def _need_apart(folder: Path, source: str, fresh: bool) -> None:
-    """Refuse a run whose files would lie among the images, and one that is to be moved with the images in it."""
-    data, run = Path(source).resolve(), folder.resolve()
-    if source in load.BUILT_IN or not data.exists():
-        return
-    if data == run:
-        raise UserError(f"--out: {folder} is the folder of the images; give the run one of its own")
-    if fresh and data.is_relative_to(run):
-        raise UserError(f"--fresh: moves {folder} aside, and the images {source} lie in it; give --out another folder")
-
-
-def _set_aside(folder: Path) -> None:
-    """Move all of a run but its ownership into a folder beside it; its checkpoints last, so that it can be resumed.
-
-    Into a folder in it, where it is a disk of its own. A folder without a run stays as it is.
-    """
-    if not ((folder / "config.json").is_file() or checkpoint.folders(folder)):
-        return
-    there = sorted(
-        (path for path in folder.iterdir() if path.name != OWNERS and not path.name.startswith(_BEFORE)),
-        key=lambda one: one.name == "checkpoints",
-    )
-    if there:
-        whole = folder.resolve()  # "." has no name
-        name = f"{_BEFORE}{time.strftime('%Y%m%d-%H%M%S')}"
-        apart = whole.stat().st_dev != whole.parent.stat().st_dev
-        aside = whole / name if apart else whole.with_name(f"{whole.name}-{name}")
-        aside.mkdir()
-        for path in there:
-            path.rename(aside / path.name)
-        _say(f"the run that was there is now {aside}")
 
 
 def _train_owned(
@@ -371,11 +300,11 @@ def _train_owned(
         if processes.first:
             with beside("trackers", _warn):
                 shown = {**config.flat(run.document), "config.source": public(run.config.source)}
-                run.tracker = trackers.open_trackers(track, folder, shown, _warn)
+                run.log.tracker = trackers.open_trackers(track, folder, shown, _warn)
         _train_with_progress(run, stop_requested)
-    if run.tracker is not None:
+    if run.log.tracker is not None:
         with beside("trackers", _warn):
-            run.tracker.close()
+            run.log.tracker.close()
     if not run.complete:
         _say(f"stopped and saved at {run.training.images:,} images; the same command goes on from there")
         return False
@@ -423,37 +352,6 @@ def _draw_loss(folder: Path) -> None:
         log = [entry for entry in read_metrics(folder / "metrics.jsonl", _warn) if entry["loss"] is not None]
         plot = plots.loss_plot([one["images"] for one in log], [one["loss"] for one in log], leg_starts(log))
         verified_folder.write_file(folder / "loss.png", plot)
-
-
-_BEFORE = "before-"  # in the name of a folder to which a run is moved
-_PASSED_OVER = "{}; the checkpoint before it is used"
-SLOW = (
-    "train.precision = float16 on a CPU: an update was seen to take 29 times as long as in float32; "
-    "train.precision=auto takes the fastest"
-)
-
-
-def choose_format(run: Run, layers: Callable[..., Timed] = compute_format.layers_of) -> str | None:
-    """Choose the compute format of a new run where a setting is `auto`: on a CPU the fastest, by a short measurement.
-
-    The first process measures, for all. Returns a line that says what was chosen or that float16 is slow, or None.
-    """
-    training, processes = run.training, run.training.processes
-    settings, device, seconds = run.config.train, training.device, {}
-    automatic = [name for name in ("precision", "channels_last") if getattr(settings, name) == "auto"]
-    slow = SLOW if settings.precision == "float16" and device.type == "cpu" else None
-    if not automatic:
-        return slow
-    chosen = training.format
-    if processes.first and device.type == "cpu" and len(training.formats) > 1:
-        seconds = compute_format.measured(training.formats, layers(run.config, run.facts, device))
-        chosen = compute_format.fastest(seconds)
-        if len(automatic) == 2:
-            run.fastest_on = compute_format.processor()
-    run.use_format(FORMATS[int(processes.from_first(float(FORMATS.index(chosen))))])
-    how = compute_format.describe(seconds) if seconds else "not measured on this device"
-    said = f"{' and '.join(f'train.{name}' for name in automatic)} = auto: {run.training.format} ({how})"
-    return said if slow is None else f"{said}; {slow}"
 
 
 def _train_with_progress(run: Run, stop_requested: Callable[[], bool]) -> None:
@@ -531,7 +429,7 @@ def _describe(settings: config.Config, run: Run, length: Length, law: model_size
         f"{costs.activation_bytes / 1e6:,.0f} MB of activations, "
         f"{len(run.data.train) * prod(run.facts.shape) / 1e6:,.0f} MB of images",
         f"disk: {costs.state_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept",
-        f"{legs.typed(str(length))}: {total:,} images = {total // batch:,} updates = "
+        f"{typed(str(length))}: {total:,} images = {total // batch:,} updates = "
         f"{total / len(run.data.train):.1f} epochs of {len(run.data.train):,} images, in about "
         f"{minutes(run.pace.seconds(total))} of training, previews, measuring and saving",
         bought(run, length, total),

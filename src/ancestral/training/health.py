@@ -23,6 +23,7 @@ from ancestral.runs import build
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
 from ancestral.runs.open import device_of
+from ancestral.runs.process_kinds import chain
 
 IMAGES = 64  # held-out images, at most
 MIN_IMAGES = 8  # of fewer the error itself is not known
@@ -108,7 +109,7 @@ def health(
 
 def calls(config: Config, held_out: int) -> int:
     """How many predictions of an image `health` makes, with so many images held out."""
-    if held_out < MIN_IMAGES or config.diffusion.levels != 256 or build.chain(config).bound_step is None:
+    if held_out < MIN_IMAGES or config.diffusion.levels != 256 or chain(config).bound_step is None:
         return 0
     return min(IMAGES, held_out) * min(TERMS, config.diffusion.T)
 
@@ -143,7 +144,7 @@ def held_out_bits(config: Config, model: Denoiser, table: Tensor | None, held_ou
 
 
 def _reverse(config: Config, table: Tensor | None) -> Transition:
-    kind, own = build.chain(config), config.diffusion.variance
+    kind, own = chain(config), config.diffusion.variance
     assert kind.bound_step is not None, "asked of a run without a bound"
     if kind.only_step is not None or (own == "optimal" and table is None):
         return kind.bound_step

@@ -5,7 +5,6 @@ A new leg keeps the network, the optimiser's moments and the averages. Its learn
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 from ancestral.data.source_paths import same_source
 from ancestral.errors import UserError
 from ancestral.runs.checkpoint import Checkpoint
-from ancestral.runs.config import Config, Facts, flat
+from ancestral.runs.config import Config, flat
+from ancestral.runs.facts import Facts
+from ancestral.runs.length import as_written_now, typed
 from ancestral.runs.plan import Leg, from_state
 from ancestral.runtime import disk
 from ancestral.runtime.text import quoted
@@ -94,7 +95,7 @@ def begins_leg(
 
 
 def _need_length(folder: Path, saved: Checkpoint, length: str, *, further: bool) -> None:
-    lengths, complete = [_current(leg.length) for leg in _legs(saved)], saved.state["complete"]
+    lengths, complete = [as_written_now(leg.length) for leg in _legs(saved)], saved.state["complete"]
     seen = f"{saved.images:,} of {saved.state['total']:,} images"
     if not complete and lengths[-1] != length and (further or len(lengths) > 1):
         raise UserError(f"{folder}: is not finished ({seen}); finish it first, with {typed(lengths[-1])}")
@@ -108,17 +109,6 @@ def _need_length(folder: Path, saved: Checkpoint, length: str, *, further: bool)
 
 def _legs(saved: Checkpoint) -> list[Leg]:
     return list(from_state(saved.state, str(saved.folder / "state.json")).legs)
-
-
-def _current(length: str) -> str:
-    """A length as it is written now: older runs round counts of seven figures and more."""
-    name, _, value = length.partition(" ")
-    return f"{name} {float(value):.15g}" if re.fullmatch(r"[0-9.]+e\+[0-9]+", value) else length
-
-
-def typed(length: str) -> str:
-    """A length as it is given to the command."""
-    return f"{length}s" if length.startswith("--budget ") else length
 
 
 def described(folder: Path, saved: Checkpoint, config: Config, digest: str, count: int) -> list[str]:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import msgspec
 
-from ancestral.runs.config import Config, Facts, ModelOptions, resolve
+from ancestral.runs.config import Config, ModelOptions, resolve
+from ancestral.runs.facts import Facts
 from ancestral.runtime.text import minutes
 
 FILE = Path(__file__).with_suffix(".json")

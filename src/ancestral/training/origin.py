@@ -21,8 +21,10 @@ from ancestral.diffusion.denoisers.denoiser import CLOCKS
 from ancestral.errors import UserError
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint, OriginState, weights_digest
-from ancestral.runs.config import Config, Facts
+from ancestral.runs.config import Config
+from ancestral.runs.facts import Facts
 from ancestral.runs.hub import hub
+from ancestral.runs.process_kinds import chain
 from ancestral.runs.registry import choose
 from ancestral.runtime.tensor_files import Tensors
 from ancestral.runtime.text import quoted, utf8
@@ -154,7 +156,7 @@ def settings(chosen: Config, given: Collection[str], model: Config) -> Config:
 
 def _need_same_meaning(name: str, model: Config, config: Config) -> None:
     """Refuse settings under which the same weights would compute something else."""
-    free = _FREE | ({"diffusion.chain"} if build.chain(model).channels is build.chain(config).channels else set())
+    free = _FREE | ({"diffusion.chain"} if chain(model).weights_of == chain(config).weights_of else set())
     differing = {
         f"{group}.{field}": (old, new)
         for group in ("model", "diffusion")

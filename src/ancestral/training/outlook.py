@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from ancestral.runs.config import Config, Facts
+from ancestral.runs.config import Config
+from ancestral.runs.facts import Facts
 from ancestral.runtime.text import minutes
 from ancestral.training import model_size
 

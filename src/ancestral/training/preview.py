@@ -16,8 +16,10 @@ from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.samplers.sample import beginning, latents, sample
 from ancestral.runs import build
 from ancestral.runs.conditions import blank, conditions_of, in_turn
-from ancestral.runs.config import Config, Facts
+from ancestral.runs.config import Config
+from ancestral.runs.facts import Facts
 from ancestral.runs.open import state_type
+from ancestral.runs.process_kinds import chain
 
 SAMPLES, MEASURED, TERMS = 16, 32, 10
 
@@ -35,14 +37,14 @@ class Preview(NamedTuple):
 
 def calls(config: Config) -> int:
     """How many predictions of an image `preview` makes, about: a small set has fewer held out."""
-    kind, T = build.chain(config), config.diffusion.T
+    kind, T = chain(config), config.diffusion.T
     return SAMPLES * min(kind.calls, T) + (0 if kind.bound_step is None else MEASURED * min(TERMS, T))
 
 
 def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:
     """16 samples in as many steps as `sample` takes, and the bound on 32 held-out images with a few terms an image."""
     times, streams = build.training_grid(config), build.streams(config, device)
-    kind, cond = build.chain(config), conditions_of(held_out.take(np.arange(SAMPLES) % len(held_out)), config, device)
+    kind, cond = chain(config), conditions_of(held_out.take(np.arange(SAMPLES) % len(held_out)), config, device)
     if config.model.labels:
         cond["labels"] = in_turn(facts, range(SAMPLES)).to(device)
     grid = build.sampling_grid(config, kind.grid(config), kind.calls if len(times) > kind.calls + 1 else None)

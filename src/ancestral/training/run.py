@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -11,15 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from ancestral.data import pictures
 from ancestral.data.dataset import Splits
 from ancestral.data.source_paths import same_source
-from ancestral.diffusion.denoisers.denoiser import Denoiser
+from ancestral.diffusion.denoisers.denoiser import Denoiser, images_per_call
 from ancestral.errors import UserError
 from ancestral.networks.ema import PowerAverage
 from ancestral.runs import build, checkpoint
@@ -31,9 +28,8 @@ from ancestral.runs.config import Config, to_json
 from ancestral.runs.datasets import facts
 from ancestral.runs.divided_checkpoint import DividedWriter
 from ancestral.runs.lock import Owner
-from ancestral.runs.metrics_log import read_metrics
 from ancestral.runs.plan import Plan, from_state
-from ancestral.runtime import disk, verified_folder
+from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import LONG, Processes
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
@@ -44,12 +40,11 @@ from ancestral.training.budget import CALIBRATING, MEASURING, PREVIEW_SHARE, SAV
 from ancestral.training.gradient_sync import whole
 from ancestral.training.health import Health, health
 from ancestral.training.origin import Origin
-from ancestral.training.trackers import Tracker, scalars
+from ancestral.training.run_log import RunLog, entry_of
 from ancestral.training.trainer import NotFinite, Record, Training, train
 
 SAVE_EVERY = 300.0  # seconds
 FAILED_SAVES = 3  # in a row, before the run stops
-DIVERGED = 3.0  # the loss over its lowest, from which the run is said to diverge
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ class Run:
         together.wait(LONG)
         self.digest = together.text_of(0, digest)
         self.length, self.warn = length, warn
-        self.tracker: Tracker | None = None  # gets the entries of metrics.jsonl too
+        self.log = RunLog(folder, warn)
         self.owner: Owner | None = None  # checked before each save: is this still the folder's only trainer?
         self.begin_with, self.further = begin_with, further
         self.needs_leg = True  # before the next update
@@ -173,7 +168,7 @@ class Run:
         averages = self.training.whole_averages()
         if self.training.processes.first:
             model = self._model(averages)
-            images = run_calibration.together(*self.facts.shape[1:])
+            images = images_per_call(run_calibration.MOST_IMAGES, *self.facts.shape[1:])
             for _ in range(2):  # the first allocates
                 started = self.clock()
                 preview.predict_once(self.config, self.facts, model, images, self.training.device)
@@ -381,21 +376,8 @@ class Run:
 
     def _report(self, records: list[Record]) -> Progress:
         """Log the records since the last report."""
-        record, applied = records[-1], [one for one in records if one.applied]
-        loss = sum(one.loss for one in applied) / len(applied) if applied else None
-        index, losses = (torch.cat([getattr(one, name) for one in applied or records]) for name in ("index", "losses"))
-        by_tenth = preview.by_tenth_of_t(index, losses, len(self.training.sampler)) if applied else [None] * 10
-        entry: dict[str, Any] = {
-            "images": record.images,
-            "loss": loss,
-            "loss_by_tenth_of_t": by_tenth,
-            "grad_norm": applied[-1].grad_norm if applied else None,
-            "largest_grad_norm": max((one.grad_norm for one in applied), default=None),
-            "updates_left_out": len(records) - len(applied),
-            "loss_over_lowest": self.training.spikes.over_lowest,
-            "learning_rate": record.learning_rate,
-            "seconds": round(self.seconds, 3),
-        }
+        entry = entry_of(records, len(self.training.sampler), self.training.spikes.over_lowest)
+        entry["seconds"] = round(self.seconds, 3)
         if self.corrections:
             entry["end_moved"], self.corrections = self.corrections, []
         if (leg := len(self.plan.legs)) > 1:
@@ -404,30 +386,15 @@ class Run:
             entry["held_out_bits_per_dim"] = self.preview.bits_per_dim
             entry["held_out_bits_by_tenth_of_t"] = self.preview.bits_by_tenth
         if self.training.processes.first:
-            self._log(entry)
-        left = self.pace.seconds(max(0, self.total - record.images))
-        self.last_loss = math.nan if loss is None else loss
+            self.log.append(entry, self.preview)
+            self.preview = None
+        left = self.pace.seconds(max(0, self.total - entry["images"]))
+        self.last_loss = math.nan if entry["loss"] is None else entry["loss"]
         return self._progress(left)
 
     def _progress(self, left: float, doing: str = "") -> Progress:
         speed = 1 / max(self.pace.image, 1e-9)
         return Progress(self.training.images, self.total, self.last_loss, speed, left, self.held_out_bits, doing)
-
-    def _log(self, entry: dict[str, Any]) -> None:
-        if entry["loss_over_lowest"] > DIVERGED:
-            self.warn(
-                f"the loss has risen to {entry['loss_over_lowest']:.1f} times its lowest: the run diverges; "
-                "stop it and lower train.learning_rate"
-            )
-        with beside(str(self.folder / "metrics.jsonl"), self.warn), open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(entry) + "\n")
-        if self.tracker is not None:
-            with beside("trackers", self.warn):
-                self.tracker.log(entry["images"], scalars(entry))
-                if self.preview is not None:
-                    sheet = np.asarray(pictures.contact_sheet(self.preview.images).convert("RGB"))
-                    self.tracker.picture(entry["images"], "preview", sheet)
-        self.preview = None
 
     def _preview(self) -> None:
         """Save the averages; draw samples and measure the bound, while previews take less than `PREVIEW_SHARE`."""
@@ -488,7 +455,7 @@ class Run:
         if first:
             with beside("health", self.warn):
                 # A run that began with a model need not lower its loss.
-                log = [] if self.origin else read_metrics(self.folder / "metrics.jsonl", self.warn)
+                log = [] if self.origin else self.log.read()
                 self.health = health(self.config, self._model(averages), table, self.data, log)
                 verified_folder.write_file(self.folder / "health.json", json_bytes(self.health.to_json()))
         yield self._ending(SAVING)
@@ -507,18 +474,9 @@ class Run:
         self.training.processes.wait()  # until each has read what the first will write over
         if not self.training.processes.first:
             return
-        path = self.folder / "metrics.jsonl"
-        try:
-            entries = [entry for entry in read_metrics(path, self.warn) if entry["images"] <= images]
-            with beside(str(path), self.warn):
-                verified_folder.write_file(path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
-        except disk.Missing:
-            entries = []
-        except disk.Damaged as error:  # the first append to a pipe would block
-            raise UserError(f"{error}; move it away, and the log begins anew") from None
-        reached = max((entry["images"] for entry in entries), default=0)
+        reached = self.log.truncate(images)
         if self.plan.legs and images - reached >= max(1, self.plan.legs[-1].spaced / 100):  # a record is due
-            self.warn(f"{path}: has no record of images {reached:,} to {images:,}; it goes on after them")
+            self.warn(f"{self.log.path}: has no record of images {reached:,} to {images:,}; it goes on after them")
         with beside("averages and previews of before", self.warn):
             for later in (*self.folder.glob("averages/*"), *self.folder.glob("previews/*.png")):
                 if later.stem.isdigit() and int(later.stem) > images:

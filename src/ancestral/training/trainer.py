@@ -30,18 +30,18 @@ from ancestral.networks.ema import PowerAverage
 from ancestral.runs import build
 from ancestral.runs.compute_format import ComputeFormat, laid_out
 from ancestral.runs.conditions import Conditions, trained_with
-from ancestral.runs.config import Config, Facts
+from ancestral.runs.config import Config
+from ancestral.runs.facts import Facts
 from ancestral.runs.plan import Plan
-from ancestral.runtime.disk import Damaged
 from ancestral.runtime.distributed import Processes, check
 from ancestral.runtime.system import out_of_memory
 from ancestral.runtime.tensor_files import fitting
-from ancestral.runtime.tensor_shards import Parts, shapes_of, under
-from ancestral.training.gradient_sync import divides, engine, like, on_first, open_formats, part_of, whole
+from ancestral.runtime.tensor_shards import Parts, under
+from ancestral.training.gradient_sync import divides, engine, like, on_first, open_formats, whole
 from ancestral.training.loss_spikes import LossMonitor
 from ancestral.training.prefetch import Batch, Prefetcher, batch
+from ancestral.training.training_state import TrainingState
 
-MOMENTS = ({"step", "exp_avg", "exp_avg_sq"}, {"step", "momentum"})  # of a parameter: AdamW's, Muon's
 SKIPS_IN_A_ROW = 10  # updates, before a run that may skip those that are not finite stops all the same
 
 
@@ -344,64 +344,6 @@ class Training:
             for one in self.averages
         ]
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of a checkpoint by name; of divided ones each process must call this, and the first has them."""
-        return {name: on_first(value.detach(), self.processes.first) for name, value in self._named().items()}
-
-    def parts(self) -> Parts:
-        """Copies of this process's parts of `tensors`, on the CPU; the first has what is not divided."""
-        parts: Parts = {}
-        for name, value in self._named().items():
-            part = part_of(value.detach())
-            if part is not None:
-                parts[name] = part
-            elif self.processes.first:
-                parts[name] = value.detach().to("cpu", copy=True), 0
-        return parts
-
-    def _named(self) -> dict[str, Tensor]:
-        named = self._fixed()
-        for prefix, one in self.learners.items():
-            for index, moments in one.optimizer.state_dict()["state"].items():
-                named |= {f"{prefix}optimizer/{index}/{name}": value for name, value in moments.items()}
-        named |= {f"scaler/{name}": torch.tensor(value) for name, value in self.scaler.state_dict().items()}
-        return named
-
-    def _fixed(self) -> dict[str, Tensor]:
-        """Those of `tensors` that are there, with their final shapes, before the first update too."""
-        named = {
-            f"{prefix}network/{name}": value
-            for prefix, network in self.networks.items()
-            for name, value in network.state_dict().items()
-        }
-        for average in self.averages:
-            named |= {f"average-{average.width:g}/{name}": value for name, value in average.weights.items()}
-        named |= {f"sampler/{name}": value for name, value in self.sampler.state().items()}
-        for prefix, monitor in zip(self._guards(), self.monitors, strict=True):
-            named |= {f"{prefix}{name}": value for name, value in monitor.state().items()}
-        return named
-
-    def _guards(self) -> list[str]:
-        """Of the names of each monitor's tensors."""
-        return ["guard/", *(f"guard/{part}/" for part in range(1, len(self.monitors)))]
-
-    def _check(self, tensors: Mapping[str, Tensor], where: str) -> None:
-        """Refuse tensors that are not those of this training, before any is loaded."""
-        grown = ("scaler/", *(f"{prefix}optimizer/" for prefix in self.learners))
-        fitting({name: value for name, value in tensors.items() if not name.startswith(grown)}, self._fixed(), where)
-        for prefix, one in self.learners.items():
-            own = f"{prefix}optimizer/"
-            parameters = {str(index): value for index, value in enumerate(one.network.parameters())}
-            kept: dict[str, set[str]] = {}
-            for name, value in under(own, tensors).items():
-                index, _, moment = name.partition("/")
-                if index not in parameters or value.shape != (() if moment == "step" else parameters[index].shape):
-                    raise Damaged(f"{where}: {own}{name} is of no parameter, or not of its shape")
-                kept.setdefault(index, set()).add(moment)
-            for index, moments in kept.items():
-                if moments not in MOMENTS:
-                    raise Damaged(f"{where}: {own}{index} has {', '.join(sorted(moments))} only")
-
     def begin_with(self, weights: Mapping[str, Tensor], where: str) -> None:
         """Take these weights before the first update, as the network's and as both averages.
 
@@ -416,37 +358,27 @@ class Training:
             for name, value in average.weights.items():
                 value.copy_(like(weights[name], value))
 
+    @property
+    def _state(self) -> TrainingState:
+        optimizers = {prefix: one.optimizer for prefix, one in self.learners.items()}
+        first = self.processes.first
+        return TrainingState(self.networks, optimizers, self.averages, self.sampler, self.monitors, self.scaler, first)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of a checkpoint by name; of divided ones each process must call this, and the first has them."""
+        return self._state.tensors()
+
+    def parts(self) -> Parts:
+        """Copies of this process's parts of `tensors`, on the CPU; the first has what is not divided."""
+        return self._state.parts()
+
     def load(self, tensors: Mapping[str, Tensor], images: int, where: str) -> None:
         """Load the result of `tensors`, on any number of processes; `where` is what its file is called.
 
         Raises:
             Damaged: when it is of another network or optimiser.
         """
-        self._check(shapes_of(tensors), where)
-        try:
-            for prefix, network in self.networks.items():
-                own = network.state_dict()
-                network.load_state_dict(
-                    {name: like(value, own[name]) for name, value in under(f"{prefix}network/", tensors).items()}
-                )
-            for prefix, one in self.learners.items():
-                optimizer, parameters = one.optimizer.state_dict(), list(one.network.parameters())
-                optimizer["state"] = {}
-                for name, value in under(f"{prefix}optimizer/", tensors).items():
-                    index, _, moment = name.partition("/")
-                    optimizer["state"].setdefault(int(index), {})[moment] = like(value, parameters[int(index)])
-                one.optimizer.load_state_dict(optimizer)
-            for average in self.averages:
-                saved = under(f"average-{average.width:g}/", tensors)
-                for name, value in average.weights.items():
-                    value.copy_(like(saved[name], value))
-            self.sampler.load_state(dict(under("sampler/", tensors)))
-            for prefix, monitor in zip(self._guards(), self.monitors, strict=True):
-                monitor.load_state(dict(under(prefix, tensors)))
-            if self.scaler.is_enabled():
-                self.scaler.load_state_dict({name: value.item() for name, value in under("scaler/", tensors).items()})
-        except (KeyError, RuntimeError, ValueError) as error:
-            raise Damaged(f"{where}: does not fit this configuration ({error})") from None
+        self._state.load(tensors, where)
         self.images = images
 
 

@@ -22,6 +22,7 @@ from ancestral.apps.cli.options import (
     share,
     steps_option,
 )
+from ancestral.runs.length import Length
 
 
 @click.command(short_help="Tune a model to draw in few calls.")
@@ -56,7 +57,7 @@ def distill(model: str, run: Path, assignments: tuple[str, ...], seed: int, **op
     from ancestral.training import command, distillation
     from ancestral.training.origin import Origin
 
-    length = command.Length.of(**{name: options[name] for name in ("budget", "images", "steps")})
+    length = Length.of(**{name: options[name] for name in ("budget", "images", "steps")})
     begin_with = Origin(model)
     how = {"calls": options["calls"], "data": options["data"], "fresh": options["fresh"], "further": length.further}
     resolved, given = distillation.settings(begin_with, overrides, run, **how)

@@ -13,8 +13,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from ancestral.runs.length import amount, count, seconds
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions, one_way_to_step
-from ancestral.runtime.text import amount, count, seconds
 
 
 class Parsed(click.ParamType):

@@ -23,6 +23,7 @@ from ancestral.apps.cli.options import (
     share,
     steps_option,
 )
+from ancestral.runs.length import Length
 
 
 @click.command(short_help="Train on images.")
@@ -76,7 +77,7 @@ def train(data: str, run: Path, preset: str, assignments: tuple[str, ...], seed:
     from ancestral.training import command
     from ancestral.training.origin import Origin
 
-    length = command.Length.of(**{name: options[name] for name in ("budget", "images", "steps")})
+    length = Length.of(**{name: options[name] for name in ("budget", "images", "steps")})
     chosen = {name: options[name] for name in ("dry_run", "fresh", "track")}
     chosen |= {"given": set(overrides)}
     chosen |= {"begin_with": None if options["begin_with"] is None else Origin(options["begin_with"])}

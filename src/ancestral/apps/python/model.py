@@ -33,7 +33,7 @@ from ancestral.runs.datasets import fitting, images_for
 from ancestral.runs.hub import hub
 from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.open import device_of, open_model
-from ancestral.runs.process_kinds import need_bound, need_gaussian
+from ancestral.runs.process_kinds import chain, need_bound, need_gaussian
 from ancestral.runs.registry import suggest
 from ancestral.runs.sampling_options import EDIT_CALLS, JUMP, OPTIONS, RESAMPLES, SamplingOptions
 from ancestral.runtime.console import advancing, screen
@@ -196,7 +196,7 @@ class Model:
         _need_count(batch_size, "batch_size")
         need_bound(self.saved.config, "bits_per_dim")
         model, saved = self.denoiser, self.saved
-        if saved.calibration is None and build.chain(saved.config).calibrated:
+        if saved.calibration is None and chain(saved.config).calibrated:
             splits = self._splits(data)
             images, saved = splits.test, calibration.calibrated(saved, model, splits.train)
         else:

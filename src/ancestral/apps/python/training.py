@@ -15,8 +15,8 @@ from ancestral.data import load as reading
 from ancestral.data import memory
 from ancestral.errors import UserError
 from ancestral.runs import config
+from ancestral.runs.length import LONGEST, MOST, Amount, Length, amount, count, seconds
 from ancestral.runs.registry import suggest
-from ancestral.runtime.text import LONGEST, MOST, Amount, amount, count, seconds
 from ancestral.training import command, distillation
 from ancestral.training.origin import Origin
 
@@ -170,9 +170,9 @@ def _path(name: str, value: object, what: str) -> str:
     return os.fspath(value)
 
 
-def _length(budget: str | float | None, images: int | str | None, steps: int | str | None) -> command.Length:
+def _length(budget: str | float | None, images: int | str | None, steps: int | str | None) -> Length:
     """The length of a run as it was given."""
-    return command.Length.of(
+    return Length.of(
         budget=_amount("budget", budget, seconds),
         images=_amount("images", images, count),
         steps=_amount("steps", steps, count),

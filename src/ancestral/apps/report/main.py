@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.progress import BarColumn, SpinnerColumn, TimeElapsedColumn
 
@@ -35,31 +35,25 @@ from ancestral.runtime.console import Progress, TextColumn, TimeLeft, screen
 from ancestral.runtime.text import shown
 from ancestral.runtime.verified_folder import need_writable, write_file
 
-SECTIONS: dict[str, Callable[[Subject], Part]] = {
-    "story": story.part,
-    "forward": forward.part,
-    "reverse": reverse.part,
-    "network": network.part,
-    "bound": elbo.part,
-    "spread": variance.part,
-    "onestep": one_step.part,
-    "connections": connections.part,
-    "quality": quality.part,
-    "models": other_models.part,
-}
 
-# Of the time, in a hundredth, on a model of 28x28 pixels.
-SHARES = {
-    "story": 1,
-    "forward": 1,
-    "reverse": 22,
-    "network": 1,
-    "bound": 42,
-    "spread": 3,
-    "onestep": 1,
-    "connections": 10,
-    "quality": 20,
-    "models": 1,
+class Section(NamedTuple):
+    """A section of the page: how it is measured, and its share of the time in percent, on a model of 28x28 pixels."""
+
+    measure: Callable[[Subject], Part]
+    share: int
+
+
+SECTIONS = {
+    "story": Section(story.part, 1),
+    "forward": Section(forward.part, 1),
+    "reverse": Section(reverse.part, 22),
+    "network": Section(network.part, 1),
+    "bound": Section(elbo.part, 42),
+    "spread": Section(variance.part, 3),
+    "onestep": Section(one_step.part, 1),
+    "connections": Section(connections.part, 10),
+    "quality": Section(quality.part, 20),
+    "models": Section(other_models.part, 1),
 }
 
 
@@ -100,14 +94,14 @@ def measured(subject: Subject) -> dict[str, Part]:
         TimeLeft(),
     )
     with Progress(*columns) as bar:
-        task = bar.add_task("", total=sum(SHARES.values()))
-        for number, (name, measure) in enumerate(SECTIONS.items(), 1):
+        task = bar.add_task("", total=sum(section.share for section in SECTIONS.values()))
+        for number, (name, section) in enumerate(SECTIONS.items(), 1):
             title = f"{number} of {len(SECTIONS)}: {words('en')['sections'][name]}"
             bar.update(task, description=title)
             if not screen.is_terminal:
                 screen.print(title)
-            parts[name] = measure(subject)
-            bar.advance(task, SHARES[name])
+            parts[name] = section.measure(subject)
+            bar.advance(task, section.share)
     return parts
 
 

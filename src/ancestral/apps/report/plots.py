@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import math
 import re
@@ -22,6 +21,7 @@ from torch import Tensor
 from ancestral.apps.report.part import RAISED
 from ancestral.data.pictures import contact_sheet
 from ancestral.data.pixels import to_bytes
+from ancestral.runtime.encode import data_uri
 from ancestral.runtime.plots import ACCENT, INK, SECOND
 from ancestral.runtime.text import shown
 
@@ -68,7 +68,12 @@ def legend(on: Axes) -> None:
 def _ems(text: str) -> float:
     """About how wide a text is, in its own size: the page's fonts draw it, which are not at hand here."""
     drawn = re.sub(r"\\[a-z]+", "x", re.sub(r"[${}^_]", "", text))  # of a formula
-    return sum(1.0 if ord(letter) > 0x2E80 else 0.58 for letter in drawn)
+    return sum(map(_letter_ems, drawn))
+
+
+def _letter_ems(letter: str) -> float:
+    """About how wide a letter is, in its own size: those of East Asian scripts are square."""
+    return 1.0 if ord(letter) > 0x2E80 else 0.58
 
 
 def logarithmic(axis: Axis) -> None:
@@ -133,7 +138,6 @@ def sheet(
     left = max((_width(word) for word in rows), default=0) + (6 if rows else 0)
     top = _TEXT + 6 if columns else 0
     wide, tall = left + across * (cell + _GAP), top + down * (height + _GAP)
-    source = base64.b64encode(file.getvalue()).decode()
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide:g} {tall:g}" data-wide="{wide:g}">']
     # One picture, seen through a window for each image: the gaps between them are the page's own.
     for row in range(down):
@@ -148,7 +152,7 @@ def sheet(
                 cx, cy = (x_pixel + 0.5) / images.shape[3] * cell, (y_pixel + 0.5) / images.shape[2] * height
                 parts.append(f'<circle class="mark" cx="{x + cx:.2f}" cy="{y + cy:.2f}" r="{cell / 14:.2f}"/>')
     size = f'width="{across}" height="{down}" preserveAspectRatio="none" style="image-rendering:pixelated"'
-    picture = f'<image id="SHEET" {size} href="data:image/png;base64,{source}"/>'
+    picture = f'<image id="SHEET" {size} href="{data_uri(file.getvalue())}"/>'
     parts.insert(1, f"<defs>{picture}</defs>")
     for number, word in enumerate(columns):
         x = left + number * (cell + _GAP) + cell / 2
@@ -163,7 +167,7 @@ def sheet(
 
 
 def _width(word: str) -> float:
-    return sum(_TEXT * (1.0 if ord(letter) > 0x2E80 else 0.58) for letter in word)
+    return sum(_TEXT * _letter_ems(letter) for letter in word)
 
 
 def _digest(text: str) -> str:

@@ -11,8 +11,9 @@ from ancestral.apps.report.part import Number
 from ancestral.apps.report.quality_samples import LEAST
 from ancestral.apps.report.quality_training import SETTLED
 from ancestral.data.source_paths import typed
-from ancestral.runs.config import IMPORTED, Config, Facts, flat, known_keys, resolve
+from ancestral.runs.config import IMPORTED, Config, flat, known_keys, resolve
 from ancestral.runs.current_settings import for_images
+from ancestral.runs.facts import Facts
 from ancestral.runtime.text import quoted
 
 Numbers = Mapping[str, Number]

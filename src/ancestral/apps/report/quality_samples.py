@@ -25,6 +25,7 @@ from ancestral.evaluation.features import features_of, on_sides, unlabelled
 from ancestral.evaluation.sample_metrics import GROUPS, closest, copies, few, repeats
 from ancestral.runs import build
 from ancestral.runs.measurements import measured
+from ancestral.runs.process_kinds import chain
 from ancestral.runtime.plots import ACCENT, SECOND
 
 STEPS, FINE = 10, 50  # of the solver for few steps; of the walk that it is compared with
@@ -113,7 +114,7 @@ def _kept(subject: Subject) -> Found | None:
         return None
     if not subject.own:
         return None
-    grid, move = subject.method(subject.few(build.chain(subject.config).calls))
+    grid, move = subject.method(subject.few(chain(subject.config).calls))
     free = subject.model is not None and build.drawing(subject.model, subject.config, move) is not subject.model
     plain = {
         "times": grid,

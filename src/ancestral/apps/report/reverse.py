@@ -11,8 +11,8 @@ from ancestral.apps.report.subject import Subject
 def part(subject: Subject) -> Part:
     """One network for every step, its predictions at each t, and its reverse process at work."""
     network = {} if subject.saved is None else _network(subject)
-    own = subject.config.diffusion.target
-    facts = {"trained": subject.saved is not None, "target": own, "formula": Text(FORMULAS.get(own, OTHER))}
+    target = subject.config.diffusion.target
+    facts = {"trained": subject.saved is not None, "target": target, "formula": Text(FORMULAS.get(target, OTHER))}
     calls = Number(len(subject.times) - 1, "", "ancestral.runs.build.training_grid")
     own = Part(numbers={"calls": calls, **network}, facts=facts)
     return own | reverse_identities.part(subject) | reverse_predictions.part(subject) | reverse_film.part(subject)

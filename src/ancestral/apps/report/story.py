@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import b64encode
 from html import escape
 
 import numpy as np
@@ -11,6 +10,7 @@ from ancestral.apps.report import plots
 from ancestral.apps.report.part import Number, Part
 from ancestral.apps.report.subject import Subject
 from ancestral.data import pictures
+from ancestral.runtime.encode import data_uri
 from ancestral.sampling.round_trip import FRAMES, played, round_trip, small
 
 NODES = 5  # of the diagram
@@ -101,6 +101,6 @@ def _arrow(start: float, end: float, y: float, name: str, colour: str, above: fl
 
 
 def _picture(pixels: np.ndarray, x: float, y: float, tall: float) -> str:
-    source = escape("data:image/png;base64," + b64encode(pictures.png(pixels)).decode())
+    source = escape(data_uri(pictures.png(pixels)))
     size = f'x="{x:g}" y="{y:g}" width="{NODE}" height="{tall:g}"'
     return f'<image {size} preserveAspectRatio="none" style="image-rendering:pixelated" href="{source}"/>'

@@ -11,18 +11,19 @@ import numpy as np
 
 from ancestral.apps.server import schemas
 from ancestral.apps.server.actions import Task
-from ancestral.apps.server.data_uri import as_uri, uri_of
+from ancestral.apps.server.data_uri import uri_of
 from ancestral.apps.server.job import Record, going_on
 from ancestral.apps.server.session import FRAMES, ServedRun
 from ancestral.compression.codebook import Codebook, check, widened
 from ancestral.compression.codec import Codec
-from ancestral.compression.compress_command import NO_FLOAT64, PROFILES, codec_of, measured
+from ancestral.compression.compress_command import NO_FLOAT64, PROFILES, codebook_of, codec_of
 from ancestral.compression.file_header import parse
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Watched
 from ancestral.diffusion.objectives.statistics import image_psnr
 from ancestral.errors import UserError
 from ancestral.runs.conditions import NOT_IN_FILES
 from ancestral.runs.open import device_of
+from ancestral.runtime.encode import data_uri
 
 PREFIXES = 24  # pictures of a file's first bytes
 MEASURING = 100  # steps that the measurement is shown in
@@ -84,7 +85,7 @@ class Compressor:
             return {
                 "bytes": len(file),
                 "exact": True,
-                "file": as_uri(file, "application/octet-stream"),
+                "file": data_uri(file, "application/octet-stream"),
                 "image": image,
                 "prefixes": [*prefixes, {"bytes": len(file), "uri": image, "psnr": None}],
                 "again": again,
@@ -105,7 +106,7 @@ class Compressor:
                     _tell(record, record.step, MEASURING, "measuring the model, once")
 
                 tell(0.0)
-                self._book = measured(self.served.run, self.served.saved, self.served.model, tell)
+                self._book = codebook_of(self.served.run, self.served.saved, self.served.model, tell)
             return self._book
         finally:
             record.deadline = time.monotonic() + limit

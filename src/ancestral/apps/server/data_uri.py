@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import binascii
-from base64 import b64decode, b64encode
+from base64 import b64decode
 
 import numpy as np
 
 from ancestral.data import decode, pictures
 from ancestral.errors import UserError
+from ancestral.runtime.encode import data_uri
 
 MOST_BYTES = 4_000_000
 MOST_PIXELS = 24_000_000
@@ -59,9 +60,4 @@ def decoded(uri: str, field: str, shape: tuple[int, int, int], background: str, 
 
 def uri_of(pixels: np.ndarray) -> str:
     """An image (H, W, C) as the data URI of a PNG file."""
-    return as_uri(pictures.png(pixels), "image/png")
-
-
-def as_uri(file: bytes, kind: str) -> str:
-    """A file as a data URI."""
-    return f"data:{kind};base64,{b64encode(file).decode('ascii')}"
+    return data_uri(pictures.png(pixels))

@@ -176,6 +176,14 @@ class InParts:
         return predict(torch.cat(own), x_t, self.schedule, t)
 
 
+def images_per_call(most: int, height: int, width: int) -> int:
+    """How many images of (height, width) meet the network in one call: `most` of up to 64x64 pixels, fewer of larger.
+
+    So that a call takes no more memory than `most` images of 64x64 do; at least one.
+    """
+    return max(1, min(most, most * 64**2 // (height * width)))
+
+
 class Watched:
     """A predictor that counts its calls, and hands the number of images of each to `report` before it is made."""
 

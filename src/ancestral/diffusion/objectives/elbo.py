@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -83,8 +83,8 @@ class Elbo:
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor]) -> Elbo:
         """The inverse of `tensors`."""
-        fields = dict(tensors)
-        return cls(dimensions=int(fields.pop("dimensions")), **fields)
+        values = dict(tensors)
+        return cls(dimensions=int(values.pop("dimensions")), **values)
 
     def bits(self, nats: Tensor) -> Tensor:
         """Nats an image as bits per dimension."""
@@ -93,17 +93,19 @@ class Elbo:
 
 def concatenate(parts: Sequence[Elbo]) -> Elbo:
     """The bounds of several batches as one."""
-    names = ("prior", "t", "last", "terms", "mse", "weight")
-    joined = {name: torch.cat([getattr(one, name) for one in parts]) for name in names}
-    return Elbo(**joined, dimensions=parts[0].dimensions)
+    return replace(parts[0], **{name: torch.cat([getattr(one, name) for one in parts]) for name in _tensors()})
 
 
 def repeated(parts: Sequence[Elbo]) -> Elbo:
     """Independent measurements of the same images, of as many terms each, as one: side by side, each counting less."""
-    names = ("t", "last", "terms", "mse")
-    joined = {name: torch.cat([getattr(one, name) for one in parts], 1) for name in names}
-    weight = torch.cat([one.weight for one in parts], 1) / len(parts)
-    return Elbo(prior=parts[0].prior, weight=weight, dimensions=parts[0].dimensions, **joined)
+    by_term = [name for name in _tensors() if name != "prior"]
+    joined = replace(parts[0], **{name: torch.cat([getattr(one, name) for one in parts], 1) for name in by_term})
+    return replace(joined, weight=joined.weight / len(parts))
+
+
+def _tensors() -> list[str]:
+    """The names of the fields that have a row an image."""
+    return [field.name for field in fields(Elbo) if field.name != "dimensions"]
 
 
 def error_per_image(elbo: Elbo, repeats: int) -> Tensor:

@@ -26,7 +26,8 @@ from torch.nn import functional
 from ancestral.errors import UserError
 from ancestral.networks.unet_layers import time_embedding
 from ancestral.runs import build, checkpoint
-from ancestral.runs.config import Config, Facts
+from ancestral.runs.config import Config
+from ancestral.runs.facts import Facts
 from ancestral.runs.hub import import_checks
 from ancestral.runs.hub.diffusers_config import (
     GROUPS,

@@ -22,7 +22,8 @@ from ancestral.diffusion.processes.schedules import SCHEDULES, cosine, from_beta
 from ancestral.errors import UserError
 from ancestral.runs import build
 from ancestral.runs.build import WITHOUT_NAME
-from ancestral.runs.config import Config, DiffusionOptions, Facts, ModelOptions
+from ancestral.runs.config import Config, DiffusionOptions, ModelOptions
+from ancestral.runs.facts import Facts
 from ancestral.runtime import disk
 
 VERSION = "0.30.0"  # of diffusers, whose fields these are

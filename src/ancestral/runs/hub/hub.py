@@ -23,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from ancestral.data.source_paths import HUB_PREFIX
+from ancestral.data.source_paths import HUB_PREFIX, is_run
 from ancestral.errors import UserError, missing
 from ancestral.runs import checkpoint
 from ancestral.runs.checkpoint import Checkpoint, OriginState
@@ -65,14 +65,14 @@ def load(source: str | Path, scheduler: Path | None = None, null_class: int | No
     """
     name = str(source)
     folder = Path(name) if os.path.isdir(name) and not name.startswith(HUB_PREFIX) else _fetched(name)
-    ours = (folder / "checkpoints").is_dir() or checkpoint.is_average(folder)
+    ours = is_run(folder) or checkpoint.is_average(folder)
     if ours or (folder / verified_folder.MANIFEST).is_file():
         for option, value in (("--scheduler", scheduler), ("--null-class", null_class)):
             if value is not None:
                 raise UserError(f"{option}: is of diffusers folders; {name} is a model of this package")
-    if (folder / "checkpoints").is_dir():
+    if is_run(folder):
         return import_checks.passed(checkpoint.open_newest(folder))
-    if folder.name in ("averages", "checkpoints") and (folder.parent / "checkpoints").is_dir():
+    if folder.name in ("averages", "checkpoints") and is_run(folder.parent):
         raise UserError(f"{source}: is a part of the run {folder.parent}; name that, or one of RUN/averages")
     if folder.parent.name == "checkpoints":
         raise UserError(f"{source}: is a checkpoint; name the run, whose newest is used, or one of RUN/averages")

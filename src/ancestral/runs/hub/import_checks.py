@@ -14,7 +14,7 @@ from ancestral.runs.checkpoint import CALIBRATION, Checkpoint
 from ancestral.runs.conditions import blank
 from ancestral.runs.config import Config
 from ancestral.runs.facts import Facts
-from ancestral.runs.process_kinds import chain
+from ancestral.runs.process_kinds import chain, denoiser_of
 from ancestral.runtime.tensor_files import Tensors, finite, fitting
 
 LARGEST = 1e6  # size of a weight
@@ -29,7 +29,7 @@ def tensors_of(config: Config, facts: Facts, where: Path) -> Tensors:
     try:
         with torch.device("meta"):
             network = build.network(config, facts)
-        chain(config).denoiser(network, build.schedule(config), config, facts)  # a target that the schedule allows
+        denoiser_of(network, build.schedule(config), config, facts)  # a target that the schedule allows
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
     except (ValueError, RuntimeError, ArithmeticError, MemoryError, TypeError) as error:
