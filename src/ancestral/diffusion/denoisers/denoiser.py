@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ancestral.diffusion.denoisers.targets import Target
 from ancestral.diffusion.processes.gaussian import Gaussian
-from ancestral.diffusion.processes.types import Time, on, over
+from ancestral.diffusion.processes.types import Time, on, over, per_image
 
 Model = TypeVar("Model", bound=nn.Module)
 Clip = Callable[[Tensor], Tensor]
@@ -71,7 +71,7 @@ def clip_static(x0: Tensor) -> Tensor:
 def clip_dynamic(x0: Tensor, quantile: float = 0.995) -> Tensor:
     """x0 divided by its own `quantile` of |x0| where that exceeds 1 (Saharia et al. 2022, section 2.3)."""
     each = [one.quantile(quantile) for one in x0.flatten(1).abs()]  # torch's takes 2^24 values at a time
-    limit = torch.stack(each).clamp(min=1).reshape(-1, *[1] * (x0.ndim - 1))
+    limit = per_image(torch.stack(each).clamp(min=1), x0)
     return x0.clamp(-limit, limit) / limit
 
 

@@ -12,7 +12,7 @@ from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import Time
+from ancestral.diffusion.processes.types import Time, per_image
 from ancestral.diffusion.samplers.loop import GaussianDraw, Move, walk
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.diffusion.samplers.transitions import DDIM, Stepper, StepThenNoise, Transition
@@ -98,7 +98,7 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     """
     flat_a, flat_b = a.flatten(1), b.flatten(1)
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
-    angle = cosine.acos().reshape(-1, *[1] * (a.ndim - 1))
+    angle = per_image(cosine.acos(), a)
     sine = angle.sin()
     along = (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / sine
     return torch.where(sine > 1e-6, along, mix(a, b, share))

@@ -22,7 +22,7 @@ from ancestral.diffusion.editing.operators import Operator
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import Time, over, untyped
+from ancestral.diffusion.processes.types import Time, over, per_image, untyped
 from ancestral.diffusion.samplers.loop import GaussianDraw, Move, from_model
 
 
@@ -168,7 +168,7 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, iter
     """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
+        return per_image((a * b).flatten(1).sum(1), a)
 
     v, left = torch.zeros_like(right), right
     direction, size = right, dot(right, right)
@@ -202,7 +202,7 @@ class Dps:
         linear = _Differentiable(self.predictor, x_t, t)
         residual = self.seen.residual(linear.x0)
         norms: Tensor = untyped.norm(residual.flatten(1), dim=1)
-        length = norms.clamp(min=1e-12).reshape(-1, *[1] * (residual.ndim - 1))
+        length = per_image(norms.clamp(min=1e-12), residual)
         self.gradient = -linear.back(self.seen.operator.adjoint(residual / length))
         return linear.moved(self.predictor, linear.x0, t)
 

@@ -22,7 +22,11 @@ def on(device: torch.device, x: Tensor, dtype: torch.dtype | None = None) -> Ten
     return x.to(device=device, dtype=dtype, non_blocking=device.type == "cuda")
 
 
+def per_image(values: Tensor, x: Tensor) -> Tensor:
+    """Values of shape (B,) or (B, C) as (B, 1, ...) or (B, C, 1, ...), to broadcast against x; () stays as it is."""
+    return values.reshape(values.shape + (1,) * (x.ndim - values.ndim)) if values.ndim else values
+
+
 def over(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A coefficient of shape () or (B,) as float of x's type and device that multiplies x of shape (B, ...)."""
-    shaped = coefficient.reshape(coefficient.shape + (1,) * (x.ndim - coefficient.ndim if coefficient.ndim else 0))
-    return on(x.device, shaped, x.dtype)
+    """A coefficient of shape (), (B,) or (B, C) as float of x's type and device that multiplies x of shape (B, ...)."""
+    return on(x.device, per_image(coefficient, x), x.dtype)
