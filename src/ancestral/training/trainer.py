@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ancestral.data.dataset import ImageSet
-from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS, UNIFORMS
+from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
 from ancestral.diffusion.processes.streams import key
 from ancestral.diffusion.processes.torch_generators import forked
 from ancestral.diffusion.processes.types import on
@@ -169,8 +169,8 @@ class Training:
             self._draw_divided()
         self.shard = options.batch_size // (self.processes.size * self.engine.shards)
         self.micro_batch = min(options.micro_batch or self.shard, self.shard)  # images in one pass of the network
-        uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
-        self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid, build.time_schedule(config))
+        self.uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
+        self.sampler = sampler(grid, build.time_schedule(config))
         self.earlier = partial(self.objective.earlier, self.denoiser.schedule, self.sampler.t, self.sampler.s)
         self.learners = {"": Learner(self.network, build.optimizer(self.network, options), options.learning_rate)}
         self.networks = {"": self.network, "auxiliary-": auxiliary}  # of a checkpoint
