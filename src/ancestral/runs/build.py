@@ -119,7 +119,7 @@ def network(config: Config, facts: Facts) -> UNet:
     """
     options = config.model
     channels, height, width = facts.shape
-    conditions.check(config, facts)
+    conditions.need_conditions(config, facts)
     wrong = [level for level in options.attention if not 0 <= level < len(options.multipliers)]
     if wrong:
         raise UserError(

@@ -88,7 +88,7 @@ def processor() -> str:
     return f"{next(named, platform.processor())} ({torch.backends.cpu.get_cpu_capability()}{bfloat16})"
 
 
-def measured(formats: Sequence[ComputeFormat], timed: Timed) -> dict[ComputeFormat, float]:
+def time_formats(formats: Sequence[ComputeFormat], timed: Timed) -> dict[ComputeFormat, float]:
     """Seconds of each, the quickest of repeats in turn."""
     for one in formats:
         timed(one)  # allocations and kernel choices are not speed
@@ -166,7 +166,7 @@ def layers_of(config: Config, facts: Facts, device: torch.device, training: bool
 @functools.cache
 def _measured_for_drawing(config: Config, facts: Facts, device: torch.device) -> ComputeFormat:
     timed = layers_of(config, facts, device, training=False)
-    return fastest(measured(candidates("auto", "auto", device), timed))
+    return fastest(time_formats(candidates("auto", "auto", device), timed))
 
 
 def for_drawing(name: str, saved: Checkpoint, device: torch.device) -> ComputeFormat:

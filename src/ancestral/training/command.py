@@ -38,7 +38,7 @@ from ancestral.runtime.signals import catch_stop
 from ancestral.runtime.text import Amount, minutes, quoted
 from ancestral.training import cost, inventory, legs, model_size, origin, trackers
 from ancestral.training.origin import Origin
-from ancestral.training.outlook import measured, outlook
+from ancestral.training.outlook import levels_of, outlook
 from ancestral.training.run import Run
 
 BUDGET = 600.0  # seconds, where no length is given
@@ -107,7 +107,7 @@ def _stopped_at_its_end(run: Run) -> bool:
 def bought(run: Run, length: Length, images: int) -> str:
     """What a length of so many images buys on this machine, in updates and in what they give."""
     updates = images // run.config.train.batch_size
-    levels = () if run.begin_with or run.origin else measured(run.config, run.facts)
+    levels = () if run.begin_with or run.origin else levels_of(run.config, run.facts)
     look = outlook(levels, run.training.images, images, lambda more: run.clock() - run.began + run.pace.seconds(more))
     plural = "" if updates == 1 else "s"
     return f"{legs.typed(str(length))} buys {updates:,} update{plural} on this machine: {look}"
@@ -446,7 +446,7 @@ def choose_format(run: Run, layers: Callable[..., Timed] = compute_format.layers
         return slow
     chosen = training.format
     if processes.first and device.type == "cpu" and len(training.formats) > 1:
-        seconds = compute_format.measured(training.formats, layers(run.config, run.facts, device))
+        seconds = compute_format.time_formats(training.formats, layers(run.config, run.facts, device))
         chosen = compute_format.fastest(seconds)
         if len(automatic) == 2:
             run.fastest_on = compute_format.processor()

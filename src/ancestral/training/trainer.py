@@ -33,7 +33,7 @@ from ancestral.runs.conditions import Conditions, trained_with
 from ancestral.runs.config import Config, Facts
 from ancestral.runs.plan import Plan
 from ancestral.runtime.disk import Damaged
-from ancestral.runtime.distributed import Processes, check
+from ancestral.runtime.distributed import Processes, need_divisible
 from ancestral.runtime.system import out_of_memory
 from ancestral.runtime.tensor_files import fitting
 from ancestral.runtime.tensor_shards import Parts, shapes_of, under
@@ -128,7 +128,7 @@ class Training:
     ) -> None:
         options = config.train
         self.processes = processes or Processes()
-        check(self.processes, options.batch_size, options.exact_shards)
+        need_divisible(self.processes, options.batch_size, options.exact_shards)
         self.config, self.facts, self.device, self.images = config, facts, device, 0
         self.skipped = 0  # updates in a row
         self.flags: Callable[[], Sequence[bool]] = tuple  # what processes agree on beside the losses, in one call

@@ -30,7 +30,7 @@ from ancestral.runs.checkpoint import Checkpoint, OriginState
 from ancestral.runs.hub import diffusers, import_checks
 from ancestral.runs.hub.model_card import card
 from ancestral.runs.lock import own
-from ancestral.runs.measurements import measured
+from ancestral.runs.measurements import read_measurements
 from ancestral.runtime import verified_folder
 from ancestral.runtime.console import Progress
 from ancestral.runtime.tensor_files import parsed_folder
@@ -170,7 +170,7 @@ def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
         UserError: without a token or a connection, when the hub refuses, or when the newest checkpoint is damaged.
     """
     saved = checkpoint.open_newest(run)
-    found = measured(run, saved)
+    found = read_measurements(run, saved)
     saved = _public(saved)
     hub = _library()
     if hub.constants.HF_HUB_OFFLINE:
