@@ -14,9 +14,10 @@ from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate, elbo, repeated
 from ancestral.diffusion.objectives.statistics import in_json
 from ancestral.diffusion.processes.levels import snap
+from ancestral.diffusion.processes.types import Advance
 from ancestral.errors import UserError
 from ancestral.evaluation import anomaly_scores, image_formats
-from ancestral.evaluation.measurement import Advance, Measurement, Tensors
+from ancestral.evaluation.measurement import Measurement, Tensors
 from ancestral.runs import build, calibration
 from ancestral.runs.config import Config
 from ancestral.runs.datasets import images_for

@@ -13,8 +13,9 @@ from torch import Tensor
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.probability_flow import DEQUANTISATIONS, Adaptive, flow_bound
 from ancestral.diffusion.objectives.statistics import in_json
+from ancestral.diffusion.processes.types import Advance
 from ancestral.errors import UserError
-from ancestral.evaluation.measurement import Advance, Measurement, Tensors
+from ancestral.evaluation.measurement import Measurement, Tensors
 from ancestral.runs import build, calibration
 from ancestral.runs.datasets import images_for
 from ancestral.runs.open import open_gaussian

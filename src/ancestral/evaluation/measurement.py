@@ -13,6 +13,7 @@ from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor
 from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.types import Advance
 from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.datasets import warn_of_untrained
@@ -24,7 +25,6 @@ from ancestral.runtime.result_files import Results, held
 from ancestral.runtime.resumable_job import Job, pieces
 from ancestral.runtime.tensor_files import Tensors
 
-Advance = Callable[[int], object]  # says of how many more things it is done
 # From the predictor of a batch, its x0 (B, C, H, W) and its images' numbers.
 Measure = Callable[[Predictor, Tensor, range, Advance], Tensors]
 

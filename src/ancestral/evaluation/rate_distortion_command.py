@@ -18,9 +18,10 @@ from ancestral.diffusion.objectives.elbo import Elbo, concatenate
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.rate_distortion import Curve, curve
 from ancestral.diffusion.objectives.statistics import image_psnr
+from ancestral.diffusion.processes.types import Advance
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
-from ancestral.evaluation.measurement import Advance, Measurement, Tensors
+from ancestral.evaluation.measurement import Measurement, Tensors
 from ancestral.runs import build
 from ancestral.runs.conditions import need_none
 from ancestral.runs.datasets import images_for

@@ -303,9 +303,9 @@ def _measured(
     advance = partial(bar.advance, task)
     found = on_sides(drawn, held_out, reference, by, advance)
     pairs = nearest(drawn, trained)
-    advance()
+    advance(1)
     limits = nearest(held_out, trained)[0]
-    advance()
+    advance(1)
     repeated = repeats(limits)
     if not repeated.all():
         sides = {"train": pairs[0], "floor": limits}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser, Predictor, unclipped, within
+from ancestral.diffusion.processes.types import Advance
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import beginning, latents, trajectory
 from ancestral.diffusion.samplers.solvers import TUNED, default_solver
@@ -118,8 +119,8 @@ class Sampler:
         """The model under these conditions, guided as asked, computed in the precision asked for."""
         return Lowered(self.guidance.predictor(cond), self.format, self.last)
 
-    def walk(self, numbers: range, cond: Conditions, progress: Callable[[int], object]) -> Iterator[Step]:
-        """Draw images of these numbers, under their rows of `cond`; `progress` takes their count at each step."""
+    def walk(self, numbers: range, cond: Conditions, advance: Advance) -> Iterator[Step]:
+        """Draw images of these numbers, under their rows of `cond`; `advance` gets their count at each step."""
         device = device_of(self.model)
         own = {name: value[numbers.start : numbers.stop].to(device) for name, value in cond.items()}
         predictor = self.predictor(own)
@@ -127,7 +128,7 @@ class Sampler:
         noise = latents(self.saved.facts.shape, seed, numbers, streams).to(device, state_type(self.model))
         start = beginning(self.model.schedule, noise)
         for step in trajectory(predictor, start, self.times, self.move, seed, numbers, self.draw, streams):
-            progress(len(numbers))
+            advance(len(numbers))
             yield step
 
 

@@ -25,6 +25,7 @@ from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.objectives.elbo import concatenate, elbo
 from ancestral.diffusion.objectives.statistics import Estimate, mean_and_error
+from ancestral.diffusion.processes.types import no_advance
 from ancestral.diffusion.samplers.sample import film, finish
 from ancestral.errors import UserError
 from ancestral.evaluation import elbo_command, sample_metrics_command
@@ -157,7 +158,7 @@ class Model:
         )
         need_for_drawing(sampler.saved.config, sampler.saved.facts, count, device_of(sampler.model), option="count")
         times = drawn_files.film_times(sorted(set(sampler.visits), reverse=True))
-        frames = film(sampler.walk(range(count), cond, lambda _: None), times)
+        frames = film(sampler.walk(range(count), cond, no_advance), times)
         shown = frames._replace(x_t=[sampler.model.schedule.shown(x_t) for x_t in frames.x_t])
         files = drawn_files.film_files(shown)
         png, gif = (files[name] for name in drawn_files.FILM)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ancestral.diffusion.denoisers.targets import Target
 from ancestral.diffusion.processes.gaussian import Gaussian
-from ancestral.diffusion.processes.types import Time, on, over, per_image
+from ancestral.diffusion.processes.types import Advance, Time, on, over, per_image
 
 Model = TypeVar("Model", bound=nn.Module)
 Clip = Callable[[Tensor], Tensor]
@@ -177,13 +177,13 @@ class InParts:
 
 
 class Watched:
-    """A predictor that counts its calls, and hands the number of images of each to `report` before it is made."""
+    """A predictor that counts its calls, and gives the number of images of each to `advance` before it is made."""
 
-    def __init__(self, predictor: Predictor, report: Callable[[int], object]) -> None:
-        self.predictor, self.schedule, self.report, self.calls = predictor, predictor.schedule, report, 0
+    def __init__(self, predictor: Predictor, advance: Advance) -> None:
+        self.predictor, self.schedule, self.advance, self.calls = predictor, predictor.schedule, advance, 0
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """As the predictor."""
         self.calls += 1
-        self.report(len(x_t))
+        self.advance(len(x_t))
         return self.predictor(x_t, t)

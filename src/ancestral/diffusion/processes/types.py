@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,12 +10,18 @@ from torch import Tensor
 
 Time = int | Tensor  # one time for a whole batch, or a vector with one an image: int64, or float for times in between
 
+Advance = Callable[[int], object]  # called with how many more things are done
+
 untyped: Any = torch  # for its functions without annotations: what they give is annotated where they are called
 
 
 def numbers(values: Any) -> list[Any]:
     """The entries of a vector as Python numbers."""
     return values.tolist()
+
+
+def no_advance(count: int) -> None:
+    """An `Advance` where no progress is shown."""
 
 
 def on(device: torch.device, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
