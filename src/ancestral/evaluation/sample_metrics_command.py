@@ -32,7 +32,7 @@ from ancestral.evaluation.sample_metrics import GROUPS, copies, few, imbalance_b
 from ancestral.runs import build
 from ancestral.runs.conditions import all_of, for_model
 from ancestral.runs.datasets import facts, images_for, warn_of_untrained
-from ancestral.runs.open import open_model
+from ancestral.runs.open import Opener, open_model
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime import user_cache
 from ancestral.runtime.console import Progress, screen
@@ -41,7 +41,7 @@ from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, cache_folder
 from ancestral.runtime.text import quoted
-from ancestral.sampling.sampler import Opener, Sampler
+from ancestral.sampling.sampler import Sampler
 
 LEAST = 2 * GROUPS  # images on each side
 ADVISED = 2000  # images on each side

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,11 @@ from ancestral.runs.conditions import Conditions
 from ancestral.runs.config import Config
 from ancestral.runs.guidance import Guidance
 from ancestral.runs.memory_need import need_for_drawing
-from ancestral.runs.open import device_of, open_model, state_type
+from ancestral.runs.open import Opener, device_of, open_model, state_type
 from ancestral.runs.process_kinds import need_gaussian
 from ancestral.runs.registry import choose
 from ancestral.runs.sampling_options import OWN, SamplingOptions
 from ancestral.runtime.resumable_job import pieces
-
-Opener = Callable[[Path, str, float | None], tuple[checkpoint.Checkpoint, Denoiser]]  # as `open_model`
 
 
 class Sampler:
