@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor, Wrapped
 from ancestral.diffusion.processes.torch_generators import forked
 from ancestral.diffusion.processes.types import Time
 from ancestral.networks.unet import Attention, Downsample, ResidualBlock, Stage
@@ -194,7 +194,7 @@ def laid_out(network: nn.Module, channels_last: bool) -> nn.Module:
     return network.to(memory_format=layout)  # pyright: ignore[reportCallIssue] # torch declares `to` without it
 
 
-class Lowered:
+class Lowered(Wrapped):
     """A predictor whose networks compute in this format, but in float32 in the last calls of a walk.
 
     There rounding is not mended by a later call: it had cost digits a quarter of their fd (`benchmarks/log.md`).
@@ -206,7 +206,8 @@ class Lowered:
     """
 
     def __init__(self, predictor: Predictor, chosen: ComputeFormat, last: float) -> None:
-        self.predictor, self.schedule, self.chosen, self.last = predictor, predictor.schedule, chosen, last
+        super().__init__(predictor)
+        self.chosen, self.last = chosen, last
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """As the predictor."""

@@ -35,11 +35,30 @@ class Prediction(NamedTuple):
 class Predictor(Protocol):
     """Anything that the loop can walk with: a Denoiser, an exact oracle, a guided or conditioned wrapper."""
 
-    schedule: Gaussian
+    @property
+    def schedule(self) -> Gaussian:
+        """The forward process."""
+        ...
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict the clean image from x_t (B, ...) at one time or at one time an image."""
         ...
+
+
+class Wrapped:
+    """What predictors share that ask another one, under its schedule.
+
+    Args:
+        predictor: the other one.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    @property
+    def schedule(self) -> Gaussian:
+        """The forward process of the predictor that is asked."""
+        return self.predictor.schedule
 
 
 def predict(x0: Tensor, x_t: Tensor, schedule: Gaussian, t: Time, **more: Tensor | None) -> Prediction:
@@ -161,11 +180,12 @@ class Conditioned:
         return self.denoiser(x_t, t, **self.cond)
 
 
-class InParts:
+class InParts(Wrapped):
     """As `Conditioned`, x0 and eps only, so many images in one call of the network: no more memory than these take."""
 
     def __init__(self, predictor: Denoiser | Predictor, size: int, **cond: Tensor) -> None:
-        self.predictor, self.schedule, self.size, self.cond = predictor, predictor.schedule, size, cond
+        super().__init__(predictor)
+        self.size, self.cond = size, cond
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict under these conditions."""
@@ -176,11 +196,12 @@ class InParts:
         return predict(torch.cat(own), x_t, self.schedule, t)
 
 
-class Watched:
+class Watched(Wrapped):
     """A predictor that counts its calls, and gives the number of images of each to `advance` before it is made."""
 
     def __init__(self, predictor: Predictor, advance: Advance) -> None:
-        self.predictor, self.schedule, self.advance, self.calls = predictor, predictor.schedule, advance, 0
+        super().__init__(predictor)
+        self.advance, self.calls = advance, 0
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """As the predictor."""

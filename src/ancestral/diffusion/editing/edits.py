@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor, Wrapped
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
@@ -104,11 +104,12 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     return torch.where(sine > 1e-6, along, mix(a, b, share))
 
 
-class _FromClean:
+class _FromClean(Wrapped):
     """A predictor that also speaks at t = 0, where x0 is x itself: eps is what is seen at the first noise level."""
 
     def __init__(self, predictor: Predictor, first: int) -> None:
-        self.predictor, self.schedule, self.first = predictor, predictor.schedule, first
+        super().__init__(predictor)
+        self.first = first
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict x0 and eps from x_t, the latter not quite consistent at t = 0."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.denoiser import Clip, Prediction, Predictor, predict, unclipped, with_x0
+from ancestral.diffusion.denoisers.denoiser import Clip, Prediction, Predictor, Wrapped, predict, unclipped, with_x0
 from ancestral.diffusion.editing.operators import Operator
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
@@ -90,7 +90,21 @@ class _Differentiable:
         return predict(x0, self.x_t.detach(), predictor.schedule, t, **kept)
 
 
-class _Spread:
+class _Corrected(Wrapped):
+    """What methods share that correct each predicted x0 by the measurement.
+
+    Args:
+        predictor: of x0.
+        seen: the measurement.
+        clip: of the corrected x0.
+    """
+
+    def __init__(self, predictor: Predictor, seen: Observation, clip: Clip) -> None:
+        super().__init__(predictor)
+        self.seen, self.clip = seen, clip
+
+
+class _Spread(_Corrected):
     """What methods share that take C to be of the size r_t^2.
 
     Args:
@@ -103,7 +117,7 @@ class _Spread:
     def __init__(
         self, predictor: Predictor, seen: Observation, clip: Clip = unclipped, spread: Spread = of_unit_data
     ) -> None:
-        self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
+        super().__init__(predictor, seen, clip)
         self.spread = spread
 
 
@@ -133,7 +147,7 @@ class PiGdm(_Spread):
         return linear.moved(self.predictor, self.clip(linear.x0 + linear.cov(v)), t)
 
 
-class Mmps:
+class Mmps(_Corrected):
     """The true C in both places, the inverse by conjugate gradients (Rozet et al. 2024, MMPS, Algorithm 3).
 
     Exact for every Gaussian. A call costs one pass forward and one backward for each iteration and one more.
@@ -147,7 +161,7 @@ class Mmps:
     """
 
     def __init__(self, predictor: Predictor, seen: Observation, clip: Clip = unclipped, iterations: int = 2) -> None:
-        self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
+        super().__init__(predictor, seen, clip)
         self.iterations = iterations
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
@@ -184,7 +198,7 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, iter
     return v
 
 
-class Dps:
+class Dps(Wrapped):
     """Down the gradient of |y - A x0_hat| after each draw (Chung et al. 2023, DPS, Algorithm 1); predictor and draw.
 
     Args:
@@ -194,7 +208,8 @@ class Dps:
     """
 
     def __init__(self, predictor: Predictor, seen: Observation, scale: float = 1.0) -> None:
-        self.predictor, self.schedule, self.seen, self.scale = predictor, predictor.schedule, seen, scale
+        super().__init__(predictor)
+        self.seen, self.scale = seen, scale
         self.gradient: Tensor | None = None
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
