@@ -103,7 +103,7 @@ def evaluate(
 
 
 def _as_scored(config: Config, images: np.ndarray) -> np.ndarray:
-    """The images that the bound is of: with the levels that a chain which hides places knows."""
+    """The images that the bound scores: rounded to the grey levels of an absorbing chain."""
     if has_noise(config) or config.diffusion.levels == 256:
         return images
     return to_bytes(snap(to_unit(images), config.diffusion.levels))

@@ -197,7 +197,8 @@ def laid_out(network: nn.Module, channels_last: bool) -> nn.Module:
 class Lowered(Wrapped):
     """A predictor whose networks compute in this format, but in float32 in the last calls of a walk.
 
-    There rounding is not mended by a later call: it had cost digits a quarter of their fd (`benchmarks/log.md`).
+    No later call corrects rounding there: low precision in the last calls raised the Fréchet distance on digits by a
+    quarter (`benchmarks/log.md`).
 
     Args:
         predictor: of networks in float32.

@@ -44,7 +44,8 @@ class FewCalls(NamedTuple):
         grid: of a few steps.
         times: how t is drawn in training.
         only: whether it asks for these times.
-        counted: whether it is for one number of calls, which are all of the times that it trains at.
+        counted: whether the model is tuned for one fixed number of calls; its training times are then exactly the
+            sampling times.
     """
 
     chain: str
@@ -232,7 +233,8 @@ CHAINS: dict[str, Chain] = {
         step_name="the predicted image with fresh noise",
         calls=2,
         more="in one step, or in four: --steps 1, --steps 4",
-        whole="--steps all: {every:,} times to an image and back to fresh noise, of a model for few; --steps 2, or 4",
+        whole="--steps all predicts and renoises {every:,} times; this model was tuned for few steps: "
+        "use --steps 2 or 4",
     ),
     "absorbing": _absorbing(Absorbing),
     "absorbing-independent": _absorbing(Independent),
@@ -240,7 +242,7 @@ CHAINS: dict[str, Chain] = {
 
 
 def has_noise(config: Config) -> bool:
-    """Whether the chain adds noise; otherwise it hides places."""
+    """Whether the chain adds noise; otherwise it masks pixels."""
     return chain(config).adds_noise
 
 

@@ -62,7 +62,7 @@ def load(
         source: the folder, or the name; a folder of that name comes first.
         device: auto, cpu, cuda, cuda:1 or mps.
         scheduler: of a diffusers folder without one: its scheduler_config.json, or the folder of that.
-        null_class: of a diffusers network: the class for none of the others, for guidance.
+        null_class: of a diffusers network: the number of its unconditional (null) class, for guidance.
 
     Raises:
         UserError: when there is none, or it is damaged or of a kind unknown here.

@@ -58,7 +58,7 @@ def load(source: str | Path, scheduler: Path | None = None, null_class: int | No
     Args:
         source: its name.
         scheduler: of a diffusers folder that has none: the file, or its folder.
-        null_class: of a diffusers folder: the class that stands for none of the others.
+        null_class: of a diffusers folder: the number of its unconditional (null) class.
 
     Raises:
         UserError: when there is none, or it is damaged or of a kind unknown here.
