@@ -120,6 +120,14 @@ class LossImportance(TimeSampler):
         self.losses, self.seen = state["losses"].clone(), state["seen"].clone()
 
 
+def _uniform(grid: Sequence[int], schedule: NoiseSchedule) -> TimeSampler:
+    return TimeSampler(grid)
+
+
+def _loss_importance(grid: Sequence[int], schedule: NoiseSchedule) -> TimeSampler:
+    return LossImportance(grid)
+
+
 class TimeChoice(NamedTuple):
     """How training times are drawn: uniform numbers, one an image, and the sampler that turns them into times."""
 
@@ -128,9 +136,9 @@ class TimeChoice(NamedTuple):
 
 
 TIME_SAMPLERS: dict[str, TimeChoice] = {
-    "uniform": TimeChoice(independent, lambda grid, schedule: TimeSampler(grid)),
-    "stratified": TimeChoice(stratified, lambda grid, schedule: TimeSampler(grid)),
+    "uniform": TimeChoice(independent, _uniform),
+    "stratified": TimeChoice(stratified, _uniform),
     "log-normal": TimeChoice(stratified, LogNormal),
     "log-normal-wide": TimeChoice(stratified, partial(LogNormal, mean=-1.1, spread=2.0)),  # Geng et al. 2024
-    "loss-importance": TimeChoice(stratified, lambda grid, schedule: LossImportance(grid)),
+    "loss-importance": TimeChoice(stratified, _loss_importance),
 }
