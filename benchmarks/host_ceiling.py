@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader
 
 from ancestral.data.dataset import DataOptions, ImageSet
 from ancestral.data.load import load
-from ancestral.diffusion.objectives.time_sampling import UNIFORMS
+from ancestral.diffusion.objectives.time_sampling import independent
 from ancestral.runs import build, config
 from ancestral.runs.datasets import facts
 from ancestral.runs.facts import Facts
@@ -96,7 +96,7 @@ class Ours:
         """The next batch, as far as it is the host's, and its times."""
         numbers = range(self.start, self.start + self.size)
         self.make(self.images, numbers, self.size)
-        UNIFORMS["uniform"](0, numbers, self.streams)
+        independent(0, numbers, self.streams)
         self.start += self.size
 
     def updates(self) -> Step:

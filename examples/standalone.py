@@ -22,7 +22,7 @@ def alpha_bars():
 
 
 class Network(nn.Module):
-    """Predicts eps from x_t (B, 64) and t (B,): three layers, each told the time."""
+    """Predicts eps from x_t (B, 64) and t (B,): three layers, each given the time."""
 
     def __init__(self, width=512):
         super().__init__()

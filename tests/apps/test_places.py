@@ -9,7 +9,7 @@ import pytest
 from ancestral.data import load, source_paths
 from ancestral.runs import checkpoint, config
 from ancestral.runs.build import device
-from ancestral.runs.measurements import measured
+from ancestral.runs.measurements import read_measurements
 from ancestral.training import run as training_run
 from conftest import TINY, run_command
 
@@ -39,7 +39,7 @@ def test_a_run_is_measured_from_another_folder(there, monkeypatch):
     assert run_command("evaluate", "../a/run", "--terms", 2, "--num-images", 2, "--device", "cpu").exit_code == 0
     # The same images by another name are the run's own.
     assert run_command("metrics", "../a/run", "../a/photos.npz", *quick).exit_code == 0
-    assert [one.title for one in measured(there / "a" / "run", saved)] == ["evaluation", "metrics-pixels"]
+    assert [one.title for one in read_measurements(there / "a" / "run", saved)] == ["evaluation", "metrics-pixels"]
     shutil.move(there / "a" / "photos.npz", there / "b" / "moved.npz")
     result = run_command("metrics", "../a/run", *quick)
     assert result.exit_code == 2

@@ -25,7 +25,7 @@ from ancestral.diffusion.objectives.losses import (
     score_matching,
     unweighted,
 )
-from ancestral.diffusion.objectives.time_sampling import UNIFORMS, LogNormal, LossImportance, TimeSampler
+from ancestral.diffusion.objectives.time_sampling import LogNormal, LossImportance, TimeSampler, independent, stratified
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
@@ -207,27 +207,25 @@ def star_discrepancy(u):
 
 
 def test_uniform_numbers_are_uniform_and_keyed_to_the_image():
-    for name, draw in UNIFORMS.items():
+    for draw in (independent, stratified):
         u = draw(3, range(4000))
-        assert star_discrepancy(u) < 1.63 / 4000**0.5, name  # Kolmogorov-Smirnov at 1 %
-        assert torch.equal(u[100:300], draw(3, range(100, 300))), name
-        assert not torch.equal(u, draw(4, range(4000))), name
+        assert star_discrepancy(u) < 1.63 / 4000**0.5, draw  # Kolmogorov-Smirnov at 1 %
+        assert torch.equal(u[100:300], draw(3, range(100, 300))), draw
+        assert not torch.equal(u, draw(4, range(4000))), draw
 
 
 def test_times_are_of_the_stream_that_runs_were_begun_with():
     """Under another name a run that goes on would meet other times than it would have met."""
     numbers = [0, 4, 900]
-    assert torch.equal(UNIFORMS["uniform"](3, numbers), Streams(3, "time", numbers).uniform())
+    assert torch.equal(independent(3, numbers), Streams(3, "time", numbers).uniform())
     start = float(Streams(3, "time", [0]).uniform())
     expected = [math.modf(start + number * (math.sqrt(5) - 1) / 2)[0] for number in numbers]
-    assert torch.allclose(
-        UNIFORMS["stratified"](3, numbers), torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0
-    )
+    assert torch.allclose(stratified(3, numbers), torch.tensor(expected, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
 def test_any_run_of_images_is_stratified():
     for first in (0, 17, 100_000):
-        assert star_discrepancy(UNIFORMS["stratified"](0, range(first, first + 64))) < 0.05
+        assert star_discrepancy(stratified(0, range(first, first + 64))) < 0.05
 
 
 def test_indices_cover_the_grid_evenly():
@@ -394,19 +392,19 @@ def test_hybrid_is_the_sum_of_its_parts():
     assert not torch.allclose(of_hybrid[:2], of_hybrid[:2] + of_bound[:2])  # the bound by itself would move the mean
 
 
-@pytest.mark.parametrize("name", UNIFORMS)
-def test_numbers_fall_evenly_into_bins(name):
+@pytest.mark.parametrize("draw", [independent, stratified])
+def test_numbers_fall_evenly_into_bins(draw):
     """Chi-square of 50 bins: 49 expected with a spread of 9.9 for independent numbers, far less when stratified."""
-    counts = (UNIFORMS[name](7, range(10_000)) * 50).long().bincount(minlength=50).double()
+    counts = (draw(7, range(10_000)) * 50).long().bincount(minlength=50).double()
     chi_square = float(((counts - 200) ** 2 / 200).sum())
-    if name == "stratified":
+    if draw is stratified:
         assert chi_square < 5
     else:
         assert 49 - 4 * 9.9 < chi_square < 49 + 5 * 9.9
 
 
 def test_independent_numbers_are_independent():
-    u = UNIFORMS["uniform"](2, range(10_000)) - 0.5
+    u = independent(2, range(10_000)) - 0.5
     for lag in (1, 2, 3, 10):
         assert abs(float((u[lag:] * u[:-lag]).mean()) * 12) < 4.5 / 10_000**0.5
 
@@ -414,7 +412,7 @@ def test_independent_numbers_are_independent():
 @given(st.integers(0, 10**7), st.integers(2, 400), st.integers(0, 5))
 def test_any_window_is_covered_without_holes(first, count, seed):
     """Golden-ratio points: at most three distances between neighbours, the widest below (1 + 2/sqrt 5) / n."""
-    u = UNIFORMS["stratified"](seed, range(first, first + count)).sort().values
+    u = stratified(seed, range(first, first + count)).sort().values
     gaps = torch.cat([u.diff(), u[:1] + 1 - u[-1:]])
     assert float(gaps.max()) < (1 + 2 / 5**0.5) / count
     assert len({round(gap, 7) for gap in gaps.tolist()}) <= 4  # three, and one more where rounding splits one
@@ -423,15 +421,15 @@ def test_any_window_is_covered_without_holes(first, count, seed):
 @given(st.integers(0, 10**6), st.sampled_from([256, 1000]))
 def test_stratified_numbers_are_far_evener_than_random_ones(first, count):
     window = range(first, first + count)
-    assert star_discrepancy(UNIFORMS["stratified"](0, window)) < 0.25 * 0.87 / count**0.5  # 0.87: the mean of random's
+    assert star_discrepancy(stratified(0, window)) < 0.25 * 0.87 / count**0.5  # 0.87: the mean of random's
 
 
-@pytest.mark.parametrize("name", UNIFORMS)
+@pytest.mark.parametrize("draw", [independent, stratified])
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6))
-def test_numbers_do_not_depend_on_how_batches_are_cut(name, sizes):
+def test_numbers_do_not_depend_on_how_batches_are_cut(draw, sizes):
     ends = [0, *itertools.accumulate(sizes)]
-    parts = [UNIFORMS[name](3, range(a, b)) for a, b in itertools.pairwise(ends)]
-    assert torch.equal(torch.cat(parts), UNIFORMS[name](3, range(ends[-1])))
+    parts = [draw(3, range(a, b)) for a, b in itertools.pairwise(ends)]
+    assert torch.equal(torch.cat(parts), draw(3, range(ends[-1])))
 
 
 def learned_sampler(steps=6, rounds=10, seed=0):
@@ -505,7 +503,7 @@ def test_importance_goes_on_from_its_state():
     sampler.update(index, loss)
     copy.update(index, loss)
     assert torch.equal(sampler.probabilities(), copy.probabilities())
-    u = UNIFORMS["uniform"](0, range(100))
+    u = independent(0, range(100))
     assert all(torch.equal(a, b) for a, b in zip(sampler.draw(u), copy.draw(u), strict=True))
     loaded, held = LossImportance(grids.full(schedules.linear(6))), sampler.state()
     loaded.load_state(held)

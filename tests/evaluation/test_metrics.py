@@ -453,7 +453,7 @@ def test_no_bit_depends_on_the_number_of_threads(tmp_path, monkeypatch, channels
     threads, done = torch.get_num_threads(), []
     one, three = (replace(counting([]), threads=count) for count in (1, 3))
     first = features.features_of(images, one, tmp_path / "one")
-    again = features.features_of(images, three, tmp_path / "three", done=done.append)
+    again = features.features_of(images, three, tmp_path / "three", advance=done.append)
     assert torch.equal(first, again)
     assert sum(done) == 50
     assert torch.get_num_threads() == threads

@@ -283,7 +283,7 @@ def test_shares_are_the_batch():
 )
 def test_sizes_that_do_not_divide_are_refused(size, batch, shards, named):
     with pytest.raises(UserError, match=named):
-        distributed.check(Processes(0, size), batch, shards)
+        distributed.need_divisible(Processes(0, size), batch, shards)
 
 
 def test_wrong_shards_are_one_line(tmp_path):

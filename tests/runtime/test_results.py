@@ -396,7 +396,7 @@ def test_a_file_is_whole_whatever_its_name_and_leftovers_go(tmp_path):
 )
 def test_names_that_cannot_all_be_written_are_refused(tmp_path, listed, word):
     with pytest.raises(UserError, match=word) as caught:
-        file_names.check(listed, tmp_path, Path("file"), "mend it")
+        file_names.need_writable_names(listed, tmp_path, Path("file"), "mend it")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 300
     assert "mend it" in str(caught.value)
@@ -414,7 +414,7 @@ def test_names_that_can_are_taken_and_can_be_written(tmp_path):
         "a.b.png",
         "[b].png",
     ]
-    file_names.check(listed, tmp_path, Path("file"), "")
+    file_names.need_writable_names(listed, tmp_path, Path("file"), "")
     with held(tmp_path, "x") as results:
         results.add((name, b"x") for name in listed)
     assert content(tmp_path).keys() == set(listed)
@@ -611,7 +611,7 @@ def test_the_shared_case_of_equal_stems(tmp_path):
     assert len(list(source.iterdir())) == 8
     listed = sorted(map(file_names.as_png, (path.name for path in source.iterdir())))
     with pytest.raises(UserError, match=r"'x0.bmp.png', would be written over 'x0.bmp.png'"):
-        file_names.check(listed, tmp_path, source, "")
+        file_names.need_writable_names(listed, tmp_path, source, "")
 
 
 def test_all_that_is_compressed_comes_back_under_its_name(run, tmp_path, monkeypatch):

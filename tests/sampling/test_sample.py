@@ -263,7 +263,7 @@ def test_a_guide_whose_newest_checkpoint_is_damaged_says_which_one_guides(traine
 
 @pytest.mark.parametrize("found", compute_format.FORMATS[:4], ids=str)
 def test_automatic_precision_is_what_the_runs_training_found_on_such_a_processor(kept, monkeypatch, found):
-    monkeypatch.setattr(compute_format, "measured", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(compute_format, "time_formats", lambda *_: pytest.fail("measured"))
     folder = kept(**found._asdict(), fastest_on=compute_format.processor())
     made = drawing(folder, "auto")
     assert made.format == found

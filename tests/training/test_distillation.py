@@ -83,7 +83,7 @@ def test_every_step_is_said_to_be_none_of_the_papers_chain(pair, tmp_path, monke
     monkeypatch.setattr(command, "Job", no_job)
     model, fast, _ = pair
     every = len(build.training_grid(checkpoint.open_newest(fast).config)) - 1
-    expected = f"--steps all: {every:,} times to an image and back to fresh noise"
+    expected = f"--steps all predicts and renoises {every:,} times; this model was tuned for few steps"
     for run, more in ((fast, True), (model, False)):
         result = run_command("sample", run, "--steps", "all", "--num-images", 1, "--out", tmp_path / run.name)
         assert (result.exit_code, result.output.startswith(expected)) == (2, more), result.output

@@ -5,12 +5,12 @@ import pytest
 from ancestral.runs import config
 from ancestral.runs.facts import Facts
 from ancestral.training.model_size import laws
-from ancestral.training.outlook import COLOUR, GREY, LOOKED_AT, measured, outlook
+from ancestral.training.outlook import COLOUR, GREY, LOOKED_AT, levels_of, outlook
 
 
 def said(images, channels, side=28, preset="images", seen=0, **changes):
     settings = config.resolve("data", preset, {key.replace("__", "."): value for key, value in changes.items()})
-    levels = measured(settings, Facts((channels, side, side)))
+    levels = levels_of(settings, Facts((channels, side, side)))
     return outlook(levels, seen, images, lambda images: images / 100)
 
 

@@ -545,7 +545,7 @@ def test_the_fastest_of_four_is_taken(quickest):
         disturbed = 5.0 if calls[one] == 1 else 0.3 if calls[one] % 2 else 0.0
         return disturbed + (0.01 if one == quickest else 0.02)
 
-    seconds = compute_format.measured(FOUR, timed)
+    seconds = compute_format.time_formats(FOUR, timed)
     assert seconds == {one: pytest.approx(0.01 if one == quickest else 0.02) for one in FOUR}
     assert compute_format.fastest(seconds) == quickest
     assert len({*calls.values()}) == 1

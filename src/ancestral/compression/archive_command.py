@@ -35,7 +35,7 @@ from ancestral.runs.open import device_of, open_gaussian
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.console import advancing, screen
 from ancestral.runtime.distributed import process_group
-from ancestral.runtime.file_names import as_png, check, need_other
+from ancestral.runtime.file_names import as_png, need_other, need_writable_names
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, pieces
 from ancestral.runtime.text import quoted
@@ -139,7 +139,8 @@ def archive(run: Path, images: Path, *, out: Path, steps: int | None, grid: str,
     verified_folder.need_writable(out)
     saved, predictor = open_coder(run)
     pixels, names = _pictures(images, saved.facts.shape)
-    check(list(map(as_png, names)), out.parent, images, "rename it, or archive a .npz file, which has no names")
+    mend = "rename it, or archive a .npz file, which has no names"
+    need_writable_names(list(map(as_png, names)), out.parent, images, mend)
     times = build.sampling_grid(saved.config, grid, steps or calls(saved.config))
     with held(out.parent, f"archive-{sha256(os.fsencode(out.name)).hexdigest()[:16]}"):
         made = compressed(saved, predictor, pixels, names, times, block, out.with_name(f".{out.name}.job"))
@@ -230,7 +231,7 @@ def unarchive(run: Path, file: Path, *, out: Path, only: tuple[int, int] | None)
             verified_folder.write_file(out, packed.getvalue())
         else:
             targets = [as_png(names[row]) for row in selected]
-            check(targets, out, file, "give --out FILE.npz")
+            need_writable_names(targets, out, file, "give --out FILE.npz")
             with held(out, "unarchive") as results:
                 results.need_free(targets)
                 pixels = expanded(saved, predictor, packed_images, selected)

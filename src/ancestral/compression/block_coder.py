@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -24,12 +24,11 @@ from ancestral.compression.bits_back import Chain, OutOfReach, Stack
 from ancestral.compression.errors import CodecError
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.types import Advance, no_advance
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 
 WIDEST = 5  # doublings of the largest error of x0 that there is room for
 _MARGIN = 3  # words that the coder may hold beside its stack
-
-Report = Callable[[int], object]  # of images done
 
 
 class Cost(NamedTuple):
@@ -65,7 +64,7 @@ class Coder:
         one = self.setting
         return Chain(self.denoiser, one.times, Ancestral(optimal), one.bins, 2.0 * 2**doublings)
 
-    def encode(self, pixels: Tensor, report: Report = lambda images: None) -> tuple[Block, Cost]:
+    def encode(self, pixels: Tensor, advance: Advance = no_advance) -> tuple[Block, Cost]:
         """Images, bytes int64 (B, C, H, W), as a block that was decoded again and compared.
 
         Raises:
@@ -74,30 +73,30 @@ class Coder:
         with threads(self.setting.threads):
             for doublings in range(WIDEST):
                 try:
-                    payload, cost = _encode(self._chain(doublings), doublings, pixels, report)
+                    payload, cost = _encode(self._chain(doublings), doublings, pixels, advance)
                     break
                 except OutOfReach:
                     continue
             else:
                 raise CodecError("the model predicts these images too badly to code them; train it on such images")
         block = Block(payload, _crc(pixels))
-        self.decode(block, len(pixels), report)
+        self.decode(block, len(pixels), advance)
         return block, cost
 
-    def decode(self, block: Block, count: int, report: Report = lambda images: None) -> Tensor:
+    def decode(self, block: Block, count: int, advance: Advance = no_advance) -> Tensor:
         """The images of a block, bytes int64 (count, C, H, W).
 
         Raises:
             CodecError: when they are not, to the last bit, the ones that were encoded.
         """
         with threads(self.setting.threads):
-            pixels = self._decode(block.payload, count, report)
+            pixels = self._decode(block.payload, count, advance)
         if _crc(pixels) != block.pixels_crc:
             raise CodecError("the pixels decoded are not those encoded: the model computes other bits here; decode it "
                              "in the environment in which the archive was made")  # fmt: skip
         return pixels
 
-    def _decode(self, payload: bytes, count: int, report: Report) -> Tensor:
+    def _decode(self, payload: bytes, count: int, advance: Advance) -> Tensor:
         doublings, sizes, words = _unpacked(payload)
         if sum(sizes) != count or doublings >= WIDEST:
             raise CodecError("a block is damaged: its parts do not agree")
@@ -107,11 +106,11 @@ class Coder:
                 parts.append(chain.pop(stack, (size, *self.setting.shape)))
             except OutOfReach:
                 raise CodecError("a block is damaged, or the model computes other bits here") from None
-            report(size)
+            advance(size)
         return torch.cat(parts[::-1])
 
 
-def _encode(chain: Chain, doublings: int, pixels: Tensor, report: Report) -> tuple[bytes, Cost]:
+def _encode(chain: Chain, doublings: int, pixels: Tensor, advance: Advance) -> tuple[bytes, Cost]:
     """Push batch after batch, each as large as the bits there are to draw its latents from, so that only the first
     image of a block pays for its own."""
     words = _first_words(pixels[0].numel())
@@ -127,7 +126,7 @@ def _encode(chain: Chain, doublings: int, pixels: Tensor, report: Report) -> tup
         stack.lowest = min(stack.lowest, lowest)
         sizes.append(size)
         done += size
-        report(size)
+        advance(size)
         size = min(MOST, max(1, int((len(stack) - stack.lowest) / (1.1 * max(depth, 1)))))
     untouched = stack.lowest - _MARGIN
     payload = struct.pack(f"<BH{len(sizes)}B", doublings, len(sizes), *sizes) + stack.words()[untouched:].tobytes()

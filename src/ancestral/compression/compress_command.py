@@ -27,7 +27,7 @@ from ancestral.runs.conditions import need_none
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.console import Progress, screen
-from ancestral.runtime.file_names import as_png, check, need_other
+from ancestral.runtime.file_names import as_png, need_other, need_writable_names
 from ancestral.runtime.result_files import held
 
 NO_FLOAT64 = "the codec computes in float64, which mps does not have"
@@ -220,7 +220,7 @@ def _targets(
         verified_folder.need_writable(out)
         yield [out], lambda contents: verified_folder.write_file(out, contents[0])
     else:
-        check(names, out, out, "do them one by one, with their own --out")
+        need_writable_names(names, out, out, "do them one by one, with their own --out")
         with held(out, "files") as results:
             results.need_free(names)
             yield [out / name for name in names], lambda contents: results.add(zip(names, contents, strict=True))

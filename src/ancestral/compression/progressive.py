@@ -28,6 +28,7 @@ from ancestral.compression.portable_random import ONE, normals
 from ancestral.compression.trellis import CHANNELS, Channel, Key
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.processes.gaussian import Gaussian
+from ancestral.diffusion.processes.types import over
 from ancestral.diffusion.samplers.loop import Draw, Move, Step, walk
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 
@@ -126,11 +127,7 @@ def _moved(schedule: Gaussian, move: Move, rows: Sequence[Row[_Stream]], profile
     flat = r.flatten(1).cpu().double().numpy()
     chosen = [choose(number, flat[number], (profile.id, index, row.tile)) for number, row in enumerate(rows)]
     z = torch.from_numpy(np.stack([z for _, z in chosen])).to(move.x_t).reshape(move.x_t.shape)
-    width = (
-        torch.tensor([width for width, _ in chosen], dtype=torch.float64)
-        .to(move.x_t)
-        .reshape(-1, *[1] * (move.x_t.ndim - 1))
-    )
+    width = over(torch.tensor([width for width, _ in chosen], dtype=torch.float64), move.x_t)
     if checked(profile, index):
         for stream in dict.fromkeys(row.stream for row in rows):
             stream.check()

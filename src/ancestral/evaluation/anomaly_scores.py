@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -17,9 +16,10 @@ from ancestral.data.dataset import ImageSet
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.anomaly import SCORES, Trace, Traced, concatenate, p_values, shared_grid, trace
 from ancestral.diffusion.objectives.elbo import Elbo, error_per_image
+from ancestral.diffusion.processes.types import Advance
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
-from ancestral.evaluation.measurement import Advance, Measurement, Tensors
+from ancestral.evaluation.measurement import Measurement, Tensors
 from ancestral.runs import build
 from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.distributed import Processes
@@ -68,7 +68,7 @@ def score_files(
     return _files(measurement.images, bound, score(images, usual), len(reference)) if processes.first else {}
 
 
-def traced(measurement: Measurement, cache: Path, processes: Processes, done: Callable[[int], object]) -> Traced:
+def traced(measurement: Measurement, cache: Path, processes: Processes, advance: Advance) -> Traced:
     """The traces and shortest lossless files of the images, from the cache where they are."""
     grid, table = shared_grid(measurement.model.schedule), measurement.saved.calibration
     settings = {
@@ -83,7 +83,7 @@ def traced(measurement: Measurement, cache: Path, processes: Processes, done: Ca
         advance(len(numbers))
         return {name: value.contiguous() for name, value in traces._asdict().items()}
 
-    parts = measurement.per_batch(Job(cache_folder(cache, settings), settings, processes), measure, done)
+    parts = measurement.per_batch(Job(cache_folder(cache, settings), settings, processes), measure, advance)
     shortest = image_formats.shortest_bits_per_dim(measurement.images.images[:])
     return Traced(concatenate([Trace(**one) for one in parts]), torch.from_numpy(shortest))
 

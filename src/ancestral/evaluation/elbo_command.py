@@ -14,13 +14,13 @@ from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate, elbo, repeated
 from ancestral.diffusion.objectives.statistics import in_json
 from ancestral.diffusion.processes.levels import snap
+from ancestral.diffusion.processes.types import Advance
 from ancestral.errors import UserError
 from ancestral.evaluation import anomaly_scores, image_formats
-from ancestral.evaluation.measurement import Advance, Measurement, Tensors
+from ancestral.evaluation.measurement import HeldOut, Tensors
 from ancestral.runs import build, calibration
 from ancestral.runs.config import Config
 from ancestral.runs.datasets import images_for
-from ancestral.runs.open import open_model
 from ancestral.runs.process_kinds import chain, has_noise, need_bound, need_gaussian
 from ancestral.runtime import plots
 from ancestral.runtime.console import screen
@@ -47,40 +47,34 @@ def measured_terms(steps: int, terms: int | None, exact: bool, name: str) -> int
 
 def evaluate(
     folder: Path,
+    held_out: HeldOut,
     *,
-    data_source: str | None,
-    num_images: int,
     terms: int | None,
     exact: bool,
     variance: str | None,
-    batch_size: int,
-    average_width: float | None,
     per_image: bool,
     reference: str | None,
     out: Path | None,
-    seed: int,
-    device: str,
 ) -> None:
     """Measure the bound on held-out images; write a table, a plot and JSON, and with `per_image` scores of each."""
-    saved, model = open_model(folder, device, average_width)
+    saved, model = held_out.open(folder)
     need_bound(saved.config, str(folder))
     if reference is not None and not per_image:
         raise UserError("--reference: what is usual matters to scores of single images; add --per-image")
     if per_image:
         need_gaussian(saved.config, "--per-image")
-    (data_source, images), out = images_for(saved, data_source), out or folder
-    test, train = images.test.spread(num_images), images.train
+    (data_source, images), out = held_out.images(saved), out or folder
     norm = None
     if per_image:
         _, usual = images_for(saved, reference, "name them: --reference DATA", (data_source, images))
         norm = anomaly_scores.reference_of(usual.train)
-    saved = calibration.calibrated(saved, model, train)
+    saved = calibration.calibrated(saved, model, images.train)
     times, move = build.training_grid(saved.config), build.transition(saved, variance)
     terms = measured_terms(len(times) - 1, terms, exact, "--terms")
     if terms is not None and terms < min(FEW_TERMS, len(times) - 1):
         screen.print(f"warning: --terms {terms}: of fewer than {FEW_TERMS} the standard error is often far too small")
     repeats = 1 if norm is None else anomaly_scores.REPEATS
-    measurement = Measurement(saved, model, average_width, test, batch_size, seed)
+    measurement = held_out.measurement(saved, model, images)
     options = {"terms": terms, "variance": variance or saved.config.diffusion.variance}
     settings = {**measurement.settings, **options, "repeats": repeats}
 
@@ -101,7 +95,7 @@ def evaluate(
                 result,
                 kind.step_name.format(variance=options["variance"]),
                 facts,
-                _as_scored(saved.config, test.images[:]),
+                _as_scored(saved.config, measurement.images.images[:]),
                 exact,
             )
         if norm is not None:
@@ -112,7 +106,7 @@ def evaluate(
 
 
 def _as_scored(config: Config, images: np.ndarray) -> np.ndarray:
-    """The images that the bound is of: with the levels that a chain which hides places knows."""
+    """The images that the bound scores: rounded to the grey levels of an absorbing chain."""
     if has_noise(config) or config.diffusion.levels == 256:
         return images
     return to_bytes(snap(to_unit(images), config.diffusion.levels))

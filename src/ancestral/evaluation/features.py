@@ -24,6 +24,7 @@ from ancestral.data import pictures
 from ancestral.data.dataset import ImageSet
 from ancestral.data.decode import adapt
 from ancestral.diffusion.objectives.statistics import Estimate
+from ancestral.diffusion.processes.types import Advance, no_advance
 from ancestral.errors import UserError, missing
 from ancestral.evaluation import set_classifier
 from ancestral.evaluation.sample_metrics import against, class_imbalance, need_enough, score, with_errors
@@ -196,7 +197,7 @@ def features_of(
     by: Network,
     cache: Path | None = None,
     processes: Processes | None = None,
-    done: Callable[[int], object] = lambda count: None,
+    advance: Advance = no_advance,
 ) -> Tensor:
     """The features (N, D) of a set, from the cache where they are, to which each finished piece is added.
 
@@ -205,7 +206,7 @@ def features_of(
         by: the network.
         cache: folder for the pieces; `user_cache.default` when left out.
         processes: those that share the work.
-        done: called with the number of images of each batch; those in the cache are not counted.
+        advance: called with the number of images of each batch; those in the cache are not counted.
     """
     folder, settings, work = _cache_entry(images, by, cache)
     user_cache.used(folder)
@@ -216,7 +217,7 @@ def features_of(
         found = []
         for part, one in zip(parts, _in_threads(partial(_extracted, images, by), parts, by.threads), strict=True):
             found.append(one)
-            done(len(part))
+            advance(len(part))
         return {"features": torch.cat(found)}
 
     return _concatenated(job.tensors(work, measure_piece))
@@ -301,11 +302,11 @@ def predicted(features: Tensor, by: Network) -> Tensor:
 
 
 def on_sides(
-    samples: Tensor, test: Tensor, train: Tensor, by: Network, done: Callable[[], object] = lambda: None
+    samples: Tensor, test: Tensor, train: Tensor, by: Network, advance: Advance = no_advance
 ) -> dict[str, dict[str, Estimate]]:
     """Every metric by name, then by side: of samples against "train" and "test", and of test against train: "floor".
 
-    `done` is called after each.
+    `advance` is called with 1 after each.
     """
     with_train, columns = compared_with(train, by), {}
     for side, measured, compare in (
@@ -314,7 +315,7 @@ def on_sides(
         ("floor", test, with_train),
     ):
         columns[side] = (compare or compared_with(test, by))(measured)
-        done()
+        advance(1)
     return {name: {side: column[name] for side, column in columns.items()} for name in columns["train"]}
 
 

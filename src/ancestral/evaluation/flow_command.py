@@ -13,10 +13,10 @@ from torch import Tensor
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.diffusion.objectives.probability_flow import DEQUANTISATIONS, Adaptive, flow_bound
 from ancestral.diffusion.objectives.statistics import in_json
+from ancestral.diffusion.processes.types import Advance
 from ancestral.errors import UserError
-from ancestral.evaluation.measurement import Advance, Measurement, Tensors
+from ancestral.evaluation.measurement import HeldOut, Tensors
 from ancestral.runs import build, calibration
-from ancestral.runs.datasets import images_for
 from ancestral.runs.open import open_gaussian
 from ancestral.runs.process_kinds import need_every_time
 from ancestral.runs.registry import choose
@@ -27,30 +27,24 @@ from ancestral.runtime.encode import json_bytes
 
 def likelihood(
     folder: Path,
+    held_out: HeldOut,
     *,
-    data_source: str | None,
-    num_images: int,
     probes: int,
     dequantisation: str,
     solver: str,
     rtol: float,
     atol: float,
     variance: str | None,
-    batch_size: int,
-    average_width: float | None,
-    seed: int,
-    device: str,
 ) -> None:
     """Measure the flow's bound on held-out images; print it and write RUN/likelihood.json."""
     make = choose(DEQUANTISATIONS, dequantisation, "--dequantisation")
     method = Adaptive(solver, rtol, atol)
-    saved, model = open_gaussian(folder, device, average_width)
+    saved, model = held_out.open(folder, open_gaussian)
     need_every_time(saved.config, str(folder))
-    data_source, images = images_for(saved, data_source)
-    test, train = images.test.spread(num_images), images.train
-    saved = calibration.calibrated(saved, model, train)
+    data_source, images = held_out.images(saved)
+    saved = calibration.calibrated(saved, model, images.train)
     dequantise = make(build.transition(saved, variance), build.training_grid(saved.config)[-2])
-    measurement = Measurement(saved, model, average_width, test, batch_size, seed)
+    measurement = held_out.measurement(saved, model, images)
     settings = {
         **measurement.settings,
         "data": data_source,
@@ -71,7 +65,7 @@ def likelihood(
     def files(parts: list[Tensors], processes: Processes) -> dict[str, bytes]:
         nats = torch.cat([one["nats"] for one in parts])
         calls, seconds = torch.stack([one["cost"] for one in parts]).unbind(1)
-        dimensions = test.images[0].size
+        dimensions = measurement.images.images[0].size
         document = _document(settings, nats, dimensions, [int(count) for count in calls], float(seconds.sum()))
         return {"likelihood.json": json_bytes(document)}
 

@@ -9,22 +9,22 @@ from typing import Any
 
 from torch import Tensor
 
-from ancestral.data.dataset import ImageSet
+from ancestral.data.dataset import ImageSet, Splits
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor
 from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.processes.types import Advance
 from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import conditions_of
-from ancestral.runs.datasets import warn_of_untrained
+from ancestral.runs.datasets import images_for, warn_of_untrained
 from ancestral.runs.memory_need import need_for_drawing
-from ancestral.runs.open import device_of, state_type
+from ancestral.runs.open import Opener, device_of, open_model, state_type
 from ancestral.runtime.console import advancing, screen
 from ancestral.runtime.distributed import LONG, Processes, process_group
 from ancestral.runtime.result_files import Results, held
 from ancestral.runtime.resumable_job import Job, pieces
 from ancestral.runtime.tensor_files import Tensors
 
-Advance = Callable[[int], object]  # says of how many more things it is done
 # From the predictor of a batch, its x0 (B, C, H, W) and its images' numbers.
 Measure = Callable[[Predictor, Tensor, range, Advance], Tensors]
 
@@ -109,6 +109,43 @@ class Measurement:
         cond = conditions_of(images, self.saved.config, device)
         x0 = to_unit(images.images).to(device, state_type(self.model))
         return build.predictor(self.model, self.saved.calibration, **cond), x0
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Which held-out images a run's model is measured on, and how: the options that the measuring commands share."""
+
+    data_source: str | None  # a path or a name; the run's own data where it is None
+    num_images: int  # at most, evenly spread
+    batch_size: int  # images at a time
+    average_width: float | None  # of the weights' average; the run's own where it is None
+    seed: int  # of every draw
+    device: str  # by name
+
+    def open(self, folder: Path, opener: Opener = open_model) -> tuple[checkpoint.Checkpoint, Denoiser]:
+        """The checkpoint and the model of a run.
+
+        Raises:
+            UserError: as the opener does.
+        """
+        return opener(folder, self.device, self.average_width)
+
+    def images(self, saved: checkpoint.Checkpoint) -> tuple[str, Splits]:
+        """The name of the data, and all of its images.
+
+        Raises:
+            UserError: for images that the model cannot look at.
+        """
+        return images_for(saved, self.data_source)
+
+    def measurement(self, saved: checkpoint.Checkpoint, model: Denoiser, images: Splits) -> Measurement:
+        """The model, measured on so many of the held-out ones of these images.
+
+        Raises:
+            UserError: where the images of a batch do not fit into memory.
+        """
+        test = images.test.spread(self.num_images)
+        return Measurement(saved, model, self.average_width, test, self.batch_size, self.seed)
 
 
 def write(results: Results, files: dict[str, bytes]) -> None:

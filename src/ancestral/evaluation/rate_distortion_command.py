@@ -18,12 +18,12 @@ from ancestral.diffusion.objectives.elbo import Elbo, concatenate
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.rate_distortion import Curve, curve
 from ancestral.diffusion.objectives.statistics import image_psnr
+from ancestral.diffusion.processes.types import Advance
 from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
-from ancestral.evaluation.measurement import Advance, Measurement, Tensors
+from ancestral.evaluation.measurement import HeldOut, Tensors
 from ancestral.runs import build
 from ancestral.runs.conditions import need_none
-from ancestral.runs.datasets import images_for
 from ancestral.runs.open import open_gaussian
 from ancestral.runtime import plots
 from ancestral.runtime.console import Progress, advancing, screen
@@ -37,30 +37,25 @@ FILES = 64  # images that are compressed, at most
 
 def rate_distortion(
     folder: Path,
+    held_out: HeldOut,
     *,
-    data_source: str | None,
-    num_images: int,
     profile: str | None,
     steps: int | None,
     grid: str,
     variance: str | None,
-    batch_size: int,
-    average_width: float | None,
     out: Path | None,
-    seed: int,
-    device: str,
 ) -> None:
     """Measure the curve of Figure 5 on held-out images; write a table, plots, CSV and JSON."""
-    if profile and average_width is not None:
+    if profile and held_out.average_width is not None:
         raise UserError("--profile: files are written with the run's own average; leave --average-width out")
-    saved, model = open_gaussian(folder, device, average_width)
+    saved, model = held_out.open(folder, open_gaussian)
     if profile:
-        compress_command.need_float64(device)
+        compress_command.need_float64(held_out.device)
         need_none(saved.config, str(folder))
-    (data_source, images), out = images_for(saved, data_source), out or folder
-    images = images.test.spread(num_images)
+    (data_source, splits), out = held_out.images(saved), out or folder
     move, times = build.transition(saved, variance), build.sampling_grid(saved.config, grid, steps)
-    measurement = Measurement(saved, model, average_width, images, batch_size, seed)
+    measurement = held_out.measurement(saved, model, splits)
+    images = measurement.images
     settings = {**measurement.settings, "times": times, "variance": variance or saved.config.diffusion.variance}
 
     def measure(predictor: Predictor, x0: Tensor, numbers: range, advance: Advance) -> Tensors:
@@ -73,7 +68,7 @@ def rate_distortion(
         measured = curve(concatenate([Elbo.of_tensors(one) for one in parts]))
         facts = {name: settings[name] for name in ("model", "average_width", "variance", "seed")}
         facts = {"data": data_source, "images": len(images), **facts}
-        packed = file_quality(folder, images.spread(FILES).images[:], profile, device) if profile else None
+        packed = file_quality(folder, images.spread(FILES).images[:], profile, held_out.device) if profile else None
         return _files(measured, images.images[:], facts, packed)
 
     measurement.run(out, "rd", settings, measure, files, f"{len(times) - 1} steps", len(times) - 1)

@@ -10,7 +10,7 @@ from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from ancestral.data import load, memory, pictures
 from ancestral.data.dataset import DataOptions, ImageSet, Splits, joined, spread
 from ancestral.data.decode import adapt
+from ancestral.data.inventory import counted
 from ancestral.data.pixels import to_bytes
 from ancestral.data.source_paths import is_run
 from ancestral.diffusion.objectives.statistics import Estimate
@@ -33,7 +34,7 @@ from ancestral.evaluation.sample_metrics import GROUPS, copies, few, imbalance_b
 from ancestral.runs import build
 from ancestral.runs.conditions import all_of, for_model
 from ancestral.runs.datasets import facts, images_for, warn_of_untrained
-from ancestral.runs.open import open_model
+from ancestral.runs.open import Opener, open_model
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime import user_cache
 from ancestral.runtime.console import Progress, screen
@@ -42,7 +43,7 @@ from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, cache_folder
 from ancestral.runtime.text import quoted
-from ancestral.sampling.sampler import Opener, Sampler
+from ancestral.sampling.sampler import Sampler
 
 LEAST = 2 * GROUPS  # images on each side
 ADVISED = 2000  # images on each side
@@ -56,11 +57,28 @@ Found = dict[str, dict[str, Estimate]]  # by metric, then by what is compared
 class _Samples:
     """Samples to measure: how to get them, and the data to compare them with."""
 
+    source: Path  # the run or the images, as named
     splits: Splits
     data: str  # the name of the splits
     available: int | None  # None: any number can be drawn
     take: Callable[[int, Path, Processes, Progress], ImageSet]
     settings: dict[str, Any]  # of the drawing, for the record
+
+
+class _Sides(NamedTuple):
+    """The sets that are compared."""
+
+    samples: ImageSet
+    held_out: ImageSet  # as many
+    searched: ImageSet  # training images in which each sample's nearest one is looked for; as many of them are compared
+
+
+class _ByNetwork(NamedTuple):
+    """What is found by the features of one network."""
+
+    found: Found
+    document: dict[str, Any]  # the record, as JSON
+    sheet: np.ndarray  # the samples nearest to a training image, beside it
 
 
 def metrics(
@@ -95,51 +113,58 @@ def metrics(
     samples = num_images if compared.available is None else compared.available
     count = min(num_images, len(train), len(test), samples)
     if count < LEAST:
-        raise UserError(
-            f"--num-images: at least {LEAST} are needed on each side; there are {len(train)} training and {len(test)} "
-            f"test images, and {samples} samples{' to be drawn' if compared.available is None else ''}; "
-            f"{_advice(compared, from_run, num_images)}"
-        )
+        raise _too_few(compared, from_run, num_images)
     searched = train if train_images is None else train.spread(max(train_images, count))
-    out = source if out is None and from_run else out
-    with process_group(build.device(device), LONG) as processes, _cache(cache, no_cache, processes) as place:
+    out, found = source if out is None and from_run else out, Found()
+    with process_group(build.device(device), LONG) as processes, _cache(cache, no_cache, processes) as cache_root:
         warn_of_untrained(facts(train).untrained, test.spread(count))
-        training = TrainedOn(train, place, processes)
+        training = TrainedOn(train, cache_root, processes)
         judges = [features.network(name, build.device(device), training) for name in dict.fromkeys(networks)]
         with Progress() as bar:
-            samples = compared.take(count, place, processes, bar)
-        sides, every = (samples, test.spread(count), searched), Found()
+            samples = compared.take(count, cache_root, processes, bar)
+        sides = _Sides(samples, test.spread(count), searched)
         for by in judges:
-            with Progress() as bar:
-                missing = sum(features.count_missing(one, by, place) for one in sides)
-                task = bar.add_task(f"{by.name} features", total=max(1, processes.most(missing)))
-                drawn, held_out, trained = (
-                    features_of(one, by, place, processes, partial(bar.advance, task)) for one in sides
-                )
-                bar.remove_task(task)
-                if not processes.first:
-                    continue
-                reference = trained[spread(len(trained), count)]
-                found, pairs, repeated = _measured(drawn, held_out, trained, reference, by, bar)
-            screen.print(_kept_features(by, sum(map(len, sides)), missing, None if no_cache else place))
-            document = {
-                "source": str(source),
-                "data": compared.data,
-                "images": count,
-                "searched": len(trained),
-                "network": by.key,
-                "repeated_held_out": repeated,
-                "few": few(found, count, drawn.shape[1], by.name),
-                **_of_own_classes(by, reference, held_out, sides[1]),
-                "drawing": compared.settings,
-                "metrics": {
-                    name: {side: {"value": one.value, "standard_error": one.error} for side, one in sides.items()}
-                    for name, sides in found.items()
-                },
-            }
-            _write(found, document, _sheet(samples, searched, pairs), by, out)
-            every |= found
-        return every
+            measured = _by_network(by, sides, compared, cache_root, no_cache, processes)
+            if measured is None:
+                continue
+            _write(*measured, by, out)
+            found |= measured.found
+        return found
+
+
+def _by_network(
+    by: Network, sides: _Sides, compared: _Samples, cache_root: Path, no_cache: bool, processes: Processes
+) -> _ByNetwork | None:
+    """What the features of one network say, measured in all processes; None in all but the first."""
+    count = len(sides.held_out)
+    with Progress() as bar:
+        missing = sum(features.count_missing(one, by, cache_root) for one in sides)
+        task = bar.add_task(f"{by.name} features", total=max(1, processes.most(missing)))
+        drawn, held_out, trained = (
+            features_of(one, by, cache_root, processes, partial(bar.advance, task)) for one in sides
+        )
+        bar.remove_task(task)
+        if not processes.first:
+            return None
+        reference = trained[spread(len(trained), count)]
+        found, pairs, repeated = _measured(drawn, held_out, trained, reference, by, bar)
+    screen.print(_kept_features(by, sum(map(len, sides)), missing, None if no_cache else cache_root))
+    document = {
+        "source": str(compared.source),
+        "data": compared.data,
+        "images": count,
+        "searched": len(trained),
+        "network": by.key,
+        "repeated_held_out": repeated,
+        "few": few(found, count, drawn.shape[1], by.name),
+        **_of_own_classes(by, reference, held_out, sides.held_out),
+        "drawing": compared.settings,
+        "metrics": {
+            name: {side: {"value": one.value, "standard_error": one.error} for side, one in estimates.items()}
+            for name, estimates in found.items()
+        },
+    }
+    return _ByNetwork(found, document, _sheet(sides.samples, sides.searched, pairs))
 
 
 def _of_own_classes(by: Network, reference: Tensor, held_out: Tensor, images: ImageSet) -> dict[str, float]:
@@ -191,9 +216,9 @@ def _of_run(
 
     def take(count: int, cache: Path, processes: Processes, bar: Progress) -> ImageSet:
         cond = {name: like(pool, count, options.seed) for name, pool in pools.items()}
-        folder = cache_folder(cache / "samples", settings)
-        user_cache.used(folder)
-        job = Job(folder, settings, processes)
+        kept = cache_folder(cache / "samples", settings)
+        user_cache.used(kept)
+        job = Job(kept, settings, processes)
         work = sampler.pieces(count)
         task = bar.add_task(f"{sampler.steps} steps", total=processes.most(count) * sampler.steps)
 
@@ -203,7 +228,7 @@ def _of_run(
 
         return unlabelled(torch.cat([one["images"] for one in job.tensors(work, draw)]).numpy())
 
-    return _Samples(splits, data_source or memory.NAME, None, take, settings)
+    return _Samples(folder, splits, data_source or memory.NAME, None, take, settings)
 
 
 def like(pool: np.ndarray, count: int, seed: int) -> Tensor:
@@ -238,7 +263,17 @@ def _of_images(path: Path, options: SamplingOptions, data_source: str | None) ->
             return chosen
         return replace(chosen, images=np.stack([adapt(one, data_channels, None, "white") for one in chosen.images[:]]))
 
-    return _Samples(splits, data_source, len(samples), take, {"data_scaled_from": sizes} if scaled else {})
+    return _Samples(path, splits, data_source, len(samples), take, {"data_scaled_from": sizes} if scaled else {})
+
+
+def _too_few(compared: _Samples, from_run: bool, num_images: int) -> UserError:
+    """What is said where there are too few images on a side."""
+    train, test, available = compared.splits.train, compared.splits.test, compared.available
+    samples = f"{num_images} samples to be drawn" if available is None else counted(available, "sample")
+    return UserError(
+        f"--num-images: at least {LEAST} are needed on each side; there are {len(train)} training and {len(test)} "
+        f"test images, and {samples}; {_advice(compared, from_run, num_images)}"
+    )
 
 
 def _advice(compared: _Samples, from_run: bool, num_images: int) -> str:
@@ -273,9 +308,9 @@ def _measured(
     advance = partial(bar.advance, task)
     found = on_sides(drawn, held_out, reference, by, advance)
     pairs = nearest(drawn, trained)
-    advance()
+    advance(1)
     limits = nearest(held_out, trained)[0]
-    advance()
+    advance(1)
     repeated = repeats(limits)
     if not repeated.all():
         sides = {"train": pairs[0], "floor": limits}

@@ -29,6 +29,7 @@ from ancestral.diffusion.samplers.transitions import (
     Ancestral,
     Planned,
     Transition,
+    Variance,
     fixedsmall,
     learned,
     optimal,
@@ -119,7 +120,7 @@ def network(config: Config, facts: Facts) -> UNet:
     """
     options = config.model
     channels, height, width = facts.shape
-    conditions.check(config, facts)
+    conditions.need_conditions(config, facts)
     wrong = [level for level in options.attention if not 0 <= level < len(options.multipliers)]
     if wrong:
         raise UserError(
@@ -250,17 +251,31 @@ def transition(saved: checkpoint.Checkpoint, variance: str | None) -> Transition
     """
     if variance is not None:
         _refuse_other_steps(saved, "--variance")
-    if (only := chain(saved.config).only_step) is not None:
-        return only
-    own = saved.config.diffusion.variance
-    chosen = choose(VARIANCES, variance or own, "--variance")
-    if chosen is learned and choose(VARIANCES, own, "diffusion.variance") is not learned:
+    own = own_step(saved.config, None)
+    chosen = own if variance is None else Ancestral(choose(VARIANCES, variance, "--variance"))
+    if chosen == Ancestral(learned) and own != chosen:
         raise UserError("--variance: 'learned' needs a network with 2C output channels (diffusion.variance=learned)")
-    if chosen is optimal and saved.calibration is None:
+    if chosen == Ancestral(optimal) and saved.calibration is None:
         raise UserError(
             "--variance: 'optimal' is measured when training ends; this run has not, so use fixedsmall or fixedlarge"
         )
-    return Ancestral(chosen)
+    return chosen
+
+
+def own_step(config: Config, instead: Variance | None) -> Transition:
+    """The reverse step of a configuration: the only one of its chain, or the ancestral one with its variance.
+
+    Args:
+        config: names the chain and the variance.
+        instead: the variance in place of `optimal` where the model's error has not been measured; None where it has.
+
+    Raises:
+        UserError: for an unknown variance.
+    """
+    if (only := chain(config).only_step) is not None:
+        return only
+    variance = choose(VARIANCES, config.diffusion.variance, "diffusion.variance")
+    return Ancestral(instead if variance is optimal and instead is not None else variance)
 
 
 def _refuse_other_steps(saved: checkpoint.Checkpoint, option: str) -> None:
@@ -331,9 +346,8 @@ def objective(config: Config, facts: Facts, terms: int) -> Objective:
             f"ones; use {few.times} or uniform"
         )
     variance = choose(VARIANCES, config.diffusion.variance, "diffusion.variance")
-    transition = chain(config).only_step or Ancestral(fixedsmall if variance is optimal else variance)
     beside = Networks(partial(critic, config, facts), partial(network, config, facts))
-    loss = make(transition, terms, beside)
+    loss = make(own_step(config, fixedsmall), terms, beside)
     if variance is learned and not loss.teaches_variance:
         raise UserError("diffusion.variance: 'learned' is not taught by this objective; use diffusion.objective=hybrid")
     return loss

@@ -123,7 +123,7 @@ def load(folder: Path) -> Checkpoint:
         Damaged: naming the file, when a digest or a format is wrong.
         UserError: when its configuration is of another version.
     """
-    parsed, divided = tensor_shards.parsed_folder(
+    parsed, divided = tensor_shards.parsed_divided_folder(
         folder, (*MODEL_FILES, "state.safetensors", "state.json"), ("config.json", "state.json"), UNCHECKED
     )
     config, facts, calibration = description(parsed, folder)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor, Wrapped
 from ancestral.diffusion.processes.torch_generators import forked
 from ancestral.diffusion.processes.types import Time
 from ancestral.networks.unet import Attention, Downsample, ResidualBlock, Stage
@@ -89,7 +89,7 @@ def processor() -> str:
     return f"{next(named, platform.processor())} ({torch.backends.cpu.get_cpu_capability()}{bfloat16})"
 
 
-def measured(formats: Sequence[ComputeFormat], timed: Timed) -> dict[ComputeFormat, float]:
+def time_formats(formats: Sequence[ComputeFormat], timed: Timed) -> dict[ComputeFormat, float]:
     """Seconds of each, the quickest of repeats in turn."""
     for one in formats:
         timed(one)  # allocations and kernel choices are not speed
@@ -167,7 +167,7 @@ def layers_of(config: Config, facts: Facts, device: torch.device, training: bool
 @functools.cache
 def _measured_for_drawing(config: Config, facts: Facts, device: torch.device) -> ComputeFormat:
     timed = layers_of(config, facts, device, training=False)
-    return fastest(measured(candidates("auto", "auto", device), timed))
+    return fastest(time_formats(candidates("auto", "auto", device), timed))
 
 
 def for_drawing(name: str, saved: Checkpoint, device: torch.device) -> ComputeFormat:
@@ -195,10 +195,11 @@ def laid_out(network: nn.Module, channels_last: bool) -> nn.Module:
     return network.to(memory_format=layout)  # pyright: ignore[reportCallIssue] # torch declares `to` without it
 
 
-class Lowered:
+class Lowered(Wrapped):
     """A predictor whose networks compute in this format, but in float32 in the last calls of a walk.
 
-    There rounding is not mended by a later call: it had cost digits a quarter of their fd (`benchmarks/log.md`).
+    No later call corrects rounding there: low precision in the last calls raised the Fréchet distance on digits by a
+    quarter (`benchmarks/log.md`).
 
     Args:
         predictor: of networks in float32.
@@ -207,7 +208,8 @@ class Lowered:
     """
 
     def __init__(self, predictor: Predictor, chosen: ComputeFormat, last: float) -> None:
-        self.predictor, self.schedule, self.chosen, self.last = predictor, predictor.schedule, chosen, last
+        super().__init__(predictor)
+        self.chosen, self.last = chosen, last
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """As the predictor."""

@@ -28,7 +28,7 @@ def need_none(config: Config, what: str) -> None:
         raise UserError(f"{what}: {NOT_IN_FILES}")
 
 
-def check(config: Config, facts: Facts) -> None:
+def need_conditions(config: Config, facts: Facts) -> None:
     """Refuse conditions that the data do not have."""
     model, source = config.model, config.source
     if model.labels and not facts.class_names:

@@ -22,7 +22,7 @@ from ancestral.runs.sampling_options import OPTIONS, SamplingOptions
 
 _MEND = (  # for a model trained here, and for one of diffusers
     "train with --set model.condition_dropout=0.1",
-    "where one of its classes stands for none of the others, import it again with --null-class N",
+    "if one of its classes is the unconditional (null) class, import it again with --null-class N",
 )
 _OTHERWISE = "name a weaker model with --guide, or an early average of this one with --guide early"
 

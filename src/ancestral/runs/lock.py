@@ -4,9 +4,9 @@
 
 A trainer owns a folder by making the next number, whole and only if it is not there yet: a hard link, which network
 file systems make at the server; where there are none, a file opened exclusively. It may do so when the number before
-says that its owner has left, or that owner is dead. Two that see the same dead owner want the same next number, and one
-gets it: a lock that is taken over is never removed first. The highest number is never removed, so that who comes with
-an old listing finds a higher one and withdraws.
+says that its owner has left, or that owner is dead. Two trainers that find the same dead owner compete for the next
+number; only one can create it, because a stale record is superseded, never deleted. The highest number is never
+removed, so that who comes with an old listing finds a higher one and withdraws.
 
 Dead is an owner whose process is gone on this machine, or has another start time, its number used again. Of an owner on
 another machine, in another container, or from before this machine was started only the heartbeat is known: the file's

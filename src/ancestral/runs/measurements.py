@@ -35,7 +35,7 @@ class Measured:
         self.few = frozenset(map(str, document.get("few") or ()))
 
 
-def measured(run: Path, saved: Checkpoint) -> list[Measured]:
+def read_measurements(run: Path, saved: Checkpoint) -> list[Measured]:
     """What was measured in the run's folder of this checkpoint, its own average and its data.
 
     Args:

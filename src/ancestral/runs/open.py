@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.processes.normal import widest
 from ancestral.runs import build, checkpoint, process_kinds
 from ancestral.runtime.console import screen
+
+Opener = Callable[[Path, str, float | None], tuple[checkpoint.Checkpoint, Denoiser]]  # as `open_model`
 
 
 def open_model(folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:

@@ -45,7 +45,8 @@ class FewCalls(NamedTuple):
         grid: of a few steps.
         times: how t is drawn in training.
         only: whether it asks for these times.
-        counted: whether it is for one number of calls, which are all of the times that it trains at.
+        counted: whether the model is tuned for one fixed number of calls; its training times are then exactly the
+            sampling times.
     """
 
     chain: str
@@ -230,7 +231,8 @@ CHAINS: dict[str, Chain] = {
         step_name="the predicted image with fresh noise",
         calls=2,
         more="in one step, or in four: --steps 1, --steps 4",
-        whole="--steps all: {every:,} times to an image and back to fresh noise, of a model for few; --steps 2, or 4",
+        whole="--steps all predicts and renoises {every:,} times; this model was tuned for few steps: "
+        "use --steps 2 or 4",
     ),
     "absorbing": _absorbing("absorbing", Absorbing),
     "absorbing-independent": _absorbing("absorbing-independent", Independent),
@@ -263,7 +265,7 @@ def _need_objective(kind: Chain, options: DiffusionOptions) -> None:
 
 
 def has_noise(config: Config) -> bool:
-    """Whether the chain adds noise; otherwise it hides places."""
+    """Whether the chain adds noise; otherwise it masks pixels."""
     return chain(config).adds_noise
 
 

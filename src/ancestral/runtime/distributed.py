@@ -164,7 +164,7 @@ def leave() -> None:
         distributed.destroy_process_group()
 
 
-def check(processes: Processes, batch_size: int, shards: int | None) -> None:
+def need_divisible(processes: Processes, batch_size: int, shards: int | None) -> None:
     """Refuse sizes that do not divide.
 
     Raises:

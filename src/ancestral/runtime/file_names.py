@@ -30,8 +30,8 @@ def need_other(out: Path, read: Path) -> None:
         raise UserError(f"--out: {out} is one of the files to be read; choose another name")
 
 
-def check(names: Sequence[str], out: Path, source: Path, mend: str) -> None:
-    """See that files of these names can be written below `out`, on any system and each to a path of its own.
+def need_writable_names(names: Sequence[str], out: Path, source: Path, mend: str) -> None:
+    """Refuse names whose files cannot be written below `out`, on any system and each to a path of its own.
 
     Raises:
         UserError: naming the name, and what is wrong with it.

@@ -119,9 +119,9 @@ def _reported(of: int) -> str:
 
 
 def need_new_attempt() -> None:
-    """End, without a word, where a launcher begins again what was refused: it would be once more, for the same reason.
+    """Exit silently if the previous attempt ended with a user error: a restart would fail the same way.
 
-    Memory or a disk that was at its end may have room now, and whoever outlives a lost process is told to stop.
+    Out-of-memory and disk errors are retried, and so is an attempt that was stopped because another process was lost.
     """
     before = reported_exit(attempt() - 1) if attempt() else None
     if before is not None and _reported(attempt() - 1).endswith(_REFUSED):

@@ -1,8 +1,8 @@
 """Files that belong together, replaced as one: made beside, then moved into place; all of the old or all of the new.
 
-The new set is staged whole in `.results`, then a plan is written, then files are renamed. Whoever is killed before the
-plan leaves the old set as it was; whoever is killed after it leaves a swap that the next command finishes. A file that
-shows others (a sheet, a film) is a cover: it goes first and comes last, and never stands beside files of another set.
+The new set is staged whole in `.results`, then a plan is written, then files are renamed. Killed before the plan is
+written: the old set is untouched. Killed after: the next command completes the swap. Cover files (sheets, films), which
+show others, are removed first and written last, so that none is ever beside files of another set.
 
 The lock is the file system's, not that of a run (`ancestral.runs.lock`): it leaves nothing behind in a folder that may
 be the user's, and is free as soon as its owner dies. On a network file system it may hold for one machine only, or for

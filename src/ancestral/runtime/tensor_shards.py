@@ -105,7 +105,7 @@ class Shards(Mapping[str, Tensor]):
         return Shards(parts, {short: self.shapes[name] for short, name in names.items()})
 
 
-def parsed_folder(
+def parsed_divided_folder(
     folder: Path, required: Sequence[str], shared: Sequence[str], unchecked: tuple[str, ...]
 ) -> tuple[dict[str, Any], Shards | None]:
     """What the files of a verified folder hold, and the tensors that are divided among some of them, if any.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -16,6 +15,7 @@ from ancestral.data.inventory import counted, listed
 from ancestral.data.pictures import Labels
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.denoisers.denoiser import Watched
+from ancestral.diffusion.processes.types import Advance
 from ancestral.diffusion.samplers.grids import GRIDS
 from ancestral.diffusion.samplers.sample import beginning, latents
 from ancestral.diffusion.samplers.sample import film as keep_frames
@@ -64,7 +64,7 @@ def sample(
     channels, *sides = sampler.saved.facts.shape
     shape = (*sides, channels)
 
-    def draw(advance: Callable[[int], object], numbers: range) -> Files:
+    def draw(advance: Advance, numbers: range) -> Files:
         keep = film_times(sorted(set(sampler.visits), reverse=True)) if film and numbers.start == 0 else ()
         frames = keep_frames(sampler.walk(numbers, cond, advance), keep)
         drawn = kind.packed(numbers, to_bytes(frames.final))

@@ -20,13 +20,13 @@ from ancestral.diffusion.samplers.sample import finish, latents, trajectory
 from ancestral.errors import UserError
 from ancestral.runs import build
 from ancestral.runs.conditions import Conditions, class_of
-from ancestral.runs.open import device_of, open_gaussian, state_type
+from ancestral.runs.open import Opener, device_of, open_gaussian, state_type
 from ancestral.runs.sampling_options import OWN, SamplingOptions
 from ancestral.runtime import verified_folder
 from ancestral.runtime.console import advancing, screen
 from ancestral.runtime.file_names import need_other
 from ancestral.runtime.result_files import held
-from ancestral.sampling.sampler import Opener, Sampler
+from ancestral.sampling.sampler import Sampler
 
 Walk = Callable[[Tensor, list[int], Predictor], Iterator[Step]]
 MIDDLE, GREY, UNSURE = 128, 64, 0.1  # of a mask: white from here on; so far from both ends, and a share, is no mask

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ancestral.diffusion.denoisers.denoiser import CLIPS, Denoiser, Predictor, unclipped, within
+from ancestral.diffusion.processes.types import Advance
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import beginning, latents, trajectory
 from ancestral.diffusion.samplers.solvers import TUNED, default_solver
@@ -19,13 +20,11 @@ from ancestral.runs.conditions import Conditions
 from ancestral.runs.config import Config
 from ancestral.runs.guidance import Guidance
 from ancestral.runs.memory_need import need_for_drawing
-from ancestral.runs.open import device_of, open_model, state_type
+from ancestral.runs.open import Opener, device_of, open_model, state_type
 from ancestral.runs.process_kinds import chain, need_gaussian
 from ancestral.runs.registry import choose
 from ancestral.runs.sampling_options import OWN, SamplingOptions
 from ancestral.runtime.resumable_job import pieces
-
-Opener = Callable[[Path, str, float | None], tuple[checkpoint.Checkpoint, Denoiser]]  # as `open_model`
 
 
 class Sampler:
@@ -118,8 +117,8 @@ class Sampler:
         """The model under these conditions, guided as asked, computed in the precision asked for."""
         return Lowered(self.guidance.predictor(cond), self.format, self.last)
 
-    def walk(self, numbers: range, cond: Conditions, progress: Callable[[int], object]) -> Iterator[Step]:
-        """Draw images of these numbers, under their rows of `cond`; `progress` takes their count at each step."""
+    def walk(self, numbers: range, cond: Conditions, advance: Advance) -> Iterator[Step]:
+        """Draw images of these numbers, under their rows of `cond`; `advance` gets their count at each step."""
         device = device_of(self.model)
         own = {name: value[numbers.start : numbers.stop].to(device) for name, value in cond.items()}
         predictor = self.predictor(own)
@@ -127,7 +126,7 @@ class Sampler:
         noise = latents(self.saved.facts.shape, seed, numbers, streams).to(device, state_type(self.model))
         start = beginning(self.model.schedule, noise)
         for step in trajectory(predictor, start, self.times, self.move, seed, numbers, self.draw, streams):
-            progress(len(numbers))
+            advance(len(numbers))
             yield step
 
 

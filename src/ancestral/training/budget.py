@@ -15,9 +15,13 @@ from ancestral.runs.config import Config
 from ancestral.training import health, preview
 
 PREVIEW_SHARE = 0.05  # of the run's time
-CALIBRATING_SHARE = 0.1  # of a budget, at most, on fewer images than CALIBRATED; not on fewer than
+# Largest share of a budget for calibration; fewer than CALIBRATED images are used to keep it, at least
+# LEAST_CALIBRATED.
+CALIBRATING_SHARE = 0.1
 LEAST_CALIBRATED = 8
-FORWARD = 0.5  # of the time of training an image: a prediction, before one was timed; a third of the work, in float32
+# Assumed time of one prediction relative to training on one image, until one is timed (a third of the operations, but
+# in float32).
+FORWARD = 0.5
 WINDOW = 0.05  # of a budget: how far back the pace of updates is looked at
 LEAST_WINDOW = 10.0  # seconds
 LAST = 1.5  # seconds: loss.png, and the end of the process

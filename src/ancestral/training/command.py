@@ -38,7 +38,7 @@ from ancestral.runtime.text import minutes, quoted
 from ancestral.training import cost, inventory, legs, model_size, origin, trackers
 from ancestral.training.format_choice import choose_format
 from ancestral.training.origin import Origin
-from ancestral.training.outlook import measured, outlook
+from ancestral.training.outlook import levels_of, outlook
 from ancestral.training.run import Run
 from ancestral.training.set_aside import need_apart, set_aside
 
@@ -69,7 +69,7 @@ def _stopped_at_its_end(run: Run) -> bool:
 def bought(run: Run, length: Length, images: int) -> str:
     """What a length of so many images buys on this machine, in updates and in what they give."""
     updates = images // run.config.train.batch_size
-    levels = () if run.begin_with or run.origin else measured(run.config, run.facts)
+    levels = () if run.begin_with or run.origin else levels_of(run.config, run.facts)
     look = outlook(levels, run.training.images, images, lambda more: run.clock() - run.began + run.pace.seconds(more))
     plural = "" if updates == 1 else "s"
     return f"{typed(str(length))} buys {updates:,} update{plural} on this machine: {look}"

@@ -27,7 +27,7 @@ def choose_format(run: Run, layers: Callable[..., Timed] = compute_format.layers
         return slow
     chosen = training.format
     if processes.first and device.type == "cpu" and len(training.formats) > 1:
-        seconds = compute_format.measured(training.formats, layers(run.config, run.facts, device))
+        seconds = compute_format.time_formats(training.formats, layers(run.config, run.facts, device))
         chosen = compute_format.fastest(seconds)
         if len(automatic) == 2:
             run.fastest_on = compute_format.processor()

@@ -18,7 +18,7 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.objectives.elbo import elbo
 from ancestral.diffusion.objectives.statistics import Estimate, mean_and_error
 from ancestral.diffusion.processes.normal import Normal
-from ancestral.diffusion.samplers.transitions import VARIANCES, Ancestral, Transition
+from ancestral.diffusion.samplers.transitions import fixedlarge
 from ancestral.runs import build
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
@@ -126,6 +126,8 @@ def ends(losses: Sequence[float]) -> tuple[Estimate | None, Estimate | None]:
 def held_out_bits(config: Config, model: Denoiser, table: Tensor | None, held_out: ImageSet) -> Tensor:
     """The bound on each image in bits/dim, float64 (N,), by a few terms, with the run's own reverse step."""
     device, times = device_of(model), build.training_grid(config)
+    assert build.chain(config).bound_step is not None, "asked of a run without a bound"
+    step = build.own_step(config, fixedlarge if table is None else None)
     streams = build.streams(config, device)
     parts = []
     for start in range(0, len(held_out), BATCH):
@@ -135,20 +137,12 @@ def held_out_bits(config: Config, model: Denoiser, table: Tensor | None, held_ou
             build.predictor(model, table, **conditions_of(part, config, device)),
             to_unit(part.images).to(device),
             times,
-            _reverse(config, table),
+            step,
             streams(0, "health", range(start, start + len(rows))),
             terms=min(TERMS, len(times) - 1),
         )
         parts.append(measured.bits_per_dim)
     return torch.cat(parts)
-
-
-def _reverse(config: Config, table: Tensor | None) -> Transition:
-    kind, own = chain(config), config.diffusion.variance
-    assert kind.bound_step is not None, "asked of a run without a bound"
-    if kind.only_step is not None or (own == "optimal" and table is None):
-        return kind.bound_step
-    return Ancestral(VARIANCES[own])
 
 
 def gaussian_bits(train: ImageSet, held_out: ImageSet) -> Tensor:

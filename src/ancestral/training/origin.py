@@ -64,7 +64,10 @@ class Origin:
         return {"name": self.name, "digest": digest, "images": saved.images, "source": saved.config.source}
 
     def need_other_than(self, run: Path) -> None:
-        """Refuse the run that begins with it, of which it could say later no more what it was."""
+        """Refuse to begin a run with itself.
+
+        Its own first checkpoint would overwrite the model it records as its origin.
+        """
         own, folder = Path(os.path.realpath(self.name)), Path(os.path.realpath(run))
         if own.is_relative_to(folder):
             raise UserError(

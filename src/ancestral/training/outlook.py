@@ -38,7 +38,7 @@ COLOUR = (
 )
 
 
-def measured(config: Config, facts: Facts) -> tuple[Level, ...]:
+def levels_of(config: Config, facts: Facts) -> tuple[Level, ...]:
     """The levels of runs with these settings and this size of images; none where there were no such runs.
 
     They were looked at in one width; another looks so when it has the same loss, by the law of both.

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ancestral.data.dataset import ImageSet
-from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS, UNIFORMS
+from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
 from ancestral.diffusion.processes.streams import key
 from ancestral.diffusion.processes.torch_generators import forked
 from ancestral.diffusion.processes.types import on
@@ -33,7 +33,7 @@ from ancestral.runs.conditions import Conditions, trained_with
 from ancestral.runs.config import Config
 from ancestral.runs.facts import Facts
 from ancestral.runs.plan import Plan
-from ancestral.runtime.distributed import Processes, check
+from ancestral.runtime.distributed import Processes, need_divisible
 from ancestral.runtime.system import out_of_memory
 from ancestral.runtime.tensor_files import fitting
 from ancestral.runtime.tensor_shards import Parts, under
@@ -128,7 +128,7 @@ class Training:
     ) -> None:
         options = config.train
         self.processes = processes or Processes()
-        check(self.processes, options.batch_size, options.exact_shards)
+        need_divisible(self.processes, options.batch_size, options.exact_shards)
         self.config, self.facts, self.device, self.images = config, facts, device, 0
         self.skipped = 0  # updates in a row
         self.flags: Callable[[], Sequence[bool]] = tuple  # what processes agree on beside the losses, in one call
@@ -169,8 +169,8 @@ class Training:
             self._draw_divided()
         self.shard = options.batch_size // (self.processes.size * self.engine.shards)
         self.micro_batch = min(options.micro_batch or self.shard, self.shard)  # images in one pass of the network
-        uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
-        self.uniforms, self.sampler = UNIFORMS[uniforms], sampler(grid, build.time_schedule(config))
+        self.uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
+        self.sampler = sampler(grid, build.time_schedule(config))
         self.earlier = partial(self.objective.earlier, self.denoiser.schedule, self.sampler.t, self.sampler.s)
         self.learners = {"": Learner(self.network, build.optimizer(self.network, options), options.learning_rate)}
         self.networks = {"": self.network, "auxiliary-": auxiliary}  # of a checkpoint

@@ -15,6 +15,7 @@ from ancestral.apps.cli.options import (
     need_not_given,
     sampling_options,
     share,
+    taken_held_out,
 )
 
 
@@ -39,7 +40,8 @@ def evaluate(run: Path, processes: int, **options: Any) -> None:
     share(processes)
     from ancestral.evaluation import elbo_command
 
-    elbo_command.evaluate(run, **options)
+    images = taken_held_out(options)
+    elbo_command.evaluate(run, images, **options)
 
 
 @click.command(short_help="Compare samples with real images: distances, copies.")

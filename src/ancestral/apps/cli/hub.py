@@ -23,7 +23,7 @@ from ancestral.runtime.text import shown
 @click.option(
     "--null-class",
     type=int,
-    help="Of a diffusers network: number of the class for none of the others, from 0; none when left out.",
+    help="Of a diffusers network: number of the class that is unconditional (null), from 0; none when left out.",
 )
 def import_model(source: str, run: Path, scheduler: Path | None, null_class: int | None) -> None:
     """Make a run of the model in SOURCE, to sample and evaluate: hf:USER/NAME on the Hugging Face hub or a folder.

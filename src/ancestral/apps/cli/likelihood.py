@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import POSITIVE, Number, held_out, measuring_options, need_not_given, share
+from ancestral.apps.cli.options import (
+    POSITIVE,
+    Number,
+    held_out,
+    measuring_options,
+    need_not_given,
+    share,
+    taken_held_out,
+)
 
 TOLERANCE = Number(min=1e-12, max=1)
 
@@ -39,4 +47,5 @@ def likelihood(run: Path, processes: int, **options: Any) -> None:
     share(processes)
     from ancestral.evaluation import flow_command
 
-    flow_command.likelihood(run, **options)
+    images = taken_held_out(options)
+    flow_command.likelihood(run, images, **options)

@@ -6,15 +6,19 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from ancestral.runs.length import amount, count, seconds
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions, one_way_to_step
+
+if TYPE_CHECKING:
+    from ancestral.evaluation.measurement import HeldOut
 
 
 class Parsed(click.ParamType):
@@ -147,6 +151,13 @@ def held_out(num_images: int) -> Any:
         help="How many held-out images, at most.",
     )
     return combined(run_argument, click.argument("data_source", metavar="[DATA]", required=False), count)
+
+
+def taken_held_out(options: dict[str, Any]) -> HeldOut:
+    """Which held-out images are measured and how, taken out of the options of a command."""
+    from ancestral.evaluation.measurement import HeldOut
+
+    return HeldOut(**{field.name: options.pop(field.name) for field in fields(HeldOut)})
 
 
 def need_not_given(reason: str, *names: str) -> None:

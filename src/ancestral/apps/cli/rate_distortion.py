@@ -7,7 +7,15 @@ from typing import Any
 
 import click
 
-from ancestral.apps.cli.options import POSITIVE, PROFILE, held_out, measuring_options, need_not_given, share
+from ancestral.apps.cli.options import (
+    POSITIVE,
+    PROFILE,
+    held_out,
+    measuring_options,
+    need_not_given,
+    share,
+    taken_held_out,
+)
 
 
 @click.command(short_help="Rate and distortion of progressive decoding.")
@@ -31,4 +39,5 @@ def rd(run: Path, processes: int, **options: Any) -> None:
     share(processes)
     from ancestral.evaluation import rate_distortion_command
 
-    rate_distortion_command.rate_distortion(run, **options)
+    images = taken_held_out(options)
+    rate_distortion_command.rate_distortion(run, images, **options)

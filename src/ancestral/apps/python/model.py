@@ -24,11 +24,13 @@ from ancestral.data.pixels import to_bytes, to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.objectives.elbo import concatenate, elbo
 from ancestral.diffusion.objectives.statistics import Estimate, mean_and_error
+from ancestral.diffusion.processes.types import no_advance
 from ancestral.diffusion.samplers.sample import film, finish
 from ancestral.errors import UserError
 from ancestral.evaluation import elbo_command, sample_metrics_command
 from ancestral.evaluation.measurement import Measurement
 from ancestral.runs import build, calibration, checkpoint
+from ancestral.runs.conditions import Conditions
 from ancestral.runs.datasets import fitting, images_for
 from ancestral.runs.hub import hub
 from ancestral.runs.memory_need import need_for_drawing
@@ -59,7 +61,7 @@ def load(
         source: the folder, or the name; a folder of that name comes first.
         device: auto, cpu, cuda, cuda:1 or mps.
         scheduler: of a diffusers folder without one: its scheduler_config.json, or the folder of that.
-        null_class: of a diffusers network: the class for none of the others, for guidance.
+        null_class: of a diffusers network: the number of its unconditional (null) class, for guidance.
 
     Raises:
         UserError: when there is none, or it is damaged or of a kind unknown here.
@@ -130,10 +132,9 @@ class Model:
         Raises:
             UserError: naming the option that has no meaning for this model.
         """
-        _need_count(count)
-        options = _options(steps=steps, seed=seed, guidance=guidance, label=label, **drawing)
-        sampler = Sampler(self.folder, options, self.device, self._open)
-        cond = command.conditions(sampler.saved, options.label, None if embeddings is None else Path(embeddings), count)
+        sampler, cond = self._sampler(
+            count, embeddings, steps=steps, seed=seed, label=label, guidance=guidance, **drawing
+        )
         with advancing(f"{sampler.steps} steps", count * sampler.steps) as advance:
             parts = sampler.pieces(count)
             return Images(np.concatenate([to_bytes(finish(sampler.walk(part, cond, advance))) for part in parts]))
@@ -151,13 +152,12 @@ class Model:
         **drawing: Any,
     ) -> Film:
         """Draw images and keep how they were made; options as of `sample`."""
-        _need_count(count)
-        options = _options(steps=steps, seed=seed, guidance=guidance, label=label, **drawing)
-        sampler = Sampler(self.folder, options, self.device, self._open)
-        cond = command.conditions(sampler.saved, options.label, None if embeddings is None else Path(embeddings), count)
+        sampler, cond = self._sampler(
+            count, embeddings, steps=steps, seed=seed, label=label, guidance=guidance, **drawing
+        )
         need_for_drawing(sampler.saved.config, sampler.saved.facts, count, device_of(sampler.model), option="count")
         times = drawn_files.film_times(sorted(set(sampler.visits), reverse=True))
-        frames = film(sampler.walk(range(count), cond, lambda _: None), times)
+        frames = film(sampler.walk(range(count), cond, no_advance), times)
         shown = frames._replace(x_t=[sampler.model.schedule.shown(x_t) for x_t in frames.x_t])
         files = drawn_files.film_files(shown)
         png, gif = (files[name] for name in drawn_files.FILM)
@@ -315,6 +315,24 @@ class Model:
             raise UserError(f"content: was cut after {len(content)} bytes; lossy=True gives the picture that they hold")
         return decoded.pixels
 
+    def _sampler(
+        self, count: int, embeddings: str | os.PathLike[str] | None, **drawing: Any
+    ) -> tuple[Sampler, Conditions]:
+        """(what draws with these options, the conditions of the images).
+
+        Raises:
+            UserError: for a count that is none, and as `sample`.
+        """
+        _need_count(count)
+        options = _options(**drawing)
+        sampler = Sampler(self.folder, options, self.device, self._open)
+        vectors = None if embeddings is None else Path(embeddings)
+        return sampler, command.conditions(sampler.saved, options.label, vectors, count)
+
+    def _editor(self, options: SamplingOptions, calls: int) -> Editor:
+        """What edits with these options, in so many network calls an image where they name no number."""
+        return Editor(self.folder, options, self.device, self._open, calls)
+
     def _open(self, folder: Path, device: str, average_width: float | None) -> tuple[checkpoint.Checkpoint, Denoiser]:
         return self.saved, build.trained(self.saved, folder, build.device(device), average_width)
 
@@ -406,7 +424,7 @@ class Editing:
             _need_count(number, name)
         need_gaussian(model.saved.config, "inpaint")
         options = edit_command.with_new_noise(_options(steps=steps, label=label, **drawing))
-        editor = Editor(model.folder, options, model.device, model._open, EDIT_CALLS["inpaint"])
+        editor = model._editor(options, EDIT_CALLS["inpaint"])
         channels, height, width = editor.shape
         data = model.saved.config.data
         x0 = editor.to_state(to_unit(_pixels(image, (height, width, channels), data.white, "image", data)[None]))

@@ -24,7 +24,7 @@ from ancestral.evaluation import features
 from ancestral.evaluation.features import features_of, on_sides, unlabelled
 from ancestral.evaluation.sample_metrics import GROUPS, closest, copies, few, repeats
 from ancestral.runs import build
-from ancestral.runs.measurements import measured
+from ancestral.runs.measurements import read_measurements
 from ancestral.runs.process_kinds import chain
 from ancestral.runtime.plots import ACCENT, SECOND
 
@@ -126,7 +126,7 @@ def _kept(subject: Subject) -> Found | None:
     worse = "metrics-pixels" if find_spec(LITE0) is not None else None  # than what can be measured here
     found = [
         one
-        for one in measured(subject.run, subject.saved)
+        for one in read_measurements(subject.run, subject.saved)
         if one.title.startswith("metrics-")
         and one.title != worse
         and all(one.made.get(name, value) == value for name, value in plain.items())

@@ -160,7 +160,7 @@ def _losses(subject: Subject, some: range, t: Tensor, s: Tensor) -> tuple[Tensor
 
 def _choice(subject: Subject) -> tuple[Tensor, Tensor]:
     """(probability, importance) of each time of the grid under the run's own choice of times, float64 (K,)."""
-    _, make = TIME_SAMPLERS[subject.config.diffusion.times]
+    make = TIME_SAMPLERS[subject.config.diffusion.times].sampler
     sampler = make(subject.times, build.time_schedule(subject.config))
     kept = {} if subject.saved is None else subject.saved.tensors
     if state := {name.removeprefix("sampler/"): one for name, one in kept.items() if name.startswith("sampler/")}:

@@ -16,6 +16,7 @@ from ancestral.apps.server.job import Record
 from ancestral.apps.server.job_queue import Work
 from ancestral.apps.server.session import ServedRun, finished, shown, uris
 from ancestral.data.pixels import to_unit
+from ancestral.diffusion.processes.types import no_advance
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.runs.open import device_of
 from ancestral.runs.sampling_options import JUMP, RESAMPLES, SamplingOptions
@@ -48,7 +49,7 @@ def draw(served: ServedRun, body: schemas.Draw) -> Task:
     again = served.again("sample", served.run, **{"seed": body.seed, "num_images": body.images, **body.options})
 
     def work(record: Record) -> dict[str, Any]:
-        steps = sampler.walk(range(body.images), cond, lambda count: None)
+        steps = sampler.walk(range(body.images), cond, no_advance)
         return finished(finish(shown(record, steps, sampler.steps)), again)
 
     return Task(work, body.images)

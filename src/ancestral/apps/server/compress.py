@@ -68,14 +68,14 @@ class Compressor:
             check(self.wide, book, book.profiles[profile])
             record.step, due = 0, 0.0
 
-            def progress(rows: int) -> None:
+            def advance(rows: int) -> None:
                 nonlocal due
                 record.step += 1
                 if time.monotonic() >= due:
                     due = time.monotonic() + 1 / FRAMES
                     _tell(record, record.step, record.of, "compressing")
 
-            watched = Watched(self.wide, progress)
+            watched = Watched(self.wide, advance)
             codec = codec_of(watched, self.wide, self.served.saved, book)
             record.of = codec.encoding_calls([pixels], profile, ["image"]) + len(book.profiles[profile].times)
             (file,) = codec.encode([pixels], profile)

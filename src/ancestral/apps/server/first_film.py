@@ -14,6 +14,7 @@ from ancestral.apps.server.session import ServedRun
 from ancestral.data import load
 from ancestral.data.pixels import to_unit
 from ancestral.data.source_paths import public
+from ancestral.diffusion.processes.types import no_advance
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.errors import UserError
 from ancestral.runs import build
@@ -52,14 +53,10 @@ class FirstFilm:
         sampler, editor = self.served.sampler(options), self.served.editor(options)
         x0 = editor.to_state(to_unit(images.spread(HELD_OUT).take([0]).images[:]))
         cond = conditions(self.served.saved, None, None, 1)
-        walk = _stoppable(sampler.walk(range(1), cond, _nothing))
+        walk = _stoppable(sampler.walk(range(1), cond, no_advance))
         made = round_trip(self.served.model.schedule, x0, editor.latents([0]), walk)
         frames, ways = played([*map(uri_of, small(made.there))], [*map(uri_of, small(made.back))], made.times)
         return {"frames": [{"image": one, "way": way, "t": t} for one, (way, t) in zip(frames, ways, strict=True)]}
-
-
-def _nothing(count: int) -> None:
-    """Nobody counts the steps of a film."""
 
 
 def _stoppable(steps: Iterator[Step]) -> Iterator[Step]:

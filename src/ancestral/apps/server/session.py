@@ -113,7 +113,7 @@ class ServedRun:
         need_for_drawing(self.saved.config, self.saved.facts, images, device_of(self.model), "images")
 
     def opened(self, folder: Path, device: str, average_width: float | None) -> tuple[Checkpoint, Denoiser]:
-        """The run as it is open here, for whoever would open it (`sampler.Opener`)."""
+        """The run as it is open here, for whoever would open it (`open.Opener`)."""
         return self.saved, self.model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor, Wrapped
 from ancestral.diffusion.processes.types import Time
 
 # Pixels predicted exactly black or white are far surer than the rest: a bucket for each, and finer ones beside them.
@@ -14,7 +14,7 @@ X0_EDGES = torch.tensor([*(-1 + d for d in _BELOW_1), *(1 - d for d in reversed(
 BUCKETS = len(X0_EDGES) + 1
 
 
-class Calibrated:
+class Calibrated(Wrapped):
     """A predictor that also knows its own squared error, as a table over t and over the value it predicts.
 
     Args:
@@ -24,7 +24,8 @@ class Calibrated:
     """
 
     def __init__(self, predictor: Predictor, x0_var: Tensor) -> None:
-        self.predictor, self.schedule, self.x0_var = predictor, predictor.schedule, x0_var
+        super().__init__(predictor)
+        self.x0_var = x0_var
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict, with the measured variance attached."""

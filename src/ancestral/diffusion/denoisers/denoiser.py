@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ancestral.diffusion.denoisers.targets import Target
 from ancestral.diffusion.processes.gaussian import Gaussian
-from ancestral.diffusion.processes.types import Time, on, over
+from ancestral.diffusion.processes.types import Advance, Time, on, over, per_image
 
 Model = TypeVar("Model", bound=nn.Module)
 Clip = Callable[[Tensor], Tensor]
@@ -35,11 +35,30 @@ class Prediction(NamedTuple):
 class Predictor(Protocol):
     """Anything that the loop can walk with: a Denoiser, an exact oracle, a guided or conditioned wrapper."""
 
-    schedule: Gaussian
+    @property
+    def schedule(self) -> Gaussian:
+        """The forward process."""
+        ...
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict the clean image from x_t (B, ...) at one time or at one time an image."""
         ...
+
+
+class Wrapped:
+    """What predictors share that ask another one, under its schedule.
+
+    Args:
+        predictor: the other one.
+    """
+
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
+
+    @property
+    def schedule(self) -> Gaussian:
+        """The forward process of the predictor that is asked."""
+        return self.predictor.schedule
 
 
 def predict(x0: Tensor, x_t: Tensor, schedule: Gaussian, t: Time, **more: Tensor | None) -> Prediction:
@@ -71,7 +90,7 @@ def clip_static(x0: Tensor) -> Tensor:
 def clip_dynamic(x0: Tensor, quantile: float = 0.995) -> Tensor:
     """x0 divided by its own `quantile` of |x0| where that exceeds 1 (Saharia et al. 2022, section 2.3)."""
     each = [one.quantile(quantile) for one in x0.flatten(1).abs()]  # torch's takes 2^24 values at a time
-    limit = torch.stack(each).clamp(min=1).reshape(-1, *[1] * (x0.ndim - 1))
+    limit = per_image(torch.stack(each).clamp(min=1), x0)
     return x0.clamp(-limit, limit) / limit
 
 
@@ -161,11 +180,12 @@ class Conditioned:
         return self.denoiser(x_t, t, **self.cond)
 
 
-class InParts:
+class InParts(Wrapped):
     """As `Conditioned`, x0 and eps only, so many images in one call of the network: no more memory than these take."""
 
     def __init__(self, predictor: Denoiser | Predictor, size: int, **cond: Tensor) -> None:
-        self.predictor, self.schedule, self.size, self.cond = predictor, predictor.schedule, size, cond
+        super().__init__(predictor)
+        self.size, self.cond = size, cond
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict under these conditions."""
@@ -184,14 +204,15 @@ def images_per_call(most: int, height: int, width: int) -> int:
     return max(1, min(most, most * 64**2 // (height * width)))
 
 
-class Watched:
-    """A predictor that counts its calls, and hands the number of images of each to `report` before it is made."""
+class Watched(Wrapped):
+    """A predictor that counts its calls, and gives the number of images of each to `advance` before it is made."""
 
-    def __init__(self, predictor: Predictor, report: Callable[[int], object]) -> None:
-        self.predictor, self.schedule, self.report, self.calls = predictor, predictor.schedule, report, 0
+    def __init__(self, predictor: Predictor, advance: Advance) -> None:
+        super().__init__(predictor)
+        self.advance, self.calls = advance, 0
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """As the predictor."""
         self.calls += 1
-        self.report(len(x_t))
+        self.advance(len(x_t))
         return self.predictor(x_t, t)

@@ -21,6 +21,7 @@ from ancestral.diffusion.denoisers.denoiser import (
     Denoiser,
     Prediction,
     Predictor,
+    Wrapped,
     unclipped,
     with_x0,
 )
@@ -115,7 +116,7 @@ def _std(x: Tensor) -> Tensor:
     return x.std(tuple(range(1, x.ndim)), correction=0, keepdim=True)
 
 
-class ClassifierGuided:
+class ClassifierGuided(Wrapped):
     """eps - scale noise_t grad log p(label | x_t): classifier guidance (Dhariwal and Nichol 2021, Algorithm 2).
 
     At scale 1, with the exact classifier of noisy images and an exact predictor of all of them, this is the exact
@@ -132,8 +133,8 @@ class ClassifierGuided:
     def __init__(
         self, predictor: Predictor, log_prob: LogProb, labels: Tensor, scale: float = 1.0, clip: Clip = unclipped
     ) -> None:
-        self.predictor, self.schedule, self.log_prob = predictor, predictor.schedule, log_prob
-        self.labels, self.scale, self.clip = labels, scale, clip
+        super().__init__(predictor)
+        self.log_prob, self.labels, self.scale, self.clip = log_prob, labels, scale, clip
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict from x_t (B, ...) at time t; where alpha_bar is 0 no classifier knows anything."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor
+from ancestral.diffusion.denoisers.denoiser import Prediction, Predictor, Wrapped
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import Time
+from ancestral.diffusion.processes.types import Time, per_image
 from ancestral.diffusion.samplers.loop import GaussianDraw, Move, walk
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.diffusion.samplers.transitions import DDIM, Stepper, StepThenNoise, Transition
@@ -98,17 +98,18 @@ def slerp(a: Tensor, b: Tensor, share: float | Tensor) -> Tensor:
     """
     flat_a, flat_b = a.flatten(1), b.flatten(1)
     cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b).clamp(-1, 1)
-    angle = cosine.acos().reshape(-1, *[1] * (a.ndim - 1))
+    angle = per_image(cosine.acos(), a)
     sine = angle.sin()
     along = (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / sine
     return torch.where(sine > 1e-6, along, mix(a, b, share))
 
 
-class _FromClean:
+class _FromClean(Wrapped):
     """A predictor that also speaks at t = 0, where x0 is x itself: eps is what is seen at the first noise level."""
 
     def __init__(self, predictor: Predictor, first: int) -> None:
-        self.predictor, self.schedule, self.first = predictor, predictor.schedule, first
+        super().__init__(predictor)
+        self.first = first
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
         """Predict x0 and eps from x_t, the latter not quite consistent at t = 0."""

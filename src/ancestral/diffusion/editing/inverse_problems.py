@@ -17,12 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ancestral.diffusion.denoisers.denoiser import Clip, Prediction, Predictor, predict, unclipped, with_x0
+from ancestral.diffusion.denoisers.denoiser import Clip, Prediction, Predictor, Wrapped, predict, unclipped, with_x0
 from ancestral.diffusion.editing.operators import Operator
 from ancestral.diffusion.processes.gaussian import Gaussian
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import Time, over, untyped
+from ancestral.diffusion.processes.types import Time, over, per_image, untyped
 from ancestral.diffusion.samplers.loop import GaussianDraw, Move, from_model
 
 
@@ -90,7 +90,21 @@ class _Differentiable:
         return predict(x0, self.x_t.detach(), predictor.schedule, t, **kept)
 
 
-class _Spread:
+class _Corrected(Wrapped):
+    """What methods share that correct each predicted x0 by the measurement.
+
+    Args:
+        predictor: of x0.
+        seen: the measurement.
+        clip: of the corrected x0.
+    """
+
+    def __init__(self, predictor: Predictor, seen: Observation, clip: Clip) -> None:
+        super().__init__(predictor)
+        self.seen, self.clip = seen, clip
+
+
+class _Spread(_Corrected):
     """What methods share that take C to be of the size r_t^2.
 
     Args:
@@ -103,7 +117,7 @@ class _Spread:
     def __init__(
         self, predictor: Predictor, seen: Observation, clip: Clip = unclipped, spread: Spread = of_unit_data
     ) -> None:
-        self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
+        super().__init__(predictor, seen, clip)
         self.spread = spread
 
 
@@ -133,7 +147,7 @@ class PiGdm(_Spread):
         return linear.moved(self.predictor, self.clip(linear.x0 + linear.cov(v)), t)
 
 
-class Mmps:
+class Mmps(_Corrected):
     """The true C in both places, the inverse by conjugate gradients (Rozet et al. 2024, MMPS, Algorithm 3).
 
     Exact for every Gaussian. A call costs one pass forward and one backward for each iteration and one more.
@@ -147,7 +161,7 @@ class Mmps:
     """
 
     def __init__(self, predictor: Predictor, seen: Observation, clip: Clip = unclipped, iterations: int = 2) -> None:
-        self.predictor, self.schedule, self.seen, self.clip = predictor, predictor.schedule, seen, clip
+        super().__init__(predictor, seen, clip)
         self.iterations = iterations
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
@@ -168,7 +182,7 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, iter
     """
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))
+        return per_image((a * b).flatten(1).sum(1), a)
 
     v, left = torch.zeros_like(right), right
     direction, size = right, dot(right, right)
@@ -184,7 +198,7 @@ def conjugate_gradients(product: Callable[[Tensor], Tensor], right: Tensor, iter
     return v
 
 
-class Dps:
+class Dps(Wrapped):
     """Down the gradient of |y - A x0_hat| after each draw (Chung et al. 2023, DPS, Algorithm 1); predictor and draw.
 
     Args:
@@ -194,7 +208,8 @@ class Dps:
     """
 
     def __init__(self, predictor: Predictor, seen: Observation, scale: float = 1.0) -> None:
-        self.predictor, self.schedule, self.seen, self.scale = predictor, predictor.schedule, seen, scale
+        super().__init__(predictor)
+        self.seen, self.scale = seen, scale
         self.gradient: Tensor | None = None
 
     def __call__(self, x_t: Tensor, t: Time) -> Prediction:
@@ -202,7 +217,7 @@ class Dps:
         linear = _Differentiable(self.predictor, x_t, t)
         residual = self.seen.residual(linear.x0)
         norms: Tensor = untyped.norm(residual.flatten(1), dim=1)
-        length = norms.clamp(min=1e-12).reshape(-1, *[1] * (residual.ndim - 1))
+        length = per_image(norms.clamp(min=1e-12), residual)
         self.gradient = -linear.back(self.seen.operator.adjoint(residual / length))
         return linear.moved(self.predictor, linear.x0, t)
 

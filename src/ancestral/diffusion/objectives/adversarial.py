@@ -2,7 +2,7 @@
 
 A sampler that predicts the image and renoises it (`Renoised`) is exact as soon as x0_hat(x_t, t), x_t ~ q(x_t), has the
 law of the data at each of its times, whatever of x_t the image depends on: then every state has the law of q(x_t). So
-a critic D that learns beside the network needs to be told no x_t and no t. With the images x = clip(x0_hat(x_t, t)) of
+a critic D that learns beside the network needs neither x_t nor t. With the images x = clip(x0_hat(x_t, t)) of
 the few times that are drawn at,
 
     L_D = max(0, 1 - D(x0)) + max(0, 1 + D(x))          the critic's, with x held (hinge; Lim and Ye 2017)

@@ -67,10 +67,10 @@ def costs(nats: Tensor, counts: Sequence[float]) -> np.ndarray:
 
 
 def monotone(nats: Tensor, counts: Sequence[float]) -> Tensor:
-    """The nearest L_{t-1}, in squares of the loss of a position, with which one is better known the more is seen.
+    """Isotonic least-squares fit of the per-position loss, so that it does not rise as more positions are seen.
 
-    A shortest path would seek out the accidents of an estimate. Theirs is the sum of what is given, for steps of equal
-    counts. Arguments as those of `costs`.
+    Without it a shortest path would exploit noise in the estimates. The fit keeps the sum of the losses where all steps
+    reveal equally many positions. Arguments as those of `costs`.
     """
     positions = -np.diff(np.asarray(counts, dtype=np.float64))
     rising = (nats.double().numpy() / positions)[::-1]

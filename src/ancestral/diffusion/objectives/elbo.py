@@ -111,7 +111,7 @@ def _tensors() -> list[str]:
 def error_per_image(elbo: Elbo, repeats: int) -> Tensor:
     """Standard error of each image's bits/dim (B,) by the spread of its `repeated` measurements.
 
-    From few repeats it is itself uncertain: from 4 to two fifths.
+    With 4 repeats this standard error is itself uncertain by about 40 %.
     """
     each: Tensor = untyped.sum((elbo.terms * elbo.weight).unflatten(1, (repeats, -1)), 2) * repeats
     return elbo.bits(each).std(1) / repeats**0.5
@@ -126,8 +126,8 @@ def all_terms(steps: int, images: int) -> tuple[Tensor, Tensor]:
 def strata(schedule: NoiseSchedule, grid: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
     """(first indices, widths), int64 (count - 1,), of the strata of all steps but the last.
 
-    Each has about as much of log(noise_var), the bits that the steps would cost were the image Gaussian of variance 1,
-    and of the number of steps, half and half: a draw stands for few steps where these cost much and differ most.
+    Strata are equal in the sum of two normalised measures: the change of log(noise_var) (the steps' cost for unit
+    Gaussian data) and the number of steps. So a draw stands for few steps where these cost much and differ most.
     """
     steps, order = len(grid) - 1, torch.arange(count)
     cost = -schedule.noise_var(torch.tensor(grid[:-1])).log()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,12 +29,6 @@ def stratified(seed: int, numbers: Sequence[int], streams: OpenStreams = Streams
     """
     start = streams(seed, "time", [0]).uniform()
     return (start + torch.tensor([n * _GOLDEN % 1 for n in numbers], dtype=torch.float64)) % 1
-
-
-UNIFORMS: dict[str, Callable[..., Tensor]] = {
-    "uniform": independent,
-    "stratified": stratified,
-}
 
 
 class TimeSampler:
@@ -125,10 +120,25 @@ class LossImportance(TimeSampler):
         self.losses, self.seen = state["losses"].clone(), state["seen"].clone()
 
 
-TIME_SAMPLERS: dict[str, tuple[str, Callable[[Sequence[int], NoiseSchedule], TimeSampler]]] = {
-    "uniform": ("uniform", lambda grid, schedule: TimeSampler(grid)),
-    "stratified": ("stratified", lambda grid, schedule: TimeSampler(grid)),
-    "log-normal": ("stratified", LogNormal),
-    "log-normal-wide": ("stratified", partial(LogNormal, mean=-1.1, spread=2.0)),  # Geng et al. 2024
-    "loss-importance": ("stratified", lambda grid, schedule: LossImportance(grid)),
+def _uniform(grid: Sequence[int], schedule: NoiseSchedule) -> TimeSampler:
+    return TimeSampler(grid)
+
+
+def _loss_importance(grid: Sequence[int], schedule: NoiseSchedule) -> TimeSampler:
+    return LossImportance(grid)
+
+
+class TimeChoice(NamedTuple):
+    """How training times are drawn: uniform numbers, one an image, and the sampler that turns them into times."""
+
+    uniform: Callable[..., Tensor]  # (seed, numbers, streams=Streams) to float64 (B,) in [0, 1)
+    sampler: Callable[[Sequence[int], NoiseSchedule], TimeSampler]  # for a time grid under a schedule
+
+
+TIME_SAMPLERS: dict[str, TimeChoice] = {
+    "uniform": TimeChoice(independent, _uniform),
+    "stratified": TimeChoice(stratified, _uniform),
+    "log-normal": TimeChoice(stratified, LogNormal),
+    "log-normal-wide": TimeChoice(stratified, partial(LogNormal, mean=-1.1, spread=2.0)),  # Geng et al. 2024
+    "loss-importance": TimeChoice(stratified, _loss_importance),
 }

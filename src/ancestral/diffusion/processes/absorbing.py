@@ -26,7 +26,7 @@ from ancestral.diffusion.processes.levels import Point, Values, snap
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.normal import Likelihood
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.processes.types import Time, untyped
+from ancestral.diffusion.processes.types import Time, over, per_image, untyped
 
 MASK = 2.0  # off the data's range [-1, 1], and exact in every floating type
 
@@ -40,7 +40,7 @@ Pick = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # (u, may change) to (
 
 
 def by_chance(probability: Tensor) -> Pick:
-    """Each position that may change does with this probability, (B, 1, ...)."""
+    """Each position that may change does with this probability, () or (B, 1, ...)."""
 
     def pick(u: Tensor, may: Tensor) -> tuple[Tensor, Tensor]:
         return may & (u < probability), probability.expand_as(u)
@@ -58,7 +58,7 @@ def so_many(count: Tensor) -> Pick:
         changes = torch.zeros_like(taken).scatter(1, positions, taken).reshape(u.shape) & may
         # The least u of those left bounds the others, which are uniform below it.
         bound = torch.cat([ranked, torch.ones_like(ranked[:, :1])], 1).gather(1, number)
-        return changes, bound.reshape(-1, *[1] * (u.ndim - 1)).expand_as(u)
+        return changes, per_image(bound, u).expand_as(u)
 
     return pick
 
@@ -148,12 +148,12 @@ class Absorbing(NoiseSchedule):
     def reveal(self, x_t: Tensor, values: Values, t: Time, s: Time) -> Change:
         """The step from t to s < t on which hidden positions take these values."""
         before, after = (self.count(time, x_t[0].numel()) for time in (t, s))
-        odds = _over((before - after).double() / before.clamp(min=1), x_t)
+        odds = over((before - after).double() / before.clamp(min=1), x_t)
         return Change(x_t, hidden(x_t), odds, so_many(before - after), values)
 
     def _hide(self, x_s: Tensor, s: Time, t: Time) -> Change:
         before, after = (self.count(time, x_s[0].numel()) for time in (s, t))
-        odds = _over((after - before).double() / (x_s[0].numel() - before).clamp(min=1), x_s)
+        odds = over((after - before).double() / (x_s[0].numel() - before).clamp(min=1), x_s)
         return Change(x_s, ~hidden(x_s), odds, so_many(after - before), Point(torch.full_like(x_s, MASK)))
 
     def end(self, like: Tensor) -> Change:
@@ -191,14 +191,9 @@ class Independent(Absorbing):
 
     def reveal(self, x_t: Tensor, values: Values, t: Time, s: Time) -> Change:
         """The step from t to s < t: each hidden position is revealed with probability 1 - (1 - ab_s) / (1 - ab_t)."""
-        odds = _over(1 - self.noise_var(s) / self.noise_var(t), x_t)
+        odds = over(1 - self.noise_var(s) / self.noise_var(t), x_t)
         return Change(x_t, hidden(x_t), odds, by_chance(odds), values)
 
     def _hide(self, x_s: Tensor, s: Time, t: Time) -> Change:
-        odds = _over(-torch.expm1(self.log_alpha_bar[t] - self.log_alpha_bar[s]), x_s)
+        odds = over(-torch.expm1(self.log_alpha_bar[t] - self.log_alpha_bar[s]), x_s)
         return Change(x_s, ~hidden(x_s), odds, by_chance(odds), Point(torch.full_like(x_s, MASK)))
-
-
-def _over(odds: Tensor, x: Tensor) -> Tensor:
-    """Odds of shape () or (B,) as (1 or B, 1, ...) in the type and on the device of x."""
-    return odds.reshape(-1, *[1] * (x.ndim - 1)).to(x)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.normal import Likelihood, Normal, standard_normal_like
-from ancestral.diffusion.processes.types import Time, over
+from ancestral.diffusion.processes.types import Time, over, per_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +61,7 @@ class Gaussian(NoiseSchedule):
         last = (s == 0).to(x0.device)
         q = self.posterior(x_t, x0, t, s)
         # Each branch sees harmless numbers in the other's rows, so that no infinity enters a gradient.
-        mask = last.reshape(-1, *[1] * (x0.ndim - 1))
+        mask = per_image(last, x0)
         kl = Normal(q.mean, torch.where(mask, p.var.detach(), q.var)).kl(p).flatten(1).sum(1)
         if not last.any():
             return kl

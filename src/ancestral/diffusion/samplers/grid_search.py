@@ -20,9 +20,8 @@ class Search(NamedTuple):
     """How the best times for few steps are found.
 
     Args:
-        best: of a predictor, states at the first time, every time that there is, a fine walk's, and some grids of few
-            steps to begin with: the best one.
-        calls: of the network at the most, an image, for so many steps of the fine walk, so few, and so many grids.
+        best: `best(predictor, x_T, all_times, fine_grid, initial_grids)` returns the best grid.
+        calls: `calls(fine_steps, steps, number_of_initial_grids)`: upper bound on network calls per image.
     """
 
     best: Callable[[Any, Tensor, Sequence[int], Sequence[int], Sequence[Sequence[int]]], list[int]]

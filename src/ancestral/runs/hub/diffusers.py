@@ -66,7 +66,7 @@ def read(folder: Path, scheduler: Path | None = None, null_class: int | None = N
     Args:
         folder: a pipeline's, or a network's own with its scheduler's file, or a checkpoint of the training script.
         scheduler: its configuration, or the folder of that; where none is in the folder.
-        null_class: the class that stands for none of the others.
+        null_class: the number of its unconditional (null) class.
 
     Raises:
         UserError: naming the file and field that has no meaning here.
@@ -89,9 +89,9 @@ def read(folder: Path, scheduler: Path | None = None, null_class: int | None = N
             raise UserError(f"--null-class {null_class}: the network has {found.classes} classes, from 0")
         del names_of_classes[null_class]
         model = replace(model, condition_dropout=_DROPPED)
-        notes.append(f"class {null_class} is none of the others: --guidance goes from it")
+        notes.append(f"class {null_class} is none of the others, the null class: --guidance goes from it")
     elif found.classes:
-        notes.append("if one of its classes stands for none of the others, --null-class N says so, for guidance")
+        notes.append("if one of its classes is the unconditional (null) class, name it for guidance: --null-class N")
     config = Config(source=f"diffusers:{folder.name}", model=model, diffusion=process)
     facts = Facts(found.shape, tuple(names_of_classes), found.vector)
     stored = _weight_files(network_folder)
@@ -370,7 +370,7 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
     if model.labels and "null" in saved.weights:
         rows = torch.cat([theirs["class_embedding.weight"], saved.weights["null"][None]])
         theirs["class_embedding.weight"] = rows
-        lines = [f"class {len(rows) - 1} is none of the others: guidance goes from it"]
+        lines = [f"class {len(rows) - 1} is none of the others, the null class: guidance goes from it"]
     documents = {
         "model_index.json": index,
         "scheduler/scheduler_config.json": scheduler,
@@ -410,7 +410,7 @@ def _need_fields(run: Path, config: Config) -> None:
     elif process.clock != "zero-based":
         # The embedding is a function of t alone, so that no weight can make up for the step between them.
         problem = (
-            f"the network hears t = 1..{process.T}, those of diffusers hear 0..{process.T - 1} (train with --set "
+            f"the network takes t = 1..{process.T}, those of diffusers take 0..{process.T - 1} (train with --set "
             "diffusion.clock=zero-based)"
         )
     else:

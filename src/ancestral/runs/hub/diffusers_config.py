@@ -329,7 +329,7 @@ def diffusion(fields: Fields, learned: bool = False) -> DiffusionOptions:
     elif betas.T == 1 and not bool(betas.log_alpha_bar.isfinite().all()):
         fields.refuse("trained_betas", [1.0], "with one step of nothing but noise no image would be seen")
     fields.need("use_flow_sigmas", False, False)  # another process
-    fields.need("timestep_type", "discrete", "discrete")  # otherwise the network hears the logarithm of sigma
+    fields.need("timestep_type", "discrete", "discrete")  # otherwise the network takes the logarithm of sigma
     clip, clip_range = _clip(fields, scheduler)
     old = fields.take("predict_epsilon", bool, True)  # before 0.8
     target = fields.choose("prediction_type", _TARGETS, "epsilon" if old else "sample")

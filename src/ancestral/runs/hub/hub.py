@@ -30,7 +30,7 @@ from ancestral.runs.checkpoint import Checkpoint, OriginState
 from ancestral.runs.hub import diffusers, import_checks
 from ancestral.runs.hub.model_card import card
 from ancestral.runs.lock import own
-from ancestral.runs.measurements import measured
+from ancestral.runs.measurements import read_measurements
 from ancestral.runtime import verified_folder
 from ancestral.runtime.console import Progress
 from ancestral.runtime.tensor_files import parsed_folder
@@ -58,7 +58,7 @@ def load(source: str | Path, scheduler: Path | None = None, null_class: int | No
     Args:
         source: its name.
         scheduler: of a diffusers folder that has none: the file, or its folder.
-        null_class: of a diffusers folder: the class that stands for none of the others.
+        null_class: of a diffusers folder: the number of its unconditional (null) class.
 
     Raises:
         UserError: when there is none, or it is damaged or of a kind unknown here.
@@ -170,7 +170,7 @@ def push(run: Path, name: str, *, public: bool, license_name: str) -> str:
         UserError: without a token or a connection, when the hub refuses, or when the newest checkpoint is damaged.
     """
     saved = checkpoint.open_newest(run)
-    found = measured(run, saved)
+    found = read_measurements(run, saved)
     saved = _public(saved)
     hub = _library()
     if hub.constants.HF_HUB_OFFLINE:
