@@ -27,6 +27,7 @@ from ancestral.errors import UserError
 from ancestral.networks.unet_layers import time_embedding
 from ancestral.runs import build, checkpoint
 from ancestral.runs.config import Config
+from ancestral.runs.export_choices import SPACINGS
 from ancestral.runs.facts import Facts
 from ancestral.runs.hub import import_checks
 from ancestral.runs.hub.diffusers_config import (
@@ -47,7 +48,6 @@ from ancestral.runtime.tensor_files import finite, need_shapes
 from ancestral.runtime.text import quoted
 
 _WEIGHTS = "diffusion_pytorch_model.safetensors"
-SPACINGS = ("leading", "trailing", "linspace")
 # With these variances theirs adds noise after its last step, unless that is of t = 0.
 _NOISY = ("fixedlarge", "beta", "learned")
 SPACING_WITHOUT_NOISE = ("trailing", "leading")
