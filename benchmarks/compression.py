@@ -22,6 +22,7 @@ from ancestral.compression import compress_command
 from ancestral.compression.archive_command import compressed, expanded, open_coder
 from ancestral.compression.archive_format import Archive
 from ancestral.compression.bit_io import Reader, read_varint
+from ancestral.compression.choices import PROFILES
 from ancestral.compression.codebook import Codebook, Profile
 from ancestral.compression.codec import Codec
 from ancestral.compression.file_header import Exact, parse
@@ -130,7 +131,7 @@ def bounds(subject: Subject) -> dict:
     """
     x0, count = to_unit(subject.images).double(), len(subject.images)
     wide, found = Calibrated(subject.model, subject.codebook.x0_var), {}
-    for name, number in compress_command.PROFILES.items():
+    for name, number in PROFILES.items():
         grid = [*subject.codebook.profiles[number].times, 0]
         one = elbo(wide, x0, grid, Ancestral(optimal), Streams(0, name, range(count)))
         found[name] = one.bits_per_dim.tolist()
@@ -241,7 +242,7 @@ def main() -> None:
 
 def measure_part(results: Results, part: str, subject: Subject, few: Subject, given) -> None:
     """One kind of measurement of a run; files of each profile by themselves."""
-    run, profiles = subject.run.name, compress_command.PROFILES
+    run, profiles = subject.run.name, PROFILES
     if part == "rivals":
         results.once(lambda: rivals(subject.images), run=run, what=part, profile="")
     elif part == "bounds":
@@ -281,7 +282,7 @@ def sizes_table(results: Results, runs: Sequence[str]) -> str:
     rows = []
     for run in runs:
         known, fine_bound = one_of(results, run, "bounds"), one_of(results, run, "fine")
-        for profile in compress_command.PROFILES:
+        for profile in PROFILES:
             line, other = (one_of(results, run, what, profile) for what in ("files", "otherwise"))
             if not line or not known or not fine_bound:
                 continue
@@ -313,7 +314,7 @@ def sizes_table(results: Results, runs: Sequence[str]) -> str:
 
 def split_table(results: Results, runs: Sequence[str]) -> str:
     """Where the bytes are."""
-    lines = [(run, name, one_of(results, run, "files", name)) for run in runs for name in compress_command.PROFILES]
+    lines = [(run, name, one_of(results, run, "files", name)) for run in runs for name in PROFILES]
     rows = [
         [
             run,
@@ -334,7 +335,7 @@ def rivals_table(results: Results, runs: Sequence[str]) -> str:
     for run in runs:
         known, bare = one_of(results, run, "rivals"), PARTS.index("channel")
         names = [name for name in ("PNG", "WebP", "JPEG XL") if name in known]
-        lines = {name: one_of(results, run, "files", name) for name in compress_command.PROFILES}
+        lines = {name: one_of(results, run, "files", name) for name in PROFILES}
         lines = {name: line for name, line in lines.items() if line}
         if not known or not lines:
             continue

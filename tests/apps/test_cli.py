@@ -16,12 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
+import ancestral
 from ancestral.apps.cli.main import main
+from ancestral.compression import choices, completion
 from ancestral.diffusion.samplers.grids import GRIDS
 from ancestral.diffusion.samplers.solvers import DEFAULT_CALLS, default_solver
-from ancestral.runs import checkpoint, tuned_times
+from ancestral.runs import checkpoint, export_choices, tuned_times
 from ancestral.runs.config import PRESETS
 from ancestral.runtime.signals import catch_stop
+from ancestral.sampling import export
 from codec_toy import GOLDEN
 from conftest import TINY, run_command
 
@@ -238,6 +241,16 @@ def test_help_names_every_preset_and_grid_and_does_not_load_torch():
     probe = "import sys; from click.testing import CliRunner; from ancestral.apps.cli.main import main; "
     probe += "CliRunner().invoke(main, ['train', '--help']); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+def test_names_that_are_offered_before_torch_are_those_of_the_tables():
+    assert tuple(completion.FINISHES) == choices.FINISHES
+    assert set(export_choices.FORMATS) == {"diffusers", *export.FORMATS}
+    assert {one for form in export.FORMATS.values() for one in form.precisions} <= set(export_choices.PRECISIONS)
+    offered = next(one for one in main.commands["train"].params if one.name == "preset").help
+    for text in (offered, ancestral.train.__doc__):
+        named = re.search(r"\bimages, likelihood, [^.]+\.", text)[0]
+        assert set(re.findall(r"[a-z0-9-]+", named)) - {"or"} == set(PRESETS)
 
 
 def test_wrong_settings_are_refused_without_torch():

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ancestral.compression import calibration, tiles
+from ancestral.compression.choices import PROFILES
 from ancestral.compression.codebook import Codebook, drift, save, widened
 from ancestral.compression.codebook import check as check_drift
 from ancestral.compression.codebook import load as load_codebook
@@ -31,7 +32,6 @@ from ancestral.runtime.file_names import as_png, need_other, need_writable_names
 from ancestral.runtime.result_files import held
 
 NO_FLOAT64 = "the codec computes in float64, which mps does not have"
-PROFILES = {"chunks": 0, "quick": 1, "small": 2, "smallest": 3}
 
 
 def compress(

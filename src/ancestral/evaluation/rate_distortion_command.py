@@ -11,6 +11,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ancestral.compression import compress_command
+from ancestral.compression.choices import PROFILES
 from ancestral.compression.completion import FINISHES
 from ancestral.compression.prefix_quality import prefixes
 from ancestral.diffusion.denoisers.denoiser import Predictor, Watched
@@ -80,7 +81,7 @@ def file_quality(folder: Path, images: np.ndarray, name: str, device: str) -> di
     Every file is decoded once, for all prefixes that end with a step.
     """
     saved, model, codebook = compress_command.opened(folder, device)
-    profile, originals = codebook.profiles[compress_command.PROFILES[name]], list(images)
+    profile, originals = codebook.profiles[PROFILES[name]], list(images)
     with advancing("files", 3 * len(profile.times)) as advance:
         predictor = Watched(model, lambda images: advance(1))
         codec = compress_command.codec_of(predictor, model, saved, codebook)

@@ -73,7 +73,7 @@ class Chain:
 
     process: Callable[[NoiseSchedule, DiffusionOptions], NoiseSchedule]
     channels: Callable[[int, DiffusionOptions], tuple[int, int]]  # of the image, to the network's input and output
-    weights_of: str  # the chain by whose name those go whose networks' outputs mean the same
+    weights_of: str  # the same for chains whose networks' outputs mean the same: a run can begin with weights of these
     denoiser: Callable[[nn.Module, NoiseSchedule, Config, Facts], Denoiser]
     draw: Callable[[Streams], Draw[Any, Any]]  # how states are drawn when images are
     only_step: Any  # the only reverse step there is; None where a variance or a solver says which

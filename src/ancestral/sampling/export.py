@@ -24,6 +24,7 @@ from ancestral.errors import UserError, missing
 from ancestral.networks import int8
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint, open_newest
+from ancestral.runs.export_choices import PRECISIONS
 from ancestral.runs.facts import Facts
 from ancestral.runs.memory_need import need_for_drawing
 from ancestral.runs.process_kinds import not_exported
@@ -38,7 +39,6 @@ from ancestral.sampling.sampler import Sampler
 from ancestral.sampling.table import TableSampler
 from ancestral.sampling.traced import BATCH, OnnxWriter, torch_bytes
 
-PRECISIONS = ("float32", "int8")
 FILES = ("sampler.json", "draw.py")  # beside the modules
 CALIBRATING = ("onnxruntime",)  # packages that 8 bits need too, to be compared
 IMAGES, TOGETHER = 32, 8  # drawn to calibrate 8 bits, and so many at a time

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ancestral.apps.cli.options import POSITIVE, PROFILE, device_option, run_argument
+from ancestral.compression.choices import FINISHES
 
 
 def files_argument(folders: bool) -> Any:
@@ -55,7 +56,7 @@ def compress(run: Path, files: tuple[Path, ...], **options: Any) -> None:
 @out_option
 @click.option(
     "--finish",
-    type=click.Choice(["mean", "ode", "sample"]),
+    type=click.Choice(FINISHES),
     default="mean",
     show_default=True,
     help="How a picture without its last steps is completed: least error, sharp, or a sample.",

@@ -8,6 +8,7 @@ import click
 
 from ancestral.apps.cli.options import run_argument, sampling_options
 from ancestral.errors import UserError
+from ancestral.runs.export_choices import FORMATS, PRECISIONS, SPACINGS
 from ancestral.runs.sampling_options import EXPORTED, SamplingOptions
 from ancestral.runtime.text import shown
 
@@ -43,7 +44,7 @@ def import_model(source: str, run: Path, scheduler: Path | None, null_class: int
 @click.option(
     "--format",
     "form",
-    type=click.Choice(["diffusers", "onnx", "torch"]),
+    type=click.Choice(FORMATS),
     default="diffusers",
     show_default=True,
     help="A diffusers folder; or the network, its sampler and a script.",
@@ -51,12 +52,12 @@ def import_model(source: str, run: Path, scheduler: Path | None, null_class: int
 @click.option(
     "--timestep-spacing",
     "spacing",
-    type=click.Choice(["leading", "trailing", "linspace"]),
+    type=click.Choice(SPACINGS),
     help="Of a diffusers folder; as an imported model had it, or as leaves no noise, when left out.",
 )
 @click.option(
     "--precision",
-    type=click.Choice(["float32", "int8"]),
+    type=click.Choice(PRECISIONS),
     default="float32",
     show_default=True,
     help="Of an ONNX network; int8: convolutions in 8 bits, but for the last 2 calls.",

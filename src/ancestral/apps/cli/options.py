@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from ancestral.compression.choices import PROFILES
 from ancestral.runs.length import amount, count, seconds
 from ancestral.runs.sampling_options import OPTIONS, SamplingOptions, one_way_to_step
 
@@ -105,7 +106,7 @@ def combined(*options: Any) -> Callable[[Any], Any]:
 
 POSITIVE = click.IntRange(min=1)
 A_CORE = 8  # processes, at most
-PROFILE = click.Choice(["chunks", "quick", "small", "smallest"])  # of the codec
+PROFILE = click.Choice([*PROFILES])  # of the codec
 DURATION = Parsed("[+]TIME", lambda text: amount(text, seconds))  # in seconds once it is read: 90s, 10m, 2h
 COUNT = Parsed("[+]N", lambda text: amount(text, count))
 seed_option, average_option = sampling_option("seed"), sampling_option("average_width")

@@ -15,6 +15,7 @@ from ancestral.apps.report import plots
 from ancestral.apps.report.part import Words
 from ancestral.apps.report.subject import Subject
 from ancestral.compression import codebook, compress_command
+from ancestral.compression.choices import PROFILES
 from ancestral.compression.prefix_quality import Prefixes, prefixes
 from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_bytes
@@ -121,7 +122,7 @@ def files(subject: Subject, images: ImageSet) -> Prefixes | None:
     except UserError:  # a damaged codebook, or a device without float64: `compress` says so
         return None
     codec = compress_command.codec_of(model, model, saved, table)
-    originals, number = list(images.images[:]), compress_command.PROFILES[PROFILE]
+    originals, number = list(images.images[:]), PROFILES[PROFILE]
     return prefixes(codec, originals, number, codec.encode(originals, number))
 
 

@@ -14,9 +14,10 @@ from ancestral.apps.server.actions import Task
 from ancestral.apps.server.data_uri import uri_of
 from ancestral.apps.server.job import Record, going_on
 from ancestral.apps.server.session import FRAMES, ServedRun
+from ancestral.compression.choices import PROFILES
 from ancestral.compression.codebook import Codebook, check, widened
 from ancestral.compression.codec import Codec
-from ancestral.compression.compress_command import NO_FLOAT64, PROFILES, codebook_of, codec_of
+from ancestral.compression.compress_command import NO_FLOAT64, codebook_of, codec_of
 from ancestral.compression.file_header import parse
 from ancestral.diffusion.denoisers.denoiser import Denoiser, Watched
 from ancestral.diffusion.objectives.statistics import image_psnr

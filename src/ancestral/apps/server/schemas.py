@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from ancestral.apps.server import job
 from ancestral.apps.server.data_uri import MOST_BYTES
+from ancestral.compression.choices import Profile
 from ancestral.runs.sampling_options import JUMP, OPTIONS, Option, one_way_to_step
 
 
@@ -115,7 +116,7 @@ class Compress(Body):
 
     image: Upload
     profile: Annotated[
-        Literal["chunks", "quick", "small", "smallest"],
+        Profile,
         Field(description="From quick to smallest more network calls, mostly for fewer bytes."),
     ] = "quick"
 
