@@ -1,10 +1,14 @@
 """What a training says of its images before it begins, and keeps with the run."""
 
 import json
+import re
 
 import numpy as np
 import pytest
 
+from ancestral.data import load
+from ancestral.data.dataset import DataOptions
+from ancestral.data.inventory import counted
 from ancestral.training import command
 from conftest import TINY, run_command, save
 
@@ -203,3 +207,34 @@ def test_held_out_images_of_a_class_that_was_not_trained_on_are_named(tmp_path, 
         result = run_command(*measured)
         assert result.exit_code == 0, result.output
         assert result.output.count(said) == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_too_few_held_out_images_are_said_at_the_end(tmp_path, channels):
+    for number in range(30):
+        save(tmp_path / "few" / f"{number}.png", number, channels)
+    tiny = ("--preset", "tiny", "--images", 10, *TINY, "--out", tmp_path / "run")
+    said = run_command("train", tmp_path / "few", *tiny).output
+    held_out = int(re.search(r"(\d+) held out", said)[1])
+    assert held_out < 8
+    assert f"what was learned is not checked: {counted(held_out, 'image')} held out, 8 are needed" in said
+
+
+def test_images_that_are_all_alike_are_split_and_that_is_said(tmp_path):
+    for number in range(8):
+        save(tmp_path / "same" / f"{number}.png", 0, 3)
+    splits = load.load(str(tmp_path / "same"), DataOptions())
+    assert len(splits.train) and len(splits.test)
+    assert "all are equal or nearly equal, and are split all the same" in splits.reading.split
+    assert "kept on one side" not in splits.reading.split
+
+
+def test_a_dry_run_says_what_was_rounded_and_what_the_disk_holds(tmp_path):
+    tiny = ("--preset", "tiny", *TINY, "--out", tmp_path / "run")
+    said = run_command("train", "digits", "--images", 40, *tiny, "--dry-run").output
+    assert re.search(r"--images 40: (32|48) images \(whole updates of 16\) = [23] updates = ", said)
+    planned = float(re.search(r"disk: ([\d,]+) MB, of 2 checkpoints and 3 snapshots", said)[1])
+    assert run_command("train", "digits", "--images", 40, *tiny).exit_code == 0
+    names = ("checkpoints", "averages")
+    taken = sum(one.stat().st_size for name in names for one in (tmp_path / "run" / name).rglob("*") if one.is_file())
+    assert taken / 1e6 <= planned + 0.5

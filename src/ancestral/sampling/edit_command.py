@@ -152,7 +152,7 @@ def interpolate(
     edit = between(editor, ends, way, at, frames, sources.num_images)
     mixed = editor.draw(frames, *edit).transpose(0, 1)
     first, last = (end.expand(len(mixed), -1, -1, -1) for end in ends)
-    shares = [f"{share:.0%} last" for share in torch.linspace(0, 1, frames).tolist()]
+    shares = [f"{share:.0%}" for share in torch.linspace(0, 1, frames).tolist()]
     editor.write({"first": first}, mixed, {"last": last}, shares)
 
 

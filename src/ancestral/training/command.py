@@ -17,6 +17,7 @@ from rich.progress import BarColumn
 
 from ancestral.data import load
 from ancestral.data.dataset import Splits
+from ancestral.data.inventory import counted
 from ancestral.data.shared import load_once
 from ancestral.data.source_paths import public
 from ancestral.errors import UserError
@@ -35,7 +36,7 @@ from ancestral.runtime.launch import attempt
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import catch_stop
 from ancestral.runtime.text import minutes, quoted
-from ancestral.training import cost, inventory, legs, model_size, origin, trackers
+from ancestral.training import cost, health, inventory, legs, model_size, origin, trackers
 from ancestral.training.format_choice import choose_format
 from ancestral.training.origin import Origin
 from ancestral.training.outlook import levels_of, outlook
@@ -343,6 +344,12 @@ def _say_trained(run: Run) -> None:
             "with --budget +10m as the length in the same command, or with --fresh and another learning rate "
             f"(train.learning_rate={run.config.train.learning_rate:g} now)"
         )
+    held_out, needed = len(run.data.test), health.MIN_IMAGES
+    if held_out < needed and health.calls(run.config, needed):
+        _warn(
+            f"what was learned is not checked: {counted(held_out, 'image')} held out, {needed} are needed; give more "
+            "images, or raise data.holdout"
+        )
     _say(f"trained in {run.seconds / 60:.1f} min; {advice}")
 
 
@@ -361,8 +368,9 @@ def _train_with_progress(run: Run, stop_requested: Callable[[], bool]) -> None:
     ) as bar:
         task = bar.add_task("starting", total=1.0)
         for progress in run.train(stop_requested):
+            at = "" if progress.previewed_at is None else f" (at {progress.previewed_at:,})"
             bits = (
-                "" if progress.held_out_bits is None else f", last held-out bound {progress.held_out_bits:.2f} bits/dim"
+                "" if progress.held_out_bits is None else f", held-out bound {progress.held_out_bits:.2f} bits/dim{at}"
             )
             text = progress.doing or (
                 f"{progress.images:,} of {progress.total:,} images, loss {progress.loss:.4f}{bits}, "
@@ -418,6 +426,11 @@ def _describe(settings: config.Config, run: Run, length: Length, law: model_size
             run.correct(run.training.images)
         total = run.total - run.training.images
         screen.print(f"{run.folder}: goes on; {run.training.images:,} of {run.total:,} images seen")
+    options = settings.train
+    kept = checkpoint.KEEP * costs.state_bytes
+    averages = 4 * costs.parameters * len(options.average_widths) * options.snapshots
+    rounded = f" (whole updates of {batch})" if length.images and total != length.images else ""
+    begun = "" if run.budget is None else f", after {minutes(run.seconds)} of reading and timing"
     for key in config.known_keys():
         group, name = key.split(".")
         screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
@@ -428,10 +441,11 @@ def _describe(settings: config.Config, run: Run, length: Length, law: model_size
         f"memory: {costs.state_bytes / 1e6:,.0f} MB of weights, gradients, moments and averages, "
         f"{costs.activation_bytes / 1e6:,.0f} MB of activations, "
         f"{len(run.data.train) * prod(run.facts.shape) / 1e6:,.0f} MB of images",
-        f"disk: {costs.state_bytes / 1e6:,.0f} MB a checkpoint, of which {checkpoint.KEEP} are kept",
-        f"{typed(str(length))}: {total:,} images = {total // batch:,} updates = "
+        f"disk: {(kept + averages) / 1e6:,.0f} MB, of {checkpoint.KEEP} checkpoints and {options.snapshots} snapshots "
+        "of the averages",
+        f"{typed(str(length))}: {total:,} images{rounded} = {counted(total // batch, 'update')} = "
         f"{total / len(run.data.train):.1f} epochs of {len(run.data.train):,} images, in about "
-        f"{minutes(run.pace.seconds(total))} of training, previews, measuring and saving",
+        f"{minutes(run.pace.seconds(total))} of training, previews, measuring and saving{begun}",
         bought(run, length, total),
         *([] if law is None else [model_size.curve(law, run.pace.seconds(total), law.per_second(width, speed))]),
     ):

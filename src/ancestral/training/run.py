@@ -58,6 +58,7 @@ class Progress:
     seconds_left: float
     held_out_bits: float | None  # bits/dim on held-out images at the last preview
     doing: str = ""
+    previewed_at: int | None = None  # images seen when `held_out_bits` was measured; None where that is not known
 
 
 class Run:
@@ -113,6 +114,7 @@ class Run:
         self.preview_seconds = 0.0
         self.preview: preview.Preview | None = None  # the last one, until it is logged
         self.held_out_bits: float | None = None
+        self.previewed_at: int | None = None
         self.last_loss = math.nan  # reported
         self.health: Health | None = None  # measured at the end
         self.failed_saves = 0  # in a row
@@ -394,7 +396,8 @@ class Run:
 
     def _progress(self, left: float, doing: str = "") -> Progress:
         speed = 1 / max(self.pace.image, 1e-9)
-        return Progress(self.training.images, self.total, self.last_loss, speed, left, self.held_out_bits, doing)
+        found = self.held_out_bits, doing, self.previewed_at
+        return Progress(self.training.images, self.total, self.last_loss, speed, left, *found)
 
     def _preview(self) -> None:
         """Save the averages; draw samples and measure the bound, while previews take less than `PREVIEW_SHARE`."""
@@ -410,7 +413,7 @@ class Run:
             with beside("preview", self.warn):
                 model = self._model(averages)
                 self.preview = preview.preview(self.config, self.facts, model, self.data.test, self.training.device)
-                self.held_out_bits = self.preview.bits_per_dim
+                self.held_out_bits, self.previewed_at = self.preview.bits_per_dim, images
                 pictures.save_sheet(self.folder / "previews" / f"{images:09d}.png", self.preview.images)
             self.pace.previewed(self.clock() - kept)
         self.preview_seconds += self.clock() - started

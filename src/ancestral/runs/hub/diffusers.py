@@ -27,7 +27,6 @@ from ancestral.errors import UserError
 from ancestral.networks.unet_layers import time_embedding
 from ancestral.runs import build, checkpoint
 from ancestral.runs.config import Config
-from ancestral.runs.export_choices import SPACINGS
 from ancestral.runs.facts import Facts
 from ancestral.runs.hub import import_checks
 from ancestral.runs.hub.diffusers_config import (
