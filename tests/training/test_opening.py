@@ -224,7 +224,8 @@ def test_images_that_are_all_alike_are_split_and_that_is_said(tmp_path):
     for number in range(8):
         save(tmp_path / "same" / f"{number}.png", 0, 3)
     splits = load.load(str(tmp_path / "same"), DataOptions())
-    assert len(splits.train) and len(splits.test)
+    assert len(splits.train)
+    assert len(splits.test)
     assert "all are equal or nearly equal, and are split all the same" in splits.reading.split
     assert "kept on one side" not in splits.reading.split
 
