@@ -82,7 +82,7 @@ def contact_sheet(
 ) -> Image.Image:
     """Images (N, H, W, C) in rows, each enlarged by a whole factor to about `side` pixels, on grey, with its labels."""
     count, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(count)) or 1
+    columns = max(1, min(columns or math.ceil(math.sqrt(count)), count))
     fits = min(WIDEST, max(map(_width, (*labels.columns, *labels.images)), default=0))
     factor = max(1, side // max(height, width), math.ceil(fits / width))
     images = images.repeat(factor, 1).repeat(factor, 2)
