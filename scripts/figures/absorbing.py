@@ -38,7 +38,7 @@ def film_of(model: Denoiser, shape: tuple[int, ...], path: Path) -> None:
     keep = [grid[round(place)] for place in np.linspace(0, len(grid) - 2, FRAMES)]
     start = beginning(model.schedule, latents(shape, 7, range(IMAGES)))
     chain = CHAINS["absorbing"]
-    frames = film(trajectory(model, start, grid, chain.reverse, 7, draw=chain.draw), keep)
+    frames = film(trajectory(model, start, grid, chain.only_step, 7, draw=chain.draw), keep)
     rows = [
         x
         for image in range(IMAGES)
@@ -57,7 +57,7 @@ def cost_of(model: Denoiser, run: Path, images: np.ndarray | Rows, path: Path) -
     # Between the times that were measured the loss is taken from its neighbours.
     every = torch.from_numpy(np.interp(times[:-1], rows[:, 0], rows[:, 1]))
     cost = costs(monotone(every, counts), counts)
-    reveal = CHAINS["absorbing"].reverse
+    reveal = CHAINS["absorbing"].only_step
 
     def measured(grid: Sequence[int], terms: int | None = None) -> float:
         noise = Streams(1, "figure", range(len(x0)))

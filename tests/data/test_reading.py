@@ -462,6 +462,17 @@ def test_folders_that_only_wrap_the_classes_are_no_classes(tmp_path):
                 save(tmp_path / "split" / "a" / "b" / part / name / f"{number}.png", number + 7 * (part == "valid"), 3)
     assert load(str(tmp_path / "set"), DataOptions()).train.class_names == ("box", "disc")
     assert load(str(tmp_path / "one"), DataOptions()).train.class_names == ("data",)
+    for inner, outer in ((tmp_path / "set", "data/more/"), (tmp_path / "one", "data/")):  # held out by the same names
+        names = load(str(inner), DataOptions())
+        assert all(name.startswith(outer) for name in (*names.train.names, *names.test.names))
+    files = sorted(
+        one.relative_to(tmp_path / "set" / "data" / "more").as_posix() for one in tmp_path.glob("set/**/*.png")
+    )
+    labels = [[file, number % 2] for number, file in enumerate(files)]
+    (classes / "dataset.json").write_text(json.dumps({"labels": labels}))
+    listed = load(str(tmp_path / "set"), DataOptions())
+    assert listed.train.class_names == ("0", "1")
+    assert "dataset.json" in listed.reading.classes
     split = load(str(tmp_path / "split"), DataOptions())
     assert (len(split.train), len(split.test), split.train.class_names) == (12, 12, ("box", "disc"))
 
@@ -481,5 +492,7 @@ def test_a_setting_is_said_to_be_one_of_train_where_the_command_has_none(any_run
     (tmp_path / "set" / "bad.png").write_bytes(b"no image")
     said = run_command("metrics", tmp_path / "set", tmp_path / "set", "--network", "pixels").output
     assert "--set data.bad_images=skip (of ancestral train)" in said
+    guided = run_command("sample", any_run, "--guidance", 2, "--device", "cpu").output
+    assert "train with --set model.labels=true --set model.condition_dropout=0.1, or" in guided
     said = run_command("train", tmp_path / "set", "--out", tmp_path / "run", "--steps", 1).output
     assert said.rstrip().endswith("--set data.bad_images=skip")

@@ -234,8 +234,14 @@ def test_a_dry_run_says_what_was_rounded_and_what_the_disk_holds(tmp_path):
     tiny = ("--preset", "tiny", *TINY, "--out", tmp_path / "run")
     said = run_command("train", "digits", "--images", 40, *tiny, "--dry-run").output
     assert re.search(r"--images 40: (32|48) images \(whole updates of 16\) = [23] updates = ", said)
+    wide = (*tiny, "--set", "model.width=64", "--images", 96)
+    said = run_command("train", "digits", *wide, "--dry-run").output
     planned = float(re.search(r"disk: ([\d,]+) MB, of 2 checkpoints and 3 snapshots", said)[1])
-    assert run_command("train", "digits", "--images", 40, *tiny).exit_code == 0
+    assert "whole updates" not in said
+    assert run_command("train", "digits", *wide).exit_code == 0
     names = ("checkpoints", "averages")
     taken = sum(one.stat().st_size for name in names for one in (tmp_path / "run" / name).rglob("*") if one.is_file())
-    assert taken / 1e6 <= planned + 0.5
+    assert planned > 10
+    assert 0.6 * planned <= taken / 1e6 <= 1.1 * planned
+    again = run_command("train", "digits", *wide[:-1], "+16", "--dry-run").output
+    assert "--images +16: 16 images = 1 update = " in again

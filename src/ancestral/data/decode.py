@@ -87,9 +87,9 @@ class Look(NamedTuple):
     deep: bool  # more than 8 bits a value
 
 
-def look(file: Path | bytes, max_pixels: int, name: str | None = None) -> Look:
+def look(file: Path, max_pixels: int) -> Look:
     """What the file holds; the pixels are only decoded where they have more than 8 bits."""
-    name = name or str(file)
+    name = str(file)
     with _open(file, name, max_pixels) as image:
         _need_range(image, name)
         kind = bit_depth.kind(image)  # before anything decodes it, as asking for metadata may
@@ -111,8 +111,11 @@ def white_of(file: Path | bytes, name: str, white: int | None, max_pixels: int) 
     """
     if white is not None:
         return white
-    largest = look(file, max_pixels, name).largest
-    if largest is not None and bit_depth.white_for(largest) < bit_depth.WIDEST:
+    with _open(file, name, max_pixels) as image:
+        if bit_depth.kind(image) is None or bit_depth.declares_white(image):
+            return bit_depth.WIDEST
+        largest = int(_values(image, file, name, max_pixels)[..., :3].max())
+    if bit_depth.white_for(largest) < bit_depth.WIDEST:
         raise BadImage(
             f"{name}: more than 8 bits a value, up to {largest}, and nothing says what is white; save it with 8 bits, "
             f"or with values up to {bit_depth.WIDEST}"

@@ -118,12 +118,14 @@ class Parts:
     folders: tuple[Listing, ...]  # one to split, or one to train on and one to test on
     split: str | None  # where the split comes from, None where there is none
     others: dict[str, list[str]] = field(default_factory=dict)
+    within: str = ""  # of the only folder: the path below it that wraps the classes, or the list of the labels
 
 
 def parts_of(root: Path) -> Parts:
-    """The split that the names of folders say, in any case, in the folder itself or in the only folder inside it.
+    """The split that the names of folders say, in any case, in the folder itself or in one that is all it holds.
 
-    Without one the set is the folder; or where it only wraps the folders of the classes, that which holds these.
+    Without one the set is the folder, and its classes are in it, or in the folder that is all it holds. The names of
+    the images are those below the folder in any case, as it is by them that a part is held out.
 
     Raises:
         UserError: where there are no images, or two folders for training.
@@ -144,10 +146,10 @@ def parts_of(root: Path) -> Parts:
         if named and where != root:
             break
     found = listed_below(root)
-    if len({name.rpartition("/")[0] for name in found.images}) > 1:  # in several folders, which are classes
-        found = listed_below(where)
     _need(found)
-    return Parts((found,), None)
+    in_folders = len({name.rpartition("/")[0] for name in found.images}) > 1
+    wraps = in_folders or any((where / name).is_file() for name in METADATA)
+    return Parts((found,), None, within=where.relative_to(root).as_posix() if wraps and where != root else "")
 
 
 def _wrapped(root: Path) -> Iterator[Path]:

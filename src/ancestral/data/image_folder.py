@@ -30,7 +30,7 @@ def load_folder(root: Path, options: DataOptions) -> Splits:
         UserError: naming the files that are missing, damaged or of another size.
     """
     parts = parts_of(root)
-    labels = [label(part.root, part.images) for part in parts.folders]
+    labels = [label(part.root, part.images, parts.within) for part in parts.folders]
     class_names = in_order(root, labels)
     skipped: list[str] = []
     seen = _survey(root, parts.folders, options, skipped)

@@ -24,12 +24,20 @@ class Labels(NamedTuple):
     source: str
 
 
-def label(root: Path, files: list[str]) -> Labels:
+def label(root: Path, files: list[str], within: str = "") -> Labels:
     """A label for each file: from metadata where they have one, otherwise its first folder, otherwise none.
+
+    Args:
+        root: the folder.
+        files: by their names below it.
+        within: the folder below it that holds them all, its lists and the folders of the classes.
 
     Raises:
         UserError: naming the list beside the files that does not fit them.
     """
+    if within:
+        inner = label(root / within, [file.removeprefix(f"{within}/") for file in files])
+        return Labels({f"{within}/{file}": name for file, name in inner.by_file.items()}, inner.source)
     for name, read in (("metadata.csv", _csv_rows), ("metadata.jsonl", _jsonl_rows), (DATASET, _pairs)):
         if (root / name).is_file():
             rows = read(root / name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -12,6 +11,7 @@ from ancestral.data.dataset import ImageSet
 from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts, Watched, images_per_call
 from ancestral.diffusion.objectives.calibration import POINTS, calibrate
+from ancestral.diffusion.processes.types import Advance, no_advance
 from ancestral.runs import build
 from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import conditions_of
@@ -29,18 +29,18 @@ def calibration(
     shown: Denoiser,
     train_images: ImageSet,
     device: torch.device,
-    report: Callable[[int], object] = lambda images: None,
+    advance: Advance = no_advance,
     count: int = CALIBRATED,
 ) -> Tensor | None:
     """The model's own squared error, measured on so many training images (`calibrate`); None where it has no use.
 
-    `report` gets the number of images of each call of the network.
+    `advance` gets the number of images of each call of the network.
     """
     if not chain(config).calibrated:
         return None
     images = train_images.spread(count)
     cond, streams = conditions_of(images, config, device), build.streams(config, device)
-    watched = Watched(InParts(shown, images_per_call(MOST_IMAGES, *images.shape[:2]), **cond), report)
+    watched = Watched(InParts(shown, images_per_call(MOST_IMAGES, *images.shape[:2]), **cond), advance)
     x0, noise = to_unit(images.images).to(device), streams(0, "calibrate", range(len(images)))
     return calibrate(watched, x0, noise, build.spread_times(config, POINTS))
 
@@ -54,5 +54,5 @@ def calibrated(saved: Checkpoint, model: Denoiser, train_images: ImageSet) -> Ch
     """The checkpoint with the model's own error, measured now where that was not done."""
     if saved.calibration is not None:
         return saved
-    with advancing("calibrating the variances", CALIBRATED * calls(saved.config)) as report:
-        return replace(saved, calibration=calibration(saved.config, model, train_images, device_of(model), report))
+    with advancing("calibrating the variances", CALIBRATED * calls(saved.config)) as advance:
+        return replace(saved, calibration=calibration(saved.config, model, train_images, device_of(model), advance))

@@ -84,7 +84,7 @@ class Chain:
     grid: Callable[[Config], str]  # of a few steps, where nothing is said
     more: str  # how to draw in another number of steps
     whole: str = ""  # what drawing in every step is, where it is no chain of the paper
-    adds_noise: bool = True  # Gaussian noise; otherwise it hides pixels
+    adds_noise: bool = True  # Gaussian noise; otherwise it masks pixels
     objectives: tuple[str, ...] = ()  # that train it; empty for all but those of FEW_CALLS
 
     @property

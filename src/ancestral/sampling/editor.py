@@ -85,12 +85,6 @@ class Editor:
             UserError: when it is all of one kind.
         """
         drawn = mask[..., 0] >= MIDDLE
-        between = float(((mask > GREY) & (mask < 255 - GREY)).mean())
-        if between > UNSURE:
-            screen.print(
-                f"warning: {name}: {between:.0%} of this mask is neither black nor white; {MIDDLE} of 255 and above is "
-                "drawn anew"
-            )
         if not drawn.any():
             raise UserError(f"{name}: nothing is white in this mask, so there is nothing to draw; white is drawn anew")
         if drawn.all():
@@ -188,8 +182,15 @@ class FileEditor(Editor):
         return self.to_state(to_unit(np.stack(images)))
 
     def read_mask(self, path: Path) -> Tensor:
-        """As `kept_region`, of a file."""
-        return self.kept_region(self.read(path, (1, *self.shape[1:]), None), str(path))
+        """As `kept_region`, of a file; it is said where it is hardly one of black and white."""
+        mask = self.read(path, (1, *self.shape[1:]), None)
+        between = float(((mask > GREY) & (mask < 255 - GREY)).mean())
+        if between > UNSURE:
+            screen.print(
+                f"warning: {path}: {between:.0%} of this mask is neither black nor white; {MIDDLE} of 255 and above "
+                "counts as white"
+            )
+        return self.kept_region(mask, str(path))
 
     def draw(self, jobs: int, calls: int, walk: Walk) -> Tensor:
         """As `draw_variants`, so many of each as the sources say."""

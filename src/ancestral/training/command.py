@@ -345,11 +345,13 @@ def _say_trained(run: Run) -> None:
             f"(train.learning_rate={run.config.train.learning_rate:g} now)"
         )
     held_out, needed = len(run.data.test), health.MIN_IMAGES
-    if held_out < needed and health.calls(run.config, needed):
-        _warn(
-            f"what was learned is not checked: {counted(held_out, 'image')} held out, {needed} are needed; give more "
-            "images, or raise data.holdout"
+    if run.config.data.holdout and held_out < needed and health.calls(run.config, needed):
+        mend = (
+            "give more images, or raise data.holdout"
+            if "data.holdout" in run.data.reading.split
+            else "hold out more images"
         )
+        _warn(f"what was learned is not checked: {counted(held_out, 'image')} held out, {needed} are needed; {mend}")
     _say(f"trained in {run.seconds / 60:.1f} min; {advice}")
 
 
@@ -368,7 +370,7 @@ def _train_with_progress(run: Run, stop_requested: Callable[[], bool]) -> None:
     ) as bar:
         task = bar.add_task("starting", total=1.0)
         for progress in run.train(stop_requested):
-            at = "" if progress.previewed_at is None else f" (at {progress.previewed_at:,})"
+            at = "" if progress.previewed_at is None else f" (at {progress.previewed_at:,} images)"
             bits = (
                 "" if progress.held_out_bits is None else f", held-out bound {progress.held_out_bits:.2f} bits/dim{at}"
             )
@@ -429,8 +431,9 @@ def _describe(settings: config.Config, run: Run, length: Length, law: model_size
     options = settings.train
     kept = checkpoint.KEEP * costs.state_bytes
     averages = 4 * costs.parameters * len(options.average_widths) * options.snapshots
-    rounded = f" (whole updates of {batch})" if length.images and total != length.images else ""
-    begun = "" if run.budget is None else f", after {minutes(run.seconds)} of reading and timing"
+    whole = length.images is None or length.images == length.counted(batch)
+    rounded = "" if whole else f" (whole updates of {batch})"
+    begun = "" if run.budget is None else f", after {minutes(run.clock() - run.began)} of reading and timing"
     for key in config.known_keys():
         group, name = key.split(".")
         screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")

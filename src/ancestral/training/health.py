@@ -126,7 +126,7 @@ def ends(losses: Sequence[float]) -> tuple[Estimate | None, Estimate | None]:
 def held_out_bits(config: Config, model: Denoiser, table: Tensor | None, held_out: ImageSet) -> Tensor:
     """The bound on each image in bits/dim, float64 (N,), by a few terms, with the run's own reverse step."""
     device, times = device_of(model), build.training_grid(config)
-    assert build.chain(config).bound_step is not None, "asked of a run without a bound"
+    assert chain(config).bound_step is not None, "asked of a run without a bound"
     step = build.own_step(config, fixedlarge if table is None else None)
     streams = build.streams(config, device)
     parts = []

@@ -96,7 +96,7 @@ class Run:
         together.wait(LONG)
         self.digest = together.text_of(0, digest)
         self.length, self.warn = length, warn
-        self.log = RunLog(folder, warn)
+        self.log = RunLog(folder, lambda line: self.warn(line))
         self.owner: Owner | None = None  # checked before each save: is this still the folder's only trainer?
         self.begin_with, self.further = begin_with, further
         self.needs_leg = True  # before the next update

@@ -46,7 +46,7 @@ KEPT = {  # what is said when a command is stopped
     **dict.fromkeys(("sample", "evaluate", "metrics", "rd", "likelihood", "archive"), IN_PIECES),
     "agree": "the archive's blocks that are done are kept; the same command measures the rest anew",
 }
-SETTING = re.compile(r"(?<!train )(?<!train: )(?<!with )--set ")  # an option that is named without its command
+SETTING = re.compile(r"--set [\w.=,-]+")
 FEWER = "take fewer images at a time (--batch-size, --num-images), or another --device"
 ANEW = "what was there is as it was; the same command begins anew"
 EXIT_CODES = """\b
@@ -92,8 +92,8 @@ class _Group(click.Group):
                 return super().invoke(ctx)
         except UserError as error:
             settable = any("--set" in one.opts for one in self.commands[str(ctx.invoked_subcommand)].params)
-            of_train = "" if settable or not SETTING.search(str(error)) else " (of ancestral train)"
-            return _end(ctx, 2, f"error: {error}{of_train}", refused=True)
+            line = str(error) if settable else SETTING.sub(_of_train, str(error))
+            return _end(ctx, 2, f"error: {line}", refused=True)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still to be flushed at the end goes nowhere
             return ctx.exit(BROKEN_PIPE)
@@ -123,6 +123,12 @@ class _Group(click.Group):
 
             ctx.fail(f"unknown command '{args[0]}'; {suggest(args[0], self.list_commands(ctx), 0.6)}")
         return super().resolve_command(ctx, args)
+
+
+def _of_train(setting: re.Match[str]) -> str:
+    """A setting and, where the clause does not say so, whose option it is."""
+    clause = setting.string[: setting.start()].rpartition(";")[2]
+    return setting[0] if "train" in clause else f"{setting[0]} (of ancestral train)"
 
 
 def _end(ctx: click.Context, code: int, line: str, *, refused: bool = False) -> None:

@@ -17,6 +17,7 @@ from PIL import ImageOps
 
 from ancestral.apps.python.images import Film, Images
 from ancestral.apps.python.words import names_parameters
+from ancestral.compression import choices
 from ancestral.data import decode, memory
 from ancestral.data import load as reading
 from ancestral.data.dataset import DataOptions, ImageSet
@@ -263,16 +264,14 @@ class Model:
         """
         from ancestral.compression import compress_command  # needs an extra, which drawing does without
 
-        _need_name("profile", profile, compress_command.PROFILES)
+        _need_name("profile", profile, choices.PROFILES)
         if size is not None:
             _need_count(size, "size")
         with _quiet(), TemporaryDirectory() as temporary:
             source, out = _file(image, Path(temporary)), Path(temporary) / "out.anc"
             options = {"out": out, "profile": profile, "size": size, "device": self.device}
-            try:
+            with _named(f"{temporary}/image.png", "image"):
                 compress_command.compress(self._own_run(), [source], **options, images=lambda: self._splits(data))
-            except UserError as error:
-                raise UserError(str(error).replace(f"{temporary}/image.png", "image")) from None
             return out.read_bytes()
 
     @names_parameters
@@ -292,13 +291,13 @@ class Model:
         """
         from ancestral.compression import compress_command  # needs an extra, which drawing does without
 
-        _need_name("finish", finish, compress_command.FINISHES)
+        _need_name("finish", finish, choices.FINISHES)
         if not isinstance(content, bytes):
             raise UserError(f"content: bytes of a compressed file are needed, got {type(content).__name__}")
         with _quiet(), TemporaryDirectory() as temporary:
             source, out = Path(temporary) / "in.anc", Path(temporary) / "out.png"
             source.write_bytes(content)
-            try:
+            with _named(str(source), "content"):
                 (decoded,) = compress_command.decompress(
                     self._own_run(),
                     [source],
@@ -309,8 +308,6 @@ class Model:
                     device=self.device,
                     images=lambda: self._splits(data),
                 )
-            except UserError as error:
-                raise UserError(str(error).replace(str(source), "content")) from None
         if not decoded.lossless and not lossy:
             raise UserError(f"content: was cut after {len(content)} bytes; lossy=True gives the picture that they hold")
         return decoded.pixels
@@ -469,6 +466,16 @@ def _pixels(image: object, shape: Sequence[int], white: int | None, name: str, o
     if pixels.shape != tuple(shape):
         raise UserError(f"{name}: {pixels.shape[0]}x{pixels.shape[1]} pixels, the model's are {sides[0]}x{sides[1]}")
     return pixels
+
+
+@contextmanager
+def _named(file: str, name: str) -> Iterator[None]:
+    """A file that is there for a moment has the name of what it holds in what is refused."""
+    try:
+        yield
+    except UserError as error:
+        error.args = (str(error).replace(file, name),)
+        raise
 
 
 def _file(image: object, folder: Path) -> Path:

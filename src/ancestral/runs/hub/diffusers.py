@@ -350,6 +350,8 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
     by_rule = SPACING_WITHOUT_NOISE[process.variance in _NOISY]
     own = {name: saved.state[name] for name in FewTimes._fields if name in saved.state}
     times = FewTimes(**{"timestep_spacing": by_rule, **own, **({"timestep_spacing": spacing} if spacing else {})})
+    if times.timestep_spacing != "leading":  # no other asks for it
+        times = times._replace(steps_offset=0)
     unet = unet_document(config, saved.facts)
     scheduler = scheduler_document(process, *times)
     index = {
@@ -383,7 +385,8 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
         results.replace(files.items())
     if process.variance == "optimal":  # a measured table, which they have no field for; "beta" is their fixed_large
         lines.append("variance_type is fixed_small: diffusers has no field for the optimal one, a measured table")
-    offset = f", steps_offset {times.steps_offset}" if times.steps_offset else ""
+    fewer = f", so that the pipeline takes fewer than all {process.T:,} steps"
+    offset = f", steps_offset {times.steps_offset}{fewer}" if times.steps_offset else ""
     return [*lines, f"timestep_spacing is {times.timestep_spacing}{offset} (--timestep-spacing chooses another)"]
 
 
