@@ -465,9 +465,8 @@ def test_folders_that_only_wrap_the_classes_are_no_classes(tmp_path):
     for inner, outer in ((tmp_path / "set", "data/more/"), (tmp_path / "one", "data/")):  # held out by the same names
         names = load(str(inner), DataOptions())
         assert all(name.startswith(outer) for name in (*names.train.names, *names.test.names))
-    files = sorted(
-        one.relative_to(tmp_path / "set" / "data" / "more").as_posix() for one in tmp_path.glob("set/**/*.png")
-    )
+    classes = tmp_path / "set" / "data" / "more"
+    files = sorted(one.relative_to(classes).as_posix() for one in classes.rglob("*.png"))
     labels = [[file, number % 2] for number, file in enumerate(files)]
     (classes / "dataset.json").write_text(json.dumps({"labels": labels}))
     listed = load(str(tmp_path / "set"), DataOptions())
