@@ -34,14 +34,15 @@ Lines = Mapping[tuple[str, str], dict[str, Any]]  # by (name, what)
 
 
 def published(results: Results, models: Mapping[str, str], page: Path) -> None:
-    """Write the table, and of every data set that is complete the numbers and pictures for the report."""
+    """Write the tables, and of every data set that is complete the numbers and pictures for the report."""
     parts, documents = [], []
     for data, minutes in dict.fromkeys((line["data"], line["minutes"]) for line in results.lines):
         lines = {(one["name"], one["what"]): one for one in results.find(data=data, minutes=minutes)}
         parts.append(f"{heading(data, minutes, lines)}\n\n{table(HEADINGS, rows(lines, models))}")
         if all((row, "quality") in lines and (model, "bits") in lines for row, model in models.items()):
             documents.append(document(data, minutes, lines, models))
-            pictures(data, minutes, models)
+            if (work := WORK / "generators" / f"{data}-{minutes:g}" / "shown").is_dir():  # drawn on this machine
+                pictures(data, work, models)
     if documents:
         REPORT.mkdir(exist_ok=True)
         (REPORT / "generators.json").write_text(json.dumps(documents, indent=1) + "\n")
@@ -69,12 +70,14 @@ def heading(data: str, minutes: float, lines: Lines) -> str:
 
 
 def rows(lines: Lines, models: Mapping[str, str]) -> Iterator[list[str]]:
-    """Of the table; the first is what real images reach."""
+    """Of the table, those that were measured; the first is what real images reach."""
     real = lines.get(("real", "quality"), {}).get("train", {})
     yield ["held-out images", *[""] * 5, *(shown(real.get(name), digits) for name, digits in _digits()), ""]
     for row, model in models.items():
         training, speed = (lines.get((name, what), {}) for name, what in ((model, "training"), (row, "speed")))
         found, bits = lines.get((row, "quality"), {}).get("train", {}), lines.get((model, "bits"), {})
+        if not found:
+            continue
         yield [
             TITLES[row],
             f"{training['seen']:,}" if training else "",
@@ -155,9 +158,8 @@ def _estimate(pair: Any) -> dict[str, float | None]:
     return {"value": value, "error": error}
 
 
-def pictures(data: str, minutes: float, models: Mapping[str, str]) -> None:
+def pictures(data: str, work: Path, models: Mapping[str, str]) -> None:
     """A grid of each row for the report, a larger one beside the results, and one figure of all."""
-    work = WORK / "generators" / f"{data}-{minutes:g}" / "shown"
     images = {row: np.load(work / f"{row}.npy") for row in models}
     REPORT.mkdir(exist_ok=True)
     for row, some in images.items():
