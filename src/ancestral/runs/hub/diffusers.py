@@ -335,7 +335,7 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
     Args:
         run: the run.
         folder: to write.
-        spacing: of `diffusers_config.SPACINGS`, how that pipeline chooses fewer times; None: as an imported model had
+        spacing: of `export_choices.SPACINGS`, how that pipeline chooses fewer times; None: as an imported model had
             it, and as leaves no noise for others.
 
     Returns:

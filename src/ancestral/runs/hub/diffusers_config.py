@@ -23,6 +23,7 @@ from ancestral.errors import UserError
 from ancestral.runs import build
 from ancestral.runs.build import WITHOUT_NAME
 from ancestral.runs.config import Config, DiffusionOptions, ModelOptions
+from ancestral.runs.export_choices import SPACINGS
 from ancestral.runs.facts import Facts
 from ancestral.runtime import disk
 
@@ -63,7 +64,6 @@ _Beta = Annotated[float, Meta(gt=0, lt=1)]
 _Betas = Annotated[list[Annotated[float, Meta(gt=0, le=1)]], Meta(min_length=1, max_length=10**5)]
 _Range = Annotated[float, Meta(gt=0, le=1e6)]
 _Offset = Annotated[int, Meta(ge=0, le=10**5)]
-SPACINGS = ("leading", "trailing", "linspace")
 # Fields of the network that have one value here; the defaults of UNet2DModel where a folder leaves them out.
 _FIXED: dict[str, tuple[Any, Any]] = {
     "center_input_sample": (False, False),
