@@ -13,6 +13,7 @@ from PIL import Image
 
 import ancestral
 from ancestral.data import load
+from ancestral.data.inventory import counted
 from ancestral.data.pixels import to_bytes
 from ancestral.diffusion.objectives.consistency import Consistency
 from ancestral.diffusion.processes.streams import Streams
@@ -147,7 +148,7 @@ def test_images_are_drawn_by_predicting_and_renoising(pair, steps, tmp_path):
     result = run_command("sample", fast, "--num-images", 3, "--out", tmp_path, *chosen, "--device", "cpu")
     assert result.exit_code == 0, result.output
     calls = steps or 2
-    assert f"3 images, {calls} network calls each" in result.output
+    assert f"3 images, {counted(calls, 'network call')} each" in result.output
     assert ("--steps 1" in result.output) == (steps is None)
     saved, model = open_model(fast, "cpu", None)
     x, noise = Streams(0, "latent", range(3)).normal(saved.facts.shape), Streams(0, "reverse", range(3))

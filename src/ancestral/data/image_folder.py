@@ -226,7 +226,7 @@ def of_one_size(items: Iterator[Item], within: str = "") -> Iterator[Item]:
             (height, width, _), (other_height, other_width, _) = first.pixels.shape, item.pixels.shape
             raise UserError(
                 f"{within}{item.name}: {other_height}x{other_width} (height x width), but {first.name} is "
-                f"{height}x{width}; scale them to one size (train: --size 32)"
+                f"{height}x{width}; scale them to one size (train: --size 32, data.size)"
             )
         yield item
 
