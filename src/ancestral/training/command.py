@@ -370,7 +370,7 @@ def _train_with_progress(run: Run, stop_requested: Callable[[], bool]) -> None:
     ) as bar:
         task = bar.add_task("starting", total=1.0)
         for progress in run.train(stop_requested):
-            at = "" if progress.previewed_at is None else f" (at {progress.previewed_at:,} images)"
+            at = "" if progress.previewed_at is None else f" (at {progress.previewed_at:,})"
             bits = (
                 "" if progress.held_out_bits is None else f", held-out bound {progress.held_out_bits:.2f} bits/dim{at}"
             )
