@@ -268,8 +268,7 @@ def restore(
     editor.write({**({} if clean is None else {"image": clean}), "damaged": shown}, results)
     if clean is not None:
         x0 = clean.cpu()[:, None]
-        compared = {"": results, " of an image's mean result": results.mean(1, True), " of the damaged": shown[:, None]}
-        if results.shape[1] == 1:
-            del compared[" of an image's mean result"]
+        several = {" of an image's mean result": results.mean(1, True)} if results.shape[1] > 1 else {}
+        compared = {"": results, **several, " of the damaged": shown[:, None]}
         each = {name: psnr((x.cpu().clamp(-1, 1) - x0).square().mean((2, 3, 4)), 2) for name, x in compared.items()}
         screen.print("PSNR" + ",".join(f"{name} {float(one.mean()):.2f} dB" for name, one in each.items()))

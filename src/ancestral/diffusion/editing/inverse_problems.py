@@ -45,10 +45,13 @@ class GuidedWalk(NamedTuple):
     draw: GaussianDraw
 
 
+Guide = Callable[[Predictor, Observation, Streams, Clip], GuidedWalk]
+
+
 class Method(NamedTuple):
     """How a walk is led, and what that asks of who calls it."""
 
-    guide: Callable[[Predictor, Observation, Streams, Clip], GuidedWalk]
+    guide: Guide
     own_steps: bool = False  # its draw is a reverse step of its own
     gradient: bool = False  # the predictor is differentiated, so that a call keeps what a backward pass needs
 
@@ -271,7 +274,7 @@ def _ddrm(predictor: Predictor, seen: Observation, noise: Streams, clip: Clip) -
     return GuidedWalk(predictor, from_spectrum(seen, predictor, noise))
 
 
-def _correcting(kind: type[Ddnm | PiGdm | Mmps]) -> Callable[[Predictor, Observation, Streams, Clip], GuidedWalk]:
+def _correcting(kind: type[Ddnm | PiGdm | Mmps]) -> Guide:
     return lambda predictor, seen, noise, clip: GuidedWalk(kind(predictor, seen, clip), from_model(noise))
 
 

@@ -33,7 +33,6 @@ from ancestral.runs.hub.diffusers_config import (
     GROUPS,
     TARGETS,
     VERSION,
-    FewTimes,
     Fields,
     Network,
     diffusion,
@@ -348,12 +347,10 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
     config, model, process = saved.config, saved.config.model, saved.config.diffusion
     _need_fields(run, config)
     by_rule = SPACING_WITHOUT_NOISE[process.variance in _NOISY]
-    own = {name: saved.state[name] for name in FewTimes._fields if name in saved.state}
-    times = FewTimes(**{"timestep_spacing": by_rule, **own, **({"timestep_spacing": spacing} if spacing else {})})
-    if times.timestep_spacing != "leading":  # no other asks for it
-        times = times._replace(steps_offset=0)
+    spacing = spacing or str(saved.state.get("timestep_spacing", by_rule))
+    steps_offset = saved.state.get("steps_offset", 0) if spacing == "leading" else 0  # no other asks for it
     unet = unet_document(config, saved.facts)
-    scheduler = scheduler_document(process, *times)
+    scheduler = scheduler_document(process, spacing, steps_offset)
     index = {
         "_class_name": "DDPMPipeline",
         "_diffusers_version": VERSION,
@@ -386,8 +383,8 @@ def export_run(run: Path, folder: Path, spacing: str | None = None) -> list[str]
     if process.variance == "optimal":  # a measured table, which they have no field for; "beta" is their fixed_large
         lines.append("variance_type is fixed_small: diffusers has no field for the optimal one, a measured table")
     fewer = f", so that the pipeline takes fewer than all {process.T:,} steps"
-    offset = f", steps_offset {times.steps_offset}{fewer}" if times.steps_offset else ""
-    return [*lines, f"timestep_spacing is {times.timestep_spacing}{offset} (--timestep-spacing chooses another)"]
+    offset = f", steps_offset {steps_offset}{fewer}" if steps_offset else ""
+    return [*lines, f"timestep_spacing is {spacing}{offset} (--timestep-spacing chooses another)"]
 
 
 def _need_fields(run: Path, config: Config) -> None:

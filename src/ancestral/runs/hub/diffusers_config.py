@@ -293,8 +293,8 @@ def _sides(fields: Fields, divisor: int) -> tuple[int, int]:
 class FewTimes(NamedTuple):
     """How a scheduler of theirs chooses fewer times than all; nothing else depends on it."""
 
-    timestep_spacing: str = "leading"
-    steps_offset: int = 0  # added to the times of `leading`
+    timestep_spacing: str
+    steps_offset: int  # added to the times of `leading`
 
 
 def few_times(fields: Fields) -> FewTimes:
