@@ -255,7 +255,7 @@ def measure(given, splits: Splits, name: str, results: Results) -> None:
     """Every line of one contender that is not there yet."""
     minutes = [0.0] if CONTENDERS[name] is Real else given.minutes
     cores = "" if given.threads == 1 else f"-{given.threads}-threads"
-    folder = WORK / Path(given.data).stem / (re.sub("[^a-z0-9]+", "-", name) + cores)
+    folder = WORK / Path(given.data).stem / (re.sub("[^a-z0-9]+", "-", name.lower()) + cores)
     contender = CONTENDERS[name](given.data, splits, folder, given.threads)
     of_all = {"data": Path(given.data).stem, "contender": name, "images": given.images, "threads": given.threads}
     keys = [{**of_all, "minutes": mark, "sampler": sampler} for mark in minutes for sampler in contender.samplers]

@@ -915,7 +915,7 @@ def test_a_picture_of_too_many_pixels_is_refused_with_the_mend(side):
 
 def test_few_uploads_are_decoded_at_once_and_nobody_else_waits_for_them(live, monkeypatch):
     lock, go_on, inside, most = threading.Lock(), threading.Event(), 0, 0
-    decode = data_uri.decode.decode
+    decode = data_uri.decode.decode_alone
 
     def slow(*arguments):
         nonlocal inside, most
@@ -927,7 +927,7 @@ def test_few_uploads_are_decoded_at_once_and_nobody_else_waits_for_them(live, mo
             inside -= 1
         return decode(*arguments)
 
-    monkeypatch.setattr(data_uri.decode, "decode", slow)
+    monkeypatch.setattr(data_uri.decode, "decode_alone", slow)
     body = {"image": uri_of(GREY), "mask": uri_of(HALF), "seed": 0, "images": 1, "steps": 6}
     with ThreadPoolExecutor(50) as pool:
         asked = [pool.submit(live.client.post, "/api/inpaint", json=body) for _ in range(50)]

@@ -34,6 +34,7 @@ from ancestral.evaluation.sample_metrics import (
 from ancestral.networks import efficientnet_lite0
 from ancestral.runs import measurements
 from ancestral.runs.hub import model_card
+from ancestral.runtime.distributed import Processes
 from ancestral.sampling import sampler
 from conftest import TINY, run_command
 
@@ -421,6 +422,30 @@ def counting(looked):
         return torch.from_numpy(images.reshape(len(images), -1).astype(np.float32))
 
     return features.Network("counting", {"network": "counting"}, look)
+
+
+def test_features_of_a_gpu_are_those_of_a_cpu(tmp_path):
+    """cuDNN convolves in TF32, with 10 bits, unless it is told otherwise; a cache does not know which device it was."""
+    said = []
+
+    def look(images):
+        said.append(torch.backends.cudnn.allow_tf32)
+        return torch.zeros(len(images), 1)
+
+    before = torch.backends.cudnn.allow_tf32
+    by = features.Network("asking", {"network": "asking"}, look)
+    features.features_of(unlabelled(np.zeros((2, 4, 4, 1), np.uint8)), by, tmp_path)
+    assert (said, torch.backends.cudnn.allow_tf32) == ([False], before)
+
+
+def test_machines_without_a_common_cache_are_told_so(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with (
+        pytest.raises(UserError, match=r"--no-cache: machines hand each other .* by --cache"),
+        sample_metrics_command._cache(None, True, Processes()),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("channels", [1, 3])

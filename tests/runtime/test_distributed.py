@@ -11,7 +11,7 @@ import torch
 
 from ancestral.data import shared
 from ancestral.errors import UserError
-from ancestral.runtime import distributed
+from ancestral.runtime import distributed, launch
 from ancestral.training.gradient_sync import Fsdp
 from forked import several
 
@@ -33,6 +33,7 @@ def test_on_a_gpu_the_device_is_set_first_and_named_and_the_cpu_has_gloo(monkeyp
         ("set_device", "cuda:1"),
         ("init_process_group", ("cpu:gloo,cuda:nccl",), {"timeout": minutes, "device_id": own}),
         ("new_group", (), {"timeout": minutes, "backend": "gloo"}),
+        ("new_group", (), {"timeout": timedelta(days=1), "backend": "gloo"}),
     ]
     assert (joined.rank, joined.size, joined.local_rank) == (3, 4, 1)
     calls.clear()
@@ -79,7 +80,7 @@ def body(processes):
     if processes.rank == 2:
         time.sleep(9)
     try:
-        processes.gather(torch.zeros(2)) if waits == "gather" else processes.wait(timedelta(seconds=1))
+        processes.gather(torch.zeros(2)) if waits == "gather" else processes.wait()
     except UserError as error:
         say(waits, processes.rank, error)
 
@@ -93,6 +94,55 @@ def test_a_process_that_does_not_answer_is_named():
     for waits in ("gather", "barrier"):
         (first,) = [line for line in said if line.startswith(f"{waits} 0 ")]
         assert "process 2 (counted from 0) of the 3 does not answer" in first
+
+
+SLOW = """
+import time
+from datetime import timedelta
+from forked import in_processes, say
+
+def body(processes):
+    if processes.first:
+        time.sleep(4)
+    processes.wait_long()
+    say("here", processes.rank)
+
+in_processes(3, body, patience=timedelta(seconds=1))
+"""
+
+
+def test_all_wait_long_for_what_the_first_does_alone():
+    assert sorted(several(SLOW, seconds=120)[0].split()) == ["0", "1", "2", "here", "here", "here"]
+
+
+@pytest.mark.parametrize(("device", "left"), [("cpu", 2), ("cuda", 1)])
+def test_after_a_fault_nobody_waits_for_what_others_send_through_nccl(monkeypatch, device, left):
+    """Destroying the group waits for all that was begun on it, in which the others wait for this process."""
+    calls = []
+    monkeypatch.setattr(distributed, "join", lambda device, patience: distributed.Processes())
+    monkeypatch.setattr(distributed, "leave", lambda: calls.append(device))
+    with distributed.process_group(torch.device(device)):
+        pass
+    with pytest.raises(ZeroDivisionError), distributed.process_group(torch.device(device)):
+        raise ZeroDivisionError
+    assert len(calls) == left
+
+
+@pytest.mark.parametrize(
+    ("environment", "first", "apart"),
+    [
+        ({}, True, False),
+        ({"RANK": "1"}, True, False),  # another launcher's
+        ({"WORLD_SIZE": "2", "RANK": "0", "LOCAL_WORLD_SIZE": "2"}, True, False),
+        ({"WORLD_SIZE": "4", "RANK": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, False, True),
+    ],
+)
+def test_the_first_process_speaks_for_all_machines(monkeypatch, environment, first, apart):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert (launch.is_first(), launch.on_several_machines()) == (first, apart)
 
 
 STEPS = """

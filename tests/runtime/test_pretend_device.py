@@ -14,7 +14,10 @@ import pytest
 import torch
 
 from ancestral.errors import UserError
+from ancestral.runs import config
+from ancestral.runs.facts import Facts
 from ancestral.runtime.distributed import join
+from ancestral.training.trainer import Training
 from pretend_device import cases, device
 
 EVERYWHERE = {"table_on_the_cpu", "missing_to", "to_numpy"}
@@ -41,6 +44,14 @@ def test_everything_runs_on_a_pretended_device(tmp_path, kind):
     assert not wrong, "\n".join(f"{name}: {why}" for name, why in wrong.items())
     # A planted fault may come before any work; all else was on the device.
     assert all(one["counts"].get("kernels") for name, one in outcomes.items() if "planted" not in name)
+
+
+def test_on_mps_activations_are_not_dropped_twice():
+    """torch.utils.checkpoint puts back the generators of the CPU and of CUDA alone."""
+    options = {"train.recompute": "true", "model.dropout": "0.1"}
+    settings = config.resolve("digits", "tiny", options)
+    with pytest.raises(UserError, match=r"train\.recompute=false or model\.dropout=0"):
+        Training(settings, Facts(shape=(1, 8, 8)), torch.device("mps"))
 
 
 def test_several_processes_on_mps_are_refused(monkeypatch):

@@ -321,6 +321,28 @@ def test_what_the_end_takes_is_timed_before_the_plan_is_made(images, tmp_path, m
         assert run.pace.ending[doing] == pytest.approx(count * 3 * IMAGE)
 
 
+def test_a_prediction_is_timed_until_the_device_has_made_it(images, tmp_path, monkeypatch):
+    """A GPU's kernels run on after the call that launched them; only what reads their result waits."""
+    clock = Pretended(lambda now: 1)
+    run = run_of(tmp_path / "run", images, 300.0, clock, monkeypatch)
+
+    class Launched:
+        def __call__(self, *given):
+            return self
+
+        def cpu(self):
+            clock.passes(CALL)
+
+        @property
+        def x0(self):
+            return self
+
+    monkeypatch.setattr(build, "predictor", lambda *given, **cond: Launched())
+    model = run.training.denoiser
+    preview.predict_once(run.config, run.facts, model, 1, torch.device("cpu"))
+    assert clock.now == CALL
+
+
 def test_it_is_saved_each_few_minutes_by_its_own_clock(images, tmp_path, monkeypatch):
     clock = Pretended(lambda now: 1)
     run = run_of(tmp_path / "run", images, None, clock, monkeypatch)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -103,26 +105,6 @@ def look(file: Path, max_pixels: int) -> Look:
     return Look(grey, size if turned else (size[1], size[0]), frames, largest, kind is not None)
 
 
-def white_of(file: Path | bytes, name: str, white: int | None, max_pixels: int) -> int:
-    """White of a file that is no part of a set: as given, or the widest.
-
-    Raises:
-        BadImage: as `decode`; or where nothing says what is white, and the values look like ones of fewer bits.
-    """
-    if white is not None:
-        return white
-    with _open(file, name, max_pixels) as image:
-        if bit_depth.kind(image) is None or bit_depth.declares_white(image):
-            return bit_depth.WIDEST
-        largest = int(_values(image, file, name, max_pixels)[..., :3].max())
-    if bit_depth.white_for(largest) < bit_depth.WIDEST:
-        raise BadImage(
-            f"{name}: more than 8 bits a value, up to {largest}, and nothing says what is white; save it with 8 bits, "
-            f"or with values up to {bit_depth.WIDEST}"
-        )
-    return bit_depth.WIDEST
-
-
 def _need_range(image: ImageFile.ImageFile, name: str) -> None:
     if image.mode == "F":
         raise BadImage(f"{name}: floating-point pixels have no agreed range; save it with 8 or 16 bits")
@@ -163,7 +145,57 @@ def decode(
         BadImage: naming the file, when it is damaged, truncated, too large or of a mode without a meaning as bytes; or
             has values above `white`, or more than 8 bits where `white` is None.
     """
-    name = name or str(file)
+    return _decoded(file, channels, size, background, max_pixels, name or str(file), partial(_white_of_set, white))
+
+
+def decode_alone(
+    file: Path | bytes,
+    channels: int,
+    size: int | None,
+    background: str,
+    max_pixels: int,
+    name: str | None = None,
+    white: int | None = None,
+) -> np.ndarray:
+    """As `decode`, of a file that is no part of a set: where `white` is None, the widest is.
+
+    Raises:
+        BadImage: as `decode`; or where nothing says what is white, and the values look like ones of fewer bits.
+    """
+    rule = _white_of_one if white is None else partial(_white_of_set, white)
+    return _decoded(file, channels, size, background, max_pixels, name or str(file), rule)
+
+
+def _white_of_set(white: int | None, largest: int, name: str) -> int:
+    if white is None:
+        raise BadImage(
+            f"{name}: more than 8 bits a value (up to {largest}), and what is white is not known before all is read; "
+            f"say it: --set data.white={bit_depth.white_for(largest)}"
+        )
+    if largest > white:
+        raise BadImage(f"{name}: has the value {largest}, above data.white={white}; raise data.white")
+    return white
+
+
+def _white_of_one(largest: int, name: str) -> int:
+    if bit_depth.white_for(largest) < bit_depth.WIDEST:
+        raise BadImage(
+            f"{name}: more than 8 bits a value, up to {largest}, and nothing says what is white; save it with 8 bits, "
+            f"or with values up to {bit_depth.WIDEST}"
+        )
+    return bit_depth.WIDEST
+
+
+def _decoded(
+    file: Path | bytes,
+    channels: int,
+    size: int | None,
+    background: str,
+    max_pixels: int,
+    name: str,
+    white_of: Callable[[int, str], int],
+) -> np.ndarray:
+    """As `decode`; `white_of` says what is white, of the largest value and the name, where the file does not."""
     with _open(file, name, max_pixels) as image, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `_open`
         _need_range(image, name)
@@ -174,17 +206,9 @@ def decode(
                 raise BadImage(f"{name}: damaged or truncated ({error})") from None
             upright = _upright(image)
         else:
-            if bit_depth.declares_white(image):
-                white = 65535
+            declared = bit_depth.declares_white(image)
             values = _values(image, file, name, max_pixels)
-            largest = int(values[..., :3].max())
-            if white is None:
-                raise BadImage(
-                    f"{name}: more than 8 bits a value (up to {largest}), and what is white is not known before all is "
-                    f"read; say it: --set data.white={bit_depth.white_for(largest)}"
-                )
-            if largest > white:
-                raise BadImage(f"{name}: has the value {largest}, above data.white={white}; raise data.white")
+            white = bit_depth.WIDEST if declared else white_of(int(values[..., :3].max()), name)
             turned = _orientation(image)
             upright = _upright(bit_depth.to_bytes(values, white, image.info.get("transparency"), turned))
         try:

@@ -22,7 +22,7 @@ from ancestral.data.dataset import ImageSet, Rows, Splits
 from ancestral.data.inventory import Reading
 from ancestral.errors import UserError
 from ancestral.runtime import system
-from ancestral.runtime.distributed import LONG, Processes
+from ancestral.runtime.distributed import Processes
 
 _CHUNK = 256  # images that are copied at a time
 _PREFIX = "ancestral-images-"
@@ -54,7 +54,7 @@ def load_once(processes: Processes, load: Callable[[], Splits], cache: str | Non
             mend = "name a folder with room by data.cache" if cache is None else "name another data.cache"
             raise UserError(f"{folder or cache}: cannot be written ({error.strerror}); {mend}") from error
         del splits
-    processes.wait(LONG)
+    processes.wait_long()
     indices = {one for one in processes.texts(index) if one}
     if len(indices) > 1:
         raise UserError("the machines have read other images or classes; give all of them the same DATA")

@@ -220,7 +220,10 @@ def features_of(
             advance(len(part))
         return {"features": torch.cat(found)}
 
-    return _concatenated(job.tensors(work, measure_piece))
+    cudnn = torch.backends.cudnn
+    # A GPU would convolve with 10 bits of its float32, and a cache holds what any device has computed.
+    with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+        return _concatenated(job.tensors(work, measure_piece))
 
 
 def _extracted(images: ImageSet, by: Network, part: range) -> Tensor:

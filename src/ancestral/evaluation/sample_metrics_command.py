@@ -40,6 +40,7 @@ from ancestral.runtime import user_cache
 from ancestral.runtime.console import Progress, screen
 from ancestral.runtime.distributed import LONG, Processes, process_group
 from ancestral.runtime.encode import json_bytes
+from ancestral.runtime.launch import on_several_machines
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import Job, cache_folder
 from ancestral.runtime.text import quoted
@@ -186,6 +187,11 @@ def _cache(folder: Path | None, no_cache: bool, processes: Processes) -> Iterato
         if processes.first:
             user_cache.trim(folder or user_cache.default())
         return
+    if on_several_machines():
+        raise UserError(
+            "--no-cache: machines hand each other their features through the cache; name a folder that all of them see "
+            "by --cache, and remove it afterwards"
+        )
     with TemporaryDirectory() as own:
         yield Path(processes.text_of(0, own))
         processes.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from functools import partial
@@ -369,7 +370,10 @@ def device(name: str) -> torch.device:
     if kind not in here or number not in ("", *map(str, range(counts[kind]))):
         asked = f"{kind}:{number}" if number else kind
         raise UserError(f"--device: '{asked}' is not available here; choose from: auto, {', '.join(here)}")
-    return torch.device(kind, int(number)) if kind == "cuda" else torch.device(kind)
+    if kind != "cuda":
+        return torch.device(kind)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for train.deterministic; read at the first product
+    return torch.device(kind, int(number))
 
 
 def ready(config: Config, facts: Facts, weights: Mapping[str, torch.Tensor]) -> Denoiser:

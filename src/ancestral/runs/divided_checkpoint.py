@@ -18,7 +18,7 @@ from torch import Tensor
 from ancestral.runs import checkpoint
 from ancestral.runs.background_save import BackgroundWriter
 from ancestral.runtime import disk, tensor_shards, verified_folder
-from ancestral.runtime.distributed import LONG, Processes
+from ancestral.runtime.distributed import Processes
 from ancestral.runtime.tensor_shards import Parts
 from ancestral.runtime.verified_folder import Unwritable
 
@@ -64,7 +64,7 @@ class DividedWriter(BackgroundWriter):
         if self._thread is None:
             return ""
         problem = super()._ended()
-        self.processes.wait(LONG)
+        self.processes.wait_long()
         return self._of_any(problem)
 
     def _of_any(self, problem: str) -> str:

@@ -15,6 +15,7 @@ from rich import progress
 from rich.console import Console
 from rich.text import Text
 
+from ancestral.runtime.launch import is_first
 from ancestral.runtime.text import minutes, shown
 
 LINE_EVERY = 30.0  # seconds, where the screen is no terminal
@@ -40,7 +41,7 @@ class Screen(Console):
         raise BrokenPipeError
 
 
-screen = Screen()
+screen = Screen(quiet=not is_first())
 
 
 class TextColumn(progress.TextColumn):

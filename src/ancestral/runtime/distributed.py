@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, distributed
 
 from ancestral.errors import UserError
-from ancestral.runtime.console import screen
 from ancestral.runtime.launch import local_rank, world_size
 
 PATIENCE = timedelta(minutes=10)  # of processes that wait for each other
@@ -36,6 +35,7 @@ class Processes:
     local_rank: int = 0  # among those of this machine
     patience: timedelta = field(default=PATIENCE, compare=False)  # with which they wait for each other
     control: distributed.ProcessGroup | None = field(default=None, compare=False, repr=False)  # gloo: names who is late
+    patient: distributed.ProcessGroup | None = field(default=None, compare=False, repr=False)  # the same, for `LONG`
 
     @property
     def first(self) -> bool:
@@ -82,15 +82,26 @@ class Processes:
         raised = torch.stack([own for _, own in parts]).any(0)
         return torch.cat([one for one, _ in parts]), tuple(raised.tolist())
 
-    def wait(self, patience: timedelta | None = None) -> None:
-        """Until all are here, for so long at most.
+    def wait(self) -> None:
+        """Until all are here, for as long as is their patience.
 
         Raises:
             UserError: naming who is not.
         """
+        self._wait(self.control, self.patience)
+
+    def wait_long(self) -> None:
+        """Until all are here, for `LONG`: one of them does what the others need.
+
+        Raises:
+            UserError: naming who is not.
+        """
+        self._wait(self.patient, LONG)
+
+    def _wait(self, group: distributed.ProcessGroup | None, patience: timedelta) -> None:
         if self.size > 1:
-            try:
-                distributed.monitored_barrier(self.control, timeout=patience or self.patience, wait_all_ranks=True)
+            try:  # the time given is the first's alone: the others wait as long as their group does
+                distributed.monitored_barrier(group, timeout=patience, wait_all_ranks=True)
             except RuntimeError as error:
                 raise self._named(error) from None
 
@@ -152,7 +163,8 @@ def join(device: torch.device, patience: timedelta = PATIENCE) -> Processes:
         backend = "gloo" if bound is None else "cpu:gloo,cuda:nccl"
         distributed.init_process_group(backend, timeout=patience, device_id=bound)
     control: Any = distributed.new_group(timeout=patience, backend="gloo")
-    return Processes(distributed.get_rank(), size, number, patience, control)
+    patient: Any = distributed.new_group(timeout=LONG, backend="gloo")
+    return Processes(distributed.get_rank(), size, number, patience, control, patient)
 
 
 def leave() -> None:
@@ -183,10 +195,11 @@ def need_divisible(processes: Processes, batch_size: int, shards: int | None) ->
 
 @contextmanager
 def process_group(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Processes]:
-    """Context manager: join the processes that share a command, leave them however it ends; the first prints."""
+    """Context manager: join the processes that share a command, and leave them at its end."""
     try:
-        processes = join(device, patience)
-        screen.quiet = not processes.first
-        yield processes
-    finally:
-        leave()
+        yield join(device, patience)
+    except BaseException:
+        if device.type != "cuda":  # NCCL would wait for what the others still expect of this one, and nobody hear why
+            leave()
+        raise
+    leave()

@@ -139,6 +139,16 @@ def world_size() -> int:
     return int(os.environ.get(_WORLD_SIZE, "1"))
 
 
+def is_first() -> bool:
+    """Whether this is the one process, or the first of several, which speaks for all."""
+    return not is_child() or os.environ.get("RANK", "0") == "0"
+
+
+def on_several_machines() -> bool:
+    """Whether the processes of a launcher are not all here."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size())) < world_size()
+
+
 def local_rank() -> int:
     """Which of its machine's processes this is."""
     return int(os.environ.get("LOCAL_RANK", "0"))

@@ -164,8 +164,7 @@ class FileEditor(Editor):
         if self.folder.resolve() == path.resolve().parent:  # it is replaced whole
             raise UserError(f"--out: {self.folder} holds one of the files to be read, {path}; choose another name")
         data, (channels, height, width) = self.saved.config.data, shape
-        white = decode.white_of(path, str(path), white, data.max_pixels)
-        pixels = decode.decode(path, channels, None, data.background, data.max_pixels, white=white)
+        pixels = decode.decode_alone(path, channels, None, data.background, data.max_pixels, white=white)
         if pixels.shape[:2] == (height, width):
             return pixels
         if not self.sources.fit or height != width:
@@ -173,7 +172,7 @@ class FileEditor(Editor):
             raise UserError(
                 f"{path}: {pixels.shape[0]}x{pixels.shape[1]} pixels, here they must be {height}x{width}{mend}"
             )
-        return decode.decode(path, channels, height, data.background, data.max_pixels, white=white)
+        return decode.decode_alone(path, channels, height, data.background, data.max_pixels, white=white)
 
     def read_all(self, shape: Sequence[int] | None = None) -> Tensor:
         """The images on [-1, 1], (N, C, H, W), of the model's shape or another."""

@@ -73,7 +73,7 @@ def predict_once(config: Config, facts: Facts, model: Denoiser, count: int, devi
     noise = latents(facts.shape, 0, range(count), build.streams(config, device)).to(device, state_type(model))
     cond = {name: value.to(device) for name, value in blank(config, facts, count).items()}
     with torch.inference_mode():
-        build.predictor(model, None, **cond)(beginning(model.schedule, noise), model.schedule.T)
+        build.predictor(model, None, **cond)(beginning(model.schedule, noise), model.schedule.T).x0.cpu()  # is done
 
 
 def by_tenth_of_t(index: Tensor, losses: Tensor, steps: int) -> list[float | None]:

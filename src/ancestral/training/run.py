@@ -30,7 +30,7 @@ from ancestral.runs.divided_checkpoint import DividedWriter
 from ancestral.runs.lock import Owner
 from ancestral.runs.plan import Plan, from_state
 from ancestral.runtime import verified_folder
-from ancestral.runtime.distributed import LONG, Processes
+from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import StopSignal
@@ -93,7 +93,7 @@ class Run:
         self.facts = facts(data.train)
         together = processes or Processes()
         digest = data.train.digest() if together.first else ""
-        together.wait(LONG)
+        together.wait_long()
         self.digest = together.text_of(0, digest)
         self.length, self.warn = length, warn
         self.log = RunLog(folder, lambda line: self.warn(line))
@@ -264,7 +264,7 @@ class Run:
             crossed = done // every > (done - batch) // every
             if crossed and record.images < self.total:
                 self._preview()
-                processes.wait(LONG)
+                processes.wait_long()
             # Several have agreed with the losses, in one call.
             stopping, unsaved, late = record.flags if processes.size > 1 else flags(now)
             reports, ends = record.images - reported >= leg.spaced / 100, record.images >= self.total
@@ -450,7 +450,7 @@ class Run:
                     self.training.device,
                     count=self.pace.calibration_images,
                 )
-        self.training.processes.wait(LONG)
+        self.training.processes.wait_long()
         if self.training.processes.any(stop()):
             self._save_last()
             return
@@ -462,7 +462,7 @@ class Run:
                 self.health = health(self.config, self._model(averages), table, self.data, log)
                 verified_folder.write_file(self.folder / "health.json", json_bytes(self.health.to_json()))
         yield self._ending(SAVING)
-        self.training.processes.wait(LONG)
+        self.training.processes.wait_long()
         self.complete = True
         self._save_last(table)
 

@@ -8,7 +8,6 @@ integer, and a run resumed from a checkpoint equals the run that was never stopp
 from __future__ import annotations
 
 import math
-import os
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,7 +49,6 @@ def deterministic(device: torch.device) -> Iterator[None]:
     """Within it torch takes, or refuses, only what gives the same bits each time on CUDA; a CPU does so anyway."""
     before = torch.are_deterministic_algorithms_enabled()
     if device.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS begins
         torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -129,6 +127,11 @@ class Training:
         options = config.train
         self.processes = processes or Processes()
         need_divisible(self.processes, options.batch_size, options.exact_shards)
+        if device.type == "mps" and options.recompute and config.model.dropout:
+            raise UserError(
+                "train.recompute: on mps torch would drop other activations in the second pass, so that gradients were "
+                "wrong; set train.recompute=false or model.dropout=0"
+            )
         self.config, self.facts, self.device, self.images = config, facts, device, 0
         self.skipped = 0  # updates in a row
         self.flags: Callable[[], Sequence[bool]] = tuple  # what processes agree on beside the losses, in one call

@@ -457,8 +457,7 @@ def _pixels(image: object, shape: Sequence[int], white: int | None, name: str, o
     *sides, channels = shape
     if isinstance(image, (str, os.PathLike)):
         path = Path(image)
-        white = decode.white_of(path, str(path), white, options.max_pixels)
-        pixels = decode.decode(path, channels, None, options.background, options.max_pixels, white=white).copy()
+        pixels = decode.decode_alone(path, channels, None, options.background, options.max_pixels, white=white).copy()
     else:
         if isinstance(image, (np.ndarray, torch.Tensor)) and str(image.dtype).endswith("bool"):
             image = np.asarray(image).astype(np.uint8) * 255

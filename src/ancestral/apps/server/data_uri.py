@@ -49,8 +49,7 @@ def decoded(uri: str, field: str, shape: tuple[int, int, int], background: str, 
     file, (channels, height, width) = content(uri, field), shape
     size = height if height == width else None
     try:
-        white = decode.white_of(file, field, white, MOST_PIXELS)
-        pixels = decode.decode(file, channels, size, background, MOST_PIXELS, field, white)
+        pixels = decode.decode_alone(file, channels, size, background, MOST_PIXELS, field, white)
     except decode.TooManyPixels:
         raise UserError(f"{field}: more than {MOST_PIXELS} pixels; make it smaller first") from None
     if pixels.shape[:2] != (height, width):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ancestral.diffusion.processes.noise_schedule import NoiseSchedule
 from ancestral.diffusion.processes.normal import Likelihood, Normal, standard_normal_like
-from ancestral.diffusion.processes.types import Time, over, per_image
+from ancestral.diffusion.processes.types import Time, on, over, per_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +58,10 @@ class Gaussian(NoiseSchedule):
         likelihood: Likelihood,
     ) -> Tensor:
         """L_{t-1} in nats an image: KL(q || p) where s > 0, the decoder's -log p(x0 | x_t) where s = 0. Shape (B,)."""
-        last = (s == 0).to(x0.device)
-        q = self.posterior(x_t, x0, t, s)
+        q, last = self.posterior(x_t, x0, t, s), s == 0
+        if not last.any():  # asked, and rows chosen, where the times are: a device is not waited for
+            return q.kl(p).flatten(1).sum(1)
         # Each branch sees harmless numbers in the other's rows, so that no infinity enters a gradient.
-        mask = per_image(last, x0)
+        mask, rows = on(x0.device, per_image(last, x0)), on(x0.device, last.nonzero().squeeze(1))
         kl = Normal(q.mean, torch.where(mask, p.var.detach(), q.var)).kl(p).flatten(1).sum(1)
-        if not last.any():
-            return kl
-        nll = torch.zeros_like(kl).masked_scatter(
-            last, -likelihood(Normal(p.mean[last], p.var[last]), x0[last]).flatten(1).sum(1)
-        )
-        return torch.where(last, nll, kl)
+        return kl.index_copy(0, rows, -likelihood(Normal(p.mean[rows], p.var[rows]), x0[rows]).flatten(1).sum(1))
