@@ -193,8 +193,8 @@ class Lucidrains(Peer):
 
     def make(self, images: np.ndarray) -> Lucid:
         """Images become files, from which their Trainer reads."""
-        if not (self.work / "images").exists():
-            write_pngs(padded(images), self.work / "images")
+        if not (self.work / "images").exists():  # under this name all of them are
+            write_pngs(padded(images), self.work / "images.new").replace(self.work / "images")
         return Lucid(self.work, images.shape[3])
 
 

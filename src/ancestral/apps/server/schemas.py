@@ -93,7 +93,11 @@ class Inpaint(Body):
     ]
     seed: Seed
     images: Images
-    steps: Annotated[Steps, Field(ge=JUMP + 1)]
+    steps: Annotated[
+        int,
+        Field(ge=JUMP + 1, strict=True, description=f"As of a drawing, and more than {JUMP}: it goes up so many again."),
+        WHOLE,
+    ]
     label: str | None = None
 
 
