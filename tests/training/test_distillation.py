@@ -130,6 +130,23 @@ def test_both_networks_go_on_from_a_checkpoint_to_the_bit(pair, dropout, labels)
                     assert torch.allclose(one.grad, other.grad, atol=1e-4)
 
 
+def test_casts_of_calls_without_gradients_are_not_kept_for_those_with(pair):
+    """Older torch kept them, so that under autocast the network that is its own teacher learned nothing."""
+    saved, asked = checkpoint.open_newest(pair[1]), []
+    config = replace(saved.config, train=replace(saved.config.train, precision="bfloat16"))
+    data = load.load(saved.config.source, saved.config.data).train
+    training = Training(config, facts(data), CPU)
+    objective = training.objective
+
+    def asking(*given, **cond):
+        asked.append((torch.is_autocast_enabled("cpu"), torch.is_autocast_cache_enabled()))
+        return objective(*given, **cond)
+
+    training.objective = asking
+    training.step(data, 0.1)
+    assert set(asked) == {(True, False)}
+
+
 @pytest.mark.parametrize(
     "engine",
     [gradient_sync.Ddp, partial(gradient_sync.Fsdp, precision=torch.float32, device=torch.device("cpu"))],

@@ -44,9 +44,9 @@ class ComputeFormat(NamedTuple):
     def __str__(self) -> str:
         return f"{self.precision} {'channels-last' if self.channels_last else 'contiguous'}"
 
-    def autocast(self, device: torch.device) -> torch.autocast:
+    def autocast(self, device: torch.device, cache_enabled: bool = True) -> torch.autocast:
         """Where networks compute in this precision what torch finds safe, from weights of float32."""
-        return torch.autocast(device.type, self.dtype, self.precision != "float32")
+        return torch.autocast(device.type, self.dtype, self.precision != "float32", cache_enabled)
 
 
 FORMATS = [ComputeFormat(kind, last) for kind in ("float32", "bfloat16", "float16") for last in (False, True)]

@@ -180,7 +180,8 @@ class Training:
         if learns:
             rate = build.AUXILIARY_RATE * options.learning_rate
             self.learners["auxiliary-"] = Learner(auxiliary, build.auxiliary_optimizer(auxiliary, rate), rate)
-        self.autocast = self.format.autocast(device)
+        # In torch of before December 2025 a weight cast in a call without gradients has none in the next (its #165068).
+        self.autocast = self.format.autocast(device, cache_enabled=False)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.format.precision == "float16")
         self.starts = self.objective.starts
         self.monitors = [LossMonitor(options.spike) for _ in self.starts]

@@ -95,7 +95,9 @@ class Inpaint(Body):
     images: Images
     steps: Annotated[
         int,
-        Field(ge=JUMP + 1, strict=True, description=f"As of a drawing, and more than {JUMP}: it goes up so many again."),
+        Field(
+            ge=JUMP + 1, strict=True, description=f"As of a drawing, and more than {JUMP}: it goes up so many again."
+        ),
         WHOLE,
     ]
     label: str | None = None
