@@ -13,6 +13,7 @@ from ancestral.runs import build, config
 from ancestral.runs.current_settings import for_images
 from ancestral.runs.facts import Facts
 from ancestral.runs.hub.diffusers_config import scheduler_document
+from ancestral.training import trainer
 from conftest import TINY, run_command
 
 IMAGES = config.resolve("data", "images", {})
@@ -51,6 +52,10 @@ def test_times_are_drawn_as_often_as_without(times):
     moved = replace(plain, diffusion=replace(plain.diffusion, shift=4.0))
     assert torch.equal(build.time_schedule(moved).log_alpha_bar, build.schedule(plain).log_alpha_bar)
     assert torch.equal(build.schedule(moved).log_alpha_bar, build.schedule(plain).shifted(4).log_alpha_bar)
+    runs = [trainer.Training(one, Facts((1, 8, 8)), torch.device("cpu")) for one in (plain, moved)]
+    drawn = [run.sampler.draw(run.uniforms(0, range(200)))[0] for run in runs]
+    assert len(drawn[0].unique()) > 10
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "linear-zero-snr"])

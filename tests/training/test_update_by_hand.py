@@ -1,13 +1,19 @@
 """One update of training against the same written out by hand: rate, clipping, AdamW, importance, averages."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from ancestral.data import load
+from ancestral.data import augmentation, load
+from ancestral.diffusion.objectives.adversarial import Adversarial
+from ancestral.diffusion.objectives.time_sampling import TIME_SAMPLERS
+from ancestral.diffusion.processes.schedules import SCHEDULES
 from ancestral.runs import build, checkpoint, config, datasets
+from ancestral.training import prefetch, trainer
 from ancestral.training import run as training_run
-from ancestral.training import trainer
 
 CPU = torch.device("cpu")
 
@@ -156,3 +162,74 @@ def test_the_model_is_the_chosen_average_of_the_weights_after_each_update(tmp_pa
             if i == average:
                 assert torch.allclose(saved[name].double(), expected, rtol=1e-5, atol=1e-6)
                 assert torch.allclose(built[-1][name].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_wide_times_are_normal_in_the_logarithm_of_the_noise():
+    schedule = SCHEDULES["linear"](1000)
+    sampler = TIME_SAMPLERS["log-normal-wide"].sampler(range(1000, -1, -1), schedule)
+    u = (torch.arange(20000, dtype=torch.float64) + 0.5) / 20000
+    log_sigma = -schedule.log_snr(sampler.t[sampler.draw(u)[0]]) / 2
+    for share, normal in ((0.25, -0.67449), (0.5, 0.0), (0.75, 0.67449), (0.95, 1.64485)):
+        assert float(log_sigma.quantile(share)) == pytest.approx(-1.1 + 2.0 * normal, abs=0.05)
+
+
+def test_augmented_images_are_moved_and_mirrored_once(digits, monkeypatch):
+    plain = prefetch.batch(digits.train, 3, range(20), flip=True)
+    drawn = prefetch.batch(digits.train, 3, range(20), flip=True, augment=0.5)
+    assert torch.equal(drawn.cond["augmentation"], augmentation.draw(3, range(20), 0.5).vector())
+    zero = torch.zeros(20, dtype=torch.float64)
+    monkeypatch.setattr(augmentation, "draw", lambda *args: augmentation.Moves(zero + 1, *[zero] * 7))
+    mirrored = prefetch.batch(digits.train, 3, range(20), flip=True, augment=0.5)
+    assert torch.equal(mirrored.x0(), plain.x0().flip(3))
+    assert mirrored.cond["augmentation"].tolist() == [[1.0, *[0.0] * 8]] * 20
+
+
+def test_dropout_reaches_the_network_and_differs_between_updates(digits):
+    masks = []
+    for _ in range(2):
+        run = begun(digits, model__dropout=0.3)
+        layers = [one for one in run.network.modules() if isinstance(one, nn.Dropout)]
+        assert layers
+        assert {one.p for one in layers} == {0.3}
+        layers[0].register_forward_hook(lambda layer, given, out: masks.append(out == 0))
+        for _ in range(2):
+            run.step(digits.train, 0.5)
+    assert len(masks) == 4
+    assert torch.equal(masks[0], masks[2])
+    assert torch.equal(masks[1], masks[3])
+    assert not torch.equal(masks[0], masks[1])
+
+
+def test_a_batch_meets_the_network_a_micro_batch_at_a_time(digits):
+    run, sizes = begun(digits, train__micro_batch=3), []
+    run.network.register_forward_pre_hook(lambda network, given: sizes.append(len(given[0])))
+    run.step(digits.train, 0.5)
+    assert sizes == [3, 3, 2]
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_compiling_and_deterministic_updates_are_as_set(digits, monkeypatch, wanted):
+    compiled, within = [], []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, *args, **options: compiled.append(self))
+    monkeypatch.setattr(trainer, "deterministic", lambda device: within.append(device) or nullcontext())
+    run = begun(digits, train__compile=wanted, train__deterministic=wanted)
+    run.step(digits.train, 0.5)
+    assert [one is run.network for one in compiled] == [True] * wanted
+    assert within == [CPU] * wanted
+
+
+@pytest.mark.parametrize(("spike", "loss", "applied"), [(2.0, 3.0, False), (None, 100.0, True)])
+def test_a_spike_is_as_set(digits, spike, loss, applied):
+    run = begun(digits, train__spike=spike)
+    for _ in range(64):
+        run.monitors[0].add(1.0)
+    objective = run.objective
+    run.objective = lambda *args, **cond: objective(*args, **cond) * 0 + loss
+    assert run.step(digits.train, 0.5).applied is applied
+
+
+def test_the_adversarial_stage_has_the_values_it_is_documented_with():
+    loss = Adversarial(nn.Identity())
+    assert (loss.share, loss.times, loss.anchor) == (0.35, 4, 4.0)
+    group = build.auxiliary_optimizer(nn.Linear(1, 1), 0.1).param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"]) == (0.1, (0.5, 0.99), 0.0)
