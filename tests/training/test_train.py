@@ -288,8 +288,12 @@ def test_the_log_says_where_the_model_still_learns(tmp_path, digits):
 
 def test_labels_and_learned_variance_train(digits):
     configuration = settings(model__labels=True, diffusion__objective="hybrid", diffusion__variance="learned")
-    run = trained(configuration, digits, 16, 16)
+    before = trainer.Training(configuration, datasets.facts(digits.train), CPU).network
+    run = trained(configuration, digits, 40, 40)
     assert run.network.label.weight.shape[0] == 10
+    assert not torch.equal(run.network.label.weight, before.label.weight)
+    assert run.network.head[2].weight.shape[0] == 2
+    assert not torch.equal(run.network.head[2].weight[1], before.head[2].weight[1])
 
 
 def make_run(folder, digits, total, **changes):
