@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import io
 import json
+import math
 import re
 import weakref
 from pathlib import Path
@@ -15,6 +16,12 @@ import numpy as np
 import pytest
 
 import ancestral
+from ancestral.data.pixels import to_unit
+from ancestral.diffusion.objectives.elbo import elbo
+from ancestral.diffusion.processes.streams import Streams
+from ancestral.diffusion.samplers.transitions import Ancestral, fixedlarge
+from ancestral.runs import build
+from ancestral.runs.open import open_model
 
 ROOT = Path(__file__).parents[2]
 STORED = ROOT / "tests" / "public_api.txt"
@@ -97,6 +104,25 @@ def test_the_bound_is_the_commands(run, command, tmp_path):
     for data in (str(tmp_path / "images.npz"), images[:9]):
         found = model.bits_per_dim(data, terms=4)
         assert found == (theirs["mean"], theirs["standard_error"])
+
+
+def test_every_term_a_variance_and_a_seed_reach_the_bound(run, command, tmp_path):
+    run, images = run
+    saved, model = open_model(run.folder, "cpu", None)
+    x0 = to_unit(images[:2]).double()
+    predictor, T = build.predictor(model, saved.calibration), model.schedule.T
+    noise = Streams(5, "evaluate", range(2))
+    measured = elbo(predictor, x0, range(T, -1, -1), Ancestral(fixedlarge), noise)
+    assert measured.terms.shape == (2, T)
+    expected = float(measured.nats.mean()) / x0[0].numel() / math.log(2)
+    np.savez(tmp_path / "images.npz", train_images=images, test_images=images[:2])
+    options = ("--exact", "--variance", "fixedlarge", "--seed", 5, "--device", "cpu", "--out", tmp_path)
+    result = command("evaluate", run.folder, tmp_path / "images.npz", *options)
+    assert result.exit_code == 0, result.output
+    theirs = json.loads((tmp_path / "evaluation.json").read_text())["bits_per_dim"]["bound, bits/dim"]["mean"]
+    assert theirs == pytest.approx(expected, rel=1e-9)
+    found = run.model("cpu").bits_per_dim(images[:2], exact=True, variance="fixedlarge", seed=5)
+    assert found[0] == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_film_is_its_states_as_arrays_and_pictures(run):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ancestral.data import augmentation
-from ancestral.data.augmentation import LENGTH, SCALE, SHIFT, Moves
+from ancestral.data.augmentation import LENGTH, Moves
 from ancestral.networks.unet import UNet
 
 STILL = dict.fromkeys(Moves._fields, 0.0)
@@ -30,10 +30,10 @@ def test_flips_and_whole_translations_are_exact(channels, shape):
     assert torch.equal(augmentation.moved(x, one(flip_y=1.0)), x.flip(2))
     assert torch.equal(augmentation.moved(x, one(flip_x=1.0, flip_y=1.0)), x.flip(2, 3))
     height, width = shape
-    right = augmentation.moved(x, one(shift_x=3 / (SHIFT * width)))
+    right = augmentation.moved(x, one(shift_x=3 / (0.125 * width)))
     assert torch.equal(right[..., 3:], x[..., :-3])
     assert torch.equal(right[..., :3], x[..., :3].flip(3))
-    down = augmentation.moved(x, one(shift_y=2 / (SHIFT * height)))
+    down = augmentation.moved(x, one(shift_y=2 / (0.125 * height)))
     assert torch.equal(down[..., 2:, :], x[..., :-2, :])
 
 
@@ -46,9 +46,9 @@ def test_a_quarter_turn_is_exact_and_goes_from_x_to_y(channels):
 @pytest.mark.parametrize(
     ("moves", "slope_x", "slope_y"),
     [
-        ({"scale": math.log(2) / SCALE}, 0.5, 0.5),
-        ({"stretch": math.log(2) / SCALE}, 0.5, 2.0),
-        ({"stretch": math.log(2) / SCALE, "direction": math.pi / 2}, 2.0, 0.5),
+        ({"scale": 5.0}, 0.5, 0.5),
+        ({"stretch": 5.0}, 0.5, 2.0),
+        ({"stretch": 5.0, "direction": math.pi / 2}, 2.0, 0.5),
     ],
 )
 def test_scales_and_stretches_change_the_slope_of_a_ramp(moves, slope_x, slope_y):
@@ -77,9 +77,12 @@ def test_moves_are_a_function_of_seed_and_number_with_the_law_of_the_paper():
         "shift_x": 0.5,
     }.items():
         assert share[name] == pytest.approx(right, abs=5 * math.sqrt(right * (1 - right) / 4000))
-    taken = whole.scale[whole.scale != 0]
-    assert float(taken.std()) == pytest.approx(1, abs=0.1)
-    assert abs(float(taken.mean())) < 0.1
+    for normal in (whole.scale, whole.stretch, whole.shift_x, whole.shift_y):
+        taken = normal[normal != 0]
+        assert float(taken.std()) == pytest.approx(1, abs=0.1)
+        assert abs(float(taken.mean())) < 0.1
+    assert float(whole.direction.abs().max()) <= math.pi
+    assert float(whole.direction.std()) == pytest.approx(math.pi / math.sqrt(3), rel=0.05)
     assert float(whole.angle.abs().max()) <= math.pi
     assert float(whole.angle.std()) > 1
     assert not augmentation.draw(3, range(100), 0.0).any.any()

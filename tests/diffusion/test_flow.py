@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from ancestral.data.load import load
+from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.analytic import Mixture, gaussian
 from ancestral.diffusion.denoisers.calibrated import Calibrated
 from ancestral.diffusion.denoisers.denoiser import Denoiser, clip_static
@@ -28,7 +30,9 @@ from ancestral.diffusion.objectives.statistics import mean_and_error
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import HALF_BIN, Normal
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.diffusion.samplers.transitions import Ancestral, optimal
+from ancestral.diffusion.samplers.transitions import VARIANCES, Ancestral, optimal
+from ancestral.runs import build
+from ancestral.runs.open import open_model
 from conftest import TINY, run_command
 
 F64 = torch.float64
@@ -295,6 +299,28 @@ def test_the_command_measures_bytes_and_says_what_it_cost(any_run, command, tmp_
     assert not (run / ".likelihood").exists()
     assert command(*arguments).exit_code == 0
     assert json.loads((run / "likelihood.json").read_text())["bits_per_dim"] == first["bits_per_dim"]
+
+
+@pytest.mark.parametrize("how", ["uniform", "noise"])
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-2])
+def test_the_command_reports_what_the_bound_says_in_bits(trained_run, command, tmp_path, how, tolerance):
+    run = shutil.copytree(trained_run, tmp_path / "run")
+    options = ("--num-images", 3, "--probes", 2, "--rtol", tolerance, "--atol", tolerance, "--seed", 4)
+    result = command("likelihood", run, *options, "--dequantisation", how, "--solver", "RK23")
+    assert result.exit_code == 0, result.output
+    saved, model = open_model(run, "cpu", None)
+    images = load(saved.config.source, saved.config.data).test.spread(3).images
+    x0 = to_unit(images[:]).double()
+    move = Ancestral(VARIANCES[saved.config.diffusion.variance])
+    made = Uniform() if how == "uniform" else Noised(move, build.training_grid(saved.config)[-2])
+    predictor, noise = build.predictor(model, saved.calibration), Streams(4, "likelihood", range(3))
+    nats = flow_bound(predictor, x0, noise, made, 2, Adaptive("RK23", tolerance, tolerance)).nats.numpy()
+    bits = nats / x0[0].numel() / math.log(2)
+    found = json.loads((run / "likelihood.json").read_text())
+    assert found["bits_per_dim"]["flow"]["mean"] == pytest.approx(bits.mean(), rel=1e-9)
+    assert found["nats_per_image"] == pytest.approx(nats.mean(), rel=1e-9)
+    of_trace = math.sqrt(sum((a - b) ** 2 / 2 / 2 for a, b in bits)) / 3
+    assert found["standard_error_of_trace"] == pytest.approx(of_trace, rel=1e-9)
 
 
 @pytest.mark.parametrize(

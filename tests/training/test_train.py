@@ -694,7 +694,7 @@ def test_the_first_process_chooses_for_all(digits, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     reported = ComputeFormat("float32", True)
     monkeypatch.setattr(Processes, "from_first", lambda self, value: float(compute_format.FORMATS.index(reported)))
-    monkeypatch.setattr(Processes, "wait", lambda *_: None)
+    monkeypatch.setattr(Processes, "_wait", lambda *_: None)
     monkeypatch.setattr(Processes, "text_of", lambda self, rank, text: "of the first")
     run = training_run.Run(tmp_path, automatic(), digits, CPU, "--steps 2", Processes(1, 2))
     choose_format(run, lambda *_: pytest.fail("measured"))
