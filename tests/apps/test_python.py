@@ -106,8 +106,10 @@ def test_the_bound_is_the_commands(run, command, tmp_path):
         assert found == (theirs["mean"], theirs["standard_error"])
 
 
-def test_every_term_a_variance_and_a_seed_reach_the_bound(run, command, tmp_path):
-    run, images = run
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_term_a_variance_and_a_seed_reach_the_bound(command, tmp_path, channels):
+    images = colours(channels=channels)
+    run = ancestral.train(images, tmp_path / "run", steps=6, T=50, **TINY)
     saved, model = open_model(run.folder, "cpu", None)
     x0 = to_unit(images[:2]).double()
     predictor, T = build.predictor(model, saved.calibration), model.schedule.T
