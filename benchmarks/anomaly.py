@@ -19,7 +19,7 @@ from ancestral.data.dataset import DataOptions, ImageSet
 from ancestral.diffusion.denoisers.denoiser import Denoiser
 from ancestral.diffusion.objectives.anomaly import SCORES, auroc
 from ancestral.diffusion.objectives.statistics import mean_and_error
-from ancestral.evaluation.anomaly_scores import traced
+from ancestral.evaluation.anomaly_scores import traced, with_files
 from ancestral.evaluation.measurement import Measurement
 from ancestral.runs import build, checkpoint
 from ancestral.runs.checkpoint import Checkpoint
@@ -63,10 +63,11 @@ def measured(saved: Checkpoint, model: Denoiser, own: str, foreign: str, given: 
     """AUROC of every score with its standard error, and the mean bits/dim of both sides."""
     home, away = (load.load(source, DataOptions()) for source in (own, foreign))
     sets: list[ImageSet] = [home.train.spread(given.norm), *(side.test.spread(given.images) for side in (home, away))]
-    norm, own_images, others = (
+    traces = (
         traced(Measurement(saved, model, None, one, 32, 0), given.results / "traces", Processes(), print_dot)
         for one in sets
     )
+    norm, own_images, others = map(with_files, traces, sets)
     found = {name: list(auroc(score(own_images, norm), score(others, norm))) for name, score in SCORES.items()}
     values = (own_images.trace.bits, others.trace.bits, own_images.shortest, others.shortest)
     return {

@@ -12,7 +12,7 @@ import torch
 from ancestral.compression.codebook import Canary, Codebook, Profile
 from ancestral.compression.codec import Codec
 from ancestral.compression.quantiser_cells import FRACTIONS, SLOPES, ZONES
-from ancestral.compression.residual_tables import ESCAPE, REACH, TOTAL, ResidualTable
+from ancestral.compression.residual_tables import BEFORE, ESCAPE, REACH, TOTAL, ResidualTable
 from ancestral.diffusion.denoisers.calibrated import BUCKETS
 from ancestral.diffusion.denoisers.denoiser import predict
 from ancestral.diffusion.processes import schedules
@@ -51,7 +51,7 @@ def table():
     row[REACH] += TOTAL - sum(row)
     frequencies = np.tile(np.array(row, np.uint32), (1, ZONES * SLOPES * FRACTIONS, 1))
     assert frequencies.shape[2] == ESCAPE + 1
-    return ResidualTable(frequencies, 1000)
+    return ResidualTable(frequencies, 1000, np.zeros((1, len(BEFORE)), np.int32))
 
 
 def codebook(pixels=64, guard=1e-3):

@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import ancestral
 from ancestral.apps.cli.main import main
-from ancestral.compression import choices, completion
+from ancestral.compression import choices, completion, compress_command, file_header
 from ancestral.diffusion.samplers.grids import GRIDS
 from ancestral.diffusion.samplers.solvers import DEFAULT_CALLS, default_solver
 from ancestral.runs import checkpoint, export_choices, tuned_times
 from ancestral.runs.config import PRESETS
+from ancestral.runs.open import open_model
 from ancestral.runtime.signals import catch_stop
 from ancestral.sampling import export
 from codec_toy import GOLDEN
@@ -191,8 +193,20 @@ def test_fresh_moves_nothing_where_there_is_no_run(tmp_path):
 
 
 def test_another_average_width_can_be_rebuilt(any_run, tmp_path):
-    result = run_command("sample", any_run, "--num-images", 1, "--steps", 2, "--average-width", 0.08, "--out", tmp_path)
-    assert result.exit_code == 0, result.output
+    """Of those kept it is itself; the images are of its weights."""
+    drawn = {}
+    for width in (0.05, 0.08, 0.1):
+        options = ("--num-images", 1, "--steps", 2, "--average-width", width, "--device", "cpu")
+        result = run_command("sample", any_run, *options, "--out", tmp_path / f"{width}")
+        assert result.exit_code == 0, result.output
+        (drawn[width],) = pixels(tmp_path / f"{width}")
+        assert np.array_equal(drawn[width], ancestral.load(any_run, "cpu").sample(1, steps=2, average_width=width)[0])
+    assert len({image.tobytes() for image in drawn.values()}) == 3
+    newest = max((any_run / "averages").iterdir())
+    for width in (0.05, 0.1):
+        kept = load_file(newest / f"{width:g}.safetensors")
+        found = open_model(any_run, "cpu", width)[1].network.state_dict()
+        assert all(torch.allclose(found[name], value, atol=1e-6) for name, value in kept.items())
 
 
 def test_dry_run_lists_every_setting_and_trains_nothing(tmp_path):
@@ -470,11 +484,22 @@ def test_compress_and_decompress(measured_run):
     assert result.exit_code == 0, result.output
     for path in sorted(folder.glob("*.png")):
         assert np.array_equal(np.asarray(Image.open(folder / "back" / path.name)), np.asarray(Image.open(path)))
+    saved, model, codebook = compress_command.opened(folder / "run", "cpu")
+    codec, cut = compress_command.codec_of(model, model, saved, codebook), files[0].read_bytes()[:30]
+    finished = {}
     for finish in ("mean", "ode", "sample"):
         arguments = ("--finish", finish, "--upto", 30, "--out", folder / f"{finish}.png", "--device", "cpu")
         result = run_command("decompress", folder / "run", files[0], *arguments)
         assert result.exit_code == 0, result.output
         assert f"finished by {finish}" in result.output
+        finished[finish] = np.asarray(Image.open(folder / f"{finish}.png"))
+        (expected,) = codec.decode([cut], completion.FINISHES[finish])
+        assert np.array_equal(finished[finish], expected.pixels[..., 0])
+    assert len({pixels.tobytes() for pixels in finished.values()}) == 3
+    for name, number in choices.PROFILES.items():
+        arguments = ("--profile", name, "--out", folder / f"{name}.anc", "--device", "cpu")
+        assert run_command("compress", folder / "run", folder / "0.png", *arguments).exit_code == 0
+        assert file_header.parse((folder / f"{name}.anc").read_bytes())[0].profile == number
     arguments = ("--lossy", "--out", folder / "lossy.png", "--device", "cpu")
     assert "lossy: " in run_command("decompress", folder / "run", files[3], *arguments).output
     arguments = ("--bytes", 20, "--out", folder / "cut.anc", "--device", "cpu")

@@ -563,6 +563,15 @@ def test_a_file_of_the_page_is_the_commands(trained_run, tmp_path, monkeypatch):
             assert one["psnr"] == pytest.approx(10 * math.log10(255**2 / mse), abs=1e-2)
 
 
+@pytest.mark.parametrize(("options", "waiting"), [((), 32), (("--queue", 3), 3)])
+def test_so_many_jobs_wait_as_the_command_says(trained_run, monkeypatch, options, waiting):
+    found = []
+    monkeypatch.setattr(main.Server, "run", lambda server, sockets: found.append(server.jobs) or server.jobs.close())
+    result = run_command("serve", trained_run, "--port", 0, "--device", "cpu", *options)
+    assert result.exit_code == 0, result.output
+    assert [jobs.limits.queue for jobs in found] == [waiting]
+
+
 @pytest.fixture
 def narrow(trained_run):
     """One job at a time, two more may wait; it goes before another server starts more threads."""

@@ -29,7 +29,7 @@ from ancestral.diffusion.processes.streams import Streams, stream
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.transitions import Ancestral, optimal
 from ancestral.errors import UserError
-from ancestral.evaluation.agree_command import rows
+from ancestral.evaluation.agree_command import MEASURES, rows
 from ancestral.runs import checkpoint
 from ancestral.runtime import verified_folder
 from ancestral.runtime.distributed import Processes
@@ -452,6 +452,15 @@ def test_the_ways_to_measure_agree_on_a_trained_model(any_run):
     held = document["archive"]
     net = held["on_disk"] - held["of_which_header"] - held["of_which_begin_blocks"]
     assert net < 1.03 * ways["bound, along the archive's chains"]["mean"]
+
+
+@pytest.mark.parametrize("way", MEASURES)
+def test_every_way_to_measure_is_the_entropy_of_normal_bytes(way):
+    oracle = gaussian(NOISY(100), torch.zeros(16, dtype=F64), 0.09)
+    pixels, nats = normal_bytes(400, 16, 0.3)
+    found = MEASURES[way](oracle, pixels / 127.5 - 1, grids.full(oracle.schedule), Streams(2, way, range(400)))
+    difference = found - nats / 16 / math.log(2)
+    assert abs(float(difference.mean())) < 5 * float(difference.std()) / 20 + 0.02
 
 
 def test_models_that_cannot_are_refused(tmp_path):

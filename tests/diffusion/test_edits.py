@@ -2,20 +2,25 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy import ndimage
 
 from ancestral.diffusion.denoisers.analytic import Correlated, Mixture, gaussian
+from ancestral.diffusion.denoisers.denoiser import Watched
 from ancestral.diffusion.editing.edits import Resampled, below, inverted, known_region, mix, slerp
+from ancestral.diffusion.editing.inverse_problems import METHODS
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.loop import from_model, from_model_to_the_end, walk
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
 from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, fixedsmall, optimal
+from ancestral.runs.open import open_model
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.sampling import edit_command
 from ancestral.sampling.editor import Editor, FileEditor, Sources
@@ -259,11 +264,142 @@ def test_interpolation_goes_from_one_image_to_the_other(edit, pictures, tmp_path
         assert np.abs(image - read(pictures / f"{name}.png")).mean() < 12
 
 
-@pytest.mark.parametrize("method", ["ddrm", "ddnm", "pigdm", "mmps", "dps"])
-def test_every_method_from_the_command(edit, method):
-    result = edit("restore", "a.png", "--task", "missing", "--method", method, "--steps", 4)
+@pytest.fixture
+def starts(monkeypatch):
+    """(x_t, times) from which images are drawn."""
+    found, drawn = [], Editor.trajectory
+
+    def recorded(editor, predictor, start, times, numbers):
+        found.append((start, list(times)))
+        return drawn(editor, predictor, start, times, numbers)
+
+    monkeypatch.setattr(Editor, "trajectory", recorded)
+    return found
+
+
+@pytest.mark.parametrize("encoder", ["noise", "shared", "inversion"])
+def test_the_states_between_two_images_are_mixed_as_the_encoder_says(edit, starts, pictures, trained_run, encoder):
+    """x_t = (1 - share) x_t^A + share x_t^B, of own noise or both of one; by inversion along a great circle."""
+    frames, at = 5, 400
+    result = edit("interpolate", "a.png", "b.png", "--frames", frames, "--encoder", encoder, "--at", at, "--steps", 20)
     assert result.exit_code == 0, result.output
-    assert "PSNR" in result.output
+    ((states, times),) = starts
+    assert times[0] == at
+    first, last, shares = states[0], states[-1], torch.linspace(0, 1, frames, dtype=F64).reshape(-1, 1, 1, 1)
+    if encoder == "inversion":
+        angle = torch.nn.functional.cosine_similarity(first.flatten(), last.flatten(), dim=0).acos()
+        expected = (((1 - shares) * angle).sin() * first + (shares * angle).sin() * last) / angle.sin()
+        assert float(angle) > 0.3
+    else:
+        expected = (1 - shares) * first + shares * last
+        schedule = open_model(trained_run, "cpu", None)[1].schedule
+        noise = [
+            (state - schedule.signal(at) * unit(pictures / f"{name}.png")[0]) / schedule.noise(at)
+            for state, name in ((first, "a"), (last, "b"))
+        ]
+        assert torch.allclose(*noise, atol=1e-6) == (encoder == "shared")
+        for one in noise:
+            assert float(one.std()) == pytest.approx(1, abs=4 / 128**0.5)
+    assert torch.allclose(states, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("resamples", "jump", "calls"), [(1, 2, 8), (3, 2, 8 + 3 * 2 * 2), (2, 4, 8 + 4)])
+def test_a_stretch_is_walked_as_often_as_asked_for(edit, monkeypatch, resamples, jump, calls):
+    """Each time up again costs as many calls as it has steps; of 8 steps the first `jump` are not gone up again."""
+    asked, whole = [], Editor.predictor
+
+    def counted(editor, count):
+        return Watched(whole(editor, count), asked.append)
+
+    monkeypatch.setattr(Editor, "predictor", counted)
+    options = ("--mask", "mask.png", "--steps", 8, "--jump", jump, "--resamples", resamples)
+    result = edit("inpaint", "a.png", *options)
+    assert result.exit_code == 0, result.output
+    assert len(asked) == calls
+
+
+METHOD_NAMES = ["ddrm", "ddnm", "pigdm", "mmps", "dps"]
+A_BYTE = (1 / 255) ** 2 / 3  # the variance of rounding to one, on [-1, 1]
+
+
+@pytest.fixture
+def observations(monkeypatch):
+    """What each method is given to undo, by its name; all draw what they would."""
+    found = {}
+    for name, method in METHODS.items():
+
+        def recorded(predictor, seen, noise, clip, name=name, guide=method.guide):
+            found[name] = seen
+            return guide(predictor, seen, noise, clip)
+
+        monkeypatch.setitem(METHODS, name, method._replace(guide=recorded))
+    return found
+
+
+def unit(path):
+    return torch.from_numpy(read(path) / 127.5 - 1)[None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "damaged"),
+    [
+        (("deblur",), lambda x: ndimage.gaussian_filter(x, 1.5, axes=(2, 3), mode="reflect", truncate=4)),
+        (("deblur", "--blur", 0.7), lambda x: ndimage.gaussian_filter(x, 0.7, axes=(2, 3), mode="reflect", truncate=4)),
+        (("super-resolution",), lambda x: x.reshape(1, 1, 4, 2, 4, 2).mean((3, 5))),
+        (("super-resolution", "--factor", 4), lambda x: x.reshape(1, 1, 2, 4, 2, 4).mean((3, 5))),
+    ],
+    ids=["deblur", "deblur 0.7", "half", "a quarter"],
+)
+def test_an_image_is_damaged_as_the_options_say(edit, observations, pictures, options, damaged):
+    result = edit("restore", "a.png", "--task", *options, "--method", "ddnm", "--steps", 2)
+    assert result.exit_code == 0, result.output
+    (seen,) = observations.values()
+    expected = torch.as_tensor(damaged(unit(pictures / "a.png").numpy()))
+    assert torch.allclose(seen.y, expected, atol=1 / 255 + 1e-9)
+    assert seen.y_var == pytest.approx(A_BYTE)
+
+
+@pytest.mark.parametrize("method", METHOD_NAMES)
+def test_the_method_named_is_told_of_the_noise(edit, observations, pictures, method):
+    """Values near the ends are rounded to a byte there, as in a file: the noise of the others has its law."""
+    options = ("--task", "missing", "--missing", 0, "--noise", 0.2, "--method", method, "--steps", 2)
+    result = edit("restore", "a.png", "b.png", *options)
+    assert result.exit_code == 0, result.output
+    assert list(observations) == [method]
+    seen, x0 = observations[method], torch.cat([unit(pictures / f"{name}.png") for name in "ab"])
+    assert seen.y_var == pytest.approx(0.04 + A_BYTE)
+    away = (seen.y - x0)[x0.abs() < 0.4]
+    assert float(away.std()) == pytest.approx(0.2, rel=4 / (2 * len(away)) ** 0.5)
+    assert abs(float(away.mean())) < 4 * 0.2 / len(away) ** 0.5
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.9])
+def test_the_share_that_is_missing_is_missing(edit, observations, share):
+    options = ("--task", "missing", "--missing", share, "--method", "ddnm", "--steps", 2)
+    assert edit("restore", "a.png", *options).exit_code == 0
+    seen = observations["ddnm"].operator(torch.ones(1, 1, 8, 8))
+    assert float((seen == 0).float().mean()) == pytest.approx(share, abs=4 * (share * (1 - share) / 64) ** 0.5)
+
+
+def test_a_psnr_is_the_mean_of_its_images(edit, pictures, tmp_path):
+    """10 log10(2^2 / mse) dB of each image on [-1, 1], whose mean is not the PSNR of the mean error."""
+    options = ("--task", "missing", "--mask", "mask.png", "--steps", 4, "--clip", "static", "--num-images", 2)
+    result = edit("restore", "a.png", "b.png", *options)
+    assert result.exit_code == 0, result.output
+
+    def decibels(error):
+        return 10 * math.log10(4 / float(error.square().mean()))
+
+    found, of_mean, damaged = [], [], []
+    for row, name in enumerate("ab"):
+        x0 = unit(pictures / f"{name}.png")
+        drawn = [unit(tmp_path / "sheet" / f"00{row}-00{variant}.png") for variant in (0, 1)]
+        found += [decibels(one - x0) for one in drawn]
+        of_mean.append(decibels(sum(drawn) / 2 - x0))
+        damaged.append(decibels(torch.where(torch.from_numpy(read(pictures / "mask.png") > 0), x0, 0.0)))
+    line = next(line for line in result.output.splitlines() if line.startswith("PSNR"))
+    shown = [float(value) for value in re.findall(r"([\d.]+) dB", line)]
+    assert shown == pytest.approx([sum(one) / len(one) for one in (found, of_mean, damaged)], abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -416,7 +552,7 @@ def test_a_model_of_classes_asks_for_one(colour_run, command, tmp_path):
         assert answer in result.output
 
 
-@pytest.mark.parametrize("method", ["ddrm", "ddnm", "pigdm", "mmps", "dps"])
+@pytest.mark.parametrize("method", METHOD_NAMES)
 def test_what_is_painted_where_nothing_was_seen_changes_nothing(edit, pictures, tmp_path, method):
     mask, image = np.zeros((8, 8), np.uint8), read(pictures / "a.png").astype(np.uint8)
     mask[2:5, 2:5] = 255

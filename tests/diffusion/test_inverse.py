@@ -22,7 +22,7 @@ from ancestral.diffusion.editing.inverse_problems import (
 from ancestral.diffusion.editing.operators import Known, Separable, box_means, gaussian_blur, grey
 from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.samplers import grids
-from ancestral.diffusion.samplers.loop import from_model, walk
+from ancestral.diffusion.samplers.loop import Move, from_model, walk
 from ancestral.diffusion.samplers.sample import finish
 from ancestral.diffusion.samplers.transitions import DDIM, Ancestral, fixedsmall, optimal
 from oracles import known_spread
@@ -271,3 +271,28 @@ def test_the_part_of_y_in_the_range_of_an_operator(channels):
         assert torch.allclose(operator.in_range(part), part, atol=1e-12)
         assert torch.allclose(operator.adjoint(part), operator.adjoint(y), atol=1e-12)
     assert torch.equal(Known(seen).in_range(x), torch.where(seen, x, 0.0))
+
+
+@pytest.mark.parametrize("eta", [0.6, 1.0])
+@pytest.mark.parametrize("s", [0, 20, 60, 90, 150])
+def test_ddrm_of_noisy_measurements_keeps_the_law_of_x_s_and_weighs_y_as_published(eta, s):
+    """Where the prediction is right, q(x_s | x0) stays as it is, whatever y (Kawar et al. 2022, Proposition 3.1).
+
+    The noise of y has a part in x_s: all of it where x_s is noisier, else sqrt(1 - eta^2) of the noise of x_s.
+    """
+    count, y_var, t = 40_000, 0.05, 170
+    point = gaussian(schedules.cosine(200), MEAN, 0.0)
+    noise, x0 = drawn(count, 2, seed=3), MEAN.expand(count, -1)
+    measured = Observation(A, A(x0) + y_var**0.5 * noise, y_var)
+    x_t = point.schedule.marginal(x0, t).sample(drawn(count, 3, seed=4))
+    move = Move(t, s, x_t, point(x_t, t), None)
+    x_s = from_spectrum(measured, point, Noise(count, 5), eta)(move) / point.schedule.signal(s)
+    sigma = float(point.schedule.noise(s) / point.schedule.signal(s))
+    assert torch.allclose(x_s.mean(0), MEAN, atol=4.5 * sigma / count**0.5 + 1e-12)
+    assert torch.allclose(torch.cov(x_s.mT), sigma**2 * torch.eye(3, dtype=F64), atol=0.03 * sigma**2 + 1e-12)
+    left, singular, right = torch.linalg.svd(matrix(A, (3,)), full_matrices=False)
+    for row, value in enumerate(singular.tolist()):
+        seen_noise, moved = noise @ left[:, row], (x_s - MEAN) @ right[row]  # both of this singular direction
+        y_std = y_var**0.5 / value
+        expected = y_std if sigma > y_std else sigma * (1 - eta**2) ** 0.5
+        assert float((seen_noise * moved).mean()) == pytest.approx(expected, abs=5 * sigma / count**0.5 + 1e-12)

@@ -15,6 +15,9 @@ from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.grid_search import by_ends, shortest
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
 from ancestral.diffusion.samplers.solvers import SOLVERS
+from ancestral.runs import build
+from ancestral.runs.open import open_model
+from ancestral.runs.process_kinds import chain
 from ancestral.sampling import command
 from conftest import run_command
 
@@ -133,6 +136,31 @@ def test_the_command_stores_the_times_and_sampling_takes_them(any_run, tmp_path)
         assert said in result.output
         assert "ancestral tune-steps" in result.output
     (any_run / "tuned.json").unlink()
+
+
+@pytest.mark.parametrize(("seed", "width"), [(0, None), (3, 0.08)])
+def test_a_seed_and_an_average_reach_the_search(any_run, monkeypatch, seed, width):
+    begun, asked = [], []
+    at_T, watched = command.beginning, Watched
+    monkeypatch.setattr(command, "beginning", lambda schedule, noise: begun.append(noise) or at_T(schedule, noise))
+    monkeypatch.setattr(command, "Watched", lambda predictor, tell: asked.append(predictor) or watched(predictor, tell))
+    more = () if width is None else ("--average-width", width)
+    options = ("--steps", 2, "--num-images", 3, "--seed", seed, "--device", "cpu")
+    result = run_command("tune-steps", any_run, *options, *more)
+    assert result.exit_code == 0, result.output
+    kept = json.loads((any_run / "tuned.json").read_text())["2"]
+    (any_run / "tuned.json").unlink()
+    assert kept["average_width"] == width
+    x0 = {}
+    for average in (None, 0.08):
+        saved, model = open_model(any_run, "cpu", average)
+        noise = latents(saved.facts.shape, seed, range(3), build.streams(saved.config, torch.device("cpu"))).double()
+        assert torch.equal(begun[0], noise)
+        move = chain(saved.config).default_step(2)
+        x0[average] = build.predictor(build.drawing(model, saved.config, move), saved.calibration)(noise, 500).x0
+    found = asked[0](noise, 500).x0
+    assert torch.allclose(found, x0.pop(width), atol=1e-6)
+    assert not torch.allclose(found, *x0.values(), atol=1e-6)
 
 
 def test_times_that_cannot_be_kept_are_not_searched_for(trained_run, tmp_path, monkeypatch):

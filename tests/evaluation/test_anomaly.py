@@ -94,6 +94,8 @@ def test_likelihood_prefers_what_is_too_simple_and_two_sided_scores_do_not():
     assert found["bits"][1] > 0.95
     for name in ("typicality", "profile"):
         assert min(found[name]) > 0.9, name
+    for name in set(SCORES) - {"restoration"}:  # which an exact denoiser ends anywhere in the data
+        assert found[name][1] > 0.9, name
     for name in SCORES:
         assert abs(auroc(SCORES[name](norm, norm), SCORES[name](known, norm)).value - 0.5) < 0.15, name
 
@@ -102,6 +104,39 @@ def test_complexity_is_a_difference_of_code_lengths():
     one = traced(0.1, 0, 4)
     dearer = Traced(one.trace, torch.full((4,), 2.0, dtype=F64))
     assert torch.equal(SCORES["complexity"](dearer, one), one.trace.bits - 2)
+
+
+def test_standardised_errors_by_hand():
+    """Of known images with mean m and standard deviation s at each time: (error - m) / s, averaged over the times."""
+    known = torch.tensor([[0.0, 1.0, 5.0], [2.0, 5.0, 5.5], [4.0, 3.0, 4.5]], dtype=F64)  # m 2, 3, 5; s 2, 2, 0.5
+    errors = torch.tensor([[4.0, 3.0, 6.0], [2.0, -3.0, 5.0]], dtype=F64)  # (1, 0, 2), (0, -3, 0)
+    noisy = torch.tensor([[True, True, False]]).expand(2, 3)
+
+    def of(values):
+        zeros = torch.zeros(len(values), dtype=F64)
+        return Traced(Trace(zeros, values, noisy[:1].expand(len(values), -1), values[:, :2]), zeros)
+
+    found = {name: SCORES[name](of(errors), of(known)).tolist() for name in ("reconstruction", "high-noise")}
+    assert found["reconstruction"] == pytest.approx([1.0, -1.0])
+    assert found["high-noise"] == pytest.approx([0.5, -1.5])
+    assert SCORES["restoration"](of(errors), of(known)).tolist() == pytest.approx([0.5, -1.5])
+    z = torch.tensor([[1.0, 0.0, 2.0], [0.0, -3.0, 0.0]], dtype=F64)
+    correlations = 0.9 * torch.corrcoef(known.mT) + 0.1 * torch.eye(3, dtype=F64)
+    distance = torch.einsum("bi,ij,bj->b", z, torch.linalg.inv(correlations), z)
+    assert torch.allclose(SCORES["profile"](of(errors), of(known)), distance / 3)
+
+
+def test_p_values_are_of_images_that_took_no_part_in_the_score():
+    """Of images of the same kind they are uniform: compared with those that it was made of, half would be flagged."""
+    reference = traced(0.1, 0, 40)
+    found = anomaly_scores.score(traced(0.1, 1, 600), reference)
+    assert found.keys() == SCORES.keys()
+    for name, (values, p) in found.items():
+        of = [Traced(Trace(*(part[k::2] for part in reference.trace)), reference.shortest[k::2]) for k in (0, 1)]
+        assert torch.equal(values, SCORES[name](traced(0.1, 1, 600), of[0]))
+        others = SCORES[name](of[1], of[0])
+        assert torch.equal(p, (1 + (others >= values[:, None]).double().sum(1)) / 21)
+        assert float(p.mean()) == pytest.approx(0.5, abs=0.3), name
 
 
 def test_restoration_by_an_exact_denoiser_of_one_point_is_its_distance():
@@ -161,6 +196,28 @@ def test_every_image_has_its_line(any_run, tmp_path, command):
     assert "--per-image" in refused.output
 
 
+def test_the_reference_that_is_named_is_compared_with(trained_run, tmp_path, command, monkeypatch):
+    """Black images as what is usual: digits are all flagged among them, and none among digits."""
+    monkeypatch.setattr(anomaly_scores, "FLAGGED", 0.2)
+    monkeypatch.setattr(anomaly_scores, "REFERENCE", 40)
+    monkeypatch.setattr(anomaly_scores, "MAY_FLAG", 8)
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "dark.npy", random.integers(0, 3, (60, 8, 8, 1), dtype=np.uint8))
+    arguments = ("--per-image", "--num-images", 9, "--terms", 3, "--device", "cpu", "--out", tmp_path)
+    flags = {}
+    for reference in (None, "digits", tmp_path / "dark.npy"):
+        more = () if reference is None else ("--reference", reference)
+        result = command("evaluate", trained_run, *arguments, *more)
+        assert result.exit_code == 0, result.output
+        with open(tmp_path / "per_image.csv", newline="") as file:
+            lines = list(csv.DictReader(file))
+        flags[reference] = [int(line["flagged"]) for line in lines]
+        assert flags[reference] == [float(line[f"{anomaly_scores.BY}_p"]) <= 0.2 for line in lines]
+        assert f"{sum(flags[reference])} of 9 flagged" in " ".join(result.output.split())
+    assert flags[None] == flags["digits"]
+    assert sum(flags["digits"]) < 9 == sum(flags[tmp_path / "dark.npy"])
+
+
 def test_traces_of_another_grid_are_not_taken(any_run, tmp_path, monkeypatch):
     """As after a change of the grid in a later version."""
     saved, model = open_model(any_run, "cpu", None)
@@ -169,10 +226,7 @@ def test_traces_of_another_grid_are_not_taken(any_run, tmp_path, monkeypatch):
     for grid in ([50, 20, 0], [50, 30, 10, 0]):
         monkeypatch.setattr(anomaly_scores, "shared_grid", lambda schedule, grid=grid: grid)
         found = anomaly_scores.traced(measurement, tmp_path, Processes(), lambda count: None)
-        assert found.trace.errors.shape == (
-            3,
-            len(grid) - 1,
-        )
+        assert found.errors.shape == (3, len(grid) - 1)
 
 
 def test_too_few_images_to_compare_with_are_said(any_run, tmp_path, command, monkeypatch):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from ancestral.data.load import load
+from ancestral.data.pixels import to_unit
 from ancestral.diffusion.denoisers.analytic import gaussian
 from ancestral.diffusion.objectives.elbo import Elbo
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
@@ -20,9 +22,10 @@ from ancestral.diffusion.processes import schedules
 from ancestral.diffusion.processes.normal import Normal
 from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers import grids
-from ancestral.diffusion.samplers.transitions import Ancestral, optimal
+from ancestral.diffusion.samplers.transitions import Ancestral, fixedlarge, optimal
 from ancestral.evaluation import image_formats
-from ancestral.runs import checkpoint
+from ancestral.runs import build, checkpoint
+from ancestral.runs.open import open_model
 
 F64 = torch.float64
 VARIANCE, COUNT, DIMENSIONS = 0.25, 3000, 8
@@ -180,6 +183,22 @@ def test_the_command_writes_what_it_shows(any_run, tmp_path, command):
     assert command("rd", any_run, *arguments[:4], "--device", "cpu", "--out", again).exit_code == 0
     other = json.loads((again / "rate_distortion.json").read_text())
     assert other["rmse"] == pytest.approx(report["rmse"], rel=1e-3)
+
+
+def test_a_variance_an_average_and_a_seed_reach_the_curve(any_run, tmp_path, command):
+    options = ("--variance", "fixedlarge", "--average-width", 0.08, "--seed", 5, "--grid", "trailing", "--steps", 7)
+    result = command("rd", any_run, "--num-images", 3, *options, "--device", "cpu", "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    saved, model = open_model(any_run, "cpu", 0.08)
+    images = load(saved.config.source, saved.config.data).test.spread(3)
+    predictor, grid = build.predictor(model, saved.calibration), grids.trailing(model.schedule, 7)
+    noise = Streams(5, "rd", range(3))
+    x0 = to_unit(images.images[:]).double()
+    expected = curve(along_chains(predictor, x0, grid, Ancestral(fixedlarge), noise).elbo)
+    with open(tmp_path / "rate_distortion.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["rate_bits_per_dim"]) for row in rows] == pytest.approx(expected.rate.tolist(), rel=1e-6)
+    assert [float(row["rmse"]) for row in rows] == pytest.approx(expected.rmse.tolist(), rel=1e-6)
 
 
 def test_exact_pixels_have_no_infinity_in_json(any_run, tmp_path, command):

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("more", [{}, {"model.labels": True}, {"train.recompute": True}])
+@pytest.mark.parametrize("more", [{}, {"model.labels": True}, {"train.recompute": True}, {"train.micro_batch": 2}])
 def test_what_is_counted_without_computing_is_what_an_update_saves(monkeypatch, channels, more):
     monkeypatch.setattr(cost, "SECONDS", 1e-9)
     settings = config.resolve("digits", "tiny", {"train.batch_size": 4, **more})
@@ -28,7 +28,7 @@ def test_what_is_counted_without_computing_is_what_an_update_saves(monkeypatch, 
     if "model.labels" in more:
         data = load.load("digits", settings.data).train
     saved = cost.measure(Training(settings, facts(data), CPU), data).activation_bytes
-    counted = 4 * 4 * memory_need._saved(settings, facts(data))
+    counted = 4 * (settings.train.micro_batch or 4) * memory_need._saved(settings, facts(data))
     assert counted == pytest.approx(saved, rel=0.15)  # of which the loss is a little
 
 

@@ -1,5 +1,6 @@
 """A budget of wall time is kept, whatever happens to the speed: with a clock that goes by what is computed."""
 
+import math
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
@@ -130,6 +131,27 @@ def test_a_slow_network_is_calibrated_on_fewer_images(image, images):
     assert pace.calibration_images == images
     assert pace.ending[budget.CALIBRATING] == pytest.approx(images * 40 * image / 2)
     assert replace(pace, budget=None).calibration_images == 128
+
+
+def test_a_slow_first_update_does_not_outweigh_what_was_measured():
+    """It may be compiled in; where nothing was measured it counts until the next, and a fast one says all."""
+    pace = budget.Pace(window=10, spacing=1, calibrating=40, measuring=0, showing=1, budget=300.0)
+    pace.measured(100.0, 4.0)
+    assert pace.timed
+    pace.trained(10, 30.0)
+    assert (pace.image, pace.warming) == (pytest.approx(0.01), False)
+    pace.trained(10, 0.2)
+    kept = math.exp(-0.02)
+    assert pace.image == pytest.approx((4 * kept + 0.2) / (400 * kept + 10))
+    other = budget.Pace(window=10, spacing=1, calibrating=40, measuring=0, showing=1, budget=300.0)
+    other.trained(10, 30.0)
+    assert (other.image, other.warming) == (3.0, True)
+    other.trained(10, 0.2)
+    assert (other.image, other.warming) == (pytest.approx(0.02), False)
+    busy = budget.Pace(window=10, spacing=1, calibrating=40, measuring=0, showing=1, budget=300.0)
+    busy.measured(1.0, 4.0)
+    busy.trained(10, 0.2)
+    assert (busy.image, busy.warming) == (pytest.approx(0.02), False)
 
 
 def test_what_is_calibrated_on_is_what_the_budget_counts(images, tmp_path, monkeypatch):

@@ -533,7 +533,7 @@ def test_automatic_precision_is_bfloat16_only_where_the_device_multiplies_it(
         assert found[0] == ("float32", layout)
         assert found[-1].dtype == expected
     assert compute_format.candidates("float16", True, torch.device(device)) == [("float16", True)]
-    assert compute_format.candidates("float16", "auto", torch.device(device), several=True) == [("float16", False)]
+    assert compute_format.candidates("float16", "auto", torch.device(device), divided=True) == [("float16", False)]
 
 
 FOUR = [ComputeFormat(kind, last) for kind in ("float32", "bfloat16") for last in (False, True)]
@@ -742,6 +742,17 @@ def test_recomputing_keeps_less(digits):
     assert kept[1] < kept[0] / 2
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_memory_is_of_the_moments_that_the_optimizer_has(digits, optimizer):
+    """Two of a weight, but Muon's one of a matrix, and the number of its updates; beside gradients and two averages."""
+    run = trained(settings(train__optimizer=optimizer, model__width=16), digits, 8, 8)
+    weights = list(run.network.parameters())
+    matrices = [one for one in weights if one.ndim > 1 and min(one.shape[:2]) >= 16]
+    once = sum(one.numel() for one in matrices) if optimizer == "muon" else 0
+    expected = 6 * sum(one.numel() for one in weights) - once + len(weights)
+    assert cost.measure(run, digits.train).state_bytes == 4 * expected
+
+
 def test_half_precision_lowers_its_scale_and_goes_on(digits):
     run = trainer.Training(settings(train__precision="float16"), datasets.facts(digits.train), CPU)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
@@ -803,12 +814,14 @@ def refused_by_the_cpu():
 
 REFUSALS = {
     "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    "cudnn": RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
     "mps": RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)"),
     "cpu": refused_by_the_cpu(),
 }
 
 
-@pytest.mark.parametrize(("shards", "device"), [(None, "cuda"), (2, "cuda"), (None, "mps"), (None, "cpu")])
+@pytest.mark.parametrize(("shards", "device"), [*((None, name) for name in REFUSALS), (2, "cuda")])
 def test_memory_that_runs_out_changes_nothing_but_the_micro_batch(digits, monkeypatch, shards, device):
     options = settings(model__dropout=0.0, train__exact_shards=shards)
     whole = trained(options, digits, 64, 64)

@@ -22,7 +22,7 @@ from ancestral.data import load, pictures
 from ancestral.data.dataset import DataOptions, ImageSet, joined
 from ancestral.data.decode import SUFFIXES, adapt_all, exact
 from ancestral.data.folder_listing import listed_below
-from ancestral.data.inventory import listed
+from ancestral.data.inventory import counted, listed
 from ancestral.diffusion.denoisers.denoiser import Predictor
 from ancestral.errors import UserError
 from ancestral.runs import build
@@ -130,7 +130,7 @@ def compressed(
 
 def calls(config: Config) -> int:
     """Network calls an image, where no number is named."""
-    return min(ARCHIVE_CALLS, len(build.training_grid(config)) - 1)
+    return min(ARCHIVE_CALLS, build.most_steps(config))
 
 
 def archive(run: Path, images: Path, *, out: Path, steps: int | None, grid: str, block: int) -> None:
@@ -150,9 +150,9 @@ def archive(run: Path, images: Path, *, out: Path, steps: int | None, grid: str,
     values = pixels.size
     bits, ideal = 8 * len(content) / values, float(made.nats.sum()) / math.log(2) / values
     screen.print(
-        f"{len(pixels)} images in {len(content)} bytes, {bits:.4f} bits/dim; the bound along the same chains is "
-        f"{ideal:.4f}, ratio {bits / ideal:.4f}; of the bytes {made.one_off} were needed to begin the blocks and "
-        f"{len(content) - sum(len(one.payload) for one in made.content.blocks)} are header; "
+        f"{counted(len(pixels), 'image')} in {len(content)} bytes, {bits:.4f} bits/dim; the bound along the same "
+        f"chains is {ideal:.4f}, ratio {bits / ideal:.4f}; of the bytes {made.one_off} were needed to begin the "
+        f"blocks and {len(content) - sum(len(one.payload) for one in made.content.blocks)} are header; "
         f"{1000 * made.seconds:.0f} ms an image, checked; written: {out}"
     )
 
@@ -238,7 +238,7 @@ def unarchive(run: Path, file: Path, *, out: Path, only: tuple[int, int] | None)
                 results.add(zip(targets, map(pictures.png, pixels), strict=True))
     except CodecError as error:
         raise CodecError(f"{file}: {error}") from None
-    screen.print(f"{len(pixels)} images: {out}")
+    screen.print(f"{counted(len(pixels), 'image')}: {out}")
 
 
 def expanded(saved: Checkpoint, predictor: Predictor, held: Archive, selected: range) -> np.ndarray:

@@ -26,7 +26,7 @@ from torch import Tensor
 from ancestral.compression.entropy_coders import stream
 from ancestral.compression.errors import CodecError
 from ancestral.diffusion.denoisers.denoiser import Predictor
-from ancestral.diffusion.processes.levels import HALF_RANGE
+from ancestral.diffusion.processes.levels import HALF_RANGE, level_of
 from ancestral.diffusion.processes.normal import Normal, standard_normal_like
 from ancestral.diffusion.samplers.loop import Move, walk
 from ancestral.diffusion.samplers.transitions import Transition
@@ -158,12 +158,12 @@ class Chain:
         )
         for step in walk(self.denoiser, x, self.times, self.transition, lambda move: self._take(stack, move)):
             x = step.x_s
-        return _bytes(x)
+        return level_of(x, 256)
 
     def _put(self, stack: Stack, move: Move, x_s: Tensor) -> Tensor:
         """Push x_s under p: a draw whose outcome is known."""
         if move.s == 0:
-            stack.push(_flat(_bytes(x_s), np.int32), BYTES, *_of_bytes(move.p))
+            stack.push(_flat(level_of(x_s, 256), np.int32), BYTES, *_of_bytes(move.p))
         else:
             self._push(stack, move.p, move.s, self.half[move.s], x_s)
         return x_s
@@ -211,10 +211,6 @@ def _flat(values: Tensor, dtype: Any) -> np.ndarray:
 
 def _unit(pixels: Tensor) -> Tensor:
     return pixels.double() / HALF_RANGE - 1
-
-
-def _bytes(x0: Tensor) -> Tensor:
-    return ((x0 + 1) * HALF_RANGE).round().long()
 
 
 def _of_bytes(p: Normal) -> tuple[np.ndarray, np.ndarray]:

@@ -21,12 +21,10 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts, images_per
 from ancestral.diffusion.objectives.calibration import interpolated
 from ancestral.diffusion.processes.levels import HALF_RANGE
 from ancestral.diffusion.processes.streams import Streams
-from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.calibration import MOST_IMAGES
 from ancestral.runs.conditions import conditions_of
 from ancestral.runs.config import Config
-from ancestral.runs.datasets import facts
 from ancestral.runs.open import device_of
 
 NODES = 64  # times that the error is measured at
@@ -51,13 +49,7 @@ def silent(share: float) -> None:
 
 @torch.no_grad()
 def measure(model: Denoiser, saved: checkpoint.Checkpoint, images: Splits, tell: Progress = silent) -> Codebook:
-    """Measure a model on its training images.
-
-    Raises:
-        UserError: when they are of another shape than the model's.
-    """
-    if facts(images.train).shape != saved.facts.shape:
-        raise UserError(f"images of {facts(images.train).shape} cannot calibrate a model of {saved.facts.shape}")
+    """Measure a model on its training images, of its own shape."""
     schedule = model.schedule
     times = build.spread_times(saved.config, NODES)
     noise_levels = (-schedule.log_snr(torch.tensor(times)) / 2).exp() * HALF_RANGE

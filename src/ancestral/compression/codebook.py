@@ -177,8 +177,8 @@ def drift(model: Denoiser, canary: Canary) -> float:
     return float((_answers(model, canary.x_t, canary.t, canary.labels) - canary.x0).abs().max()) * HALF_RANGE
 
 
-def check(model: Denoiser, codebook: Codebook, profile: Profile) -> float:
-    """The drift in grey levels, if a file of this profile is safe from it.
+def check(model: Denoiser, codebook: Codebook, profile: Profile) -> None:
+    """See that files of this profile are safe from the drift of a `widened` model.
 
     Raises:
         UserError: when it is above the profile's guard.
@@ -189,7 +189,6 @@ def check(model: Denoiser, codebook: Codebook, profile: Profile) -> float:
             f"profile {profile.id}: the network's predictions here are {found:.2g} grey levels from those it was "
             f"calibrated with, and {profile.guard:.2g} are allowed; use a profile with a wider guard"
         )
-    return found
 
 
 def canary_of(model: Denoiser, saved: checkpoint.Checkpoint, times: tuple[int, ...]) -> Canary:

@@ -17,7 +17,7 @@ from ancestral.compression.codebook import load as load_codebook
 from ancestral.compression.codec import Codec, Decoded, named
 from ancestral.compression.completion import FINISHES
 from ancestral.compression.file_header import SUFFIX, parse
-from ancestral.data import decode, load, pictures
+from ancestral.data import decode, pictures
 from ancestral.data.dataset import Splits
 from ancestral.data.inventory import counted
 from ancestral.diffusion.denoisers.calibrated import Calibrated
@@ -25,6 +25,7 @@ from ancestral.diffusion.denoisers.denoiser import Denoiser, InParts, Predictor,
 from ancestral.errors import UserError
 from ancestral.runs import build, checkpoint
 from ancestral.runs.conditions import need_none
+from ancestral.runs.datasets import images_for
 from ancestral.runs.open import device_of, open_gaussian, state_type
 from ancestral.runtime import disk, verified_folder
 from ancestral.runtime.console import Progress, screen
@@ -55,7 +56,7 @@ def compress(
         check_drift(model, codebook, codebook.profiles[PROFILES[profile]])
         started = time.monotonic()
         with Progress() as bar:
-            task = bar.add_task(f"compress, {len(pixels)} images")
+            task = bar.add_task(f"compress, {counted(len(pixels), 'image')}")
             predictor = Watched(model, lambda images: bar.advance(task))
             codec = codec_of(predictor, model, saved, codebook)
             for source, image in zip(sources, pixels, strict=True):
@@ -99,7 +100,7 @@ def decompress(
             screen.print(f"warning: the network here is {off:.2g} grey levels off; exact pixels may not come out")
         started = time.monotonic()
         with Progress() as bar:
-            task = bar.add_task(f"decompress, {len(contents)} images")
+            task = bar.add_task(f"decompress, {counted(len(contents), 'image')}")
             predictor = Watched(model, lambda images: bar.advance(task))
             codec = codec_of(predictor, model, saved, codebook)
             names = [str(source) for source in sources]
@@ -113,7 +114,7 @@ def decompress(
     for target, one, content in zip(targets, decoded, contents, strict=True):
         what = "lossless" if one.lossless else f"lossy: {one.steps} steps, finished by {finish}"
         screen.print(f"{target}: from {len(content)} bytes, {8 * len(content) / one.pixels.size:.3f} bits/dim, {what}")
-    screen.print(f"{len(decoded)} images, {predictor.calls} network calls, {seconds:.1f} s")
+    screen.print(f"{counted(len(decoded), 'image')}, {counted(predictor.calls, 'network call')}, {seconds:.1f} s")
     return decoded
 
 
@@ -164,11 +165,7 @@ def codebook_of(
     """
     codebook = load_codebook(run, saved)
     if codebook is None:
-        if images is None:
-            source = load.source_of(saved.config.source, mend="put them back there for this, once")
-            splits = load.load(source, saved.config.data)
-        else:
-            splits = images()
+        splits = images_for(saved, None, "put them back there for this, once")[1] if images is None else images()
         codebook = calibration.measure(model, saved, splits, tell)
         save(run, saved, codebook)
     return codebook

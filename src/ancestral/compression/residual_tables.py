@@ -53,8 +53,7 @@ class ResidualTable:
     # REACH; the last stands for those beyond
     frequencies: np.ndarray
     leaving: int  # how many of TOTAL values between two flat neighbours are not flat themselves
-    # (sets, len(BEFORE)), in 256ths, at most 1 in size; no neighbour counts when left out
-    weights: np.ndarray | None = None
+    weights: np.ndarray  # (sets, len(BEFORE)) of these neighbours, in 256ths, at most 1 in size
 
     def __post_init__(self) -> None:
         table = self.frequencies
@@ -62,14 +61,12 @@ class ResidualTable:
             raise CodecError(f"the table of residuals has the shape {table.shape}")
         if table.min() < 1 or (table.sum(2, dtype=np.int64) != TOTAL).any() or not 1 <= self.leaving <= TOTAL:
             raise CodecError("the table of residuals has frequencies that are not positive or have another sum")
-        if self.weights is not None and (
-            self.weights.shape != (len(table), len(BEFORE)) or np.abs(self.weights).max() > 256
-        ):
+        if self.weights.shape != (len(table), len(BEFORE)) or np.abs(self.weights).max() > 256:
             raise CodecError("the table of residuals has weights of another shape or beyond 256")
 
     def weights_of(self, chosen: int) -> list[int]:
         """The weights of one set."""
-        return [0] * len(BEFORE) if self.weights is None else self.weights[chosen].tolist()
+        return self.weights[chosen].tolist()
 
     def coded(self, chosen: int, pixels: np.ndarray, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(row of the table, column) of each pixel of images (..., H, W, C) under one set."""
@@ -129,9 +126,8 @@ def fit(pixels: np.ndarray, x0_hats: Sequence[np.ndarray]) -> ResidualTable:
 
 def to_tensors(table: ResidualTable) -> Mapping[str, np.ndarray]:
     """The table as arrays, to be kept."""
-    weights = np.array([table.weights_of(chosen) for chosen in range(len(table.frequencies))], np.int32)
-    frequencies, leaving = table.frequencies.astype(np.int32), np.array([table.leaving], np.int32)
-    return {"frequencies": frequencies, "leaving": leaving, "weights": weights}
+    frequencies, weights = table.frequencies.astype(np.int32), table.weights.astype(np.int32)
+    return {"frequencies": frequencies, "leaving": np.array([table.leaving], np.int32), "weights": weights}
 
 
 def of_tensors(tensors: Mapping[str, np.ndarray]) -> ResidualTable:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from ancestral.compression.archive_command import Archived, calls, compressed, expanded, open_coder
@@ -29,7 +28,7 @@ from ancestral.evaluation.measurement import write
 from ancestral.runs import build, checkpoint
 from ancestral.runs.datasets import images_for
 from ancestral.runs.process_kinds import need_every_time
-from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.console import Progress, screen, table
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.result_files import held
 from ancestral.runtime.resumable_job import pieces
@@ -126,20 +125,19 @@ def _report(
         "of_which_begin_blocks": 8 * archived.one_off / values,
     }
     first, own = (found[name] for name in (next(iter(found)), list(found)[-1]))
-    table = Table(title=f"{len(pixels)} held-out images, {settings['steps']} steps, bits/dim", title_justify="left")
-    for heading in ("", "mean", "± of it", "largest image", "- first row", "± of it"):
-        table.add_column(heading, justify="right" if heading else "left")
+    title = f"{len(pixels)} held-out images, {settings['steps']} steps, bits/dim"
+    shown = table(title, "", "mean", "± of it", "largest image", "- first row", "± of it")
     for name, row in found.items():
-        shown = (f"{row.mean:.4f}", f"{row.error:.4f}", f"{row.largest_share:.1%}")
-        table.add_row(name, *shown, f"{row.difference:.4f}", f"{row.difference_error:.4f}")
+        cells = (f"{row.mean:.4f}", f"{row.error:.4f}", f"{row.largest_share:.1%}")
+        shown.add_row(name, *cells, f"{row.difference:.4f}", f"{row.difference_error:.4f}")
     # The images differ far more than the ways do: the archive's error is that of its own chains.
-    table.add_row(
+    shown.add_row(
         "archive, bytes on disk", f"{bits['on_disk']:.4f}", f"{own.error:.4f}", f"{own.largest_share:.1%}",
         f"{bits['on_disk'] - first.mean:.4f}", f"{own.difference_error:.4f}",
     )  # fmt: skip
     for name in ("of_which_header", "of_which_begin_blocks"):
-        table.add_row(f"  {name.replace('_', ' ')}", f"{bits[name]:.4f}")
-    screen.print(table)
+        shown.add_row(f"  {name.replace('_', ' ')}", f"{bits[name]:.4f}")
+    screen.print(shown)
     document = {
         **settings,
         "bits_per_dim": {name: row._asdict() for name, row in found.items()},

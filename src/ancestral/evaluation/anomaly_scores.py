@@ -8,7 +8,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from ancestral.data import pictures
@@ -21,7 +20,7 @@ from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
 from ancestral.evaluation.measurement import Measurement, Tensors
 from ancestral.runs import build
-from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.console import Progress, screen, table
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import csv_bytes
 from ancestral.runtime.resumable_job import Job, cache_folder
@@ -61,19 +60,27 @@ def score_files(
     """Score the images, whose bound was measured `REPEATS` times, against reference images; CSV and picture sheet."""
     with Progress() as bar:
         task = bar.add_task("image by image", total=processes.most(len(measurement.images) + len(reference)))
-        images, usual = (
+        traces = [
             traced(one, cache, processes, partial(bar.advance, task))
             for one in (measurement, replace(measurement, images=reference))
-        )
-    return _files(measurement.images, bound, score(images, usual), len(reference)) if processes.first else {}
+        ]
+    if not processes.first:
+        return {}
+    images, usual = map(with_files, traces, (measurement.images, reference))
+    return _files(measurement.images, bound, score(images, usual), len(reference))
 
 
-def traced(measurement: Measurement, cache: Path, processes: Processes, advance: Advance) -> Traced:
-    """The traces and shortest lossless files of the images, from the cache where they are."""
-    grid, table = shared_grid(measurement.model.schedule), measurement.saved.calibration
+def with_files(trace: Trace, images: ImageSet) -> Traced:
+    """Traces with the shortest lossless file of each image."""
+    return Traced(trace, torch.from_numpy(image_formats.shortest_bits_per_dim(images.images[:])))
+
+
+def traced(measurement: Measurement, cache: Path, processes: Processes, advance: Advance) -> Trace:
+    """The traces of the images, from the cache where they are."""
+    grid, calibration = shared_grid(measurement.model.schedule), measurement.saved.calibration
     settings = {
         **measurement.settings,
-        "calibration": None if table is None else sha256(table.numpy().tobytes()).hexdigest(),
+        "calibration": None if calibration is None else sha256(calibration.numpy().tobytes()).hexdigest(),
         "grid": grid,
     }
     move = build.transition(measurement.saved, None)
@@ -84,8 +91,7 @@ def traced(measurement: Measurement, cache: Path, processes: Processes, advance:
         return {name: value.contiguous() for name, value in traces._asdict().items()}
 
     parts = measurement.per_batch(Job(cache_folder(cache, settings), settings, processes), measure, advance)
-    shortest = image_formats.shortest_bits_per_dim(measurement.images.images[:])
-    return Traced(concatenate([Trace(**one) for one in parts]), torch.from_numpy(shortest))
+    return concatenate([Trace(**one) for one in parts])
 
 
 def _files(test: ImageSet, elbo: Elbo, scores: dict[str, tuple[Tensor, Tensor]], compared: int) -> dict[str, bytes]:
@@ -100,14 +106,12 @@ def _files(test: ImageSet, elbo: Elbo, scores: dict[str, tuple[Tensor, Tensor]],
     flagged = f"{sum(flags)} of {len(test)} flagged"
     if compared < MAY_FLAG:  # even the least p-value that there can be is larger
         flagged = f"none can be flagged: that takes {MAY_FLAG} training images to compare with, and here are {compared}"
-    table = Table(title=f"most surprising by {BY}; {flagged}", title_justify="left")
-    for heading in ("image", BY, "p", "bits/dim", "standard error"):
-        table.add_column(heading, justify="left" if heading == "image" else "right")
+    shown = table(f"most surprising by {BY}; {flagged}", "image", BY, "p", "bits/dim", "standard error")
     for row in order[:LISTED]:
         bits, error = columns["bits_per_dim"][row], columns["standard_error"][row]
         cells = (f"{values[row]:.2f}", f"{p[row]:.4f}", f"{bits:.3f}", f"{error:.3f}")
-        table.add_row(test.names[row], *cells)
-    screen.print(table)
+        shown.add_row(test.names[row], *cells)
+    screen.print(shown)
     rows = zip(test.names, *columns.values(), flags, strict=True)
     return {
         "per_image.csv": csv_bytes(["image", *columns, "flagged"], rows),

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from torch import Tensor
 
 from ancestral.data.pixels import to_bytes, to_unit
@@ -23,7 +22,7 @@ from ancestral.runs.config import Config
 from ancestral.runs.datasets import images_for
 from ancestral.runs.process_kinds import chain, has_noise, need_bound, need_gaussian
 from ancestral.runtime import plots
-from ancestral.runtime.console import screen
+from ancestral.runtime.console import screen, table
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import csv_bytes, json_bytes
 
@@ -119,14 +118,13 @@ def _files(result: Elbo, reverse: str, facts: dict[str, Any], images: np.ndarray
     formats = image_formats.lossless_bits_per_dim(images)
     rows |= {name: {"mean": value, "standard_error": None, "largest_share": None} for name, value in formats.items()}
     kind = "every term" if exact else f"{result.terms.shape[1]} terms an image, unbiased"
-    table = Table(title=f"{len(images)} held-out images, {reverse}, {kind}", title_justify="left")
-    for heading in ("", "bits/dim", "standard error", "largest image"):
-        table.add_column(heading, justify="left" if not heading else "right")
+    title = f"{len(images)} held-out images, {reverse}, {kind}"
+    shown = table(title, "", "bits/dim", "standard error", "largest image")
     for name, row in rows.items():
         value, spread, share = row["mean"], row["standard_error"], row["largest_share"]
         spread, share = "" if spread is None else f"{spread:.4f}", "" if share is None else f"{share:.1%}"
-        table.add_row(name, f"{value:.4f}", spread, share)
-    screen.print(table)
+        shown.add_row(name, f"{value:.4f}", spread, share)
+    screen.print(shown)
     times, nats = result.per_t(result.terms)
     _, mse = result.per_t(result.mse)
     bits = result.bits(nats).numpy()

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from torch import Tensor
 
 from ancestral.compression import compress_command
 from ancestral.compression.choices import PROFILES
 from ancestral.compression.completion import FINISHES
 from ancestral.compression.prefix_quality import prefixes
-from ancestral.diffusion.denoisers.denoiser import Predictor, Watched
+from ancestral.diffusion.denoisers.denoiser import Denoiser, Predictor, Watched
 from ancestral.diffusion.objectives.elbo import Elbo, concatenate
 from ancestral.diffusion.objectives.elbo_derivation import along_chains
 from ancestral.diffusion.objectives.rate_distortion import Curve, curve
@@ -24,10 +23,11 @@ from ancestral.errors import UserError
 from ancestral.evaluation import image_formats
 from ancestral.evaluation.measurement import HeldOut, Tensors
 from ancestral.runs import build
+from ancestral.runs.checkpoint import Checkpoint
 from ancestral.runs.conditions import need_none
 from ancestral.runs.open import open_gaussian
 from ancestral.runtime import plots
-from ancestral.runtime.console import Progress, advancing, screen
+from ancestral.runtime.console import Progress, advancing, screen, table
 from ancestral.runtime.distributed import Processes
 from ancestral.runtime.encode import csv_bytes, json_bytes
 
@@ -69,26 +69,28 @@ def rate_distortion(
         measured = curve(concatenate([Elbo.of_tensors(one) for one in parts]))
         facts = {name: settings[name] for name in ("model", "average_width", "variance", "seed")}
         facts = {"data": data_source, "images": len(images), **facts}
-        packed = file_quality(folder, images.spread(FILES).images[:], profile, held_out.device) if profile else None
+        packed = _file_quality(folder, saved, model, images.spread(FILES).images[:], profile) if profile else None
         return _files(measured, images.images[:], facts, packed)
 
     measurement.run(out, "rd", settings, measure, files, f"{len(times) - 1} steps", len(times) - 1)
 
 
-def file_quality(folder: Path, images: np.ndarray, name: str, device: str) -> dict[str, Any]:
+def _file_quality(folder: Path, saved: Checkpoint, model: Denoiser, images: np.ndarray, name: str) -> dict[str, Any]:
     """Compress images (N, H, W, C) by a profile: bits/dim and PSNR of prefixes, and of each finish at half the size.
 
     Every file is decoded once, for all prefixes that end with a step.
     """
-    saved, model, codebook = compress_command.opened(folder, device)
-    profile, originals = codebook.profiles[PROFILES[name]], list(images)
-    with advancing("files", 3 * len(profile.times)) as advance:
+    model, codebook = compress_command.with_codebook(folder, saved, model)
+    profile, originals = PROFILES[name], list(images)
+    codec = compress_command.codec_of(model, model, saved, codebook)
+    encoding = codec.encoding_calls(originals, profile, [""] * len(originals))
+    with advancing("files", encoding + encoding // 2) as advance:  # and decoded
         predictor = Watched(model, lambda images: advance(1))
-        codec = compress_command.codec_of(predictor, model, saved, codebook)
-        files = codec.encode(originals, profile.id)
-        found = prefixes(codec, originals, profile.id, files)
+        watched = compress_command.codec_of(predictor, model, saved, codebook)
+        files = watched.encode(originals, profile)
+        found = prefixes(watched, originals, profile, files)
     half = round((found.header + float(found.size[:, -1].mean())) / 2)
-    codec, cut = compress_command.codec_of(model, model, saved, codebook), [file[:half] for file in files]
+    cut = [file[:half] for file in files]
     with Progress() as bar:
         decoded = {
             finish: np.stack([one.pixels for one in codec.decode(cut, FINISHES[finish])])
@@ -165,15 +167,14 @@ def compared(images: np.ndarray) -> dict[str, list[image_formats.Point]]:
 def _show(measured: Curve, facts: dict[str, Any]) -> None:
     steps = len(measured.t)
     title = f"{facts['images']} held-out images, {steps} steps, {facts['variance']} variance"
-    table = Table(title=title, title_justify="left")
-    for heading in ("steps done", "t", "rate, bits/dim", "standard error", "RMSE, 0-255", "standard error", "PSNR, dB"):
-        table.add_column(heading, justify="right")
+    headings = ("t", "rate, bits/dim", "standard error", "RMSE, 0-255", "standard error", "PSNR, dB")
+    shown = table(title, "steps done", *headings)
     for row in sorted({max(0, round(steps * k / ROWS) - 1) for k in range(1, ROWS + 1)}):
         values = (measured.rate, measured.rate_error, measured.rmse, measured.rmse_error, measured.psnr)
         cells = [f"{float(value[row]):.{digits}f}" for value, digits in zip(values, (5, 5, 3, 3, 2), strict=True)]
-        table.add_row(str(row + 1), str(int(measured.t[row])), *cells)
-    table.add_row("lossless", "0", f"{measured.lossless:.5f}", "", "0", "", "")
-    screen.print(table)
+        shown.add_row(str(row + 1), str(int(measured.t[row])), *cells)
+    shown.add_row("lossless", "0", f"{measured.lossless:.5f}", "", "0", "", "")
+    screen.print(shown)
     screen.print(f"{measured.share_in_last_tenth:.1%} of the rate is sent in the last tenth of the steps")
     at = [(rate, measured.rmse_at(rate)) for rate in RATES]
     reached = [f"{rate:g} bits/dim: RMSE {rmse:.2f}" for rate, rmse in at if not math.isnan(rmse)]

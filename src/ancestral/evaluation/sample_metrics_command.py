@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from ancestral.data import load, memory, pictures
@@ -37,7 +36,7 @@ from ancestral.runs.datasets import facts, images_for, warn_of_untrained
 from ancestral.runs.open import Opener, open_model
 from ancestral.runs.sampling_options import SamplingOptions
 from ancestral.runtime import user_cache
-from ancestral.runtime.console import Progress, screen
+from ancestral.runtime.console import Progress, screen, table
 from ancestral.runtime.distributed import LONG, Processes, process_group
 from ancestral.runtime.encode import json_bytes
 from ancestral.runtime.launch import on_several_machines
@@ -333,14 +332,12 @@ def _sheet(samples: ImageSet, trained: ImageSet, pairs: tuple[Tensor, Tensor]) -
 
 
 def _write(found: Found, document: dict[str, Any], sheet: np.ndarray, by: Network, out: Path | None) -> None:
-    table = Table(title=f"{document['images']} images on each side, network {by.name}", title_justify="left")
-    table.add_column("")
-    for heading in ("samples : train", "samples : test", "floor, test : train"):
-        table.add_column(heading, justify="right")
+    title = f"{document['images']} images on each side, network {by.name}"
+    shown = table(title, "", "samples : train", "samples : test", "floor, test : train")
     for name, sides in found.items():
-        shown = f"{name}*" if name in document["few"] else name
-        table.add_row(shown, *(_shown(sides[side]) if side in sides else "" for side in ("train", "test", "floor")))
-    screen.print(table)
+        named = f"{name}*" if name in document["few"] else name
+        shown.add_row(named, *(_shown(sides[side]) if side in sides else "" for side in ("train", "test", "floor")))
+    screen.print(shown)
     for line in _notes(document):
         screen.print(line)
     if out is None:

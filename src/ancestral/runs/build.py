@@ -102,8 +102,7 @@ def variant(options: ModelOptions) -> UNetVariant:
 def _check_groups(config: Config) -> None:
     """Refuse widths that round to nothing, and groups that do not divide them."""
     options = config.model
-    for multiplier in options.multipliers:
-        channels = round(options.width * multiplier)
+    for multiplier, channels in zip(options.multipliers, options.widths, strict=True):
         if not channels:
             raise UserError(f"model.multipliers: {multiplier:g} of a model.width of {options.width} is no channel")
         if options.groups and channels % options.groups:
@@ -289,6 +288,11 @@ def training_grid(config: Config) -> list[int]:
     steps = config.diffusion.train_steps
     noise_schedule = schedule(config)
     return full(noise_schedule) if steps is None else _grid(trailing, noise_schedule, steps, "diffusion.train_steps")
+
+
+def most_steps(config: Config) -> int:
+    """Of the walk over all times that are trained at."""
+    return config.diffusion.train_steps or config.diffusion.T
 
 
 def sampling_grid(config: Config, name: str, steps: int | None) -> list[int]:

@@ -54,7 +54,7 @@ Timed = Callable[[ComputeFormat], float]  # seconds of one repeat
 
 
 def candidates(
-    precision: str, channels_last: bool | Literal["auto"], device: torch.device, several: bool = False
+    precision: str, channels_last: bool | Literal["auto"], device: torch.device, divided: bool = False
 ) -> list[ComputeFormat]:
     """What two settings leave open, plainest first; 'auto' is bfloat16 only where a device multiplies it itself.
 
@@ -64,11 +64,11 @@ def candidates(
         precision: by name, or auto.
         channels_last: or auto.
         device: that computes.
-        several: whether weights are divided among processes, which takes contiguous ones.
+        divided: whether weights are divided among processes, which takes contiguous ones.
     """
     half = "bfloat16" if has_bfloat16(device) else "float16" if device.type == "cuda" else "float32"
     kinds = {precision} if precision != "auto" else {"float32", half}
-    layouts = [channels_last] if channels_last != "auto" else [False] if several else [False, True]
+    layouts = [channels_last] if channels_last != "auto" else [False] if divided else [False, True]
     return [one for one in FORMATS if one.precision in kinds and one.channels_last in layouts]
 
 

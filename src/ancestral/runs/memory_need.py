@@ -38,7 +38,8 @@ def need_for_training(config: Config, facts: Facts, images: int, device: torch.d
 def _shortage_in_training(config: Config, facts: Facts, images: int, device: torch.device) -> str | None:
     number = FLOAT32 if config.train.precision == "float32" else 2  # bytes of one, at least
     others = (config.train.batch_size - images) * prod(facts.shape)  # bytes of those that wait for their turn
-    return _shortage("train.batch_size", images, config, facts, device, lambda: _saved(config, facts) * number, others)
+    each, instead = lambda: _saved(config, facts) * number, "" if others else ", or --set train.micro_batch= as many"
+    return _shortage("train.batch_size", images, config, facts, device, each, others, instead=instead)
 
 
 def fits(config: Config, facts: Facts, images: int, device: torch.device) -> bool:
@@ -87,6 +88,7 @@ def _shortage(
     of_an_image: Callable[[], int],
     others: int = 0,
     mend: str | None = None,
+    instead: str = "",
 ) -> str | None:
     """What is wrong where so many images do not fit; None where they do, or nobody says how much memory is free."""
     free = system.free_memory() if device.type == "cpu" else None
@@ -96,7 +98,6 @@ def _shortage(
     each = of_an_image()
     if images * each + others <= free:
         return None
-    instead = ", or --set train.micro_batch= as many" if option == "train.batch_size" and not others else ""
     mend = mend or f"take {max(1, free // (2 * each)):,} or fewer{instead}"
     return (
         f"{option}: {images + others // prod(facts.shape):,} images, {images:,} at a time, need "

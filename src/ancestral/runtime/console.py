@@ -13,6 +13,7 @@ from typing import Any
 
 from rich import progress
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from ancestral.runtime.launch import is_first
@@ -42,6 +43,14 @@ class Screen(Console):
 
 
 screen = Screen(quiet=not is_first())
+
+
+def table(title: str, *headings: str) -> Table:
+    """A table to be filled, of names in the first column and numbers in the others."""
+    made = Table(title=title, title_justify="left")
+    for heading in headings:
+        made.add_column(heading, justify="right" if made.columns else "left")
+    return made
 
 
 class TextColumn(progress.TextColumn):

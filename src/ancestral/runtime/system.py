@@ -20,8 +20,8 @@ _BEYOND = 2**30  # Windows keeps others from reading what is locked: a byte that
 _GROUP = "/sys/fs/cgroup"
 _MAY_ASK, _STILL_RUNS, _REFUSED = 0x1000, 259, 5  # of Windows' OpenProcess, GetExitCodeProcess and GetLastError
 
-# In what CUDA raises as torch.OutOfMemoryError, and MPS and the CPU as a RuntimeError.
-_OUT_OF_MEMORY = ("out of memory", "t allocate memory", "not enough memory")
+# In what CUDA raises as torch.OutOfMemoryError, its cuBLAS and cuDNN, MPS and the CPU as a RuntimeError.
+_OUT_OF_MEMORY = ("out of memory", "t allocate memory", "not enough memory", "_STATUS_ALLOC_FAILED")
 _Item = TypeVar("_Item")
 _Made = TypeVar("_Made")
 

@@ -66,7 +66,7 @@ def _below(editor: Editor, at: int | None, share: float) -> list[int]:
     except ValueError as error:
         raise UserError(f"--at: {error}") from None
     if times[0] != nearest:
-        few = len(build.training_grid(editor.saved.config)) - 1
+        few = build.most_steps(editor.saved.config)
         raise UserError(f"--at: the model was trained at {few} times only, not at {at}; the nearest is {nearest}")
     return times
 

@@ -18,7 +18,6 @@ from ancestral.diffusion.processes.streams import Streams
 from ancestral.diffusion.samplers.loop import Step
 from ancestral.diffusion.samplers.sample import finish, latents, trajectory
 from ancestral.errors import UserError
-from ancestral.runs import build
 from ancestral.runs.conditions import Conditions, class_of
 from ancestral.runs.open import Opener, device_of, open_gaussian, state_type
 from ancestral.runs.sampling_options import OWN, SamplingOptions
@@ -76,7 +75,7 @@ class Editor:
         if self.saved.config.model.labels and self.label is None:
             names = ", ".join(self.saved.facts.trained)
             raise UserError(f"--label: this model draws classes; name the one of the images: {names}")
-        self.open_streams = build.streams(self.saved.config, device_of(self.model))
+        self.open_streams = self.sampler.open_streams
 
     def kept_region(self, mask: np.ndarray, name: str) -> Tensor:
         """Where the image is known, bool (1, H, W): black in the mask, bytes (H, W, 1); white is to be drawn.

@@ -56,7 +56,7 @@ class Sampler:
         solver = options.solver
         kind = chain(self.saved.config)
         self.draw = kind.draw
-        self.every = len(build.training_grid(self.saved.config)) - 1
+        self.every = build.most_steps(self.saved.config)
         steps = _steps(options, min(calls or kind.calls, self.every))
         if options.eta is options.variance is solver is kind.only_step is None and steps is not None:
             solver = default_solver(steps * (TUNED if options.grid == "tuned" else 1))

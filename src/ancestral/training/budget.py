@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from ancestral.runs import calibration
 from ancestral.runs.calibration import CALIBRATED
-from ancestral.runs.config import Config
+from ancestral.runs.config import Config, TrainOptions
 from ancestral.training import health, preview
 
 PREVIEW_SHARE = 0.05  # of the run's time
@@ -46,6 +46,7 @@ class Pace:
     previewing: float | None = None  # seconds of a preview
     called: bool = field(default=False, init=False)  # whether a call of the network was timed
     warming: bool = field(default=False, init=False)  # whether all that was timed is the first update of a process
+    _updated: bool = field(default=False, init=False)
     _images: float = field(default=0.0, init=False)
     _seconds: float = field(default=0.0, init=False)
 
@@ -59,16 +60,28 @@ class Pace:
         """Seconds of training an image, lately."""
         return self._seconds / self._images if self._images else 0.0
 
-    def images(self, seconds: float, batch: int, snapshots: int) -> int:
+    def images(self, seconds: float, options: TrainOptions) -> int:
         """How many images fit in between now and the end of a leg to begin, a whole number of batches."""
+        batch = options.batch_size
         # What previews cost depends on how many images lie between two.
-        self.spacing = max(batch, batch * self.updates(seconds, batch) // snapshots)
+        self.spacing = spacing(options, batch * self.updates(seconds, batch))
         return batch * self.updates(seconds, batch)
 
+    def measured(self, images_per_second: float, seconds: float) -> None:
+        """So fast were updates that were made for nothing else, for so long."""
+        self._images, self._seconds = images_per_second * seconds, seconds
+
     def trained(self, images: float, seconds: float) -> None:
-        """So many images were trained on in this time; the first, which is slow, count until the next."""
-        kept = 0.0 if self.warming else math.exp(-seconds / self.window)
-        self.warming = not self.timed
+        """An update of so many images took this time; what is slow of a process's first one counts until the next.
+
+        It counts not at all where a faster one was measured before; a first that is faster says all: the machine was
+        busy then.
+        """
+        first, measured, self._updated = not self._updated, self.timed, True
+        if first and measured and seconds > images * self.image:
+            return
+        kept = 0.0 if first or self.warming else math.exp(-seconds / self.window)
+        self.warming = first and not measured
         self._images, self._seconds = self._images * kept + images, self._seconds * kept + seconds
 
     def predicted(self, calls: int, seconds: float) -> None:
@@ -123,6 +136,11 @@ class Pace:
         return abs(self.seconds(images) - left) > max(LEAST_ASTRAY * self.budget, ASTRAY * left)
 
 
+def spacing(options: TrainOptions, images: int) -> int:
+    """Images from a save to the next in a leg of so many."""
+    return max(options.batch_size, images // options.snapshots)
+
+
 def pace(config: Config, held_out: int, planned: int, budget: float | None) -> Pace:
     """That of a run of which nothing has been timed.
 
@@ -134,7 +152,7 @@ def pace(config: Config, held_out: int, planned: int, budget: float | None) -> P
     """
     return Pace(
         window=max(LEAST_WINDOW, WINDOW * (budget or 0.0)),
-        spacing=max(config.train.batch_size, planned // config.train.snapshots),
+        spacing=spacing(config.train, planned),
         calibrating=calibration.calls(config),
         measuring=health.calls(config, held_out),
         showing=preview.calls(config),

@@ -38,6 +38,7 @@ from ancestral.runtime.signals import catch_stop
 from ancestral.runtime.text import minutes, quoted
 from ancestral.training import cost, health, inventory, legs, model_size, origin, trackers
 from ancestral.training.format_choice import choose_format
+from ancestral.training.gradient_sync import images_at_a_time
 from ancestral.training.origin import Origin
 from ancestral.training.outlook import levels_of, outlook
 from ancestral.training.run import Run
@@ -49,17 +50,12 @@ _PASSED_OVER = "{}; the checkpoint before it is used"
 def planned(run: Run, length: Length, images_per_second: float) -> int:
     """Images that a leg of a run is to train on, a whole number of batches; the first process decides."""
     options = run.config.train
-    _paced(run, images_per_second)
+    run.pace.measured(images_per_second, cost.SECONDS)
     if run.budget is None:
         return length.counted(options.batch_size)
     run.time_prediction()
-    images = run.pace.images(run.seconds_left, options.batch_size, options.snapshots)
+    images = run.pace.images(run.seconds_left, options)
     return int(run.training.processes.from_first(images))
-
-
-def _paced(run: Run, images_per_second: float) -> None:
-    """Tell a run how fast this machine trains."""
-    run.pace.trained(images_per_second * cost.SECONDS, cost.SECONDS)
 
 
 def _stopped_at_its_end(run: Run) -> bool:
@@ -72,8 +68,7 @@ def bought(run: Run, length: Length, images: int) -> str:
     updates = images // run.config.train.batch_size
     levels = () if run.begin_with or run.origin else levels_of(run.config, run.facts)
     look = outlook(levels, run.training.images, images, lambda more: run.clock() - run.began + run.pace.seconds(more))
-    plural = "" if updates == 1 else "s"
-    return f"{typed(str(length))} buys {updates:,} update{plural} on this machine: {look}"
+    return f"{typed(str(length))} buys {counted(updates, 'update')} on this machine: {look}"
 
 
 def train(
@@ -182,8 +177,7 @@ def _plan(
     for line in (of_begun, of_images):
         if line:
             _say(line)
-    together = max(1, settings.train.batch_size // (settings.train.exact_shards or processes.size))
-    together = min(together, settings.train.micro_batch or together)
+    together = images_at_a_time(settings.train, processes)
     need_for_training(settings, data_facts, together, device)
     if begin_with is not None or length.further:
         images_per_second, law = None, model_size.law(settings, data_facts)
@@ -330,7 +324,7 @@ def _begin_leg(run: Run, length: Length, images_per_second: float | None) -> Non
         if run.training.processes.first:
             verified_folder.write_file(run.folder / "config.json", json_bytes(run.document))
     elif _stopped_at_its_end(run):
-        _paced(run, speed())
+        run.pace.measured(speed(), cost.SECONDS)
         run.correct(run.training.images)
 
 
@@ -421,24 +415,35 @@ def _describe(settings: config.Config, run: Run, length: Length, law: model_size
         return
     _prepare(run)
     costs = cost.measure(run.training, run.data.train)
-    speed, batch = costs.images_per_second, settings.train.batch_size
-    total, width = planned(run, length, speed), settings.model.width
-    if not run.needs_leg:
+    speed = costs.images_per_second
+    if run.needs_leg:
+        total = planned(run, length, speed)
+    else:
+        run.pace.measured(speed, cost.SECONDS)
+        run.time_prediction()
         if _stopped_at_its_end(run):
             run.correct(run.training.images)
         total = run.total - run.training.images
         screen.print(f"{run.folder}: goes on; {run.training.images:,} of {run.total:,} images seen")
-    options = settings.train
+    for key in config.known_keys():
+        group, name = key.split(".")
+        screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
+    screen.print("")
+    for line in (*_costs(run, length, costs, total), bought(run, length, total)):
+        screen.print(line)
+    if law is not None:
+        screen.print(model_size.curve(law, run.pace.seconds(total), law.per_second(settings.model.width, speed)))
+
+
+def _costs(run: Run, length: Length, costs: cost.Cost, total: int) -> list[str]:
+    """What an update of a run and a leg of so many images take, a line each."""
+    options, speed, batch = run.config.train, costs.images_per_second, run.config.train.batch_size
     kept = checkpoint.KEEP * costs.state_bytes
     averages = 4 * costs.parameters * len(options.average_widths) * options.snapshots
     whole = length.images is None or length.images == length.counted(batch)
     rounded = "" if whole else f" (whole updates of {batch})"
     begun = "" if run.budget is None else f", after {minutes(run.clock() - run.began)} of reading and timing"
-    for key in config.known_keys():
-        group, name = key.split(".")
-        screen.print(f"{key} = {json.dumps(asdict(settings)[group][name])}")
-    screen.print("")
-    for line in (
+    return [
         f"{costs.parameters:,} parameters; an update of {batch} images: {costs.flops / 1e9:,.1f} GFLOP in "
         f"{batch / speed:.3f} s ({speed:.0f} images/s here, {costs.flops / batch * speed / 1e9:,.1f} GFLOP/s)",
         f"memory: {costs.state_bytes / 1e6:,.0f} MB of weights, gradients, moments and averages, "
@@ -449,7 +454,4 @@ def _describe(settings: config.Config, run: Run, length: Length, law: model_size
         f"{typed(str(length))}: {total:,} images{rounded} = {counted(total // batch, 'update')} = "
         f"{total / len(run.data.train):.1f} epochs of {len(run.data.train):,} images, in about "
         f"{minutes(run.pace.seconds(total))} of training, previews, measuring and saving{begun}",
-        bought(run, length, total),
-        *([] if law is None else [model_size.curve(law, run.pace.seconds(total), law.per_second(width, speed))]),
-    ):
-        screen.print(line)
+    ]

@@ -61,25 +61,44 @@ def _speed(probe: Training, data: ImageSet, seconds: float) -> float:
 
 def measure(training: Training, data: ImageSet) -> Cost:
     """Measure all of it on a few steps of a throw-away training."""
-    probe = _probe(training, data)
-    saved: dict[int, int] = {}  # bytes by address
-
-    def save(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(save, lambda tensor: tensor):
+    probe, saved = _probe(training, data), _Saved()
+    with FlopCounterMode(display=False) as counter, saved_tensors_hooks(saved.save, saved.give):
         probe.step(data)
-    learned = [value for one in probe.learners.values() for value in one.network.parameters()]
-    weights = {value.untyped_storage().data_ptr() for value in learned}
+    learners = probe.learners.values()
+    learned = [value for one in learners for value in one.network.parameters()]
+    moments = [value for one in learners for state in one.optimizer.state.values() for value in state.values()]
     parameters = sum(value.numel() for value in probe.network.parameters())
-    parts = -(-probe.shard // probe.micro_batch) * probe.engine.shards
+    numbers = sum(value.numel() for value in (*learned, *learned, *moments)) + len(probe.averages) * parameters
     return Cost(
         parameters=parameters,
         flops=counter.get_total_flops() * training.processes.size,
-        state_bytes=torch.float32.itemsize
-        * (4 * sum(value.numel() for value in learned) + len(probe.averages) * parameters),
-        activation_bytes=sum(size for address, size in saved.items() if address not in weights) // parts,
+        state_bytes=torch.float32.itemsize * numbers,
+        activation_bytes=saved.most({value.untyped_storage().data_ptr() for value in learned}),
         images_per_second=_speed(probe, data, SECONDS),
     )
+
+
+class _Saved:
+    """Bytes by address of what is saved from one backward pass to the next, after which addresses are used again."""
+
+    def __init__(self) -> None:
+        self._passes: list[dict[int, int]] = [{}]
+        self._backward = False
+
+    def save(self, tensor: Tensor) -> Tensor:
+        """Count it."""
+        if self._backward:
+            self._passes.append({})
+            self._backward = False
+        storage = tensor.untyped_storage()
+        self._passes[-1][storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def give(self, tensor: Tensor) -> Tensor:
+        """A backward pass has begun."""
+        self._backward = True
+        return tensor
+
+    def most(self, others: set[int]) -> int:
+        """Bytes of the pass with the most, without those at other addresses."""
+        return max(sum(size for at, size in one.items() if at not in others) for one in self._passes)

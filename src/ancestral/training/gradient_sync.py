@@ -183,6 +183,12 @@ def engine(
     return (Ddp if overlaps and processes.size > 1 else Engine)(network, processes, auxiliary)
 
 
+def images_at_a_time(options: TrainOptions, processes: Processes) -> int:
+    """In one pass of the network, as long as memory does not run out."""
+    shard = max(1, options.batch_size // (options.exact_shards or processes.size))
+    return min(shard, options.micro_batch or shard)
+
+
 def divides(options: TrainOptions, processes: Processes) -> bool:
     """Whether weights are divided among the processes."""
     return options.parallel == "fsdp" and processes.size > 1 and not options.exact_shards

@@ -111,7 +111,7 @@ def calls(config: Config, held_out: int) -> int:
     """How many predictions of an image `health` makes, with so many images held out."""
     if held_out < MIN_IMAGES or config.diffusion.levels != 256 or chain(config).bound_step is None:
         return 0
-    return min(IMAGES, held_out) * min(TERMS, config.diffusion.T)
+    return min(IMAGES, held_out) * min(TERMS, build.most_steps(config))
 
 
 def ends(losses: Sequence[float]) -> tuple[Estimate | None, Estimate | None]:

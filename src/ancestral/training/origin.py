@@ -34,7 +34,7 @@ _FREE = {f"model.{name}" for name in ("labels", "embedding", "condition_dropout"
     f"diffusion.{name}" for name in ("objective", "times", "train_steps", "variance", "clip")
 }
 _TIMES = ("diffusion.T", "diffusion.schedule", "diffusion.shift", "diffusion.clock")
-_CONDITIONS = {"labels": "label.weight", "embedding": "embed.weight"}  # their tensor of weights, in the network
+_CONDITIONS = ("labels", "embedding")
 
 
 class Origin:

@@ -37,8 +37,8 @@ class Preview(NamedTuple):
 
 def calls(config: Config) -> int:
     """How many predictions of an image `preview` makes, about: a small set has fewer held out."""
-    kind, T = chain(config), config.diffusion.T
-    return SAMPLES * min(kind.calls, T) + (0 if kind.bound_step is None else MEASURED * min(TERMS, T))
+    kind, most = chain(config), build.most_steps(config)
+    return SAMPLES * min(kind.calls, most) + (0 if kind.bound_step is None else MEASURED * min(TERMS, most))
 
 
 def preview(config: Config, facts: Facts, model: Denoiser, held_out: ImageSet, device: torch.device) -> Preview:

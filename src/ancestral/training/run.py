@@ -36,7 +36,7 @@ from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import StopSignal
 from ancestral.runtime.text import quoted
 from ancestral.training import legs, preview
-from ancestral.training.budget import CALIBRATING, MEASURING, PREVIEW_SHARE, SAVING, pace
+from ancestral.training.budget import CALIBRATING, MEASURING, PREVIEW_SHARE, SAVING, pace, spacing
 from ancestral.training.gradient_sync import whole
 from ancestral.training.health import Health, health
 from ancestral.training.origin import Origin
@@ -136,11 +136,8 @@ class Run:
     def take_up(self) -> list[str]:
         """What `resume` does, without a change of the folder; a new leg is still to be begun, where it needs one."""
         saved, problems = checkpoint.latest(self.folder)
-        if saved is not None:
-            self._take_up(saved)
-        return problems
-
-    def _take_up(self, saved: checkpoint.Checkpoint) -> None:
+        if saved is None:
+            return problems
         self.origin = saved.state.get("origin")
         self._need_same_origin()
         self.needs_leg = legs.begins_leg(
@@ -153,6 +150,7 @@ class Run:
         self.pace = pace(self.config, len(self.data.test), self.plan.legs[-1].spaced, self.budget)
         self.held_out_bits = saved.state["held_out_bits"]
         self.complete = saved.state["complete"]
+        return problems
 
     @property
     def total(self) -> int:
@@ -162,7 +160,7 @@ class Run:
     def begin(self, images: int) -> None:
         """Plan a leg of so many images."""
         self.plan = self.plan.further(images, self.length, self.digest, self.seconds_before)
-        self.pace.spacing = max(self.config.train.batch_size, images // self.config.train.snapshots)
+        self.pace.spacing = spacing(self.config.train, images)
         self.complete = self.needs_leg = False
 
     def time_prediction(self) -> None:
@@ -260,7 +258,7 @@ class Run:
             now = clock()
             self.pace.trained(batch, now - before)
             leg = self.plan.legs[-1]
-            done, every = record.images - leg.start, max(1, leg.spaced // self.config.train.snapshots)
+            done, every = record.images - leg.start, spacing(self.config.train, leg.spaced)
             crossed = done // every > (done - batch) // every
             if crossed and record.images < self.total:
                 self._preview()
@@ -302,7 +300,7 @@ class Run:
         end = int(first(end))
         if end != self.total:
             self.plan = self.plan.corrected(images - batch, end)
-            self.pace.spacing = max(batch, self.plan.legs[-1].spaced // options.snapshots)
+            self.pace.spacing = spacing(options, self.plan.legs[-1].spaced)
             self.corrections.append([images - batch, end])
 
     def _records(self) -> Iterator[Record]:

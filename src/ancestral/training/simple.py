@@ -20,6 +20,7 @@ from ancestral.networks.ema import PowerAverage
 from ancestral.training.trainer import learning_rate
 
 SIMPLE = Weighted()
+AVERAGE_WIDTH = 0.05  # of the weights, as a share of the run (`ema.PowerAverage`)
 
 
 def fit(
@@ -30,7 +31,6 @@ def fit(
     peak: float = 1e-3,
     seed: int = 0,
     objective: Objective = SIMPLE,
-    average_width: float = 0.05,
 ) -> Iterator[float]:
     """Train the denoiser's network, yielding the loss of each update; the last leaves it with its averaged weights.
 
@@ -44,14 +44,13 @@ def fit(
         peak: of the learning rate, which rises for a twentieth of the run and falls to zero over its second half.
         seed: of everything drawn.
         objective: the loss.
-        average_width: of the power-function average of the weights, as a share of the run (`ema.PowerAverage`).
 
     Raises:
         ArithmeticError: when the loss is no longer finite.
     """
     network, times = denoiser.network.train(), TimeSampler(full(denoiser.schedule))
     optimizer = torch.optim.AdamW(network.parameters(), peak, (0.9, 0.99), weight_decay=0.0)
-    average = PowerAverage(average_width, {name: value.clone() for name, value in network.state_dict().items()})
+    average = PowerAverage(AVERAGE_WIDTH, {name: value.clone() for name, value in network.state_dict().items()})
     for update in range(updates):
         numbers = range(update * batch_size, (update + 1) * batch_size)
         rows = stream(seed, "rows", update).integers(len(x0), size=batch_size)

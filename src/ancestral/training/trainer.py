@@ -36,7 +36,15 @@ from ancestral.runtime.distributed import Processes, need_divisible
 from ancestral.runtime.system import out_of_memory
 from ancestral.runtime.tensor_files import fitting
 from ancestral.runtime.tensor_shards import Parts, under
-from ancestral.training.gradient_sync import divides, engine, like, on_first, open_formats, whole
+from ancestral.training.gradient_sync import (
+    divides,
+    engine,
+    images_at_a_time,
+    like,
+    on_first,
+    open_formats,
+    whole,
+)
 from ancestral.training.loss_spikes import LossMonitor
 from ancestral.training.prefetch import Batch, Prefetcher, batch
 from ancestral.training.training_state import TrainingState
@@ -171,7 +179,7 @@ class Training:
             self.network.to_empty(device=device)
             self._draw_divided()
         self.shard = options.batch_size // (self.processes.size * self.engine.shards)
-        self.micro_batch = min(options.micro_batch or self.shard, self.shard)  # images in one pass of the network
+        self.micro_batch = images_at_a_time(options, self.processes)
         self.uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
         self.sampler = sampler(grid, build.time_schedule(config))
         self.earlier = partial(self.objective.earlier, self.denoiser.schedule, self.sampler.t, self.sampler.s)

@@ -265,7 +265,7 @@ def describe(served: ServedRun, jobs: JobQueue, features: schemas.Features) -> t
     """What the page knows of the model, and the limits of what it may ask."""
     saved, schedule, limits = served.saved, served.model.schedule, jobs.limits
     config = saved.config
-    steps = len(build.training_grid(config)) - 1
+    steps = build.most_steps(config)
     classes = saved.facts.trained if config.model.labels else ()
     guidance = bool(config.model.labels and config.model.condition_dropout)
     t = torch.arange(schedule.T + 1)

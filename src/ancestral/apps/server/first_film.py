@@ -48,7 +48,7 @@ class FirstFilm:
         channels, height, width = self.served.shape
         if images.shape != (height, width, channels):
             raise UserError(f"film: the images at {public(config.source)} are of another size now")
-        every = len(build.training_grid(config)) - 1
+        every = build.most_steps(config)
         options = SamplingOptions(steps=FRAMES if every > FRAMES else "all")
         sampler, editor = self.served.sampler(options), self.served.editor(options)
         x0 = editor.to_state(to_unit(images.spread(HELD_OUT).take([0]).images[:]))

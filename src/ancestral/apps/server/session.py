@@ -105,7 +105,7 @@ class ServedRun:
     @property
     def unable_to_inpaint(self) -> str | None:
         """Why the page cannot offer it, or None."""
-        steps = len(build.training_grid(self.saved.config)) - 1
+        steps = build.most_steps(self.saved.config)
         return None if steps > JUMP else f"takes {JUMP + 1} steps at least, and this model has {steps}"
 
     def need_memory(self, images: int) -> None:
