@@ -1,10 +1,12 @@
 """Which size of network is best after so many minutes: the held-out loss by size and images seen, and a law through it.
 
     benchmarks/model_size.py measure DATA NAME SECONDS [KEY=VALUE ...]     one trial, unless it is there
+    benchmarks/model_size.py check DATA NAME RUN                           a run of the preset, unless it is there
     benchmarks/model_size.py table                                         the law, the table and the plot
 
 A trial is the preset `images` with settings, trained for so many seconds of processor time. Of the training images a
-part is kept apart, and everything is measured on it; the test images are not looked at.
+part is kept apart, and everything is measured on it; the test images are not looked at. They are what a run is checked
+by, whose seconds are those of the clock, on as many cores as it had.
 """
 
 from __future__ import annotations
@@ -35,8 +37,11 @@ from ancestral.diffusion.samplers import grids
 from ancestral.diffusion.samplers.sample import sample
 from ancestral.diffusion.samplers.solvers import SOLVERS
 from ancestral.evaluation import features
-from ancestral.runs import build, config
+from ancestral.runs import build, checkpoint, config
+from ancestral.runs.compute_format import ComputeFormat
 from ancestral.runs.conditions import conditions_of
+from ancestral.runs.datasets import facts
+from ancestral.runtime.distributed import Processes
 from ancestral.training.model_size import FILE, IMAGES, UNIT, WIDTHS, Law
 from ancestral.training.trainer import Training
 
@@ -94,12 +99,6 @@ def trial(source: str, settings: dict[str, object], seconds: float, sheet: Path)
     splits = apart(load.load(source, chosen.data).train)
     training, spending, spent = trained(chosen, splits.train, seconds)
     weights = training.model_weights(training.tensors())
-    held = splits.test.spread(HELD_OUT)
-    loss = held_out_loss(training, weights, held)
-    images = to_bytes(drawn_by(training, build.ready(chosen, training.facts, weights)))
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    pictures.save_sheet(sheet, images[:64])
-    quality = features.measure(images, held, features.network("lite0"))
     return {
         "settings": settings,
         "spent": round(spent, 1),
@@ -107,9 +106,34 @@ def trial(source: str, settings: dict[str, object], seconds: float, sheet: Path)
         "parameters": spending.parameters,
         "gflop_an_image": spending.flops / chosen.train.batch_size / 1e9,
         "images_per_second": training.images / spent,
-        "loss": loss,
-        **{name: [round(one.value, 4), round(one.error, 4)] for name, one in quality.items()},
+        **measured(training, weights, splits.test.spread(HELD_OUT), sheet),
     }
+
+
+def of_run(source: str, run: Path, sheet: Path) -> dict[str, object]:
+    """Measure a run that was trained on all training images."""
+    saved, _ = checkpoint.open_run(run)
+    splits, spent = load.load(source, saved.config.data), saved.state["seconds"]
+    used = ComputeFormat(saved.state["precision"], saved.state["channels_last"])
+    training = Training(saved.config, facts(splits.train), CPU, Processes(), used)
+    return {
+        "settings": {key: getattr(saved.config.model, key.partition(".")[2]) for key in FOLDED},
+        "spent": round(spent, 1),
+        "images": saved.images,
+        "parameters": sum(value.numel() for value in training.network.parameters()),
+        "images_per_second": saved.images / spent,
+        **measured(training, saved.weights, splits.test.spread(HELD_OUT), sheet),
+    }
+
+
+def measured(training: Training, weights: Mapping[str, Tensor], held: ImageSet, sheet: Path) -> dict[str, object]:
+    """The loss of weights on held-out images, and how near to these what they draw is."""
+    loss = held_out_loss(training, weights, held)
+    images = to_bytes(drawn_by(training, build.ready(training.config, training.facts, weights)))
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    pictures.save_sheet(sheet, images[:64])
+    quality = features.measure(images, held, features.network("lite0"))
+    return {"loss": loss, **{name: [round(one.value, 4), round(one.error, 4)] for name, one in quality.items()}}
 
 
 def fitted(lines: Sequence[dict]) -> Law:
@@ -234,15 +258,14 @@ def main() -> None:
     if sys.argv[1] == "table":
         write()
         return
-    _, _, source, name, seconds, *assignments = sys.argv
-    settings = config.parse_assignments(assignments)
-    sheet = WORK / "model_size" / f"{Path(source).stem}-{name}-{seconds}.png"
-    RESULTS.once(
-        lambda: trial(source, settings, float(seconds), sheet),
-        data=Path(source).stem,
-        name=name,
-        seconds=float(seconds),
-    )
+    _, verb, source, name, what, *assignments = sys.argv
+    sheet = WORK / "model_size" / f"{Path(source).stem}-{name}-{Path(what).name}.png"
+    key = {"data": Path(source).stem, "name": name if verb == "measure" else f"check {name}"}
+    if verb == "measure":
+        settings = config.parse_assignments(assignments)
+        RESULTS.once(lambda: trial(source, settings, float(what), sheet), **key, seconds=float(what))
+    else:
+        RESULTS.once(lambda: of_run(source, Path(what), sheet), **key, seconds=0.0)
 
 
 if __name__ == "__main__":
