@@ -72,8 +72,6 @@ def _run(arguments, folder, environment, output, errors):
     import torch
 
     from ancestral.apps.cli import main
-    from ancestral.runtime.console import screen
-    from ancestral.runtime.launch import is_first
 
     os.chdir(folder)
     os.environ.clear()
@@ -82,7 +80,7 @@ def _run(arguments, folder, environment, output, errors):
         os.dup2(file.fileno(), 2)
     os.dup2(output.fileno(), 1)
     output.close()
-    main.BEGAN, screen.quiet = time.monotonic(), not is_first()  # as they are where the imports come later
+    main.BEGAN = time.monotonic()
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
     sys.argv = arguments
     runpy.run_module(arguments[0], run_name="__main__")

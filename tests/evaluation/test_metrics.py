@@ -424,18 +424,20 @@ def counting(looked):
     return features.Network("counting", {"network": "counting"}, look)
 
 
-def test_features_of_a_gpu_are_those_of_a_cpu(tmp_path):
+@pytest.mark.parametrize("own", ["tf32", "ieee"])
+def test_features_are_asked_for_in_float32(tmp_path, own):
     """cuDNN convolves in TF32, with 10 bits, unless it is told otherwise; a cache does not know which device it was."""
-    said = []
+    said, convolutions = [], torch.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, own
 
     def look(images):
-        said.append(torch.backends.cudnn.allow_tf32)
+        said.append(convolutions.fp32_precision)
         return torch.zeros(len(images), 1)
 
-    before = torch.backends.cudnn.allow_tf32
     by = features.Network("asking", {"network": "asking"}, look)
     features.features_of(unlabelled(np.zeros((2, 4, 4, 1), np.uint8)), by, tmp_path)
-    assert (said, torch.backends.cudnn.allow_tf32) == ([False], before)
+    found, convolutions.fp32_precision = convolutions.fp32_precision, before
+    assert (said, found) == (["ieee"], own)
 
 
 def test_machines_without_a_common_cache_are_told_so(monkeypatch):

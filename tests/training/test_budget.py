@@ -152,6 +152,11 @@ def test_a_slow_first_update_does_not_outweigh_what_was_measured():
     busy.measured(1.0, 4.0)
     busy.trained(10, 0.2)
     assert (busy.image, busy.warming) == (pytest.approx(0.02), False)
+    usual = budget.Pace(window=10, spacing=1, calibrating=40, measuring=0, showing=1, budget=300.0)
+    usual.measured(100.0, 4.0)
+    usual.trained(10, 0.09)
+    kept = math.exp(-0.009)
+    assert usual.image == pytest.approx((4 * kept + 0.09) / (400 * kept + 10))
 
 
 def test_what_is_calibrated_on_is_what_the_budget_counts(images, tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from ancestral.runs.open import open_model
 from ancestral.runtime.disk import Damaged
 from ancestral.runtime.distributed import Processes
 from ancestral.sampling import command
-from ancestral.training import gradient_sync
+from ancestral.training import cost, gradient_sync
 from ancestral.training.trainer import Training
 from conftest import run_command
 
@@ -130,6 +130,19 @@ def test_both_networks_go_on_from_a_checkpoint_to_the_bit(pair, dropout, labels)
                     assert torch.allclose(one.grad, other.grad, atol=1e-4)
 
 
+def test_memory_is_also_of_the_critic_that_does_not_learn_yet(pair, monkeypatch):
+    monkeypatch.setattr(cost, "SECONDS", 1e-9)
+    saved = checkpoint.open_newest(pair[1])
+    data = load.load(saved.config.source, saved.config.data).train
+    diffusion = replace(saved.config.diffusion, objective="adversarial", times="stratified")
+    training = Training(replace(saved.config, diffusion=diffusion), facts(data), CPU)
+    own, critic = (list(training.learners[name].network.parameters()) for name in ("", "auxiliary-"))
+    sizes = [sum(value.numel() for value in weights) for weights in (own, critic)]
+    assert sizes[1] > 0
+    # Weights, gradients, two moments, and of the network two averages and the number of each weight's updates.
+    assert cost.measure(training, data).state_bytes == 4 * (6 * sizes[0] + len(own) + 4 * sizes[1])
+
+
 def test_casts_of_calls_without_gradients_are_not_kept_for_those_with(pair):
     """Older torch kept them, so that under autocast the network that is its own teacher learned nothing."""
     saved, asked = checkpoint.open_newest(pair[1]), []
@@ -143,8 +156,10 @@ def test_casts_of_calls_without_gradients_are_not_kept_for_those_with(pair):
         return objective(*given, **cond)
 
     training.objective = asking
+    before = {name: value.clone() for name, value in training.network.named_parameters()}
     training.step(data, 0.1)
     assert set(asked) == {(True, False)}
+    assert any(not torch.equal(before[name], value) for name, value in training.network.named_parameters())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -24,7 +25,7 @@ from ancestral.data import pictures
 from ancestral.data.dataset import ImageSet
 from ancestral.data.decode import adapt
 from ancestral.diffusion.objectives.statistics import Estimate
-from ancestral.diffusion.processes.types import Advance, no_advance
+from ancestral.diffusion.processes.types import Advance, no_advance, untyped
 from ancestral.errors import UserError, missing
 from ancestral.evaluation import set_classifier
 from ancestral.evaluation.sample_metrics import against, class_imbalance, need_enough, score, with_errors
@@ -220,10 +221,19 @@ def features_of(
             advance(len(part))
         return {"features": torch.cat(found)}
 
-    cudnn = torch.backends.cudnn
-    # A GPU would convolve with 10 bits of its float32, and a cache holds what any device has computed.
-    with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+    with _in_float32():
         return _concatenated(job.tensors(work, measure_piece))
+
+
+@contextmanager
+def _in_float32() -> Iterator[None]:
+    """A GPU would convolve with 10 bits of its float32, and a cache holds what any device has computed."""
+    convolutions = untyped.backends.cudnn.conv
+    before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        convolutions.fp32_precision = before
 
 
 def _extracted(images: ImageSet, by: Network, part: range) -> Tensor:

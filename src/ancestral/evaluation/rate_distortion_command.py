@@ -169,6 +169,7 @@ def _show(measured: Curve, facts: dict[str, Any]) -> None:
     title = f"{facts['images']} held-out images, {steps} steps, {facts['variance']} variance"
     headings = ("t", "rate, bits/dim", "standard error", "RMSE, 0-255", "standard error", "PSNR, dB")
     shown = table(title, "steps done", *headings)
+    shown.columns[0].justify = "right"  # numbers too
     for row in sorted({max(0, round(steps * k / ROWS) - 1) for k in range(1, ROWS + 1)}):
         values = (measured.rate, measured.rate_error, measured.rmse, measured.rmse_error, measured.psnr)
         cells = [f"{float(value[row]):.{digits}f}" for value, digits in zip(values, (5, 5, 3, 3, 2), strict=True)]

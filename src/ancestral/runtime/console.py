@@ -25,11 +25,21 @@ LINE_EVERY = 30.0  # seconds, where the screen is no terminal
 class Screen(Console):
     """A console on which every string, also a table's, is text of one line: no markup, nothing that is not printed.
 
-    That whoever reads it went away ends no program, as it does in rich: it is an error like another, once.
+    That whoever reads it went away ends no program, as it does in rich: it is an error like another, once. Of several
+    processes the first speaks.
     """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **settings)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether nothing is shown."""
+        return self._quiet or not is_first()
+
+    @quiet.setter
+    def quiet(self, quiet: bool) -> None:  # pyright: ignore[reportIncompatibleVariableOverride] # rich has an attribute
+        self._quiet = quiet
 
     def render_str(self, text: str, **how: Any) -> Text:  # the one way from a string to the screen
         """As it is shown."""
@@ -42,7 +52,7 @@ class Screen(Console):
         raise BrokenPipeError
 
 
-screen = Screen(quiet=not is_first())
+screen = Screen()
 
 
 def table(title: str, *headings: str) -> Table:

@@ -148,7 +148,10 @@ def tree_sum(parts: Sequence[Tensor]) -> Tensor:
 
 
 def join(device: torch.device, patience: timedelta = PATIENCE) -> Processes:
-    """Join the other processes that torchrun started, if it did; none waits for another longer than `patience`."""
+    """Join the other processes that torchrun started, if it did.
+
+    None waits for another longer than `patience`, and than `LONG` in `wait_long`.
+    """
     size, number = world_size(), local_rank()
     if size > 1 and device.type == "mps":
         raise UserError("--processes: there is one mps device, and no library joins processes on it; use --device cpu")
@@ -195,7 +198,10 @@ def need_divisible(processes: Processes, batch_size: int, shards: int | None) ->
 
 @contextmanager
 def process_group(device: torch.device, patience: timedelta = PATIENCE) -> Iterator[Processes]:
-    """Context manager: join the processes that share a command, and leave them at its end."""
+    """Context manager: join the processes that share a command, and leave them at its end.
+
+    On CUDA a process that failed leaves by its own end, which must follow.
+    """
     try:
         yield join(device, patience)
     except BaseException:

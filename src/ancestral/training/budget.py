@@ -24,6 +24,7 @@ LEAST_CALIBRATED = 8
 FORWARD = 0.5
 WINDOW = 0.05  # of a budget: how far back the pace of updates is looked at
 LEAST_WINDOW = 10.0  # seconds
+BUSY = 0.8  # of a measured time
 LAST = 1.5  # seconds: loss.png, and the end of the process
 CALIBRATING, MEASURING, SAVING = "calibrating the variances", "measuring what it has learned", "saving"
 ASTRAY = 0.05  # of the time left: by how much a plan may miss its end before it is corrected, and
@@ -74,13 +75,14 @@ class Pace:
     def trained(self, images: float, seconds: float) -> None:
         """An update of so many images took this time; what is slow of a process's first one counts until the next.
 
-        It counts not at all where a faster one was measured before; a first that is faster says all: the machine was
-        busy then.
+        It counts not at all where a faster one was measured before; a first that takes less than `BUSY` of that says
+        all: the machine was busy then.
         """
         first, measured, self._updated = not self._updated, self.timed, True
         if first and measured and seconds > images * self.image:
             return
-        kept = 0.0 if first or self.warming else math.exp(-seconds / self.window)
+        busy = first and measured and seconds < BUSY * images * self.image
+        kept = 0.0 if busy or self.warming else math.exp(-seconds / self.window)
         self.warming = first and not measured
         self._images, self._seconds = self._images * kept + images, self._seconds * kept + seconds
 

@@ -37,6 +37,7 @@ from ancestral.runtime.side_tasks import beside
 from ancestral.runtime.signals import catch_stop
 from ancestral.runtime.text import minutes, quoted
 from ancestral.training import cost, health, inventory, legs, model_size, origin, trackers
+from ancestral.training.budget import spacing
 from ancestral.training.format_choice import choose_format
 from ancestral.training.gradient_sync import images_at_a_time
 from ancestral.training.origin import Origin
@@ -51,9 +52,11 @@ def planned(run: Run, length: Length, images_per_second: float) -> int:
     """Images that a leg of a run is to train on, a whole number of batches; the first process decides."""
     options = run.config.train
     run.pace.measured(images_per_second, cost.SECONDS)
-    if run.budget is None:
-        return length.counted(options.batch_size)
     run.time_prediction()
+    if run.budget is None:
+        images = length.counted(options.batch_size)
+        run.pace.spacing = spacing(options, images)
+        return images
     images = run.pace.images(run.seconds_left, options)
     return int(run.training.processes.from_first(images))
 

@@ -61,24 +61,25 @@ def _speed(probe: Training, data: ImageSet, seconds: float) -> float:
 
 def measure(training: Training, data: ImageSet) -> Cost:
     """Measure all of it on a few steps of a throw-away training."""
-    probe, saved = _probe(training, data), _Saved()
+    probe, saved = _probe(training, data), _SavedPerPass()
     with FlopCounterMode(display=False) as counter, saved_tensors_hooks(saved.save, saved.give):
         probe.step(data)
-    learners = probe.learners.values()
-    learned = [value for one in learners for value in one.network.parameters()]
-    moments = [value for one in learners for state in one.optimizer.state.values() for value in state.values()]
+    learned = [(value, one.optimizer.state) for one in probe.learners.values() for value in one.network.parameters()]
     parameters = sum(value.numel() for value in probe.network.parameters())
-    numbers = sum(value.numel() for value in (*learned, *learned, *moments)) + len(probe.averages) * parameters
+    numbers = len(probe.averages) * parameters
+    for value, state in learned:  # two moments where this step gave it no gradient, and so no state
+        moments = state[value].values() if value in state else (value, value)
+        numbers += sum(one.numel() for one in (value, value, *moments))
     return Cost(
         parameters=parameters,
         flops=counter.get_total_flops() * training.processes.size,
         state_bytes=torch.float32.itemsize * numbers,
-        activation_bytes=saved.most({value.untyped_storage().data_ptr() for value in learned}),
+        activation_bytes=saved.most({value.untyped_storage().data_ptr() for value, _ in learned}),
         images_per_second=_speed(probe, data, SECONDS),
     )
 
 
-class _Saved:
+class _SavedPerPass:
     """Bytes by address of what is saved from one backward pass to the next, after which addresses are used again."""
 
     def __init__(self) -> None:
