@@ -259,13 +259,13 @@ def main() -> None:
         write()
         return
     _, verb, source, name, what, *assignments = sys.argv
-    sheet = WORK / "model_size" / f"{Path(source).stem}-{name}-{Path(what).name}.png"
-    key = {"data": Path(source).stem, "name": name if verb == "measure" else f"check {name}"}
-    if verb == "measure":
-        settings = config.parse_assignments(assignments)
-        RESULTS.once(lambda: trial(source, settings, float(what), sheet), **key, seconds=float(what))
-    else:
-        RESULTS.once(lambda: of_run(source, Path(what), sheet), **key, seconds=0.0)
+    data = Path(source).stem
+    sheet = WORK / "model_size" / f"{data}-{name}-{Path(what).name}.png"
+    if verb == "check":
+        RESULTS.once(lambda: of_run(source, Path(what), sheet), data=data, name=f"check {name}", seconds=0.0)
+        return
+    settings = config.parse_assignments(assignments)
+    RESULTS.once(lambda: trial(source, settings, float(what), sheet), data=data, name=name, seconds=float(what))
 
 
 if __name__ == "__main__":

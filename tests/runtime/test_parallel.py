@@ -351,7 +351,7 @@ def test_processes_share_one_lock_and_a_second_command_is_refused_once(tmp_path,
 def test_a_network_that_an_objective_leaves_out_has_no_gradient(shards):
     """As a critic while consistency comes first."""
     network, critic = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
-    exact, x = Exact(network, Processes(), critic, shards), torch.arange(8.0).reshape(4, 2)
+    exact, x = Exact(network, Processes(), critic), torch.arange(8.0).reshape(4, 2)
     exact.begin()
     for part in x.chunk(shards):
         network(part).sum().backward()

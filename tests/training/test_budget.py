@@ -123,10 +123,15 @@ def test_the_end_is_worked_out_in_closed_form(images, tmp_path, monkeypatch):
     assert run.total == pytest.approx(fits, rel=0.06)
 
 
+def pace_of_300():
+    """Of a budget of 300 seconds; nothing is timed yet."""
+    return budget.Pace(window=10, spacing=1, calibrating=40, measuring=0, showing=1, budget=300.0)
+
+
 @pytest.mark.parametrize(("image", "images"), [(0.001, 128), (0.05, 30), (0.2, 8), (0.4, 8)])
 def test_a_slow_network_is_calibrated_on_fewer_images(image, images):
     """40 predictions an image, each half the time of training it: in 30 of 300 seconds, but on 8 images at least."""
-    pace = budget.Pace(window=10, spacing=1, calibrating=40, measuring=0, showing=1, budget=300.0)
+    pace = pace_of_300()
     pace.trained(64, 64 * image)
     assert pace.calibration_images == images
     assert pace.ending[budget.CALIBRATING] == pytest.approx(images * 40 * image / 2)
@@ -135,7 +140,7 @@ def test_a_slow_network_is_calibrated_on_fewer_images(image, images):
 
 def test_a_slow_first_update_does_not_outweigh_what_was_measured():
     """It may be compiled in; where nothing was measured it counts until the next, and a fast one says all."""
-    pace = budget.Pace(window=10, spacing=1, calibrating=40, measuring=0, showing=1, budget=300.0)
+    pace = pace_of_300()
     pace.measured(100.0, 4.0)
     assert pace.timed
     pace.trained(10, 30.0)
@@ -143,16 +148,16 @@ def test_a_slow_first_update_does_not_outweigh_what_was_measured():
     pace.trained(10, 0.2)
     kept = math.exp(-0.02)
     assert pace.image == pytest.approx((4 * kept + 0.2) / (400 * kept + 10))
-    other = budget.Pace(window=10, spacing=1, calibrating=40, measuring=0, showing=1, budget=300.0)
+    other = pace_of_300()
     other.trained(10, 30.0)
     assert (other.image, other.warming) == (3.0, True)
     other.trained(10, 0.2)
     assert (other.image, other.warming) == (pytest.approx(0.02), False)
-    busy = budget.Pace(window=10, spacing=1, calibrating=40, measuring=0, showing=1, budget=300.0)
+    busy = pace_of_300()
     busy.measured(1.0, 4.0)
     busy.trained(10, 0.2)
     assert (busy.image, busy.warming) == (pytest.approx(0.02), False)
-    usual = budget.Pace(window=10, spacing=1, calibrating=40, measuring=0, showing=1, budget=300.0)
+    usual = pace_of_300()
     usual.measured(100.0, 4.0)
     usual.trained(10, 0.09)
     kept = math.exp(-0.009)

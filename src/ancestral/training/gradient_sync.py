@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 class Engine:
     """All-reduce after the backward passes; base class of the others."""
 
-    shards = 1  # into which each process divides its share of the batch, to add their gradients by itself
     scale = 1  # by which the loss is multiplied, since some engines average over processes instead of adding
     repeats = True  # whether one process may repeat a micro-batch without the others
 
@@ -71,9 +70,8 @@ class Engine:
 class Exact(Engine):
     """Adds shards in a binary tree whose shape does not depend on the number of processes."""
 
-    def __init__(self, network: nn.Module, processes: Processes, auxiliary: nn.Module, shards: int) -> None:
+    def __init__(self, network: nn.Module, processes: Processes, auxiliary: nn.Module) -> None:
         super().__init__(network, processes, auxiliary)
-        self.shards = shards // processes.size
         self._sums: list[Tensor] = []
 
     def begin(self) -> None:
@@ -175,7 +173,7 @@ def engine(
                 f"train.exact_shards: adds gradients in a tree of its own, and train.parallel={options.parallel} "
                 "another way; leave one of them out"
             )
-        return Exact(network, processes, auxiliary, options.exact_shards)
+        return Exact(network, processes, auxiliary)
     if divides(options, processes):
         return Fsdp(network, processes, auxiliary, precision, device)
     second = any(True for _ in auxiliary.parameters())
@@ -183,9 +181,14 @@ def engine(
     return (Ddp if overlaps and processes.size > 1 else Engine)(network, processes, auxiliary)
 
 
+def shard_size(options: TrainOptions, processes: Processes) -> int:
+    """Images of a batch whose gradients are added before others join them."""
+    return max(1, options.batch_size // (options.exact_shards or processes.size))
+
+
 def images_at_a_time(options: TrainOptions, processes: Processes) -> int:
     """In one pass of the network, as long as memory does not run out."""
-    shard = max(1, options.batch_size // (options.exact_shards or processes.size))
+    shard = shard_size(options, processes)
     return min(shard, options.micro_batch or shard)
 
 

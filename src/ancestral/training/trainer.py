@@ -43,6 +43,7 @@ from ancestral.training.gradient_sync import (
     like,
     on_first,
     open_formats,
+    shard_size,
     whole,
 )
 from ancestral.training.loss_spikes import LossMonitor
@@ -178,7 +179,7 @@ class Training:
         if self.divided:
             self.network.to_empty(device=device)
             self._draw_divided()
-        self.shard = options.batch_size // (self.processes.size * self.engine.shards)
+        self.shard = shard_size(options, self.processes)
         self.micro_batch = images_at_a_time(options, self.processes)
         self.uniforms, sampler = TIME_SAMPLERS[config.diffusion.times]
         self.sampler = sampler(grid, build.time_schedule(config))
